@@ -1,0 +1,241 @@
+//! Causal attention and its first two derivatives in plain tensor operations.
+//!
+//! With `P = softmax(s·QKᵀ)` under the causal mask, `O = PV`, `L` the row log-sum-exp and
+//! `δ = rowsum(dO∘O)`:
+//!
+//! ```text
+//! backward          dP = dO Vᵀ    dS = P∘(dP − δ)    dQ = s dS K    dK = s dSᵀ Q    dV = Pᵀ dO
+//! ```
+//!
+//! and for cotangents `(a, b, c)` of `(dQ, dK, dV)`:
+//!
+//! ```text
+//! double backward   W = s (a Kᵀ + Q bᵀ)          β = rowsum(W∘P)     Ŵ = P∘(W − β)
+//!                   G = dO cᵀ + W∘(dP − δ) − β dP    r = rowsum(G∘P)     Ŝ = P∘(G − r)
+//!                   to dO: P c + Ŵ V      to Q: s (dS b + Ŝ K)
+//!                   to K: s (dSᵀ a + Ŝᵀ Q)    to V: Ŵᵀ dO
+//! ```
+//!
+//! `P` is rebuilt from `L` in each derivative rather than kept.
+//!
+//! Grouped-query heads need no copies of K and V: the query heads that share a key/value head are
+//! stacked as further rows of one matrix, so that products with `dSᵀ` and `Pᵀ` sum over the group.
+
+use burn::tensor::backend::Backend;
+use burn::tensor::{Bool, DType, Tensor};
+
+/// Where a derivative is taken: the forward's inputs and outputs, with the query heads of each
+/// group stacked as rows (`[batch, kv_heads, group · query_len, …]`).
+pub struct Point<B: Backend> {
+    q: Tensor<B, 4>,
+    k: Tensor<B, 4>,
+    v: Tensor<B, 4>,
+    out: Tensor<B, 4>,
+    probabilities: Tensor<B, 4>,
+    heads: Heads,
+    scale: f64,
+}
+
+impl<B: Backend> Point<B> {
+    /// Shapes as in [`AttentionBackend`](crate::AttentionBackend).
+    pub fn new(
+        q: Tensor<B, 4>,
+        k: Tensor<B, 4>,
+        v: Tensor<B, 4>,
+        out: Tensor<B, 4>,
+        lse: Tensor<B, 4>,
+        scale: f64,
+    ) -> Self {
+        let heads = Heads::of(&q, &k);
+        let q = heads.stack(q);
+        let scores = q.clone().matmul(k.clone().transpose()).mul_scalar(scale);
+        // Masked after the exponential, which a masked score may overflow.
+        let probabilities = (scores - heads.stack(lse)).exp();
+        let probabilities = probabilities.mask_fill(heads.mask(&q), 0.0);
+        Self {
+            q,
+            k,
+            v,
+            out: heads.stack(out),
+            probabilities,
+            heads,
+            scale,
+        }
+    }
+}
+
+/// Returns `(out, lse)`; see [`AttentionBackend::causal_attention`](crate::AttentionBackend).
+pub fn forward<B: Backend>(
+    q: Tensor<B, 4>,
+    k: Tensor<B, 4>,
+    v: Tensor<B, 4>,
+    scale: f64,
+) -> (Tensor<B, 4>, Tensor<B, 4>) {
+    let heads = Heads::of(&q, &k);
+    let q = heads.stack(q);
+    let mask = heads.mask(&q);
+    // A finite stand-in for −∞, which not every shader language can write down.
+    let masked = if q.dtype() == DType::F16 { -6e4 } else { -1e30 };
+    let scores = q.matmul(k.transpose()).mul_scalar(scale);
+    let scores = scores.mask_fill(mask, masked);
+    let max = scores.clone().max_dim(3);
+    let weights = (scores - max.clone()).exp();
+    let denominator = weights.clone().sum_dim(3);
+    let out = weights.matmul(v) / denominator.clone();
+    let lse = max + denominator.log();
+    (heads.unstack(out), heads.unstack(lse))
+}
+
+/// Returns `[dq, dk, dv]`; see
+/// [`AttentionBackend::causal_attention_backward`](crate::AttentionBackend).
+pub fn backward<B: Backend>(at: Point<B>, grad_out: Tensor<B, 4>) -> [Tensor<B, 4>; 3] {
+    let grad_out = at.heads.stack(grad_out);
+    let grad_scores = grad_scores(&at, &grad_out).mul_scalar(at.scale);
+    let dq = grad_scores.clone().matmul(at.k);
+    let dk = grad_scores.transpose().matmul(at.q);
+    let dv = at.probabilities.transpose().matmul(grad_out);
+    [at.heads.unstack(dq), dk, dv]
+}
+
+/// Returns the gradients to `[grad_out, q, k, v]`; see
+/// [`AttentionBackend::causal_attention_double_backward`](crate::AttentionBackend).
+pub fn double_backward<B: Backend>(
+    at: Point<B>,
+    grad_out: Tensor<B, 4>,
+    [a, b, c]: [Option<Tensor<B, 4>>; 3],
+) -> [Tensor<B, 4>; 4] {
+    let (s, heads) = (at.scale, at.heads);
+    let p = at.probabilities.clone();
+    let grad_out = heads.stack(grad_out);
+    let a = a.map(|a| heads.stack(a).mul_scalar(s));
+    let b = b.map(|b| b.mul_scalar(s));
+
+    // W, the cotangent of dS, is absent when only dV was used.
+    let w = plus(
+        a.clone().map(|a| a.matmul(at.k.clone().transpose())),
+        b.clone().map(|b| at.q.clone().matmul(b.transpose())),
+    );
+    let from_c = c
+        .clone()
+        .map(|c| grad_out.clone().matmul(c.transpose()));
+    let Some(w) = w else {
+        let Some((c, g)) = c.zip(from_c) else {
+            return [
+                heads.unstack(grad_out.zeros_like()),
+                heads.unstack(at.q.zeros_like()),
+                at.k.zeros_like(),
+                at.v.zeros_like(),
+            ];
+        };
+        let s_hat = centred(&p, g).mul_scalar(s);
+        return [
+            heads.unstack(p.matmul(c)),
+            heads.unstack(s_hat.clone().matmul(at.k)),
+            s_hat.transpose().matmul(at.q),
+            at.v.zeros_like(),
+        ];
+    };
+
+    let dp = grad_out.clone().matmul(at.v.clone().transpose());
+    let centred_dp = dp.clone() - row_dot(&grad_out, &at.out);
+    let beta = (w.clone() * p.clone()).sum_dim(3);
+    let w_hat = p.clone() * (w.clone() - beta.clone());
+    let g = w * centred_dp.clone() - beta * dp;
+    let g = plus(Some(g), from_c).expect("one term is present");
+    let s_hat = centred(&p, g).mul_scalar(s);
+    let ds = p.clone() * centred_dp;
+
+    let to_grad_out = plus(
+        Some(w_hat.clone().matmul(at.v)),
+        c.map(|c| p.matmul(c)),
+    );
+    let to_q = plus(
+        Some(s_hat.clone().matmul(at.k)),
+        b.map(|b| ds.clone().matmul(b)),
+    );
+    let to_k = plus(
+        Some(s_hat.transpose().matmul(at.q)),
+        a.map(|a| ds.transpose().matmul(a)),
+    );
+    let to_v = w_hat.transpose().matmul(grad_out);
+    let present = "one term is present";
+    [
+        heads.unstack(to_grad_out.expect(present)),
+        heads.unstack(to_q.expect(present)),
+        to_k.expect(present),
+        to_v,
+    ]
+}
+
+/// `dS = P∘(dO Vᵀ − rowsum(dO∘O))`
+fn grad_scores<B: Backend>(at: &Point<B>, grad_out: &Tensor<B, 4>) -> Tensor<B, 4> {
+    let dp = grad_out.clone().matmul(at.v.clone().transpose());
+    at.probabilities.clone() * (dp - row_dot(grad_out, &at.out))
+}
+
+/// `P∘(X − rowsum(X∘P))`: the softmax's Jacobian applied to `X`.
+fn centred<B: Backend>(p: &Tensor<B, 4>, x: Tensor<B, 4>) -> Tensor<B, 4> {
+    let mean = (x.clone() * p.clone()).sum_dim(3);
+    p.clone() * (x - mean)
+}
+
+fn row_dot<B: Backend>(x: &Tensor<B, 4>, y: &Tensor<B, 4>) -> Tensor<B, 4> {
+    (x.clone() * y.clone()).sum_dim(3)
+}
+
+fn plus<B: Backend>(x: Option<Tensor<B, 4>>, y: Option<Tensor<B, 4>>) -> Option<Tensor<B, 4>> {
+    match (x, y) {
+        (Some(x), Some(y)) => Some(x + y),
+        (x, y) => x.or(y),
+    }
+}
+
+/// How query heads stack into the rows of their key/value head.
+#[derive(Clone, Copy)]
+struct Heads {
+    heads: usize,
+    kv_heads: usize,
+    key_len: usize,
+}
+
+impl Heads {
+    fn of<B: Backend>(q: &Tensor<B, 4>, k: &Tensor<B, 4>) -> Self {
+        let [_, kv_heads, key_len, _] = k.dims();
+        Self {
+            heads: q.dims()[1],
+            kv_heads,
+            key_len,
+        }
+    }
+
+    /// `[batch, heads, len, dim]` → `[batch, kv_heads, group · len, dim]`
+    fn stack<B: Backend>(&self, x: Tensor<B, 4>) -> Tensor<B, 4> {
+        let [batch, heads, len, dim] = x.dims();
+        match heads == self.kv_heads {
+            true => x,
+            false => x.reshape([batch, self.kv_heads, heads / self.kv_heads * len, dim]),
+        }
+    }
+
+    /// The inverse of [`stack`](Self::stack).
+    fn unstack<B: Backend>(&self, x: Tensor<B, 4>) -> Tensor<B, 4> {
+        let [batch, kv_heads, rows, dim] = x.dims();
+        match kv_heads == self.heads {
+            true => x,
+            false => x.reshape([batch, self.heads, rows * kv_heads / self.heads, dim]),
+        }
+    }
+
+    /// True where a key is hidden from a (stacked) query: `[1, 1, group · query_len, key_len]`.
+    fn mask<B: Backend>(&self, stacked_q: &Tensor<B, 4>) -> Tensor<B, 4, Bool> {
+        let group = self.heads / self.kv_heads;
+        let query_len = stacked_q.dims()[2] / group;
+        let offset = (self.key_len - query_len) as i64;
+        let mask = Tensor::<B, 2, Bool>::tril_mask(
+            [query_len, self.key_len],
+            offset,
+            &stacked_q.device(),
+        );
+        mask.repeat_dim(0, group).unsqueeze()
+    }
+}

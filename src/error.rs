@@ -1,0 +1,140 @@
+//! One error type: what went wrong, where, and what would be right.
+
+use std::path::{Path, PathBuf};
+
+/// Everything that can go wrong in this crate.
+///
+/// Messages are one line and name the key, file, shape or sample at fault. [`Error::is_user_error`]
+/// tells a caller's mistake (the command exits with 2) from a failure of the machine (1).
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A setting has a value that cannot work.
+    #[error("`{key}` = {value}: {problem}")]
+    Config {
+        /// The setting, as it is written in a preset (`memory.write_lr`).
+        key: String,
+        /// The value it has.
+        value: String,
+        /// Why that cannot work, and what could.
+        problem: String,
+    },
+    /// An argument, tensor or text that a function cannot take.
+    #[error("{0}")]
+    Input(String),
+    /// A file that holds something else than it should.
+    #[error("{}: {problem}", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it, and what was expected.
+        problem: String,
+    },
+    /// The operating system could not read or write a file.
+    #[error("{}: {action}: {source}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What was being done.
+        action: &'static str,
+        /// The system's own words.
+        source: std::io::Error,
+    },
+    /// WRITE left the finite numbers.
+    #[error(
+        "WRITE became {value} at step {step}, batch {batch}, sample {sample}: {hint}"
+    )]
+    NotFinite {
+        /// The WRITE quantity, and its value.
+        value: String,
+        /// Optimizer step (or evaluation step) it happened in, from 1.
+        step: usize,
+        /// Batch of that step's data, from 0.
+        batch: usize,
+        /// Sample of that batch, from 0.
+        sample: usize,
+        /// What could help.
+        hint: String,
+    },
+    /// A check that was asked for did not hold.
+    #[error("{0}")]
+    Failed(String),
+}
+
+impl Error {
+    pub(crate) fn config(
+        key: impl Into<String>,
+        value: impl std::fmt::Display,
+        problem: impl Into<String>,
+    ) -> Self {
+        Self::Config {
+            key: key.into(),
+            value: value.to_string(),
+            problem: problem.into(),
+        }
+    }
+
+    pub(crate) fn file(path: impl AsRef<Path>, problem: impl Into<String>) -> Self {
+        Self::File {
+            path: path.as_ref().into(),
+            problem: problem.into(),
+        }
+    }
+
+    pub(crate) fn io(
+        path: impl AsRef<Path>,
+        action: &'static str,
+    ) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.as_ref().to_path_buf();
+        move |source| Self::Io {
+            path,
+            action,
+            source,
+        }
+    }
+
+    /// The same error, with its key placed under `section` (`write_lr` → `memory.write_lr`).
+    pub(crate) fn in_section(self, section: &str) -> Self {
+        match self {
+            Self::Config {
+                key,
+                value,
+                problem,
+            } => Self::Config {
+                key: format!("{section}.{key}"),
+                value,
+                problem,
+            },
+            other => other,
+        }
+    }
+
+    /// Whether whoever called can mend it: a wrong setting, argument or file.
+    pub fn is_user_error(&self) -> bool {
+        match self {
+            Self::Config { .. } | Self::Input(_) | Self::File { .. } => true,
+            Self::Io { source, .. } => matches!(
+                source.kind(),
+                std::io::ErrorKind::NotFound
+                    | std::io::ErrorKind::PermissionDenied
+                    | std::io::ErrorKind::IsADirectory
+                    | std::io::ErrorKind::NotADirectory
+                    | std::io::ErrorKind::AlreadyExists
+            ),
+            Self::NotFinite { .. } | Self::Failed(_) => false,
+        }
+    }
+}
+
+/// Fails with [`Error::Config`] unless `holds`.
+pub(crate) fn require(
+    holds: bool,
+    key: &str,
+    value: impl std::fmt::Display,
+    problem: impl Into<String>,
+) -> Result<(), Error> {
+    match holds {
+        true => Ok(()),
+        false => Err(Error::config(key, value, problem)),
+    }
+}

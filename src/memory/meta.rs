@@ -1,0 +1,61 @@
+//! The outer loop: the READ loss after WRITE, to be minimised over the model, M0 and the WRITE head
+//! *through* the WRITE updates.
+
+use burn::tensor::backend::Backend;
+use burn::tensor::{Int, Tensor};
+
+use super::{GradMem, Memory, next_token_loss};
+use crate::error::Error;
+use crate::model::Writable;
+
+/// The outer loss of a batch and what it was made of.
+#[derive(Clone, Debug)]
+pub struct Outer<B: Backend> {
+    /// What training minimises, `[1]`: the READ loss, plus `inner_loss_weight` times the batch mean of
+    /// the WRITE loss before the last step.
+    pub loss: Tensor<B, 1>,
+    /// Mean `−log p` of the labelled tokens, `[1]`.
+    pub read_loss: Tensor<B, 1>,
+    /// `[batch · r, seq + 1, vocab_size]`
+    pub logits: Tensor<B, 3>,
+    /// The memory after WRITE.
+    pub memory: Memory<B>,
+}
+
+impl<B: Backend, M: Writable<B>> GradMem<B, M> {
+    /// Writes `contexts`, reads `queries` and takes the outer loss. On an autodiff backend
+    /// `outer.loss.backward()` is the meta-gradient: one graph over all K steps.
+    ///
+    /// # Shapes
+    ///
+    /// - `contexts`: `[batch, context_len]`
+    /// - `queries`: `[batch · r, seq]`, query and target together
+    /// - `labels`: `[batch · r, seq]`, the tokens to predict, negative where there is none
+    ///
+    /// # Errors
+    ///
+    /// As [`GradMem::write`] and [`GradMem::read`].
+    pub fn outer(
+        &self,
+        contexts: Tensor<B, 2, Int>,
+        queries: Tensor<B, 2, Int>,
+        labels: Tensor<B, 2, Int>,
+    ) -> Result<Outer<B>, Error> {
+        let memory = self.write(contexts)?;
+        let logits = self.read(&memory, queries)?;
+        let read_loss = next_token_loss(logits.clone(), labels);
+        let weight = self.config.inner_loss_weight;
+        let loss = match memory.losses.last() {
+            Some(inner) if weight > 0.0 => {
+                read_loss.clone() + inner.clone().mean().mul_scalar(weight)
+            }
+            _ => read_loss.clone(),
+        };
+        Ok(Outer {
+            loss,
+            read_loss,
+            logits,
+            memory,
+        })
+    }
+}

@@ -1,0 +1,84 @@
+use burn::module::Module;
+use burn::tensor::Tensor;
+use burn::tensor::backend::Backend;
+use gradmem_kernels::{AttentionBackend, causal_attention};
+
+use super::{Init, Linear, Rotary};
+
+/// Causal self-attention with rotary positions and grouped-query heads.
+#[derive(Module, Debug)]
+pub struct SelfAttention<B: Backend> {
+    /// `[n_heads · head_dim, d_model]`
+    pub q_proj: Linear<B>,
+    /// `[n_kv_heads · head_dim, d_model]`
+    pub k_proj: Linear<B>,
+    /// `[n_kv_heads · head_dim, d_model]`
+    pub v_proj: Linear<B>,
+    /// `[d_model, n_heads · head_dim]`
+    pub o_proj: Linear<B>,
+    #[module(skip)]
+    head_dim: usize,
+}
+
+/// The sizes of a [`SelfAttention`].
+#[derive(Clone, Copy, Debug)]
+pub struct SelfAttentionConfig {
+    /// Width of the residual stream.
+    pub d_model: usize,
+    /// Query heads.
+    pub n_heads: usize,
+    /// Key/value heads; a divisor of `n_heads`.
+    pub n_kv_heads: usize,
+    /// Width of one head.
+    pub head_dim: usize,
+    /// Whether the projections have biases.
+    pub bias: bool,
+}
+
+impl SelfAttentionConfig {
+    /// Weights from N(0, `std`²).
+    pub fn init<B: Backend>(
+        &self,
+        std: f64,
+        init: &mut Init,
+        device: &B::Device,
+    ) -> SelfAttention<B> {
+        let mut linear = |d_output, d_input| {
+            Linear::new([d_output, d_input], self.bias, std, init, device)
+        };
+        let (d_q, d_kv) = (self.n_heads * self.head_dim, self.n_kv_heads * self.head_dim);
+        SelfAttention {
+            q_proj: linear(d_q, self.d_model),
+            k_proj: linear(d_kv, self.d_model),
+            v_proj: linear(d_kv, self.d_model),
+            o_proj: linear(self.d_model, d_q),
+            head_dim: self.head_dim,
+        }
+    }
+}
+
+impl<B: AttentionBackend> SelfAttention<B> {
+    /// # Shapes
+    ///
+    /// - `x` and output: `[batch, seq, d_model]`
+    /// - `rotary`: for at least these `seq` positions
+    pub fn forward(&self, x: Tensor<B, 3>, rotary: &Rotary<B>) -> Tensor<B, 3> {
+        let [batch, seq, _] = x.dims();
+        let heads = |y: Tensor<B, 3>| -> Tensor<B, 4> {
+            let n_heads = y.dims()[2] / self.head_dim;
+            y.reshape([batch, seq, n_heads, self.head_dim])
+        };
+        let q = rotary.apply(heads(self.q_proj.forward(x.clone())));
+        let k = rotary.apply(heads(self.k_proj.forward(x.clone())));
+        let v = heads(self.v_proj.forward(x));
+        let scale = 1.0 / (self.head_dim as f64).sqrt();
+        let out = causal_attention(
+            q.swap_dims(1, 2),
+            k.swap_dims(1, 2),
+            v.swap_dims(1, 2),
+            scale,
+        );
+        let out = out.swap_dims(1, 2).flatten::<3>(2, 3);
+        self.o_proj.forward(out)
+    }
+}

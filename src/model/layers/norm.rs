@@ -1,0 +1,40 @@
+use burn::module::{Module, Param};
+use burn::tensor::backend::Backend;
+use burn::tensor::{DType, Tensor};
+
+use super::Init;
+
+/// Root mean square normalisation, `x / √(mean(x²) + ε) ∘ w` (arXiv 1910.07467).
+///
+/// Inputs below 32 bits are normalised in f32.
+#[derive(Module, Debug)]
+pub struct RmsNorm<B: Backend> {
+    /// `[d_model]`
+    pub weight: Param<Tensor<B, 1>>,
+    #[module(skip)]
+    epsilon: f64,
+}
+
+impl<B: Backend> RmsNorm<B> {
+    /// Weights of one.
+    pub fn new(d_model: usize, epsilon: f64, device: &B::Device) -> Self {
+        Self {
+            weight: Init::constant([d_model], 1.0, device),
+            epsilon,
+        }
+    }
+
+    /// # Shapes
+    ///
+    /// - `x` and output: `[batch, seq, d_model]`
+    pub fn forward(&self, x: Tensor<B, 3>) -> Tensor<B, 3> {
+        let dtype = x.dtype();
+        let x = match dtype {
+            DType::F16 | DType::BF16 => x.cast(DType::F32),
+            _ => x,
+        };
+        let mean_square = x.clone().square().mean_dim(2);
+        let scale = mean_square.add_scalar(self.epsilon).sqrt().recip();
+        (x * scale).cast(dtype) * self.weight.val().unsqueeze()
+    }
+}

@@ -1,0 +1,269 @@
+//! Llama (arXiv 2302.13971): RMSNorm before each block, rotary positions, grouped-query attention,
+//! SwiGLU, and a head of its own or tied to the embedding.
+
+use burn::module::Module;
+use burn::tensor::backend::Backend;
+use burn::tensor::{Int, Tensor};
+use gradmem_kernels::AttentionBackend;
+use serde::{Deserialize, Serialize};
+
+use super::CausalLm;
+use super::layers::{Embedding, Init, Linear, RmsNorm, Rotary, SelfAttention, SelfAttentionConfig, SwiGlu};
+use crate::error::{Error, require};
+
+/// Sizes of a [`Llama`], under the names of Hugging Face's `config.json`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct LlamaConfig {
+    /// Number of tokens.
+    pub vocab_size: usize,
+    /// `d_model`: width of the residual stream and of a memory vector.
+    pub hidden_size: usize,
+    /// `d_ff`: width of the feed-forward layer.
+    pub intermediate_size: usize,
+    /// Number of blocks.
+    pub num_hidden_layers: usize,
+    /// `n_heads`: query heads.
+    pub num_attention_heads: usize,
+    /// Key/value heads; as many as query heads unless given.
+    pub num_key_value_heads: Option<usize>,
+    /// Width of one head; `hidden_size / num_attention_heads` unless given.
+    pub head_dim: Option<usize>,
+    /// Longest sequence, memory vectors included.
+    pub max_position_embeddings: usize,
+    /// ε of the norms.
+    pub rms_norm_eps: f64,
+    /// Base θ of the rotary frequencies.
+    pub rope_theta: f64,
+    /// Whether the head is the embedding, transposed.
+    pub tie_word_embeddings: bool,
+    /// Whether the attention projections have biases.
+    pub attention_bias: bool,
+    /// Whether the feed-forward projections have biases.
+    pub mlp_bias: bool,
+    /// Standard deviation of the initial weights.
+    pub initializer_range: f64,
+}
+
+impl Default for LlamaConfig {
+    fn default() -> Self {
+        Self {
+            vocab_size: 70,
+            hidden_size: 128,
+            intermediate_size: 512,
+            num_hidden_layers: 4,
+            num_attention_heads: 4,
+            num_key_value_heads: None,
+            head_dim: None,
+            max_position_embeddings: 1024,
+            rms_norm_eps: 1e-5,
+            rope_theta: 500_000.0,
+            tie_word_embeddings: true,
+            attention_bias: false,
+            mlp_bias: false,
+            initializer_range: 0.02,
+        }
+    }
+}
+
+impl LlamaConfig {
+    /// A model of this vocabulary, width, depth and number of heads, with `d_ff = 4 · d_model`.
+    pub fn new(vocab_size: usize, d_model: usize, layers: usize, n_heads: usize) -> Self {
+        Self {
+            vocab_size,
+            hidden_size: d_model,
+            intermediate_size: 4 * d_model,
+            num_hidden_layers: layers,
+            num_attention_heads: n_heads,
+            ..Self::default()
+        }
+    }
+
+    /// Sets the number of key/value heads (grouped-query attention).
+    pub fn with_kv_heads(mut self, n_kv_heads: usize) -> Self {
+        self.num_key_value_heads = Some(n_kv_heads);
+        self
+    }
+
+    /// Gives the model a head of its own (`false`) or ties it to the embedding (`true`).
+    pub fn with_tied_head(mut self, tied: bool) -> Self {
+        self.tie_word_embeddings = tied;
+        self
+    }
+
+    /// Sets the longest sequence.
+    pub fn with_max_positions(mut self, max_positions: usize) -> Self {
+        self.max_position_embeddings = max_positions;
+        self
+    }
+
+    /// Says which value cannot work, and why.
+    pub fn validate(&self) -> Result<(), Error> {
+        for (key, value) in [
+            ("vocab_size", self.vocab_size),
+            ("hidden_size", self.hidden_size),
+            ("intermediate_size", self.intermediate_size),
+            ("num_hidden_layers", self.num_hidden_layers),
+            ("num_attention_heads", self.num_attention_heads),
+            ("num_key_value_heads", self.n_kv_heads()),
+            ("max_position_embeddings", self.max_position_embeddings),
+        ] {
+            require(value > 0, key, value, "must be at least 1")?;
+        }
+        let heads = self.num_attention_heads;
+        if self.head_dim.is_none() {
+            let divides = self.hidden_size.is_multiple_of(heads);
+            let problem = format!("must be a multiple of num_attention_heads = {heads}");
+            require(divides, "hidden_size", self.hidden_size, problem)?;
+        }
+        let problem = "rotary positions turn pairs of dimensions: must be even and at least 2";
+        let head_dim = self.head_dim();
+        let even = head_dim > 0 && head_dim.is_multiple_of(2);
+        require(even, "head_dim", head_dim, problem)?;
+        let kv_heads = self.n_kv_heads();
+        let problem = format!("must divide num_attention_heads = {heads}");
+        let divides = heads.is_multiple_of(kv_heads);
+        require(divides, "num_key_value_heads", kv_heads, problem)?;
+        for (key, value) in [
+            ("rms_norm_eps", self.rms_norm_eps),
+            ("rope_theta", self.rope_theta),
+            ("initializer_range", self.initializer_range),
+        ] {
+            let positive = value > 0.0 && value.is_finite();
+            require(positive, key, value, "must be a positive number")?;
+        }
+        Ok(())
+    }
+
+    /// A model with weights drawn from N(0, `initializer_range`²) by `seed`, the same on every backend.
+    ///
+    /// # Errors
+    ///
+    /// See [`LlamaConfig::validate`].
+    pub fn init<B: Backend>(&self, seed: u64, device: &B::Device) -> Result<Llama<B>, Error> {
+        self.validate()?;
+        let std = self.initializer_range;
+        let (d_model, vocab) = (self.hidden_size, self.vocab_size);
+        let mut init = Init::new(seed);
+        let attention = SelfAttentionConfig {
+            d_model,
+            n_heads: self.num_attention_heads,
+            n_kv_heads: self.n_kv_heads(),
+            head_dim: self.head_dim(),
+            bias: self.attention_bias,
+        };
+        let d_ff = self.intermediate_size;
+        let norm = || RmsNorm::new(d_model, self.rms_norm_eps, device);
+        let embed_tokens = Embedding::new([vocab, d_model], std, &mut init, device);
+        let layers = (0..self.num_hidden_layers)
+            .map(|_| LlamaBlock {
+                input_layernorm: norm(),
+                self_attn: attention.init(std, &mut init, device),
+                post_attention_layernorm: norm(),
+                mlp: SwiGlu::new(d_model, d_ff, self.mlp_bias, std, &mut init, device),
+            })
+            .collect();
+        let head = !self.tie_word_embeddings;
+        Ok(Llama {
+            model: LlamaTrunk {
+                embed_tokens,
+                layers,
+                norm: norm(),
+            },
+            lm_head: head.then(|| Linear::new([vocab, d_model], false, std, &mut init, device)),
+            config: self.clone(),
+        })
+    }
+
+    fn n_kv_heads(&self) -> usize {
+        self.num_key_value_heads.unwrap_or(self.num_attention_heads)
+    }
+
+    fn head_dim(&self) -> usize {
+        let heads = self.num_attention_heads.max(1);
+        self.head_dim.unwrap_or(self.hidden_size / heads)
+    }
+}
+
+/// The model; see [`LlamaConfig`]. Parameter paths are Hugging Face's tensor names.
+#[derive(Module, Debug)]
+pub struct Llama<B: Backend> {
+    model: LlamaTrunk<B>,
+    lm_head: Option<Linear<B>>,
+    #[module(skip)]
+    config: LlamaConfig,
+}
+
+#[derive(Module, Debug)]
+struct LlamaTrunk<B: Backend> {
+    embed_tokens: Embedding<B>,
+    layers: Vec<LlamaBlock<B>>,
+    norm: RmsNorm<B>,
+}
+
+#[derive(Module, Debug)]
+struct LlamaBlock<B: Backend> {
+    input_layernorm: RmsNorm<B>,
+    self_attn: SelfAttention<B>,
+    post_attention_layernorm: RmsNorm<B>,
+    mlp: SwiGlu<B>,
+}
+
+impl<B: AttentionBackend> LlamaBlock<B> {
+    fn forward(&self, x: Tensor<B, 3>, rotary: &Rotary<B>) -> Tensor<B, 3> {
+        let y = self.input_layernorm.forward(x.clone());
+        let x = x + self.self_attn.forward(y, rotary);
+        let y = self.post_attention_layernorm.forward(x.clone());
+        x + self.mlp.forward(y)
+    }
+}
+
+impl<B: Backend> Llama<B> {
+    /// The sizes this model was made with.
+    pub fn config(&self) -> &LlamaConfig {
+        &self.config
+    }
+}
+
+impl<B: AttentionBackend> CausalLm<B> for Llama<B> {
+    fn d_model(&self) -> usize {
+        self.config.hidden_size
+    }
+
+    fn vocab_size(&self) -> usize {
+        self.config.vocab_size
+    }
+
+    fn max_positions(&self) -> Option<usize> {
+        Some(self.config.max_position_embeddings)
+    }
+
+    fn embed(&self, tokens: Tensor<B, 2, Int>) -> Tensor<B, 3> {
+        self.model.embed_tokens.forward(tokens)
+    }
+
+    fn hidden(&self, embeds: Tensor<B, 3>) -> Tensor<B, 3> {
+        let (seq, device) = (embeds.dims()[1], embeds.device());
+        let rotary = Rotary::new(seq, self.config.head_dim(), self.config.rope_theta, &device);
+        let trunk = &self.model;
+        let x = trunk
+            .layers
+            .iter()
+            .fold(embeds, |x, block| block.forward(x, &rotary));
+        trunk.norm.forward(x)
+    }
+
+    fn logits(&self, hidden: Tensor<B, 3>) -> Tensor<B, 3> {
+        match &self.lm_head {
+            Some(head) => head.forward(hidden),
+            None => self.model.embed_tokens.logits(hidden),
+        }
+    }
+
+    fn head(&self) -> Tensor<B, 2> {
+        match &self.lm_head {
+            Some(head) => head.weight.val(),
+            None => self.model.embed_tokens.weight.val(),
+        }
+    }
+}

@@ -1,0 +1,238 @@
+//! Numbers of another implementation, reproduced: a folder holds a model, a batch and what should
+//! come out, gradients included.
+//!
+//! | file | holds |
+//! |---|---|
+//! | `config.json` | `model_type` `grad_memgpt` with the language model under `base_config`, or a plain `llama` |
+//! | `model.safetensors` | the parameters |
+//! | `batch.safetensors` | `context_input_ids`, `query_input_ids`, `labels`; of a plain model `input_ids`, `labels` |
+//! | `expected.safetensors` | `loss`, `logits`, `memory`, `stats.…`, and `grad.…` for each parameter that has one |
+
+use std::path::Path;
+
+use burn::backend::Autodiff;
+use burn::module::{AutodiffModule, ModuleVisitor, Param};
+use burn::tensor::backend::{AutodiffBackend, Backend};
+use burn::tensor::{Int, Tensor, TensorData};
+use gradmem_kernels::AttentionBackend;
+
+use crate::error::Error;
+use crate::memory::{GradMem, next_token_loss};
+use crate::model::weights::Tensors;
+use crate::model::{CausalLm, Llama};
+use crate::reference::{Reference, ReferenceConfig};
+
+/// One compared tensor.
+#[derive(Clone, Debug)]
+pub struct Row {
+    /// Its name in `expected.safetensors`.
+    pub tensor: String,
+    /// `max |a − b| / max(10⁻³, max |b|)`; infinite where the shapes differ, a number is not finite
+    /// or there is no such tensor here.
+    pub error: f64,
+}
+
+/// What [`compare`] found.
+#[derive(Clone, Debug)]
+pub struct Report {
+    /// A row for each expected tensor, and for each gradient that was not expected.
+    pub rows: Vec<Row>,
+}
+
+impl Report {
+    /// The largest error of all.
+    pub fn worst(&self) -> f64 {
+        self.rows.iter().map(|row| row.error).fold(0.0, f64::max)
+    }
+}
+
+/// Computes the case in `folder` on backend `B` and compares every expected tensor.
+///
+/// # Errors
+///
+/// If a file is missing, is not what it should be, or asks for something this crate does not have.
+pub fn compare<B: AttentionBackend>(
+    folder: impl AsRef<Path>,
+    device: &B::Device,
+) -> Result<Report, Error> {
+    let folder = folder.as_ref();
+    let weights = Tensors::open(folder.join("model.safetensors"))?;
+    let batch = Batch::<Autodiff<B>> {
+        file: Tensors::open(folder.join("batch.safetensors"))?,
+        device: device.clone(),
+    };
+    let expected = Tensors::open(folder.join("expected.safetensors"))?;
+    let computed = match ReferenceConfig::open(folder.join("config.json"))?.into_model()? {
+        Reference::GradMem(model, memory) => {
+            let model = model.init::<Autodiff<B>>(0, device)?;
+            let gradmem = memory.init(model, 0, device)?;
+            gradmem_case(weights.fill(gradmem)?, &batch)?
+        }
+        Reference::Llama(model) => {
+            let model = model.init::<Autodiff<B>>(0, device)?;
+            plain_case(weights.fill(model)?, &batch)?
+        }
+    };
+    report(&expected, computed)
+}
+
+struct Batch<B: Backend> {
+    file: Tensors,
+    device: B::Device,
+}
+
+impl<B: Backend> Batch<B> {
+    fn ids(&self, name: &str) -> Result<Tensor<B, 2, Int>, Error> {
+        let data = self.file.get(name)?;
+        match data.shape.num_dims() {
+            2 => Ok(Tensor::from_data(data, &self.device)),
+            rank => Err(Error::Input(format!(
+                "`{name}` of the batch has {rank} dimensions, not [batch, seq]"
+            ))),
+        }
+    }
+}
+
+type Computed = Vec<(String, TensorData)>;
+
+fn gradmem_case<B: AttentionBackend + AutodiffBackend>(
+    gradmem: GradMem<B, Llama<B>>,
+    batch: &Batch<B>,
+) -> Result<Computed, Error>
+where
+    B::InnerBackend: AttentionBackend,
+{
+    let outer = gradmem.outer(
+        batch.ids("context_input_ids")?,
+        batch.ids("query_input_ids")?,
+        batch.ids("labels")?,
+    )?;
+    let gradients = outer.loss.backward();
+    let start: Tensor<B, 3> = gradmem.mem.val().unsqueeze();
+    let norm = |x: Tensor<B, 3>| x.square().sum_dim(2).sum_dim(1).sqrt().mean();
+    let memory = &outer.memory;
+    let mut computed = vec![
+        ("loss".into(), outer.loss.to_data()),
+        ("logits".into(), outer.logits.to_data()),
+        ("memory".into(), memory.vectors.to_data()),
+        ("stats.target_loss".into(), outer.read_loss.to_data()),
+        (
+            "stats.mem_norm_mean".into(),
+            norm(memory.vectors.clone()).to_data(),
+        ),
+        (
+            "stats.delta_mem_norm_mean".into(),
+            norm(memory.vectors.clone() - start).to_data(),
+        ),
+    ];
+    if let Some(loss) = memory.losses.last() {
+        computed.push(("stats.inner_loss".into(), loss.clone().mean().to_data()));
+    }
+    if !memory.grad_norms.is_empty() {
+        let norms = Tensor::cat(memory.grad_norms.clone(), 0);
+        for (name, value) in [
+            ("mean", norms.clone().mean()),
+            ("max", norms.clone().max()),
+            ("min", norms.min()),
+        ] {
+            computed.push((format!("stats.inner_grad_norm_{name}"), value.to_data()));
+        }
+    }
+    collect_gradients(&gradmem, &gradients, &mut computed);
+    Ok(computed)
+}
+
+fn plain_case<B: AttentionBackend + AutodiffBackend>(
+    model: Llama<B>,
+    batch: &Batch<B>,
+) -> Result<Computed, Error>
+where
+    B::InnerBackend: AttentionBackend,
+{
+    let (tokens, labels) = (batch.ids("input_ids")?, batch.ids("labels")?);
+    let logits = model.logits(model.hidden(model.embed(tokens)));
+    // Labels of a plain language model are shifted: row i predicts label i + 1.
+    let [_, seq] = labels.dims();
+    let loss = next_token_loss(logits.clone(), labels.narrow(1, 1, seq - 1));
+    let gradients = loss.backward();
+    let mut computed = vec![
+        ("loss".into(), loss.to_data()),
+        ("logits".into(), logits.to_data()),
+    ];
+    collect_gradients(&model, &gradients, &mut computed);
+    Ok(computed)
+}
+
+fn collect_gradients<B: AutodiffBackend, M: AutodiffModule<B>>(
+    module: &M,
+    gradients: &B::Gradients,
+    computed: &mut Computed,
+) {
+    struct Collect<'a, B: AutodiffBackend> {
+        gradients: &'a B::Gradients,
+        path: Vec<String>,
+        computed: &'a mut Computed,
+    }
+    impl<B: AutodiffBackend> ModuleVisitor<B> for Collect<'_, B> {
+        fn enter_module(&mut self, name: &str, _: &str) {
+            self.path.push(name.into());
+        }
+        fn exit_module(&mut self, _: &str, _: &str) {
+            self.path.pop();
+        }
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
+            if let Some(gradient) = param.val().grad(self.gradients) {
+                let name = format!("grad.{}", self.path.join("."));
+                self.computed.push((name, gradient.to_data()));
+            }
+        }
+    }
+    module.visit(&mut Collect::<B> {
+        gradients,
+        path: Vec::new(),
+        computed,
+    });
+}
+
+fn report(expected: &Tensors, computed: Computed) -> Result<Report, Error> {
+    let names = expected.names()?;
+    let mut rows = Vec::new();
+    for name in &names {
+        let found = computed.iter().find(|(found, _)| found == name);
+        let error = match found {
+            Some((_, found)) => relative_error(found, &expected.get(name)?),
+            None => f64::INFINITY,
+        };
+        rows.push(Row {
+            tensor: name.clone(),
+            error,
+        });
+    }
+    // A gradient that should not be there is as wrong as one that is missing, unless it is zero.
+    for (name, data) in computed {
+        if name.starts_with("grad.") && !names.contains(&name) {
+            let largest = data.iter::<f64>().map(f64::abs).fold(0.0, f64::max);
+            rows.push(Row {
+                tensor: format!("{name} (not expected)"),
+                error: if largest == 0.0 { 0.0 } else { f64::INFINITY },
+            });
+        }
+    }
+    Ok(Report { rows })
+}
+
+fn relative_error(found: &TensorData, expected: &TensorData) -> f64 {
+    if found.shape.num_elements() != expected.shape.num_elements() {
+        return f64::INFINITY;
+    }
+    let mut largest = 1e-3;
+    let mut difference = 0f64;
+    for (a, b) in found.iter::<f64>().zip(expected.iter::<f64>()) {
+        if !a.is_finite() || !b.is_finite() {
+            return f64::INFINITY;
+        }
+        difference = difference.max((a - b).abs());
+        largest = f64::max(largest, b.abs());
+    }
+    difference / largest
+}
