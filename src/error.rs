@@ -1,12 +1,13 @@
 //! One error type: what went wrong, where, and what would be right.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// Everything that can go wrong in this crate.
 ///
 /// Messages are one line and name the key, file, shape or sample at fault. [`Error::is_user_error`]
 /// tells a caller's mistake (the command exits with 2) from a failure of the machine (1).
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// A setting has a value that cannot work.
@@ -38,7 +39,7 @@ pub enum Error {
         /// What was being done.
         action: &'static str,
         /// The system's own words.
-        source: std::io::Error,
+        source: Arc<std::io::Error>,
     },
     /// WRITE left the finite numbers.
     #[error(
@@ -89,7 +90,7 @@ impl Error {
         move |source| Self::Io {
             path,
             action,
-            source,
+            source: Arc::new(source),
         }
     }
 

@@ -6,4 +6,9 @@ pub mod model;
 pub mod memory;
 pub mod parity;
 pub mod reference;
+pub mod train;
+mod files;
+pub mod data;
 pub use error::Error;
+/// Attention that can be differentiated twice.
+pub use gradmem_kernels as kernels;

@@ -107,12 +107,13 @@ where
         batch.ids("query_input_ids")?,
         batch.ids("labels")?,
     )?;
-    let gradients = outer.loss.backward();
+    let loss = outer.loss();
+    let gradients = loss.backward();
     let start: Tensor<B, 3> = gradmem.mem.val().unsqueeze();
     let norm = |x: Tensor<B, 3>| x.square().sum_dim(2).sum_dim(1).sqrt().mean();
     let memory = &outer.memory;
     let mut computed = vec![
-        ("loss".into(), outer.loss.to_data()),
+        ("loss".into(), loss.to_data()),
         ("logits".into(), outer.logits.to_data()),
         ("memory".into(), memory.vectors.to_data()),
         ("stats.target_loss".into(), outer.read_loss.to_data()),

@@ -62,12 +62,12 @@ pub trait AttentionBackend: Backend {
         q: FloatTensor<Self>,
         k: FloatTensor<Self>,
         v: FloatTensor<Self>,
-        out: FloatTensor<Self>,
+        _out: FloatTensor<Self>,
         lse: FloatTensor<Self>,
         grad_out: FloatTensor<Self>,
         scale: f64,
     ) -> [FloatTensor<Self>; 3] {
-        let at = reference::Point::new(lift(q), lift(k), lift(v), lift(out), lift(lse), scale);
+        let at = reference::Point::new(lift(q), lift(k), lift(v), lift(lse), scale);
         reference::backward::<Self>(at, lift(grad_out)).map(lower)
     }
 
@@ -80,13 +80,13 @@ pub trait AttentionBackend: Backend {
         q: FloatTensor<Self>,
         k: FloatTensor<Self>,
         v: FloatTensor<Self>,
-        out: FloatTensor<Self>,
+        _out: FloatTensor<Self>,
         lse: FloatTensor<Self>,
         grad_out: FloatTensor<Self>,
         cotangents: [Option<FloatTensor<Self>>; 3],
         scale: f64,
     ) -> [FloatTensor<Self>; 4] {
-        let at = reference::Point::new(lift(q), lift(k), lift(v), lift(out), lift(lse), scale);
+        let at = reference::Point::new(lift(q), lift(k), lift(v), lift(lse), scale);
         let cotangents = cotangents.map(|c| c.map(lift));
         reference::double_backward::<Self>(at, lift(grad_out), cotangents).map(lower)
     }

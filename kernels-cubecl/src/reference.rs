@@ -1,7 +1,7 @@
 //! Causal attention and its first two derivatives in plain tensor operations.
 //!
 //! With `P = softmax(s·QKᵀ)` under the causal mask, `O = PV`, `L` the row log-sum-exp and
-//! `δ = rowsum(dO∘O)`:
+//! `δ = rowsum(dP∘P)`, which is `rowsum(dO∘O)` without a second look at `O`:
 //!
 //! ```text
 //! backward          dP = dO Vᵀ    dS = P∘(dP − δ)    dQ = s dS K    dK = s dSᵀ Q    dV = Pᵀ dO
@@ -30,7 +30,6 @@ pub struct Point<B: Backend> {
     q: Tensor<B, 4>,
     k: Tensor<B, 4>,
     v: Tensor<B, 4>,
-    out: Tensor<B, 4>,
     probabilities: Tensor<B, 4>,
     heads: Heads,
     scale: f64,
@@ -42,21 +41,17 @@ impl<B: Backend> Point<B> {
         q: Tensor<B, 4>,
         k: Tensor<B, 4>,
         v: Tensor<B, 4>,
-        out: Tensor<B, 4>,
         lse: Tensor<B, 4>,
         scale: f64,
     ) -> Self {
         let heads = Heads::of(&q, &k);
         let q = heads.stack(q);
-        let scores = q.clone().matmul(k.clone().transpose()).mul_scalar(scale);
-        // Masked after the exponential, which a masked score may overflow.
+        let scores = heads.scores(q.clone(), k.clone(), scale);
         let probabilities = (scores - heads.stack(lse)).exp();
-        let probabilities = probabilities.mask_fill(heads.mask(&q), 0.0);
         Self {
             q,
             k,
             v,
-            out: heads.stack(out),
             probabilities,
             heads,
             scale,
@@ -72,12 +67,7 @@ pub fn forward<B: Backend>(
     scale: f64,
 ) -> (Tensor<B, 4>, Tensor<B, 4>) {
     let heads = Heads::of(&q, &k);
-    let q = heads.stack(q);
-    let mask = heads.mask(&q);
-    // A finite stand-in for −∞, which not every shader language can write down.
-    let masked = if q.dtype() == DType::F16 { -6e4 } else { -1e30 };
-    let scores = q.matmul(k.transpose()).mul_scalar(scale);
-    let scores = scores.mask_fill(mask, masked);
+    let scores = heads.scores(heads.stack(q), k, scale);
     let max = scores.clone().max_dim(3);
     let weights = (scores - max.clone()).exp();
     let denominator = weights.clone().sum_dim(3);
@@ -90,7 +80,8 @@ pub fn forward<B: Backend>(
 /// [`AttentionBackend::causal_attention_backward`](crate::AttentionBackend).
 pub fn backward<B: Backend>(at: Point<B>, grad_out: Tensor<B, 4>) -> [Tensor<B, 4>; 3] {
     let grad_out = at.heads.stack(grad_out);
-    let grad_scores = grad_scores(&at, &grad_out).mul_scalar(at.scale);
+    let dp = grad_out.clone().matmul(at.v.transpose());
+    let grad_scores = centred(&at.probabilities, dp).mul_scalar(at.scale);
     let dq = grad_scores.clone().matmul(at.k);
     let dk = grad_scores.transpose().matmul(at.q);
     let dv = at.probabilities.transpose().matmul(grad_out);
@@ -137,7 +128,7 @@ pub fn double_backward<B: Backend>(
     };
 
     let dp = grad_out.clone().matmul(at.v.clone().transpose());
-    let centred_dp = dp.clone() - row_dot(&grad_out, &at.out);
+    let centred_dp = dp.clone() - (dp.clone() * p.clone()).sum_dim(3);
     let beta = (w.clone() * p.clone()).sum_dim(3);
     let w_hat = p.clone() * (w.clone() - beta.clone());
     let g = w * centred_dp.clone() - beta * dp;
@@ -167,20 +158,10 @@ pub fn double_backward<B: Backend>(
     ]
 }
 
-/// `dS = P∘(dO Vᵀ − rowsum(dO∘O))`
-fn grad_scores<B: Backend>(at: &Point<B>, grad_out: &Tensor<B, 4>) -> Tensor<B, 4> {
-    let dp = grad_out.clone().matmul(at.v.clone().transpose());
-    at.probabilities.clone() * (dp - row_dot(grad_out, &at.out))
-}
-
 /// `P∘(X − rowsum(X∘P))`: the softmax's Jacobian applied to `X`.
 fn centred<B: Backend>(p: &Tensor<B, 4>, x: Tensor<B, 4>) -> Tensor<B, 4> {
     let mean = (x.clone() * p.clone()).sum_dim(3);
     p.clone() * (x - mean)
-}
-
-fn row_dot<B: Backend>(x: &Tensor<B, 4>, y: &Tensor<B, 4>) -> Tensor<B, 4> {
-    (x.clone() * y.clone()).sum_dim(3)
 }
 
 fn plus<B: Backend>(x: Option<Tensor<B, 4>>, y: Option<Tensor<B, 4>>) -> Option<Tensor<B, 4>> {
@@ -226,16 +207,23 @@ impl Heads {
         }
     }
 
-    /// True where a key is hidden from a (stacked) query: `[1, 1, group · query_len, key_len]`.
-    fn mask<B: Backend>(&self, stacked_q: &Tensor<B, 4>) -> Tensor<B, 4, Bool> {
-        let group = self.heads / self.kv_heads;
-        let query_len = stacked_q.dims()[2] / group;
-        let offset = (self.key_len - query_len) as i64;
-        let mask = Tensor::<B, 2, Bool>::tril_mask(
-            [query_len, self.key_len],
-            offset,
-            &stacked_q.device(),
-        );
-        mask.repeat_dim(0, group).unsqueeze()
+    /// `scale · Q Kᵀ` for stacked queries, with what is hidden from a query far below the rest.
+    fn scores<B: Backend>(&self, q: Tensor<B, 4>, k: Tensor<B, 4>, scale: f64) -> Tensor<B, 4> {
+        let [batch, kv_heads, rows, _] = q.dims();
+        let (group, key_len) = (self.heads / self.kv_heads, self.key_len);
+        let query_len = rows / group;
+        let offset = (key_len - query_len) as i64;
+        let (device, dtype) = (q.device(), q.dtype());
+        // A finite stand-in for −∞, which not every shader language can write down.
+        let hidden = if dtype == DType::F16 { -6e4 } else { -1e30 };
+        let shape = [query_len, key_len];
+        let mask = Tensor::<B, 2, Bool>::tril_mask(shape, offset, &device);
+        let mask = Tensor::zeros(shape, (&device, dtype)).mask_fill(mask, hidden);
+        let mask: Tensor<B, 2> = mask.repeat_dim(0, group);
+        // One row a head, so that the mask broadcasts along the first dimension only.
+        let row = rows * key_len;
+        let scores = q.matmul(k.transpose()).mul_scalar(scale);
+        let scores = scores.reshape([batch * kv_heads, row]) + mask.reshape([1, row]);
+        scores.reshape([batch, kv_heads, rows, key_len])
     }
 }

@@ -11,20 +11,30 @@ use crate::model::Writable;
 /// The outer loss of a batch and what it was made of.
 #[derive(Clone, Debug)]
 pub struct Outer<B: Backend> {
-    /// What training minimises, `[1]`: the READ loss, plus `inner_loss_weight` times the batch mean of
-    /// the WRITE loss before the last step.
-    pub loss: Tensor<B, 1>,
     /// Mean `−log p` of the labelled tokens, `[1]`.
     pub read_loss: Tensor<B, 1>,
+    /// `inner_loss_weight` times the batch mean of the WRITE loss before the last step, `[1]`, if it
+    /// has a part in the outer loss.
+    pub write_term: Option<Tensor<B, 1>>,
     /// `[batch · r, seq + 1, vocab_size]`
     pub logits: Tensor<B, 3>,
     /// The memory after WRITE.
     pub memory: Memory<B>,
 }
 
+impl<B: Backend> Outer<B> {
+    /// What training minimises, `[1]`.
+    pub fn loss(&self) -> Tensor<B, 1> {
+        match &self.write_term {
+            Some(term) => self.read_loss.clone() + term.clone(),
+            None => self.read_loss.clone(),
+        }
+    }
+}
+
 impl<B: Backend, M: Writable<B>> GradMem<B, M> {
     /// Writes `contexts`, reads `queries` and takes the outer loss. On an autodiff backend
-    /// `outer.loss.backward()` is the meta-gradient: one graph over all K steps.
+    /// `outer.loss().backward()` is the meta-gradient: one graph over all K steps.
     ///
     /// # Shapes
     ///
@@ -45,15 +55,13 @@ impl<B: Backend, M: Writable<B>> GradMem<B, M> {
         let logits = self.read(&memory, queries)?;
         let read_loss = next_token_loss(logits.clone(), labels);
         let weight = self.config.inner_loss_weight;
-        let loss = match memory.losses.last() {
-            Some(inner) if weight > 0.0 => {
-                read_loss.clone() + inner.clone().mean().mul_scalar(weight)
-            }
-            _ => read_loss.clone(),
+        let write_term = match memory.losses.last() {
+            Some(inner) if weight > 0.0 => Some(inner.clone().mean().mul_scalar(weight)),
+            _ => None,
         };
         Ok(Outer {
-            loss,
             read_loss,
+            write_term,
             logits,
             memory,
         })

@@ -13,6 +13,7 @@
 
 mod meta;
 mod read;
+mod store;
 mod write;
 
 use burn::module::{Module, Param};

@@ -2,7 +2,7 @@
 
 use burn::tensor::activation::log_softmax;
 use burn::tensor::backend::Backend;
-use burn::tensor::{Int, Tensor};
+use burn::tensor::{Int, Tensor, TensorData};
 
 use super::{GradMem, Memory};
 use crate::error::Error;
@@ -53,6 +53,36 @@ impl<B: Backend, M: CausalLm<B>> GradMem<B, M> {
         };
         let hidden = self.model.hidden(embeds).narrow(1, m - 1, seq + 1);
         Ok(self.model.logits(hidden))
+    }
+
+    /// The greedy continuation of one query `[1, seq]` from one memory: the likeliest token again and
+    /// again, up to and without `stop`, or until `max_tokens` or the model's positions run out.
+    ///
+    /// # Errors
+    ///
+    /// As [`GradMem::read`].
+    pub fn answer(
+        &self,
+        memory: &Memory<B>,
+        query: &[u32],
+        stop: u32,
+        max_tokens: usize,
+    ) -> Result<Vec<u32>, Error> {
+        let device = memory.vectors.device();
+        let mut tokens: Vec<i64> = query.iter().map(|id| i64::from(*id)).collect();
+        let positions = self.model.max_positions().unwrap_or(usize::MAX);
+        let room = positions.saturating_sub(self.config.memory_tokens + tokens.len());
+        for _ in 0..max_tokens.min(room.saturating_add(1)) {
+            let shape = [1, tokens.len()];
+            let queries = Tensor::from_data(TensorData::new(tokens.clone(), shape), &device);
+            let logits = self.read(memory, queries)?;
+            let next = logits.narrow(1, tokens.len(), 1).argmax(2).to_data();
+            match next.iter::<i64>().next() {
+                Some(next) if next != i64::from(stop) => tokens.push(next),
+                _ => break,
+            }
+        }
+        Ok(tokens[query.len()..].iter().map(|id| *id as u32).collect())
     }
 
     /// Fails on tokens `[batch, seq]` that the model does not have or has no positions for.

@@ -1,6 +1,7 @@
 use burn::module::Module;
-use burn::tensor::Tensor;
+use burn::tensor::activation::sigmoid;
 use burn::tensor::backend::Backend;
+use burn::tensor::{DType, Tensor};
 
 use super::{Init, Linear};
 
@@ -43,9 +44,14 @@ impl<B: Backend> SwiGlu<B> {
     }
 }
 
-/// `silu(x) = x σ(x) = ½ x (1 + tanh ½x)`; the second form is exact in f64 on every backend, where
-/// Burn's sigmoid computes in f32.
+/// `silu(x) = x σ(x)`
 fn silu<B: Backend>(x: Tensor<B, 3>) -> Tensor<B, 3> {
-    let half = x.mul_scalar(0.5);
-    half.clone().tanh() * half.clone() + half
+    match x.dtype() {
+        // Some backends compute the sigmoid in f32 whatever they are given; tanh they do not.
+        DType::F64 => {
+            let half = x.mul_scalar(0.5);
+            half.clone().tanh() * half.clone() + half
+        }
+        _ => sigmoid(x.clone()) * x,
+    }
 }

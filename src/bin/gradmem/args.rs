@@ -1,0 +1,146 @@
+//! What can be typed, and the help that teaches it.
+
+use std::path::PathBuf;
+
+use clap::{Parser, Subcommand};
+
+/// Write a context into a few memory vectors by gradient descent; answer from the memory alone.
+///
+/// GradMem (arXiv 2603.13875) stores a text in the prefix of a language model by a handful of
+/// gradient steps on the text's own reconstruction loss, weights frozen. Afterwards the text is
+/// thrown away. The model is trained through those steps, so that they store what will be asked.
+#[derive(Parser)]
+#[command(version, max_term_width = 100)]
+pub struct Args {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Subcommand)]
+pub enum Command {
+    Train(Train),
+    Eval(Eval),
+    Write(Write),
+    Read(Read),
+    Parity(Parity),
+    Preset(Preset),
+}
+
+/// Meta-train a model, or go on with a training that was stopped.
+///
+/// The same command resumes where the run's last checkpoint stands, with the same result as if it
+/// had never stopped. On a terminal a dashboard is shown (q stops and saves); elsewhere one line per
+/// log interval. Ctrl-C saves and says how to go on.
+#[derive(Parser)]
+#[command(after_help = "Examples:
+  gradmem train kv-quick
+  gradmem train kv-quick --run runs/first-order memory.grad_mode=first
+  gradmem preset kv-quick > mine.toml && gradmem train mine.toml train.seed=2")]
+pub struct Train {
+    /// A preset's name (see `gradmem preset`) or a .toml file.
+    pub preset: String,
+    /// Values that override the preset's, such as memory.write_steps=5 or train.seed=2.
+    #[arg(value_name = "KEY=VALUE")]
+    pub overrides: Vec<String>,
+    /// Folder of the run: settings, metrics, checkpoints [default: runs/PRESET].
+    #[arg(long, value_name = "FOLDER")]
+    pub run: Option<PathBuf>,
+    /// Begin with the best weights of this run instead of random ones.
+    #[arg(long, value_name = "RUN")]
+    pub init_from: Option<PathBuf>,
+    /// Print lines instead of the dashboard.
+    #[arg(long)]
+    pub plain: bool,
+    #[command(flatten)]
+    pub backend: Backend,
+}
+
+/// Score a trained run on held-out samples, with any number of WRITE steps.
+#[derive(Parser)]
+#[command(after_help = "Examples:
+  gradmem eval runs/kv-quick
+  gradmem eval runs/kv-quick --write-steps 0,1,2,5..10")]
+pub struct Eval {
+    /// Folder of the run.
+    pub run: PathBuf,
+    /// Numbers of WRITE steps: a list of numbers and ranges, as in 0,1,2,5..10
+    /// [default: what the run was trained with].
+    #[arg(long, value_name = "K")]
+    pub write_steps: Option<String>,
+    /// Number of samples [default: the run's data.valid_samples].
+    #[arg(long)]
+    pub samples: Option<usize>,
+    /// Print one JSON object a line instead of a table.
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    pub backend: Backend,
+}
+
+/// Write a context file into a memory file.
+///
+/// A line break at the very end of the file is not part of the context.
+#[derive(Parser)]
+pub struct Write {
+    /// The context; - for standard input.
+    pub context: PathBuf,
+    /// The memory file to make.
+    #[arg(long, short, value_name = "FILE")]
+    pub output: PathBuf,
+    /// Folder of the trained run whose model writes.
+    #[arg(long, value_name = "RUN")]
+    pub model: PathBuf,
+    /// Number of WRITE steps [default: what the run was trained with].
+    #[arg(long, value_name = "K")]
+    pub write_steps: Option<usize>,
+    #[command(flatten)]
+    pub backend: Backend,
+}
+
+/// Ask a memory file a question; the answer is decoded greedily.
+#[derive(Parser)]
+pub struct Read {
+    /// The memory file.
+    pub memory: PathBuf,
+    /// The query, as the task writes it; for key-value pairs such as '?!b:'.
+    pub question: String,
+    /// Folder of the trained run whose model wrote the memory.
+    #[arg(long, value_name = "RUN")]
+    pub model: PathBuf,
+    /// Longest answer, in tokens.
+    #[arg(long, default_value_t = 64)]
+    pub max_tokens: usize,
+    #[command(flatten)]
+    pub backend: Backend,
+}
+
+/// Reproduce another implementation's numbers: losses, logits, memory and every gradient.
+///
+/// The folder holds config.json, model.safetensors, batch.safetensors and expected.safetensors. Prints
+/// max |a - b| / max(0.001, max |b|) for each tensor; the exit status is 0 only if all are within the
+/// tolerance.
+#[derive(Parser)]
+pub struct Parity {
+    /// The folder.
+    pub folder: PathBuf,
+    /// Largest relative error allowed.
+    #[arg(long, default_value_t = 1e-4)]
+    pub tolerance: f64,
+    #[command(flatten)]
+    pub backend: Backend,
+}
+
+/// List the presets, or print one to copy and edit.
+#[derive(Parser)]
+pub struct Preset {
+    /// The preset to print.
+    pub name: Option<String>,
+}
+
+#[derive(clap::Args)]
+pub struct Backend {
+    /// Where to compute: flex, ndarray (CPU), wgpu, vulkan, metal, cuda (GPU). Others than flex need a
+    /// build with the cargo feature of that name.
+    #[arg(long = "backend", value_name = "NAME", default_value = "flex")]
+    pub name: String,
+}

@@ -1,0 +1,87 @@
+//! A memory as a file: its vectors, and what wrote them.
+
+use std::collections::HashMap;
+use std::path::Path;
+
+use burn::tensor::backend::Backend;
+use burn::tensor::{Tensor, TensorData};
+use sha2::{Digest, Sha256};
+
+use super::{GradMem, Memory};
+use crate::error::Error;
+use crate::files::write_atomically;
+use crate::model::CausalLm;
+use crate::model::weights::{self, Tensors};
+
+/// The tensor that holds the vectors, `[batch, memory_tokens, d_model]`.
+const VECTORS: &str = "memory";
+const FORMAT: &str = "gradmem-memory-1";
+
+impl<B: Backend, M: CausalLm<B>> GradMem<B, M> {
+    /// A short hash of all weights; a memory can only be read by the model that wrote it.
+    pub fn fingerprint(&self) -> String {
+        let mut hash = Sha256::new();
+        for (name, data) in weights::parameters(self) {
+            hash.update(name.as_bytes());
+            hash.update(format!("{:?}", data.shape).as_bytes());
+            hash.update(&*data.bytes);
+        }
+        let digest = hash.finalize();
+        digest[..8].iter().map(|b| format!("{b:02x}")).collect()
+    }
+
+    /// Saves a memory as `.safetensors`, with this model's fingerprint, K and α.
+    ///
+    /// # Errors
+    ///
+    /// If the file cannot be written; what was there before then stays.
+    pub fn save_memory(&self, memory: &Memory<B>, path: impl AsRef<Path>) -> Result<(), Error> {
+        let metadata = HashMap::from(
+            [
+                ("format", FORMAT.to_string()),
+                ("model", self.fingerprint()),
+                ("write_steps", self.config.write_steps.to_string()),
+                ("write_lr", self.config.write_lr.to_string()),
+            ]
+            .map(|(key, value)| (key.to_string(), value)),
+        );
+        let tensors = [(VECTORS.to_string(), memory.vectors.to_data())];
+        write_atomically(path, &weights::encode(&tensors, metadata)?)
+    }
+
+    /// Loads a memory this model wrote.
+    ///
+    /// # Errors
+    ///
+    /// If the file is no memory, is damaged, or was written by another model.
+    pub fn load_memory(&self, path: impl AsRef<Path>) -> Result<Memory<B>, Error> {
+        let path = path.as_ref();
+        let file = Tensors::open(path)?;
+        let metadata = file.metadata()?;
+        if metadata.get("format").map(String::as_str) != Some(FORMAT) {
+            return Err(Error::file(path, "is not a memory file"));
+        }
+        let (ours, theirs) = (self.fingerprint(), metadata.get("model"));
+        if theirs != Some(&ours) {
+            let theirs = theirs.map_or("unknown", String::as_str);
+            return Err(Error::file(
+                path,
+                format!("was written by model {theirs}, but this is model {ours}"),
+            ));
+        }
+        let data = file.get(VECTORS)?;
+        let expected = [self.config.memory_tokens, self.model.d_model()];
+        if data.shape.num_dims() != 3 || data.shape[1..] != expected {
+            return Err(Error::file(
+                path,
+                format!("holds {:?}, not [batch, {}, {}]", data.shape, expected[0], expected[1]),
+            ));
+        }
+        if data.iter::<f64>().any(|value| !value.is_finite()) {
+            return Err(Error::file(path, "holds numbers that are not finite"));
+        }
+        let (device, dtype) = (self.mem.val().device(), self.mem.val().dtype());
+        let data: TensorData = data.convert_dtype(dtype);
+        Ok(Memory::from_vectors(Tensor::from_data(data, (&device, dtype))))
+    }
+}

@@ -1,0 +1,326 @@
+//! A run on disk, so that it can go on where it stopped.
+//!
+//! | file | holds |
+//! |---|---|
+//! | `config.toml` | every setting of the run |
+//! | `tokenizer.json` | the task's tokenizer |
+//! | `metrics.jsonl` | a line for each log interval and each evaluation |
+//! | `best.safetensors` | the weights with the best validation metric |
+//! | `last.safetensors` | the latest weights and the run's state |
+//! | `optimizer-STEP.bin` | the optimizer's moments at that state |
+//!
+//! `last.safetensors` names its optimizer file and that file's hash, and is written after it in one
+//! move: whatever moment a run dies at, the two fit together.
+
+use std::collections::HashMap;
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use burn::module::{Module, ModuleMapper, Param, ParamId, list_param_ids};
+use burn::record::{BinBytesRecorder, FullPrecisionSettings, Record, Recorder};
+use burn::tensor::Tensor;
+use burn::tensor::backend::Backend;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use super::config::RunConfig;
+use super::metrics::Scores;
+use crate::data::KvConfig;
+use crate::error::Error;
+use crate::files::write_atomically;
+use crate::model::weights::{self, Tensors};
+
+/// The key of the state in a checkpoint's metadata.
+const STATE: &str = "gradmem_run";
+
+/// Where a run stands.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct RunState {
+    /// Optimizer steps taken.
+    pub step: usize,
+    /// The best validation metric so far, and the step it was reached at.
+    pub best: Option<(f64, usize)>,
+    /// Whether `stop_value` was reached.
+    pub reached: bool,
+    /// Training scores since the last line of the log.
+    pub since_log: Scores,
+    /// Ids of the parameters, in the model's order: the optimizer's state is kept by them.
+    parameter_ids: Vec<u64>,
+    /// Hash of the optimizer's file.
+    optimizer_hash: String,
+}
+
+/// A run's folder.
+#[derive(Debug)]
+pub struct RunFolder {
+    path: PathBuf,
+    /// Held while a training runs in the folder.
+    lock: Option<File>,
+}
+
+type Bytes = BinBytesRecorder<FullPrecisionSettings>;
+
+impl RunFolder {
+    /// A folder with a run in it, to read from.
+    ///
+    /// # Errors
+    ///
+    /// If there is none.
+    pub fn open(path: impl AsRef<Path>) -> Result<Self, Error> {
+        let path = path.as_ref();
+        if !path.join("config.toml").is_file() {
+            return Err(Error::file(
+                path,
+                "is not a run folder (it has no config.toml); `gradmem train` makes one",
+            ));
+        }
+        Ok(Self {
+            path: path.into(),
+            lock: None,
+        })
+    }
+
+    /// The folder for a training: a new one, or one of the same configuration to go on with. Only the
+    /// number of steps and the stop may differ from what the folder holds.
+    ///
+    /// # Errors
+    ///
+    /// If the folder belongs to another configuration, another process trains in it, or it holds other
+    /// things than a run.
+    pub fn for_training(path: impl AsRef<Path>, config: &RunConfig) -> Result<Self, Error> {
+        const MAY_CHANGE: [&str; 3] = ["train.steps", "train.stop_metric", "train.stop_value"];
+        let path = path.as_ref();
+        let config_file = path.join("config.toml");
+        if config_file.exists() {
+            let existing = RunConfig::open(&config_file)?;
+            let differs = config
+                .differences(&existing)
+                .into_iter()
+                .find(|(key, ..)| !MAY_CHANGE.contains(&key.as_str()));
+            if let Some((key, ours, theirs)) = differs {
+                return Err(Error::file(
+                    path,
+                    format!(
+                        "is a run with {key} = {theirs}, not {ours}: \
+                         use its values, or another folder with --run"
+                    ),
+                ));
+            }
+        } else if path.is_dir() {
+            let mut entries = std::fs::read_dir(path).map_err(Error::io(path, "cannot read"))?;
+            if entries.next().is_some() {
+                return Err(Error::file(
+                    path,
+                    "is neither empty nor a run folder: name another one with --run",
+                ));
+            }
+        }
+        std::fs::create_dir_all(path).map_err(Error::io(path, "cannot make the folder"))?;
+        let lock_file = path.join(".lock");
+        let lock = OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(&lock_file)
+            .map_err(Error::io(&lock_file, "cannot open"))?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                return Err(Error::file(path, "is being trained in by another process"));
+            }
+            Err(TryLockError::Error(e)) => return Err(Error::io(&lock_file, "cannot lock")(e)),
+        }
+        write_atomically(&config_file, config.to_toml()?.as_bytes())?;
+        let tokenizer = KvConfig::tokenizer()?;
+        write_atomically(path.join("tokenizer.json"), tokenizer.to_json()?.as_bytes())?;
+        Ok(Self {
+            path: path.into(),
+            lock: Some(lock),
+        })
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The run's settings.
+    pub fn config(&self) -> Result<RunConfig, Error> {
+        RunConfig::open(self.path.join("config.toml"))
+    }
+
+    /// Whether there is a state to go on from.
+    pub fn has_state(&self) -> bool {
+        self.path.join("last.safetensors").exists()
+    }
+
+    /// Fills `module` with the best weights, or with the latest ones if no evaluation chose any.
+    ///
+    /// # Errors
+    ///
+    /// If there are none yet, or they are damaged or of another model.
+    pub fn load_best<B: Backend, M: Module<B>>(&self, module: M) -> Result<M, Error> {
+        let best = self.path.join("best.safetensors");
+        let last = self.path.join("last.safetensors");
+        match [best, last].into_iter().find(|path| path.exists()) {
+            Some(path) => Tensors::open(path)?.fill(module),
+            None => Err(Error::file(
+                &self.path,
+                "has no weights yet: its training has not reached a checkpoint",
+            )),
+        }
+    }
+
+    /// Replaces the best weights.
+    pub fn save_best<B: Backend, M: Module<B>>(
+        &self,
+        module: &M,
+        state: &RunState,
+    ) -> Result<(), Error> {
+        let bytes = weights::encode(&weights::parameters(module), metadata(state)?)?;
+        write_atomically(self.path.join("best.safetensors"), &bytes)
+    }
+
+    /// Replaces the latest weights and state; `optimizer` is its record.
+    pub fn save_last<B: Backend, M: Module<B>, R: Record<B>>(
+        &self,
+        module: &M,
+        optimizer: R,
+        state: &RunState,
+    ) -> Result<(), Error> {
+        let optimizer = Recorder::<B>::record(&Bytes::default(), optimizer, ())
+            .map_err(|e| Error::Failed(format!("the optimizer's state cannot be saved: {e}")))?;
+        let state = RunState {
+            parameter_ids: list_param_ids(module).iter().map(|id| id.val()).collect(),
+            optimizer_hash: hash(&optimizer),
+            ..state.clone()
+        };
+        write_atomically(self.optimizer_file(state.step), &optimizer)?;
+        let bytes = weights::encode(&weights::parameters(module), metadata(&state)?)?;
+        write_atomically(self.path.join("last.safetensors"), &bytes)?;
+        self.remove_optimizers_except(state.step);
+        Ok(())
+    }
+
+    /// Reads the latest weights, the optimizer's record and the state.
+    ///
+    /// # Errors
+    ///
+    /// If any of the files is missing, cut short, or not of this run.
+    pub fn load_last<B: Backend, M: Module<B>, R: Record<B>>(
+        &self,
+        module: M,
+        device: &B::Device,
+    ) -> Result<(M, R, RunState), Error> {
+        let path = self.path.join("last.safetensors");
+        let tensors = Tensors::open(&path)?;
+        let state = tensors.metadata()?.remove(STATE);
+        let state: RunState = state
+            .and_then(|state| serde_json::from_str(&state).ok())
+            .ok_or_else(|| Error::file(&path, "is not a checkpoint of this program"))?;
+        let module = tensors.fill(module)?;
+        let mut ids = Ids {
+            ids: state.parameter_ids.iter().copied(),
+        };
+        let module = module.map(&mut ids);
+
+        let optimizer_file = self.optimizer_file(state.step);
+        let optimizer =
+            std::fs::read(&optimizer_file).map_err(Error::io(&optimizer_file, "cannot read"))?;
+        let damaged = || Error::file(&optimizer_file, "is not the file this run wrote");
+        if hash(&optimizer) != state.optimizer_hash {
+            return Err(damaged());
+        }
+        let record = Recorder::<B>::load(&Bytes::default(), optimizer, device);
+        Ok((module, record.map_err(|_| damaged())?, state))
+    }
+
+    /// Opens the log of metrics, and drops from it what came after `step`: a run that goes on from
+    /// `step` will write that again.
+    pub fn metrics(&self, step: usize) -> Result<MetricsLog, Error> {
+        let path = self.path.join("metrics.jsonl");
+        let text = match std::fs::read_to_string(&path) {
+            Ok(text) => text,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => String::new(),
+            Err(e) => return Err(Error::io(&path, "cannot read")(e)),
+        };
+        let kept: String = text
+            .lines()
+            .filter(|line| {
+                let line: Option<serde_json::Value> = serde_json::from_str(line).ok();
+                let at = line.and_then(|line| line.get("step")?.as_u64());
+                at.is_some_and(|at| at <= step as u64)
+            })
+            .map(|line| format!("{line}\n"))
+            .collect();
+        write_atomically(&path, kept.as_bytes())?;
+        let file = OpenOptions::new().append(true).open(&path);
+        Ok(MetricsLog {
+            file: file.map_err(Error::io(&path, "cannot open"))?,
+            path,
+        })
+    }
+
+    fn optimizer_file(&self, step: usize) -> PathBuf {
+        self.path.join(format!("optimizer-{step}.bin"))
+    }
+
+    fn remove_optimizers_except(&self, step: usize) {
+        let keep = self.optimizer_file(step);
+        let Ok(entries) = std::fs::read_dir(&self.path) else {
+            return;
+        };
+        for entry in entries.flatten() {
+            let name = entry.file_name();
+            let name = name.to_string_lossy();
+            let old = name.starts_with("optimizer-") && entry.path() != keep;
+            let unfinished = name.starts_with('.') && name.ends_with(".tmp");
+            if self.lock.is_some() && (old || unfinished) {
+                // Left over at worst; the next checkpoint tries again.
+                std::fs::remove_file(entry.path()).ok();
+            }
+        }
+    }
+}
+
+/// `metrics.jsonl`, open at its end.
+#[derive(Debug)]
+pub struct MetricsLog {
+    file: File,
+    path: PathBuf,
+}
+
+impl MetricsLog {
+    /// Adds a line.
+    pub fn push(&mut self, line: serde_json::Value) -> Result<(), Error> {
+        let written = self.file.write_all(format!("{line}\n").as_bytes());
+        written.map_err(Error::io(&self.path, "cannot write"))
+    }
+}
+
+fn metadata(state: &RunState) -> Result<HashMap<String, String>, Error> {
+    let state = serde_json::to_string(state)
+        .map_err(|e| Error::Failed(format!("the run's state cannot be saved: {e}")))?;
+    Ok(HashMap::from([(STATE.to_string(), state)]))
+}
+
+fn hash(bytes: &[u8]) -> String {
+    Sha256::digest(bytes)
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect()
+}
+
+/// Gives a module's parameters the ids they had when their run was saved.
+struct Ids<I> {
+    ids: I,
+}
+
+impl<B: Backend, I: Iterator<Item = u64>> ModuleMapper<B> for Ids<I> {
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<B, D>>) -> Param<Tensor<B, D>> {
+        let (id, tensor, mapper) = param.consume();
+        let id = self.ids.next().map_or(id, ParamId::from);
+        Param::from_mapped_value(id, tensor, mapper)
+    }
+}

@@ -1,0 +1,387 @@
+//! A run's settings: a TOML file in four parts, and `key=value` overrides.
+
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value as Json;
+
+use super::metrics::Measure;
+use crate::data::KvConfig;
+use crate::error::{Error, require};
+use crate::memory::GradMemConfig;
+use crate::model::LlamaConfig;
+
+/// The presets that come with the crate, by name.
+const PRESETS: [(&str, &str); 1] = [("kv-quick", include_str!("../../presets/kv-quick.toml"))];
+
+/// Everything a run depends on.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct RunConfig {
+    /// What is learned.
+    pub data: DataConfig,
+    /// The language model.
+    pub model: ModelConfig,
+    /// WRITE and READ.
+    pub memory: GradMemConfig,
+    /// The outer loop.
+    pub train: TrainConfig,
+}
+
+/// A task, by its name.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "task", rename_all = "kebab-case")]
+pub enum DataConfig {
+    /// Key-value retrieval.
+    Kv(KvConfig),
+}
+
+impl Default for DataConfig {
+    fn default() -> Self {
+        Self::Kv(KvConfig::default())
+    }
+}
+
+/// A language model, by its Hugging Face type.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "model_type", rename_all = "snake_case")]
+pub enum ModelConfig {
+    /// [`Llama`](crate::model::Llama)
+    Llama(LlamaConfig),
+}
+
+impl Default for ModelConfig {
+    fn default() -> Self {
+        Self::Llama(LlamaConfig::default())
+    }
+}
+
+/// Settings of the outer loop.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct TrainConfig {
+    /// Fixes everything: initial weights, data, and so the whole run.
+    pub seed: u64,
+    /// Optimizer steps.
+    pub steps: usize,
+    /// Contexts a step.
+    pub batch_size: usize,
+    /// Parts of a batch that CPU threads work on side by side; their gradients are added in order, so
+    /// that a run depends on this number but not on the machine's.
+    pub shards: usize,
+    /// Learning rate of AdamW, constant after the warm-up.
+    pub lr: f64,
+    /// Steps over which the learning rate rises linearly from zero.
+    pub warmup_steps: usize,
+    /// Decoupled weight decay.
+    pub weight_decay: f64,
+    /// Rescales the outer gradient to at most this global L2 norm.
+    pub clip_norm: Option<f64>,
+    /// Steps between evaluations on the validation set, and between checkpoints.
+    pub eval_every: usize,
+    /// Steps between lines of the log.
+    pub log_every: usize,
+    /// Stops the run when this metric of the validation set reaches `stop_value`; it also chooses the
+    /// best checkpoint.
+    pub stop_metric: Measure,
+    /// See `stop_metric`.
+    pub stop_value: Option<f64>,
+}
+
+impl Default for TrainConfig {
+    fn default() -> Self {
+        Self {
+            seed: 0,
+            steps: 10_000,
+            batch_size: 64,
+            shards: 1,
+            lr: 1e-4,
+            warmup_steps: 0,
+            weight_decay: 0.0,
+            clip_norm: None,
+            eval_every: 500,
+            log_every: 50,
+            stop_metric: Measure::ExactMatch,
+            stop_value: None,
+        }
+    }
+}
+
+impl TrainConfig {
+    fn validate(&self) -> Result<(), Error> {
+        for (key, value) in [
+            ("steps", self.steps),
+            ("batch_size", self.batch_size),
+            ("shards", self.shards),
+            ("eval_every", self.eval_every),
+            ("log_every", self.log_every),
+        ] {
+            require(value > 0, key, value, "must be at least 1")?;
+        }
+        let lr = self.lr;
+        require(lr > 0.0 && lr <= 1.0, "lr", lr, "must be above 0 and at most 1")?;
+        let decay = self.weight_decay;
+        let fits = decay >= 0.0 && decay.is_finite();
+        require(fits, "weight_decay", decay, "must be 0 or a positive number")?;
+        if let Some(clip) = self.clip_norm {
+            let problem = "must be a positive number (leave it out for no clipping)";
+            require(clip > 0.0 && clip.is_finite(), "clip_norm", clip, problem)?;
+        }
+        if let Some(value) = self.stop_value {
+            require(value.is_finite(), "stop_value", value, "must be a number")?;
+        }
+        let items = self.steps.checked_mul(self.batch_size);
+        let problem = "steps × batch_size is more than this machine can count";
+        require(items.is_some(), "steps", self.steps, problem)
+    }
+}
+
+impl RunConfig {
+    /// A preset by name, or a TOML file by path, with `key=value` overrides applied in order.
+    ///
+    /// # Errors
+    ///
+    /// Names the key that is unknown, has a value of the wrong kind or a value that cannot work.
+    pub fn resolve(preset: &str, overrides: &[String]) -> Result<Self, Error> {
+        let text = preset_text(preset)?;
+        let mut table = parse(&text, preset)?;
+        for text in overrides {
+            apply_override(&mut table, text)?;
+        }
+        Self::from_table(table, preset)
+    }
+
+    /// Reads a whole configuration, as a run folder holds it.
+    pub fn open(path: impl AsRef<Path>) -> Result<Self, Error> {
+        let path = path.as_ref();
+        let name = path.display().to_string();
+        let text = std::fs::read_to_string(path).map_err(Error::io(path, "cannot read"))?;
+        Self::from_table(parse(&text, &name)?, &name)
+    }
+
+    /// The configuration as TOML, every value spelled out.
+    pub fn to_toml(&self) -> Result<String, Error> {
+        toml::to_string(self).map_err(|e| Error::Input(format!("configuration: {e}")))
+    }
+
+    fn from_table(table: toml::Table, name: &str) -> Result<Self, Error> {
+        let known = serde_json::to_value(Self::default()).unwrap_or_default();
+        check_keys(&table, &known, "")?;
+        let config: Self = toml::Value::Table(table)
+            .try_into()
+            .map_err(|e| Error::Input(format!("{name}: {}", one_line(&e.to_string()))))?;
+        config.validate()?;
+        Ok(config)
+    }
+
+    /// Says which value cannot work, alone or with the others.
+    pub fn validate(&self) -> Result<(), Error> {
+        let DataConfig::Kv(data) = &self.data;
+        let ModelConfig::Llama(model) = &self.model;
+        data.validate().map_err(|e| e.in_section("data"))?;
+        model.validate().map_err(|e| e.in_section("model"))?;
+        self.memory.validate().map_err(|e| e.in_section("memory"))?;
+        self.train.validate().map_err(|e| e.in_section("train"))?;
+        let tokens = KvConfig::tokenizer()?.vocab_size();
+        let vocab = model.vocab_size;
+        let problem = format!("the task has {tokens} tokens, and the model needs a row for each");
+        require(vocab >= tokens, "model.vocab_size", vocab, problem)?;
+        let longest = data.context_len().max(data.question_len());
+        let needed = longest.saturating_add(self.memory.memory_tokens);
+        let positions = model.max_position_embeddings;
+        let problem = format!(
+            "a context of {} tokens (data.pairs = {}) or a question of {} behind {} memory vectors \
+             needs {needed} positions",
+            data.context_len(),
+            data.pairs,
+            data.question_len(),
+            self.memory.memory_tokens
+        );
+        let key = "model.max_position_embeddings";
+        require(needed <= positions, key, positions, problem)
+    }
+
+    /// The keys whose values differ from `other`'s, with both values.
+    pub fn differences(&self, other: &Self) -> Vec<(String, String, String)> {
+        let json = |config: &Self| serde_json::to_value(config).unwrap_or_default();
+        let mut found = Vec::new();
+        compare("", &json(self), &json(other), &mut found);
+        found
+    }
+}
+
+/// The names and texts of the presets that come with the crate.
+pub fn presets() -> impl Iterator<Item = (&'static str, &'static str)> {
+    PRESETS.into_iter()
+}
+
+fn preset_text(preset: &str) -> Result<String, Error> {
+    if let Some((_, text)) = PRESETS.iter().find(|(name, _)| *name == preset) {
+        return Ok((*text).into());
+    }
+    if preset.ends_with(".toml") {
+        return std::fs::read_to_string(preset).map_err(Error::io(preset, "cannot read"));
+    }
+    let names: Vec<_> = PRESETS.iter().map(|(name, _)| *name).collect();
+    Err(Error::Input(format!(
+        "unknown preset `{preset}`: it is neither one of {} nor a .toml file",
+        names.join(", ")
+    )))
+}
+
+fn parse(text: &str, name: &str) -> Result<toml::Table, Error> {
+    text.parse().map_err(|e: toml::de::Error| {
+        let line = e.span().map_or(1, |span| {
+            1 + text[..span.start.min(text.len())].matches('\n').count()
+        });
+        Error::Input(format!("{name}, line {line}: {}", one_line(e.message())))
+    })
+}
+
+fn apply_override(table: &mut toml::Table, text: &str) -> Result<(), Error> {
+    let Some((key, value)) = text.split_once('=') else {
+        return Err(Error::Input(format!(
+            "override `{text}` is not KEY=VALUE (for example memory.write_steps=5)"
+        )));
+    };
+    let (key, value) = (key.trim(), value.trim());
+    let parsed = format!("value = {value}").parse::<toml::Table>();
+    let value = match parsed.ok().and_then(|mut table| table.remove("value")) {
+        Some(value) => value,
+        // A word without quotes is a word.
+        None => toml::Value::String(value.into()),
+    };
+    let mut parts: Vec<&str> = key.split('.').collect();
+    let last = parts.pop().unwrap_or_default();
+    let mut section = table;
+    for part in parts {
+        let entry = section
+            .entry(part)
+            .or_insert_with(|| toml::Value::Table(toml::Table::new()));
+        let toml::Value::Table(inner) = entry else {
+            return Err(Error::config(key, &value, format!("`{part}` is no section")));
+        };
+        section = inner;
+    }
+    section.insert(last.into(), value);
+    Ok(())
+}
+
+/// Fails on the first key of `table` that the configuration does not have.
+fn check_keys(table: &toml::Table, known: &Json, path: &str) -> Result<(), Error> {
+    for (key, value) in table {
+        let full = match path {
+            "" => key.clone(),
+            _ => format!("{path}.{key}"),
+        };
+        match (known.get(key), value) {
+            (None, _) => {
+                let names: Vec<_> = known
+                    .as_object()
+                    .map(|o| o.keys().map(String::as_str).collect())
+                    .unwrap_or_default();
+                let place = if path.is_empty() { "the file" } else { path };
+                return Err(Error::Input(format!(
+                    "unknown key `{full}`: {place} has {}",
+                    names.join(", ")
+                )));
+            }
+            (Some(inner @ Json::Object(_)), toml::Value::Table(table)) => {
+                check_keys(table, inner, &full)?;
+            }
+            (Some(Json::Object(_)), value) => {
+                return Err(Error::config(full, value, "must be a section"));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+fn compare(path: &str, a: &Json, b: &Json, found: &mut Vec<(String, String, String)>) {
+    match (a, b) {
+        (Json::Object(a), Json::Object(b)) => {
+            let keys: std::collections::BTreeSet<_> = a.keys().chain(b.keys()).collect();
+            for key in keys {
+                let full = match path {
+                    "" => key.clone(),
+                    _ => format!("{path}.{key}"),
+                };
+                let null = Json::Null;
+                let (a, b) = (a.get(key).unwrap_or(&null), b.get(key).unwrap_or(&null));
+                compare(&full, a, b, found);
+            }
+        }
+        _ if a != b => found.push((path.into(), a.to_string(), b.to_string())),
+        _ => {}
+    }
+}
+
+fn one_line(text: &str) -> String {
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn fails(preset: &str, overrides: &[&str]) -> String {
+        let overrides: Vec<String> = overrides.iter().map(|o| o.to_string()).collect();
+        let error = RunConfig::resolve(preset, &overrides).unwrap_err();
+        assert!(error.is_user_error());
+        let text = error.to_string();
+        assert!(!text.contains('\n'), "more than one line: {text}");
+        text
+    }
+
+    #[test]
+    fn every_preset_resolves_and_survives_its_own_toml() {
+        for (name, _) in presets() {
+            let config = RunConfig::resolve(name, &[]).unwrap();
+            let again = parse(&config.to_toml().unwrap(), name).unwrap();
+            let again = RunConfig::from_table(again, name).unwrap();
+            assert_eq!(config, again);
+            assert!(config.differences(&again).is_empty());
+        }
+    }
+
+    #[test]
+    fn overrides_reach_every_section() {
+        let overrides = ["memory.write_steps=5", "train.lr = 1e-4", "memory.grad_mode=first"];
+        let overrides = overrides.map(String::from);
+        let config = RunConfig::resolve("kv-quick", &overrides).unwrap();
+        assert_eq!(config.memory.write_steps, 5);
+        assert_eq!(config.train.lr, 1e-4);
+        let base = RunConfig::resolve("kv-quick", &[]).unwrap();
+        let keys: Vec<_> = base.differences(&config).into_iter().map(|d| d.0).collect();
+        assert_eq!(keys, ["memory.grad_mode", "memory.write_steps", "train.lr"]);
+    }
+
+    #[test]
+    fn mistakes_are_named_on_one_line() {
+        assert!(fails("kv-quik", &[]).contains("unknown preset `kv-quik`"));
+        assert!(fails("kv-quick", &["memory.stepz=2"]).contains("unknown key `memory.stepz`"));
+        assert!(fails("kv-quick", &["memory.write_steps"]).contains("not KEY=VALUE"));
+        assert!(fails("kv-quick", &["memory.write_steps=many"]).contains("write_steps"));
+        assert!(fails("kv-quick", &["memory.write_steps=-1"]).contains("write_steps"));
+        assert!(fails("kv-quick", &["memory=3"]).contains("must be a section"));
+        for (key, value, word) in [
+            ("memory.write_lr", "-0.5", "positive"),
+            ("memory.write_lr", "nan", "positive"),
+            ("memory.memory_tokens", "0", "at least 1"),
+            ("memory.inner_clip_norm", "0", "positive"),
+            ("data.pairs", "0", "at least 1"),
+            ("data.pairs", "63", "only 62 different keys"),
+            ("data.queries_per_context", "5", "at most data.pairs"),
+            ("model.hidden_size", "65", "multiple of num_attention_heads"),
+            ("model.num_attention_heads", "0", "at least 1"),
+            ("model.max_position_embeddings", "28", "needs 29 positions"),
+            ("model.vocab_size", "69", "70 tokens"),
+            ("train.lr", "nan", "above 0"),
+            ("train.batch_size", "0", "at least 1"),
+        ] {
+            let text = fails("kv-quick", &[&format!("{key}={value}")]);
+            assert!(text.contains(key) && text.contains(word), "{text}");
+        }
+    }
+}

@@ -1,0 +1,341 @@
+//! One step of training and one of evaluation, as burn-train calls them.
+
+use burn::module::{AutodiffModule, Module, ModuleDisplay, ModuleVisitor, Param};
+use burn::optim::{GradientsAccumulator, GradientsParams};
+use burn::tensor::backend::{AutodiffBackend, Backend};
+use burn::tensor::Tensor;
+use burn::train::{InferenceStep, ItemLazy, TrainOutput, TrainStep};
+use rayon::prelude::*;
+
+use super::metrics::{Measure, Scores};
+use crate::data::Batch;
+use crate::error::Error;
+use crate::memory::{GradMem, Memory, Outer};
+use crate::model::Writable;
+
+/// A [`GradMem`] and how its outer loop steps.
+#[derive(Module, Debug)]
+pub struct MetaLearner<B: Backend, M> {
+    /// What is trained.
+    pub gradmem: GradMem<B, M>,
+    #[module(skip)]
+    shards: usize,
+    #[module(skip)]
+    clip_norm: Option<f64>,
+}
+
+impl<B: Backend, M> MetaLearner<B, M> {
+    /// Works on each batch in `shards` parts at once, and clips the outer gradient to a global norm.
+    pub fn new(gradmem: GradMem<B, M>, shards: usize, clip_norm: Option<f64>) -> Self {
+        Self {
+            gradmem,
+            shards,
+            clip_norm,
+        }
+    }
+}
+
+/// What a step measured, or why it could not be taken.
+#[derive(Clone, Debug)]
+pub struct StepOutput {
+    /// The measures of the batch.
+    pub scores: Scores,
+    /// What went wrong; the gradients of such a step are not to be used.
+    pub error: Option<Fault>,
+}
+
+/// Why a step could not be taken.
+#[derive(Clone, Debug)]
+pub enum Fault {
+    /// The batch could not be made or did not fit the model.
+    Error(Error),
+    /// WRITE left the finite numbers in this sample of the batch; `value` says which number.
+    NotFinite {
+        /// Index in the batch.
+        sample: usize,
+        /// The quantity and its value.
+        value: String,
+    },
+}
+
+impl ItemLazy for StepOutput {
+    type ItemSync = Scores;
+
+    fn sync(self) -> Scores {
+        self.scores
+    }
+}
+
+impl StepOutput {
+    fn of(result: Result<Scores, Fault>) -> Self {
+        let (scores, error) = match result {
+            Ok(scores) => (scores, None),
+            Err(fault) => (Scores::default(), Some(fault)),
+        };
+        Self { scores, error }
+    }
+}
+
+impl<B, M> TrainStep for MetaLearner<B, M>
+where
+    B: AutodiffBackend,
+    M: Writable<B> + AutodiffModule<B>,
+    M::InnerModule: ModuleDisplay,
+{
+    type Input = Result<Batch<B>, Error>;
+    type Output = StepOutput;
+
+    fn step(&self, batch: Self::Input) -> TrainOutput<StepOutput> {
+        let (grads, result) = match batch.map_err(Fault::Error).and_then(|b| self.gradients(b)) {
+            Ok((grads, scores)) => (grads, Ok(scores)),
+            Err(fault) => (GradientsParams::new(), Err(fault)),
+        };
+        TrainOutput {
+            grads,
+            item: StepOutput::of(result),
+        }
+    }
+}
+
+impl<B, M> InferenceStep for MetaLearner<B, M>
+where
+    B: Backend,
+    M: Writable<B>,
+{
+    type Input = Result<Batch<B>, Error>;
+    type Output = StepOutput;
+
+    fn step(&self, batch: Self::Input) -> StepOutput {
+        let scores = batch
+            .map_err(Fault::Error)
+            .and_then(|batch| evaluate(&self.gradmem, batch, self.shards));
+        StepOutput::of(scores)
+    }
+}
+
+impl<B, M> MetaLearner<B, M>
+where
+    B: AutodiffBackend,
+    M: Writable<B> + AutodiffModule<B>,
+    M::InnerModule: ModuleDisplay,
+{
+    /// The batch's clipped outer gradient and its scores.
+    fn gradients(&self, batch: Batch<B>) -> Result<(GradientsParams, Scores), Fault> {
+        let samples = batch.len() as f64;
+        let labelled = labelled(&batch);
+        let parts = batch.split(self.shards);
+        // Each part gets weights of its own to differentiate, so that the parts' graphs never meet.
+        let work: Vec<_> = match parts.len() {
+            1 => parts.into_iter().map(|p| (self.gradmem.clone(), p)).collect(),
+            _ => parts
+                .into_iter()
+                .map(|p| (self.gradmem.clone().fork(&p.contexts.device()), p))
+                .collect(),
+        };
+        let starts = starts(work.iter().map(|(_, part)| part.len()));
+        let results: Vec<_> = side_by_side(work, |(gradmem, part)| {
+            let read_share = self::labelled(&part) / labelled;
+            let write_share = part.len() as f64 / samples;
+            let outer = outer(&gradmem, &part)?;
+            let scores = scores(&outer, &part)?;
+            let loss = outer.read_loss.mul_scalar(read_share);
+            let loss = match outer.write_term {
+                Some(term) => loss + term.mul_scalar(write_share),
+                None => loss,
+            };
+            let grads = GradientsParams::from_grads(loss.backward(), &gradmem);
+            Ok((grads, scores))
+        });
+        let mut total = Scores::default();
+        let mut sum = GradientsAccumulator::new();
+        for (result, start) in results.into_iter().zip(starts) {
+            let (grads, scores) = result.map_err(|fault: Fault| fault.shift(start))?;
+            total.merge(&scores);
+            sum.accumulate(&self.gradmem, grads);
+        }
+        let grads = sum.grads();
+        Ok(match self.clip_norm {
+            Some(clip) => (clip_global_norm(grads, &self.gradmem, clip), total),
+            None => (grads, total),
+        })
+    }
+}
+
+impl Fault {
+    /// The same fault, of a part whose samples begin at `start` of the batch.
+    fn shift(self, start: usize) -> Self {
+        match self {
+            Self::NotFinite { sample, value } => Self::NotFinite {
+                sample: sample + start,
+                value,
+            },
+            other => other,
+        }
+    }
+}
+
+/// Scores of a batch on a backend without outer tape, WRITE loss at M_K included.
+///
+/// # Errors
+///
+/// If the batch does not fit the model, or WRITE leaves the finite numbers.
+pub fn evaluate<B: Backend, M: Writable<B>>(
+    gradmem: &GradMem<B, M>,
+    batch: Batch<B>,
+    shards: usize,
+) -> Result<Scores, Fault> {
+    let parts = batch.split(shards);
+    let starts = starts(parts.iter().map(Batch::len));
+    let work: Vec<_> = parts.into_iter().map(|p| (gradmem.clone(), p)).collect();
+    let results = side_by_side(work, |(gradmem, part)| {
+        let outer = outer(&gradmem, &part)?;
+        let mut scores = scores(&outer, &part)?;
+        let after = gradmem
+            .write_loss(&outer.memory, part.contexts.clone())
+            .map_err(Fault::Error)?;
+        let after = finite(&after, "loss after the last step")?;
+        scores.add(Measure::WriteLossAfter, after.iter().sum(), after.len());
+        if outer.memory.losses.is_empty() {
+            // Without a step, M_K is M0.
+            scores.add(Measure::WriteLossBefore, after.iter().sum(), after.len());
+        }
+        Ok(scores)
+    });
+    let mut total = Scores::default();
+    for (result, start) in results.into_iter().zip(starts) {
+        total.merge(&result.map_err(|fault: Fault| fault.shift(start))?);
+    }
+    Ok(total)
+}
+
+fn side_by_side<W: Send, R: Send>(work: Vec<W>, run: impl Fn(W) -> R + Send + Sync) -> Vec<R> {
+    match work.len() {
+        1 => work.into_iter().map(run).collect(),
+        _ => work.into_par_iter().map(run).collect(),
+    }
+}
+
+/// Where each part begins, given their lengths.
+fn starts(lengths: impl Iterator<Item = usize>) -> Vec<usize> {
+    lengths
+        .scan(0, |start, len| {
+            let here = *start;
+            *start += len;
+            Some(here)
+        })
+        .collect()
+}
+
+fn outer<B: Backend, M: Writable<B>>(
+    gradmem: &GradMem<B, M>,
+    batch: &Batch<B>,
+) -> Result<Outer<B>, Fault> {
+    gradmem
+        .outer(
+            batch.contexts.clone(),
+            batch.queries.clone(),
+            batch.labels.clone(),
+        )
+        .map_err(Fault::Error)
+}
+
+fn labelled<B: Backend>(batch: &Batch<B>) -> f64 {
+    let labels = batch.labels.to_data();
+    labels.iter::<i64>().filter(|label| *label >= 0).count() as f64
+}
+
+/// Reads a step's numbers back to the host and checks WRITE's.
+fn scores<B: Backend>(outer: &Outer<B>, batch: &Batch<B>) -> Result<Scores, Fault> {
+    let mut scores = Scores::default();
+    let Memory {
+        losses, grad_norms, ..
+    } = &outer.memory;
+    for (k, (loss, norm)) in losses.iter().zip(grad_norms).enumerate() {
+        let loss = finite(loss, &format!("loss before step {k}"))?;
+        let norm = finite(norm, &format!("gradient of step {k}"))?;
+        if k == 0 {
+            scores.add(Measure::WriteLossBefore, loss.iter().sum(), loss.len());
+        }
+        scores.add(Measure::InnerGradNorm, norm.iter().sum(), norm.len());
+    }
+    let labels = labelled(batch) as usize;
+    let read_loss: f64 = outer.read_loss.to_data().iter::<f64>().sum();
+    scores.add(Measure::ReadLoss, read_loss * labels as f64, labels);
+
+    let predicted = outer.logits.clone().detach().argmax(2).to_data();
+    let predicted: Vec<i64> = predicted.iter::<i64>().collect();
+    let seq = batch.labels.dims()[1];
+    let (mut tokens, mut hits, mut matches) = (0, 0, 0);
+    for (labels, predicted) in batch.scored.iter().zip(predicted.chunks(seq + 1)) {
+        let scored = labels.iter().zip(predicted).filter(|(label, _)| **label >= 0);
+        let (count, right) = scored.fold((0, 0), |(count, right), (label, predicted)| {
+            (count + 1, right + usize::from(label == predicted))
+        });
+        tokens += count;
+        hits += right;
+        matches += usize::from(right == count);
+    }
+    scores.add(Measure::TokenAccuracy, hits as f64, tokens);
+    scores.add(Measure::ExactMatch, matches as f64, batch.scored.len());
+    Ok(scores)
+}
+
+/// The values of `[batch]`, if all are finite.
+fn finite<B: Backend>(values: &Tensor<B, 1>, what: &str) -> Result<Vec<f64>, Fault> {
+    let values: Vec<f64> = values.to_data().iter::<f64>().collect();
+    match values.iter().position(|value| !value.is_finite()) {
+        None => Ok(values),
+        Some(sample) => Err(Fault::NotFinite {
+            sample,
+            value: format!("{} ({what})", values[sample]),
+        }),
+    }
+}
+
+/// Rescales all gradients together to an L2 norm of at most `clip`.
+fn clip_global_norm<B: AutodiffBackend, M: AutodiffModule<B>>(
+    mut grads: GradientsParams,
+    module: &M,
+    clip: f64,
+) -> GradientsParams {
+    struct Squares<'a, B: AutodiffBackend> {
+        grads: &'a GradientsParams,
+        sum: Option<Tensor<B::InnerBackend, 1>>,
+    }
+    impl<B: AutodiffBackend> ModuleVisitor<B> for Squares<'_, B> {
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
+            if let Some(grad) = self.grads.get::<B::InnerBackend, D>(param.id) {
+                let squares = grad.square().sum();
+                self.sum = Some(match self.sum.take() {
+                    Some(sum) => sum + squares,
+                    None => squares,
+                });
+            }
+        }
+    }
+    struct Scale<'a> {
+        grads: &'a mut GradientsParams,
+        factor: f64,
+    }
+    impl<B: AutodiffBackend> ModuleVisitor<B> for Scale<'_> {
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
+            if let Some(grad) = self.grads.remove::<B::InnerBackend, D>(param.id) {
+                self.grads
+                    .register(param.id, grad.mul_scalar(self.factor));
+            }
+        }
+    }
+    let mut squares = Squares::<B> {
+        grads: &grads,
+        sum: None,
+    };
+    module.visit(&mut squares);
+    let sum = squares.sum.map(|sum| sum.to_data().iter::<f64>().sum::<f64>());
+    let norm = sum.unwrap_or(0.0).sqrt();
+    if norm > clip {
+        let factor = clip / (norm + 1e-6);
+        let grads = &mut grads;
+        module.visit(&mut Scale { grads, factor });
+    }
+    grads
+}

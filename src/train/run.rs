@@ -1,0 +1,216 @@
+//! A run from its settings to its result.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use burn::backend::Autodiff;
+use burn::data::dataloader::DataLoaderBuilder;
+use burn::optim::AdamWConfig;
+use burn::optim::Optimizer;
+use burn::optim::lr_scheduler::linear::{LinearLrScheduler, LinearLrSchedulerConfig};
+use burn::tensor::backend::Backend;
+use burn::train::metric::LearningRateMetric;
+use burn::train::{Interrupter, Learner, SupervisedTraining, TrainingStrategy};
+use gradmem_kernels::AttentionBackend;
+
+use super::checkpoint::{RunFolder, RunState};
+use super::config::{DataConfig, ModelConfig, RunConfig, TrainConfig};
+use super::learner::{Fault, MetaLearner, evaluate};
+use super::metrics::{Measure, MeasureMetric, Scores};
+use super::render::{LineRenderer, dashboard};
+use super::strategy::{Components, MetaTraining, NoMetricLogger, Outcome, SharedOptimizer};
+use crate::data::{Cycle, ExampleBatcher, KvConfig, KvDataset, Split};
+use crate::error::Error;
+use crate::memory::GradMem;
+use crate::model::Llama;
+
+/// What a training is started with, beside its settings.
+#[derive(Clone, Default)]
+pub struct TrainOptions {
+    /// Begins with the best weights of this run instead of random ones.
+    pub init_from: Option<PathBuf>,
+    /// Shows lines even on a terminal.
+    pub plain: bool,
+    /// Stops the training when asked to.
+    pub interrupter: Interrupter,
+}
+
+/// Trains, or goes on training, in `folder`.
+///
+/// # Errors
+///
+/// Anything wrong with the settings, the folder, or the weights it begins with is found before
+/// anything is written. If the training itself fails, its last checkpoint stays.
+pub fn train<B: AttentionBackend>(
+    config: &RunConfig,
+    folder: &Path,
+    options: TrainOptions,
+    device: &B::Device,
+) -> Result<Outcome, Error> {
+    config.validate()?;
+    let DataConfig::Kv(data) = &config.data;
+    let settings = &config.train;
+    let seed = settings.seed;
+    let batcher = ExampleBatcher::new(KvConfig::tokenizer()?);
+    let train_set = KvDataset::new(data.clone(), Split::Train, seed)?;
+    let valid_set = KvDataset::new(data.clone(), Split::Valid, seed)?;
+    let mut gradmem = model::<Autodiff<B>>(config, device)?;
+    let resumes = folder.join("last.safetensors").exists();
+    if let Some(from) = &options.init_from
+        && !resumes
+    {
+        gradmem = RunFolder::open(from)?.load_best(gradmem)?;
+    }
+
+    let folder = RunFolder::for_training(folder, config)?;
+    let adamw = AdamWConfig::new()
+        .with_epsilon(1e-8)
+        .with_weight_decay(settings.weight_decay as f32);
+    let mut optimizer = SharedOptimizer::new(adamw.init());
+    let mut state = RunState::default();
+    if resumes {
+        let record;
+        (gradmem, record, state) = folder.load_last(gradmem, device)?;
+        optimizer = Optimizer::load_record(optimizer, record);
+    }
+    let learner = Learner::new(
+        MetaLearner::new(gradmem, settings.shards, settings.clip_norm),
+        optimizer.clone(),
+        schedule(settings)?,
+    );
+
+    let items = Cycle::new(train_set, settings.steps * settings.batch_size);
+    let train_loader = DataLoaderBuilder::new(batcher.clone())
+        .batch_size(settings.batch_size)
+        .set_device(device.clone())
+        .build(items);
+    let valid_loader = DataLoaderBuilder::new(batcher)
+        .batch_size(VALID_BATCH)
+        .set_device(device.clone())
+        .build(valid_set);
+    let outcome = Arc::new(Mutex::new(None));
+    let dashboard = dashboard(options.plain, &options.interrupter);
+    let lines = LineRenderer::new(settings.log_every, settings.steps);
+    let path = folder.path().to_path_buf();
+    let strategy = MetaTraining {
+        config: settings.clone(),
+        folder,
+        start: state,
+        optimizer,
+        outcome: outcome.clone(),
+    };
+    let mut training: SupervisedTraining<Components<Autodiff<B>, Llama<Autodiff<B>>>> =
+        SupervisedTraining::new(path, train_loader, valid_loader)
+            .with_interrupter(options.interrupter)
+            .with_application_logger(None)
+            .with_metric_logger(NoMetricLogger)
+            .metric_train_numeric(LearningRateMetric::new());
+    for measure in Measure::ALL {
+        training = training.metric_valid_numeric(MeasureMetric::new(measure));
+        if measure != Measure::WriteLossAfter {
+            training = training.metric_train_numeric(MeasureMetric::new(measure));
+        }
+    }
+    let training = match dashboard {
+        Some(dashboard) => training.renderer(dashboard),
+        None => training.renderer(lines),
+    };
+    let result = training
+        .with_training_strategy(TrainingStrategy::Custom(Arc::new(strategy)))
+        .launch(learner);
+    // The dashboard gives the terminal back when it is dropped.
+    drop(result);
+    let outcome = outcome
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .take();
+    outcome.unwrap_or_else(|| Err(Error::Failed("the training ended without a result".into())))
+}
+
+/// Contexts a step of evaluation.
+const VALID_BATCH: usize = 100;
+
+/// The model of a configuration with the initial weights of its seed.
+///
+/// # Errors
+///
+/// See [`RunConfig::validate`].
+pub fn model<B: AttentionBackend>(
+    config: &RunConfig,
+    device: &B::Device,
+) -> Result<GradMem<B, Llama<B>>, Error> {
+    config.validate()?;
+    let ModelConfig::Llama(model) = &config.model;
+    let seed = config.train.seed;
+    // The memory draws from a stream of its own.
+    let model = model.init(seed, device)?;
+    config.memory.init(model, !seed, device)
+}
+
+/// Linear warm-up from zero, then constant.
+fn schedule(config: &TrainConfig) -> Result<LinearLrScheduler, Error> {
+    let steps = config.warmup_steps.max(1);
+    LinearLrSchedulerConfig::new(config.lr / steps as f64, config.lr, (steps - 1).max(1))
+        .init()
+        .map_err(|e| Error::config("train.lr", config.lr, e))
+}
+
+/// A trained run, ready to be used.
+pub struct Trained<B: Backend> {
+    /// Its settings.
+    pub config: RunConfig,
+    /// Its best weights.
+    pub gradmem: GradMem<B, Llama<B>>,
+}
+
+impl<B: AttentionBackend> Trained<B> {
+    /// Loads the best weights of a run.
+    ///
+    /// # Errors
+    ///
+    /// If the folder is no run, has no weights yet, or they are damaged.
+    pub fn open(folder: impl AsRef<Path>, device: &B::Device) -> Result<Self, Error> {
+        let folder = RunFolder::open(folder)?;
+        let config = folder.config()?;
+        KvConfig::tokenizer()?.check(folder.path().join("tokenizer.json"))?;
+        let gradmem = folder.load_best(model(&config, device)?)?;
+        Ok(Self { config, gradmem })
+    }
+
+    /// Scores the first `samples` of the run's validation set with `write_steps` WRITE steps.
+    ///
+    /// # Errors
+    ///
+    /// If WRITE leaves the finite numbers.
+    pub fn evaluate(&self, write_steps: usize, samples: usize) -> Result<Scores, Error> {
+        let DataConfig::Kv(data) = &self.config.data;
+        let data = KvConfig {
+            valid_samples: samples,
+            ..data.clone()
+        };
+        let set = KvDataset::new(data, Split::Valid, self.config.train.seed)?;
+        let batcher = ExampleBatcher::new(KvConfig::tokenizer()?);
+        let device = self.gradmem.mem.val().device();
+        let loader = DataLoaderBuilder::<B, _, _>::new(batcher)
+            .batch_size(VALID_BATCH)
+            .set_device(device)
+            .build(set);
+        let gradmem = self.gradmem.clone().with_write_steps(write_steps);
+        let mut scores = Scores::default();
+        for (batch, examples) in loader.iter().enumerate() {
+            let shards = self.config.train.shards;
+            let part = evaluate(&gradmem, examples?, shards).map_err(|fault| match fault {
+                Fault::Error(error) => error,
+                Fault::NotFinite { sample, value } => Error::NotFinite {
+                    value,
+                    step: batch + 1,
+                    batch,
+                    sample,
+                    hint: "these weights do not bear so many WRITE steps of this size".into(),
+                },
+            })?;
+            scores.merge(&part);
+        }
+        Ok(scores)
+    }
+}

@@ -1,0 +1,365 @@
+//! The outer loop, as a burn-train strategy: steps, evaluations, checkpoints, and the reasons to stop.
+//!
+//! burn-train's own strategies checkpoint whole epochs; this one can stop and go on at any step.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use burn::data::dataloader::Progress;
+use burn::module::{AutodiffModule, ModuleDisplay};
+use burn::optim::adaptor::OptimizerAdaptor;
+use burn::optim::lr_scheduler::linear::LinearLrScheduler;
+use burn::optim::{AdamW, GradientsParams, LearningRate, MultiGradientsParams, Optimizer};
+use burn::tensor::backend::AutodiffBackend;
+use burn::train::logger::MetricLogger;
+use burn::train::metric::store::{EpochSummary, MetricsUpdate, Split};
+use burn::train::metric::{MetricDefinition, NumericEntry};
+use burn::train::{
+    EventProcessorTraining, InferenceStep, Learner, LearnerEvent, LearningComponentsMarker,
+    SupervisedLearningStrategy, SupervisedTrainingEventProcessor, TrainLoader, TrainingComponents,
+    TrainingItem, ValidLoader,
+};
+use serde_json::json;
+
+use super::checkpoint::{MetricsLog, RunFolder, RunState};
+use super::config::TrainConfig;
+use super::learner::{Fault, MetaLearner};
+use super::metrics::Scores;
+use crate::error::Error;
+use crate::model::Writable;
+
+/// The parts burn-train needs to know of a GradMem training.
+pub type Components<B, M> =
+    LearningComponentsMarker<B, LinearLrScheduler, MetaLearner<B, M>, SharedOptimizer<B, M>>;
+
+type AdamWOf<B, M> = OptimizerAdaptor<AdamW, MetaLearner<B, M>, B>;
+
+/// An optimizer with two owners. burn-train's learner keeps its optimizer to itself, and a
+/// checkpoint needs the optimizer's state.
+#[derive(Clone)]
+pub struct SharedOptimizer<B, M>(Arc<Mutex<AdamWOf<B, M>>>)
+where
+    B: AutodiffBackend,
+    M: AutodiffModule<B> + ModuleDisplay,
+    M::InnerModule: ModuleDisplay;
+
+impl<B, M> SharedOptimizer<B, M>
+where
+    B: AutodiffBackend,
+    M: AutodiffModule<B> + ModuleDisplay,
+    M::InnerModule: ModuleDisplay,
+{
+    /// Shares `optimizer`.
+    pub fn new(optimizer: AdamWOf<B, M>) -> Self {
+        Self(Arc::new(Mutex::new(optimizer)))
+    }
+
+    fn with<R>(&self, run: impl FnOnce(&mut AdamWOf<B, M>) -> R) -> R {
+        run(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+impl<B, M> Optimizer<MetaLearner<B, M>, B> for SharedOptimizer<B, M>
+where
+    B: AutodiffBackend,
+    M: AutodiffModule<B> + ModuleDisplay,
+    M::InnerModule: ModuleDisplay,
+{
+    type Record = <AdamWOf<B, M> as Optimizer<MetaLearner<B, M>, B>>::Record;
+
+    fn step(
+        &mut self,
+        lr: LearningRate,
+        module: MetaLearner<B, M>,
+        grads: GradientsParams,
+    ) -> MetaLearner<B, M> {
+        self.with(|optimizer| optimizer.step(lr, module, grads))
+    }
+
+    fn step_multi(
+        &mut self,
+        lr: LearningRate,
+        module: MetaLearner<B, M>,
+        grads: MultiGradientsParams,
+    ) -> MetaLearner<B, M> {
+        self.with(|optimizer| optimizer.step_multi(lr, module, grads))
+    }
+
+    fn to_record(&self) -> Self::Record {
+        self.with(|optimizer| optimizer.to_record())
+    }
+
+    fn load_record(self, record: Self::Record) -> Self {
+        self.with(|optimizer| *optimizer = optimizer.clone().load_record(record));
+        self
+    }
+}
+
+/// Why a training ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// All steps are done.
+    Steps,
+    /// `stop_value` was reached.
+    Reached,
+    /// Somebody asked for it, in these words.
+    Interrupted(String),
+}
+
+/// How a training ended.
+#[derive(Clone, Debug)]
+pub struct Outcome {
+    /// Why.
+    pub ending: Ending,
+    /// Where the run stands.
+    pub state: RunState,
+    /// The last evaluation, if there was one.
+    pub valid: Option<Scores>,
+}
+
+/// The strategy.
+pub struct MetaTraining<B, M>
+where
+    B: AutodiffBackend,
+    M: AutodiffModule<B> + ModuleDisplay,
+    M::InnerModule: ModuleDisplay,
+{
+    /// Settings of the outer loop.
+    pub config: TrainConfig,
+    /// Where the run is kept.
+    pub folder: RunFolder,
+    /// Where it begins.
+    pub start: RunState,
+    /// The learner's optimizer.
+    pub optimizer: SharedOptimizer<B, M>,
+    /// What came of it, for whoever launched it: burn-train's own result cannot say.
+    pub outcome: Arc<Mutex<Option<Result<Outcome, Error>>>>,
+}
+
+impl<B, M> SupervisedLearningStrategy<Components<B, M>> for MetaTraining<B, M>
+where
+    B: AutodiffBackend,
+    M: Writable<B> + AutodiffModule<B> + 'static,
+    M::InnerModule: Writable<B::InnerBackend>,
+{
+    fn fit(
+        &self,
+        components: TrainingComponents<Components<B, M>>,
+        learner: Learner<Components<B, M>>,
+        train: TrainLoader<Components<B, M>>,
+        valid: ValidLoader<Components<B, M>>,
+        _: usize,
+    ) -> (
+        MetaLearner<B, M>,
+        SupervisedTrainingEventProcessor<Components<B, M>>,
+    ) {
+        let mut run = Run {
+            strategy: self,
+            learner,
+            processor: components.event_processor,
+            state: self.start.clone(),
+            valid_scores: None,
+        };
+        let stop = || {
+            let message = || components.interrupter.get_message().unwrap_or_default();
+            components.interrupter.should_stop().then(message)
+        };
+        let ending = run.steps(train, valid, stop);
+        let outcome = ending.map(|ending| Outcome {
+            ending,
+            state: run.state.clone(),
+            valid: run.valid_scores,
+        });
+        *self.outcome.lock().unwrap_or_else(PoisonError::into_inner) = Some(outcome);
+        (run.learner.model(), run.processor)
+    }
+}
+
+struct Run<'a, B, M>
+where
+    B: AutodiffBackend,
+    M: Writable<B> + AutodiffModule<B> + 'static,
+    M::InnerModule: Writable<B::InnerBackend>,
+{
+    strategy: &'a MetaTraining<B, M>,
+    learner: Learner<Components<B, M>>,
+    processor: SupervisedTrainingEventProcessor<Components<B, M>>,
+    state: RunState,
+    valid_scores: Option<Scores>,
+}
+
+impl<B, M> Run<'_, B, M>
+where
+    B: AutodiffBackend,
+    M: Writable<B> + AutodiffModule<B> + 'static,
+    M::InnerModule: Writable<B::InnerBackend>,
+{
+    fn steps(
+        &mut self,
+        train: TrainLoader<Components<B, M>>,
+        valid: ValidLoader<Components<B, M>>,
+        stop: impl Fn() -> Option<String>,
+    ) -> Result<Ending, Error> {
+        let config = &self.strategy.config;
+        let mut log = self.strategy.folder.metrics(self.state.step)?;
+        for _ in 0..self.state.step {
+            self.learner.lr_step();
+        }
+        while self.state.step < config.steps {
+            let end = self.interval_end();
+            let items = self.state.step * config.batch_size..end * config.batch_size;
+            for batch in train.slice(items.start, items.end).iter() {
+                self.step(batch, end, &mut log)?;
+                if stop().is_some() {
+                    break;
+                }
+            }
+            let epoch = self.epoch();
+            self.processor.process_train(LearnerEvent::EndEpoch(epoch));
+            if let Some(message) = stop() {
+                self.save_last()?;
+                return Ok(Ending::Interrupted(message));
+            }
+            self.evaluate(&valid, &mut log)?;
+            self.save_last()?;
+            if self.state.reached {
+                return Ok(Ending::Reached);
+            }
+        }
+        Ok(Ending::Steps)
+    }
+
+    /// The step of the next evaluation.
+    fn interval_end(&self) -> usize {
+        let config = &self.strategy.config;
+        let next = (self.state.step / config.eval_every + 1) * config.eval_every;
+        next.min(config.steps)
+    }
+
+    /// The evaluation interval the run is in, from 1.
+    fn epoch(&self) -> usize {
+        self.state.step.div_ceil(self.strategy.config.eval_every)
+    }
+
+    fn progress(&self) -> Progress {
+        let config = &self.strategy.config;
+        Progress::new(self.epoch(), config.steps.div_ceil(config.eval_every))
+    }
+
+    fn step(
+        &mut self,
+        batch: Result<crate::data::Batch<B>, Error>,
+        end: usize,
+        log: &mut MetricsLog,
+    ) -> Result<(), Error> {
+        let config = &self.strategy.config;
+        self.learner.lr_step();
+        let output = self.learner.train_step(batch);
+        let step = self.state.step + 1;
+        if let Some(fault) = output.item.error {
+            return Err(blame(fault, step, step - 1));
+        }
+        self.learner.optimizer_step(output.grads);
+        self.state.step = step;
+        self.state.since_log.merge(&output.item.scores);
+        let lr = self.learner.lr_current();
+        if step.is_multiple_of(config.log_every) || step == config.steps {
+            let scores = std::mem::take(&mut self.state.since_log);
+            log.push(line(step, "train", Some(lr), &scores))?;
+        }
+        let in_interval = |step: usize| (step - 1) % config.eval_every + 1;
+        let progress = Progress::new(
+            in_interval(step) * config.batch_size,
+            in_interval(end) * config.batch_size,
+        );
+        let item = TrainingItem::new(output.item, progress, self.progress(), Some(step), Some(lr));
+        self.processor.process_train(LearnerEvent::ProcessedItem(item));
+        Ok(())
+    }
+
+    /// Scores the validation set, logs it, and keeps the weights if they are the best so far.
+    fn evaluate(
+        &mut self,
+        valid: &ValidLoader<Components<B, M>>,
+        log: &mut MetricsLog,
+    ) -> Result<(), Error> {
+        let config = &self.strategy.config;
+        let step = self.state.step;
+        let model = self.learner.model().valid();
+        let mut scores = Scores::default();
+        let mut iterator = valid.iter();
+        let mut index = 0;
+        while let Some(batch) = iterator.next() {
+            let output = InferenceStep::step(&model, batch);
+            if let Some(fault) = output.error {
+                return Err(blame(fault, step, index));
+            }
+            index += 1;
+            scores.merge(&output.scores);
+            let progress = iterator.progress();
+            let item = TrainingItem::new(output, progress, self.progress(), Some(step), None);
+            self.processor.process_valid(LearnerEvent::ProcessedItem(item));
+        }
+        let epoch = self.epoch();
+        self.processor.process_valid(LearnerEvent::EndEpoch(epoch));
+        log.push(line(step, "valid", None, &scores))?;
+        self.valid_scores = Some(scores);
+        let measure = config.stop_metric;
+        let Some(value) = scores.mean(measure) else {
+            return Ok(());
+        };
+        if self.state.best.is_none_or(|(best, _)| measure.better(value, best)) {
+            self.state.best = Some((value, step));
+            self.strategy.folder.save_best(&model.gradmem, &self.state)?;
+        }
+        self.state.reached = config
+            .stop_value
+            .is_some_and(|stop| value == stop || measure.better(value, stop));
+        Ok(())
+    }
+
+    fn save_last(&self) -> Result<(), Error> {
+        let model = self.learner.model();
+        let record = Optimizer::to_record(&self.strategy.optimizer);
+        self.strategy
+            .folder
+            .save_last::<B, _, _>(&model.gradmem, record, &self.state)
+    }
+}
+
+fn line(step: usize, split: &str, lr: Option<f64>, scores: &Scores) -> serde_json::Value {
+    let mut line = json!({ "step": step, "split": split });
+    if let Some(line) = line.as_object_mut() {
+        line.extend(lr.map(|lr| ("lr".to_string(), lr.into())));
+        line.extend(scores.to_json());
+    }
+    line
+}
+
+fn blame(fault: Fault, step: usize, batch: usize) -> Error {
+    match fault {
+        Fault::Error(error) => error,
+        Fault::NotFinite { sample, value } => Error::NotFinite {
+            value,
+            step,
+            batch,
+            sample,
+            hint: "try a smaller memory.write_lr or train.lr, or set memory.inner_clip_norm".into(),
+        },
+    }
+}
+
+/// burn-train's own log, which this crate does not keep: its file would not survive going on in the
+/// middle of an interval. `metrics.jsonl` takes its place.
+pub struct NoMetricLogger;
+
+impl MetricLogger for NoMetricLogger {
+    fn log(&mut self, _: MetricsUpdate, _: usize, _: &Split) {}
+
+    fn read_numeric(&mut self, _: &str, _: usize, _: &Split) -> Result<Vec<NumericEntry>, String> {
+        Ok(Vec::new())
+    }
+
+    fn log_metric_definition(&mut self, _: MetricDefinition) {}
+
+    fn log_epoch_summary(&mut self, _: EpochSummary) {}
+}
