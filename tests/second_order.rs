@@ -1,0 +1,282 @@
+//! The meta-gradient of a small GradMem against central differences in f64.
+//!
+//! Full second order must agree with the differences. First order and none must differ from them, and
+//! be what they are defined to be: the gradient of a READ loss whose WRITE updates are constants.
+
+use burn::backend::Autodiff;
+use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
+use burn::tensor::{Int, Tensor, TensorData};
+use gradmem::memory::{GradMem, GradMemConfig, GradMode, Memory, next_token_loss};
+use gradmem::model::{Llama, LlamaConfig};
+
+type I = burn_ndarray::NdArray<f64>;
+type B = Autodiff<I>;
+type Model<B> = GradMem<B, Llama<B>>;
+
+fn model<T: gradmem::kernels::AttentionBackend>(config: &GradMemConfig) -> Model<T> {
+    let lm = LlamaConfig::new(11, 8, 2, 2).with_kv_heads(1);
+    // Weights large enough that every curvature shows.
+    let lm = LlamaConfig {
+        initializer_range: 0.4,
+        ..lm
+    };
+    let lm = lm.init(3, &Default::default()).unwrap();
+    let config = GradMemConfig {
+        memory_tokens: 3,
+        memory_std: 0.5,
+        write_lr: 0.3,
+        ..config.clone()
+    };
+    config.init(lm, 4, &Default::default()).unwrap()
+}
+
+fn ids<T: burn::tensor::backend::Backend>(rows: &[&[i64]]) -> Tensor<T, 2, Int> {
+    let shape = [rows.len(), rows[0].len()];
+    Tensor::from_data(TensorData::new(rows.concat(), shape), &Default::default())
+}
+
+const CONTEXTS: [&[i64]; 2] = [&[4, 7, 2, 9, 4], &[5, 10, 3, 0, 0]];
+const QUERIES: [&[i64]; 4] = [&[4, 7, 2], &[9, 1, 2], &[5, 10, 6], &[2, 2, 0]];
+const LABELS: [&[i64]; 4] = [&[-1, 7, 2], &[-1, -1, 2], &[-1, 10, 6], &[2, 2, -1]];
+
+fn outer_loss<T: gradmem::kernels::AttentionBackend>(model: &Model<T>) -> Tensor<T, 1> {
+    let (contexts, queries, labels) = (ids(&CONTEXTS), ids(&QUERIES), ids(&LABELS));
+    model.outer(contexts, queries, labels).unwrap().loss()
+}
+
+fn number<T: burn::tensor::backend::Backend>(x: Tensor<T, 1>) -> f64 {
+    x.to_data().iter::<f64>().next().unwrap()
+}
+
+/// Adds to one element of one parameter.
+struct Nudge {
+    parameter: usize,
+    element: usize,
+    by: f64,
+}
+
+impl<T: burn::tensor::backend::Backend> ModuleMapper<T> for Nudge {
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<T, D>>) -> Param<Tensor<T, D>> {
+        let here = self.parameter == 0;
+        self.parameter = self.parameter.wrapping_sub(1);
+        if !here {
+            return param;
+        }
+        param.map(|tensor| {
+            let shape = tensor.dims();
+            let mut values: Vec<f64> = tensor.to_data().iter::<f64>().collect();
+            values[self.element] += self.by;
+            Tensor::from_data(TensorData::new(values, shape), &tensor.device())
+        })
+    }
+}
+
+/// A few elements of every parameter: name, parameter, element, and the gradient there.
+struct Sample<'a> {
+    gradients: &'a <B as burn::tensor::backend::AutodiffBackend>::Gradients,
+    path: Vec<String>,
+    parameter: usize,
+    found: Vec<(String, usize, usize, f64)>,
+}
+
+impl ModuleVisitor<B> for Sample<'_> {
+    fn enter_module(&mut self, name: &str, _: &str) {
+        self.path.push(name.into());
+    }
+    fn exit_module(&mut self, _: &str, _: &str) {
+        self.path.pop();
+    }
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
+        let gradient = match param.val().grad(self.gradients) {
+            Some(gradient) => gradient.to_data().iter::<f64>().collect(),
+            None => vec![0.0; param.val().shape().num_elements()],
+        };
+        let len = gradient.len();
+        for element in [0, len / 3, len / 2 + 1, len - 2] {
+            let name = format!("{}[{element}]", self.path.join("."));
+            self.found.push((name, self.parameter, element, gradient[element]));
+        }
+        self.parameter += 1;
+    }
+}
+
+fn meta_gradient(model: &Model<B>) -> Vec<(String, usize, usize, f64)> {
+    let gradients = outer_loss(model).backward();
+    let mut sample = Sample {
+        gradients: &gradients,
+        path: Vec::new(),
+        parameter: 0,
+        found: Vec::new(),
+    };
+    model.visit(&mut sample);
+    sample.found
+}
+
+fn nudged<T: burn::tensor::backend::Backend, M: Module<T>>(
+    model: &M,
+    (parameter, element): (usize, usize),
+    by: f64,
+) -> M {
+    model.clone().map(&mut Nudge {
+        parameter,
+        element,
+        by,
+    })
+}
+
+/// The central difference of `loss` along one element of one parameter, to fourth order: three
+/// WRITE steps bend the loss so much that the plain one would be the less exact side.
+fn difference(at: (usize, usize), loss: impl Fn((usize, usize), f64) -> f64) -> f64 {
+    let step = 1e-5;
+    let slope = |step: f64| (loss(at, step) - loss(at, -step)) / (2.0 * step);
+    (4.0 * slope(step) - slope(2.0 * step)) / 3.0
+}
+
+/// The largest difference between the meta-gradient and the central differences of `loss`, relative to
+/// the largest gradient.
+fn worst(config: &GradMemConfig, loss: impl Fn(&Model<I>, (usize, usize), f64) -> f64) -> f64 {
+    let found = meta_gradient(&model::<B>(config));
+    let plain = model::<I>(config);
+    let scale = found.iter().fold(1e-3, |m, f| f64::max(m, f.3.abs()));
+    found
+        .into_iter()
+        .map(|(name, parameter, element, gradient)| {
+            let expected = difference((parameter, element), |at, by| loss(&plain, at, by));
+            let error = (gradient - expected).abs() / scale;
+            println!("{name}: {gradient:+.3e}, differences {expected:+.3e}, off by {error:.1e}");
+            error
+        })
+        .fold(0.0, f64::max)
+}
+
+/// Central differences of the whole thing: WRITE and READ with the nudged weights.
+fn full(model: &Model<I>, at: (usize, usize), by: f64) -> f64 {
+    number(outer_loss(&nudged(model, at, by)))
+}
+
+/// What first order is defined to be: WRITE's updates come from the weights as they are, and only
+/// READ, and M0 where the updates are added to it, feel the nudge.
+fn constant_updates(model: &Model<I>, at: (usize, usize), by: f64, start_moves: bool) -> f64 {
+    let written = model.write(ids(&CONTEXTS)).unwrap();
+    let moved = nudged(model, at, by);
+    let start = |model: &Model<I>| -> Tensor<I, 3> { model.mem.val().unsqueeze() };
+    let vectors = match start_moves {
+        true => written.vectors + (start(&moved) - start(model)),
+        false => written.vectors,
+    };
+    let logits = moved.read(&Memory::from_vectors(vectors), ids(&QUERIES));
+    number(next_token_loss(logits.unwrap(), ids(&LABELS)))
+}
+
+fn config(steps: usize) -> GradMemConfig {
+    GradMemConfig::new()
+        .with_write_steps(steps)
+        .with_write_head(true)
+}
+
+#[test]
+fn second_order_is_the_derivative_of_the_whole() {
+    for steps in [0, 1, 2, 3] {
+        let error = worst(&config(steps), full);
+        assert!(error < 1e-6, "K = {steps}: off by {error:.1e}");
+    }
+}
+
+#[test]
+fn second_order_goes_through_clipping_and_the_inner_loss() {
+    let norms = {
+        let memory = model::<I>(&config(2)).write(ids(&CONTEXTS)).unwrap();
+        let norms: Vec<f64> = memory.grad_norms[0].to_data().iter::<f64>().collect();
+        norms
+    };
+    let between = (norms[0] + norms[1]) / 2.0;
+    for (what, config) in [
+        ("norm, one sample clipped", config(2).with_inner_clip_norm(Some(between))),
+        ("norm, both clipped", config(2).with_inner_clip_norm(Some(between / 20.0))),
+        ("value", config(2).with_inner_clip_value(Some(between / 12.0))),
+        ("inner loss", config(2).with_inner_loss_weight(0.5)),
+        ("inner loss, one step", config(1).with_inner_loss_weight(0.5)),
+    ] {
+        let error = worst(&config, full);
+        assert!(error < 1e-6, "{what}: off by {error:.1e}");
+    }
+}
+
+#[test]
+fn first_order_holds_the_updates_constant() {
+    for steps in [1, 2] {
+        let config = config(steps).with_grad_mode(GradMode::First);
+        let defined = worst(&config, |m, at, by| constant_updates(m, at, by, true));
+        assert!(defined < 1e-6, "K = {steps}: off its definition by {defined:.1e}");
+        let whole = worst(&config, full);
+        assert!(whole > 1e-2, "K = {steps}: the same as second order");
+    }
+}
+
+#[test]
+fn none_cuts_the_memory_off() {
+    let config = config(2).with_grad_mode(GradMode::None);
+    let defined = worst(&config, |m, at, by| constant_updates(m, at, by, false));
+    assert!(defined < 1e-6, "off its definition by {defined:.1e}");
+    let whole = worst(&config, full);
+    assert!(whole > 1e-2, "the same as second order");
+}
+
+#[test]
+fn the_last_steps_alone_can_be_second_order() {
+    let of = |last| config(3).with_second_order_steps(last);
+    let gradient = |config: &GradMemConfig| -> Vec<f64> {
+        meta_gradient(&model::<B>(config)).into_iter().map(|f| f.3).collect()
+    };
+    let gap = |a: &[f64], b: &[f64]| a.iter().zip(b).fold(0.0, |m, (a, b)| f64::max(m, (a - b).abs()));
+    let all = gradient(&of(None));
+    assert!(gap(&gradient(&of(Some(3))), &all) < 1e-12);
+    assert!(gap(&gradient(&of(Some(7))), &all) < 1e-12);
+    let first = gradient(&config(3).with_grad_mode(GradMode::First));
+    assert!(gap(&gradient(&of(Some(0))), &first) < 1e-12);
+    for last in [1, 2] {
+        let some = gradient(&of(Some(last)));
+        assert!(gap(&some, &all) > 1e-3 && gap(&some, &first) > 1e-3);
+    }
+}
+
+/// Training and inference are the same code: the memory is the same number for number.
+#[test]
+fn write_gives_the_same_memory_on_a_plain_backend() {
+    for mode in [GradMode::None, GradMode::First, GradMode::Second] {
+        let config = config(3).with_grad_mode(mode);
+        let tracked = model::<B>(&config).write(ids(&CONTEXTS)).unwrap();
+        let plain = model::<I>(&config).write(ids(&CONTEXTS)).unwrap();
+        let gap = (tracked.vectors.inner() - plain.vectors).abs().max();
+        assert!(number(gap) < 1e-13);
+    }
+}
+
+/// A sample's memory depends neither on its neighbours nor on its padding.
+#[test]
+fn a_batch_is_its_samples() {
+    let model = model::<I>(&config(2).with_inner_clip_norm(Some(0.1)));
+    let together = model.write(ids(&CONTEXTS)).unwrap();
+    for (sample, context) in [&CONTEXTS[0][..5], &CONTEXTS[1][..3]].into_iter().enumerate() {
+        let alone = model.write(ids(&[context])).unwrap();
+        let gap = together.vectors.clone().narrow(0, sample, 1) - alone.vectors;
+        assert!(number(gap.abs().max()) < 1e-13, "sample {sample}");
+    }
+}
+
+#[test]
+fn what_cannot_be_written_or_read_is_an_error() {
+    let model = model::<I>(&config(2));
+    let write = |rows: &[&[i64]]| model.write(ids(rows)).unwrap_err().to_string();
+    assert!(write(&[&[4, 5], &[0, 0]]).contains("context 1 of 2 is empty"));
+    assert!(write(&[&[4, 11]]).contains("context 0 has token 11 at 1"));
+    assert!(write(&[&[4, -1]]).contains("token -1"));
+    assert!(write(&[&[4, 0, 5]]).contains("padding token 0 at 1"));
+    assert!(write(&[&[4_i64; 1022][..]]).contains("needs 1025 positions"));
+    let memory = model.write(ids(&CONTEXTS)).unwrap();
+    let read = |rows: &[&[i64]]| model.read(&memory, ids(rows)).unwrap_err().to_string();
+    assert!(read(&[&[4_i64][..]; 3]).contains("3 queries cannot be shared evenly by 2 memories"));
+    assert!(read(&[&[4_i64, 99][..]; 2]).contains("query 0 has token 99 at 1"));
+    let narrow = Memory::from_vectors(memory.vectors.clone().narrow(1, 0, 2));
+    assert!(model.read(&narrow, ids(&QUERIES)).unwrap_err().to_string().contains("2 vectors"));
+}
