@@ -42,9 +42,7 @@ pub enum Error {
         source: Arc<std::io::Error>,
     },
     /// WRITE left the finite numbers.
-    #[error(
-        "WRITE became {value} at step {step}, batch {batch}, sample {sample}: {hint}"
-    )]
+    #[error("WRITE became {value} at step {step}, batch {batch}, sample {sample}: {hint}")]
     NotFinite {
         /// The WRITE quantity, and its value.
         value: String,

@@ -1,14 +1,75 @@
-#![doc = "wip"]
+//! GradMem for Burn: a context is written into a few memory vectors by gradient descent at test time,
+//! and queries are answered from the memory alone (arXiv 2603.13875).
+//!
+//! The model and the memory's start are trained *through* the WRITE steps, by gradients of gradients;
+//! that works on any Burn backend wrapped in nested `Autodiff`.
+//!
+//! ```
+//! # #[cfg(feature = "flex")] {
+//! use burn::tensor::{Int, Tensor};
+//! use gradmem::{memory::GradMemConfig, model::LlamaConfig};
+//! # fn main() -> Result<(), gradmem::Error> {
+//! type B = burn_flex::Flex;
+//!
+//! let device = Default::default();
+//! let lm = LlamaConfig::new(70, 64, 2, 2).init::<B>(0, &device)?; // vocab, d_model, layers, heads
+//! let gradmem = GradMemConfig::new()
+//!     .with_memory_tokens(8)
+//!     .with_write_steps(2)
+//!     .with_write_lr(0.04)
+//!     .init(lm, 1, &device)?;
+//!
+//! let contexts: Tensor<B, 2, Int> = Tensor::from_data([[9, 4, 7, 5], [8, 6, 0, 0]], &device);
+//! let memory = gradmem.write(contexts)?; // [batch, memory_tokens, d_model]; the contexts are gone
+//! let queries = Tensor::from_data([[9, 4], [8, 6]], &device);
+//! let logits = gradmem.read(&memory, queries)?; // [batch, query_len + 1, vocab]
+//! assert_eq!(logits.dims(), [2, 3, 70]);
+//! # Ok(()) }
+//! # main().unwrap();
+//! # }
+//! ```
+//!
+//! To train, put the same code on an autodiff backend:
+//!
+//! ```
+//! # #[cfg(feature = "flex")] {
+//! # use burn::{backend::Autodiff, optim::GradientsParams, tensor::{Int, Tensor}};
+//! # use gradmem::{memory::GradMemConfig, model::LlamaConfig};
+//! # fn main() -> Result<(), gradmem::Error> {
+//! type B = Autodiff<burn_flex::Flex>;
+//! # let device = Default::default();
+//! # let lm = LlamaConfig::new(70, 16, 1, 2).init::<B>(0, &device)?;
+//! # let gradmem = GradMemConfig::new().init(lm, 1, &device)?;
+//! # let contexts: Tensor<B, 2, Int> = Tensor::from_data([[9, 4, 7, 5]], &device);
+//! # let queries: Tensor<B, 2, Int> = Tensor::from_data([[9, 4, 7]], &device);
+//! # let labels: Tensor<B, 2, Int> = Tensor::from_data([[-1, -1, 7]], &device);
+//! let outer = gradmem.outer(contexts, queries, labels)?;
+//! let gradients = outer.loss().backward(); // through the WRITE steps: second order
+//! let gradients = GradientsParams::from_grads(gradients, &gradmem); // for any Burn optimizer
+//! # assert_eq!(gradients.len(), 12);
+//! # Ok(()) }
+//! # main().unwrap();
+//! # }
+//! ```
+//!
+//! - [`memory`]: the method: WRITE, READ, the outer loss
+//! - [`model`]: what a language model must be to be written through, and Llama
+//! - [`data`]: contexts and questions as batches
+//! - [`train`]: meta-training on burn-train, with runs that can be stopped and go on
+//! - [`parity`] and [`reference`]: the reference implementation's numbers, reproduced
+//! - [`kernels`]: attention that can be differentiated twice
 #![warn(missing_docs)]
 #![recursion_limit = "256"]
+
+pub mod data;
 mod error;
-pub mod model;
+mod files;
 pub mod memory;
+pub mod model;
 pub mod parity;
 pub mod reference;
 pub mod train;
-mod files;
-pub mod data;
+
 pub use error::Error;
 /// Attention that can be differentiated twice.
 pub use gradmem_kernels as kernels;

@@ -131,7 +131,13 @@ impl ReferenceConfig {
                 return Err(self.problem(problem));
             }
         }
-        for key in ["vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"] {
+        for key in [
+            "vocab_size",
+            "hidden_size",
+            "intermediate_size",
+            "num_hidden_layers",
+            "num_attention_heads",
+        ] {
             if !json.contains_key(key) {
                 return Err(self.problem(format!("has no `{key}`")));
             }

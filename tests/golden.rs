@@ -1,14 +1,27 @@
-//! The reference implementation's numbers, every gradient included: f32 on flex, f64 on ndarray.
+//! The reference implementation's numbers, every gradient included: f32 on flex, f64 on ndarray, and
+//! f32 on Vulkan with the feature of that name.
 
 use std::path::Path;
 
 use gradmem::parity;
 
 fn check(case: &str) {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(case);
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/golden")
+        .join(case);
     let flex = parity::compare::<burn_flex::Flex>(&folder, &Default::default());
     let ndarray = parity::compare::<burn_ndarray::NdArray<f64>>(&folder, &Default::default());
-    for (backend, report, tolerance) in [("flex f32", flex, 1e-4), ("ndarray f64", ndarray, 1e-5)] {
+    let reports = [
+        ("flex f32", flex, 1e-4),
+        ("ndarray f64", ndarray, 1e-5),
+        #[cfg(feature = "vulkan")]
+        (
+            "vulkan f32",
+            parity::compare::<burn_wgpu::Vulkan>(&folder, &Default::default()),
+            1e-4,
+        ),
+    ];
+    for (backend, report, tolerance) in reports {
         let report = report.unwrap_or_else(|e| panic!("{case} on {backend}: {e}"));
         assert!(report.rows.len() > 3, "{case}: nothing was compared");
         for row in &report.rows {

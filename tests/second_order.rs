@@ -94,7 +94,8 @@ impl ModuleVisitor<B> for Sample<'_> {
         let len = gradient.len();
         for element in [0, len / 3, len / 2 + 1, len - 2] {
             let name = format!("{}[{element}]", self.path.join("."));
-            self.found.push((name, self.parameter, element, gradient[element]));
+            self.found
+                .push((name, self.parameter, element, gradient[element]));
         }
         self.parameter += 1;
     }
@@ -191,11 +192,23 @@ fn second_order_goes_through_clipping_and_the_inner_loss() {
     };
     let between = (norms[0] + norms[1]) / 2.0;
     for (what, config) in [
-        ("norm, one sample clipped", config(2).with_inner_clip_norm(Some(between))),
-        ("norm, both clipped", config(2).with_inner_clip_norm(Some(between / 20.0))),
-        ("value", config(2).with_inner_clip_value(Some(between / 12.0))),
+        (
+            "norm, one sample clipped",
+            config(2).with_inner_clip_norm(Some(between)),
+        ),
+        (
+            "norm, both clipped",
+            config(2).with_inner_clip_norm(Some(between / 20.0)),
+        ),
+        (
+            "value",
+            config(2).with_inner_clip_value(Some(between / 12.0)),
+        ),
         ("inner loss", config(2).with_inner_loss_weight(0.5)),
-        ("inner loss, one step", config(1).with_inner_loss_weight(0.5)),
+        (
+            "inner loss, one step",
+            config(1).with_inner_loss_weight(0.5),
+        ),
     ] {
         let error = worst(&config, full);
         assert!(error < 1e-6, "{what}: off by {error:.1e}");
@@ -207,7 +220,10 @@ fn first_order_holds_the_updates_constant() {
     for steps in [1, 2] {
         let config = config(steps).with_grad_mode(GradMode::First);
         let defined = worst(&config, |m, at, by| constant_updates(m, at, by, true));
-        assert!(defined < 1e-6, "K = {steps}: off its definition by {defined:.1e}");
+        assert!(
+            defined < 1e-6,
+            "K = {steps}: off its definition by {defined:.1e}"
+        );
         let whole = worst(&config, full);
         assert!(whole > 1e-2, "K = {steps}: the same as second order");
     }
@@ -226,9 +242,16 @@ fn none_cuts_the_memory_off() {
 fn the_last_steps_alone_can_be_second_order() {
     let of = |last| config(3).with_second_order_steps(last);
     let gradient = |config: &GradMemConfig| -> Vec<f64> {
-        meta_gradient(&model::<B>(config)).into_iter().map(|f| f.3).collect()
+        meta_gradient(&model::<B>(config))
+            .into_iter()
+            .map(|f| f.3)
+            .collect()
     };
-    let gap = |a: &[f64], b: &[f64]| a.iter().zip(b).fold(0.0, |m, (a, b)| f64::max(m, (a - b).abs()));
+    let gap = |a: &[f64], b: &[f64]| {
+        a.iter()
+            .zip(b)
+            .fold(0.0, |m, (a, b)| f64::max(m, (a - b).abs()))
+    };
     let all = gradient(&of(None));
     assert!(gap(&gradient(&of(Some(3))), &all) < 1e-12);
     assert!(gap(&gradient(&of(Some(7))), &all) < 1e-12);
@@ -257,7 +280,10 @@ fn write_gives_the_same_memory_on_a_plain_backend() {
 fn a_batch_is_its_samples() {
     let model = model::<I>(&config(2).with_inner_clip_norm(Some(0.1)));
     let together = model.write(ids(&CONTEXTS)).unwrap();
-    for (sample, context) in [&CONTEXTS[0][..5], &CONTEXTS[1][..3]].into_iter().enumerate() {
+    for (sample, context) in [&CONTEXTS[0][..5], &CONTEXTS[1][..3]]
+        .into_iter()
+        .enumerate()
+    {
         let alone = model.write(ids(&[context])).unwrap();
         let gap = together.vectors.clone().narrow(0, sample, 1) - alone.vectors;
         assert!(number(gap.abs().max()) < 1e-13, "sample {sample}");
@@ -278,5 +304,11 @@ fn what_cannot_be_written_or_read_is_an_error() {
     assert!(read(&[&[4_i64][..]; 3]).contains("3 queries cannot be shared evenly by 2 memories"));
     assert!(read(&[&[4_i64, 99][..]; 2]).contains("query 0 has token 99 at 1"));
     let narrow = Memory::from_vectors(memory.vectors.clone().narrow(1, 0, 2));
-    assert!(model.read(&narrow, ids(&QUERIES)).unwrap_err().to_string().contains("2 vectors"));
+    assert!(
+        model
+            .read(&narrow, ids(&QUERIES))
+            .unwrap_err()
+            .to_string()
+            .contains("2 vectors")
+    );
 }

@@ -124,15 +124,8 @@ impl<B: AttentionBackend> Backward<B, 3> for Forward {
         let [q, k, v] = state
             .inputs
             .map(|id| checkpointer.retrieve_node_output::<FloatTensor<B>>(id));
-        let gradients = B::causal_attention_backward(
-            q,
-            k,
-            v,
-            state.out,
-            state.lse,
-            grad_out,
-            state.scale,
-        );
+        let gradients =
+            B::causal_attention_backward(q, k, v, state.out, state.lse, grad_out, state.scale);
         for (parent, gradient) in ops.parents.into_iter().zip(gradients) {
             if let Some(parent) = parent {
                 grads.register::<B>(parent.id, gradient);
@@ -184,7 +177,10 @@ impl<B: AttentionBackend> Backward<B, 4> for Hub {
             .inputs
             .map(|id| checkpointer.retrieve_node_output::<FloatTensor<B>>(id));
         let received = {
-            let mut received = state.received.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut received = state
+                .received
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner);
             std::mem::take(&mut *received)
         };
         let [to_grad_out, to_q, to_k, to_v] = B::causal_attention_double_backward(

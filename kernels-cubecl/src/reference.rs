@@ -106,9 +106,7 @@ pub fn double_backward<B: Backend>(
         a.clone().map(|a| a.matmul(at.k.clone().transpose())),
         b.clone().map(|b| at.q.clone().matmul(b.transpose())),
     );
-    let from_c = c
-        .clone()
-        .map(|c| grad_out.clone().matmul(c.transpose()));
+    let from_c = c.clone().map(|c| grad_out.clone().matmul(c.transpose()));
     let Some(w) = w else {
         let Some((c, g)) = c.zip(from_c) else {
             return [
@@ -136,10 +134,7 @@ pub fn double_backward<B: Backend>(
     let s_hat = centred(&p, g).mul_scalar(s);
     let ds = p.clone() * centred_dp;
 
-    let to_grad_out = plus(
-        Some(w_hat.clone().matmul(at.v)),
-        c.map(|c| p.matmul(c)),
-    );
+    let to_grad_out = plus(Some(w_hat.clone().matmul(at.v)), c.map(|c| p.matmul(c)));
     let to_q = plus(
         Some(s_hat.clone().matmul(at.k)),
         b.map(|b| ds.clone().matmul(b)),

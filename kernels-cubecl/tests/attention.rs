@@ -47,7 +47,12 @@ fn inputs<B: Backend>([b, h, hk, s, t, d]: Sizes) -> [Tensor<B, 4>; 3] {
 }
 
 /// The textbook's attention in plain tensor operations.
-fn plain<B: Backend>(q: Tensor<B, 4>, k: Tensor<B, 4>, v: Tensor<B, 4>, scale: f64) -> Tensor<B, 4> {
+fn plain<B: Backend>(
+    q: Tensor<B, 4>,
+    k: Tensor<B, 4>,
+    v: Tensor<B, 4>,
+    scale: f64,
+) -> Tensor<B, 4> {
     let ([b, h, s, d], [_, hk, t, _]) = (q.dims(), k.dims());
     let shared = |x: Tensor<B, 4>| -> Tensor<B, 4> {
         x.unsqueeze_dim::<5>(2)
@@ -60,12 +65,20 @@ fn plain<B: Backend>(q: Tensor<B, 4>, k: Tensor<B, 4>, v: Tensor<B, 4>, scale: f
     softmax(scores, 3).matmul(shared(v))
 }
 
-fn assert_close<B: Backend, const D: usize>(a: &Tensor<B, D>, b: &Tensor<B, D>, tolerance: f64, what: &str) {
+fn assert_close<B: Backend, const D: usize>(
+    a: &Tensor<B, D>,
+    b: &Tensor<B, D>,
+    tolerance: f64,
+    what: &str,
+) {
     let (a, b) = (a.to_data(), b.to_data());
     assert_eq!(a.shape, b.shape, "{what}");
     let largest = b.iter::<f64>().fold(1e-3, |m, x| f64::max(m, x.abs()));
     for (x, y) in a.iter::<f64>().zip(b.iter::<f64>()) {
-        assert!((x - y).abs() <= tolerance * largest, "{what}: {x} is not {y}");
+        assert!(
+            (x - y).abs() <= tolerance * largest,
+            "{what}: {x} is not {y}"
+        );
     }
 }
 
@@ -93,7 +106,11 @@ fn values_are_those_of_loops_over_numbers() {
                 .collect();
             let total: f64 = weights.iter().sum();
             for (c, found) in row(&out, sizes[1], s, h, i).into_iter().enumerate() {
-                let expected: f64 = weights.iter().enumerate().map(|(j, w)| w * row(&v, hk, t, kv, j)[c]).sum();
+                let expected: f64 = weights
+                    .iter()
+                    .enumerate()
+                    .map(|(j, w)| w * row(&v, hk, t, kv, j)[c])
+                    .sum();
                 assert!((found - expected / total).abs() < 1e-12, "{sizes:?}");
             }
         }
@@ -104,17 +121,25 @@ fn values_are_those_of_loops_over_numbers() {
 fn derivatives<I: Backend, B>(
     sizes: Sizes,
     used: [bool; 3],
-    attention: impl Fn(Tensor<Autodiff<B>, 4>, Tensor<Autodiff<B>, 4>, Tensor<Autodiff<B>, 4>) -> Tensor<Autodiff<B>, 4>,
+    attention: impl Fn(
+        Tensor<Autodiff<B>, 4>,
+        Tensor<Autodiff<B>, 4>,
+        Tensor<Autodiff<B>, 4>,
+    ) -> Tensor<Autodiff<B>, 4>,
 ) -> Vec<Tensor<I, 4>>
 where
     B: AutodiffBackend<InnerBackend = I>,
 {
     let outer = inputs::<B>(sizes).map(|x| x.require_grad());
-    let inner = outer.clone().map(|x| Tensor::<Autodiff<B>, 4>::from_inner(x).require_grad());
+    let inner = outer
+        .clone()
+        .map(|x| Tensor::<Autodiff<B>, 4>::from_inner(x).require_grad());
     let [q, k, v] = inner.clone();
     let out = attention(q, k, v);
     let weight = numbers::<B>(7, out.dims(), &out.device()).require_grad();
-    let grads = (out.clone() * Tensor::from_inner(weight.clone())).sum().backward();
+    let grads = (out.clone() * Tensor::from_inner(weight.clone()))
+        .sum()
+        .backward();
     let first: Vec<Tensor<B, 4>> = inner.iter().map(|x| x.grad(&grads).unwrap()).collect();
     // A sum of squares, so that the second derivative depends on the first; only `used` gradients.
     let total = first
@@ -129,17 +154,35 @@ where
         Some(grad) => grad,
         None => x.clone().inner().zeros_like(),
     });
-    first.iter().map(|x| x.clone().inner()).chain(second).collect()
+    first
+        .iter()
+        .map(|x| x.clone().inner())
+        .chain(second)
+        .collect()
 }
 
 fn check_derivatives<I: AttentionBackend>(tolerance: f64) {
     for sizes in SIZES {
-        for used in [[true; 3], [true, false, false], [false, true, false], [false, false, true], [true, false, true]] {
-            let expected = derivatives::<I, Autodiff<I>>(sizes, used, |q, k, v| plain(q, k, v, 0.7));
-            let found = derivatives::<I, Autodiff<I>>(sizes, used, |q, k, v| causal_attention(q, k, v, 0.7));
+        for used in [
+            [true; 3],
+            [true, false, false],
+            [false, true, false],
+            [false, false, true],
+            [true, false, true],
+        ] {
+            let expected =
+                derivatives::<I, Autodiff<I>>(sizes, used, |q, k, v| plain(q, k, v, 0.7));
+            let found = derivatives::<I, Autodiff<I>>(sizes, used, |q, k, v| {
+                causal_attention(q, k, v, 0.7)
+            });
             let names = ["dq", "dk", "dv", "ddq", "ddk", "ddv", "dd grad_out"];
             for ((found, expected), name) in found.iter().zip(&expected).zip(names) {
-                assert_close(found, expected, tolerance, &format!("{name} of {sizes:?}, {used:?}"));
+                assert_close(
+                    found,
+                    expected,
+                    tolerance,
+                    &format!("{name} of {sizes:?}, {used:?}"),
+                );
             }
         }
     }
@@ -159,8 +202,11 @@ fn both_derivatives_are_those_of_plain_operations_in_f32() {
 fn checkpointing_changes_nothing() {
     type Balanced = Autodiff<F64, BalancedCheckpointing>;
     let sizes = [2, 4, 2, 3, 8, 5];
-    let plain = derivatives::<F64, Autodiff<F64>>(sizes, [true; 3], |q, k, v| causal_attention(q, k, v, 0.7));
-    let balanced = derivatives::<F64, Balanced>(sizes, [true; 3], |q, k, v| causal_attention(q, k, v, 0.7));
+    let plain = derivatives::<F64, Autodiff<F64>>(sizes, [true; 3], |q, k, v| {
+        causal_attention(q, k, v, 0.7)
+    });
+    let balanced =
+        derivatives::<F64, Balanced>(sizes, [true; 3], |q, k, v| causal_attention(q, k, v, 0.7));
     for (a, b) in plain.iter().zip(&balanced) {
         assert_close(a, b, 1e-13, "balanced checkpointing");
     }
@@ -176,7 +222,10 @@ fn an_input_without_gradient_leaves_the_others_alone() {
         let mut tracked = tracked.into_iter();
         let inputs = inputs::<B>(sizes).map(|x| x.set_require_grad(tracked.next().unwrap()));
         let [q, k, v] = inputs.clone();
-        let grads = causal_attention(q, k, v, 0.7).powi_scalar(2).sum().backward();
+        let grads = causal_attention(q, k, v, 0.7)
+            .powi_scalar(2)
+            .sum()
+            .backward();
         inputs.map(|x| x.grad(&grads))
     };
     let all = gradients([true; 3]).map(Option::unwrap);

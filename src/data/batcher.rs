@@ -28,29 +28,6 @@ impl<B: Backend> Batch<B> {
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
-
-    /// At most `parts` batches of equal size or nearly so, in order.
-    pub fn split(self, parts: usize) -> Vec<Self> {
-        let batch = self.len();
-        let r = self.queries.dims()[0] / batch.max(1);
-        let size = batch.div_ceil(parts.max(1)).max(1);
-        if size >= batch {
-            return vec![self];
-        }
-        (0..batch)
-            .step_by(size)
-            .map(|start| {
-                let len = size.min(batch - start);
-                let rows = |x: &Tensor<B, 2, Int>, r: usize| x.clone().narrow(0, start * r, len * r);
-                Self {
-                    contexts: rows(&self.contexts, 1),
-                    queries: rows(&self.queries, r),
-                    labels: rows(&self.labels, r),
-                    scored: self.scored[start * r..(start + len) * r].to_vec(),
-                }
-            })
-            .collect()
-    }
 }
 
 /// Turns [`Example`]s into a [`Batch`].
@@ -87,10 +64,12 @@ impl ExampleBatcher {
                 let query = self.encode(query)?;
                 let target = self.encode(target)?;
                 let blank = vec![-1; query.len()];
-                let counted = target.iter().map(|id| match self.tokenizer.is_mark(*id as u32) {
-                    true => -1,
-                    false => *id,
-                });
+                let counted = target
+                    .iter()
+                    .map(|id| match self.tokenizer.is_mark(*id as u32) {
+                        true => -1,
+                        false => *id,
+                    });
                 scored.push(blank.iter().copied().chain(counted).collect());
                 labels.push([blank, target.clone()].concat());
                 queries.push([query, target].concat());
@@ -170,11 +149,6 @@ mod tests {
         );
         assert_eq!(batch.scored[0], [-1, -1, -1, -1, 5, -1, -1]);
         assert_eq!(batch.scored[1], [-1, 6, -1, -1, -1, -1, -1]);
-
-        let parts = batch.clone().split(2);
-        assert_eq!(parts.len(), 2);
-        assert_eq!(ids(&parts[1].labels), ids(&batch.labels)[7..]);
-        assert_eq!(parts[1].scored, [batch.scored[1].clone()]);
     }
 
     #[test]

@@ -80,7 +80,12 @@ impl KvConfig {
         require(self.pairs as u128 <= keys, "pairs", self.pairs, problem)?;
         let queries = self.queries_per_context;
         let problem = format!("must be at most data.pairs = {}", self.pairs);
-        require(queries <= self.pairs, "queries_per_context", queries, problem)
+        require(
+            queries <= self.pairs,
+            "queries_per_context",
+            queries,
+            problem,
+        )
     }
 
     /// Tokens of a context: `N (K + V + 3) + 1`.

@@ -27,10 +27,7 @@ impl CharTokenizer {
     /// # Errors
     ///
     /// If the alphabet names a character twice or lacks one of the marks.
-    pub fn new(
-        alphabet: impl IntoIterator<Item = char>,
-        marks: &str,
-    ) -> Result<Self, Error> {
+    pub fn new(alphabet: impl IntoIterator<Item = char>, marks: &str) -> Result<Self, Error> {
         let tokens = SPECIAL.iter().map(|token| token.to_string());
         let tokens = tokens.chain(alphabet.into_iter().map(String::from));
         let vocab: Vec<(String, u32)> = tokens.zip(0..).collect();
@@ -46,8 +43,8 @@ impl CharTokenizer {
             return Err(problem(&"its alphabet names a character twice"));
         }
         let each = SplitPattern::Regex("(?s).".into());
-        let split = Split::new(each, SplitDelimiterBehavior::Isolated, false)
-            .map_err(|e| problem(&e))?;
+        let split =
+            Split::new(each, SplitDelimiterBehavior::Isolated, false).map_err(|e| problem(&e))?;
         tokenizer.with_pre_tokenizer(Some(split));
         let marks = marks
             .chars()

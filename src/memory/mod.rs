@@ -170,7 +170,12 @@ impl GradMemConfig {
             ("inner_loss_weight", self.inner_loss_weight),
             ("memory_std", self.memory_std),
         ] {
-            require(not_negative(value), key, value, "must be 0 or a positive number")?;
+            require(
+                not_negative(value),
+                key,
+                value,
+                "must be 0 or a positive number",
+            )?;
         }
         Ok(())
     }
@@ -189,7 +194,8 @@ impl GradMemConfig {
         self.validate()?;
         let m = self.memory_tokens;
         if let Some(positions) = model.max_positions() {
-            let problem = format!("must leave room for tokens in the model's {positions} positions");
+            let problem =
+                format!("must leave room for tokens in the model's {positions} positions");
             require(m < positions, "memory_tokens", m, problem)?;
         }
         let vocab = model.vocab_size();

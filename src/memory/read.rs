@@ -86,11 +86,7 @@ impl<B: Backend, M: CausalLm<B>> GradMem<B, M> {
     }
 
     /// Fails on tokens `[batch, seq]` that the model does not have or has no positions for.
-    pub(super) fn check_tokens(
-        &self,
-        tokens: &Tensor<B, 2, Int>,
-        what: &str,
-    ) -> Result<(), Error> {
+    pub(super) fn check_tokens(&self, tokens: &Tensor<B, 2, Int>, what: &str) -> Result<(), Error> {
         let [_, seq] = tokens.dims();
         let (m, vocab) = (self.config.memory_tokens, self.model.vocab_size());
         if let Some(positions) = self.model.max_positions()
@@ -103,7 +99,9 @@ impl<B: Backend, M: CausalLm<B>> GradMem<B, M> {
             )));
         }
         let ids = tokens.to_data();
-        let bad = ids.iter::<i64>().position(|id| id < 0 || id >= vocab as i64);
+        let bad = ids
+            .iter::<i64>()
+            .position(|id| id < 0 || id >= vocab as i64);
         match bad {
             None => Ok(()),
             Some(at) => Err(Error::Input(format!(

@@ -74,7 +74,10 @@ impl<B: Backend, M: CausalLm<B>> GradMem<B, M> {
         if data.shape.num_dims() != 3 || data.shape[1..] != expected {
             return Err(Error::file(
                 path,
-                format!("holds {:?}, not [batch, {}, {}]", data.shape, expected[0], expected[1]),
+                format!(
+                    "holds {:?}, not [batch, {}, {}]",
+                    data.shape, expected[0], expected[1]
+                ),
             ));
         }
         if data.iter::<f64>().any(|value| !value.is_finite()) {
@@ -82,6 +85,9 @@ impl<B: Backend, M: CausalLm<B>> GradMem<B, M> {
         }
         let (device, dtype) = (self.mem.val().device(), self.mem.val().dtype());
         let data: TensorData = data.convert_dtype(dtype);
-        Ok(Memory::from_vectors(Tensor::from_data(data, (&device, dtype))))
+        Ok(Memory::from_vectors(Tensor::from_data(
+            data,
+            (&device, dtype),
+        )))
     }
 }

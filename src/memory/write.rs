@@ -89,7 +89,11 @@ impl<B: Backend, M: Writable<B>> GradMem<B, M> {
                 (false, false) => constant.gradient(vectors.clone().detach()),
             };
             losses.push(loss);
-            grad_norms.push(sample_squares(gradient.clone().detach()).sqrt().reshape([batch]));
+            grad_norms.push(
+                sample_squares(gradient.clone().detach())
+                    .sqrt()
+                    .reshape([batch]),
+            );
             vectors = vectors - self.clip(gradient).mul_scalar(config.write_lr);
         }
         Ok(Memory {

@@ -8,7 +8,9 @@ use gradmem_kernels::AttentionBackend;
 use serde::{Deserialize, Serialize};
 
 use super::CausalLm;
-use super::layers::{Embedding, Init, Linear, RmsNorm, Rotary, SelfAttention, SelfAttentionConfig, SwiGlu};
+use super::layers::{
+    Embedding, Init, Linear, RmsNorm, Rotary, SelfAttention, SelfAttentionConfig, SwiGlu,
+};
 use crate::error::{Error, require};
 
 /// Sizes of a [`Llama`], under the names of Hugging Face's `config.json`.

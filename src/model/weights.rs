@@ -28,7 +28,8 @@ pub fn parameters<B: Backend, M: Module<B>>(module: &M) -> Vec<(String, TensorDa
             self.path.pop();
         }
         fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
-            self.found.push((self.path.join("."), param.val().to_data()));
+            self.found
+                .push((self.path.join("."), param.val().to_data()));
         }
     }
     let mut collect = Collect {
@@ -176,8 +177,9 @@ impl Fill<'_> {
         self.unexpected.remove(name);
         if view.shape() != shape {
             let found = view.shape();
-            self.problems
-                .push(format!("`{name}` is {found:?} where the model has {shape:?}"));
+            self.problems.push(format!(
+                "`{name}` is {found:?} where the model has {shape:?}"
+            ));
             return None;
         }
         self.file

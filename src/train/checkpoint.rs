@@ -45,6 +45,12 @@ pub struct RunState {
     pub reached: bool,
     /// Training scores since the last line of the log.
     pub since_log: Scores,
+}
+
+/// A state and what ties its optimizer file to it.
+#[derive(Serialize, Deserialize)]
+struct Saved {
+    state: RunState,
     /// Ids of the parameters, in the model's order: the optimizer's state is kept by them.
     parameter_ids: Vec<u64>,
     /// Hash of the optimizer's file.
@@ -191,13 +197,13 @@ impl RunFolder {
     ) -> Result<(), Error> {
         let optimizer = Recorder::<B>::record(&Bytes::default(), optimizer, ())
             .map_err(|e| Error::Failed(format!("the optimizer's state cannot be saved: {e}")))?;
-        let state = RunState {
+        let saved = Saved {
+            state: state.clone(),
             parameter_ids: list_param_ids(module).iter().map(|id| id.val()).collect(),
             optimizer_hash: hash(&optimizer),
-            ..state.clone()
         };
         write_atomically(self.optimizer_file(state.step), &optimizer)?;
-        let bytes = weights::encode(&weights::parameters(module), metadata(&state)?)?;
+        let bytes = weights::encode(&weights::parameters(module), metadata(&saved)?)?;
         write_atomically(self.path.join("last.safetensors"), &bytes)?;
         self.remove_optimizers_except(state.step);
         Ok(())
@@ -215,13 +221,17 @@ impl RunFolder {
     ) -> Result<(M, R, RunState), Error> {
         let path = self.path.join("last.safetensors");
         let tensors = Tensors::open(&path)?;
-        let state = tensors.metadata()?.remove(STATE);
-        let state: RunState = state
-            .and_then(|state| serde_json::from_str(&state).ok())
+        let saved = tensors.metadata()?.remove(STATE);
+        let Saved {
+            state,
+            parameter_ids,
+            optimizer_hash,
+        } = saved
+            .and_then(|saved| serde_json::from_str(&saved).ok())
             .ok_or_else(|| Error::file(&path, "is not a checkpoint of this program"))?;
         let module = tensors.fill(module)?;
         let mut ids = Ids {
-            ids: state.parameter_ids.iter().copied(),
+            ids: parameter_ids.into_iter(),
         };
         let module = module.map(&mut ids);
 
@@ -229,7 +239,7 @@ impl RunFolder {
         let optimizer =
             std::fs::read(&optimizer_file).map_err(Error::io(&optimizer_file, "cannot read"))?;
         let damaged = || Error::file(&optimizer_file, "is not the file this run wrote");
-        if hash(&optimizer) != state.optimizer_hash {
+        if hash(&optimizer) != optimizer_hash {
             return Err(damaged());
         }
         let record = Recorder::<B>::load(&Bytes::default(), optimizer, device);
@@ -299,7 +309,7 @@ impl MetricsLog {
     }
 }
 
-fn metadata(state: &RunState) -> Result<HashMap<String, String>, Error> {
+fn metadata(state: &impl Serialize) -> Result<HashMap<String, String>, Error> {
     let state = serde_json::to_string(state)
         .map_err(|e| Error::Failed(format!("the run's state cannot be saved: {e}")))?;
     Ok(HashMap::from([(STATE.to_string(), state)]))

@@ -66,9 +66,6 @@ pub struct TrainConfig {
     pub steps: usize,
     /// Contexts a step.
     pub batch_size: usize,
-    /// Parts of a batch that CPU threads work on side by side; their gradients are added in order, so
-    /// that a run depends on this number but not on the machine's.
-    pub shards: usize,
     /// Learning rate of AdamW, constant after the warm-up.
     pub lr: f64,
     /// Steps over which the learning rate rises linearly from zero.
@@ -94,7 +91,6 @@ impl Default for TrainConfig {
             seed: 0,
             steps: 10_000,
             batch_size: 64,
-            shards: 1,
             lr: 1e-4,
             warmup_steps: 0,
             weight_decay: 0.0,
@@ -112,17 +108,26 @@ impl TrainConfig {
         for (key, value) in [
             ("steps", self.steps),
             ("batch_size", self.batch_size),
-            ("shards", self.shards),
             ("eval_every", self.eval_every),
             ("log_every", self.log_every),
         ] {
             require(value > 0, key, value, "must be at least 1")?;
         }
         let lr = self.lr;
-        require(lr > 0.0 && lr <= 1.0, "lr", lr, "must be above 0 and at most 1")?;
+        require(
+            lr > 0.0 && lr <= 1.0,
+            "lr",
+            lr,
+            "must be above 0 and at most 1",
+        )?;
         let decay = self.weight_decay;
         let fits = decay >= 0.0 && decay.is_finite();
-        require(fits, "weight_decay", decay, "must be 0 or a positive number")?;
+        require(
+            fits,
+            "weight_decay",
+            decay,
+            "must be 0 or a positive number",
+        )?;
         if let Some(clip) = self.clip_norm {
             let problem = "must be a positive number (leave it out for no clipping)";
             require(clip > 0.0 && clip.is_finite(), "clip_norm", clip, problem)?;
@@ -167,9 +172,11 @@ impl RunConfig {
     fn from_table(table: toml::Table, name: &str) -> Result<Self, Error> {
         let known = serde_json::to_value(Self::default()).unwrap_or_default();
         check_keys(&table, &known, "")?;
-        let config: Self = toml::Value::Table(table)
-            .try_into()
-            .map_err(|e| Error::Input(format!("{name}: {}", one_line(&e.to_string()))))?;
+        let config = toml::Value::Table(table.clone()).try_into::<Self>();
+        let config = config.map_err(|e| match misfit(&table) {
+            Some(error) => error,
+            None => Error::Input(format!("{name}: {}", one_line(&e.to_string()))),
+        })?;
         config.validate()?;
         Ok(config)
     }
@@ -259,7 +266,11 @@ fn apply_override(table: &mut toml::Table, text: &str) -> Result<(), Error> {
             .entry(part)
             .or_insert_with(|| toml::Value::Table(toml::Table::new()));
         let toml::Value::Table(inner) = entry else {
-            return Err(Error::config(key, &value, format!("`{part}` is no section")));
+            return Err(Error::config(
+                key,
+                &value,
+                format!("`{part}` is no section"),
+            ));
         };
         section = inner;
     }
@@ -296,6 +307,29 @@ fn check_keys(table: &toml::Table, known: &Json, path: &str) -> Result<(), Error
         }
     }
     Ok(())
+}
+
+/// Finds the value of the wrong kind in a table that is no configuration.
+fn misfit(table: &toml::Table) -> Option<Error> {
+    let sections = table
+        .iter()
+        .filter_map(|(name, v)| Some((name, v.as_table()?)));
+    for (name, section) in sections {
+        for (key, value) in section {
+            let alone = toml::Table::from_iter(
+                ["task", "model_type"]
+                    .iter()
+                    .filter_map(|tag| Some((tag.to_string(), section.get(*tag)?.clone())))
+                    .chain([(key.clone(), value.clone())]),
+            );
+            let alone = toml::Table::from_iter([(name.clone(), toml::Value::Table(alone))]);
+            if let Err(e) = toml::Value::Table(alone).try_into::<RunConfig>() {
+                let problem = one_line(e.message());
+                return Some(Error::config(format!("{name}.{key}"), value, problem));
+            }
+        }
+    }
+    None
 }
 
 fn compare(path: &str, a: &Json, b: &Json, found: &mut Vec<(String, String, String)>) {
@@ -347,7 +381,11 @@ mod tests {
 
     #[test]
     fn overrides_reach_every_section() {
-        let overrides = ["memory.write_steps=5", "train.lr = 1e-4", "memory.grad_mode=first"];
+        let overrides = [
+            "memory.write_steps=5",
+            "train.lr = 1e-4",
+            "memory.grad_mode=first",
+        ];
         let overrides = overrides.map(String::from);
         let config = RunConfig::resolve("kv-quick", &overrides).unwrap();
         assert_eq!(config.memory.write_steps, 5);
@@ -362,8 +400,10 @@ mod tests {
         assert!(fails("kv-quik", &[]).contains("unknown preset `kv-quik`"));
         assert!(fails("kv-quick", &["memory.stepz=2"]).contains("unknown key `memory.stepz`"));
         assert!(fails("kv-quick", &["memory.write_steps"]).contains("not KEY=VALUE"));
-        assert!(fails("kv-quick", &["memory.write_steps=many"]).contains("write_steps"));
-        assert!(fails("kv-quick", &["memory.write_steps=-1"]).contains("write_steps"));
+        assert!(fails("kv-quick", &["memory.write_steps=many"]).contains("memory.write_steps"));
+        assert!(fails("kv-quick", &["memory.write_steps=-1"]).contains("memory.write_steps"));
+        assert!(fails("kv-quick", &["data.pairs=nan"]).contains("data.pairs"));
+        assert!(fails("kv-quick", &["model.hidden_size=64.0"]).contains("model.hidden_size"));
         assert!(fails("kv-quick", &["memory=3"]).contains("must be a section"));
         for (key, value, word) in [
             ("memory.write_lr", "-0.5", "positive"),

@@ -1,11 +1,10 @@
 //! One step of training and one of evaluation, as burn-train calls them.
 
 use burn::module::{AutodiffModule, Module, ModuleDisplay, ModuleVisitor, Param};
-use burn::optim::{GradientsAccumulator, GradientsParams};
-use burn::tensor::backend::{AutodiffBackend, Backend};
+use burn::optim::GradientsParams;
 use burn::tensor::Tensor;
+use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::train::{InferenceStep, ItemLazy, TrainOutput, TrainStep};
-use rayon::prelude::*;
 
 use super::metrics::{Measure, Scores};
 use crate::data::Batch;
@@ -19,19 +18,13 @@ pub struct MetaLearner<B: Backend, M> {
     /// What is trained.
     pub gradmem: GradMem<B, M>,
     #[module(skip)]
-    shards: usize,
-    #[module(skip)]
     clip_norm: Option<f64>,
 }
 
 impl<B: Backend, M> MetaLearner<B, M> {
-    /// Works on each batch in `shards` parts at once, and clips the outer gradient to a global norm.
-    pub fn new(gradmem: GradMem<B, M>, shards: usize, clip_norm: Option<f64>) -> Self {
-        Self {
-            gradmem,
-            shards,
-            clip_norm,
-        }
+    /// Clips the outer gradient to a global norm of `clip_norm`.
+    pub fn new(gradmem: GradMem<B, M>, clip_norm: Option<f64>) -> Self {
+        Self { gradmem, clip_norm }
     }
 }
 
@@ -56,6 +49,8 @@ pub enum Fault {
         /// The quantity and its value.
         value: String,
     },
+    /// The outer gradient has this norm.
+    Gradient(f64),
 }
 
 impl ItemLazy for StepOutput {
@@ -108,7 +103,7 @@ where
     fn step(&self, batch: Self::Input) -> StepOutput {
         let scores = batch
             .map_err(Fault::Error)
-            .and_then(|batch| evaluate(&self.gradmem, batch, self.shards));
+            .and_then(|batch| evaluate(&self.gradmem, batch));
         StepOutput::of(scores)
     }
 }
@@ -121,56 +116,22 @@ where
 {
     /// The batch's clipped outer gradient and its scores.
     fn gradients(&self, batch: Batch<B>) -> Result<(GradientsParams, Scores), Fault> {
-        let samples = batch.len() as f64;
-        let labelled = labelled(&batch);
-        let parts = batch.split(self.shards);
-        // Each part gets weights of its own to differentiate, so that the parts' graphs never meet.
-        let work: Vec<_> = match parts.len() {
-            1 => parts.into_iter().map(|p| (self.gradmem.clone(), p)).collect(),
-            _ => parts
-                .into_iter()
-                .map(|p| (self.gradmem.clone().fork(&p.contexts.device()), p))
-                .collect(),
-        };
-        let starts = starts(work.iter().map(|(_, part)| part.len()));
-        let results: Vec<_> = side_by_side(work, |(gradmem, part)| {
-            let read_share = self::labelled(&part) / labelled;
-            let write_share = part.len() as f64 / samples;
-            let outer = outer(&gradmem, &part)?;
-            let scores = scores(&outer, &part)?;
-            let loss = outer.read_loss.mul_scalar(read_share);
-            let loss = match outer.write_term {
-                Some(term) => loss + term.mul_scalar(write_share),
-                None => loss,
-            };
-            let grads = GradientsParams::from_grads(loss.backward(), &gradmem);
-            Ok((grads, scores))
-        });
-        let mut total = Scores::default();
-        let mut sum = GradientsAccumulator::new();
-        for (result, start) in results.into_iter().zip(starts) {
-            let (grads, scores) = result.map_err(|fault: Fault| fault.shift(start))?;
-            total.merge(&scores);
-            sum.accumulate(&self.gradmem, grads);
+        let outer = outer(&self.gradmem, &batch)?;
+        let scores = scores(&outer, &batch)?;
+        let grads = outer.loss().backward();
+        let mut grads = GradientsParams::from_grads(grads, &self.gradmem);
+        let norm = global_norm(&grads, &self.gradmem);
+        if !norm.is_finite() {
+            return Err(Fault::Gradient(norm));
         }
-        let grads = sum.grads();
-        Ok(match self.clip_norm {
-            Some(clip) => (clip_global_norm(grads, &self.gradmem, clip), total),
-            None => (grads, total),
-        })
-    }
-}
-
-impl Fault {
-    /// The same fault, of a part whose samples begin at `start` of the batch.
-    fn shift(self, start: usize) -> Self {
-        match self {
-            Self::NotFinite { sample, value } => Self::NotFinite {
-                sample: sample + start,
-                value,
-            },
-            other => other,
+        if let Some(clip) = self.clip_norm
+            && norm > clip
+        {
+            let factor = clip / (norm + 1e-6);
+            let grads = &mut grads;
+            self.gradmem.visit(&mut Scale { grads, factor });
         }
+        Ok((grads, scores))
     }
 }
 
@@ -182,48 +143,19 @@ impl Fault {
 pub fn evaluate<B: Backend, M: Writable<B>>(
     gradmem: &GradMem<B, M>,
     batch: Batch<B>,
-    shards: usize,
 ) -> Result<Scores, Fault> {
-    let parts = batch.split(shards);
-    let starts = starts(parts.iter().map(Batch::len));
-    let work: Vec<_> = parts.into_iter().map(|p| (gradmem.clone(), p)).collect();
-    let results = side_by_side(work, |(gradmem, part)| {
-        let outer = outer(&gradmem, &part)?;
-        let mut scores = scores(&outer, &part)?;
-        let after = gradmem
-            .write_loss(&outer.memory, part.contexts.clone())
-            .map_err(Fault::Error)?;
-        let after = finite(&after, "loss after the last step")?;
-        scores.add(Measure::WriteLossAfter, after.iter().sum(), after.len());
-        if outer.memory.losses.is_empty() {
-            // Without a step, M_K is M0.
-            scores.add(Measure::WriteLossBefore, after.iter().sum(), after.len());
-        }
-        Ok(scores)
-    });
-    let mut total = Scores::default();
-    for (result, start) in results.into_iter().zip(starts) {
-        total.merge(&result.map_err(|fault: Fault| fault.shift(start))?);
+    let outer = outer(gradmem, &batch)?;
+    let mut scores = scores(&outer, &batch)?;
+    let after = gradmem
+        .write_loss(&outer.memory, batch.contexts)
+        .map_err(Fault::Error)?;
+    let after = finite(&after, "loss after the last step")?;
+    scores.add(Measure::WriteLossAfter, after.iter().sum(), after.len());
+    if outer.memory.losses.is_empty() {
+        // Without a step, M_K is M0.
+        scores.add(Measure::WriteLossBefore, after.iter().sum(), after.len());
     }
-    Ok(total)
-}
-
-fn side_by_side<W: Send, R: Send>(work: Vec<W>, run: impl Fn(W) -> R + Send + Sync) -> Vec<R> {
-    match work.len() {
-        1 => work.into_iter().map(run).collect(),
-        _ => work.into_par_iter().map(run).collect(),
-    }
-}
-
-/// Where each part begins, given their lengths.
-fn starts(lengths: impl Iterator<Item = usize>) -> Vec<usize> {
-    lengths
-        .scan(0, |start, len| {
-            let here = *start;
-            *start += len;
-            Some(here)
-        })
-        .collect()
+    Ok(scores)
 }
 
 fn outer<B: Backend, M: Writable<B>>(
@@ -237,11 +169,6 @@ fn outer<B: Backend, M: Writable<B>>(
             batch.labels.clone(),
         )
         .map_err(Fault::Error)
-}
-
-fn labelled<B: Backend>(batch: &Batch<B>) -> f64 {
-    let labels = batch.labels.to_data();
-    labels.iter::<i64>().filter(|label| *label >= 0).count() as f64
 }
 
 /// Reads a step's numbers back to the host and checks WRITE's.
@@ -258,7 +185,8 @@ fn scores<B: Backend>(outer: &Outer<B>, batch: &Batch<B>) -> Result<Scores, Faul
         }
         scores.add(Measure::InnerGradNorm, norm.iter().sum(), norm.len());
     }
-    let labels = labelled(batch) as usize;
+    let labels = batch.labels.to_data();
+    let labels = labels.iter::<i64>().filter(|label| *label >= 0).count();
     let read_loss: f64 = outer.read_loss.to_data().iter::<f64>().sum();
     scores.add(Measure::ReadLoss, read_loss * labels as f64, labels);
 
@@ -267,7 +195,10 @@ fn scores<B: Backend>(outer: &Outer<B>, batch: &Batch<B>) -> Result<Scores, Faul
     let seq = batch.labels.dims()[1];
     let (mut tokens, mut hits, mut matches) = (0, 0, 0);
     for (labels, predicted) in batch.scored.iter().zip(predicted.chunks(seq + 1)) {
-        let scored = labels.iter().zip(predicted).filter(|(label, _)| **label >= 0);
+        let scored = labels
+            .iter()
+            .zip(predicted)
+            .filter(|(label, _)| **label >= 0);
         let (count, right) = scored.fold((0, 0), |(count, right), (label, predicted)| {
             (count + 1, right + usize::from(label == predicted))
         });
@@ -292,12 +223,11 @@ fn finite<B: Backend>(values: &Tensor<B, 1>, what: &str) -> Result<Vec<f64>, Fau
     }
 }
 
-/// Rescales all gradients together to an L2 norm of at most `clip`.
-fn clip_global_norm<B: AutodiffBackend, M: AutodiffModule<B>>(
-    mut grads: GradientsParams,
+/// The L2 norm of all gradients together.
+fn global_norm<B: AutodiffBackend, M: AutodiffModule<B>>(
+    grads: &GradientsParams,
     module: &M,
-    clip: f64,
-) -> GradientsParams {
+) -> f64 {
     struct Squares<'a, B: AutodiffBackend> {
         grads: &'a GradientsParams,
         sum: Option<Tensor<B::InnerBackend, 1>>,
@@ -313,29 +243,25 @@ fn clip_global_norm<B: AutodiffBackend, M: AutodiffModule<B>>(
             }
         }
     }
-    struct Scale<'a> {
-        grads: &'a mut GradientsParams,
-        factor: f64,
-    }
-    impl<B: AutodiffBackend> ModuleVisitor<B> for Scale<'_> {
-        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
-            if let Some(grad) = self.grads.remove::<B::InnerBackend, D>(param.id) {
-                self.grads
-                    .register(param.id, grad.mul_scalar(self.factor));
-            }
+    let mut squares = Squares::<B> { grads, sum: None };
+    module.visit(&mut squares);
+    let sum = squares
+        .sum
+        .map(|sum| sum.to_data().iter::<f64>().sum::<f64>());
+    sum.unwrap_or(0.0).sqrt()
+}
+
+/// Multiplies every gradient by `factor`.
+struct Scale<'a> {
+    grads: &'a mut GradientsParams,
+    factor: f64,
+}
+
+impl<B: AutodiffBackend> ModuleVisitor<B> for Scale<'_> {
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
+        if let Some(grad) = self.grads.remove::<B::InnerBackend, D>(param.id) {
+            let grad = grad.mul_scalar(self.factor);
+            self.grads.register(param.id, grad);
         }
     }
-    let mut squares = Squares::<B> {
-        grads: &grads,
-        sum: None,
-    };
-    module.visit(&mut squares);
-    let sum = squares.sum.map(|sum| sum.to_data().iter::<f64>().sum::<f64>());
-    let norm = sum.unwrap_or(0.0).sqrt();
-    if norm > clip {
-        let factor = clip / (norm + 1e-6);
-        let grads = &mut grads;
-        module.visit(&mut Scale { grads, factor });
-    }
-    grads
 }

@@ -15,10 +15,10 @@ use gradmem_kernels::AttentionBackend;
 
 use super::checkpoint::{RunFolder, RunState};
 use super::config::{DataConfig, ModelConfig, RunConfig, TrainConfig};
-use super::learner::{Fault, MetaLearner, evaluate};
+use super::learner::{MetaLearner, evaluate};
 use super::metrics::{Measure, MeasureMetric, Scores};
 use super::render::{LineRenderer, dashboard};
-use super::strategy::{Components, MetaTraining, NoMetricLogger, Outcome, SharedOptimizer};
+use super::strategy::{Components, MetaTraining, NoMetricLogger, Outcome, SharedOptimizer, blame};
 use crate::data::{Cycle, ExampleBatcher, KvConfig, KvDataset, Split};
 use crate::error::Error;
 use crate::memory::GradMem;
@@ -74,7 +74,7 @@ pub fn train<B: AttentionBackend>(
         optimizer = Optimizer::load_record(optimizer, record);
     }
     let learner = Learner::new(
-        MetaLearner::new(gradmem, settings.shards, settings.clip_norm),
+        MetaLearner::new(gradmem, settings.clip_norm),
         optimizer.clone(),
         schedule(settings)?,
     );
@@ -198,18 +198,8 @@ impl<B: AttentionBackend> Trained<B> {
         let gradmem = self.gradmem.clone().with_write_steps(write_steps);
         let mut scores = Scores::default();
         for (batch, examples) in loader.iter().enumerate() {
-            let shards = self.config.train.shards;
-            let part = evaluate(&gradmem, examples?, shards).map_err(|fault| match fault {
-                Fault::Error(error) => error,
-                Fault::NotFinite { sample, value } => Error::NotFinite {
-                    value,
-                    step: batch + 1,
-                    batch,
-                    sample,
-                    hint: "these weights do not bear so many WRITE steps of this size".into(),
-                },
-            })?;
-            scores.merge(&part);
+            let part = evaluate(&gradmem, examples?);
+            scores.merge(&part.map_err(|fault| blame(fault, batch + 1, batch))?);
         }
         Ok(scores)
     }

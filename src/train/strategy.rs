@@ -272,7 +272,8 @@ where
             in_interval(end) * config.batch_size,
         );
         let item = TrainingItem::new(output.item, progress, self.progress(), Some(step), Some(lr));
-        self.processor.process_train(LearnerEvent::ProcessedItem(item));
+        self.processor
+            .process_train(LearnerEvent::ProcessedItem(item));
         Ok(())
     }
 
@@ -297,7 +298,8 @@ where
             scores.merge(&output.scores);
             let progress = iterator.progress();
             let item = TrainingItem::new(output, progress, self.progress(), Some(step), None);
-            self.processor.process_valid(LearnerEvent::ProcessedItem(item));
+            self.processor
+                .process_valid(LearnerEvent::ProcessedItem(item));
         }
         let epoch = self.epoch();
         self.processor.process_valid(LearnerEvent::EndEpoch(epoch));
@@ -307,9 +309,15 @@ where
         let Some(value) = scores.mean(measure) else {
             return Ok(());
         };
-        if self.state.best.is_none_or(|(best, _)| measure.better(value, best)) {
+        if self
+            .state
+            .best
+            .is_none_or(|(best, _)| measure.better(value, best))
+        {
             self.state.best = Some((value, step));
-            self.strategy.folder.save_best(&model.gradmem, &self.state)?;
+            self.strategy
+                .folder
+                .save_best(&model.gradmem, &self.state)?;
         }
         self.state.reached = config
             .stop_value
@@ -335,15 +343,20 @@ fn line(step: usize, split: &str, lr: Option<f64>, scores: &Scores) -> serde_jso
     line
 }
 
-fn blame(fault: Fault, step: usize, batch: usize) -> Error {
+/// The error a fault is, with the step and batch it happened in.
+pub(super) fn blame(fault: Fault, step: usize, batch: usize) -> Error {
+    let hint = "try a smaller memory.write_lr or train.lr, or set memory.inner_clip_norm";
     match fault {
         Fault::Error(error) => error,
+        Fault::Gradient(norm) => Error::Failed(format!(
+            "the outer gradient's norm became {norm} at step {step}, batch {batch}: {hint}"
+        )),
         Fault::NotFinite { sample, value } => Error::NotFinite {
             value,
             step,
             batch,
             sample,
-            hint: "try a smaller memory.write_lr or train.lr, or set memory.inner_clip_norm".into(),
+            hint: hint.into(),
         },
     }
 }

@@ -217,7 +217,11 @@ fn steps_list(text: &str) -> Result<Vec<usize>, Error> {
     };
     let number = |text: &str| -> Result<usize, Error> {
         let number = text.trim().parse().map_err(|_| wrong())?;
-        if number <= MOST { Ok(number) } else { Err(wrong()) }
+        if number <= MOST {
+            Ok(number)
+        } else {
+            Err(wrong())
+        }
     };
     let mut steps = Vec::new();
     for part in text.split(',') {
@@ -357,13 +361,24 @@ impl Job for ReadJob {
 
 pub fn parity(args: args::Parity) -> Result<ExitCode, Error> {
     if args.tolerance.is_nan() || args.tolerance < 0.0 {
-        return Err(Error::Input("--tolerance must be 0 or a positive number".into()));
+        return Err(Error::Input(
+            "--tolerance must be 0 or a positive number".into(),
+        ));
     }
     let report = dispatch(&args.backend.name, ParityJob(args.folder))?;
-    let width = report.rows.iter().map(|r| r.tensor.len()).max().unwrap_or(0);
+    let width = report
+        .rows
+        .iter()
+        .map(|r| r.tensor.len())
+        .max()
+        .unwrap_or(0);
     println!("{:width$}  max relative error", "tensor");
     for row in &report.rows {
-        let mark = if row.error <= args.tolerance { "" } else { "  ✗" };
+        let mark = if row.error <= args.tolerance {
+            ""
+        } else {
+            "  ✗"
+        };
         println!("{:width$}  {:.1e}{mark}", row.tensor, row.error);
     }
     let worst = report.worst();
@@ -374,7 +389,11 @@ pub fn parity(args: args::Parity) -> Result<ExitCode, Error> {
         if within { "within" } else { "beyond" },
         args.tolerance
     );
-    Ok(if within { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if within {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
 }
 
 struct ParityJob(PathBuf);

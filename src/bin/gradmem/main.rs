@@ -13,6 +13,10 @@ use gradmem::Error;
 
 use args::{Args, Command};
 
+/// Training frees and takes the same large tensors again and again; this allocator keeps their pages.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> ExitCode {
     let Args { command } = Args::parse();
     let result = match command {

@@ -43,10 +43,12 @@ impl SelfAttentionConfig {
         init: &mut Init,
         device: &B::Device,
     ) -> SelfAttention<B> {
-        let mut linear = |d_output, d_input| {
-            Linear::new([d_output, d_input], self.bias, std, init, device)
-        };
-        let (d_q, d_kv) = (self.n_heads * self.head_dim, self.n_kv_heads * self.head_dim);
+        let mut linear =
+            |d_output, d_input| Linear::new([d_output, d_input], self.bias, std, init, device);
+        let (d_q, d_kv) = (
+            self.n_heads * self.head_dim,
+            self.n_kv_heads * self.head_dim,
+        );
         SelfAttention {
             q_proj: linear(d_q, self.d_model),
             k_proj: linear(d_kv, self.d_model),

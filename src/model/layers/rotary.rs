@@ -27,7 +27,8 @@ impl<B: Backend> Rotary<B> {
             turn[(i + half) * head_dim + i] = -1.0;
             turn[i * head_dim + i + half] = 1.0;
         }
-        let matrix = |values, shape| Tensor::<B, 2>::from_data(TensorData::new(values, shape), device);
+        let matrix =
+            |values, shape| Tensor::<B, 2>::from_data(TensorData::new(values, shape), device);
         let positions = Tensor::<B, 1, Int>::arange(0..seq as i64, device).float();
         let angles = positions.reshape([seq, 1]) * matrix(frequencies, [1, head_dim]);
         Self {
@@ -49,7 +50,13 @@ impl<B: Backend> Rotary<B> {
         let [batch, seq, heads, head_dim] = x.dims();
         // A sample is one row, so that the tables broadcast along the first dimension only.
         let row = seq * heads * head_dim;
-        let table = |table: &Tensor<B, 3>| table.clone().repeat_dim(0, heads).swap_dims(0, 1).reshape([1, row]);
+        let table = |table: &Tensor<B, 3>| {
+            table
+                .clone()
+                .repeat_dim(0, heads)
+                .swap_dims(0, 1)
+                .reshape([1, row])
+        };
         let turned = x
             .clone()
             .reshape([batch * seq * heads, head_dim])

@@ -1,0 +1,89 @@
+//! A language model of one's own is written through: anything that implements `CausalLm` on every
+//! backend, out of operations that can be differentiated twice.
+
+use burn::backend::Autodiff;
+use burn::module::Module;
+use burn::optim::{AdamWConfig, GradientsParams, Optimizer};
+use burn::tensor::backend::Backend;
+use burn::tensor::{Int, Tensor};
+use gradmem::Error;
+use gradmem::memory::GradMemConfig;
+use gradmem::model::CausalLm;
+use gradmem::model::layers::{Embedding, Init, Linear};
+
+/// A running mean of everything so far, through one hidden layer: small, but causal.
+#[derive(Module, Debug)]
+struct MeanLm<B: Backend> {
+    embedding: Embedding<B>,
+    up: Linear<B>,
+    down: Linear<B>,
+}
+
+impl<B: Backend> MeanLm<B> {
+    fn new(vocab: usize, d: usize, device: &B::Device) -> Self {
+        let mut init = Init::new(1);
+        Self {
+            embedding: Embedding::new([vocab, d], 0.5, &mut init, device),
+            up: Linear::new([4 * d, d], true, 0.3, &mut init, device),
+            down: Linear::new([d, 4 * d], true, 0.3, &mut init, device),
+        }
+    }
+}
+
+impl<B: Backend> CausalLm<B> for MeanLm<B> {
+    fn d_model(&self) -> usize {
+        self.embedding.weight.dims()[1]
+    }
+
+    fn vocab_size(&self) -> usize {
+        self.embedding.weight.dims()[0]
+    }
+
+    fn max_positions(&self) -> Option<usize> {
+        None
+    }
+
+    fn embed(&self, tokens: Tensor<B, 2, Int>) -> Tensor<B, 3> {
+        self.embedding.forward(tokens)
+    }
+
+    fn hidden(&self, x: Tensor<B, 3>) -> Tensor<B, 3> {
+        let seq = x.dims()[1];
+        let counts = Tensor::<B, 1, Int>::arange(1..seq as i64 + 1, &x.device()).float();
+        let mean = x.clone().cumsum(1) / counts.reshape([1, seq, 1]);
+        x + self.down.forward(self.up.forward(mean).tanh())
+    }
+
+    fn logits(&self, hidden: Tensor<B, 3>) -> Tensor<B, 3> {
+        self.embedding.logits(hidden)
+    }
+
+    fn head(&self) -> Tensor<B, 2> {
+        self.embedding.weight.val()
+    }
+}
+
+fn main() -> Result<(), Error> {
+    type B = Autodiff<burn_flex::Flex>;
+    let device = Default::default();
+    let memory = GradMemConfig::new()
+        .with_memory_tokens(2)
+        .with_write_lr(1.0);
+    let mut gradmem = memory.init(MeanLm::<B>::new(12, 16, &device), 2, &device)?;
+    let mut optimizer = AdamWConfig::new().init();
+
+    // Which of two letters is in the context? The memory has to say so.
+    let contexts: Tensor<B, 2, Int> = Tensor::from_data([[4, 4, 6], [6, 5, 5]], &device);
+    let queries: Tensor<B, 2, Int> = Tensor::from_data([[1, 4], [1, 5]], &device);
+    let labels: Tensor<B, 2, Int> = Tensor::from_data([[-1, 4], [-1, 5]], &device);
+    for step in 0..=60 {
+        let outer = gradmem.outer(contexts.clone(), queries.clone(), labels.clone())?;
+        let loss = outer.loss();
+        if step % 20 == 0 {
+            println!("step {step:2}: READ loss {:.4}", loss.clone().into_scalar());
+        }
+        let gradients = GradientsParams::from_grads(loss.backward(), &gradmem);
+        gradmem = optimizer.step(1e-2, gradmem, gradients);
+    }
+    Ok(())
+}

@@ -1,0 +1,420 @@
+//! The command as a shell sees it: what it prints, what it leaves on disk, how it exits.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use tempfile::TempDir;
+
+fn gradmem(folder: &TempDir, args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_gradmem"))
+        .args(args)
+        .current_dir(folder)
+        .output()
+        .unwrap()
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into()
+}
+
+/// A training of a second or so.
+fn tiny(run: &str) -> Vec<String> {
+    let overrides = "data.pairs=2 data.queries_per_context=1 data.valid_samples=20 \
+        model.hidden_size=8 model.intermediate_size=16 model.num_hidden_layers=1 \
+        model.num_attention_heads=1 memory.memory_tokens=2 train.batch_size=4 train.steps=6 \
+        train.eval_every=3 train.log_every=2 train.warmup_steps=2";
+    let mut args = vec![
+        "train".to_string(),
+        "kv-quick".into(),
+        "--run".into(),
+        run.into(),
+    ];
+    args.extend(overrides.split_whitespace().map(String::from));
+    args
+}
+
+fn train(folder: &TempDir, run: &str, more: &[&str]) -> Output {
+    let tiny = tiny(run);
+    let args: Vec<&str> = tiny
+        .iter()
+        .map(String::as_str)
+        .chain(more.iter().copied())
+        .collect();
+    gradmem(folder, &args)
+}
+
+fn succeeds(output: &Output) -> String {
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    text(&output.stdout)
+}
+
+/// A user's mistake: status 2, one line on stderr that names it, and nothing on disk but what was there.
+fn refuses(folder: &TempDir, output: &Output, words: &[&str], before: &[PathBuf]) {
+    let error = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{words:?}: {error}");
+    assert_eq!(error.trim_end().lines().count(), 1, "{error}");
+    for word in words {
+        assert!(error.contains(word), "`{word}` is not in: {error}");
+    }
+    assert_eq!(files(folder.path()), before, "something was written");
+}
+
+fn files(folder: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            found.extend(files(&path));
+        }
+        found.push(path);
+    }
+    found.sort();
+    found
+}
+
+#[test]
+fn settings_that_cannot_work_are_refused_before_anything_is_written() {
+    let folder = TempDir::new().unwrap();
+    let cases: &[(&[&str], &[&str])] = &[
+        (
+            &["train", "kv-fast"],
+            &["unknown preset `kv-fast`", "kv-quick"],
+        ),
+        (
+            &["train", "kv-quick", "memory.alpha=1"],
+            &["unknown key `memory.alpha`", "write_lr"],
+        ),
+        (
+            &["train", "kv-quick", "--backend", "tpu"],
+            &["unknown backend `tpu`", "flex"],
+        ),
+        (
+            &["train", "kv-quick", "--backend", "cuda"],
+            &["`cuda` is not compiled in", "--features cuda"],
+        ),
+        (
+            &["train", "kv-quick", "memory.write_lr=-1"],
+            &["memory.write_lr", "-1", "positive"],
+        ),
+        (
+            &["train", "kv-quick", "memory.write_lr=nan"],
+            &["memory.write_lr", "positive"],
+        ),
+        (
+            &["train", "kv-quick", "memory.write_steps=-2"],
+            &["write_steps"],
+        ),
+        (
+            &["train", "kv-quick", "memory.memory_tokens=0"],
+            &["memory.memory_tokens", "at least 1"],
+        ),
+        (
+            &["train", "kv-quick", "data.pairs=0"],
+            &["data.pairs", "at least 1"],
+        ),
+        (&["train", "kv-quick", "data.pairs=nan"], &["pairs"]),
+        (
+            &[
+                "train",
+                "kv-quick",
+                "data.pairs=63",
+                "data.queries_per_context=1",
+            ],
+            &["data.pairs", "only 62"],
+        ),
+        (
+            &["train", "kv-quick", "model.hidden_size=63"],
+            &["hidden_size", "multiple of num_attention_heads"],
+        ),
+        (
+            &["train", "kv-quick", "data.pairs=40"],
+            &["max_position_embeddings", "201 tokens"],
+        ),
+        (&["train", "missing.toml"], &["missing.toml", "cannot read"]),
+        (
+            &["train", "kv-quick", "--init-from", "nowhere"],
+            &["nowhere", "not a run folder"],
+        ),
+        (&["eval", "nowhere"], &["nowhere", "not a run folder"]),
+        (
+            &["eval", "nowhere", "--write-steps", "2..1"],
+            &["--write-steps"],
+        ),
+        (
+            &["write", "none.txt", "-o", "m", "--model", "nowhere"],
+            &["none.txt", "cannot read"],
+        ),
+        (
+            &["read", "m", "?", "--model", "nowhere"],
+            &["not a run folder"],
+        ),
+        (&["parity", "nowhere"], &["nowhere", "cannot read"]),
+        (&["preset", "kv-fast"], &["unknown preset", "kv-quick"]),
+    ];
+    for (args, words) in cases {
+        refuses(&folder, &gradmem(&folder, args), words, &[]);
+    }
+}
+
+#[test]
+fn a_preset_file_with_a_mistake_is_named_with_its_line() {
+    let folder = TempDir::new().unwrap();
+    let preset = folder.path().join("mine.toml");
+    std::fs::write(&preset, "[data]\ntask = \"kv\"\npairs = = 4\n").unwrap();
+    let before = files(folder.path());
+    let output = gradmem(&folder, &["train", "mine.toml"]);
+    refuses(&folder, &output, &["mine.toml, line 3"], &before);
+    std::fs::write(&preset, "[data]\ntask = \"juggling\"\n").unwrap();
+    let output = gradmem(&folder, &["train", "mine.toml"]);
+    refuses(&folder, &output, &["data.task", "juggling", "kv"], &before);
+}
+
+#[test]
+fn train_eval_write_read() {
+    let folder = TempDir::new().unwrap();
+    let printed = succeeds(&train(&folder, "run", &[]));
+    for word in [
+        "train 2/6",
+        "valid 3/6",
+        "valid 6/6",
+        "exact match",
+        "steps/s",
+        "left",
+        "WRITE loss",
+    ] {
+        assert!(printed.contains(word), "`{word}` is not in:\n{printed}");
+    }
+    // The two commands it ends with work as they stand.
+    let commands: Vec<&str> = printed
+        .lines()
+        .filter(|line| line.starts_with("  "))
+        .map(str::trim)
+        .collect();
+    assert_eq!(commands.len(), 3, "{printed}");
+    for command in commands {
+        let output = Command::new("sh")
+            .args(["-c", command])
+            .current_dir(&folder)
+            .output()
+            .unwrap();
+        assert!(
+            output.status.success(),
+            "{command}: {}",
+            text(&output.stderr)
+        );
+    }
+
+    let table = succeeds(&gradmem(
+        &folder,
+        &["eval", "run", "--write-steps", "0,2..3", "--samples", "7"],
+    ));
+    assert_eq!(table.lines().count(), 5, "{table}");
+    let json = succeeds(&gradmem(&folder, &["eval", "run", "--json"]));
+    let line: serde_json::Value = serde_json::from_str(&json).unwrap();
+    let logged = std::fs::read_to_string(folder.path().join("run/metrics.jsonl")).unwrap();
+    let best = logged
+        .lines()
+        .map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap())
+        .filter(|line| line["split"] == "valid")
+        .map(|line| line["exact_match"].as_f64().unwrap())
+        .fold(0.0, f64::max);
+    assert_eq!(
+        line["exact_match"], best,
+        "eval differs from the training's own evaluation"
+    );
+
+    // Done is done.
+    let again = succeeds(&train(&folder, "run", &[]));
+    assert!(again.contains("nothing left to do"), "{again}");
+    // Other weights to begin with.
+    let from = succeeds(&train(
+        &folder,
+        "next",
+        &["--init-from", "run", "train.seed=9"],
+    ));
+    assert!(from.contains("valid 6/6"));
+}
+
+#[test]
+fn files_that_do_not_fit_are_refused() {
+    let folder = TempDir::new().unwrap();
+    succeeds(&train(&folder, "run", &[]));
+    succeeds(&train(&folder, "other", &["train.seed=7"]));
+    let path = |name: &str| folder.path().join(name);
+    std::fs::write(path("good.txt"), "!a:1!!b:2!|\n").unwrap();
+    std::fs::write(path("bad.txt"), "!a:1! !b:2!|").unwrap();
+    std::fs::write(path("empty.txt"), "\n").unwrap();
+    std::fs::write(path("long.txt"), "a".repeat(127)).unwrap();
+    std::fs::write(path("binary.txt"), [0xff, 0xfe]).unwrap();
+    std::fs::create_dir(path("crowded")).unwrap();
+    std::fs::write(path("crowded/thing"), "").unwrap();
+    let write = ["write", "--model", "run", "-o", "m.safetensors"];
+    succeeds(&gradmem(&folder, &[&write[..], &["good.txt"]].concat()));
+    let memory = std::fs::read(path("m.safetensors")).unwrap();
+    std::fs::write(path("cut.safetensors"), &memory[..memory.len() - 3]).unwrap();
+    let before = files(folder.path());
+
+    let read = ["read", "--model", "run"];
+    let cases: &[(&[&str], &[&str])] = &[
+        (
+            &["write", "--model", "run", "-o", "n", "bad.txt"],
+            &["bad.txt", "' '", "position 5"],
+        ),
+        (
+            &["write", "--model", "run", "-o", "n", "empty.txt"],
+            &["empty.txt is empty"],
+        ),
+        (
+            &["write", "--model", "run", "-o", "n", "long.txt"],
+            &["needs 129 positions", "has 128"],
+        ),
+        (
+            &["write", "--model", "run", "-o", "n", "binary.txt"],
+            &["not UTF-8"],
+        ),
+        (
+            &["read", "--model", "other", "m.safetensors", "?!a:"],
+            &["written by model"],
+        ),
+        (
+            &["read", "--model", "run", "run/best.safetensors", "?!a:"],
+            &["not a memory file"],
+        ),
+        (
+            &["read", "--model", "run", "good.txt", "?!a:"],
+            &["not a whole .safetensors file"],
+        ),
+    ];
+    for (args, words) in cases {
+        refuses(&folder, &gradmem(&folder, args), words, &before);
+    }
+    let cut = gradmem(&folder, &[&read[..], &["cut.safetensors", "?!a:"]].concat());
+    refuses(&folder, &cut, &["cut.safetensors", "not a whole"], &before);
+    let question = gradmem(&folder, &[&read[..], &["m.safetensors", "où"]].concat());
+    refuses(&folder, &question, &["'ù'"], &before);
+
+    let output = train(&folder, "run", &["memory.write_lr=0.25"]);
+    refuses(
+        &folder,
+        &output,
+        &["is a run with memory.write_lr = 0.5, not 0.25"],
+        &before,
+    );
+    let output = train(&folder, "crowded", &[]);
+    refuses(
+        &folder,
+        &output,
+        &["neither empty nor a run folder"],
+        &before,
+    );
+
+    // Damaged checkpoints: cut short, of another model, and no checkpoint at all.
+    let last = path("run/last.safetensors");
+    let whole = std::fs::read(&last).unwrap();
+    std::fs::write(&last, &whole[..whole.len() / 2]).unwrap();
+    let more = ["train.steps=9"];
+    let output = train(&folder, "run", &more);
+    refuses(
+        &folder,
+        &output,
+        &["last.safetensors", "not a whole"],
+        &before,
+    );
+    std::fs::copy(path("m.safetensors"), &last).unwrap();
+    let output = train(&folder, "run", &more);
+    refuses(
+        &folder,
+        &output,
+        &["not a checkpoint of this program"],
+        &before,
+    );
+    std::fs::write(&last, &whole).unwrap();
+    std::fs::write(path("run/optimizer-6.bin"), "nonsense").unwrap();
+    let output = train(&folder, "run", &more);
+    refuses(
+        &folder,
+        &output,
+        &["optimizer-6.bin", "not the file this run wrote"],
+        &before,
+    );
+}
+
+#[test]
+fn a_write_that_leaves_the_numbers_stops_the_run_and_says_where() {
+    let folder = TempDir::new().unwrap();
+    let output = train(&folder, "run", &["model.initializer_range=1e30"]);
+    let error = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{error}");
+    for word in ["step 1", "batch 0", "sample 0", "write_lr"] {
+        assert!(error.contains(word), "`{word}` is not in: {error}");
+    }
+}
+
+#[test]
+fn parity_reads_any_folder_of_the_format() {
+    let folder = TempDir::new().unwrap();
+    let cases = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
+    let case = cases.join("llama_second");
+    let case = case.to_str().unwrap();
+    let table = succeeds(&gradmem(&folder, &["parity", case]));
+    assert!(
+        table.contains("grad.mem") && table.contains("within the tolerance"),
+        "{table}"
+    );
+    let output = gradmem(&folder, &["parity", case, "--tolerance", "1e-12"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stdout).contains("beyond the tolerance"));
+
+    // A folder whose configuration says otherwise than its numbers: first order is not second order.
+    let changed = folder.path().join("changed");
+    std::fs::create_dir(&changed).unwrap();
+    for name in ["model", "batch", "expected"] {
+        let name = format!("{name}.safetensors");
+        std::fs::copy(cases.join("llama_second").join(&name), changed.join(&name)).unwrap();
+    }
+    let config = std::fs::read_to_string(cases.join("llama_second/config.json")).unwrap();
+    let write = |config: String| std::fs::write(changed.join("config.json"), config).unwrap();
+    write(config.replace("\"grad_mode\": \"second\"", "\"grad_mode\": \"first\""));
+    assert_eq!(
+        gradmem(&folder, &["parity", "changed"]).status.code(),
+        Some(1)
+    );
+    let before = files(folder.path());
+    write(config.replace("\"mem_proj_mode\": \"none\"", "\"mem_proj_mode\": \"sum\""));
+    let output = gradmem(&folder, &["parity", "changed"]);
+    refuses(
+        &folder,
+        &output,
+        &["config.json", "mem_proj_mode", "not supported"],
+        &before,
+    );
+    write(config.replace("\"llama\"", "\"opt\""));
+    let output = gradmem(&folder, &["parity", "changed"]);
+    refuses(&folder, &output, &["model_type", "`opt`", "llama"], &before);
+    write("{".into());
+    let output = gradmem(&folder, &["parity", "changed"]);
+    refuses(
+        &folder,
+        &output,
+        &["config.json", "not a JSON object"],
+        &before,
+    );
+}
+
+#[test]
+fn help_teaches() {
+    let folder = TempDir::new().unwrap();
+    let help = succeeds(&gradmem(&folder, &["--help"]));
+    for word in [
+        "train", "eval", "write", "read", "parity", "preset", "gradient",
+    ] {
+        assert!(help.contains(word), "`{word}` is not in:\n{help}");
+    }
+    let help = succeeds(&gradmem(&folder, &["train", "--help"]));
+    assert!(
+        help.contains("KEY=VALUE") && help.contains("Examples"),
+        "{help}"
+    );
+    let preset = succeeds(&gradmem(&folder, &["preset", "kv-quick"]));
+    assert!(preset.contains("[memory]"));
+}

@@ -1,0 +1,181 @@
+//! One seed, one run: repeated, killed, interrupted, or out of disk, it ends with the same numbers.
+#![cfg(unix)]
+
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use gradmem::model::weights::Tensors;
+use tempfile::TempDir;
+
+const STEPS: usize = 240;
+
+fn command(run: &Path, steps: usize) -> Vec<String> {
+    let overrides = "data.pairs=2 data.queries_per_context=2 data.valid_samples=20 \
+        model.hidden_size=8 model.intermediate_size=16 model.num_hidden_layers=1 \
+        model.num_attention_heads=1 memory.memory_tokens=2 train.batch_size=4 train.eval_every=20 \
+        train.log_every=7 train.warmup_steps=30 train.stop_value=2";
+    let mut args: Vec<String> = ["train", "kv-quick", "--run"].map(String::from).into();
+    args.push(run.display().to_string());
+    args.push(format!("train.steps={steps}"));
+    args.extend(overrides.split_whitespace().map(String::from));
+    args
+}
+
+fn start(run: &Path, steps: usize) -> Child {
+    Command::new(env!("CARGO_BIN_EXE_gradmem"))
+        .args(command(run, steps))
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap()
+}
+
+/// Runs to the end, and says what was printed and the exit status.
+fn finish(child: Child) -> (String, Option<i32>) {
+    let output = child.wait_with_output().unwrap();
+    (
+        String::from_utf8_lossy(&output.stdout).into(),
+        output.status.code(),
+    )
+}
+
+fn run(path: &Path, steps: usize) {
+    assert_eq!(finish(start(path, steps)).1, Some(0));
+}
+
+fn read(path: &Path, name: &str) -> Vec<u8> {
+    std::fs::read(path.join(name)).unwrap()
+}
+
+/// Waits until the run has logged its evaluation at `step`.
+fn wait_for(path: &Path, step: usize) {
+    let wanted = format!("\"split\":\"valid\",\"step\":{step},");
+    let deadline = Instant::now() + Duration::from_secs(120);
+    loop {
+        let log = std::fs::read_to_string(path.join("metrics.jsonl")).unwrap_or_default();
+        if log.contains(&wanted) {
+            return;
+        }
+        assert!(
+            Instant::now() < deadline,
+            "step {step} was never reached:\n{log}"
+        );
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+fn assert_same_run(a: &Path, b: &Path) {
+    assert_eq!(
+        String::from_utf8(read(a, "metrics.jsonl")).unwrap(),
+        String::from_utf8(read(b, "metrics.jsonl")).unwrap()
+    );
+    assert_eq!(read(a, "best.safetensors"), read(b, "best.safetensors"));
+    let [a, b] = [a, b].map(|run| Tensors::open(run.join("last.safetensors")).unwrap());
+    assert_eq!(a.names().unwrap(), b.names().unwrap());
+    for name in a.names().unwrap() {
+        assert_eq!(a.get(&name).unwrap(), b.get(&name).unwrap(), "{name}");
+    }
+}
+
+#[test]
+fn a_run_repeated_killed_or_interrupted_ends_the_same() {
+    let folder = TempDir::new().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    let whole = path("whole");
+    run(&whole, STEPS);
+
+    run(&path("again"), STEPS);
+    assert_same_run(&whole, &path("again"));
+
+    // Killed three times, wherever it happens to be.
+    let killed = path("killed");
+    for step in [20, 80, 160] {
+        let mut child = start(&killed, STEPS);
+        wait_for(&killed, step);
+        std::thread::sleep(Duration::from_millis(step as u64 / 10));
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+    run(&killed, STEPS);
+    assert_same_run(&whole, &killed);
+
+    // Ctrl-C: it saves where it is, between two checkpoints, and says how to go on.
+    let stopped = path("stopped");
+    let child = start(&stopped, STEPS);
+    wait_for(&stopped, 60);
+    let id = child.id().to_string();
+    assert!(
+        Command::new("kill")
+            .args(["-INT", &id])
+            .status()
+            .unwrap()
+            .success()
+    );
+    let (printed, status) = finish(child);
+    assert_eq!(status, Some(130));
+    assert!(
+        printed.contains("the same command goes on from there"),
+        "{printed}"
+    );
+    run(&stopped, STEPS);
+    assert_same_run(&whole, &stopped);
+
+    // Shorter at first, then longer.
+    run(&path("longer"), 100);
+    run(&path("longer"), STEPS);
+    let [a, b] =
+        [&whole, &path("longer")].map(|run| Tensors::open(run.join("last.safetensors")).unwrap());
+    for name in a.names().unwrap() {
+        assert_eq!(a.get(&name).unwrap(), b.get(&name).unwrap(), "{name}");
+    }
+}
+
+#[test]
+fn another_seed_is_another_run() {
+    let folder = TempDir::new().unwrap();
+    let [a, b] = ["a", "b"].map(|name| folder.path().join(name));
+    run(&a, 7);
+    let mut args = command(&b, 7);
+    args.push("train.seed=7".into());
+    let status = Command::new(env!("CARGO_BIN_EXE_gradmem"))
+        .args(args)
+        .stdout(Stdio::null())
+        .status();
+    assert!(status.unwrap().success());
+    assert_ne!(read(&a, "metrics.jsonl"), read(&b, "metrics.jsonl"));
+}
+
+/// A full disk, played by a limit on the size of files: the checkpoint that does not fit is an error,
+/// and the one before it stays whole.
+#[test]
+fn without_room_for_a_checkpoint_the_last_one_stays() {
+    let folder = TempDir::new().unwrap();
+    let path = folder.path().join("run");
+    run(&path, 20);
+    let before = read(&path, "last.safetensors");
+    // The unit is 512 or 1024 bytes, by the shell.
+    let blocks = before.len() / 4096;
+    let script = format!("trap '' XFSZ; ulimit -f {blocks}; exec \"$0\" \"$@\"");
+    let output = Command::new("sh")
+        .args(["-c", &script, env!("CARGO_BIN_EXE_gradmem")])
+        .args(command(&path, STEPS))
+        .output()
+        .unwrap();
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{error}");
+    assert!(error.contains("cannot write"), "{error}");
+    assert_eq!(error.lines().count(), 1, "{error}");
+    assert_eq!(read(&path, "last.safetensors"), before);
+    let leftovers = std::fs::read_dir(&path).unwrap().filter(|entry| {
+        let name = entry.as_ref().unwrap().file_name();
+        name.to_string_lossy().ends_with(".tmp")
+    });
+    assert_eq!(leftovers.count(), 0, "a temporary file was left behind");
+    run(&path, STEPS);
+    let whole = folder.path().join("whole");
+    run(&whole, STEPS);
+    assert_eq!(
+        read(&path, "best.safetensors"),
+        read(&whole, "best.safetensors")
+    );
+}
