@@ -64,11 +64,13 @@ fn wait_for(path: &Path, step: usize) {
     }
 }
 
-fn assert_same_run(a: &Path, b: &Path) {
-    assert_eq!(
-        String::from_utf8(read(a, "metrics.jsonl")).unwrap(),
-        String::from_utf8(read(b, "metrics.jsonl")).unwrap()
-    );
+fn assert_same_run(what: &str, a: &Path, b: &Path) {
+    let lines = |run| String::from_utf8(read(run, "metrics.jsonl")).unwrap();
+    let (whole, other) = (lines(a), lines(b));
+    for (whole, other) in whole.lines().zip(other.lines()) {
+        assert_eq!(whole, other, "{what}");
+    }
+    assert_eq!(whole.len(), other.len(), "{what}");
     assert_eq!(read(a, "best.safetensors"), read(b, "best.safetensors"));
     let [a, b] = [a, b].map(|run| Tensors::open(run.join("last.safetensors")).unwrap());
     assert_eq!(a.names().unwrap(), b.names().unwrap());
@@ -85,7 +87,7 @@ fn a_run_repeated_killed_or_interrupted_ends_the_same() {
     run(&whole, STEPS);
 
     run(&path("again"), STEPS);
-    assert_same_run(&whole, &path("again"));
+    assert_same_run("again", &whole, &path("again"));
 
     // Killed three times, wherever it happens to be.
     let killed = path("killed");
@@ -97,7 +99,7 @@ fn a_run_repeated_killed_or_interrupted_ends_the_same() {
         child.wait().unwrap();
     }
     run(&killed, STEPS);
-    assert_same_run(&whole, &killed);
+    assert_same_run("killed", &whole, &killed);
 
     // Ctrl-C: it saves where it is, between two checkpoints, and says how to go on.
     let stopped = path("stopped");
@@ -118,7 +120,7 @@ fn a_run_repeated_killed_or_interrupted_ends_the_same() {
         "{printed}"
     );
     run(&stopped, STEPS);
-    assert_same_run(&whole, &stopped);
+    assert_same_run("interrupted", &whole, &stopped);
 
     // Shorter at first, then longer.
     run(&path("longer"), 100);

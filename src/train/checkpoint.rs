@@ -25,7 +25,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::config::RunConfig;
-use super::metrics::Scores;
+use super::metrics::{Measure, Scores};
 use crate::data::KvConfig;
 use crate::error::Error;
 use crate::files::write_atomically;
@@ -41,8 +41,8 @@ pub struct RunState {
     pub step: usize,
     /// The best validation metric so far, and the step it was reached at.
     pub best: Option<(f64, usize)>,
-    /// Whether `stop_value` was reached.
-    pub reached: bool,
+    /// The step of the last evaluation.
+    pub evaluated: usize,
     /// Training scores since the last line of the log.
     pub since_log: Scores,
 }
@@ -178,13 +178,18 @@ impl RunFolder {
         }
     }
 
-    /// Replaces the best weights.
+    /// Replaces the best weights, which have this `value` of `measure` at `step`.
     pub fn save_best<B: Backend, M: Module<B>>(
         &self,
         module: &M,
-        state: &RunState,
+        step: usize,
+        measure: Measure,
+        value: f64,
     ) -> Result<(), Error> {
-        let bytes = weights::encode(&weights::parameters(module), metadata(state)?)?;
+        // One entry: the order of several would change from one writing to the next.
+        let about = serde_json::json!({ "step": step, measure.key(): value });
+        let metadata = HashMap::from([(STATE.to_string(), about.to_string())]);
+        let bytes = weights::encode(&weights::parameters(module), metadata)?;
         write_atomically(self.path.join("best.safetensors"), &bytes)
     }
 
@@ -203,7 +208,10 @@ impl RunFolder {
             optimizer_hash: hash(&optimizer),
         };
         write_atomically(self.optimizer_file(state.step), &optimizer)?;
-        let bytes = weights::encode(&weights::parameters(module), metadata(&saved)?)?;
+        let saved = serde_json::to_string(&saved)
+            .map_err(|e| Error::Failed(format!("the run's state cannot be saved: {e}")))?;
+        let metadata = HashMap::from([(STATE.to_string(), saved)]);
+        let bytes = weights::encode(&weights::parameters(module), metadata)?;
         write_atomically(self.path.join("last.safetensors"), &bytes)?;
         self.remove_optimizers_except(state.step);
         Ok(())
@@ -307,12 +315,6 @@ impl MetricsLog {
         let written = self.file.write_all(format!("{line}\n").as_bytes());
         written.map_err(Error::io(&self.path, "cannot write"))
     }
-}
-
-fn metadata(state: &impl Serialize) -> Result<HashMap<String, String>, Error> {
-    let state = serde_json::to_string(state)
-        .map_err(|e| Error::Failed(format!("the run's state cannot be saved: {e}")))?;
-    Ok(HashMap::from([(STATE.to_string(), state)]))
 }
 
 fn hash(bytes: &[u8]) -> String {

@@ -204,9 +204,25 @@ where
         for _ in 0..self.state.step {
             self.learner.lr_step();
         }
-        while self.state.step < config.steps {
+        loop {
+            if let Some(message) = stop() {
+                self.save_last()?;
+                return Ok(Ending::Interrupted(message));
+            }
+            let step = self.state.step;
+            let due = step == config.steps || step.is_multiple_of(config.eval_every);
+            if due && step > self.state.evaluated {
+                self.evaluate(&valid, &mut log)?;
+                self.save_last()?;
+            }
+            if self.reached() {
+                return Ok(Ending::Reached);
+            }
+            if step >= config.steps {
+                return Ok(Ending::Steps);
+            }
             let end = self.interval_end();
-            let items = self.state.step * config.batch_size..end * config.batch_size;
+            let items = step * config.batch_size..end * config.batch_size;
             for batch in train.slice(items.start, items.end).iter() {
                 self.step(batch, end, &mut log)?;
                 if stop().is_some() {
@@ -215,17 +231,19 @@ where
             }
             let epoch = self.epoch();
             self.processor.process_train(LearnerEvent::EndEpoch(epoch));
-            if let Some(message) = stop() {
-                self.save_last()?;
-                return Ok(Ending::Interrupted(message));
-            }
-            self.evaluate(&valid, &mut log)?;
-            self.save_last()?;
-            if self.state.reached {
-                return Ok(Ending::Reached);
-            }
         }
-        Ok(Ending::Steps)
+    }
+
+    /// Whether the best weights are as good as asked for.
+    fn reached(&self) -> bool {
+        let TrainConfig {
+            stop_metric,
+            stop_value,
+            ..
+        } = self.strategy.config;
+        let best = self.state.best.map(|(value, _)| value);
+        best.zip(stop_value)
+            .is_some_and(|(best, stop)| best == stop || stop_metric.better(best, stop))
     }
 
     /// The step of the next evaluation.
@@ -305,6 +323,7 @@ where
         self.processor.process_valid(LearnerEvent::EndEpoch(epoch));
         log.push(line(step, "valid", None, &scores))?;
         self.valid_scores = Some(scores);
+        self.state.evaluated = step;
         let measure = config.stop_metric;
         let Some(value) = scores.mean(measure) else {
             return Ok(());
@@ -317,11 +336,8 @@ where
             self.state.best = Some((value, step));
             self.strategy
                 .folder
-                .save_best(&model.gradmem, &self.state)?;
+                .save_best(&model.gradmem, step, measure, value)?;
         }
-        self.state.reached = config
-            .stop_value
-            .is_some_and(|stop| value == stop || measure.better(value, stop));
         Ok(())
     }
 

@@ -106,8 +106,9 @@ fn summary(
             let before = valid.mean(Measure::WriteLossBefore).unwrap_or(f64::NAN);
             let after = valid.mean(Measure::WriteLossAfter).unwrap_or(f64::NAN);
             format!(
-                "\nstep {} after {took}: {} on {} held-out contexts; WRITE loss {before:.3} → {after:.3}\n",
+                "\nstep {} after {took}: {} {} on {} held-out contexts; WRITE loss {before:.3} → {after:.3}\n",
                 state.step,
+                measure.name().to_lowercase(),
                 show(measure, &valid),
                 data.valid_samples,
             )
@@ -188,7 +189,7 @@ impl Job for EvalJob {
             .unwrap_or_else(|| vec![trained.config.memory.write_steps]);
         if !self.json {
             println!("{samples} held-out contexts of {}", self.run.display());
-            let names = Measure::ALL.map(|m| format!("{:>19}", m.name()));
+            let names = Measure::ALL.map(|m| format!("{:>21}", m.name()));
             println!("{:>4}{}", "K", names.join(""));
         }
         for k in steps {
@@ -199,7 +200,7 @@ impl Job for EvalJob {
                 line.insert("samples".into(), samples.into());
                 println!("{}", serde_json::Value::Object(line));
             } else {
-                let values = Measure::ALL.map(|m| format!("{:>19}", show(m, &scores)));
+                let values = Measure::ALL.map(|m| format!("{:>21}", show(m, &scores)));
                 println!("{k:>4}{}", values.join(""));
             }
         }
@@ -247,8 +248,7 @@ fn show(measure: Measure, scores: &Scores) -> String {
 
 fn show_value(measure: Measure, value: f64) -> String {
     match measure {
-        Measure::ExactMatch => format!("{:.1} % exact match", 100.0 * value),
-        Measure::TokenAccuracy => format!("{:.1} %", 100.0 * value),
+        measure if measure.is_share() => format!("{:.1} %", 100.0 * value),
         _ => format!("{value:.3}"),
     }
 }

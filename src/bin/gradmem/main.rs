@@ -13,11 +13,20 @@ use gradmem::Error;
 
 use args::{Args, Command};
 
-/// Training frees and takes the same large tensors again and again; this allocator keeps their pages.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
+/// Training frees and takes the same large tensors again and again: their pages are kept rather than
+/// given back to the system, which would clear them each time.
+fn keep_pages() {
+    /// `mi_option_purge_delay` of mimalloc.h, which the bindings leave out; −1 is never.
+    const PURGE_DELAY: libmimalloc_sys::mi_option_t = 15;
+    // SAFETY: it sets a number that the allocator reads, before any thread is started.
+    unsafe { libmimalloc_sys::mi_option_set(PURGE_DELAY, -1) };
+}
+
 fn main() -> ExitCode {
+    keep_pages();
     let Args { command } = Args::parse();
     let result = match command {
         Command::Train(args) => commands::train(args),
