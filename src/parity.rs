@@ -151,6 +151,17 @@ where
     B::InnerBackend: AttentionBackend,
 {
     let (tokens, labels) = (batch.ids("input_ids")?, batch.ids("labels")?);
+    let vocab = model.vocab_size() as i64;
+    let fits = |ids: &Tensor<B, 2, Int>, lowest: i64| {
+        ids.to_data()
+            .iter::<i64>()
+            .all(|id| (lowest..vocab).contains(&id))
+    };
+    if tokens.dims() != labels.dims() || !fits(&tokens, 0) || !fits(&labels, i64::MIN) {
+        return Err(Error::Input(format!(
+            "`input_ids` and `labels` must have one shape and ids below {vocab}"
+        )));
+    }
     let logits = model.logits(model.hidden(model.embed(tokens)));
     // Labels of a plain language model are shifted: row i predicts label i + 1.
     let [_, seq] = labels.dims();

@@ -1,8 +1,11 @@
 //! The command as a shell sees it: what it prints, what it leaves on disk, how it exits.
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
+use burn::tensor::TensorData;
+use gradmem::model::weights;
 use tempfile::TempDir;
 
 fn gradmem(folder: &TempDir, args: &[&str]) -> Output {
@@ -391,6 +394,27 @@ fn parity_reads_any_folder_of_the_format() {
     write(config.replace("\"llama\"", "\"opt\""));
     let output = gradmem(&folder, &["parity", "changed"]);
     refuses(&folder, &output, &["model_type", "`opt`", "llama"], &before);
+    // Batches that do not fit the model.
+    write(config.clone());
+    let batch = |name: &str, shape: [usize; 2], id: i64| {
+        let data = TensorData::new(vec![id; shape[0] * shape[1]], shape);
+        (name.to_string(), data)
+    };
+    for (what, context, labels) in [
+        ("label 24", 4, batch("labels", [1, 2], 24)),
+        ("token 24", 24, batch("labels", [1, 2], 4)),
+        ("labels [1, 3]", 4, batch("labels", [1, 3], 4)),
+    ] {
+        let tensors = [
+            batch("context_input_ids", [1, 3], context),
+            batch("query_input_ids", [1, 2], 4),
+            labels,
+        ];
+        let bytes = weights::encode(&tensors, HashMap::new()).unwrap();
+        std::fs::write(changed.join("batch.safetensors"), bytes).unwrap();
+        let output = gradmem(&folder, &["parity", "changed"]);
+        refuses(&folder, &output, &[what], &before);
+    }
     write("{".into());
     let output = gradmem(&folder, &["parity", "changed"]);
     refuses(

@@ -102,11 +102,13 @@ pub fn double_backward<B: Backend>(
     let b = b.map(|b| b.mul_scalar(s));
 
     // W, the cotangent of dS, is absent when only dV was used.
-    let w = plus(
-        a.clone().map(|a| a.matmul(at.k.clone().transpose())),
-        b.clone().map(|b| at.q.clone().matmul(b.transpose())),
-    );
+    let from_a = a.clone().map(|a| a.matmul(at.k.clone().transpose()));
+    let from_b = b.clone().map(|b| at.q.clone().matmul(b.transpose()));
     let from_c = c.clone().map(|c| grad_out.clone().matmul(c.transpose()));
+    let w = match (from_a, from_b) {
+        (Some(from_a), from_b) => Some(plus(from_a, from_b)),
+        (None, from_b) => from_b,
+    };
     let Some(w) = w else {
         let Some((c, g)) = c.zip(from_c) else {
             return [
@@ -130,27 +132,17 @@ pub fn double_backward<B: Backend>(
     let beta = (w.clone() * p.clone()).sum_dim(3);
     let w_hat = p.clone() * (w.clone() - beta.clone());
     let g = w * centred_dp.clone() - beta * dp;
-    let g = plus(Some(g), from_c).expect("one term is present");
-    let s_hat = centred(&p, g).mul_scalar(s);
+    let s_hat = centred(&p, plus(g, from_c)).mul_scalar(s);
     let ds = p.clone() * centred_dp;
 
-    let to_grad_out = plus(Some(w_hat.clone().matmul(at.v)), c.map(|c| p.matmul(c)));
-    let to_q = plus(
-        Some(s_hat.clone().matmul(at.k)),
-        b.map(|b| ds.clone().matmul(b)),
-    );
+    let to_grad_out = plus(w_hat.clone().matmul(at.v), c.map(|c| p.matmul(c)));
+    let to_q = plus(s_hat.clone().matmul(at.k), b.map(|b| ds.clone().matmul(b)));
     let to_k = plus(
-        Some(s_hat.transpose().matmul(at.q)),
+        s_hat.transpose().matmul(at.q),
         a.map(|a| ds.transpose().matmul(a)),
     );
     let to_v = w_hat.transpose().matmul(grad_out);
-    let present = "one term is present";
-    [
-        heads.unstack(to_grad_out.expect(present)),
-        heads.unstack(to_q.expect(present)),
-        to_k.expect(present),
-        to_v,
-    ]
+    [heads.unstack(to_grad_out), heads.unstack(to_q), to_k, to_v]
 }
 
 /// `P∘(X − rowsum(X∘P))`: the softmax's Jacobian applied to `X`.
@@ -159,10 +151,10 @@ fn centred<B: Backend>(p: &Tensor<B, 4>, x: Tensor<B, 4>) -> Tensor<B, 4> {
     p.clone() * (x - mean)
 }
 
-fn plus<B: Backend>(x: Option<Tensor<B, 4>>, y: Option<Tensor<B, 4>>) -> Option<Tensor<B, 4>> {
-    match (x, y) {
-        (Some(x), Some(y)) => Some(x + y),
-        (x, y) => x.or(y),
+fn plus<B: Backend>(x: Tensor<B, 4>, y: Option<Tensor<B, 4>>) -> Tensor<B, 4> {
+    match y {
+        Some(y) => x + y,
+        None => x,
     }
 }
 

@@ -44,13 +44,22 @@ impl<B: Backend, M: Writable<B>> GradMem<B, M> {
     ///
     /// # Errors
     ///
-    /// As [`GradMem::write`] and [`GradMem::read`].
+    /// As [`GradMem::write`] and [`GradMem::read`]; also labels of another shape than the queries, or
+    /// beyond the vocabulary.
     pub fn outer(
         &self,
         contexts: Tensor<B, 2, Int>,
         queries: Tensor<B, 2, Int>,
         labels: Tensor<B, 2, Int>,
     ) -> Result<Outer<B>, Error> {
+        if queries.dims() != labels.dims() {
+            return Err(Error::Input(format!(
+                "queries are {:?}, but labels {:?}",
+                queries.dims(),
+                labels.dims()
+            )));
+        }
+        self.check_labels(&labels)?;
         let memory = self.write(contexts)?;
         let logits = self.read(&memory, queries)?;
         let read_loss = next_token_loss(logits.clone(), labels);
@@ -65,5 +74,16 @@ impl<B: Backend, M: Writable<B>> GradMem<B, M> {
             logits,
             memory,
         })
+    }
+    fn check_labels(&self, labels: &Tensor<B, 2, Int>) -> Result<(), Error> {
+        let vocab = self.model.vocab_size();
+        let largest = labels.to_data().iter::<i64>().max().unwrap_or(-1);
+        match largest < vocab as i64 {
+            true => Ok(()),
+            false => Err(Error::Input(format!(
+                "there is a label {largest}, but the model's tokens are 0 … {}",
+                vocab - 1
+            ))),
+        }
     }
 }

@@ -143,5 +143,6 @@ pub fn next_token_loss<B: Backend>(
         labels.mask_fill(ignored.clone(), 0),
     );
     let counted = ignored.bool_not().float();
-    (losses * counted.clone()).sum() / counted.sum()
+    // Without a label there is nothing to lose.
+    (losses * counted.clone()).sum() / counted.sum().clamp_min(1.0)
 }
