@@ -56,7 +56,7 @@
 //! - [`model`]: what a language model must be to be written through, and Llama
 //! - [`data`]: contexts and questions as batches
 //! - [`train`]: meta-training on burn-train, with runs that can be stopped and go on
-//! - [`parity`] and [`reference`]: the reference implementation's numbers, reproduced
+//! - [`parity`] and [`mod@reference`]: the reference implementation's numbers, reproduced
 //! - [`kernels`]: attention that can be differentiated twice
 #![warn(missing_docs)]
 #![recursion_limit = "256"]

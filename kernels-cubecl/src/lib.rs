@@ -4,7 +4,7 @@
 //! gradient of a gradient. Burn's own fused operations stop at the first derivative. Here attention
 //! is one extension trait, [`AttentionBackend`], with a forward, a backward and a double backward:
 //!
-//! - [`reference`] computes all three with plain tensor operations; they are the trait's provided
+//! - [`mod@reference`] computes all three with plain tensor operations; they are the trait's provided
 //!   methods, so any Burn backend joins with an empty `impl`;
 //! - `Autodiff<B>` registers the backward on the forward and the double backward on the backward,
 //!   so `Autodiff<Autodiff<B>>` works by recursion.
@@ -42,7 +42,7 @@ use burn::tensor::{Tensor, TensorPrimitive};
 /// - `k`, `v` and their gradients: `[batch, kv_heads, key_len, head_dim]`
 /// - `lse`: the logarithm of each row's softmax denominator, `[batch, heads, query_len, 1]`
 ///
-/// The provided methods are the [`reference`] in plain tensor operations.
+/// The provided methods are the [`mod@reference`] in plain tensor operations.
 pub trait AttentionBackend: Backend {
     /// `out = softmax(scale · q kᵀ) v` under the causal mask; returns `(out, lse)`.
     ///
