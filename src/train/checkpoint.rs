@@ -156,11 +156,6 @@ impl RunFolder {
         RunConfig::open(self.path.join("config.toml"))
     }
 
-    /// Whether there is a state to go on from.
-    pub fn has_state(&self) -> bool {
-        self.path.join("last.safetensors").exists()
-    }
-
     /// Fills `module` with the best weights, or with the latest ones if no evaluation chose any.
     ///
     /// # Errors

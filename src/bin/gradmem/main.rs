@@ -9,7 +9,6 @@ mod commands;
 use std::process::ExitCode;
 
 use clap::Parser;
-use gradmem::Error;
 
 use args::{Args, Command};
 
@@ -40,11 +39,7 @@ fn main() -> ExitCode {
         Ok(code) => code,
         Err(error) => {
             eprintln!("gradmem: {error}");
-            ExitCode::from(if is_mistake(&error) { 2 } else { 1 })
+            ExitCode::from(if error.is_user_error() { 2 } else { 1 })
         }
     }
-}
-
-fn is_mistake(error: &Error) -> bool {
-    error.is_user_error()
 }
