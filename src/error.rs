@@ -137,3 +137,22 @@ pub(crate) fn require(
         false => Err(Error::config(key, value, problem)),
     }
 }
+
+/// Fails on the first of these settings that is 0.
+pub(crate) fn at_least_one(
+    settings: impl IntoIterator<Item = (&'static str, usize)>,
+) -> Result<(), Error> {
+    settings
+        .into_iter()
+        .try_for_each(|(key, value)| require(value > 0, key, value, "must be at least 1"))
+}
+
+/// Fails on the first of these settings that is not above 0 and finite.
+pub(crate) fn positive(
+    settings: impl IntoIterator<Item = (&'static str, f64)>,
+) -> Result<(), Error> {
+    settings.into_iter().try_for_each(|(key, value)| {
+        let positive = value > 0.0 && value.is_finite();
+        require(positive, key, value, "must be a positive number")
+    })
+}

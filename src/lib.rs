@@ -61,10 +61,12 @@
 #![warn(missing_docs)]
 #![recursion_limit = "256"]
 
+pub mod baselines;
 pub mod data;
 mod error;
 mod files;
 pub mod memory;
+pub mod method;
 pub mod model;
 pub mod parity;
 pub mod reference;

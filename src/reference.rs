@@ -1,26 +1,240 @@
-//! The reference implementation's folders (github.com/yurakuratov/gradmem): its `config.json`,
-//! read as settings of ours. Its weights need no translation: parameters carry the same names.
+//! The reference implementation's checkpoints (github.com/yurakuratov/gradmem), read and written:
+//! `config.json` with `model_type` `grad_memgpt` or `rmt_2segm` and the language model under
+//! `base_config`, and `model.safetensors`. A plain language model's folder is read as the in-context
+//! baseline.
 
-use std::path::{Path, PathBuf};
+use std::collections::HashMap;
+use std::path::Path;
 
+use burn::tensor::backend::Backend;
+use gradmem_kernels::KernelBackend;
 use serde::Deserialize;
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
+use crate::baselines::{InContextConfig, RmtConfig, RmtProj};
 use crate::error::Error;
-use crate::memory::{GradMemConfig, GradMode};
-use crate::model::LlamaConfig;
+use crate::files::write_atomically;
+use crate::memory::{GradMemConfig, GradMode, MemProj};
+use crate::method::{AnyMethod, MethodConfig};
+use crate::model::any::read_object;
+use crate::model::pretrained::{self, write_json};
+use crate::model::weights::{self, Tensors};
+use crate::model::{AnyLm, ModelConfig};
 
 /// What a folder's `config.json` describes.
-pub enum Reference {
-    /// `grad_memgpt`: a language model with a memory.
-    GradMem(LlamaConfig, GradMemConfig),
-    /// A plain language model.
-    Llama(LlamaConfig),
+///
+/// # Errors
+///
+/// If a value is missing or of the wrong kind, or asks for something this crate does not have.
+pub fn open_config(path: impl AsRef<Path>) -> Result<(ModelConfig, MethodConfig), Error> {
+    let path = path.as_ref();
+    let config = Config {
+        json: read_object(path)?,
+        path,
+    };
+    match config.json.get("model_type").and_then(Value::as_str) {
+        Some("grad_memgpt") => {
+            let (model, pad) = config.base()?;
+            Ok((model, MethodConfig::GradMem(config.gradmem(pad)?)))
+        }
+        Some("rmt_2segm") => {
+            let (model, pad) = config.base()?;
+            Ok((model, MethodConfig::Rmt(config.rmt(pad)?)))
+        }
+        Some(known) if ModelConfig::TYPES.contains(&known) => {
+            let pad_token = pad_token(&config.json);
+            let method = MethodConfig::InContext(InContextConfig { pad_token });
+            Ok((ModelConfig::from_json(&config.json, path)?, method))
+        }
+        found => Err(config.problem(format!(
+            "`model_type` is {}, not one of grad_memgpt, rmt_2segm, {}",
+            found.map_or("missing".into(), |found| format!("{found:?}")),
+            ModelConfig::TYPES.join(", ")
+        ))),
+    }
+}
+
+/// Loads a checkpoint.
+///
+/// # Errors
+///
+/// As [`open_config`] and [`pretrained::load`].
+pub fn load<B: KernelBackend>(
+    folder: impl AsRef<Path>,
+    device: &B::Device,
+) -> Result<AnyMethod<B>, Error> {
+    let folder = folder.as_ref();
+    let (model, method) = open_config(folder.join("config.json"))?;
+    match method.blank(&model, device)? {
+        AnyMethod::InContext(mut method) => {
+            method.model = pretrained::load_into(method.model, folder)?;
+            Ok(AnyMethod::InContext(method))
+        }
+        method => {
+            let tensors = Tensors::open_folder(folder)?;
+            let names = Names::of(&method);
+            let tied = model.tied_head();
+            let heads = ["lm_head.weight", "embed_out.weight"].map(|head| names.of_model(head));
+            let ignored = |name: &str| tied && heads.iter().any(|head| head == name);
+            tensors.fill_as(method, &|path| names.theirs(path), &ignored)
+        }
+    }
+}
+
+/// Saves a checkpoint that [`load`] and the reference read; for the in-context baseline, the language
+/// model alone.
+///
+/// # Errors
+///
+/// If a file cannot be written.
+pub fn save<B: KernelBackend>(
+    folder: impl AsRef<Path>,
+    method: &AnyMethod<B>,
+) -> Result<(), Error> {
+    let folder = folder.as_ref();
+    if let AnyMethod::InContext(method) = method {
+        return pretrained::save(folder, &method.model, None);
+    }
+    let names = Names::of(method);
+    let tensors: Vec<_> = weights::parameters(method)
+        .into_iter()
+        .map(|(path, data)| (names.theirs(&path), data))
+        .collect();
+    std::fs::create_dir_all(folder).map_err(Error::io(folder, "cannot make the folder"))?;
+    let metadata = HashMap::from([("format".to_string(), "pt".to_string())]);
+    let bytes = weights::encode(&tensors, metadata)?;
+    write_atomically(folder.join("model.safetensors"), &bytes)?;
+    let config = to_json(&method.model().config(), &method.config());
+    write_json(&folder.join("config.json"), &config)
+}
+
+/// The settings as the reference writes them.
+fn to_json(model: &ModelConfig, method: &MethodConfig) -> Map<String, Value> {
+    let mut base = model.to_json();
+    let json = match method {
+        MethodConfig::GradMem(config) => {
+            base.insert("pad_token_id".into(), config.pad_token.into());
+            let second = match config.grad_mode {
+                GradMode::Second => config.second_order_steps.unwrap_or(config.write_steps),
+                GradMode::First | GradMode::None => 0,
+            };
+            let targets = match config.write_lora_targets.as_slice() {
+                [] => Value::Null,
+                targets => targets.into(),
+            };
+            let rank = config.write_lora_rank;
+            json!({
+                "model_type": "grad_memgpt",
+                "architectures": ["GradMemGPT"],
+                "base_config": base,
+                "n_mem_tokens": config.memory_tokens,
+                "K": config.write_steps,
+                "lr": config.write_lr,
+                "use_adam": false,
+                "grad_mode": config.grad_mode,
+                "last_K_second_order": second.min(config.write_steps),
+                "n_ctrl_tokens": config.ctrl_tokens,
+                "inner_clip_value": config.inner_clip_value,
+                "inner_clip_norm": config.inner_clip_norm,
+                "use_mem_proj": config.mem_proj != MemProj::None,
+                "mem_proj_mode": config.mem_proj,
+                "use_write_head": config.write_head,
+                "use_write_lora": rank > 0,
+                "write_lora_r": if rank > 0 { rank } else { 8 },
+                "write_lora_alpha": config.write_lora_alpha,
+                "write_lora_dropout": 0.0,
+                "write_lora_target_modules": targets,
+                "freeze_backbone": config.freeze_backbone,
+                "add_inner_loss_to_outer": config.inner_loss_weight > 0.0,
+                "inner_loss_weight": config.inner_loss_weight,
+            })
+        }
+        MethodConfig::Rmt(config) => {
+            base.insert("pad_token_id".into(), config.pad_token.into());
+            let reconstructs = config.reconstruction_loss_weight > 0.0;
+            json!({
+                "model_type": "rmt_2segm",
+                "architectures": ["RMT2Segm"],
+                "base_config": base,
+                "n_mem_tokens": config.memory_tokens,
+                "n_ctrl_tokens": config.ctrl_tokens,
+                "K": config.write_steps,
+                "use_mem_proj": config.mem_proj != RmtProj::None,
+                "mem_proj_mode": config.mem_proj,
+                "use_mem_residual": config.mem_residual,
+                "use_reconstruction_loss": reconstructs,
+                "reconstruction_loss_weight": config.reconstruction_loss_weight,
+                "use_write_head": config.write_head,
+            })
+        }
+        MethodConfig::InContext(_) => Value::Object(base),
+    };
+    match json {
+        Value::Object(json) => json,
+        _ => Map::new(),
+    }
+}
+
+/// The reference's names for our parameters. They are the same but where adapters are: those carry the
+/// names of the library that makes them (PEFT).
+struct Names {
+    /// The adapted modules, in the adapters' order.
+    adapted: Vec<String>,
+}
+
+/// Where PEFT puts the model it adapts.
+const ADAPTED_MODEL: &str = "model.base_model.model.";
+
+impl Names {
+    fn of<B: Backend>(method: &AnyMethod<B>) -> Self {
+        let lora = match method {
+            AnyMethod::GradMem(gradmem) => gradmem.write_lora.as_ref(),
+            AnyMethod::Rmt(_) | AnyMethod::InContext(_) => None,
+        };
+        Self {
+            adapted: lora.map_or(Vec::new(), |lora| lora.targets().to_vec()),
+        }
+    }
+
+    /// Of a parameter of the language model.
+    fn of_model(&self, path: &str) -> String {
+        if self.adapted.is_empty() {
+            return format!("model.{path}");
+        }
+        let (module, field) = path.rsplit_once('.').unwrap_or((path, ""));
+        match self.adapted.iter().any(|adapted| adapted == module) {
+            true => format!("{ADAPTED_MODEL}{module}.base_layer.{field}"),
+            false => format!("{ADAPTED_MODEL}{path}"),
+        }
+    }
+
+    fn theirs(&self, path: &str) -> String {
+        if let Some(path) = path.strip_prefix("model.") {
+            return self.of_model(path);
+        }
+        let adapter = path.strip_prefix("write_lora.adapters.");
+        if let Some((index, matrix)) = adapter.and_then(|adapter| adapter.split_once('.'))
+            && let Some(module) = index.parse().ok().and_then(|i: usize| self.adapted.get(i))
+        {
+            return format!("{ADAPTED_MODEL}{module}.{matrix}.default.weight");
+        }
+        path.into()
+    }
+}
+
+/// The reference's name of a parameter of `method`.
+pub(crate) fn name<B: Backend>(method: &AnyMethod<B>) -> impl Fn(&str) -> String {
+    let names = Names::of(method);
+    let plain = matches!(method, AnyMethod::InContext(_));
+    move |path| match path.strip_prefix("model.") {
+        Some(path) if plain => path.into(),
+        _ => names.theirs(path),
+    }
 }
 
 /// A `config.json`, as read.
-pub struct ReferenceConfig {
-    path: PathBuf,
+struct Config<'a> {
+    path: &'a Path,
     json: Map<String, Value>,
 }
 
@@ -37,120 +251,192 @@ struct GradMemGpt {
     inner_clip_value: Option<f64>,
     inner_clip_norm: Option<f64>,
     #[serde(default)]
+    mem_proj_mode: MemProj,
+    #[serde(default)]
+    n_ctrl_tokens: usize,
+    #[serde(default)]
+    use_write_lora: bool,
+    #[serde(default = "lora_rank")]
+    write_lora_r: usize,
+    #[serde(default = "lora_alpha")]
+    write_lora_alpha: f64,
+    #[serde(default)]
+    write_lora_target_modules: Targets,
+    #[serde(default)]
+    freeze_backbone: bool,
+    #[serde(default)]
     use_write_head: bool,
     #[serde(default)]
     add_inner_loss_to_outer: bool,
     inner_loss_weight: Option<f64>,
 }
 
-impl ReferenceConfig {
-    /// Reads a `config.json`.
-    pub fn open(path: impl AsRef<Path>) -> Result<Self, Error> {
-        let path = path.as_ref();
-        let text = std::fs::read_to_string(path).map_err(Error::io(path, "cannot read"))?;
-        let json = serde_json::from_str(&text)
-            .map_err(|e| Error::file(path, format!("is not a JSON object: {e}")))?;
-        Ok(Self {
-            path: path.into(),
-            json,
-        })
-    }
+fn lora_rank() -> usize {
+    8
+}
 
-    /// The settings it stands for.
-    ///
-    /// # Errors
-    ///
-    /// If a value is missing or of the wrong kind, or asks for something this crate does not have.
-    pub fn into_model(self) -> Result<Reference, Error> {
-        match self.json.get("model_type").and_then(Value::as_str) {
-            Some("llama") => Ok(Reference::Llama(self.llama(&self.json)?)),
-            Some("grad_memgpt") => {
-                let Some(Value::Object(base)) = self.json.get("base_config") else {
-                    return Err(self.problem("`base_config` is not an object: a grad_memgpt needs its language model there"));
-                };
-                match base.get("model_type").and_then(Value::as_str) {
-                    Some("llama") => {}
-                    other => return Err(self.unknown("base_config.model_type", other, "llama")),
-                }
-                let model = self.llama(base)?;
-                let memory = self.memory(base)?;
-                Ok(Reference::GradMem(model, memory))
-            }
-            other => Err(self.unknown("model_type", other, "llama, grad_memgpt")),
-        }
-    }
+fn lora_alpha() -> f64 {
+    16.0
+}
 
-    fn memory(&self, base: &Map<String, Value>) -> Result<GradMemConfig, Error> {
-        let off = |key: &str, allowed: &[Value]| match self.json.get(key) {
-            None | Some(Value::Null) => Ok(()),
-            Some(value) if allowed.contains(value) => Ok(()),
-            Some(value) => Err(self.problem(format!("`{key}` = {value} is not supported"))),
+/// Module names: a list, or words between commas; nothing or `auto` for the usual ones.
+#[derive(Default, Deserialize)]
+#[serde(untagged)]
+enum Targets {
+    List(Vec<String>),
+    Words(String),
+    #[default]
+    Usual,
+}
+
+impl Targets {
+    fn names(self) -> Vec<String> {
+        let names = match self {
+            Self::List(names) => names,
+            Self::Words(words) => match words.trim().to_lowercase().as_str() {
+                "" | "none" | "auto" => Vec::new(),
+                _ => words.split(',').map(String::from).collect(),
+            },
+            Self::Usual => Vec::new(),
         };
-        off("use_adam", &[false.into()])?;
-        off("mem_proj_mode", &["none".into()])?;
-        off("use_mem_proj", &[false.into()])?;
-        off("n_ctrl_tokens", &[0.into()])?;
-        off("use_write_lora", &[false.into()])?;
-        off("freeze_backbone", &[false.into()])?;
-        off("memory_update", &["gradient".into()])?;
-        off("use_hopfield_memory", &[false.into()])?;
-        let read: GradMemGpt = serde_json::from_value(Value::Object(self.json.clone()))
-            .map_err(|e| self.problem(e.to_string()))?;
-        let pad_token = base.get("pad_token_id").and_then(Value::as_u64);
+        let names = names.iter().map(|name| name.trim().to_string());
+        names.filter(|name| !name.is_empty()).collect()
+    }
+}
+
+/// The part of an `rmt_2segm` configuration that has a counterpart here.
+#[derive(Deserialize)]
+struct Rmt2Segm {
+    n_mem_tokens: usize,
+    #[serde(rename = "K")]
+    steps: usize,
+    #[serde(default)]
+    n_ctrl_tokens: usize,
+    #[serde(default)]
+    mem_proj_mode: RmtProj,
+    #[serde(default)]
+    use_mem_residual: bool,
+    #[serde(default)]
+    use_reconstruction_loss: bool,
+    reconstruction_loss_weight: Option<f64>,
+    #[serde(default)]
+    use_write_head: bool,
+}
+
+impl Config<'_> {
+    /// The language model's settings and its padding token.
+    fn base(&self) -> Result<(ModelConfig, usize), Error> {
+        let Some(Value::Object(base)) = self.json.get("base_config") else {
+            let kind = self.json.get("model_type").and_then(Value::as_str);
+            return Err(self.problem(format!(
+                "`base_config` is not an object: a {} needs its language model's config.json there",
+                kind.unwrap_or_default()
+            )));
+        };
+        let model = ModelConfig::from_json(base, self.path)
+            .map_err(|e| self.problem(format!("base_config: {}", bare(&e))))?;
+        Ok((model, pad_token(base)))
+    }
+
+    fn gradmem(&self, pad_token: usize) -> Result<GradMemConfig, Error> {
+        self.is_off("use_adam", &[false.into()])?;
+        self.is_off("memory_update", &["gradient".into()])?;
+        self.is_off("use_hopfield_memory", &[false.into()])?;
+        let read: GradMemGpt = self.read()?;
         let weight = match read.add_inner_loss_to_outer {
             true => read.inner_loss_weight.unwrap_or(1.0),
             false => 0.0,
         };
-        Ok(GradMemConfig {
+        let config = GradMemConfig {
             memory_tokens: read.n_mem_tokens,
             write_steps: read.steps,
             write_lr: read.lr,
             grad_mode: read.grad_mode,
-            second_order_steps: read.second_order_steps,
+            second_order_steps: match read.grad_mode {
+                GradMode::Second => read.second_order_steps.filter(|j| *j < read.steps),
+                GradMode::First | GradMode::None => None,
+            },
             inner_clip_value: read.inner_clip_value,
             inner_clip_norm: read.inner_clip_norm,
+            mem_proj: read.mem_proj_mode,
+            ctrl_tokens: read.n_ctrl_tokens,
+            write_lora_rank: if read.use_write_lora { read.write_lora_r } else { 0 },
+            write_lora_alpha: read.write_lora_alpha,
+            write_lora_targets: read.write_lora_target_modules.names(),
+            freeze_backbone: read.freeze_backbone,
             write_head: read.use_write_head,
             inner_loss_weight: weight,
-            pad_token: pad_token.unwrap_or(0) as usize,
+            pad_token,
             ..GradMemConfig::default()
-        })
+        };
+        config.validate().map_err(|e| self.problem(e.to_string()))?;
+        Ok(config)
     }
 
-    fn llama(&self, json: &Map<String, Value>) -> Result<LlamaConfig, Error> {
-        match json.get("rope_scaling") {
-            None | Some(Value::Null) => {}
-            Some(value) => {
-                return Err(self.problem(format!("`rope_scaling` = {value} is not supported")));
-            }
-        }
-        match json.get("hidden_act") {
-            None => {}
-            Some(Value::String(act)) if act == "silu" => {}
-            Some(value) => {
-                let problem = format!("`hidden_act` = {value} is not supported: only \"silu\" is");
-                return Err(self.problem(problem));
-            }
-        }
-        for key in [
-            "vocab_size",
-            "hidden_size",
-            "intermediate_size",
-            "num_hidden_layers",
-            "num_attention_heads",
-        ] {
-            if !json.contains_key(key) {
-                return Err(self.problem(format!("has no `{key}`")));
-            }
-        }
-        serde_json::from_value(Value::Object(json.clone())).map_err(|e| self.problem(e.to_string()))
+    fn rmt(&self, pad_token: usize) -> Result<RmtConfig, Error> {
+        let off = [false.into()];
+        self.is_off("use_reconstruction_loss_at_first_step", &off)?;
+        self.is_off("use_reconstruction_loss_all_steps", &off)?;
+        let read: Rmt2Segm = self.read()?;
+        let weight = match read.use_reconstruction_loss {
+            true => read.reconstruction_loss_weight.unwrap_or(1.0),
+            false => 0.0,
+        };
+        let config = RmtConfig {
+            memory_tokens: read.n_mem_tokens,
+            write_steps: read.steps,
+            mem_proj: read.mem_proj_mode,
+            ctrl_tokens: read.n_ctrl_tokens,
+            mem_residual: read.use_mem_residual,
+            reconstruction_loss_weight: weight,
+            write_head: read.use_write_head,
+            pad_token,
+            ..RmtConfig::default()
+        };
+        config.validate().map_err(|e| self.problem(e.to_string()))?;
+        Ok(config)
     }
 
-    fn unknown(&self, key: &str, found: Option<&str>, known: &str) -> Error {
-        let found = found.map_or("nothing".into(), |found| format!("`{found}`"));
-        self.problem(format!("`{key}` is {found}, not one of {known}"))
+    /// Fails if `key` asks for something this crate does not have.
+    fn is_off(&self, key: &str, allowed: &[Value]) -> Result<(), Error> {
+        match self.json.get(key) {
+            None | Some(Value::Null) => Ok(()),
+            Some(value) if allowed.contains(value) => Ok(()),
+            Some(value) => Err(self.problem(format!("`{key}` = {value} is not supported"))),
+        }
+    }
+
+    fn read<T: for<'de> Deserialize<'de>>(&self) -> Result<T, Error> {
+        serde_json::from_value(Value::Object(self.json.clone()))
+            .map_err(|e| self.problem(e.to_string()))
     }
 
     fn problem(&self, problem: impl Into<String>) -> Error {
-        Error::file(&self.path, problem)
+        Error::file(self.path, problem)
+    }
+}
+
+/// An error's words without the file they are about.
+fn bare(error: &Error) -> String {
+    match error {
+        Error::File { problem, .. } => problem.clone(),
+        other => other.to_string(),
+    }
+}
+
+fn pad_token(json: &Map<String, Value>) -> usize {
+    let id = |key| json.get(key).and_then(Value::as_u64);
+    // Without one of their own, models pad with what ends a text.
+    id("pad_token_id").or(id("eos_token_id")).unwrap_or(0) as usize
+}
+
+/// The language model of a checkpoint, whatever answers with it.
+impl<B: KernelBackend> From<AnyMethod<B>> for AnyLm<B> {
+    fn from(method: AnyMethod<B>) -> Self {
+        match method {
+            AnyMethod::GradMem(method) => method.model,
+            AnyMethod::Rmt(method) => method.model,
+            AnyMethod::InContext(method) => method.model,
+        }
     }
 }

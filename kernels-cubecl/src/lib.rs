@@ -1,4 +1,5 @@
-//! Causal attention for [Burn](https://burn.dev) that can be differentiated twice.
+//! What sequence models for [Burn](https://burn.dev) need to be differentiated twice: causal attention
+//! and the linear scan.
 //!
 //! GradMem (arXiv 2603.13875) trains *through* gradient steps, so every layer of its model needs a
 //! gradient of a gradient. Burn's own fused operations stop at the first derivative. Here attention
@@ -8,6 +9,9 @@
 //!   methods, so any Burn backend joins with an empty `impl`;
 //! - `Autodiff<B>` registers the backward on the forward and the double backward on the backward,
 //!   so `Autodiff<Autodiff<B>>` works by recursion.
+//!
+//! State-space models need a linear recurrence over the sequence: [`ScanBackend`] computes it in
+//! parallel, and is its own backward. [`KernelBackend`] is a backend that has both.
 //!
 //! ```
 //! # #[cfg(feature = "flex")] {
@@ -27,10 +31,13 @@
 mod autodiff;
 mod backends;
 pub mod reference;
+mod scan;
 
 use burn::tensor::backend::Backend;
 use burn::tensor::ops::FloatTensor;
 use burn::tensor::{Tensor, TensorPrimitive};
+
+pub use scan::{Direction, ScanBackend, linear_scan};
 
 /// A backend that computes causal softmax attention and its first two derivatives.
 ///
@@ -91,6 +98,11 @@ pub trait AttentionBackend: Backend {
         reference::double_backward::<Self>(at, lift(grad_out), cotangents).map(lower)
     }
 }
+
+/// A backend that has everything the models of GradMem are made of.
+pub trait KernelBackend: AttentionBackend + ScanBackend {}
+
+impl<B: AttentionBackend + ScanBackend> KernelBackend for B {}
 
 /// Causal attention on tensors: `softmax(scale · q kᵀ) v`, differentiable as often as `B` is nested.
 ///

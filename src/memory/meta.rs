@@ -52,14 +52,7 @@ impl<B: Backend, M: Writable<B>> GradMem<B, M> {
         queries: Tensor<B, 2, Int>,
         labels: Tensor<B, 2, Int>,
     ) -> Result<Outer<B>, Error> {
-        if queries.dims() != labels.dims() {
-            return Err(Error::Input(format!(
-                "queries are {:?}, but labels {:?}",
-                queries.dims(),
-                labels.dims()
-            )));
-        }
-        self.check_labels(&labels)?;
+        check_labels(&queries, &labels, self.model.vocab_size())?;
         let memory = self.write(contexts)?;
         let logits = self.read(&memory, queries)?;
         let read_loss = next_token_loss(logits.clone(), labels);
@@ -75,15 +68,27 @@ impl<B: Backend, M: Writable<B>> GradMem<B, M> {
             memory,
         })
     }
-    fn check_labels(&self, labels: &Tensor<B, 2, Int>) -> Result<(), Error> {
-        let vocab = self.model.vocab_size();
-        let largest = labels.to_data().iter::<i64>().max().unwrap_or(-1);
-        match largest < vocab as i64 {
-            true => Ok(()),
-            false => Err(Error::Input(format!(
-                "there is a label {largest}, but the model's tokens are 0 … {}",
-                vocab - 1
-            ))),
-        }
+}
+
+/// Fails on labels `[rows, seq]` of another shape than the queries, or beyond the vocabulary.
+pub(crate) fn check_labels<B: Backend>(
+    queries: &Tensor<B, 2, Int>,
+    labels: &Tensor<B, 2, Int>,
+    vocab: usize,
+) -> Result<(), Error> {
+    if queries.dims() != labels.dims() {
+        return Err(Error::Input(format!(
+            "queries are {:?}, but labels {:?}",
+            queries.dims(),
+            labels.dims()
+        )));
+    }
+    let largest = labels.to_data().iter::<i64>().max().unwrap_or(-1);
+    match largest < vocab as i64 {
+        true => Ok(()),
+        false => Err(Error::Input(format!(
+            "there is a label {largest}, but the model's tokens are 0 … {}",
+            vocab - 1
+        ))),
     }
 }

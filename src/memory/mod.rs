@@ -11,6 +11,8 @@
 //! no graph kept. On `Autodiff<B>` the same code is training: the updates stay on the outer tape and
 //! `loss.backward()` is the second-order meta-gradient.
 
+mod contexts;
+mod lora;
 mod meta;
 mod read;
 mod store;
@@ -21,11 +23,15 @@ use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
 use serde::{Deserialize, Serialize};
 
+pub(crate) use contexts::Contexts;
+pub use lora::Lora;
 pub use meta::Outer;
+pub(crate) use meta::check_labels;
+pub(crate) use read::read_behind;
 pub use read::{next_token_loss, token_losses};
 pub use write::Memory;
 
-use crate::error::{Error, require};
+use crate::error::{Error, at_least_one, positive, require};
 use crate::model::CausalLm;
 use crate::model::layers::{Init, Linear};
 
@@ -40,6 +46,20 @@ pub enum GradMode {
     First,
     /// In full, through the inner gradient: WRITE itself is trained. The paper's method.
     Second,
+}
+
+/// A linear map between the memory and the model, `mem′ = W mem + b`, the identity at the start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum MemProj {
+    /// None: `mem′ = mem`.
+    #[default]
+    None,
+    /// One map for all, trained by the outer loop: it shapes the steps that WRITE takes.
+    Proj,
+    /// Every sample has its own, which WRITE changes along with its memory; the outer loop trains
+    /// their common start.
+    PerSample,
 }
 
 /// Settings of WRITE and READ, and of what is trained beside the model.
@@ -61,6 +81,20 @@ pub struct GradMemConfig {
     pub inner_clip_value: Option<f64>,
     /// Rescales each sample's inner gradient to at most this L2 norm (after `inner_clip_value`).
     pub inner_clip_norm: Option<f64>,
+    /// A linear map between the memory and the model.
+    pub mem_proj: MemProj,
+    /// Learned vectors on either side of the memory, this many each, others in WRITE than in READ.
+    pub ctrl_tokens: usize,
+    /// Rank of the adapters (LoRA) that the model has in WRITE only; 0 for none.
+    pub write_lora_rank: usize,
+    /// α of these adapters: they are scaled by `α / rank`.
+    pub write_lora_alpha: f64,
+    /// Names of the modules that are adapted, such as `q_proj`; empty for every matrix in the model's
+    /// repeated blocks.
+    pub write_lora_targets: Vec<String>,
+    /// Whether the model's own weights stay as they are, and only the memory's start, projection,
+    /// control tokens, adapters and WRITE head are trained.
+    pub freeze_backbone: bool,
     /// Whether WRITE predicts with a head of its own, which starts as a copy of the model's.
     pub write_head: bool,
     /// `w`: the outer loss is the READ loss plus `w` times the batch mean of the WRITE loss before
@@ -82,6 +116,12 @@ impl Default for GradMemConfig {
             second_order_steps: None,
             inner_clip_value: None,
             inner_clip_norm: None,
+            mem_proj: MemProj::None,
+            ctrl_tokens: 0,
+            write_lora_rank: 0,
+            write_lora_alpha: 16.0,
+            write_lora_targets: Vec::new(),
+            freeze_backbone: false,
             write_head: false,
             inner_loss_weight: 0.0,
             memory_std: 0.02,
@@ -138,6 +178,40 @@ impl GradMemConfig {
         self
     }
 
+    /// Sets the map between the memory and the model.
+    pub fn with_mem_proj(mut self, mem_proj: MemProj) -> Self {
+        self.mem_proj = mem_proj;
+        self
+    }
+
+    /// Sets the number of control tokens on either side of the memory.
+    pub fn with_ctrl_tokens(mut self, ctrl_tokens: usize) -> Self {
+        self.ctrl_tokens = ctrl_tokens;
+        self
+    }
+
+    /// Gives WRITE adapters of this rank and α.
+    pub fn with_write_lora(mut self, rank: usize, alpha: f64) -> Self {
+        self.write_lora_rank = rank;
+        self.write_lora_alpha = alpha;
+        self
+    }
+
+    /// Names the modules that WRITE's adapters change.
+    pub fn with_write_lora_targets<S: Into<String>>(
+        mut self,
+        targets: impl IntoIterator<Item = S>,
+    ) -> Self {
+        self.write_lora_targets = targets.into_iter().map(Into::into).collect();
+        self
+    }
+
+    /// Keeps the model's own weights as they are.
+    pub fn with_frozen_backbone(mut self, freeze: bool) -> Self {
+        self.freeze_backbone = freeze;
+        self
+    }
+
     /// Gives WRITE a head of its own.
     pub fn with_write_head(mut self, write_head: bool) -> Self {
         self.write_head = write_head;
@@ -152,17 +226,18 @@ impl GradMemConfig {
 
     /// Says which value cannot work, and why.
     pub fn validate(&self) -> Result<(), Error> {
-        let (m, lr) = (self.memory_tokens, self.write_lr);
-        require(m > 0, "memory_tokens", m, "must be at least 1")?;
-        let positive = |value: f64| value > 0.0 && value.is_finite();
-        require(positive(lr), "write_lr", lr, "must be a positive number")?;
+        at_least_one([("memory_tokens", self.memory_tokens)])?;
+        positive([("write_lr", self.write_lr)])?;
+        if self.write_lora_rank > 0 {
+            positive([("write_lora_alpha", self.write_lora_alpha)])?;
+        }
         for (key, clip) in [
             ("inner_clip_value", self.inner_clip_value),
             ("inner_clip_norm", self.inner_clip_norm),
         ] {
             if let Some(clip) = clip {
                 let problem = "must be a positive number (leave it out for no clipping)";
-                require(positive(clip), key, clip, problem)?;
+                require(clip > 0.0 && clip.is_finite(), key, clip, problem)?;
             }
         }
         let not_negative = |value: f64| value >= 0.0 && value.is_finite();
@@ -192,26 +267,75 @@ impl GradMemConfig {
         device: &B::Device,
     ) -> Result<GradMem<B, M>, Error> {
         self.validate()?;
+        self.build(model, Init::new(seed), device)
+    }
+
+    /// The same with weights that are yet to be loaded, as the model's may be.
+    ///
+    /// # Errors
+    ///
+    /// As [`GradMemConfig::init`].
+    pub fn blank<B: Backend, M: CausalLm<B>>(
+        &self,
+        model: M,
+        device: &B::Device,
+    ) -> Result<GradMem<B, M>, Error> {
+        self.validate()?;
+        self.build(model, Init::blank(), device)
+    }
+
+    fn build<B: Backend, M: CausalLm<B>>(
+        &self,
+        model: M,
+        mut init: Init,
+        device: &B::Device,
+    ) -> Result<GradMem<B, M>, Error> {
         let m = self.memory_tokens;
-        if let Some(positions) = model.max_positions() {
-            let problem =
-                format!("must leave room for tokens in the model's {positions} positions");
-            require(m < positions, "memory_tokens", m, problem)?;
-        }
-        let vocab = model.vocab_size();
-        let problem = format!("must be a token of the model, 0 … {}", vocab - 1);
-        require(self.pad_token < vocab, "pad_token", self.pad_token, problem)?;
-        let mem = Init::new(seed).normal([m, model.d_model()], self.memory_std, device);
-        let write_head = self.write_head.then(|| Linear {
-            weight: Param::from_tensor(model.head().detach()),
-            bias: None,
+        check_room(&model, "memory_tokens", self.prefix_len())?;
+        check_pad(&model, self.pad_token)?;
+        let d = model.d_model();
+        let mem = init.normal([m, d], self.memory_std, device);
+        let projects = self.mem_proj != MemProj::None;
+        let mem_proj = projects.then(|| Linear::identity(d, &init, device));
+        let mut control = || {
+            let some = self.ctrl_tokens > 0;
+            some.then(|| init.normal([self.ctrl_tokens, d], self.memory_std, device))
+        };
+        let [write_st, write_end, read_st, read_end] = [(); 4].map(|_| control());
+        let write_head = self.write_head.then(|| {
+            let shape = [model.vocab_size(), d];
+            Linear::copy(shape, || model.head(), &init, device)
+        });
+        let lora = (self.write_lora_rank > 0).then(|| {
+            Lora::new(
+                &model,
+                self.write_lora_rank,
+                self.write_lora_alpha,
+                &self.write_lora_targets,
+                &mut init,
+                device,
+            )
         });
         Ok(GradMem {
-            model,
+            model: match self.freeze_backbone {
+                true => model.no_grad(),
+                false => model,
+            },
             mem,
+            mem_proj,
+            write_st,
+            write_end,
+            read_st,
+            read_end,
             write_head,
+            write_lora: lora.transpose()?,
             config: self.clone(),
         })
+    }
+
+    /// Vectors before the first token: the memory, and control tokens on either side.
+    pub fn prefix_len(&self) -> usize {
+        self.memory_tokens.saturating_add(self.ctrl_tokens.saturating_mul(2))
     }
 
     /// Whether step `k` of `K` is differentiated in full.
@@ -221,17 +345,69 @@ impl GradMemConfig {
     }
 }
 
+/// Fails unless the model has positions for `prefix` vectors and a token.
+pub(crate) fn check_room<B: Backend, M: CausalLm<B>>(
+    model: &M,
+    key: &str,
+    prefix: usize,
+) -> Result<(), Error> {
+    let Some(positions) = model.max_positions() else {
+        return Ok(());
+    };
+    let problem = format!("must leave room for tokens in the model's {positions} positions");
+    require(prefix < positions, key, prefix, problem)
+}
+
+/// Fails unless the padding token is one of the model's.
+pub(crate) fn check_pad<B: Backend, M: CausalLm<B>>(model: &M, pad: usize) -> Result<(), Error> {
+    let vocab = model.vocab_size();
+    let problem = format!("must be a token of the model, 0 … {}", vocab.saturating_sub(1));
+    require(pad < vocab, "pad_token", pad, problem)
+}
+
+/// `start` and `end`, learned vectors `[n, d_model]`, around each sample's `vectors` `[batch, m, d_model]`.
+pub(crate) fn frame<B: Backend>(
+    start: Option<&Param<Tensor<B, 2>>>,
+    vectors: Tensor<B, 3>,
+    end: Option<&Param<Tensor<B, 2>>>,
+) -> Tensor<B, 3> {
+    let batch = vectors.dims()[0];
+    let each = |control: &Param<Tensor<B, 2>>| {
+        let [n, d] = control.val().dims();
+        control.val().unsqueeze::<3>().expand([batch, n, d])
+    };
+    let parts = [start.map(each), Some(vectors), end.map(each)];
+    let mut parts: Vec<_> = parts.into_iter().flatten().collect();
+    match parts.len() {
+        1 => parts.remove(0),
+        _ => Tensor::cat(parts, 1),
+    }
+}
+
 /// A language model with a writable prefix memory.
 ///
-/// Parameters carry the reference implementation's names: `model.…`, `mem`, `write_head.weight`.
+/// Parameters carry the reference implementation's names: `model.…`, `mem`, `mem_proj.…`, `write_st`,
+/// `write_head.weight` and so on; adapters are `write_lora.adapters.0.lora_A` and so on.
 #[derive(Module, Debug)]
 pub struct GradMem<B: Backend, M> {
     /// The language model.
     pub model: M,
     /// M0, where every WRITE starts: `[memory_tokens, d_model]`.
     pub mem: Param<Tensor<B, 2>>,
+    /// The map between memory and model, or where every sample's own starts.
+    pub mem_proj: Option<Linear<B>>,
+    /// Before the memory in WRITE: `[ctrl_tokens, d_model]`.
+    pub write_st: Option<Param<Tensor<B, 2>>>,
+    /// Behind the memory in WRITE.
+    pub write_end: Option<Param<Tensor<B, 2>>>,
+    /// Before the memory in READ.
+    pub read_st: Option<Param<Tensor<B, 2>>>,
+    /// Behind the memory in READ.
+    pub read_end: Option<Param<Tensor<B, 2>>>,
     /// WRITE's own head, if it has one: `[vocab_size, d_model]`.
     pub write_head: Option<Linear<B>>,
+    /// What the model has in WRITE only.
+    pub write_lora: Option<Lora<B>>,
     #[module(skip)]
     config: GradMemConfig,
 }
@@ -257,5 +433,17 @@ impl<B: Backend, M: Module<B>> GradMem<B, M> {
         self.config.write_lr = write_lr;
         self.config.validate()?;
         Ok(self)
+    }
+
+    /// What the model is given for a memory: `mem′ = W mem + b`, `[batch, memory_tokens, d_model]`.
+    fn project(&self, fast: &[Tensor<B, 3>]) -> Tensor<B, 3> {
+        match (fast, &self.mem_proj) {
+            ([vectors, weight, bias], _) => {
+                vectors.clone().matmul(weight.clone().swap_dims(1, 2)) + bias.clone()
+            }
+            ([vectors, ..], Some(shared)) => shared.forward(vectors.clone()),
+            ([vectors, ..], None) => vectors.clone(),
+            ([], _) => unreachable!("a memory has vectors"),
+        }
     }
 }

@@ -2,11 +2,12 @@
 
 use burn::tensor::activation::log_softmax;
 use burn::tensor::backend::Backend;
-use burn::tensor::{Int, Tensor, TensorData};
+use burn::tensor::{Int, Tensor};
 
-use super::{GradMem, Memory};
+use super::{GradMem, MemProj, Memory, frame};
 use crate::error::Error;
-use crate::model::CausalLm;
+use crate::model::generate::{Prefix, repeat};
+use crate::model::{CausalLm, check_tokens};
 
 impl<B: Backend, M: CausalLm<B>> GradMem<B, M> {
     /// Next-token logits of `queries` given the memory. Queries may be several a memory: with
@@ -26,8 +27,22 @@ impl<B: Backend, M: CausalLm<B>> GradMem<B, M> {
         memory: &Memory<B>,
         queries: Tensor<B, 2, Int>,
     ) -> Result<Tensor<B, 3>, Error> {
-        let [batch, m, d] = memory.vectors.dims();
-        let [rows, seq] = queries.dims();
+        read_behind(&self.model, self.prefix(memory)?, queries)
+    }
+
+    /// Reads the memories once, for any number of queries: what they have in common is kept as keys and
+    /// values (Mamba: as a state).
+    ///
+    /// # Errors
+    ///
+    /// If the memory is of another shape than this model's.
+    pub fn reader(&self, memory: &Memory<B>) -> Result<Prefix<'_, B, M>, Error> {
+        Ok(Prefix::new(&self.model, self.prefix(memory)?))
+    }
+
+    /// What READ begins with: `[read_st; W M_K + b; read_end]`.
+    fn prefix(&self, memory: &Memory<B>) -> Result<Tensor<B, 3>, Error> {
+        let [_, m, d] = memory.vectors.dims();
         let expected = [self.config.memory_tokens, self.model.d_model()];
         if [m, d] != expected {
             return Err(Error::Input(format!(
@@ -35,84 +50,45 @@ impl<B: Backend, M: CausalLm<B>> GradMem<B, M> {
                 expected[0], expected[1]
             )));
         }
-        if batch == 0 || !rows.is_multiple_of(batch) {
+        let own = self.config.mem_proj == MemProj::PerSample;
+        if own != memory.projection.is_some() {
+            let (has, reads) = match own {
+                true => ("no projection of its own", "one"),
+                false => ("a projection of its own", "none"),
+            };
             return Err(Error::Input(format!(
-                "{rows} queries cannot be shared evenly by {batch} memories"
+                "the memory has {has}, but this model reads {reads}"
             )));
         }
-        let vectors = match rows / batch {
-            1 => memory.vectors.clone(),
-            times => memory.repeat(times),
-        };
-        let embeds = match seq {
-            0 => vectors,
-            _ => {
-                self.check_tokens(&queries, "query")?;
-                Tensor::cat(vec![vectors, self.model.embed(queries)], 1)
-            }
-        };
-        let hidden = self.model.hidden(embeds).narrow(1, m - 1, seq + 1);
-        Ok(self.model.logits(hidden))
+        let vectors = self.project(&memory.fast());
+        Ok(frame(self.read_st.as_ref(), vectors, self.read_end.as_ref()))
     }
+}
 
-    /// The greedy continuation of one query `[1, seq]` from one memory: the likeliest token again and
-    /// again, up to and without `stop`, or until `max_tokens` or the model's positions run out.
-    ///
-    /// # Errors
-    ///
-    /// As [`GradMem::read`].
-    pub fn answer(
-        &self,
-        memory: &Memory<B>,
-        query: &[u32],
-        stop: u32,
-        max_tokens: usize,
-    ) -> Result<Vec<u32>, Error> {
-        let device = memory.vectors.device();
-        let mut tokens: Vec<i64> = query.iter().map(|id| i64::from(*id)).collect();
-        let positions = self.model.max_positions().unwrap_or(usize::MAX);
-        let room = positions.saturating_sub(self.config.memory_tokens + tokens.len());
-        for _ in 0..max_tokens.min(room.saturating_add(1)) {
-            let shape = [1, tokens.len()];
-            let queries = Tensor::from_data(TensorData::new(tokens.clone(), shape), &device);
-            let logits = self.read(memory, queries)?;
-            let next = logits.narrow(1, tokens.len(), 1).argmax(2).to_data();
-            match next.iter::<i64>().next() {
-                Some(next) if next != i64::from(stop) => tokens.push(next),
-                _ => break,
-            }
-        }
-        Ok(tokens[query.len()..].iter().map(|id| *id as u32).collect())
+/// The logits of `queries` `[batch · r, seq]`, each behind its part of `prefix` `[batch, n, d_model]`:
+/// `[batch · r, seq + 1, vocab_size]`.
+pub(crate) fn read_behind<B: Backend, M: CausalLm<B>>(
+    model: &M,
+    prefix: Tensor<B, 3>,
+    queries: Tensor<B, 2, Int>,
+) -> Result<Tensor<B, 3>, Error> {
+    let [batch, before, _] = prefix.dims();
+    let [rows, seq] = queries.dims();
+    if batch == 0 || !rows.is_multiple_of(batch) {
+        return Err(Error::Input(format!(
+            "{rows} queries cannot be shared evenly by {batch} memories"
+        )));
     }
-
-    /// Fails on tokens `[batch, seq]` that the model does not have or has no positions for.
-    pub(super) fn check_tokens(&self, tokens: &Tensor<B, 2, Int>, what: &str) -> Result<(), Error> {
-        let [_, seq] = tokens.dims();
-        let (m, vocab) = (self.config.memory_tokens, self.model.vocab_size());
-        if let Some(positions) = self.model.max_positions()
-            && m + seq > positions
-        {
-            return Err(Error::Input(format!(
-                "a {what} of {seq} tokens behind {m} memory vectors needs {} positions, \
-                 but the model has {positions}",
-                m + seq
-            )));
+    let prefix = repeat(prefix, rows / batch);
+    let embeds = match seq {
+        0 => prefix,
+        _ => {
+            check_tokens(model, &queries, before, "query")?;
+            Tensor::cat(vec![prefix, model.embed(queries)], 1)
         }
-        let ids = tokens.to_data();
-        let bad = ids
-            .iter::<i64>()
-            .position(|id| id < 0 || id >= vocab as i64);
-        match bad {
-            None => Ok(()),
-            Some(at) => Err(Error::Input(format!(
-                "{what} {} has token {} at {}, but the model's tokens are 0 … {}",
-                at / seq,
-                ids.iter::<i64>().nth(at).unwrap_or_default(),
-                at % seq,
-                vocab - 1
-            ))),
-        }
-    }
+    };
+    let hidden = model.hidden(embeds).narrow(1, before - 1, seq + 1);
+    Ok(model.logits(hidden))
 }
 
 /// `−log p` of each target: logits `[batch, seq, vocab_size]`, targets `[batch, seq]` → `[batch, seq]`.

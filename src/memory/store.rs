@@ -4,10 +4,10 @@ use std::collections::HashMap;
 use std::path::Path;
 
 use burn::tensor::backend::Backend;
-use burn::tensor::{Tensor, TensorData};
+use burn::tensor::Tensor;
 use sha2::{Digest, Sha256};
 
-use super::{GradMem, Memory};
+use super::{GradMem, MemProj, Memory};
 use crate::error::Error;
 use crate::files::write_atomically;
 use crate::model::CausalLm;
@@ -15,6 +15,8 @@ use crate::model::weights::{self, Tensors};
 
 /// The tensor that holds the vectors, `[batch, memory_tokens, d_model]`.
 const VECTORS: &str = "memory";
+/// Each sample's own projection, if it has one: weight and bias.
+const PROJECTION: [&str; 2] = ["projection.weight", "projection.bias"];
 const FORMAT: &str = "gradmem-memory-1";
 
 impl<B: Backend, M: CausalLm<B>> GradMem<B, M> {
@@ -45,7 +47,9 @@ impl<B: Backend, M: CausalLm<B>> GradMem<B, M> {
             ]
             .map(|(key, value)| (key.to_string(), value)),
         );
-        let tensors = [(VECTORS.to_string(), memory.vectors.to_data())];
+        let names = [VECTORS, PROJECTION[0], PROJECTION[1]].map(String::from);
+        let data = memory.fast().into_iter().map(|x| x.to_data());
+        let tensors: Vec<_> = names.into_iter().zip(data).collect();
         write_atomically(path, &weights::encode(&tensors, metadata)?)
     }
 
@@ -57,7 +61,7 @@ impl<B: Backend, M: CausalLm<B>> GradMem<B, M> {
     pub fn load_memory(&self, path: impl AsRef<Path>) -> Result<Memory<B>, Error> {
         let path = path.as_ref();
         let file = Tensors::open(path)?;
-        let metadata = file.metadata()?;
+        let metadata = file.metadata();
         if metadata.get("format").map(String::as_str) != Some(FORMAT) {
             return Err(Error::file(path, "is not a memory file"));
         }
@@ -69,25 +73,33 @@ impl<B: Backend, M: CausalLm<B>> GradMem<B, M> {
                 format!("was written by model {theirs}, but this is model {ours}"),
             ));
         }
-        let data = file.get(VECTORS)?;
-        let expected = [self.config.memory_tokens, self.model.d_model()];
-        if data.shape.num_dims() != 3 || data.shape[1..] != expected {
-            return Err(Error::file(
-                path,
-                format!(
-                    "holds {:?}, not [batch, {}, {}]",
-                    data.shape, expected[0], expected[1]
-                ),
-            ));
-        }
-        if data.iter::<f64>().any(|value| !value.is_finite()) {
-            return Err(Error::file(path, "holds numbers that are not finite"));
-        }
+        let (m, d) = (self.config.memory_tokens, self.model.d_model());
+        let shapes = [(VECTORS, [m, d]), (PROJECTION[0], [d, d]), (PROJECTION[1], [1, d])];
+        let count = match self.config.mem_proj {
+            MemProj::PerSample => 3,
+            MemProj::None | MemProj::Proj => 1,
+        };
         let (device, dtype) = (self.mem.val().device(), self.mem.val().dtype());
-        let data: TensorData = data.convert_dtype(dtype);
-        Ok(Memory::from_vectors(Tensor::from_data(
-            data,
-            (&device, dtype),
-        )))
+        let mut fast: Vec<Tensor<B, 3>> = Vec::new();
+        for (name, [rows, width]) in shapes.into_iter().take(count) {
+            let data = file.get(name)?;
+            let batch = fast.first().map(|vectors| vectors.dims()[0]);
+            let fits = data.shape.num_dims() == 3
+                && data.shape[1..] == [rows, width]
+                && batch.is_none_or(|batch| data.shape[0] == batch);
+            if !fits {
+                let batch = batch.map_or("batch".into(), |batch| batch.to_string());
+                let problem = format!(
+                    "`{name}` is {:?}, not [{batch}, {rows}, {width}]",
+                    data.shape
+                );
+                return Err(Error::file(path, problem));
+            }
+            if data.iter::<f64>().any(|value| !value.is_finite()) {
+                return Err(Error::file(path, "holds numbers that are not finite"));
+            }
+            fast.push(Tensor::from_data(data.convert_dtype(dtype), (&device, dtype)));
+        }
+        Ok(Memory::from_fast(fast))
     }
 }

@@ -7,11 +7,13 @@ use burn::tensor::{Int, Tensor};
 use gradmem_kernels::AttentionBackend;
 use serde::{Deserialize, Serialize};
 
-use super::CausalLm;
+use super::cache::{Cache, LayerCache};
 use super::layers::{
-    Embedding, Init, Linear, RmsNorm, Rotary, SelfAttention, SelfAttentionConfig, SwiGlu,
+    Activation, Embedding, GatedMlp, Init, Linear, RmsNorm, RopeScaling, Rotary, RotaryConfig,
+    SelfAttention, SelfAttentionConfig,
 };
-use crate::error::{Error, require};
+use super::CausalLm;
+use crate::error::{Error, at_least_one, positive, require};
 
 /// Sizes of a [`Llama`], under the names of Hugging Face's `config.json`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -37,6 +39,10 @@ pub struct LlamaConfig {
     pub rms_norm_eps: f64,
     /// Base θ of the rotary frequencies.
     pub rope_theta: f64,
+    /// How the rotary frequencies were stretched for longer sequences, if they were.
+    pub rope_scaling: Option<RopeScaling>,
+    /// The feed-forward layer's nonlinearity.
+    pub hidden_act: Activation,
     /// Whether the head is the embedding, transposed.
     pub tie_word_embeddings: bool,
     /// Whether the attention projections have biases.
@@ -60,6 +66,8 @@ impl Default for LlamaConfig {
             max_position_embeddings: 1024,
             rms_norm_eps: 1e-5,
             rope_theta: 500_000.0,
+            rope_scaling: None,
+            hidden_act: Activation::Silu,
             tie_word_embeddings: true,
             attention_bias: false,
             mlp_bias: false,
@@ -101,7 +109,7 @@ impl LlamaConfig {
 
     /// Says which value cannot work, and why.
     pub fn validate(&self) -> Result<(), Error> {
-        for (key, value) in [
+        at_least_one([
             ("vocab_size", self.vocab_size),
             ("hidden_size", self.hidden_size),
             ("intermediate_size", self.intermediate_size),
@@ -109,9 +117,7 @@ impl LlamaConfig {
             ("num_attention_heads", self.num_attention_heads),
             ("num_key_value_heads", self.n_kv_heads()),
             ("max_position_embeddings", self.max_position_embeddings),
-        ] {
-            require(value > 0, key, value, "must be at least 1")?;
-        }
+        ])?;
         let heads = self.num_attention_heads;
         if self.head_dim.is_none() {
             let divides = self.hidden_size.is_multiple_of(heads);
@@ -126,15 +132,12 @@ impl LlamaConfig {
         let problem = format!("must divide num_attention_heads = {heads}");
         let divides = heads.is_multiple_of(kv_heads);
         require(divides, "num_key_value_heads", kv_heads, problem)?;
-        for (key, value) in [
+        positive([
             ("rms_norm_eps", self.rms_norm_eps),
             ("rope_theta", self.rope_theta),
             ("initializer_range", self.initializer_range),
-        ] {
-            let positive = value > 0.0 && value.is_finite();
-            require(positive, key, value, "must be a positive number")?;
-        }
-        Ok(())
+        ])?;
+        self.rope_scaling.as_ref().map_or(Ok(()), |s| s.validate())
     }
 
     /// A model with weights drawn from N(0, `initializer_range`²) by `seed`, the same on every backend.
@@ -143,10 +146,17 @@ impl LlamaConfig {
     ///
     /// See [`LlamaConfig::validate`].
     pub fn init<B: Backend>(&self, seed: u64, device: &B::Device) -> Result<Llama<B>, Error> {
+        self.build(Init::new(seed), device)
+    }
+
+    pub(crate) fn build<B: Backend>(
+        &self,
+        mut init: Init,
+        device: &B::Device,
+    ) -> Result<Llama<B>, Error> {
         self.validate()?;
         let std = self.initializer_range;
         let (d_model, vocab) = (self.hidden_size, self.vocab_size);
-        let mut init = Init::new(seed);
         let attention = SelfAttentionConfig {
             d_model,
             n_heads: self.num_attention_heads,
@@ -155,14 +165,21 @@ impl LlamaConfig {
             bias: self.attention_bias,
         };
         let d_ff = self.intermediate_size;
-        let norm = || RmsNorm::new(d_model, self.rms_norm_eps, device);
+        let norm = |init: &Init| RmsNorm::new(d_model, self.rms_norm_eps, init, device);
         let embed_tokens = Embedding::new([vocab, d_model], std, &mut init, device);
         let layers = (0..self.num_hidden_layers)
             .map(|_| LlamaBlock {
-                input_layernorm: norm(),
+                input_layernorm: norm(&init),
                 self_attn: attention.init(std, &mut init, device),
-                post_attention_layernorm: norm(),
-                mlp: SwiGlu::new(d_model, d_ff, self.mlp_bias, std, &mut init, device),
+                post_attention_layernorm: norm(&init),
+                mlp: GatedMlp::new(
+                    [d_model, d_ff],
+                    self.mlp_bias,
+                    self.hidden_act,
+                    std,
+                    &mut init,
+                    device,
+                ),
             })
             .collect();
         let head = !self.tie_word_embeddings;
@@ -170,7 +187,7 @@ impl LlamaConfig {
             model: LlamaTrunk {
                 embed_tokens,
                 layers,
-                norm: norm(),
+                norm: norm(&init),
             },
             lm_head: head.then(|| Linear::new([vocab, d_model], false, std, &mut init, device)),
             config: self.clone(),
@@ -184,6 +201,15 @@ impl LlamaConfig {
     fn head_dim(&self) -> usize {
         let heads = self.num_attention_heads.max(1);
         self.head_dim.unwrap_or(self.hidden_size / heads)
+    }
+
+    fn rotary(&self) -> RotaryConfig {
+        RotaryConfig {
+            head_dim: self.head_dim(),
+            rotary_dim: self.head_dim(),
+            theta: self.rope_theta,
+            scaling: self.rope_scaling.clone(),
+        }
     }
 }
 
@@ -208,13 +234,18 @@ struct LlamaBlock<B: Backend> {
     input_layernorm: RmsNorm<B>,
     self_attn: SelfAttention<B>,
     post_attention_layernorm: RmsNorm<B>,
-    mlp: SwiGlu<B>,
+    mlp: GatedMlp<B>,
 }
 
 impl<B: AttentionBackend> LlamaBlock<B> {
-    fn forward(&self, x: Tensor<B, 3>, rotary: &Rotary<B>) -> Tensor<B, 3> {
+    fn forward(
+        &self,
+        x: Tensor<B, 3>,
+        rotary: &Rotary<B>,
+        cache: Option<&mut LayerCache<B>>,
+    ) -> Tensor<B, 3> {
         let y = self.input_layernorm.forward(x.clone());
-        let x = x + self.self_attn.forward(y, rotary);
+        let x = x + self.self_attn.forward(y, rotary, cache);
         let y = self.post_attention_layernorm.forward(x.clone());
         x + self.mlp.forward(y)
     }
@@ -224,6 +255,28 @@ impl<B: Backend> Llama<B> {
     /// The sizes this model was made with.
     pub fn config(&self) -> &LlamaConfig {
         &self.config
+    }
+}
+
+impl<B: AttentionBackend> Llama<B> {
+    /// `[batch, seq, d_model]` → `[batch, seq, d_model]`, after what the cache has read if there is one.
+    fn forward(
+        &self,
+        embeds: Tensor<B, 3>,
+        mut cache: Option<&mut Cache<B>>,
+    ) -> Tensor<B, 3> {
+        let (seq, device) = (embeds.dims()[1], embeds.device());
+        let start = cache.as_ref().map_or(0, |cache| cache.len());
+        let rotary = self.config.rotary().table(start, seq, &device);
+        let mut x = embeds;
+        for (index, block) in self.model.layers.iter().enumerate() {
+            let layer = cache.as_deref_mut().map(|cache| cache.layer(index));
+            x = block.forward(x, &rotary, layer);
+        }
+        if let Some(cache) = cache {
+            cache.advance(seq);
+        }
+        self.model.norm.forward(x)
     }
 }
 
@@ -245,14 +298,11 @@ impl<B: AttentionBackend> CausalLm<B> for Llama<B> {
     }
 
     fn hidden(&self, embeds: Tensor<B, 3>) -> Tensor<B, 3> {
-        let (seq, device) = (embeds.dims()[1], embeds.device());
-        let rotary = Rotary::new(seq, self.config.head_dim(), self.config.rope_theta, &device);
-        let trunk = &self.model;
-        let x = trunk
-            .layers
-            .iter()
-            .fold(embeds, |x, block| block.forward(x, &rotary));
-        trunk.norm.forward(x)
+        self.forward(embeds, None)
+    }
+
+    fn hidden_after(&self, embeds: Tensor<B, 3>, past: &mut Cache<B>) -> Tensor<B, 3> {
+        self.forward(embeds, Some(past))
     }
 
     fn logits(&self, hidden: Tensor<B, 3>) -> Tensor<B, 3> {

@@ -2,9 +2,19 @@
 //!
 //! [`CausalLm`] is all that GradMem asks of a model; [`Writable`] says that it can be lifted onto
 //! one more autodiff tape, which Burn's `#[derive(Module)]` gives every model for free.
+//!
+//! [`AnyLm`] is whichever model a configuration names; [`pretrained`] reads and writes the folders that
+//! Hugging Face's `transformers` reads and writes.
 
+pub(crate) mod any;
+mod cache;
+pub mod generate;
+mod gpt2;
+mod gpt_neox;
 pub mod layers;
 mod llama;
+mod mamba;
+pub mod pretrained;
 pub mod weights;
 
 use burn::backend::Autodiff;
@@ -12,7 +22,14 @@ use burn::module::{AutodiffModule, HasAutodiffModule, Module, ModuleDisplay};
 use burn::tensor::backend::Backend;
 use burn::tensor::{Int, Tensor};
 
+use crate::error::Error;
+
+pub use any::{AnyLm, ModelConfig};
+pub use cache::{Cache, LayerCache};
+pub use gpt_neox::{GptNeoX, GptNeoXConfig};
+pub use gpt2::{Gpt2, Gpt2Config};
 pub use llama::{Llama, LlamaConfig};
+pub use mamba::{Mamba, MambaConfig, TimeStepRank};
 
 /// A decoder-only language model, in the three stages GradMem needs apart: memory vectors enter
 /// between [`embed`](CausalLm::embed) and [`hidden`](CausalLm::hidden), and a separate WRITE head
@@ -37,6 +54,23 @@ pub trait CausalLm<B: Backend>: Module<B> + ModuleDisplay {
     /// `[batch, seq, d_model]` → `[batch, seq, d_model]`, causally: row `i` sees rows `0 … i`.
     fn hidden(&self, embeds: Tensor<B, 3>) -> Tensor<B, 3>;
 
+    /// The same for rows that come after those `past` has read; they join it.
+    ///
+    /// Unless a model can do better, it reads the whole sequence again: `past` keeps its embeddings.
+    fn hidden_after(&self, embeds: Tensor<B, 3>, past: &mut Cache<B>) -> Tensor<B, 3> {
+        let seq = embeds.dims()[1];
+        let kept = past.layer(0);
+        let embeds = match kept.take() {
+            Some([before, _]) => Tensor::cat(vec![before.squeeze_dim(1), embeds], 1),
+            None => embeds,
+        };
+        let all = embeds.clone().unsqueeze_dim(1);
+        *kept = Some([all.clone(), all.narrow(3, 0, 1)]);
+        let start = past.len();
+        past.advance(seq);
+        self.hidden(embeds).narrow(1, start, seq)
+    }
+
     /// `[batch, seq, d_model]` → `[batch, seq, vocab_size]`
     fn logits(&self, hidden: Tensor<B, 3>) -> Tensor<B, 3>;
 
@@ -60,4 +94,39 @@ where
     L: CausalLm<Autodiff<B>> + AutodiffModule<Autodiff<B>, InnerModule = M>,
 {
     type Lifted = L;
+}
+
+/// Fails on tokens `[batch, seq]` that the model does not have, or has no positions for behind `before`
+/// others.
+pub(crate) fn check_tokens<B: Backend, M: CausalLm<B>>(
+    model: &M,
+    tokens: &Tensor<B, 2, Int>,
+    before: usize,
+    what: &str,
+) -> Result<(), Error> {
+    let [_, seq] = tokens.dims();
+    let vocab = model.vocab_size();
+    if let Some(positions) = model.max_positions()
+        && before + seq > positions
+    {
+        return Err(Error::Input(format!(
+            "a {what} of {seq} tokens behind {before} vectors needs {} positions, \
+             but the model has {positions}",
+            before + seq
+        )));
+    }
+    let ids = tokens.to_data();
+    let bad = ids
+        .iter::<i64>()
+        .position(|id| id < 0 || id >= vocab as i64);
+    match bad {
+        None => Ok(()),
+        Some(at) => Err(Error::Input(format!(
+            "{what} {} has token {} at {}, but the model's tokens are 0 … {}",
+            at / seq,
+            ids.iter::<i64>().nth(at).unwrap_or_default(),
+            at % seq,
+            vocab - 1
+        ))),
+    }
 }

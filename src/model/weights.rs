@@ -1,41 +1,68 @@
-//! A module's parameters as a `.safetensors` file, each under its path in the module.
+//! A module's parameters as `.safetensors` files, each under its path in the module.
 //!
-//! Tensors are converted to the element type of the parameter they fill, so that an f32 file loads
-//! into an f64 model; every missing, unexpected or misshapen tensor is named.
+//! Files are mapped into memory and read tensor by tensor, so that loading holds the weights once; a
+//! file must not be changed while it is read. Tensors are converted to the element type of the
+//! parameter they fill, so that a bf16 file loads into an f32 model; every missing, unexpected or
+//! misshapen tensor is named.
 
-use std::collections::{BTreeSet, HashMap};
-use std::path::Path;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fs::File;
+use std::path::{Path, PathBuf};
 
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
 use burn::tensor::backend::Backend;
-use burn::tensor::{DType, Tensor, TensorData};
+use burn::tensor::{DType, Element, Tensor, TensorData};
+use memmap2::{Mmap, UncheckedAdvice};
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView};
+use serde_json::Value;
 
+use super::any::read_object;
 use crate::error::Error;
+
+/// Where a walk through a module stands. An enum's variants do not count: they name a choice, not a
+/// place.
+#[derive(Debug, Default)]
+pub(crate) struct ModulePath(Vec<String>);
+
+impl ModulePath {
+    pub(crate) fn enter(&mut self, name: &str, container: &str) {
+        if !container.starts_with("Enum:") {
+            self.0.push(name.into());
+        }
+    }
+
+    pub(crate) fn exit(&mut self, container: &str) {
+        if !container.starts_with("Enum:") {
+            self.0.pop();
+        }
+    }
+
+    /// Names joined by points.
+    pub(crate) fn name(&self) -> String {
+        self.0.join(".")
+    }
+}
 
 /// Every float parameter of a module with its path, in a fixed order.
 pub fn parameters<B: Backend, M: Module<B>>(module: &M) -> Vec<(String, TensorData)> {
+    #[derive(Default)]
     struct Collect {
-        path: Vec<String>,
+        path: ModulePath,
         found: Vec<(String, TensorData)>,
     }
     impl<B: Backend> ModuleVisitor<B> for Collect {
-        fn enter_module(&mut self, name: &str, _: &str) {
-            self.path.push(name.into());
+        fn enter_module(&mut self, name: &str, container: &str) {
+            self.path.enter(name, container);
         }
-        fn exit_module(&mut self, _: &str, _: &str) {
-            self.path.pop();
+        fn exit_module(&mut self, _: &str, container: &str) {
+            self.path.exit(container);
         }
         fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
-            self.found
-                .push((self.path.join("."), param.val().to_data()));
+            self.found.push((self.path.name(), param.val().to_data()));
         }
     }
-    let mut collect = Collect {
-        path: Vec::new(),
-        found: Vec::new(),
-    };
+    let mut collect = Collect::default();
     module.visit(&mut collect);
     collect.found
 }
@@ -61,88 +88,198 @@ pub fn encode(
         .map_err(|e| Error::Input(format!("tensors cannot be saved: {e}")))
 }
 
-/// A `.safetensors` file in memory, checked.
+/// The tensors of a `.safetensors` file, or of several that share one index, mapped and checked.
 pub struct Tensors {
-    bytes: Vec<u8>,
-    /// Where the bytes came from, for messages.
-    path: std::path::PathBuf,
+    /// Where they came from, for messages.
+    path: PathBuf,
+    files: Vec<Mmap>,
+    /// What there is and where.
+    tensors: BTreeMap<String, Entry>,
+    metadata: HashMap<String, String>,
+}
+
+struct Entry {
+    file: usize,
+    dtype: Dtype,
+    shape: Vec<usize>,
+    start: usize,
+    len: usize,
 }
 
 impl Tensors {
-    /// Reads and checks a file.
+    /// Maps and checks a file.
     ///
     /// # Errors
     ///
     /// If it cannot be read, is cut short or is no `.safetensors` file.
     pub fn open(path: impl AsRef<Path>) -> Result<Self, Error> {
         let path = path.as_ref();
-        let bytes = std::fs::read(path).map_err(Error::io(path, "cannot read"))?;
-        let tensors = Self {
-            bytes,
-            path: path.into(),
-        };
-        tensors.parse()?;
+        let mut tensors = Self::none(path);
+        tensors.add(path)?;
         Ok(tensors)
     }
 
-    fn parse(&self) -> Result<SafeTensors<'_>, Error> {
-        SafeTensors::deserialize(&self.bytes).map_err(|e| {
-            Error::file(
-                &self.path,
-                format!("is not a whole .safetensors file ({e})"),
-            )
-        })
+    /// Maps and checks the weights of a folder: `model.safetensors`, or the files that
+    /// `model.safetensors.index.json` names.
+    ///
+    /// # Errors
+    ///
+    /// If a file is missing, cut short or not what the index says.
+    pub fn open_folder(folder: impl AsRef<Path>) -> Result<Self, Error> {
+        let folder = folder.as_ref();
+        let whole = folder.join("model.safetensors");
+        let index = folder.join("model.safetensors.index.json");
+        if whole.exists() || !index.exists() {
+            return Self::open(whole);
+        }
+        let json = read_object(&index)?;
+        let Some(Value::Object(map)) = json.get("weight_map") else {
+            return Err(Error::file(&index, "has no `weight_map`"));
+        };
+        let mut shards = BTreeSet::new();
+        for (tensor, shard) in map {
+            // A name, not a path: nothing outside the folder is read.
+            let name = shard.as_str().filter(|name| {
+                Path::new(name).file_name().is_some_and(|file| file == *name)
+            });
+            let Some(name) = name else {
+                let problem = format!("`{tensor}` is said to be in {shard}, which is no file name");
+                return Err(Error::file(&index, problem));
+            };
+            shards.insert(name);
+        }
+        let mut tensors = Self::none(&index);
+        for shard in shards {
+            let path = folder.join(shard);
+            if !path.exists() {
+                return Err(Error::file(&index, format!("names `{shard}`, which is missing")));
+            }
+            tensors.add(&path)?;
+        }
+        match map.keys().find(|name| !tensors.tensors.contains_key(*name)) {
+            None => Ok(tensors),
+            Some(name) => Err(Error::file(
+                &index,
+                format!("names `{name}`, which is in none of its files"),
+            )),
+        }
+    }
+
+    fn none(path: &Path) -> Self {
+        Self {
+            path: path.into(),
+            files: Vec::new(),
+            tensors: BTreeMap::new(),
+            metadata: HashMap::new(),
+        }
+    }
+
+    #[allow(unsafe_code)]
+    fn add(&mut self, path: &Path) -> Result<(), Error> {
+        let damaged = |e: &dyn std::fmt::Display| {
+            Error::file(path, format!("is not a whole .safetensors file ({e})"))
+        };
+        let file = File::open(path).map_err(Error::io(path, "cannot read"))?;
+        let about = file.metadata().map_err(Error::io(path, "cannot read"))?;
+        if !about.is_file() {
+            return Err(Error::file(path, "is not a file"));
+        }
+        if about.len() < 8 {
+            return Err(damaged(&"it is shorter than a header"));
+        }
+        // SAFETY: the mapping is read-only and private to this value. Should another process change the
+        // file meanwhile, we would read other numbers; that it must not is said in this module's docs.
+        let map = unsafe { Mmap::map(&file) }.map_err(Error::io(path, "cannot map"))?;
+        let (_, header) = SafeTensors::read_metadata(&map).map_err(|e| damaged(&e))?;
+        self.metadata
+            .extend(header.metadata().clone().unwrap_or_default());
+        let parsed = SafeTensors::deserialize(&map).map_err(|e| damaged(&e))?;
+        for (name, view) in parsed.tensors() {
+            let entry = Entry {
+                file: self.files.len(),
+                dtype: view.dtype(),
+                shape: view.shape().to_vec(),
+                start: view.data().as_ptr() as usize - map.as_ptr() as usize,
+                len: view.data().len(),
+            };
+            if self.tensors.insert(name.clone(), entry).is_some() {
+                let problem = format!("holds `{name}`, and so does another file of its index");
+                return Err(Error::file(path, problem));
+            }
+        }
+        self.files.push(map);
+        Ok(())
     }
 
     /// The file's free-form metadata.
-    pub fn metadata(&self) -> Result<HashMap<String, String>, Error> {
-        let (_, metadata) = SafeTensors::read_metadata(&self.bytes)
-            .map_err(|e| Error::file(&self.path, format!("has no readable header ({e})")))?;
-        Ok(metadata.metadata().clone().unwrap_or_default())
+    pub fn metadata(&self) -> &HashMap<String, String> {
+        &self.metadata
     }
 
     /// The names of its tensors, sorted.
-    pub fn names(&self) -> Result<Vec<String>, Error> {
-        let mut names: Vec<String> = self.parse()?.names().into_iter().map(Into::into).collect();
-        names.sort();
-        Ok(names)
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.tensors.keys().map(String::as_str)
+    }
+
+    /// Whether there is such a tensor.
+    pub fn contains(&self, name: &str) -> bool {
+        self.tensors.contains_key(name)
     }
 
     /// One tensor.
+    ///
+    /// # Errors
+    ///
+    /// If there is none, or its element type is not one of ours.
     pub fn get(&self, name: &str) -> Result<TensorData, Error> {
-        let tensors = self.parse()?;
-        let view = tensors
-            .tensor(name)
-            .map_err(|_| Error::file(&self.path, format!("has no tensor `{name}`")))?;
-        self.data(name, &view)
+        let entry = self.tensors.get(name);
+        let entry =
+            entry.ok_or_else(|| Error::file(&self.path, format!("has no tensor `{name}`")))?;
+        self.read(entry)
+            .map_err(|e| Error::file(&self.path, format!("tensor `{name}`: {e}")))
     }
 
-    fn data(&self, name: &str, view: &TensorView<'_>) -> Result<TensorData, Error> {
-        let dtype = from_safetensors(view.dtype())
-            .map_err(|e| Error::file(&self.path, format!("tensor `{name}`: {e}")))?;
-        Ok(TensorData::from_bytes_vec(
-            view.data().to_vec(),
-            view.shape().to_vec(),
-            dtype,
-        ))
+    #[allow(unsafe_code)]
+    fn read(&self, entry: &Entry) -> Result<TensorData, String> {
+        let dtype = from_safetensors(entry.dtype)?;
+        let map = &self.files[entry.file];
+        let bytes = map[entry.start..entry.start + entry.len].to_vec();
+        // SAFETY: the pages of a read-only mapping of a file can be dropped; whoever looks again reads
+        // them from the file again. Only advice: it does not matter whether it is taken.
+        unsafe {
+            let _ = map.unchecked_advise_range(UncheckedAdvice::DontNeed, entry.start, entry.len);
+        }
+        Ok(TensorData::from_bytes_vec(bytes, entry.shape.clone(), dtype))
     }
 
     /// Fills every float parameter of `module` with the tensor of its path.
     ///
     /// # Errors
     ///
-    /// Names every parameter without a tensor, tensor without a parameter, and tensor of another shape.
+    /// Names every parameter without a tensor, tensor without a parameter, tensor of another shape, and
+    /// tensor that holds a number which is not finite.
     pub fn fill<B: Backend, M: Module<B>>(&self, module: M) -> Result<M, Error> {
-        let tensors = self.parse()?;
+        self.fill_as(module, &|path| path.into(), &|_| false)
+    }
+
+    /// The same where the file has other names: `name` of a parameter's path; tensors that no parameter
+    /// has and `ignored` accepts are let be.
+    pub fn fill_as<B: Backend, M: Module<B>>(
+        &self,
+        module: M,
+        name: &dyn Fn(&str) -> String,
+        ignored: &dyn Fn(&str) -> bool,
+    ) -> Result<M, Error> {
         let mut fill = Fill {
             file: self,
-            unexpected: tensors.names().into_iter().map(Into::into).collect(),
-            tensors,
-            path: Vec::new(),
+            name,
+            unexpected: self.names().map(Into::into).collect(),
+            path: ModulePath::default(),
             problems: Vec::new(),
         };
         let module = module.map(&mut fill);
-        let unexpected = fill.unexpected.iter().map(|n| format!("unexpected `{n}`"));
+        let unexpected = fill.unexpected.iter().filter(|name| !ignored(name));
+        let unexpected = unexpected.map(|name| format!("unexpected `{name}`"));
         let problems: Vec<String> = fill.problems.into_iter().chain(unexpected).collect();
         if problems.is_empty() {
             return Ok(module);
@@ -162,51 +299,65 @@ impl Tensors {
 
 struct Fill<'a> {
     file: &'a Tensors,
-    tensors: SafeTensors<'a>,
-    path: Vec<String>,
+    name: &'a dyn Fn(&str) -> String,
+    path: ModulePath,
     unexpected: BTreeSet<String>,
     problems: Vec<String>,
 }
 
 impl Fill<'_> {
-    fn find(&mut self, name: &str, shape: &[usize]) -> Option<TensorData> {
-        let Ok(view) = self.tensors.tensor(name) else {
-            self.problems.push(format!("missing `{name}`"));
-            return None;
-        };
+    fn find(&mut self, name: &str, shape: &[usize]) -> Result<TensorData, String> {
+        let entry = self.file.tensors.get(name);
+        let entry = entry.ok_or_else(|| format!("missing `{name}`"))?;
         self.unexpected.remove(name);
-        if view.shape() != shape {
-            let found = view.shape();
-            self.problems.push(format!(
-                "`{name}` is {found:?} where the model has {shape:?}"
-            ));
-            return None;
+        if entry.shape != shape {
+            let found = &entry.shape;
+            return Err(format!("`{name}` is {found:?} where the model has {shape:?}"));
         }
-        self.file
-            .data(name, &view)
-            .map_err(|e| self.problems.push(e.to_string()))
-            .ok()
+        let data = self.file.read(entry).map_err(|e| format!("`{name}`: {e}"))?;
+        match first_not_finite(&data) {
+            None => Ok(data),
+            Some((at, value)) => Err(format!("`{name}` holds {value} (element {at})")),
+        }
     }
 }
 
+/// The first element that is not a finite number, and its value.
+fn first_not_finite(data: &TensorData) -> Option<(usize, f64)> {
+    if let Ok(values) = data.as_slice::<f32>() {
+        let at = values.iter().position(|value| !value.is_finite())?;
+        return Some((at, values[at].into()));
+    }
+    data.iter::<f64>()
+        .enumerate()
+        .find(|(_, value)| !value.is_finite())
+}
+
 impl<B: Backend> ModuleMapper<B> for Fill<'_> {
-    fn enter_module(&mut self, name: &str, _: &str) {
-        self.path.push(name.into());
+    fn enter_module(&mut self, name: &str, container: &str) {
+        self.path.enter(name, container);
     }
 
-    fn exit_module(&mut self, _: &str, _: &str) {
-        self.path.pop();
+    fn exit_module(&mut self, _: &str, container: &str) {
+        self.path.exit(container);
     }
 
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<B, D>>) -> Param<Tensor<B, D>> {
-        let current = param.val();
-        let name = self.path.join(".");
-        match self.find(&name, &current.dims()) {
-            None => param,
-            Some(data) => {
-                let dtype = current.dtype();
+        // Parameters that wait for their weights are not made first.
+        let (shape, device) = (param.lazy_shape(), param.lazy_device());
+        let dtype = match param.is_initialized() {
+            true => param.val().dtype(),
+            false => <B::FloatElem as Element>::dtype(),
+        };
+        let name = (self.name)(&self.path.name());
+        match self.find(&name, &shape.to_vec()) {
+            Err(problem) => {
+                self.problems.push(problem);
+                param
+            }
+            Ok(data) => {
                 let data = data.convert_dtype(dtype);
-                let tensor = Tensor::from_data(data, (&current.device(), dtype));
+                let tensor = Tensor::from_data(data, (&device, dtype));
                 let id = param.id;
                 param.transform_for_load(tensor, id)
             }

@@ -224,13 +224,13 @@ impl RunFolder {
     ) -> Result<(M, R, RunState), Error> {
         let path = self.path.join("last.safetensors");
         let tensors = Tensors::open(&path)?;
-        let saved = tensors.metadata()?.remove(STATE);
+        let saved = tensors.metadata().get(STATE);
         let Saved {
             state,
             parameter_ids,
             optimizer_hash,
         } = saved
-            .and_then(|saved| serde_json::from_str(&saved).ok())
+            .and_then(|saved| serde_json::from_str(saved).ok())
             .ok_or_else(|| Error::file(&path, "is not a checkpoint of this program"))?;
         let module = tensors.fill(module)?;
         let mut ids = Ids {

@@ -4,6 +4,7 @@ use burn::tensor::backend::Backend;
 use gradmem_kernels::{AttentionBackend, causal_attention};
 
 use super::{Init, Linear, Rotary};
+use crate::model::cache::LayerCache;
 
 /// Causal self-attention with rotary positions and grouped-query heads.
 #[derive(Module, Debug)]
@@ -63,8 +64,14 @@ impl<B: AttentionBackend> SelfAttention<B> {
     /// # Shapes
     ///
     /// - `x` and output: `[batch, seq, d_model]`
-    /// - `rotary`: for at least these `seq` positions
-    pub fn forward(&self, x: Tensor<B, 3>, rotary: &Rotary<B>) -> Tensor<B, 3> {
+    /// - `rotary`: for the positions of these `seq` tokens
+    /// - `cache`: what came before them, if it is kept
+    pub fn forward(
+        &self,
+        x: Tensor<B, 3>,
+        rotary: &Rotary<B>,
+        cache: Option<&mut LayerCache<B>>,
+    ) -> Tensor<B, 3> {
         let [batch, seq, _] = x.dims();
         let heads = |y: Tensor<B, 3>| -> Tensor<B, 4> {
             let n_heads = y.dims()[2] / self.head_dim;
@@ -74,13 +81,32 @@ impl<B: AttentionBackend> SelfAttention<B> {
         let k = rotary.apply(heads(self.k_proj.forward(x.clone())));
         let v = heads(self.v_proj.forward(x));
         let scale = 1.0 / (self.head_dim as f64).sqrt();
-        let out = causal_attention(
-            q.swap_dims(1, 2),
-            k.swap_dims(1, 2),
-            v.swap_dims(1, 2),
-            scale,
-        );
-        let out = out.swap_dims(1, 2).flatten::<3>(2, 3);
-        self.o_proj.forward(out)
+        self.o_proj.forward(attend(q, k, v, scale, cache))
     }
+}
+
+/// Causal attention of tokens to each other and to what came before them.
+///
+/// # Shapes
+///
+/// - `q`: `[batch, seq, n_heads, head_dim]`
+/// - `k`, `v`: `[batch, seq, n_kv_heads, head_dim]`; they join the cache, if there is one
+/// - output: `[batch, seq, n_heads · head_dim]`
+pub fn attend<B: AttentionBackend>(
+    q: Tensor<B, 4>,
+    k: Tensor<B, 4>,
+    v: Tensor<B, 4>,
+    scale: f64,
+    cache: Option<&mut LayerCache<B>>,
+) -> Tensor<B, 3> {
+    let (mut k, mut v) = (k.swap_dims(1, 2), v.swap_dims(1, 2));
+    if let Some(cache) = cache {
+        if let Some([old_k, old_v]) = cache.take() {
+            k = Tensor::cat(vec![old_k, k], 2);
+            v = Tensor::cat(vec![old_v, v], 2);
+        }
+        *cache = Some([k.clone(), v.clone()]);
+    }
+    let out = causal_attention(q.swap_dims(1, 2), k, v, scale);
+    out.swap_dims(1, 2).flatten(2, 3)
 }

@@ -1,9 +1,9 @@
-use burn::module::Param;
+use burn::module::{Param, ParamId};
 use burn::tensor::backend::Backend;
 use burn::tensor::{Shape, Tensor, TensorData};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
-use rand_distr::{Distribution, Normal};
+use rand_distr::{Distribution, Normal, Uniform};
 
 /// A seeded source of initial weights.
 ///
@@ -11,15 +11,21 @@ use rand_distr::{Distribution, Normal};
 /// weights on every backend and in every thread.
 #[derive(Debug)]
 pub struct Init {
-    rng: ChaCha8Rng,
+    /// None if the weights are to be loaded: nothing is drawn, and nothing allocated.
+    rng: Option<ChaCha8Rng>,
 }
 
 impl Init {
     /// The same `seed` gives the same weights.
     pub fn new(seed: u64) -> Self {
         Self {
-            rng: ChaCha8Rng::seed_from_u64(seed),
+            rng: Some(ChaCha8Rng::seed_from_u64(seed)),
         }
+    }
+
+    /// Weights that take no room until they are loaded; zeros if they never are.
+    pub fn blank() -> Self {
+        Self { rng: None }
     }
 
     /// Draws from N(0, `std`²); a `std` that is not a positive number gives zeros.
@@ -29,20 +35,70 @@ impl Init {
         std: f64,
         device: &B::Device,
     ) -> Param<Tensor<B, D>> {
-        let count = Shape::from(shape).num_elements();
-        let values: Vec<f64> = match Normal::new(0.0, std) {
-            Ok(normal) if std > 0.0 => (0..count).map(|_| normal.sample(&mut self.rng)).collect(),
-            _ => vec![0.0; count],
+        match Normal::new(0.0, std) {
+            Ok(normal) if std > 0.0 => self.draw(shape, normal, device),
+            _ => self.constant(shape, 0.0, device),
+        }
+    }
+
+    /// Draws uniformly from −`bound` to `bound`; a `bound` that is not a positive number gives zeros.
+    pub fn uniform<B: Backend, const D: usize>(
+        &mut self,
+        shape: [usize; D],
+        bound: f64,
+        device: &B::Device,
+    ) -> Param<Tensor<B, D>> {
+        match Uniform::new(-bound, bound) {
+            Ok(uniform) => self.draw(shape, uniform, device),
+            Err(_) => self.constant(shape, 0.0, device),
+        }
+    }
+
+    /// Draws each element from `distribution`.
+    pub fn draw<B: Backend, const D: usize>(
+        &mut self,
+        shape: [usize; D],
+        distribution: impl Distribution<f64>,
+        device: &B::Device,
+    ) -> Param<Tensor<B, D>> {
+        let Some(rng) = &mut self.rng else {
+            return lazily(shape, device);
         };
+        let count = Shape::from(shape).num_elements();
+        let values: Vec<f64> = (0..count).map(|_| distribution.sample(rng)).collect();
         Param::from_tensor(Tensor::from_data(TensorData::new(values, shape), device))
     }
 
     /// Every element `value`.
     pub fn constant<B: Backend, const D: usize>(
+        &self,
         shape: [usize; D],
         value: f64,
         device: &B::Device,
     ) -> Param<Tensor<B, D>> {
-        Param::from_tensor(Tensor::full(shape, value, device))
+        match self.rng {
+            None => lazily(shape, device),
+            Some(_) => Param::from_tensor(Tensor::full(shape, value, device)),
+        }
     }
+
+    /// Whether weights are yet to be loaded.
+    pub fn is_blank(&self) -> bool {
+        self.rng.is_none()
+    }
+}
+
+fn lazily<B: Backend, const D: usize>(
+    shape: [usize; D],
+    device: &B::Device,
+) -> Param<Tensor<B, D>> {
+    Param::uninitialized(
+        ParamId::new(),
+        move |device, require_grad| {
+            Tensor::zeros(shape, device).set_require_grad(require_grad)
+        },
+        device.clone(),
+        true,
+        shape.into(),
+    )
 }

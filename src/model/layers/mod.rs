@@ -4,9 +4,10 @@
 //! panic in their second backward), and GradMem trains through gradients. These layers are made of
 //! operations that go on, and their parameters are ordinary Burn parameters.
 //!
-//! Weights lie as Hugging Face stores them, `[d_output, d_input]`, and fields carry Hugging Face's
-//! names, so that a parameter's path in the module is its name in a `.safetensors` file.
+//! Weights lie as Hugging Face stores them, mostly `[d_output, d_input]`, and fields carry Hugging
+//! Face's names, so that a parameter's path in the module is its name in a `.safetensors` file.
 
+mod activation;
 mod attention;
 mod embedding;
 mod init;
@@ -15,10 +16,11 @@ mod mlp;
 mod norm;
 mod rotary;
 
-pub use attention::{SelfAttention, SelfAttentionConfig};
+pub use activation::Activation;
+pub use attention::{SelfAttention, SelfAttentionConfig, attend};
 pub use embedding::Embedding;
 pub use init::Init;
-pub use linear::Linear;
-pub use mlp::SwiGlu;
-pub use norm::RmsNorm;
-pub use rotary::Rotary;
+pub use linear::{Conv1D, Linear};
+pub use mlp::GatedMlp;
+pub use norm::{LayerNorm, RmsNorm};
+pub use rotary::{RopeScaling, RopeType, Rotary, RotaryConfig};

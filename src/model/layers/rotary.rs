@@ -1,10 +1,14 @@
 use burn::tensor::backend::Backend;
-use burn::tensor::{Int, Tensor, TensorData};
+use burn::tensor::{Tensor, TensorData};
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, require};
 
 /// Rotary positions (arXiv 2104.09864), in the half-split form of Hugging Face's Llama:
-/// dimension `i` turns together with dimension `i + head_dim / 2` by `position · θ^(−2i / head_dim)`.
+/// dimension `i` turns together with dimension `i + ⌈rotary_dim / 2⌉` by
+/// `position · θ^(−2i / rotary_dim)`; dimensions beyond these do not turn.
 ///
-/// A table for positions `0 … seq − 1`, made once a forward pass and shared by its layers.
+/// A table for a range of positions, made once a forward pass and shared by its layers.
 #[derive(Clone, Debug)]
 pub struct Rotary<B: Backend> {
     /// `[1, seq, head_dim]`
@@ -15,29 +19,138 @@ pub struct Rotary<B: Backend> {
     turn: Tensor<B, 2>,
 }
 
-impl<B: Backend> Rotary<B> {
-    /// `head_dim` must be even.
-    pub fn new(seq: usize, head_dim: usize, theta: f64, device: &B::Device) -> Self {
-        let half = head_dim / 2;
-        let frequencies: Vec<f64> = (0..head_dim)
-            .map(|i| theta.powf(-2.0 * (i % half) as f64 / head_dim as f64))
-            .collect();
+/// What turns how fast.
+#[derive(Clone, Debug)]
+pub struct RotaryConfig {
+    /// Width of one head.
+    pub head_dim: usize,
+    /// How many of a head's dimensions turn, at most `head_dim`; an odd number takes one more.
+    pub rotary_dim: usize,
+    /// Base θ of the frequencies.
+    pub theta: f64,
+    /// How the frequencies were stretched for longer sequences.
+    pub scaling: Option<RopeScaling>,
+}
+
+/// How rotary frequencies were stretched for longer sequences: `rope_scaling` of a `config.json`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RopeScaling {
+    /// The rule.
+    #[serde(alias = "type", default)]
+    pub rope_type: RopeType,
+    /// How many times longer.
+    #[serde(default = "one")]
+    pub factor: f64,
+    /// `llama3`: wavelengths longer than `original_max_position_embeddings / low_freq_factor` are
+    /// stretched in full.
+    #[serde(default = "one")]
+    pub low_freq_factor: f64,
+    /// `llama3`: wavelengths shorter than `original_max_position_embeddings / high_freq_factor` stay
+    /// as they are.
+    #[serde(default = "four")]
+    pub high_freq_factor: f64,
+    /// `llama3`: the length the model was first trained with.
+    #[serde(default = "llama3_length")]
+    pub original_max_position_embeddings: usize,
+}
+
+fn one() -> f64 {
+    1.0
+}
+
+fn four() -> f64 {
+    4.0
+}
+
+fn llama3_length() -> usize {
+    8192
+}
+
+/// A rule of [`RopeScaling`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RopeType {
+    /// None.
+    #[default]
+    Default,
+    /// Every frequency is divided by `factor`.
+    Linear,
+    /// Low frequencies are divided by `factor`, high ones are not, those between partly (Llama 3.1).
+    Llama3,
+}
+
+impl RopeScaling {
+    /// Says which value cannot work, and why.
+    pub fn validate(&self) -> Result<(), Error> {
+        for (key, value) in [
+            ("rope_scaling.factor", self.factor),
+            ("rope_scaling.low_freq_factor", self.low_freq_factor),
+            ("rope_scaling.high_freq_factor", self.high_freq_factor),
+        ] {
+            let positive = value > 0.0 && value.is_finite();
+            require(positive, key, value, "must be a positive number")?;
+        }
+        let (low, high) = (self.low_freq_factor, self.high_freq_factor);
+        let key = "rope_scaling.high_freq_factor";
+        let problem = format!("must be above low_freq_factor = {low}");
+        require(self.rope_type != RopeType::Llama3 || high > low, key, high, problem)?;
+        let length = self.original_max_position_embeddings;
+        let key = "rope_scaling.original_max_position_embeddings";
+        require(length > 0, key, length, "must be at least 1")
+    }
+
+    fn stretch(&self, frequency: f64) -> f64 {
+        let slow = frequency / self.factor;
+        match self.rope_type {
+            RopeType::Default => frequency,
+            RopeType::Linear => slow,
+            RopeType::Llama3 => {
+                let turns = self.original_max_position_embeddings as f64 * frequency
+                    / (2.0 * std::f64::consts::PI);
+                let (low, high) = (self.low_freq_factor, self.high_freq_factor);
+                let share = ((turns - low) / (high - low)).clamp(0.0, 1.0);
+                slow + share * (frequency - slow)
+            }
+        }
+    }
+}
+
+impl RotaryConfig {
+    /// The table for positions `start … start + seq − 1`.
+    pub fn table<B: Backend>(&self, start: usize, seq: usize, device: &B::Device) -> Rotary<B> {
+        let (head_dim, rotary_dim) = (self.head_dim, self.rotary_dim);
+        let half = rotary_dim.div_ceil(2);
+        let frequency = |i: usize| {
+            if i >= 2 * half {
+                return 0.0;
+            }
+            let frequency = self.theta.powf(-2.0 * (i % half) as f64 / rotary_dim as f64);
+            let scaling = self.scaling.as_ref();
+            scaling.map_or(frequency, |scaling| scaling.stretch(frequency))
+        };
+        let frequencies: Vec<f64> = (0..head_dim).map(frequency).collect();
+        // Angles are computed on the host: far from the start, f32 would lose the fast ones' digits.
+        let table = |value: fn(f64) -> f64| {
+            let positions = start..start + seq;
+            let values: Vec<f64> = positions
+                .flat_map(|position| frequencies.iter().map(move |f| value(position as f64 * f)))
+                .collect();
+            Tensor::from_data(TensorData::new(values, [1, seq, head_dim]), device)
+        };
         let mut turn = vec![0.0; head_dim * head_dim];
         for i in 0..half {
             turn[(i + half) * head_dim + i] = -1.0;
             turn[i * head_dim + i + half] = 1.0;
         }
-        let matrix =
-            |values, shape| Tensor::<B, 2>::from_data(TensorData::new(values, shape), device);
-        let positions = Tensor::<B, 1, Int>::arange(0..seq as i64, device).float();
-        let angles = positions.reshape([seq, 1]) * matrix(frequencies, [1, head_dim]);
-        Self {
-            cos: angles.clone().cos().unsqueeze(),
-            sin: angles.sin().unsqueeze(),
-            turn: matrix(turn, [head_dim, head_dim]),
+        Rotary {
+            cos: table(f64::cos),
+            sin: table(f64::sin),
+            turn: Tensor::from_data(TensorData::new(turn, [head_dim, head_dim]), device),
         }
     }
+}
 
+impl<B: Backend> Rotary<B> {
     /// Rotates every head of `x` by its position: `x ∘ cos + (x T) ∘ sin`.
     ///
     /// The turn `T` is a product with a constant matrix: unlike slices and their concatenation, it

@@ -1,0 +1,455 @@
+//! The Recurrent Memory Transformer (arXiv 2207.06881) with two segments, as GradMem is compared with
+//! it: the context is written by forward passes, the query is read with what they left.
+//!
+//! A pass reads `[mem′; C; mem′]` and takes the last `m` hidden states as the new memory; there are K
+//! passes. READ is `[mem; Q]`.
+
+use burn::module::{Module, Param};
+use burn::tensor::backend::Backend;
+use burn::tensor::{Int, Tensor};
+use serde::{Deserialize, Serialize};
+
+use super::pick;
+use crate::error::{Error, at_least_one, require};
+use crate::memory::{
+    Contexts, Memory, check_labels, check_pad, check_room, frame, next_token_loss, read_behind,
+    token_losses,
+};
+use crate::model::CausalLm;
+use crate::model::generate::Prefix;
+use crate::model::layers::{Init, LayerNorm, Linear};
+
+/// Linear maps between the memory and the model.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RmtProj {
+    /// None.
+    #[default]
+    None,
+    /// One before each WRITE pass, with random weights at the start.
+    Proj,
+    /// That, and another before READ, the identity at the start.
+    ProjRw,
+}
+
+/// Settings of an [`Rmt`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct RmtConfig {
+    /// `m`: memory vectors.
+    pub memory_tokens: usize,
+    /// `K`: WRITE passes over the context.
+    pub write_steps: usize,
+    /// Linear maps between the memory and the model.
+    pub mem_proj: RmtProj,
+    /// Learned vectors on either side of the memory, this many each, others in WRITE than in READ.
+    pub ctrl_tokens: usize,
+    /// Whether passes after the first add to the memory, `mem + LayerNorm(new)`, instead of replacing it.
+    pub mem_residual: bool,
+    /// Weight of the reconstruction loss in the outer loss: that of the passes after the first, and of
+    /// one more for this purpose, in the mean; 0 for none.
+    pub reconstruction_loss_weight: f64,
+    /// Whether the context is reconstructed with a head of its own, which starts as a copy of the model's.
+    pub write_head: bool,
+    /// Standard deviation of the initial memory and control tokens.
+    pub memory_std: f64,
+    /// The token that fills a batch's shorter contexts on the right; it is never written.
+    pub pad_token: usize,
+}
+
+impl Default for RmtConfig {
+    fn default() -> Self {
+        Self {
+            memory_tokens: 8,
+            write_steps: 1,
+            mem_proj: RmtProj::None,
+            ctrl_tokens: 0,
+            mem_residual: false,
+            reconstruction_loss_weight: 0.0,
+            write_head: false,
+            memory_std: 0.02,
+            pad_token: 0,
+        }
+    }
+}
+
+impl RmtConfig {
+    /// The defaults: m = 8, K = 1.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Sets `m`.
+    pub fn with_memory_tokens(mut self, memory_tokens: usize) -> Self {
+        self.memory_tokens = memory_tokens;
+        self
+    }
+
+    /// Sets `K`.
+    pub fn with_write_steps(mut self, write_steps: usize) -> Self {
+        self.write_steps = write_steps;
+        self
+    }
+
+    /// Sets the weight of the reconstruction loss.
+    pub fn with_reconstruction_loss_weight(mut self, weight: f64) -> Self {
+        self.reconstruction_loss_weight = weight;
+        self
+    }
+
+    /// Says which value cannot work, and why.
+    pub fn validate(&self) -> Result<(), Error> {
+        at_least_one([
+            ("memory_tokens", self.memory_tokens),
+            ("write_steps", self.write_steps),
+        ])?;
+        for (key, value) in [
+            ("reconstruction_loss_weight", self.reconstruction_loss_weight),
+            ("memory_std", self.memory_std),
+        ] {
+            let fits = value >= 0.0 && value.is_finite();
+            require(fits, key, value, "must be 0 or a positive number")?;
+        }
+        let used = !self.write_head || self.reconstruction_loss_weight > 0.0;
+        let problem = "only the reconstruction loss uses it: set reconstruction_loss_weight too";
+        require(used, "write_head", true, problem)
+    }
+
+    /// Puts a memory on `model`, drawn by `seed`.
+    ///
+    /// # Errors
+    ///
+    /// See [`RmtConfig::validate`]; also if the model has no room for the memory.
+    pub fn init<B: Backend, M: CausalLm<B>>(
+        &self,
+        model: M,
+        seed: u64,
+        device: &B::Device,
+    ) -> Result<Rmt<B, M>, Error> {
+        self.build(model, Init::new(seed), device)
+    }
+
+    /// The same with weights that are yet to be loaded, as the model's may be.
+    ///
+    /// # Errors
+    ///
+    /// As [`RmtConfig::init`].
+    pub fn blank<B: Backend, M: CausalLm<B>>(
+        &self,
+        model: M,
+        device: &B::Device,
+    ) -> Result<Rmt<B, M>, Error> {
+        self.build(model, Init::blank(), device)
+    }
+
+    fn build<B: Backend, M: CausalLm<B>>(
+        &self,
+        model: M,
+        mut init: Init,
+        device: &B::Device,
+    ) -> Result<Rmt<B, M>, Error> {
+        self.validate()?;
+        check_room(&model, "memory_tokens", self.written_with())?;
+        check_pad(&model, self.pad_token)?;
+        let d = model.d_model();
+        let std = self.memory_std;
+        let mem = init.normal([self.memory_tokens, d], std, device);
+        let mem_proj = (self.mem_proj != RmtProj::None).then(|| {
+            let bound = 1.0 / (d as f64).sqrt();
+            Linear {
+                weight: init.uniform([d, d], bound, device),
+                bias: Some(init.uniform([d], bound, device)),
+            }
+        });
+        let reads = self.mem_proj == RmtProj::ProjRw;
+        let read_mem_proj = reads.then(|| Linear::identity(d, &init, device));
+        let mut control = || {
+            let some = self.ctrl_tokens > 0;
+            some.then(|| init.normal([self.ctrl_tokens, d], std, device))
+        };
+        let [write_st, write_end, read_st, read_end] = [(); 4].map(|_| control());
+        let mem_residual_ln = self
+            .mem_residual
+            .then(|| LayerNorm::new(d, 1e-5, &init, device));
+        let write_head = self.write_head.then(|| {
+            let shape = [model.vocab_size(), d];
+            Linear::copy(shape, || model.head(), &init, device)
+        });
+        Ok(Rmt {
+            model,
+            mem,
+            mem_proj,
+            read_mem_proj,
+            write_st,
+            write_end,
+            read_st,
+            read_end,
+            mem_residual_ln,
+            write_head,
+            config: self.clone(),
+        })
+    }
+
+    /// Vectors before the query in READ.
+    pub fn prefix_len(&self) -> usize {
+        self.memory_tokens.saturating_add(self.ctrl_tokens.saturating_mul(2))
+    }
+
+    /// Vectors beside the context in WRITE.
+    pub fn written_with(&self) -> usize {
+        let behind = self.memory_tokens.saturating_add(self.ctrl_tokens);
+        self.prefix_len().saturating_add(behind)
+    }
+}
+
+/// A language model with a memory that forward passes write.
+///
+/// Parameters carry the reference implementation's names.
+#[derive(Module, Debug)]
+pub struct Rmt<B: Backend, M> {
+    /// The language model.
+    pub model: M,
+    /// Where every WRITE starts: `[memory_tokens, d_model]`.
+    pub mem: Param<Tensor<B, 2>>,
+    /// Between memory and model in WRITE.
+    pub mem_proj: Option<Linear<B>>,
+    /// Between memory and model in READ.
+    pub read_mem_proj: Option<Linear<B>>,
+    /// Before the memory in WRITE, on both sides of the context: `[ctrl_tokens, d_model]`.
+    pub write_st: Option<Param<Tensor<B, 2>>>,
+    /// Behind the memory before the context.
+    pub write_end: Option<Param<Tensor<B, 2>>>,
+    /// Before the memory in READ.
+    pub read_st: Option<Param<Tensor<B, 2>>>,
+    /// Behind the memory in READ.
+    pub read_end: Option<Param<Tensor<B, 2>>>,
+    /// Of what passes after the first add to the memory.
+    pub mem_residual_ln: Option<LayerNorm<B>>,
+    /// The head of the reconstruction, if it has one of its own: `[vocab_size, d_model]`.
+    pub write_head: Option<Linear<B>>,
+    #[module(skip)]
+    config: RmtConfig,
+}
+
+/// The outer loss of a batch and what it was made of.
+#[derive(Clone, Debug)]
+pub struct RmtOuter<B: Backend> {
+    /// Mean `−log p` of the labelled tokens, `[1]`.
+    pub read_loss: Tensor<B, 1>,
+    /// The reconstruction loss, if it has a part in the outer loss: in nats a token, `[1]`.
+    pub reconstruction_loss: Option<Tensor<B, 1>>,
+    /// `[batch · r, seq + 1, vocab_size]`
+    pub logits: Tensor<B, 3>,
+    /// The memory after each pass: K tensors `[batch, memory_tokens, d_model]`.
+    pub memories: Vec<Tensor<B, 3>>,
+    weight: f64,
+}
+
+impl<B: Backend> RmtOuter<B> {
+    /// What training minimises, `[1]`.
+    pub fn loss(&self) -> Tensor<B, 1> {
+        match &self.reconstruction_loss {
+            Some(loss) => self.read_loss.clone() + loss.clone().mul_scalar(self.weight),
+            None => self.read_loss.clone(),
+        }
+    }
+}
+
+impl<B: Backend, M: Module<B>> Rmt<B, M> {
+    /// The settings in force.
+    pub fn config(&self) -> &RmtConfig {
+        &self.config
+    }
+
+    /// The same weights with another number of passes.
+    ///
+    /// # Errors
+    ///
+    /// If there are none.
+    pub fn with_write_steps(mut self, write_steps: usize) -> Result<Self, Error> {
+        self.config.write_steps = write_steps;
+        self.config.validate()?;
+        Ok(self)
+    }
+}
+
+impl<B: Backend, M: CausalLm<B>> Rmt<B, M> {
+    /// Writes each context into memory vectors of its own by K forward passes.
+    ///
+    /// # Shapes
+    ///
+    /// - `contexts`: token ids `[batch, seq]`, shorter ones filled with `pad_token` on the right; a sample
+    ///   is read as if it were alone
+    ///
+    /// # Errors
+    ///
+    /// An empty context, a token the model does not have, padding between tokens, or more tokens
+    /// than the model has positions.
+    pub fn write(&self, contexts: Tensor<B, 2, Int>) -> Result<Memory<B>, Error> {
+        let contexts = self.contexts(contexts)?;
+        let memories = self.passes(&contexts).0;
+        Ok(Memory::from_vectors(last(memories)))
+    }
+
+    /// Next-token logits of `queries` given the memory, as
+    /// [`GradMem::read`](crate::memory::GradMem::read).
+    ///
+    /// # Errors
+    ///
+    /// Shapes that do not fit, a token the model does not have, or more tokens than positions.
+    pub fn read(
+        &self,
+        memory: &Memory<B>,
+        queries: Tensor<B, 2, Int>,
+    ) -> Result<Tensor<B, 3>, Error> {
+        read_behind(&self.model, self.prefix(memory)?, queries)
+    }
+
+    /// Reads the memories once, for any number of queries.
+    ///
+    /// # Errors
+    ///
+    /// If the memory is of another shape than this model's.
+    pub fn reader(&self, memory: &Memory<B>) -> Result<Prefix<'_, B, M>, Error> {
+        Ok(Prefix::new(&self.model, self.prefix(memory)?))
+    }
+
+    /// Writes `contexts`, reads `queries` and takes the outer loss. A label in the first column counts for
+    /// nothing: no query token stands before it.
+    ///
+    /// # Shapes
+    ///
+    /// As [`GradMem::outer`](crate::memory::GradMem::outer).
+    ///
+    /// # Errors
+    ///
+    /// As [`Rmt::write`] and [`Rmt::read`]; also labels of another shape than the queries, or beyond the
+    /// vocabulary.
+    pub fn outer(
+        &self,
+        contexts: Tensor<B, 2, Int>,
+        queries: Tensor<B, 2, Int>,
+        labels: Tensor<B, 2, Int>,
+    ) -> Result<RmtOuter<B>, Error> {
+        check_labels(&queries, &labels, self.model.vocab_size())?;
+        let contexts = self.contexts(contexts)?;
+        let (memories, losses) = self.passes(&contexts);
+        let memory = Memory::from_vectors(last(memories.clone()));
+        let logits = self.read(&memory, queries)?;
+        let [rows, seq] = labels.dims();
+        let labels = match seq {
+            0 => labels,
+            _ => labels.slice_fill([0..rows, 0..1], -1),
+        };
+        let read_loss = next_token_loss(logits.clone(), labels);
+        let count = losses.len() as f64;
+        let total = losses.into_iter().reduce(|sum, loss| sum + loss);
+        Ok(RmtOuter {
+            read_loss,
+            reconstruction_loss: total.map(|total| total.div_scalar(count)),
+            logits,
+            memories,
+            weight: self.config.reconstruction_loss_weight,
+        })
+    }
+
+    fn contexts(&self, tokens: Tensor<B, 2, Int>) -> Result<Contexts<B>, Error> {
+        let config = &self.config;
+        Contexts::new(&self.model, tokens, config.pad_token, config.written_with())
+    }
+
+    /// The memory after each pass, and the reconstruction losses of those after the first.
+    fn passes(&self, contexts: &Contexts<B>) -> (Vec<Tensor<B, 3>>, Vec<Tensor<B, 1>>) {
+        let config = &self.config;
+        let reconstructs = config.reconstruction_loss_weight > 0.0;
+        let embeds = self.model.embed(contexts.tokens.clone());
+        let batch = contexts.lengths.len();
+        let start = self.mem.val().unsqueeze::<3>();
+        let [_, m, d] = start.dims();
+        let mut memory = start.expand([batch, m, d]);
+        let (mut memories, mut losses) = (Vec::new(), Vec::new());
+        for pass in 0..config.write_steps + usize::from(reconstructs) {
+            let hidden = self.pass(memory.clone(), embeds.clone(), &contexts.lengths);
+            if pass > 0 && reconstructs {
+                losses.push(self.reconstruction_loss(hidden.clone(), contexts));
+            }
+            if pass == config.write_steps {
+                break;
+            }
+            // The last vectors of each sample's own sequence.
+            let end = |length: &usize| config.written_with() + length;
+            let rows = contexts.lengths.iter().map(|l| (end(l) - m..end(l)).collect());
+            let new = pick(hidden, &rows.collect::<Vec<_>>());
+            memory = match &self.mem_residual_ln {
+                Some(norm) if pass > 0 => memory + norm.forward(new),
+                _ => new,
+            };
+            memories.push(memory.clone());
+        }
+        (memories, losses)
+    }
+
+    /// One pass over `[write_st; mem′; write_end; C; write_st; mem′]`. Each sample's context is followed at
+    /// once by what stands behind it; its padding goes to the end, where nothing looks back at it. So no
+    /// mask is needed and positions count what is read.
+    fn pass(&self, memory: Tensor<B, 3>, embeds: Tensor<B, 3>, lengths: &[usize]) -> Tensor<B, 3> {
+        let projected = match &self.mem_proj {
+            Some(proj) => proj.forward(memory),
+            None => memory,
+        };
+        let start = self.write_st.as_ref();
+        let front = frame(start, projected.clone(), self.write_end.as_ref());
+        let behind = frame(start, projected, None);
+        let (before, seq, after) = (front.dims()[1], embeds.dims()[1], behind.dims()[1]);
+        let x = Tensor::cat(vec![front, embeds, behind], 1);
+        let x = match lengths.iter().all(|length| *length == seq) {
+            true => x,
+            false => {
+                let order = |length: &usize| {
+                    let end = before + length;
+                    let padding = end..before + seq;
+                    let behind = before + seq..before + seq + after;
+                    (0..end).chain(behind).chain(padding).collect()
+                };
+                pick(x, &lengths.iter().map(order).collect::<Vec<_>>())
+            }
+        };
+        self.model.hidden(x)
+    }
+
+    /// The mean of −log p(c_i | …) over all tokens of the batch, `[1]`.
+    fn reconstruction_loss(&self, hidden: Tensor<B, 3>, contexts: &Contexts<B>) -> Tensor<B, 1> {
+        let [_, seq] = contexts.tokens.dims();
+        let hidden = hidden.narrow(1, self.config.prefix_len() - 1, seq);
+        let logits = match &self.write_head {
+            Some(head) => head.forward(hidden),
+            None => self.model.logits(hidden),
+        };
+        let pad = self.config.pad_token as i64;
+        let counted = contexts.tokens.clone().not_equal_elem(pad).float();
+        let losses = token_losses(logits, contexts.tokens.clone());
+        let total: usize = contexts.lengths.iter().sum();
+        (losses * counted).sum().div_scalar(total as f64)
+    }
+
+    /// What READ begins with.
+    fn prefix(&self, memory: &Memory<B>) -> Result<Tensor<B, 3>, Error> {
+        let [_, m, d] = memory.vectors.dims();
+        let expected = [self.config.memory_tokens, self.model.d_model()];
+        if [m, d] != expected {
+            return Err(Error::Input(format!(
+                "the memory has {m} vectors of width {d}, but this model reads {} of width {}",
+                expected[0], expected[1]
+            )));
+        }
+        let vectors = match &self.read_mem_proj {
+            Some(proj) => proj.forward(memory.vectors.clone()),
+            None => memory.vectors.clone(),
+        };
+        Ok(frame(self.read_st.as_ref(), vectors, self.read_end.as_ref()))
+    }
+}
+
+fn last<T>(mut items: Vec<T>) -> T {
+    items.pop().unwrap_or_else(|| unreachable!("there is at least one pass"))
+}

@@ -1,0 +1,317 @@
+//! The ways to answer questions about a context, as one: GradMem and what it is compared with. What
+//! trains and evaluates them need not know which it has.
+
+use burn::module::{Module, ModuleDisplay};
+use burn::tensor::backend::Backend;
+use burn::tensor::{Int, Tensor};
+use gradmem_kernels::KernelBackend;
+use serde::{Deserialize, Serialize};
+
+use crate::baselines::{InContext, InContextConfig, Rmt, RmtConfig};
+use crate::error::Error;
+use crate::memory::{GradMem, GradMemConfig, Memory, check_labels, next_token_loss};
+use crate::model::generate::Prefix;
+use crate::model::{AnyLm, CausalLm, ModelConfig, Writable};
+
+/// Something that answers queries about contexts and can be trained to.
+pub trait Method<B: Backend>: Module<B> + ModuleDisplay {
+    /// Takes in `contexts` and answers `queries`.
+    ///
+    /// # Shapes
+    ///
+    /// - `contexts`: `[batch, context_len]`, padded on the right
+    /// - `queries`: `[batch · r, seq]`, query and target together
+    /// - `labels`: `[batch · r, seq]`, the tokens to predict, negative where there is none
+    ///
+    /// # Errors
+    ///
+    /// Whatever does not fit the model.
+    fn answers(
+        &self,
+        contexts: Tensor<B, 2, Int>,
+        queries: Tensor<B, 2, Int>,
+        labels: Tensor<B, 2, Int>,
+    ) -> Result<Answers<B>, Error>;
+
+    /// Each sample's reconstruction loss from the memory that `answers` were given from, `[batch]`, if
+    /// the method reconstructs.
+    ///
+    /// # Errors
+    ///
+    /// Whatever does not fit the model.
+    fn write_loss(
+        &self,
+        answers: &Answers<B>,
+        contexts: Tensor<B, 2, Int>,
+    ) -> Result<Option<Tensor<B, 1>>, Error>;
+}
+
+/// Answers, and how they came about.
+#[derive(Clone, Debug)]
+pub struct Answers<B: Backend> {
+    /// What training minimises, `[1]`.
+    pub loss: Tensor<B, 1>,
+    /// Mean `−log p` of the labelled tokens, `[1]`.
+    pub read_loss: Tensor<B, 1>,
+    /// Row 0 is predicted before the first query token: `[batch · r, seq + 1, vocab_size]`.
+    pub logits: Tensor<B, 3>,
+    /// What was written, if anything was.
+    pub memory: Option<Memory<B>>,
+}
+
+impl<B: Backend, M: Writable<B>> Method<B> for GradMem<B, M> {
+    fn answers(
+        &self,
+        contexts: Tensor<B, 2, Int>,
+        queries: Tensor<B, 2, Int>,
+        labels: Tensor<B, 2, Int>,
+    ) -> Result<Answers<B>, Error> {
+        let outer = self.outer(contexts, queries, labels)?;
+        Ok(Answers {
+            loss: outer.loss(),
+            read_loss: outer.read_loss,
+            logits: outer.logits,
+            memory: Some(outer.memory),
+        })
+    }
+
+    fn write_loss(
+        &self,
+        answers: &Answers<B>,
+        contexts: Tensor<B, 2, Int>,
+    ) -> Result<Option<Tensor<B, 1>>, Error> {
+        let memory = answers.memory.as_ref();
+        memory
+            .map(|memory| GradMem::write_loss(self, memory, contexts))
+            .transpose()
+    }
+}
+
+impl<B: Backend, M: CausalLm<B>> Method<B> for Rmt<B, M> {
+    fn answers(
+        &self,
+        contexts: Tensor<B, 2, Int>,
+        queries: Tensor<B, 2, Int>,
+        labels: Tensor<B, 2, Int>,
+    ) -> Result<Answers<B>, Error> {
+        let outer = self.outer(contexts, queries, labels)?;
+        Ok(Answers {
+            loss: outer.loss(),
+            read_loss: outer.read_loss,
+            logits: outer.logits,
+            memory: outer.memories.into_iter().last().map(Memory::from_vectors),
+        })
+    }
+
+    fn write_loss(
+        &self,
+        _: &Answers<B>,
+        _: Tensor<B, 2, Int>,
+    ) -> Result<Option<Tensor<B, 1>>, Error> {
+        Ok(None)
+    }
+}
+
+impl<B: Backend, M: CausalLm<B>> Method<B> for InContext<B, M> {
+    fn answers(
+        &self,
+        contexts: Tensor<B, 2, Int>,
+        queries: Tensor<B, 2, Int>,
+        labels: Tensor<B, 2, Int>,
+    ) -> Result<Answers<B>, Error> {
+        check_labels(&queries, &labels, self.model.vocab_size())?;
+        let logits = self.logits(contexts, queries)?;
+        let loss = next_token_loss(logits.clone(), labels);
+        Ok(Answers {
+            loss: loss.clone(),
+            read_loss: loss,
+            logits,
+            memory: None,
+        })
+    }
+
+    fn write_loss(
+        &self,
+        _: &Answers<B>,
+        _: Tensor<B, 2, Int>,
+    ) -> Result<Option<Tensor<B, 1>>, Error> {
+        Ok(None)
+    }
+}
+
+/// A method's name, as it is written in settings.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum MethodName {
+    /// [`GradMem`]
+    #[default]
+    #[serde(rename = "gradmem")]
+    GradMem,
+    /// [`Rmt`]
+    Rmt,
+    /// [`InContext`]
+    InContext,
+}
+
+impl MethodName {
+    /// The name.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::GradMem => "gradmem",
+            Self::Rmt => "rmt",
+            Self::InContext => "in-context",
+        }
+    }
+}
+
+/// The settings of a method.
+#[derive(Clone, Debug, PartialEq)]
+pub enum MethodConfig {
+    /// [`GradMem`]
+    GradMem(GradMemConfig),
+    /// [`Rmt`]
+    Rmt(RmtConfig),
+    /// [`InContext`]
+    InContext(InContextConfig),
+}
+
+impl MethodConfig {
+    /// The method on a model with random weights, all drawn by `seed`.
+    ///
+    /// # Errors
+    ///
+    /// Settings that cannot work, alone or together.
+    pub fn init<B: KernelBackend>(
+        &self,
+        model: &ModelConfig,
+        seed: u64,
+        device: &B::Device,
+    ) -> Result<AnyMethod<B>, Error> {
+        let model = model.init(seed, device)?;
+        // The memory draws from a stream of its own.
+        Ok(match self {
+            Self::GradMem(config) => AnyMethod::GradMem(config.init(model, !seed, device)?),
+            Self::Rmt(config) => AnyMethod::Rmt(config.init(model, !seed, device)?),
+            Self::InContext(config) => AnyMethod::InContext(config.init(model)?),
+        })
+    }
+
+    /// The method on a model, all weights yet to be loaded.
+    ///
+    /// # Errors
+    ///
+    /// As [`MethodConfig::init`].
+    pub fn blank<B: KernelBackend>(
+        &self,
+        model: &ModelConfig,
+        device: &B::Device,
+    ) -> Result<AnyMethod<B>, Error> {
+        let model = model.blank(device)?;
+        Ok(match self {
+            Self::GradMem(config) => AnyMethod::GradMem(config.blank(model, device)?),
+            Self::Rmt(config) => AnyMethod::Rmt(config.blank(model, device)?),
+            Self::InContext(config) => AnyMethod::InContext(config.init(model)?),
+        })
+    }
+}
+
+/// Does the same with whichever there is.
+macro_rules! each {
+    ($value:expr, $inner:ident => $body:expr) => {
+        match $value {
+            AnyMethod::GradMem($inner) => $body,
+            AnyMethod::Rmt($inner) => $body,
+            AnyMethod::InContext($inner) => $body,
+        }
+    };
+}
+
+/// A method that is known at run time only, on a model that is.
+#[derive(Module, Debug)]
+pub enum AnyMethod<B: Backend> {
+    /// `gradmem`
+    GradMem(GradMem<B, AnyLm<B>>),
+    /// `rmt`
+    Rmt(Rmt<B, AnyLm<B>>),
+    /// `in-context`
+    InContext(InContext<B, AnyLm<B>>),
+}
+
+impl<B: KernelBackend> AnyMethod<B> {
+    /// The settings it was made with.
+    pub fn config(&self) -> MethodConfig {
+        match self {
+            Self::GradMem(method) => MethodConfig::GradMem(method.config().clone()),
+            Self::Rmt(method) => MethodConfig::Rmt(method.config().clone()),
+            Self::InContext(method) => MethodConfig::InContext(method.config().clone()),
+        }
+    }
+
+    /// Its language model.
+    pub fn model(&self) -> &AnyLm<B> {
+        each!(self, method => &method.model)
+    }
+
+    /// Where its weights are.
+    pub fn device(&self) -> B::Device {
+        self.model().head().device()
+    }
+
+    /// WRITE steps or passes; none if nothing is written.
+    pub fn write_steps(&self) -> Option<usize> {
+        match self {
+            Self::GradMem(method) => Some(method.config().write_steps),
+            Self::Rmt(method) => Some(method.config().write_steps),
+            Self::InContext(_) => None,
+        }
+    }
+
+    /// The same weights with another number of WRITE steps.
+    ///
+    /// # Errors
+    ///
+    /// If the method has no such number of steps.
+    pub fn with_write_steps(self, write_steps: usize) -> Result<Self, Error> {
+        Ok(match self {
+            Self::GradMem(method) => Self::GradMem(method.with_write_steps(write_steps)),
+            Self::Rmt(method) => Self::Rmt(method.with_write_steps(write_steps)?),
+            Self::InContext(_) => {
+                return Err(Error::Input(
+                    "the in-context baseline writes nothing: it has no WRITE steps".into(),
+                ));
+            }
+        })
+    }
+
+    /// Takes in contexts and keeps what later queries need.
+    ///
+    /// # Errors
+    ///
+    /// Contexts that do not fit the model.
+    pub fn reader(&self, contexts: Tensor<B, 2, Int>) -> Result<Prefix<'_, B, AnyLm<B>>, Error> {
+        match self {
+            Self::GradMem(method) => method.reader(&method.write(contexts)?),
+            Self::Rmt(method) => method.reader(&method.write(contexts)?),
+            Self::InContext(method) => method.reader(contexts),
+        }
+    }
+}
+
+impl<B: KernelBackend> Method<B> for AnyMethod<B> {
+    fn answers(
+        &self,
+        contexts: Tensor<B, 2, Int>,
+        queries: Tensor<B, 2, Int>,
+        labels: Tensor<B, 2, Int>,
+    ) -> Result<Answers<B>, Error> {
+        each!(self, method => method.answers(contexts, queries, labels))
+    }
+
+    fn write_loss(
+        &self,
+        answers: &Answers<B>,
+        contexts: Tensor<B, 2, Int>,
+    ) -> Result<Option<Tensor<B, 1>>, Error> {
+        each!(self, method => Method::write_loss(method, answers, contexts))
+    }
+}

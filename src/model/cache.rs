@@ -1,0 +1,87 @@
+//! What a model keeps of the tokens it has read, so that those to come need not read them again.
+
+use burn::tensor::Tensor;
+use burn::tensor::backend::Backend;
+
+use super::generate::select;
+
+/// What a model keeps of a sequence: attention its keys and values, Mamba its state. A cache can be
+/// cloned, and several continuations grown from one beginning.
+#[derive(Clone, Debug)]
+pub struct Cache<B: Backend> {
+    len: usize,
+    layers: Vec<LayerCache<B>>,
+}
+
+/// One layer's part, with the batch as first dimension; nothing before the first token.
+pub type LayerCache<B> = Option<[Tensor<B, 4>; 2]>;
+
+impl<B: Backend> Default for Cache<B> {
+    fn default() -> Self {
+        Self {
+            len: 0,
+            layers: Vec::new(),
+        }
+    }
+}
+
+impl<B: Backend> Cache<B> {
+    /// Of nothing.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Positions read so far.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether nothing was read yet.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Bytes of all its tensors.
+    pub fn bytes(&self) -> usize {
+        let tensors = self.layers.iter().flatten().flatten();
+        tensors
+            .map(|x| x.shape().num_elements() * x.dtype().size())
+            .sum()
+    }
+
+    /// The part of layer `index`, made if there is none: for models to read and replace.
+    pub fn layer(&mut self, index: usize) -> &mut LayerCache<B> {
+        if self.layers.len() <= index {
+            self.layers.resize_with(index + 1, || None);
+        }
+        &mut self.layers[index]
+    }
+
+    /// Counts `seq` more positions: for models, once all their layers have read them.
+    pub fn advance(&mut self, seq: usize) {
+        self.len += seq;
+    }
+
+    /// Each sample `times` times, its copies side by side: `[batch, …]` → `[batch · times, …]`.
+    pub fn repeat(&self, times: usize) -> Self {
+        self.map(|x| {
+            let [batch, a, b, c] = x.dims();
+            x.unsqueeze_dim::<5>(1)
+                .expand([batch, times, a, b, c])
+                .reshape([batch * times, a, b, c])
+        })
+    }
+
+    /// The samples of these indices, one after the other; one may come several times.
+    pub fn select(&self, samples: &[usize], device: &B::Device) -> Self {
+        self.map(|x| select(x, samples, device))
+    }
+
+    fn map(&self, f: impl Fn(Tensor<B, 4>) -> Tensor<B, 4>) -> Self {
+        let layers = self.layers.iter().cloned();
+        Self {
+            len: self.len,
+            layers: layers.map(|layer| layer.map(|pair| pair.map(&f))).collect(),
+        }
+    }
+}

@@ -1,0 +1,335 @@
+//! Decoding, greedy or sampled, from a beginning that is read once.
+
+use std::collections::BTreeMap;
+
+use burn::tensor::backend::Backend;
+use burn::tensor::{Int, Tensor, TensorData};
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::SeedableRng;
+use rand_distr::{Distribution, Uniform};
+use serde::{Deserialize, Serialize};
+
+use super::{Cache, CausalLm, check_tokens};
+use crate::error::{Error, require};
+
+/// How a continuation is chosen.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct GenerateConfig {
+    /// Longest continuation, in tokens.
+    pub max_tokens: usize,
+    /// Tokens that end it; they are not part of it.
+    pub stop: Vec<u32>,
+    /// 0 takes the likeliest token; 1 samples as the model says; in between sharpens, beyond flattens.
+    pub temperature: f64,
+    /// Samples among the likeliest so many tokens only.
+    pub top_k: Option<usize>,
+    /// Samples among the likeliest tokens that together have this probability.
+    pub top_p: f64,
+    /// Fixes what is sampled. A sample depends on its place in the list of prompts, not on the others.
+    pub seed: u64,
+}
+
+impl Default for GenerateConfig {
+    fn default() -> Self {
+        Self {
+            max_tokens: 64,
+            stop: Vec::new(),
+            temperature: 0.0,
+            top_k: None,
+            top_p: 1.0,
+            seed: 0,
+        }
+    }
+}
+
+impl GenerateConfig {
+    /// Greedy, up to `max_tokens` tokens.
+    pub fn greedy(max_tokens: usize) -> Self {
+        Self {
+            max_tokens,
+            ..Self::default()
+        }
+    }
+
+    /// Ends at any of these tokens.
+    pub fn with_stop(mut self, stop: impl IntoIterator<Item = u32>) -> Self {
+        self.stop = stop.into_iter().collect();
+        self
+    }
+
+    /// Samples at this temperature, from this seed.
+    pub fn with_sampling(mut self, temperature: f64, seed: u64) -> Self {
+        self.temperature = temperature;
+        self.seed = seed;
+        self
+    }
+
+    /// Says which value cannot work, and why.
+    pub fn validate(&self) -> Result<(), Error> {
+        let t = self.temperature;
+        let fits = t >= 0.0 && t.is_finite();
+        require(fits, "temperature", t, "must be 0 (greedy) or a positive number")?;
+        let problem = "must be at least 1 (leave it out for all tokens)";
+        require(self.top_k != Some(0), "top_k", 0, problem)?;
+        let p = self.top_p;
+        require(p > 0.0 && p <= 1.0, "top_p", p, "must be above 0 and at most 1")
+    }
+
+    /// A token by its logits.
+    fn choose(&self, logits: &[f64], rng: &mut ChaCha8Rng) -> u32 {
+        let rank = |logit: f64| if logit.is_nan() { f64::NEG_INFINITY } else { logit };
+        let mut order: Vec<usize> = (0..logits.len()).collect();
+        let likeliest = |a: &usize, b: &usize| rank(logits[*b]).total_cmp(&rank(logits[*a]));
+        if self.temperature == 0.0 || self.top_k == Some(1) {
+            // The first of equals, whatever the order of the others.
+            let best = order.into_iter().min_by(likeliest);
+            return best.unwrap_or(0) as u32;
+        }
+        order.sort_by(likeliest);
+        order.truncate(self.top_k.unwrap_or(logits.len()));
+        let highest = order.first().map_or(0.0, |first| rank(logits[*first]));
+        let weight = |token: &usize| ((rank(logits[*token]) - highest) / self.temperature).exp();
+        let weights: Vec<f64> = order.iter().map(weight).collect();
+        let total: f64 = weights.iter().sum();
+        let mut kept = 0.0;
+        let mut count = 0;
+        while count < weights.len() && (count == 0 || kept < self.top_p * total) {
+            kept += weights[count];
+            count += 1;
+        }
+        let mut left = Uniform::new(0.0, kept).map_or(0.0, |uniform| uniform.sample(rng));
+        let last = count.saturating_sub(1);
+        let chosen = weights[..last].iter().position(|weight| {
+            left -= weight;
+            left < 0.0
+        });
+        order[chosen.unwrap_or(last)] as u32
+    }
+}
+
+/// The beginnings of a batch of sequences, read once; any number of continuations share them.
+#[derive(Debug)]
+pub struct Prefix<'a, B: Backend, M> {
+    model: &'a M,
+    cache: Cache<B>,
+    /// What the model makes of the last row: `[batch, 1, d_model]`.
+    last: Tensor<B, 3>,
+}
+
+impl<'a, B: Backend, M: CausalLm<B>> Prefix<'a, B, M> {
+    /// Reads `embeds` `[batch, seq, d_model]`, at least one row each.
+    pub fn new(model: &'a M, embeds: Tensor<B, 3>) -> Self {
+        let mut cache = Cache::new();
+        let seq = embeds.dims()[1];
+        let last = model.hidden_after(embeds, &mut cache);
+        Self {
+            model,
+            cache,
+            last: last.narrow(1, seq - 1, 1),
+        }
+    }
+
+    /// How many beginnings there are.
+    pub fn batch(&self) -> usize {
+        self.last.dims()[0]
+    }
+
+    /// What is kept of them.
+    pub fn cache(&self) -> &Cache<B> {
+        &self.cache
+    }
+
+    /// Next-token logits of continuations, several a beginning: with `batch · r` rows, each beginning has
+    /// `r` in a row.
+    ///
+    /// # Shapes
+    ///
+    /// - `tokens`: `[batch · r, seq]`
+    /// - output: `[batch · r, seq + 1, vocab_size]`; row 0 is predicted from the beginning alone
+    ///
+    /// # Errors
+    ///
+    /// Rows that cannot be shared evenly, a token the model does not have, or more tokens than positions.
+    pub fn logits(&self, tokens: Tensor<B, 2, Int>) -> Result<Tensor<B, 3>, Error> {
+        let [rows, seq] = tokens.dims();
+        let times = self.share(rows)?;
+        let last = repeat(self.last.clone(), times);
+        let hidden = match seq {
+            0 => last,
+            _ => {
+                check_tokens(self.model, &tokens, self.cache.len(), "continuation")?;
+                let mut cache = match times {
+                    1 => self.cache.clone(),
+                    _ => self.cache.repeat(times),
+                };
+                let embeds = self.model.embed(tokens);
+                let hidden = self.model.hidden_after(embeds, &mut cache);
+                Tensor::cat(vec![last, hidden], 1)
+            }
+        };
+        Ok(self.model.logits(hidden))
+    }
+
+    /// Continues each of the prompts, which may be of different lengths, and share the beginnings as in
+    /// [`Prefix::logits`]. A prompt may be empty.
+    ///
+    /// A continuation ends before a stop token, after `max_tokens`, or where the model's positions end.
+    ///
+    /// # Errors
+    ///
+    /// As [`Prefix::logits`], and [`GenerateConfig::validate`].
+    pub fn generate(
+        &self,
+        prompts: &[Vec<u32>],
+        config: &GenerateConfig,
+    ) -> Result<Vec<Vec<u32>>, Error> {
+        config.validate()?;
+        if prompts.is_empty() {
+            return Ok(Vec::new());
+        }
+        let times = self.share(prompts.len())?;
+        // Prompts of one length go together, so that no row needs padding.
+        let mut lengths: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
+        for (row, prompt) in prompts.iter().enumerate() {
+            lengths.entry(prompt.len()).or_default().push(row);
+        }
+        let mut answers = vec![Vec::new(); prompts.len()];
+        for rows in lengths.into_values() {
+            let found = self.continue_rows(prompts, &rows, times, config)?;
+            for (row, answer) in rows.into_iter().zip(found) {
+                answers[row] = answer;
+            }
+        }
+        Ok(answers)
+    }
+
+    fn continue_rows(
+        &self,
+        prompts: &[Vec<u32>],
+        rows: &[usize],
+        times: usize,
+        config: &GenerateConfig,
+    ) -> Result<Vec<Vec<u32>>, Error> {
+        let device = self.last.device();
+        let seq = prompts[rows[0]].len();
+        let ids = |ids: Vec<u32>, width: usize| -> Tensor<B, 2, Int> {
+            let shape = [ids.len() / width.max(1), width];
+            let ids: Vec<i64> = ids.into_iter().map(i64::from).collect();
+            Tensor::from_data(TensorData::new(ids, shape), &device)
+        };
+        let beginnings: Vec<usize> = rows.iter().map(|row| row / times).collect();
+        let mut cache = self.cache.select(&beginnings, &device);
+        let mut hidden = select(self.last.clone(), &beginnings, &device);
+        if seq > 0 {
+            let tokens = rows.iter().flat_map(|row| prompts[*row].iter().copied());
+            let tokens = ids(tokens.collect(), seq);
+            check_tokens(self.model, &tokens, cache.len(), "prompt")?;
+            let embeds = self.model.embed(tokens);
+            hidden = self.model.hidden_after(embeds, &mut cache);
+            hidden = hidden.narrow(1, seq - 1, 1);
+        }
+        let positions = self.model.max_positions().unwrap_or(usize::MAX);
+        // The last token chosen need not be read.
+        let room = positions.saturating_sub(cache.len()).saturating_add(1);
+        let limit = config.max_tokens.min(room);
+        let mut rngs: Vec<ChaCha8Rng> = rows
+            .iter()
+            .map(|row| {
+                let mut rng = ChaCha8Rng::seed_from_u64(config.seed);
+                rng.set_stream(*row as u64);
+                rng
+            })
+            .collect();
+        let mut answers = vec![Vec::new(); rows.len()];
+        let mut open = vec![true; rows.len()];
+        for step in 0..limit {
+            let logits = self.model.logits(hidden.clone()).to_data();
+            let logits: Vec<f64> = logits.iter::<f64>().collect();
+            let logits = logits.chunks(self.model.vocab_size());
+            let mut next = Vec::with_capacity(rows.len());
+            for (at, (logits, rng)) in logits.zip(&mut rngs).enumerate() {
+                let token = config.choose(logits, rng);
+                open[at] &= !config.stop.contains(&token);
+                if open[at] {
+                    answers[at].push(token);
+                }
+                next.push(token);
+            }
+            if step + 1 == limit || !open.contains(&true) {
+                break;
+            }
+            let embeds = self.model.embed(ids(next, 1));
+            hidden = self.model.hidden_after(embeds, &mut cache);
+        }
+        Ok(answers)
+    }
+
+    fn share(&self, rows: usize) -> Result<usize, Error> {
+        let batch = self.batch();
+        match batch > 0 && rows.is_multiple_of(batch) {
+            true => Ok(rows / batch),
+            false => Err(Error::Input(format!(
+                "{rows} queries cannot be shared evenly by {batch} memories"
+            ))),
+        }
+    }
+}
+
+/// Each sample `times` times, its copies side by side: `[batch, …]` → `[batch · times, …]`.
+pub(crate) fn repeat<B: Backend>(x: Tensor<B, 3>, times: usize) -> Tensor<B, 3> {
+    let [batch, a, b] = x.dims();
+    match times {
+        1 => x,
+        _ => x
+            .unsqueeze_dim::<4>(1)
+            .expand([batch, times, a, b])
+            .reshape([batch * times, a, b]),
+    }
+}
+
+/// The rows of these indices, one after the other.
+pub(crate) fn select<B: Backend, const D: usize>(
+    x: Tensor<B, D>,
+    rows: &[usize],
+    device: &B::Device,
+) -> Tensor<B, D> {
+    let rows: Vec<i64> = rows.iter().map(|row| *row as i64).collect();
+    let shape = [rows.len()];
+    x.select(0, Tensor::from_data(TensorData::new(rows, shape), device))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn counts(config: &GenerateConfig, logits: &[f64]) -> Vec<usize> {
+        let mut rng = ChaCha8Rng::seed_from_u64(1);
+        let mut counts = vec![0; logits.len()];
+        for _ in 0..4000 {
+            counts[config.choose(logits, &mut rng) as usize] += 1;
+        }
+        counts
+    }
+
+    #[test]
+    fn sampling_follows_the_probabilities_and_its_limits() {
+        let logits = [0.1f64.ln(), 0.6f64.ln(), 0.3f64.ln(), f64::NAN];
+        let sampled = GenerateConfig::default().with_sampling(1.0, 0);
+        let near = |counts: &[usize], shares: &[f64]| {
+            for (count, share) in counts.iter().zip(shares) {
+                let found = *count as f64 / 4000.0;
+                assert!((found - share).abs() < 0.03, "{counts:?} {shares:?}");
+            }
+        };
+        near(&counts(&sampled, &logits), &[0.1, 0.6, 0.3, 0.0]);
+        let top_k = GenerateConfig { top_k: Some(2), ..sampled.clone() };
+        near(&counts(&top_k, &logits), &[0.0, 2.0 / 3.0, 1.0 / 3.0, 0.0]);
+        let top_p = GenerateConfig { top_p: 0.85, ..sampled.clone() };
+        near(&counts(&top_p, &logits), &[0.0, 2.0 / 3.0, 1.0 / 3.0, 0.0]);
+        let cold = sampled.clone().with_sampling(0.5, 0);
+        near(&counts(&cold, &logits), &[0.01 / 0.46, 0.36 / 0.46, 0.09 / 0.46, 0.0]);
+        assert_eq!(counts(&GenerateConfig::default(), &logits), [0, 4000, 0, 0]);
+        assert_eq!(counts(&GenerateConfig::default(), &[1.0, 1.0]), [4000, 0]);
+    }
+}

@@ -1,0 +1,515 @@
+//! Mamba (arXiv 2312.00752): a selective state-space model, without attention and without positions.
+//!
+//! Each of `d_inner` channels keeps a state of `N` numbers, which it forgets and feeds as the input
+//! says (section 3.2, algorithm 2):
+//!
+//! ```text
+//! h_t = exp(Δ_t A) ∘ h_{t−1} + Δ_t B_t x_t        y_t = C_t h_t + D x_t
+//! ```
+//!
+//! The recurrence over the sequence is one [`linear_scan`], parallel and differentiable twice.
+
+// Fields are named as the checkpoints name their tensors.
+#![allow(non_snake_case)]
+
+use burn::module::{Module, Param};
+use burn::tensor::backend::Backend;
+use burn::tensor::{DType, Int, Tensor};
+use gradmem_kernels::{ScanBackend, linear_scan};
+use rand_distr::{Distribution, Uniform};
+use serde::{Deserialize, Serialize};
+
+use super::cache::{Cache, LayerCache};
+use super::layers::{Activation, Embedding, Init, Linear, RmsNorm};
+use super::CausalLm;
+use crate::error::{Error, at_least_one, positive, require};
+
+/// Sizes of a [`Mamba`], under the names of Hugging Face's `config.json`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct MambaConfig {
+    /// Number of tokens.
+    pub vocab_size: usize,
+    /// `d_model`: width of the residual stream and of a memory vector.
+    pub hidden_size: usize,
+    /// `N`: numbers of state a channel.
+    pub state_size: usize,
+    /// Number of blocks.
+    pub num_hidden_layers: usize,
+    /// `d_inner = expand · hidden_size` channels, unless `intermediate_size` is given.
+    pub expand: usize,
+    /// `d_inner`
+    pub intermediate_size: Option<usize>,
+    /// Width of the causal convolution.
+    pub conv_kernel: usize,
+    /// Rank of the projection to the step sizes Δ.
+    pub time_step_rank: TimeStepRank,
+    /// Whether the projections have biases.
+    pub use_bias: bool,
+    /// Whether the convolution has a bias.
+    pub use_conv_bias: bool,
+    /// The nonlinearity.
+    pub hidden_act: Activation,
+    /// ε of the norms.
+    pub layer_norm_epsilon: f64,
+    /// Whether the head is the embedding, transposed.
+    pub tie_word_embeddings: bool,
+    /// Standard deviation of the initial embedding.
+    pub initializer_range: f64,
+    /// Smallest initial step size Δ.
+    pub time_step_min: f64,
+    /// Largest initial step size Δ.
+    pub time_step_max: f64,
+}
+
+/// The rank of Δ's projection.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged, expecting = "a number or \"auto\"")]
+pub enum TimeStepRank {
+    /// This many.
+    Rank(usize),
+    /// `⌈hidden_size / 16⌉`
+    #[default]
+    #[serde(with = "auto")]
+    Auto,
+}
+
+/// The word `auto`.
+mod auto {
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    pub fn serialize<S: Serializer>(serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str("auto")
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<(), D::Error> {
+        match String::deserialize(deserializer)?.as_str() {
+            "auto" => Ok(()),
+            _ => Err(D::Error::custom("must be a number or \"auto\"")),
+        }
+    }
+}
+
+impl Default for MambaConfig {
+    fn default() -> Self {
+        Self {
+            vocab_size: 50280,
+            hidden_size: 768,
+            state_size: 16,
+            num_hidden_layers: 24,
+            expand: 2,
+            intermediate_size: None,
+            conv_kernel: 4,
+            time_step_rank: TimeStepRank::Auto,
+            use_bias: false,
+            use_conv_bias: true,
+            hidden_act: Activation::Silu,
+            layer_norm_epsilon: 1e-5,
+            tie_word_embeddings: true,
+            initializer_range: 0.1,
+            time_step_min: 0.001,
+            time_step_max: 0.1,
+        }
+    }
+}
+
+impl MambaConfig {
+    /// A model of this vocabulary, width and depth.
+    pub fn new(vocab_size: usize, d_model: usize, layers: usize) -> Self {
+        Self {
+            vocab_size,
+            hidden_size: d_model,
+            num_hidden_layers: layers,
+            ..Self::default()
+        }
+    }
+
+    /// Says which value cannot work, and why.
+    pub fn validate(&self) -> Result<(), Error> {
+        at_least_one([
+            ("vocab_size", self.vocab_size),
+            ("hidden_size", self.hidden_size),
+            ("state_size", self.state_size),
+            ("num_hidden_layers", self.num_hidden_layers),
+            ("expand", self.expand),
+            ("intermediate_size", self.d_inner()),
+            ("conv_kernel", self.conv_kernel),
+            ("time_step_rank", self.rank()),
+        ])?;
+        let inner = self.d_inner();
+        if let Some(expected) = self.expand.checked_mul(self.hidden_size) {
+            let problem = format!("must be expand · hidden_size = {expected}");
+            require(inner == expected, "intermediate_size", inner, problem)?;
+        }
+        positive([
+            ("layer_norm_epsilon", self.layer_norm_epsilon),
+            ("initializer_range", self.initializer_range),
+            ("time_step_min", self.time_step_min),
+            ("time_step_max", self.time_step_max),
+        ])?;
+        let (min, max) = (self.time_step_min, self.time_step_max);
+        let problem = format!("must be at least time_step_min = {min}");
+        require(max >= min, "time_step_max", max, problem)
+    }
+
+    /// A model with weights drawn by `seed`: state matrices A = −1 … −N, step sizes Δ spread evenly in
+    /// logarithm over their range (arXiv 2312.00752, section 3.6), linear weights uniform in
+    /// ± 1/√d_input.
+    ///
+    /// # Errors
+    ///
+    /// See [`MambaConfig::validate`].
+    pub fn init<B: Backend>(&self, seed: u64, device: &B::Device) -> Result<Mamba<B>, Error> {
+        self.build(Init::new(seed), device)
+    }
+
+    pub(crate) fn build<B: Backend>(
+        &self,
+        mut init: Init,
+        device: &B::Device,
+    ) -> Result<Mamba<B>, Error> {
+        self.validate()?;
+        let (d, vocab) = (self.hidden_size, self.vocab_size);
+        let std = self.initializer_range;
+        let init = &mut init;
+        let norm = |init: &Init| RmsNorm::new(d, self.layer_norm_epsilon, init, device);
+        let embeddings = Embedding::new([vocab, d], std, init, device);
+        let layers = (0..self.num_hidden_layers)
+            .map(|_| MambaBlock {
+                norm: norm(init),
+                mixer: self.mixer(init, device),
+            })
+            .collect();
+        let norm_f = norm(init);
+        let head = !self.tie_word_embeddings;
+        Ok(Mamba {
+            backbone: MambaTrunk {
+                embeddings,
+                layers,
+                norm_f,
+            },
+            lm_head: head.then(|| Linear::new([vocab, d], false, std, init, device)),
+            config: self.clone(),
+        })
+    }
+
+    fn mixer<B: Backend>(&self, init: &mut Init, device: &B::Device) -> MambaMixer<B> {
+        let (d, inner, n, rank) = (self.hidden_size, self.d_inner(), self.state_size, self.rank());
+        let linear = |[d_output, d_input]: [usize; 2], bias: bool, init: &mut Init| {
+            let bound = 1.0 / (d_input as f64).sqrt();
+            Linear {
+                weight: init.uniform([d_output, d_input], bound, device),
+                bias: bias.then(|| init.constant([d_output], 0.0, device)),
+            }
+        };
+        let kernel = self.conv_kernel;
+        let steps = StepBias {
+            low: self.time_step_min.ln(),
+            high: self.time_step_max.ln(),
+        };
+        MambaMixer {
+            in_proj: linear([2 * inner, d], self.use_bias, init),
+            conv1d: CausalConv {
+                weight: init.uniform([inner, 1, kernel], 1.0 / (kernel as f64).sqrt(), device),
+                bias: self
+                    .use_conv_bias
+                    .then(|| init.constant([inner], 0.0, device)),
+            },
+            x_proj: linear([rank + 2 * n, inner], false, init),
+            dt_proj: Linear {
+                weight: init.uniform([inner, rank], 1.0 / (rank as f64).sqrt(), device),
+                bias: Some(init.draw([inner], steps, device)),
+            },
+            A_log: init.draw([inner, n], Ramp::new(n), device),
+            D: init.constant([inner], 1.0, device),
+            out_proj: linear([d, inner], self.use_bias, init),
+            activation: self.hidden_act,
+        }
+    }
+
+    fn d_inner(&self) -> usize {
+        let inner = self.expand.saturating_mul(self.hidden_size);
+        self.intermediate_size.unwrap_or(inner)
+    }
+
+    fn rank(&self) -> usize {
+        match self.time_step_rank {
+            TimeStepRank::Rank(rank) => rank,
+            TimeStepRank::Auto => self.hidden_size.div_ceil(16),
+        }
+    }
+}
+
+/// The bias whose softplus is a step size, even in logarithm between two bounds.
+struct StepBias {
+    low: f64,
+    high: f64,
+}
+
+impl Distribution<f64> for StepBias {
+    fn sample<R: rand::Rng + ?Sized>(&self, rng: &mut R) -> f64 {
+        let unit = Uniform::new(0.0, 1.0).map_or(0.5, |unit| unit.sample(rng));
+        let step = (self.low + unit * (self.high - self.low)).exp();
+        // The inverse of softplus.
+        step + (-(-step).exp_m1()).ln()
+    }
+}
+
+/// ln 1, ln 2, … ln N, over and over.
+struct Ramp {
+    n: usize,
+    next: std::cell::Cell<usize>,
+}
+
+impl Ramp {
+    fn new(n: usize) -> Self {
+        let next = std::cell::Cell::new(0);
+        Self { n, next }
+    }
+}
+
+impl Distribution<f64> for Ramp {
+    fn sample<R: rand::Rng + ?Sized>(&self, _: &mut R) -> f64 {
+        let at = self.next.get();
+        self.next.set(at + 1);
+        ((at % self.n + 1) as f64).ln()
+    }
+}
+
+/// The model; see [`MambaConfig`]. Parameter paths are Hugging Face's tensor names.
+#[derive(Module, Debug)]
+pub struct Mamba<B: Backend> {
+    backbone: MambaTrunk<B>,
+    lm_head: Option<Linear<B>>,
+    #[module(skip)]
+    config: MambaConfig,
+}
+
+#[derive(Module, Debug)]
+struct MambaTrunk<B: Backend> {
+    embeddings: Embedding<B>,
+    layers: Vec<MambaBlock<B>>,
+    norm_f: RmsNorm<B>,
+}
+
+#[derive(Module, Debug)]
+struct MambaBlock<B: Backend> {
+    norm: RmsNorm<B>,
+    mixer: MambaMixer<B>,
+}
+
+#[derive(Module, Debug)]
+struct MambaMixer<B: Backend> {
+    /// To what is mixed and to its gate, side by side: `[2 · d_inner, d_model]`
+    in_proj: Linear<B>,
+    conv1d: CausalConv<B>,
+    /// To Δ's low rank, B and C, side by side: `[rank + 2 N, d_inner]`
+    x_proj: Linear<B>,
+    /// `[d_inner, rank]`
+    dt_proj: Linear<B>,
+    /// `ln(−A)`: `[d_inner, N]`
+    A_log: Param<Tensor<B, 2>>,
+    /// `[d_inner]`
+    D: Param<Tensor<B, 1>>,
+    /// `[d_model, d_inner]`
+    out_proj: Linear<B>,
+    #[module(skip)]
+    activation: Activation,
+}
+
+impl<B: ScanBackend> MambaMixer<B> {
+    /// `[batch, seq, d_model]` → `[batch, seq, d_model]`
+    fn forward(&self, x: Tensor<B, 3>, mut cache: Option<&mut LayerCache<B>>) -> Tensor<B, 3> {
+        let [inner, n] = self.A_log.val().dims();
+        let rank = self.dt_proj.weight.val().dims()[1];
+        let past = cache.as_deref_mut().and_then(Option::take);
+        let (past_inputs, past_state) = match past {
+            Some([inputs, state]) => (Some(inputs.squeeze_dim::<3>(1)), Some(state)),
+            None => (None, None),
+        };
+
+        let projected = self.in_proj.forward(x);
+        let gate = projected.clone().narrow(2, inner, inner);
+        let (x, inputs) = self.conv1d.forward(projected.narrow(2, 0, inner), past_inputs);
+        let x = self.activation.forward(x);
+
+        let selected = self.x_proj.forward(x.clone());
+        let step = softplus(self.dt_proj.forward(selected.clone().narrow(2, 0, rank)));
+        let [b, c] = [rank, rank + n].map(|at| selected.clone().narrow(2, at, n));
+        let (y, state) = self.select(x.clone(), step, b, c, past_state);
+        if let Some(cache) = cache {
+            *cache = Some([inputs.unsqueeze_dim(1), state]);
+        }
+        let y = y + x * self.D.val().unsqueeze();
+        self.out_proj.forward(y * self.activation.forward(gate))
+    }
+
+    /// The selective scan: `C_t h_t`, and the last state `[batch, 1, d_inner, N]`.
+    ///
+    /// # Shapes
+    ///
+    /// - `x`, `step` (Δ) and output: `[batch, seq, d_inner]`
+    /// - `b`, `c`: `[batch, seq, N]`
+    /// - `past`: the state before the first token, `[batch, 1, d_inner, N]`
+    fn select(
+        &self,
+        x: Tensor<B, 3>,
+        step: Tensor<B, 3>,
+        b: Tensor<B, 3>,
+        c: Tensor<B, 3>,
+        past: Option<Tensor<B, 4>>,
+    ) -> (Tensor<B, 3>, Tensor<B, 4>) {
+        let [batch, seq, inner] = x.dims();
+        let n = b.dims()[2];
+        let dtype = x.dtype();
+        // Products of many factors: half precision would not do.
+        let wide = match dtype {
+            DType::F16 | DType::BF16 => DType::F32,
+            other => other,
+        };
+        let [x, step, b, c] = [x, step, b, c].map(|t| t.cast(wide));
+        let a = self.A_log.val().cast(wide).exp().neg();
+        let decay = (step.clone().unsqueeze_dim::<4>(3) * a.unsqueeze()).exp();
+        let feed = (step * x).unsqueeze_dim::<4>(3) * b.unsqueeze_dim(2);
+        let feed = match past {
+            None => feed,
+            Some(past) => {
+                let first = feed.clone().narrow(1, 0, 1)
+                    + decay.clone().narrow(1, 0, 1) * past.cast(wide);
+                match seq {
+                    1 => first,
+                    _ => Tensor::cat(vec![first, feed.narrow(1, 1, seq - 1)], 1),
+                }
+            }
+        };
+        let flat = [batch, seq, inner * n];
+        let h = linear_scan(decay.reshape(flat), feed.reshape(flat));
+        let h = h.reshape([batch, seq, inner, n]);
+        let y = (h.clone() * c.unsqueeze_dim(2)).sum_dim(3);
+        (
+            y.reshape([batch, seq, inner]).cast(dtype),
+            h.narrow(1, seq - 1, 1),
+        )
+    }
+}
+
+/// A causal convolution of each channel with itself.
+#[derive(Module, Debug)]
+struct CausalConv<B: Backend> {
+    /// `[d_inner, 1, kernel]`
+    weight: Param<Tensor<B, 3>>,
+    /// `[d_inner]`
+    bias: Option<Param<Tensor<B, 1>>>,
+}
+
+impl<B: Backend> CausalConv<B> {
+    /// `x` `[batch, seq, d_inner]` and the `kernel − 1` inputs before it (zeros unless given) → the same
+    /// shape, and the last `kernel − 1` inputs.
+    fn forward(
+        &self,
+        x: Tensor<B, 3>,
+        past: Option<Tensor<B, 3>>,
+    ) -> (Tensor<B, 3>, Tensor<B, 3>) {
+        let [batch, seq, inner] = x.dims();
+        let weight = self.weight.val();
+        let kernel = weight.dims()[2];
+        let before = kernel - 1;
+        let inputs = match (before, past) {
+            (0, _) => x,
+            (_, Some(past)) => Tensor::cat(vec![past, x], 1),
+            (_, None) => {
+                let zeros = Tensor::zeros([batch, before, inner], (&x.device(), x.dtype()));
+                Tensor::cat(vec![zeros, x], 1)
+            }
+        };
+        let tap = |at: usize| {
+            let weight = weight.clone().narrow(2, at, 1).reshape([1, 1, inner]);
+            inputs.clone().narrow(1, at, seq) * weight
+        };
+        let y = (1..kernel).fold(tap(0), |sum, at| sum + tap(at));
+        let y = match &self.bias {
+            Some(bias) => y + bias.val().unsqueeze(),
+            None => y,
+        };
+        let last = match before {
+            0 => Tensor::zeros([batch, 1, inner], (&y.device(), y.dtype())),
+            _ => inputs.narrow(1, seq, before),
+        };
+        (y, last)
+    }
+}
+
+/// `ln(1 + eˣ)`; beyond 20 that is x.
+fn softplus<B: Backend>(x: Tensor<B, 3>) -> Tensor<B, 3> {
+    let large = x.clone().greater_elem(20.0);
+    let small = x.clone().mask_fill(large.clone(), 0.0);
+    small.exp().log1p().mask_where(large, x)
+}
+
+impl<B: Backend> Mamba<B> {
+    /// The sizes this model was made with.
+    pub fn config(&self) -> &MambaConfig {
+        &self.config
+    }
+}
+
+impl<B: ScanBackend> Mamba<B> {
+    /// `[batch, seq, d_model]` → `[batch, seq, d_model]`, after what the cache has read if there is one.
+    fn forward(
+        &self,
+        embeds: Tensor<B, 3>,
+        mut cache: Option<&mut Cache<B>>,
+    ) -> Tensor<B, 3> {
+        let seq = embeds.dims()[1];
+        let mut x = embeds;
+        for (index, block) in self.backbone.layers.iter().enumerate() {
+            let layer = cache.as_deref_mut().map(|cache| cache.layer(index));
+            let y = block.norm.forward(x.clone());
+            x = x + block.mixer.forward(y, layer);
+        }
+        if let Some(cache) = cache {
+            cache.advance(seq);
+        }
+        self.backbone.norm_f.forward(x)
+    }
+}
+
+impl<B: ScanBackend> CausalLm<B> for Mamba<B> {
+    fn d_model(&self) -> usize {
+        self.config.hidden_size
+    }
+
+    fn vocab_size(&self) -> usize {
+        self.config.vocab_size
+    }
+
+    fn max_positions(&self) -> Option<usize> {
+        None
+    }
+
+    fn embed(&self, tokens: Tensor<B, 2, Int>) -> Tensor<B, 3> {
+        self.backbone.embeddings.forward(tokens)
+    }
+
+    fn hidden(&self, embeds: Tensor<B, 3>) -> Tensor<B, 3> {
+        self.forward(embeds, None)
+    }
+
+    fn hidden_after(&self, embeds: Tensor<B, 3>, past: &mut Cache<B>) -> Tensor<B, 3> {
+        self.forward(embeds, Some(past))
+    }
+
+    fn logits(&self, hidden: Tensor<B, 3>) -> Tensor<B, 3> {
+        match &self.lm_head {
+            Some(head) => head.forward(hidden),
+            None => self.backbone.embeddings.logits(hidden),
+        }
+    }
+
+    fn head(&self) -> Tensor<B, 2> {
+        match &self.lm_head {
+            Some(head) => head.weight.val(),
+            None => self.backbone.embeddings.weight.val(),
+        }
+    }
+}
