@@ -1,6 +1,8 @@
 //! The ways to answer questions about a context, as one: GradMem and what it is compared with. What
 //! trains and evaluates them need not know which it has.
 
+use std::path::Path;
+
 use burn::module::{Module, ModuleDisplay};
 use burn::tensor::backend::Backend;
 use burn::tensor::{Int, Tensor};
@@ -276,25 +278,71 @@ impl<B: KernelBackend> AnyMethod<B> {
             Self::GradMem(method) => Self::GradMem(method.with_write_steps(write_steps)),
             Self::Rmt(method) => Self::Rmt(method.with_write_steps(write_steps)?),
             Self::InContext(_) => {
-                return Err(Error::Input(
-                    "the in-context baseline writes nothing: it has no WRITE steps".into(),
-                ));
+                return Err(writes_nothing());
             }
         })
     }
 
-    /// Takes in contexts and keeps what later queries need.
+    /// Writes contexts into memory.
     ///
     /// # Errors
     ///
-    /// Contexts that do not fit the model.
-    pub fn reader(&self, contexts: Tensor<B, 2, Int>) -> Result<Prefix<'_, B, AnyLm<B>>, Error> {
+    /// Contexts that do not fit the model; a method that writes nothing.
+    pub fn write(&self, contexts: Tensor<B, 2, Int>) -> Result<Memory<B>, Error> {
         match self {
-            Self::GradMem(method) => method.reader(&method.write(contexts)?),
-            Self::Rmt(method) => method.reader(&method.write(contexts)?),
-            Self::InContext(method) => method.reader(contexts),
+            Self::GradMem(method) => method.write(contexts),
+            Self::Rmt(method) => method.write(contexts),
+            Self::InContext(_) => Err(writes_nothing()),
         }
     }
+
+    /// Reads memories once, for any number of queries.
+    ///
+    /// # Errors
+    ///
+    /// Memories of another model; a method that writes nothing.
+    pub fn reader(&self, memory: &Memory<B>) -> Result<Prefix<'_, B, AnyLm<B>>, Error> {
+        match self {
+            Self::GradMem(method) => method.reader(memory),
+            Self::Rmt(method) => method.reader(memory),
+            Self::InContext(_) => Err(writes_nothing()),
+        }
+    }
+
+    /// Saves a memory as `.safetensors`.
+    ///
+    /// # Errors
+    ///
+    /// If the file cannot be written; a method that writes nothing.
+    pub fn save_memory(&self, memory: &Memory<B>, path: impl AsRef<Path>) -> Result<(), Error> {
+        match self {
+            Self::GradMem(method) => method.save_memory(memory, path),
+            Self::Rmt(method) => method.save_memory(memory, path),
+            Self::InContext(_) => Err(writes_nothing()),
+        }
+    }
+
+    /// Loads a memory this model wrote.
+    ///
+    /// # Errors
+    ///
+    /// If the file is no memory, is damaged, or was written by another model; a method that writes
+    /// nothing.
+    pub fn load_memory(&self, path: impl AsRef<Path>) -> Result<Memory<B>, Error> {
+        match self {
+            Self::GradMem(method) => method.load_memory(path),
+            Self::Rmt(method) => method.load_memory(path),
+            Self::InContext(_) => Err(writes_nothing()),
+        }
+    }
+}
+
+fn writes_nothing() -> Error {
+    Error::Input(
+        "the in-context baseline keeps the whole context and writes no memory: \
+         use a model trained with gradmem or rmt"
+            .into(),
+    )
 }
 
 impl<B: KernelBackend> Method<B> for AnyMethod<B> {

@@ -168,10 +168,16 @@ where
     };
     let mut computed = vec![
         ("loss".into(), loss.to_data()),
-        ("logits".into(), without_padding(logits, &queries, rmt.config().pad_token)),
+        (
+            "logits".into(),
+            without_padding(logits, &queries, rmt.config().pad_token),
+        ),
         ("memory".into(), last.to_data()),
         ("stats.target_loss".into(), outer.read_loss.to_data()),
-        ("stats.mem_norm_mean".into(), mean_norm(last.clone()).to_data()),
+        (
+            "stats.mem_norm_mean".into(),
+            mean_norm(last.clone()).to_data(),
+        ),
     ];
     if let Some(first) = first {
         let moved = mean_norm(last.clone() - first.clone()).to_data();

@@ -360,7 +360,11 @@ impl Config<'_> {
             inner_clip_norm: read.inner_clip_norm,
             mem_proj: read.mem_proj_mode,
             ctrl_tokens: read.n_ctrl_tokens,
-            write_lora_rank: if read.use_write_lora { read.write_lora_r } else { 0 },
+            write_lora_rank: if read.use_write_lora {
+                read.write_lora_r
+            } else {
+                0
+            },
             write_lora_alpha: read.write_lora_alpha,
             write_lora_targets: read.write_lora_target_modules.names(),
             freeze_backbone: read.freeze_backbone,

@@ -1,19 +1,23 @@
-//! The reference implementation's numbers, every gradient included: f32 on flex, f64 on ndarray, and
-//! f32 on Vulkan with the feature of that name.
+//! Another implementation's numbers, every gradient included: f32 on flex, f64 on ndarray, and f32 on
+//! Vulkan with the feature of that name.
+//!
+//! `tests/golden` holds the reference implementation's, which computes some things in f32 and so
+//! agrees to about 1e-6; `tests/oracle` holds more, computed in f64 throughout.
 
 use std::path::Path;
 
 use gradmem::parity;
 
-fn check(case: &str) {
+fn check(folder: &str, case: &str, f64_tolerance: f64) {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("tests/golden")
+        .join("tests")
+        .join(folder)
         .join(case);
     let flex = parity::compare::<burn_flex::Flex>(&folder, &Default::default());
     let ndarray = parity::compare::<burn_ndarray::NdArray<f64>>(&folder, &Default::default());
     let reports = [
         ("flex f32", flex, 1e-4),
-        ("ndarray f64", ndarray, 1e-5),
+        ("ndarray f64", ndarray, f64_tolerance),
         #[cfg(feature = "vulkan")]
         (
             "vulkan f32",
@@ -39,19 +43,80 @@ fn check(case: &str) {
 }
 
 macro_rules! cases {
-    ($($name:ident),* $(,)?) => {
-        $(#[test] fn $name() { check(stringify!($name)); })*
+    ($folder:ident, $tolerance:expr, $($name:ident),* $(,)?) => {
+        mod $folder {
+            $(#[test] fn $name() { super::check(stringify!($folder), stringify!($name), $tolerance); })*
+        }
     };
 }
 
 cases!(
-    llama_second,
-    llama_first,
-    llama_none,
-    llama_write_head,
-    llama_last1,
+    golden,
+    1e-5,
+    gpt2_ctrl,
+    gpt2_proj_write_head,
+    gpt_neox_second,
     llama_clip_norm,
     llama_clip_value,
+    llama_first,
     llama_inner_loss,
+    llama_last1,
+    llama_mem_proj,
+    llama_none,
+    llama_per_sample_proj,
+    llama_second,
+    llama_write_head,
+    llama_write_lora,
+    llama_write_lora_frozen,
+    lm_gpt2,
+    lm_gpt_neox,
     lm_llama,
+    lm_mamba,
+    rmt_gpt2_full,
+    rmt_llama,
+    rmt_llama_k2_proj,
 );
+
+cases!(
+    oracle,
+    1e-6,
+    gpt2_inverse_layer_second,
+    gpt2_lora_proj_clip_value,
+    gpt2_ninner_gelu_second,
+    gpt2_noscale_untied_second,
+    gpt2_proj_ctrl_head_inner,
+    gpt_neox_lora_frozen_head_ctrl,
+    gpt_neox_nobias_tied_second,
+    gpt_neox_seq_rot50_second,
+    llama_bias_second,
+    llama_frozen_proj,
+    llama_gqa_untied_k3,
+    llama_head_dim_second,
+    llama_last2_of4_inner_loss,
+    llama_lora_str_targets_ps,
+    llama_proj_none_inner_loss,
+    llama_ps_ctrl2_clip_norm,
+    llama_ps_none,
+    llama_rope_linear_second,
+    llama_rope_llama3_o32_second,
+    lm_mamba_bias_noconvbias,
+    mamba_bias_proj_head,
+    rmt_gpt_neox_k3_rec,
+    rmt_llama_k3_rw_res_ctrl2,
+    rmt_mamba_k2_full,
+);
+
+/// A folder that no test names would be no test.
+#[test]
+fn every_case_is_checked() {
+    let source = include_str!("golden.rs");
+    for folder in ["golden", "oracle"] {
+        let tests = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests").join(folder);
+        for entry in std::fs::read_dir(tests).unwrap() {
+            let entry = entry.unwrap();
+            let name = entry.file_name().into_string().unwrap();
+            let checked = source.contains(&format!("    {name},"));
+            assert!(checked || !entry.path().is_dir(), "{folder}/{name} is not checked");
+        }
+    }
+}

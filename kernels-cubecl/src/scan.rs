@@ -62,7 +62,11 @@ pub trait ScanBackend: Backend {
 ///
 /// If the shapes differ.
 pub fn linear_scan<B: ScanBackend>(a: Tensor<B, 3>, b: Tensor<B, 3>) -> Tensor<B, 3> {
-    assert_eq!(a.dims(), b.dims(), "linear_scan: a and b must have one shape");
+    assert_eq!(
+        a.dims(),
+        b.dims(),
+        "linear_scan: a and b must have one shape"
+    );
     lift(B::linear_scan(lower(a), lower(b), Direction::Forward))
 }
 

@@ -40,12 +40,18 @@ fn equals_the_loop_at_every_length_and_in_both_directions() {
     B::seed(&Default::default(), 1);
     for seq in [1, 2, 3, 4, 5, 7, 8, 9, 16, 31, 33] {
         for direction in [Direction::Forward, Direction::Reverse] {
-            let (a, b) = (random([2, seq, 3], -1.2, 1.2), random([2, seq, 3], -1.0, 1.0));
+            let (a, b) = (
+                random([2, seq, 3], -1.2, 1.2),
+                random([2, seq, 3], -1.0, 1.0),
+            );
             let lower = |x: Tensor<B, 3>| x.into_primitive().tensor();
             let found = B::linear_scan(lower(a.clone()), lower(b.clone()), direction);
             let found: Tensor<B, 3> =
                 Tensor::from_primitive(burn::tensor::TensorPrimitive::Float(found));
-            for (x, y) in values(&found).iter().zip(values(&looped(&a, &b, direction))) {
+            for (x, y) in values(&found)
+                .iter()
+                .zip(values(&looped(&a, &b, direction)))
+            {
                 assert!((x - y).abs() < 1e-12, "seq {seq} {direction:?}: {x} {y}");
             }
         }
@@ -88,15 +94,20 @@ fn first_and_second_derivatives_match_central_differences() {
             (8.0 * (f(e) - f(-e)) - (f(2.0 * e) - f(-2.0 * e))) / (12.0 * e)
         };
         let step = |x: &Tensor<B, 3>, d: &Tensor<B, 3>, t: f64| x.clone() + d.clone() * t;
-        let slope = |a: &Tensor<B, 3>, b: &Tensor<B, 3>| {
-            four(&|t| loss(&step(a, &u, t), &step(b, &v, t)))
-        };
+        let slope =
+            |a: &Tensor<B, 3>, b: &Tensor<B, 3>| four(&|t| loss(&step(a, &u, t), &step(b, &v, t)));
         let found = values(&along)[0];
         let expected = slope(&a, &b);
-        assert!((found - expected).abs() < 1e-8, "seq {seq}: {found} {expected}");
+        assert!(
+            (found - expected).abs() < 1e-8,
+            "seq {seq}: {found} {expected}"
+        );
         let [p, q] = [0; 2].map(|_| random(shape, -1.0, 1.0));
         let found = values(&(ha * p.clone()).sum())[0] + values(&(hb * q.clone()).sum())[0];
         let expected = four(&|t| slope(&step(&a, &p, t), &step(&b, &q, t)));
-        assert!((found - expected).abs() < 1e-6, "seq {seq}: {found} {expected}");
+        assert!(
+            (found - expected).abs() < 1e-6,
+            "seq {seq}: {found} {expected}"
+        );
     }
 }

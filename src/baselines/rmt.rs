@@ -4,6 +4,8 @@
 //! A pass reads `[mem′; C; mem′]` and takes the last `m` hidden states as the new memory; there are K
 //! passes. READ is `[mem; Q]`.
 
+use std::path::Path;
+
 use burn::module::{Module, Param};
 use burn::tensor::backend::Backend;
 use burn::tensor::{Int, Tensor};
@@ -13,7 +15,7 @@ use super::pick;
 use crate::error::{Error, at_least_one, require};
 use crate::memory::{
     Contexts, Memory, check_labels, check_pad, check_room, frame, next_token_loss, read_behind,
-    token_losses,
+    store, token_losses,
 };
 use crate::model::CausalLm;
 use crate::model::generate::Prefix;
@@ -104,7 +106,10 @@ impl RmtConfig {
             ("write_steps", self.write_steps),
         ])?;
         for (key, value) in [
-            ("reconstruction_loss_weight", self.reconstruction_loss_weight),
+            (
+                "reconstruction_loss_weight",
+                self.reconstruction_loss_weight,
+            ),
             ("memory_std", self.memory_std),
         ] {
             let fits = value >= 0.0 && value.is_finite();
@@ -192,7 +197,8 @@ impl RmtConfig {
 
     /// Vectors before the query in READ.
     pub fn prefix_len(&self) -> usize {
-        self.memory_tokens.saturating_add(self.ctrl_tokens.saturating_mul(2))
+        self.memory_tokens
+            .saturating_add(self.ctrl_tokens.saturating_mul(2))
     }
 
     /// Vectors beside the context in WRITE.
@@ -353,6 +359,27 @@ impl<B: Backend, M: CausalLm<B>> Rmt<B, M> {
         })
     }
 
+    /// Saves a memory as `.safetensors`, with this model's fingerprint and K.
+    ///
+    /// # Errors
+    ///
+    /// If the file cannot be written; what was there before then stays.
+    pub fn save_memory(&self, memory: &Memory<B>, path: impl AsRef<Path>) -> Result<(), Error> {
+        let about = [("write_steps", self.config.write_steps.to_string())];
+        store::save(self, memory, &about, path.as_ref())
+    }
+
+    /// Loads a memory this model wrote.
+    ///
+    /// # Errors
+    ///
+    /// If the file is no memory, is damaged, or was written by another model.
+    pub fn load_memory(&self, path: impl AsRef<Path>) -> Result<Memory<B>, Error> {
+        let shape = [self.config.memory_tokens, self.model.d_model()];
+        let device = self.mem.val().device();
+        store::load(self, shape, false, path.as_ref(), &device)
+    }
+
     fn contexts(&self, tokens: Tensor<B, 2, Int>) -> Result<Contexts<B>, Error> {
         let config = &self.config;
         Contexts::new(&self.model, tokens, config.pad_token, config.written_with())
@@ -378,7 +405,10 @@ impl<B: Backend, M: CausalLm<B>> Rmt<B, M> {
             }
             // The last vectors of each sample's own sequence.
             let end = |length: &usize| config.written_with() + length;
-            let rows = contexts.lengths.iter().map(|l| (end(l) - m..end(l)).collect());
+            let rows = contexts
+                .lengths
+                .iter()
+                .map(|l| (end(l) - m..end(l)).collect());
             let new = pick(hidden, &rows.collect::<Vec<_>>());
             memory = match &self.mem_residual_ln {
                 Some(norm) if pass > 0 => memory + norm.forward(new),
@@ -446,10 +476,16 @@ impl<B: Backend, M: CausalLm<B>> Rmt<B, M> {
             Some(proj) => proj.forward(memory.vectors.clone()),
             None => memory.vectors.clone(),
         };
-        Ok(frame(self.read_st.as_ref(), vectors, self.read_end.as_ref()))
+        Ok(frame(
+            self.read_st.as_ref(),
+            vectors,
+            self.read_end.as_ref(),
+        ))
     }
 }
 
 fn last<T>(mut items: Vec<T>) -> T {
-    items.pop().unwrap_or_else(|| unreachable!("there is at least one pass"))
+    items
+        .pop()
+        .unwrap_or_else(|| unreachable!("there is at least one pass"))
 }

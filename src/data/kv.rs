@@ -8,7 +8,7 @@ use rand_chacha::rand_core::SeedableRng;
 use serde::{Deserialize, Serialize};
 
 use super::{CharTokenizer, Example, Question};
-use crate::error::{Error, require};
+use crate::error::{Error, at_least_one, require};
 
 /// The characters of keys and values.
 const ALPHABET: &str = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789";
@@ -52,16 +52,14 @@ impl KvConfig {
 
     /// Says which value cannot work, and why.
     pub fn validate(&self) -> Result<(), Error> {
-        for (key, value) in [
+        at_least_one([
             ("pairs", self.pairs),
             ("key_len", self.key_len),
             ("value_len", self.value_len),
             ("queries_per_context", self.queries_per_context),
             ("train_samples", self.train_samples),
             ("valid_samples", self.valid_samples),
-        ] {
-            require(value > 0, key, value, "must be at least 1")?;
-        }
+        ])?;
         let length = self.key_len;
         let longest = 1 << 16;
         for (key, value) in [("key_len", length), ("value_len", self.value_len)] {

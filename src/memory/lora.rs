@@ -82,11 +82,19 @@ impl<B: Backend> Lora<B> {
             !found.any(|matrix| matrix.is_called(target))
         }) {
             let last = |path: &str| path.rsplit('.').next().unwrap_or_default().to_string();
-            let mut names: Vec<_> = matrices.iter().filter(adaptable).collect::<Vec<_>>()
-                .into_iter().map(|m| last(&m.path)).collect();
+            let mut names: Vec<_> = matrices
+                .iter()
+                .filter(adaptable)
+                .collect::<Vec<_>>()
+                .into_iter()
+                .map(|m| last(&m.path))
+                .collect();
             names.sort();
             names.dedup();
-            let problem = format!("the model has no matrix of that name: it has {}", names.join(", "));
+            let problem = format!(
+                "the model has no matrix of that name: it has {}",
+                names.join(", ")
+            );
             return Err(Error::config("write_lora_targets", unknown, problem));
         }
         for matrix in matrices.iter().filter(adaptable) {

@@ -15,7 +15,7 @@ mod contexts;
 mod lora;
 mod meta;
 mod read;
-mod store;
+pub(crate) mod store;
 mod write;
 
 use burn::module::{Module, Param};
@@ -335,7 +335,8 @@ impl GradMemConfig {
 
     /// Vectors before the first token: the memory, and control tokens on either side.
     pub fn prefix_len(&self) -> usize {
-        self.memory_tokens.saturating_add(self.ctrl_tokens.saturating_mul(2))
+        self.memory_tokens
+            .saturating_add(self.ctrl_tokens.saturating_mul(2))
     }
 
     /// Whether step `k` of `K` is differentiated in full.
@@ -361,7 +362,10 @@ pub(crate) fn check_room<B: Backend, M: CausalLm<B>>(
 /// Fails unless the padding token is one of the model's.
 pub(crate) fn check_pad<B: Backend, M: CausalLm<B>>(model: &M, pad: usize) -> Result<(), Error> {
     let vocab = model.vocab_size();
-    let problem = format!("must be a token of the model, 0 … {}", vocab.saturating_sub(1));
+    let problem = format!(
+        "must be a token of the model, 0 … {}",
+        vocab.saturating_sub(1)
+    );
     require(pad < vocab, "pad_token", pad, problem)
 }
 

@@ -61,7 +61,11 @@ impl<B: Backend, M: CausalLm<B>> GradMem<B, M> {
             )));
         }
         let vectors = self.project(&memory.fast());
-        Ok(frame(self.read_st.as_ref(), vectors, self.read_end.as_ref()))
+        Ok(frame(
+            self.read_st.as_ref(),
+            vectors,
+            self.read_end.as_ref(),
+        ))
     }
 }
 

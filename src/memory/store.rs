@@ -3,8 +3,9 @@
 use std::collections::HashMap;
 use std::path::Path;
 
+use burn::module::Module;
 use burn::tensor::backend::Backend;
-use burn::tensor::Tensor;
+use burn::tensor::{Element, Tensor};
 use sha2::{Digest, Sha256};
 
 use super::{GradMem, MemProj, Memory};
@@ -19,17 +20,99 @@ const VECTORS: &str = "memory";
 const PROJECTION: [&str; 2] = ["projection.weight", "projection.bias"];
 const FORMAT: &str = "gradmem-memory-1";
 
+/// A short hash of all weights of a module.
+pub(crate) fn fingerprint<B: Backend, M: Module<B>>(module: &M) -> String {
+    let mut hash = Sha256::new();
+    for (name, data) in weights::parameters(module) {
+        hash.update(name.as_bytes());
+        hash.update(format!("{:?}", data.shape).as_bytes());
+        hash.update(&*data.bytes);
+    }
+    let digest = hash.finalize();
+    digest[..8].iter().map(|b| format!("{b:02x}")).collect()
+}
+
+/// Saves a memory as `.safetensors`, with the fingerprint of the module that wrote it and `about` how.
+pub(crate) fn save<B: Backend, M: Module<B>>(
+    module: &M,
+    memory: &Memory<B>,
+    about: &[(&str, String)],
+    path: &Path,
+) -> Result<(), Error> {
+    let fixed = [
+        ("format", FORMAT.to_string()),
+        ("model", fingerprint(module)),
+    ];
+    let metadata: HashMap<_, _> = fixed
+        .iter()
+        .chain(about)
+        .map(|(key, value)| (key.to_string(), value.clone()))
+        .collect();
+    let names = [VECTORS, PROJECTION[0], PROJECTION[1]].map(String::from);
+    let data = memory.fast().into_iter().map(|x| x.to_data());
+    let tensors: Vec<_> = names.into_iter().zip(data).collect();
+    write_atomically(path, &weights::encode(&tensors, metadata)?)
+}
+
+/// Loads a memory that `module` wrote: `m` vectors of width `d` a sample, and its own projection if it
+/// `projects`.
+pub(crate) fn load<B: Backend, M: Module<B>>(
+    module: &M,
+    [m, d]: [usize; 2],
+    projects: bool,
+    path: &Path,
+    device: &B::Device,
+) -> Result<Memory<B>, Error> {
+    let file = Tensors::open(path)?;
+    let metadata = file.metadata();
+    if metadata.get("format").map(String::as_str) != Some(FORMAT) {
+        return Err(Error::file(path, "is not a memory file"));
+    }
+    let (ours, theirs) = (fingerprint(module), metadata.get("model"));
+    if theirs != Some(&ours) {
+        let theirs = theirs.map_or("unknown", String::as_str);
+        return Err(Error::file(
+            path,
+            format!("was written by model {theirs}, but this is model {ours}"),
+        ));
+    }
+    let shapes = [
+        (VECTORS, [m, d]),
+        (PROJECTION[0], [d, d]),
+        (PROJECTION[1], [1, d]),
+    ];
+    let count = if projects { shapes.len() } else { 1 };
+    let dtype = <B::FloatElem as Element>::dtype();
+    let mut fast: Vec<Tensor<B, 3>> = Vec::new();
+    for (name, [rows, width]) in shapes.into_iter().take(count) {
+        let data = file.get(name)?;
+        let batch = fast.first().map(|vectors| vectors.dims()[0]);
+        let fits = data.shape.num_dims() == 3
+            && data.shape[1..] == [rows, width]
+            && batch.is_none_or(|batch| data.shape[0] == batch);
+        if !fits {
+            let batch = batch.map_or("batch".into(), |batch| batch.to_string());
+            let problem = format!(
+                "`{name}` is {:?}, not [{batch}, {rows}, {width}]",
+                data.shape
+            );
+            return Err(Error::file(path, problem));
+        }
+        if data.iter::<f64>().any(|value| !value.is_finite()) {
+            return Err(Error::file(path, "holds numbers that are not finite"));
+        }
+        fast.push(Tensor::from_data(
+            data.convert_dtype(dtype),
+            (device, dtype),
+        ));
+    }
+    Ok(Memory::from_fast(fast))
+}
+
 impl<B: Backend, M: CausalLm<B>> GradMem<B, M> {
     /// A short hash of all weights; a memory can only be read by the model that wrote it.
     pub fn fingerprint(&self) -> String {
-        let mut hash = Sha256::new();
-        for (name, data) in weights::parameters(self) {
-            hash.update(name.as_bytes());
-            hash.update(format!("{:?}", data.shape).as_bytes());
-            hash.update(&*data.bytes);
-        }
-        let digest = hash.finalize();
-        digest[..8].iter().map(|b| format!("{b:02x}")).collect()
+        fingerprint(self)
     }
 
     /// Saves a memory as `.safetensors`, with this model's fingerprint, K and α.
@@ -38,19 +121,11 @@ impl<B: Backend, M: CausalLm<B>> GradMem<B, M> {
     ///
     /// If the file cannot be written; what was there before then stays.
     pub fn save_memory(&self, memory: &Memory<B>, path: impl AsRef<Path>) -> Result<(), Error> {
-        let metadata = HashMap::from(
-            [
-                ("format", FORMAT.to_string()),
-                ("model", self.fingerprint()),
-                ("write_steps", self.config.write_steps.to_string()),
-                ("write_lr", self.config.write_lr.to_string()),
-            ]
-            .map(|(key, value)| (key.to_string(), value)),
-        );
-        let names = [VECTORS, PROJECTION[0], PROJECTION[1]].map(String::from);
-        let data = memory.fast().into_iter().map(|x| x.to_data());
-        let tensors: Vec<_> = names.into_iter().zip(data).collect();
-        write_atomically(path, &weights::encode(&tensors, metadata)?)
+        let about = [
+            ("write_steps", self.config.write_steps.to_string()),
+            ("write_lr", self.config.write_lr.to_string()),
+        ];
+        save(self, memory, &about, path.as_ref())
     }
 
     /// Loads a memory this model wrote.
@@ -59,47 +134,14 @@ impl<B: Backend, M: CausalLm<B>> GradMem<B, M> {
     ///
     /// If the file is no memory, is damaged, or was written by another model.
     pub fn load_memory(&self, path: impl AsRef<Path>) -> Result<Memory<B>, Error> {
-        let path = path.as_ref();
-        let file = Tensors::open(path)?;
-        let metadata = file.metadata();
-        if metadata.get("format").map(String::as_str) != Some(FORMAT) {
-            return Err(Error::file(path, "is not a memory file"));
-        }
-        let (ours, theirs) = (self.fingerprint(), metadata.get("model"));
-        if theirs != Some(&ours) {
-            let theirs = theirs.map_or("unknown", String::as_str);
-            return Err(Error::file(
-                path,
-                format!("was written by model {theirs}, but this is model {ours}"),
-            ));
-        }
-        let (m, d) = (self.config.memory_tokens, self.model.d_model());
-        let shapes = [(VECTORS, [m, d]), (PROJECTION[0], [d, d]), (PROJECTION[1], [1, d])];
-        let count = match self.config.mem_proj {
-            MemProj::PerSample => 3,
-            MemProj::None | MemProj::Proj => 1,
-        };
-        let (device, dtype) = (self.mem.val().device(), self.mem.val().dtype());
-        let mut fast: Vec<Tensor<B, 3>> = Vec::new();
-        for (name, [rows, width]) in shapes.into_iter().take(count) {
-            let data = file.get(name)?;
-            let batch = fast.first().map(|vectors| vectors.dims()[0]);
-            let fits = data.shape.num_dims() == 3
-                && data.shape[1..] == [rows, width]
-                && batch.is_none_or(|batch| data.shape[0] == batch);
-            if !fits {
-                let batch = batch.map_or("batch".into(), |batch| batch.to_string());
-                let problem = format!(
-                    "`{name}` is {:?}, not [{batch}, {rows}, {width}]",
-                    data.shape
-                );
-                return Err(Error::file(path, problem));
-            }
-            if data.iter::<f64>().any(|value| !value.is_finite()) {
-                return Err(Error::file(path, "holds numbers that are not finite"));
-            }
-            fast.push(Tensor::from_data(data.convert_dtype(dtype), (&device, dtype)));
-        }
-        Ok(Memory::from_fast(fast))
+        let shape = [self.config.memory_tokens, self.model.d_model()];
+        let projects = self.config.mem_proj == MemProj::PerSample;
+        load(
+            self,
+            shape,
+            projects,
+            path.as_ref(),
+            &self.mem.val().device(),
+        )
     }
 }

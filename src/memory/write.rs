@@ -217,9 +217,10 @@ impl<B: Backend, M: Writable<B>> Writer<B, M> {
             .reconstruction_loss(&fast, self.embeds.clone(), &self.contexts);
         // Samples do not meet, so the gradient of their sum is each sample's own.
         let gradients = loss.clone().sum().backward();
-        let gradients = fast
-            .iter()
-            .map(|x| x.grad(&gradients).unwrap_or_else(|| x.clone().inner().zeros_like()));
+        let gradients = fast.iter().map(|x| {
+            x.grad(&gradients)
+                .unwrap_or_else(|| x.clone().inner().zeros_like())
+        });
         (loss.inner(), gradients.collect())
     }
 }

@@ -171,7 +171,9 @@ impl ModelConfig {
             _ => {
                 let found = found.map_or("missing".into(), Value::to_string);
                 let known = Self::TYPES.join(", ");
-                return Err(problem(format!("`model_type` is {found}, not one of {known}")));
+                return Err(problem(format!(
+                    "`model_type` is {found}, not one of {known}"
+                )));
             }
         };
         if let Some(size) = sizes.iter().find(|size| !json.contains_key(**size)) {
@@ -251,8 +253,7 @@ fn blame(json: &Map<String, Value>, model_type: &str) -> Option<String> {
 /// A file that holds one JSON object.
 pub(crate) fn read_object(path: &Path) -> Result<Map<String, Value>, Error> {
     let text = std::fs::read_to_string(path).map_err(Error::io(path, "cannot read"))?;
-    serde_json::from_str(&text)
-        .map_err(|e| Error::file(path, format!("is not a JSON object: {e}")))
+    serde_json::from_str(&text).map_err(|e| Error::file(path, format!("is not a JSON object: {e}")))
 }
 
 /// A language model of a type that is known at run time only. The library asks for any [`CausalLm`];

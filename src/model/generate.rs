@@ -69,16 +69,32 @@ impl GenerateConfig {
     pub fn validate(&self) -> Result<(), Error> {
         let t = self.temperature;
         let fits = t >= 0.0 && t.is_finite();
-        require(fits, "temperature", t, "must be 0 (greedy) or a positive number")?;
+        require(
+            fits,
+            "temperature",
+            t,
+            "must be 0 (greedy) or a positive number",
+        )?;
         let problem = "must be at least 1 (leave it out for all tokens)";
         require(self.top_k != Some(0), "top_k", 0, problem)?;
         let p = self.top_p;
-        require(p > 0.0 && p <= 1.0, "top_p", p, "must be above 0 and at most 1")
+        require(
+            p > 0.0 && p <= 1.0,
+            "top_p",
+            p,
+            "must be above 0 and at most 1",
+        )
     }
 
     /// A token by its logits.
     fn choose(&self, logits: &[f64], rng: &mut ChaCha8Rng) -> u32 {
-        let rank = |logit: f64| if logit.is_nan() { f64::NEG_INFINITY } else { logit };
+        let rank = |logit: f64| {
+            if logit.is_nan() {
+                f64::NEG_INFINITY
+            } else {
+                logit
+            }
+        };
         let mut order: Vec<usize> = (0..logits.len()).collect();
         let likeliest = |a: &usize, b: &usize| rank(logits[*b]).total_cmp(&rank(logits[*a]));
         if self.temperature == 0.0 || self.top_k == Some(1) {
@@ -106,6 +122,26 @@ impl GenerateConfig {
         });
         order[chosen.unwrap_or(last)] as u32
     }
+}
+
+/// Continues prompts of at least one token each, of any lengths, by a language model alone.
+///
+/// # Errors
+///
+/// An empty prompt, and as [`Prefix::generate`].
+pub fn continue_prompts<B: Backend, M: CausalLm<B>>(
+    model: &M,
+    prompts: &[Vec<u32>],
+    config: &GenerateConfig,
+    device: &B::Device,
+) -> Result<Vec<Vec<u32>>, Error> {
+    if let Some(empty) = prompts.iter().position(Vec::is_empty) {
+        return Err(Error::Input(format!(
+            "prompt {empty} is empty: there is nothing to go on from"
+        )));
+    }
+    let nothing = |_: &[usize]| None;
+    decode(model, nothing, prompts, config, device)
 }
 
 /// The beginnings of a batch of sequences, read once; any number of continuations share them.
@@ -184,85 +220,17 @@ impl<'a, B: Backend, M: CausalLm<B>> Prefix<'a, B, M> {
         prompts: &[Vec<u32>],
         config: &GenerateConfig,
     ) -> Result<Vec<Vec<u32>>, Error> {
-        config.validate()?;
         if prompts.is_empty() {
-            return Ok(Vec::new());
+            return config.validate().map(|()| Vec::new());
         }
         let times = self.share(prompts.len())?;
-        // Prompts of one length go together, so that no row needs padding.
-        let mut lengths: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
-        for (row, prompt) in prompts.iter().enumerate() {
-            lengths.entry(prompt.len()).or_default().push(row);
-        }
-        let mut answers = vec![Vec::new(); prompts.len()];
-        for rows in lengths.into_values() {
-            let found = self.continue_rows(prompts, &rows, times, config)?;
-            for (row, answer) in rows.into_iter().zip(found) {
-                answers[row] = answer;
-            }
-        }
-        Ok(answers)
-    }
-
-    fn continue_rows(
-        &self,
-        prompts: &[Vec<u32>],
-        rows: &[usize],
-        times: usize,
-        config: &GenerateConfig,
-    ) -> Result<Vec<Vec<u32>>, Error> {
         let device = self.last.device();
-        let seq = prompts[rows[0]].len();
-        let ids = |ids: Vec<u32>, width: usize| -> Tensor<B, 2, Int> {
-            let shape = [ids.len() / width.max(1), width];
-            let ids: Vec<i64> = ids.into_iter().map(i64::from).collect();
-            Tensor::from_data(TensorData::new(ids, shape), &device)
+        let beginnings = |rows: &[usize]| {
+            let rows: Vec<usize> = rows.iter().map(|row| row / times).collect();
+            let last = select(self.last.clone(), &rows, &device);
+            Some((self.cache.select(&rows, &device), last))
         };
-        let beginnings: Vec<usize> = rows.iter().map(|row| row / times).collect();
-        let mut cache = self.cache.select(&beginnings, &device);
-        let mut hidden = select(self.last.clone(), &beginnings, &device);
-        if seq > 0 {
-            let tokens = rows.iter().flat_map(|row| prompts[*row].iter().copied());
-            let tokens = ids(tokens.collect(), seq);
-            check_tokens(self.model, &tokens, cache.len(), "prompt")?;
-            let embeds = self.model.embed(tokens);
-            hidden = self.model.hidden_after(embeds, &mut cache);
-            hidden = hidden.narrow(1, seq - 1, 1);
-        }
-        let positions = self.model.max_positions().unwrap_or(usize::MAX);
-        // The last token chosen need not be read.
-        let room = positions.saturating_sub(cache.len()).saturating_add(1);
-        let limit = config.max_tokens.min(room);
-        let mut rngs: Vec<ChaCha8Rng> = rows
-            .iter()
-            .map(|row| {
-                let mut rng = ChaCha8Rng::seed_from_u64(config.seed);
-                rng.set_stream(*row as u64);
-                rng
-            })
-            .collect();
-        let mut answers = vec![Vec::new(); rows.len()];
-        let mut open = vec![true; rows.len()];
-        for step in 0..limit {
-            let logits = self.model.logits(hidden.clone()).to_data();
-            let logits: Vec<f64> = logits.iter::<f64>().collect();
-            let logits = logits.chunks(self.model.vocab_size());
-            let mut next = Vec::with_capacity(rows.len());
-            for (at, (logits, rng)) in logits.zip(&mut rngs).enumerate() {
-                let token = config.choose(logits, rng);
-                open[at] &= !config.stop.contains(&token);
-                if open[at] {
-                    answers[at].push(token);
-                }
-                next.push(token);
-            }
-            if step + 1 == limit || !open.contains(&true) {
-                break;
-            }
-            let embeds = self.model.embed(ids(next, 1));
-            hidden = self.model.hidden_after(embeds, &mut cache);
-        }
-        Ok(answers)
+        decode(self.model, beginnings, prompts, config, &device)
     }
 
     fn share(&self, rows: usize) -> Result<usize, Error> {
@@ -274,6 +242,91 @@ impl<'a, B: Backend, M: CausalLm<B>> Prefix<'a, B, M> {
             ))),
         }
     }
+}
+
+/// A beginning as it was read: what is kept of it, and its last row.
+type Beginning<B> = (Cache<B>, Tensor<B, 3>);
+
+/// Continues each of the prompts, behind the `beginnings` of the rows it is given.
+fn decode<B: Backend, M: CausalLm<B>>(
+    model: &M,
+    beginnings: impl Fn(&[usize]) -> Option<Beginning<B>>,
+    prompts: &[Vec<u32>],
+    config: &GenerateConfig,
+    device: &B::Device,
+) -> Result<Vec<Vec<u32>>, Error> {
+    config.validate()?;
+    // Prompts of one length go together, so that no row needs padding.
+    let mut lengths: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
+    for (row, prompt) in prompts.iter().enumerate() {
+        lengths.entry(prompt.len()).or_default().push(row);
+    }
+    let mut answers = vec![Vec::new(); prompts.len()];
+    for (seq, rows) in lengths {
+        let (mut cache, mut last) = match beginnings(&rows) {
+            Some((cache, last)) => (cache, Some(last)),
+            None => (Cache::new(), None),
+        };
+        if seq > 0 {
+            let tokens = rows.iter().flat_map(|row| prompts[*row].iter().copied());
+            let tokens = ids(tokens.collect(), seq, device);
+            check_tokens(model, &tokens, cache.len(), "prompt")?;
+            let hidden = model.hidden_after(model.embed(tokens), &mut cache);
+            last = Some(hidden.narrow(1, seq - 1, 1));
+        }
+        let Some(last) = last else { continue };
+        let found = continue_rows(model, (cache, last), &rows, config, device);
+        for (row, answer) in rows.into_iter().zip(found) {
+            answers[row] = answer;
+        }
+    }
+    Ok(answers)
+}
+
+fn continue_rows<B: Backend, M: CausalLm<B>>(
+    model: &M,
+    (mut cache, mut last): Beginning<B>,
+    rows: &[usize],
+    config: &GenerateConfig,
+    device: &B::Device,
+) -> Vec<Vec<u32>> {
+    let positions = model.max_positions().unwrap_or(usize::MAX);
+    // The last token chosen need not be read.
+    let room = positions.saturating_sub(cache.len()).saturating_add(1);
+    let limit = config.max_tokens.min(room);
+    let rng = |row: &usize| {
+        let mut rng = ChaCha8Rng::seed_from_u64(config.seed);
+        rng.set_stream(*row as u64);
+        rng
+    };
+    let mut rngs: Vec<ChaCha8Rng> = rows.iter().map(rng).collect();
+    let mut answers = vec![Vec::new(); rows.len()];
+    let mut open = vec![true; rows.len()];
+    for step in 0..limit {
+        let logits = model.logits(last).to_data();
+        let logits: Vec<f64> = logits.iter::<f64>().collect();
+        let mut next = Vec::with_capacity(rows.len());
+        for (at, logits) in logits.chunks(model.vocab_size()).enumerate() {
+            let token = config.choose(logits, &mut rngs[at]);
+            open[at] &= !config.stop.contains(&token);
+            if open[at] {
+                answers[at].push(token);
+            }
+            next.push(token);
+        }
+        if step + 1 == limit || !open.contains(&true) {
+            break;
+        }
+        last = model.hidden_after(model.embed(ids(next, 1, device)), &mut cache);
+    }
+    answers
+}
+
+/// Token ids as `[…, width]`.
+fn ids<B: Backend>(ids: Vec<u32>, width: usize, device: &B::Device) -> Tensor<B, 2, Int> {
+    let shape = [ids.len() / width, width];
+    let ids: Vec<i64> = ids.into_iter().map(i64::from).collect();
+    Tensor::from_data(TensorData::new(ids, shape), device)
 }
 
 /// Each sample `times` times, its copies side by side: `[batch, …]` → `[batch · times, …]`.
@@ -323,12 +376,21 @@ mod tests {
             }
         };
         near(&counts(&sampled, &logits), &[0.1, 0.6, 0.3, 0.0]);
-        let top_k = GenerateConfig { top_k: Some(2), ..sampled.clone() };
+        let top_k = GenerateConfig {
+            top_k: Some(2),
+            ..sampled.clone()
+        };
         near(&counts(&top_k, &logits), &[0.0, 2.0 / 3.0, 1.0 / 3.0, 0.0]);
-        let top_p = GenerateConfig { top_p: 0.85, ..sampled.clone() };
+        let top_p = GenerateConfig {
+            top_p: 0.85,
+            ..sampled.clone()
+        };
         near(&counts(&top_p, &logits), &[0.0, 2.0 / 3.0, 1.0 / 3.0, 0.0]);
         let cold = sampled.clone().with_sampling(0.5, 0);
-        near(&counts(&cold, &logits), &[0.01 / 0.46, 0.36 / 0.46, 0.09 / 0.46, 0.0]);
+        near(
+            &counts(&cold, &logits),
+            &[0.01 / 0.46, 0.36 / 0.46, 0.09 / 0.46, 0.0],
+        );
         assert_eq!(counts(&GenerateConfig::default(), &logits), [0, 4000, 0, 0]);
         assert_eq!(counts(&GenerateConfig::default(), &[1.0, 1.0]), [4000, 0]);
     }

@@ -7,9 +7,9 @@ use burn::tensor::{Int, Tensor};
 use gradmem_kernels::AttentionBackend;
 use serde::{Deserialize, Serialize};
 
+use super::CausalLm;
 use super::cache::{Cache, LayerCache};
 use super::layers::{Activation, Conv1D, Embedding, Init, LayerNorm, Linear, attend};
-use super::CausalLm;
 use crate::error::{Error, at_least_one, positive, require};
 
 /// Sizes of a [`Gpt2`], under the names of Hugging Face's `config.json`. There is no dropout.
@@ -85,7 +85,12 @@ impl Gpt2Config {
         ])?;
         let heads = self.n_head;
         let problem = format!("must be a multiple of n_head = {heads}");
-        require(self.n_embd.is_multiple_of(heads), "n_embd", self.n_embd, problem)?;
+        require(
+            self.n_embd.is_multiple_of(heads),
+            "n_embd",
+            self.n_embd,
+            problem,
+        )?;
         positive([
             ("layer_norm_epsilon", self.layer_norm_epsilon),
             ("initializer_range", self.initializer_range),
@@ -147,7 +152,11 @@ impl Gpt2Config {
 
     fn scale(&self, layer: usize) -> f64 {
         let head_dim = (self.n_embd / self.n_head) as f64;
-        let scale = if self.scale_attn_weights { 1.0 / head_dim.sqrt() } else { 1.0 };
+        let scale = if self.scale_attn_weights {
+            1.0 / head_dim.sqrt()
+        } else {
+            1.0
+        };
         match self.scale_attn_by_inverse_layer_idx {
             true => scale / (layer + 1) as f64,
             false => scale,
@@ -222,7 +231,8 @@ struct Gpt2Mlp<B: Backend> {
 
 impl<B: Backend> Gpt2Mlp<B> {
     fn forward(&self, x: Tensor<B, 3>) -> Tensor<B, 3> {
-        self.c_proj.forward(self.activation.forward(self.c_fc.forward(x)))
+        self.c_proj
+            .forward(self.activation.forward(self.c_fc.forward(x)))
     }
 }
 
@@ -235,11 +245,7 @@ impl<B: Backend> Gpt2<B> {
 
 impl<B: AttentionBackend> Gpt2<B> {
     /// `[batch, seq, d_model]` → `[batch, seq, d_model]`, after what the cache has read if there is one.
-    fn forward(
-        &self,
-        embeds: Tensor<B, 3>,
-        mut cache: Option<&mut Cache<B>>,
-    ) -> Tensor<B, 3> {
+    fn forward(&self, embeds: Tensor<B, 3>, mut cache: Option<&mut Cache<B>>) -> Tensor<B, 3> {
         let seq = embeds.dims()[1];
         let start = cache.as_ref().map_or(0, |cache| cache.len());
         let trunk = &self.transformer;

@@ -7,11 +7,11 @@ use burn::tensor::{Int, Tensor};
 use gradmem_kernels::AttentionBackend;
 use serde::{Deserialize, Serialize};
 
+use super::CausalLm;
 use super::cache::{Cache, LayerCache};
 use super::layers::{
     Activation, Embedding, Init, LayerNorm, Linear, RopeScaling, Rotary, RotaryConfig, attend,
 };
-use super::CausalLm;
 use crate::error::{Error, at_least_one, positive, require};
 
 /// Sizes of a [`GptNeoX`], under the names of Hugging Face's `config.json`. There is no dropout.
@@ -219,7 +219,10 @@ impl<B: AttentionBackend> NeoXBlock<B> {
         let y = self.input_layernorm.forward(x.clone());
         let attended = x.clone() + self.attention.forward(y, rotary, cache);
         let source = if self.parallel { x } else { attended.clone() };
-        attended + self.mlp.forward(self.post_attention_layernorm.forward(source))
+        attended
+            + self
+                .mlp
+                .forward(self.post_attention_layernorm.forward(source))
     }
 }
 
@@ -274,11 +277,7 @@ impl<B: Backend> GptNeoX<B> {
 
 impl<B: AttentionBackend> GptNeoX<B> {
     /// `[batch, seq, d_model]` → `[batch, seq, d_model]`, after what the cache has read if there is one.
-    fn forward(
-        &self,
-        embeds: Tensor<B, 3>,
-        mut cache: Option<&mut Cache<B>>,
-    ) -> Tensor<B, 3> {
+    fn forward(&self, embeds: Tensor<B, 3>, mut cache: Option<&mut Cache<B>>) -> Tensor<B, 3> {
         let (seq, device) = (embeds.dims()[1], embeds.device());
         let start = cache.as_ref().map_or(0, |cache| cache.len());
         let rotary = self.config.rotary().table(start, seq, &device);

@@ -7,12 +7,12 @@ use burn::tensor::{Int, Tensor};
 use gradmem_kernels::AttentionBackend;
 use serde::{Deserialize, Serialize};
 
+use super::CausalLm;
 use super::cache::{Cache, LayerCache};
 use super::layers::{
     Activation, Embedding, GatedMlp, Init, Linear, RmsNorm, RopeScaling, Rotary, RotaryConfig,
     SelfAttention, SelfAttentionConfig,
 };
-use super::CausalLm;
 use crate::error::{Error, at_least_one, positive, require};
 
 /// Sizes of a [`Llama`], under the names of Hugging Face's `config.json`.
@@ -260,11 +260,7 @@ impl<B: Backend> Llama<B> {
 
 impl<B: AttentionBackend> Llama<B> {
     /// `[batch, seq, d_model]` → `[batch, seq, d_model]`, after what the cache has read if there is one.
-    fn forward(
-        &self,
-        embeds: Tensor<B, 3>,
-        mut cache: Option<&mut Cache<B>>,
-    ) -> Tensor<B, 3> {
+    fn forward(&self, embeds: Tensor<B, 3>, mut cache: Option<&mut Cache<B>>) -> Tensor<B, 3> {
         let (seq, device) = (embeds.dims()[1], embeds.device());
         let start = cache.as_ref().map_or(0, |cache| cache.len());
         let rotary = self.config.rotary().table(start, seq, &device);

@@ -19,9 +19,9 @@ use gradmem_kernels::{ScanBackend, linear_scan};
 use rand_distr::{Distribution, Uniform};
 use serde::{Deserialize, Serialize};
 
+use super::CausalLm;
 use super::cache::{Cache, LayerCache};
 use super::layers::{Activation, Embedding, Init, Linear, RmsNorm};
-use super::CausalLm;
 use crate::error::{Error, at_least_one, positive, require};
 
 /// Sizes of a [`Mamba`], under the names of Hugging Face's `config.json`.
@@ -194,7 +194,12 @@ impl MambaConfig {
     }
 
     fn mixer<B: Backend>(&self, init: &mut Init, device: &B::Device) -> MambaMixer<B> {
-        let (d, inner, n, rank) = (self.hidden_size, self.d_inner(), self.state_size, self.rank());
+        let (d, inner, n, rank) = (
+            self.hidden_size,
+            self.d_inner(),
+            self.state_size,
+            self.rank(),
+        );
         let linear = |[d_output, d_input]: [usize; 2], bias: bool, init: &mut Init| {
             let bound = 1.0 / (d_input as f64).sqrt();
             Linear {
@@ -330,7 +335,9 @@ impl<B: ScanBackend> MambaMixer<B> {
 
         let projected = self.in_proj.forward(x);
         let gate = projected.clone().narrow(2, inner, inner);
-        let (x, inputs) = self.conv1d.forward(projected.narrow(2, 0, inner), past_inputs);
+        let (x, inputs) = self
+            .conv1d
+            .forward(projected.narrow(2, 0, inner), past_inputs);
         let x = self.activation.forward(x);
 
         let selected = self.x_proj.forward(x.clone());
@@ -374,8 +381,8 @@ impl<B: ScanBackend> MambaMixer<B> {
         let feed = match past {
             None => feed,
             Some(past) => {
-                let first = feed.clone().narrow(1, 0, 1)
-                    + decay.clone().narrow(1, 0, 1) * past.cast(wide);
+                let first =
+                    feed.clone().narrow(1, 0, 1) + decay.clone().narrow(1, 0, 1) * past.cast(wide);
                 match seq {
                     1 => first,
                     _ => Tensor::cat(vec![first, feed.narrow(1, 1, seq - 1)], 1),
@@ -405,11 +412,7 @@ struct CausalConv<B: Backend> {
 impl<B: Backend> CausalConv<B> {
     /// `x` `[batch, seq, d_inner]` and the `kernel − 1` inputs before it (zeros unless given) → the same
     /// shape, and the last `kernel − 1` inputs.
-    fn forward(
-        &self,
-        x: Tensor<B, 3>,
-        past: Option<Tensor<B, 3>>,
-    ) -> (Tensor<B, 3>, Tensor<B, 3>) {
+    fn forward(&self, x: Tensor<B, 3>, past: Option<Tensor<B, 3>>) -> (Tensor<B, 3>, Tensor<B, 3>) {
         let [batch, seq, inner] = x.dims();
         let weight = self.weight.val();
         let kernel = weight.dims()[2];
@@ -455,11 +458,7 @@ impl<B: Backend> Mamba<B> {
 
 impl<B: ScanBackend> Mamba<B> {
     /// `[batch, seq, d_model]` → `[batch, seq, d_model]`, after what the cache has read if there is one.
-    fn forward(
-        &self,
-        embeds: Tensor<B, 3>,
-        mut cache: Option<&mut Cache<B>>,
-    ) -> Tensor<B, 3> {
+    fn forward(&self, embeds: Tensor<B, 3>, mut cache: Option<&mut Cache<B>>) -> Tensor<B, 3> {
         let seq = embeds.dims()[1];
         let mut x = embeds;
         for (index, block) in self.backbone.layers.iter().enumerate() {

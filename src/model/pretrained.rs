@@ -54,10 +54,7 @@ pub fn load<B: Backend>(
 /// # Errors
 ///
 /// As [`load`].
-pub fn load_into<B: Backend>(
-    model: AnyLm<B>,
-    folder: impl AsRef<Path>,
-) -> Result<AnyLm<B>, Error> {
+pub fn load_into<B: Backend>(model: AnyLm<B>, folder: impl AsRef<Path>) -> Result<AnyLm<B>, Error> {
     let tensors = Tensors::open_folder(folder)?;
     let config = model.config();
     let trunk = trunk(&config);
@@ -106,10 +103,7 @@ fn trunk(config: &ModelConfig) -> &'static str {
 /// # Errors
 ///
 /// If it cannot be read or has tokens that the model does not have.
-pub fn tokenizer(
-    folder: impl AsRef<Path>,
-    vocab_size: usize,
-) -> Result<Option<Tokenizer>, Error> {
+pub fn tokenizer(folder: impl AsRef<Path>, vocab_size: usize) -> Result<Option<Tokenizer>, Error> {
     let path = folder.as_ref().join("tokenizer.json");
     if !path.exists() {
         return Ok(None);

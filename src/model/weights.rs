@@ -140,7 +140,9 @@ impl Tensors {
         for (tensor, shard) in map {
             // A name, not a path: nothing outside the folder is read.
             let name = shard.as_str().filter(|name| {
-                Path::new(name).file_name().is_some_and(|file| file == *name)
+                Path::new(name)
+                    .file_name()
+                    .is_some_and(|file| file == *name)
             });
             let Some(name) = name else {
                 let problem = format!("`{tensor}` is said to be in {shard}, which is no file name");
@@ -152,7 +154,10 @@ impl Tensors {
         for shard in shards {
             let path = folder.join(shard);
             if !path.exists() {
-                return Err(Error::file(&index, format!("names `{shard}`, which is missing")));
+                return Err(Error::file(
+                    &index,
+                    format!("names `{shard}`, which is missing"),
+                ));
             }
             tensors.add(&path)?;
         }
@@ -249,7 +254,11 @@ impl Tensors {
         unsafe {
             let _ = map.unchecked_advise_range(UncheckedAdvice::DontNeed, entry.start, entry.len);
         }
-        Ok(TensorData::from_bytes_vec(bytes, entry.shape.clone(), dtype))
+        Ok(TensorData::from_bytes_vec(
+            bytes,
+            entry.shape.clone(),
+            dtype,
+        ))
     }
 
     /// Fills every float parameter of `module` with the tensor of its path.
@@ -312,9 +321,14 @@ impl Fill<'_> {
         self.unexpected.remove(name);
         if entry.shape != shape {
             let found = &entry.shape;
-            return Err(format!("`{name}` is {found:?} where the model has {shape:?}"));
+            return Err(format!(
+                "`{name}` is {found:?} where the model has {shape:?}"
+            ));
         }
-        let data = self.file.read(entry).map_err(|e| format!("`{name}`: {e}"))?;
+        let data = self
+            .file
+            .read(entry)
+            .map_err(|e| format!("`{name}`: {e}"))?;
         match first_not_finite(&data) {
             None => Ok(data),
             Some((at, value)) => Err(format!("`{name}` holds {value} (element {at})")),

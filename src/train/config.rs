@@ -1,4 +1,4 @@
-//! A run's settings: a TOML file in four parts, and `key=value` overrides.
+//! A run's settings: a TOML file in parts, and `key=value` overrides.
 
 use std::path::Path;
 
@@ -6,24 +6,33 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
 
 use super::metrics::Measure;
+use crate::baselines::{InContextConfig, RmtConfig};
 use crate::data::KvConfig;
-use crate::error::{Error, require};
+use crate::error::{Error, at_least_one, require};
 use crate::memory::GradMemConfig;
-use crate::model::LlamaConfig;
+use crate::method::{MethodConfig, MethodName};
+use crate::model::ModelConfig;
 
 /// The presets that come with the crate, by name.
-const PRESETS: [(&str, &str); 1] = [("kv-quick", include_str!("../../presets/kv-quick.toml"))];
+const PRESETS: [(&str, &str); 2] = [
+    ("kv-n8", include_str!("../../presets/kv-n8.toml")),
+    ("kv-quick", include_str!("../../presets/kv-quick.toml")),
+];
 
 /// Everything a run depends on.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct RunConfig {
+    /// How contexts are taken in: `gradmem`, `rmt` or `in-context`.
+    pub method: MethodName,
     /// What is learned.
     pub data: DataConfig,
     /// The language model.
     pub model: ModelConfig,
-    /// WRITE and READ.
+    /// GradMem's WRITE and READ.
     pub memory: GradMemConfig,
+    /// The settings of RMT, if that is the method.
+    pub rmt: RmtConfig,
     /// The outer loop.
     pub train: TrainConfig,
 }
@@ -39,20 +48,6 @@ pub enum DataConfig {
 impl Default for DataConfig {
     fn default() -> Self {
         Self::Kv(KvConfig::default())
-    }
-}
-
-/// A language model, by its Hugging Face type.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(tag = "model_type", rename_all = "snake_case")]
-pub enum ModelConfig {
-    /// [`Llama`](crate::model::Llama)
-    Llama(LlamaConfig),
-}
-
-impl Default for ModelConfig {
-    fn default() -> Self {
-        Self::Llama(LlamaConfig::default())
     }
 }
 
@@ -105,14 +100,12 @@ impl Default for TrainConfig {
 
 impl TrainConfig {
     fn validate(&self) -> Result<(), Error> {
-        for (key, value) in [
+        at_least_one([
             ("steps", self.steps),
             ("batch_size", self.batch_size),
             ("eval_every", self.eval_every),
             ("log_every", self.log_every),
-        ] {
-            require(value > 0, key, value, "must be at least 1")?;
-        }
+        ])?;
         let lr = self.lr;
         require(
             lr > 0.0 && lr <= 1.0,
@@ -170,8 +163,7 @@ impl RunConfig {
     }
 
     fn from_table(table: toml::Table, name: &str) -> Result<Self, Error> {
-        let known = serde_json::to_value(Self::default()).unwrap_or_default();
-        check_keys(&table, &known, "")?;
+        check_keys(&table, &known(&table)?, "")?;
         let config = toml::Value::Table(table.clone()).try_into::<Self>();
         let config = config.map_err(|e| match misfit(&table) {
             Some(error) => error,
@@ -184,28 +176,56 @@ impl RunConfig {
     /// Says which value cannot work, alone or with the others.
     pub fn validate(&self) -> Result<(), Error> {
         let DataConfig::Kv(data) = &self.data;
-        let ModelConfig::Llama(model) = &self.model;
         data.validate().map_err(|e| e.in_section("data"))?;
-        model.validate().map_err(|e| e.in_section("model"))?;
+        self.model.validate().map_err(|e| e.in_section("model"))?;
         self.memory.validate().map_err(|e| e.in_section("memory"))?;
+        self.rmt.validate().map_err(|e| e.in_section("rmt"))?;
         self.train.validate().map_err(|e| e.in_section("train"))?;
+        let measure = self.train.stop_metric;
+        let problem = format!("{} does not measure it", self.method.as_str());
+        let measured = Measure::of(self.method).contains(&measure);
+        require(measured, "train.stop_metric", measure.key(), problem)?;
         let tokens = KvConfig::tokenizer()?.vocab_size();
-        let vocab = model.vocab_size;
+        let vocab = self.model.vocab_size();
         let problem = format!("the task has {tokens} tokens, and the model needs a row for each");
         require(vocab >= tokens, "model.vocab_size", vocab, problem)?;
-        let longest = data.context_len().max(data.question_len());
-        let needed = longest.saturating_add(self.memory.memory_tokens);
-        let positions = model.max_position_embeddings;
+        let Some((key, positions)) = self.model.max_positions() else {
+            return Ok(());
+        };
+        let (context, question) = (data.context_len(), data.question_len());
+        let needed = match self.method {
+            MethodName::GradMem => context
+                .max(question)
+                .saturating_add(self.memory.prefix_len()),
+            MethodName::Rmt => {
+                let write = context.saturating_add(self.rmt.written_with());
+                write.max(question.saturating_add(self.rmt.prefix_len()))
+            }
+            MethodName::InContext => context.saturating_add(question),
+        };
         let problem = format!(
-            "a context of {} tokens (data.pairs = {}) or a question of {} behind {} memory vectors \
-             needs {needed} positions",
-            data.context_len(),
+            "a context of {context} tokens (data.pairs = {}) and a question of {question} need {needed} \
+             positions with {}, memory included",
             data.pairs,
-            data.question_len(),
-            self.memory.memory_tokens
+            self.method.as_str()
         );
-        let key = "model.max_position_embeddings";
-        require(needed <= positions, key, positions, problem)
+        require(
+            needed <= positions,
+            &format!("model.{key}"),
+            positions,
+            problem,
+        )
+    }
+
+    /// The settings of the method.
+    pub fn method_config(&self) -> MethodConfig {
+        match self.method {
+            MethodName::GradMem => MethodConfig::GradMem(self.memory.clone()),
+            MethodName::Rmt => MethodConfig::Rmt(self.rmt.clone()),
+            MethodName::InContext => MethodConfig::InContext(InContextConfig {
+                pad_token: self.memory.pad_token,
+            }),
+        }
     }
 
     /// The keys whose values differ from `other`'s, with both values.
@@ -276,6 +296,26 @@ fn apply_override(table: &mut toml::Table, text: &str) -> Result<(), Error> {
     }
     section.insert(last.into(), value);
     Ok(())
+}
+
+/// Every key there is, with the model's own.
+fn known(table: &toml::Table) -> Result<Json, Error> {
+    let model_type = table.get("model").and_then(|model| model.get("model_type"));
+    let model = match model_type {
+        None => ModelConfig::default(),
+        Some(name) => {
+            let found = name.as_str().and_then(ModelConfig::of_type);
+            found.ok_or_else(|| {
+                let problem = format!("must be one of {}", ModelConfig::TYPES.join(", "));
+                Error::config("model.model_type", name, problem)
+            })?
+        }
+    };
+    let config = RunConfig {
+        model,
+        ..RunConfig::default()
+    };
+    Ok(serde_json::to_value(config).unwrap_or_default())
 }
 
 /// Fails on the first key of `table` that the configuration does not have.

@@ -9,22 +9,27 @@ use burn::train::{InferenceStep, ItemLazy, TrainOutput, TrainStep};
 use super::metrics::{Measure, Scores};
 use crate::data::Batch;
 use crate::error::Error;
-use crate::memory::{GradMem, Memory, Outer};
-use crate::model::Writable;
+use crate::memory::Memory;
+use crate::method::{Answers, Method};
 
-/// A [`GradMem`] and how its outer loop steps.
+/// A [`Method`] and how its outer loop steps.
 #[derive(Module, Debug)]
 pub struct MetaLearner<B: Backend, M> {
     /// What is trained.
-    pub gradmem: GradMem<B, M>,
+    pub method: M,
     #[module(skip)]
     clip_norm: Option<f64>,
+    backend: std::marker::PhantomData<B>,
 }
 
 impl<B: Backend, M> MetaLearner<B, M> {
     /// Clips the outer gradient to a global norm of `clip_norm`.
-    pub fn new(gradmem: GradMem<B, M>, clip_norm: Option<f64>) -> Self {
-        Self { gradmem, clip_norm }
+    pub fn new(method: M, clip_norm: Option<f64>) -> Self {
+        Self {
+            method,
+            clip_norm,
+            backend: std::marker::PhantomData,
+        }
     }
 }
 
@@ -74,7 +79,7 @@ impl StepOutput {
 impl<B, M> TrainStep for MetaLearner<B, M>
 where
     B: AutodiffBackend,
-    M: Writable<B> + AutodiffModule<B>,
+    M: Method<B> + AutodiffModule<B>,
     M::InnerModule: ModuleDisplay,
 {
     type Input = Result<Batch<B>, Error>;
@@ -95,7 +100,7 @@ where
 impl<B, M> InferenceStep for MetaLearner<B, M>
 where
     B: Backend,
-    M: Writable<B>,
+    M: Method<B>,
 {
     type Input = Result<Batch<B>, Error>;
     type Output = StepOutput;
@@ -103,7 +108,7 @@ where
     fn step(&self, batch: Self::Input) -> StepOutput {
         let scores = batch
             .map_err(Fault::Error)
-            .and_then(|batch| evaluate(&self.gradmem, batch));
+            .and_then(|batch| evaluate(&self.method, batch));
         StepOutput::of(scores)
     }
 }
@@ -111,16 +116,16 @@ where
 impl<B, M> MetaLearner<B, M>
 where
     B: AutodiffBackend,
-    M: Writable<B> + AutodiffModule<B>,
+    M: Method<B> + AutodiffModule<B>,
     M::InnerModule: ModuleDisplay,
 {
     /// The batch's clipped outer gradient and its scores.
     fn gradients(&self, batch: Batch<B>) -> Result<(GradientsParams, Scores), Fault> {
-        let outer = outer(&self.gradmem, &batch)?;
-        let scores = scores(&outer, &batch)?;
-        let grads = outer.loss().backward();
-        let mut grads = GradientsParams::from_grads(grads, &self.gradmem);
-        let norm = global_norm(&grads, &self.gradmem);
+        let answers = answers(&self.method, &batch)?;
+        let scores = scores(&answers, &batch)?;
+        let grads = answers.loss.backward();
+        let mut grads = GradientsParams::from_grads(grads, &self.method);
+        let norm = global_norm(&grads, &self.method);
         if !norm.is_finite() {
             return Err(Fault::Gradient(norm));
         }
@@ -129,7 +134,7 @@ where
         {
             let factor = clip / (norm + 1e-6);
             let grads = &mut grads;
-            self.gradmem.visit(&mut Scale { grads, factor });
+            self.method.visit(&mut Scale { grads, factor });
         }
         Ok((grads, scores))
     }
@@ -140,30 +145,29 @@ where
 /// # Errors
 ///
 /// If the batch does not fit the model, or WRITE leaves the finite numbers.
-pub fn evaluate<B: Backend, M: Writable<B>>(
-    gradmem: &GradMem<B, M>,
-    batch: Batch<B>,
-) -> Result<Scores, Fault> {
-    let outer = outer(gradmem, &batch)?;
-    let mut scores = scores(&outer, &batch)?;
-    let after = gradmem
-        .write_loss(&outer.memory, batch.contexts)
+pub fn evaluate<B: Backend, M: Method<B>>(method: &M, batch: Batch<B>) -> Result<Scores, Fault> {
+    let answers = answers(method, &batch)?;
+    let mut scores = scores(&answers, &batch)?;
+    let after = method
+        .write_loss(&answers, batch.contexts)
         .map_err(Fault::Error)?;
-    let after = finite(&after, "loss after the last step")?;
-    scores.add(Measure::WriteLossAfter, after.iter().sum(), after.len());
-    if outer.memory.losses.is_empty() {
-        // Without a step, M_K is M0.
-        scores.add(Measure::WriteLossBefore, after.iter().sum(), after.len());
+    if let Some(after) = after {
+        let after = finite(&after, "loss after the last step")?;
+        scores.add(Measure::WriteLossAfter, after.iter().sum(), after.len());
+        if answers
+            .memory
+            .is_some_and(|memory| memory.losses.is_empty())
+        {
+            // Without a step, M_K is M0.
+            scores.add(Measure::WriteLossBefore, after.iter().sum(), after.len());
+        }
     }
     Ok(scores)
 }
 
-fn outer<B: Backend, M: Writable<B>>(
-    gradmem: &GradMem<B, M>,
-    batch: &Batch<B>,
-) -> Result<Outer<B>, Fault> {
-    gradmem
-        .outer(
+fn answers<B: Backend, M: Method<B>>(method: &M, batch: &Batch<B>) -> Result<Answers<B>, Fault> {
+    method
+        .answers(
             batch.contexts.clone(),
             batch.queries.clone(),
             batch.labels.clone(),
@@ -172,25 +176,17 @@ fn outer<B: Backend, M: Writable<B>>(
 }
 
 /// Reads a step's numbers back to the host and checks WRITE's.
-fn scores<B: Backend>(outer: &Outer<B>, batch: &Batch<B>) -> Result<Scores, Fault> {
+fn scores<B: Backend>(answers: &Answers<B>, batch: &Batch<B>) -> Result<Scores, Fault> {
     let mut scores = Scores::default();
-    let Memory {
-        losses, grad_norms, ..
-    } = &outer.memory;
-    for (k, (loss, norm)) in losses.iter().zip(grad_norms).enumerate() {
-        let loss = finite(loss, &format!("loss before step {k}"))?;
-        let norm = finite(norm, &format!("gradient of step {k}"))?;
-        if k == 0 {
-            scores.add(Measure::WriteLossBefore, loss.iter().sum(), loss.len());
-        }
-        scores.add(Measure::InnerGradNorm, norm.iter().sum(), norm.len());
+    if let Some(memory) = &answers.memory {
+        write_scores(memory, &mut scores)?;
     }
     let labels = batch.labels.to_data();
     let labels = labels.iter::<i64>().filter(|label| *label >= 0).count();
-    let read_loss: f64 = outer.read_loss.to_data().iter::<f64>().sum();
+    let read_loss: f64 = answers.read_loss.to_data().iter::<f64>().sum();
     scores.add(Measure::ReadLoss, read_loss * labels as f64, labels);
 
-    let predicted = outer.logits.clone().detach().argmax(2).to_data();
+    let predicted = answers.logits.clone().detach().argmax(2).to_data();
     let predicted: Vec<i64> = predicted.iter::<i64>().collect();
     let seq = batch.labels.dims()[1];
     let (mut tokens, mut hits, mut matches) = (0, 0, 0);
@@ -209,6 +205,18 @@ fn scores<B: Backend>(outer: &Outer<B>, batch: &Batch<B>) -> Result<Scores, Faul
     scores.add(Measure::TokenAccuracy, hits as f64, tokens);
     scores.add(Measure::ExactMatch, matches as f64, batch.scored.len());
     Ok(scores)
+}
+
+fn write_scores<B: Backend>(memory: &Memory<B>, scores: &mut Scores) -> Result<(), Fault> {
+    for (k, (loss, norm)) in memory.losses.iter().zip(&memory.grad_norms).enumerate() {
+        let loss = finite(loss, &format!("loss before step {k}"))?;
+        let norm = finite(norm, &format!("gradient of step {k}"))?;
+        if k == 0 {
+            scores.add(Measure::WriteLossBefore, loss.iter().sum(), loss.len());
+        }
+        scores.add(Measure::InnerGradNorm, norm.iter().sum(), norm.len());
+    }
+    Ok(())
 }
 
 /// The values of `[batch]`, if all are finite.

@@ -11,6 +11,8 @@ use burn::train::metric::{
 };
 use serde::{Deserialize, Serialize};
 
+use crate::method::MethodName;
+
 /// One of the quantities a run measures.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -39,6 +41,14 @@ impl Measure {
         Self::WriteLossAfter,
         Self::InnerGradNorm,
     ];
+
+    /// Those that a method has.
+    pub fn of(method: MethodName) -> &'static [Self] {
+        match method {
+            MethodName::GradMem => &Self::ALL,
+            MethodName::Rmt | MethodName::InContext => &Self::ALL[..3],
+        }
+    }
 
     /// Its name in files and settings.
     pub fn key(self) -> &'static str {

@@ -5,29 +5,33 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use burn::backend::Autodiff;
 use burn::data::dataloader::DataLoaderBuilder;
+use burn::module::Module;
 use burn::optim::AdamWConfig;
 use burn::optim::Optimizer;
 use burn::optim::lr_scheduler::linear::{LinearLrScheduler, LinearLrSchedulerConfig};
 use burn::tensor::backend::Backend;
 use burn::train::metric::LearningRateMetric;
 use burn::train::{Interrupter, Learner, SupervisedTraining, TrainingStrategy};
-use gradmem_kernels::AttentionBackend;
+use gradmem_kernels::KernelBackend;
 
 use super::checkpoint::{RunFolder, RunState};
-use super::config::{DataConfig, ModelConfig, RunConfig, TrainConfig};
+use super::config::{DataConfig, RunConfig, TrainConfig};
 use super::learner::{MetaLearner, evaluate};
 use super::metrics::{Measure, MeasureMetric, Scores};
 use super::render::{LineRenderer, dashboard};
 use super::strategy::{Components, MetaTraining, NoMetricLogger, Outcome, SharedOptimizer, blame};
 use crate::data::{Cycle, ExampleBatcher, KvConfig, KvDataset, Split};
 use crate::error::Error;
-use crate::memory::GradMem;
-use crate::model::Llama;
+use crate::memory::{GradMem, GradMemConfig};
+use crate::method::AnyMethod;
+use crate::model::{AnyLm, ModelConfig};
+use crate::reference;
 
 /// What a training is started with, beside its settings.
 #[derive(Clone, Default)]
 pub struct TrainOptions {
-    /// Begins with the best weights of this run instead of random ones.
+    /// Begins with the best weights of this run, or with those of this checkpoint or pretrained model,
+    /// instead of random ones.
     pub init_from: Option<PathBuf>,
     /// Shows lines even on a terminal.
     pub plain: bool,
@@ -41,7 +45,7 @@ pub struct TrainOptions {
 ///
 /// Anything wrong with the settings, the folder, or the weights it begins with is found before
 /// anything is written. If the training itself fails, its last checkpoint stays.
-pub fn train<B: AttentionBackend>(
+pub fn train<B: KernelBackend>(
     config: &RunConfig,
     folder: &Path,
     options: TrainOptions,
@@ -54,12 +58,12 @@ pub fn train<B: AttentionBackend>(
     let batcher = ExampleBatcher::new(KvConfig::tokenizer()?);
     let train_set = KvDataset::new(data.clone(), Split::Train, seed)?;
     let valid_set = KvDataset::new(data.clone(), Split::Valid, seed)?;
-    let mut gradmem = model::<Autodiff<B>>(config, device)?;
+    let mut method = model::<Autodiff<B>>(config, device)?;
     let resumes = folder.join("last.safetensors").exists();
     if let Some(from) = &options.init_from
         && !resumes
     {
-        gradmem = RunFolder::open(from)?.load_best(gradmem)?;
+        method = begin_with(method, from)?;
     }
 
     let folder = RunFolder::for_training(folder, config)?;
@@ -70,11 +74,11 @@ pub fn train<B: AttentionBackend>(
     let mut state = RunState::default();
     if resumes {
         let record;
-        (gradmem, record, state) = folder.load_last(gradmem, device)?;
+        (method, record, state) = folder.load_last(method, device)?;
         optimizer = Optimizer::load_record(optimizer, record);
     }
     let learner = Learner::new(
-        MetaLearner::new(gradmem, settings.clip_norm),
+        MetaLearner::new(method, settings.clip_norm),
         optimizer.clone(),
         schedule(settings)?,
     );
@@ -99,13 +103,13 @@ pub fn train<B: AttentionBackend>(
         optimizer,
         outcome: outcome.clone(),
     };
-    let mut training: SupervisedTraining<Components<Autodiff<B>, Llama<Autodiff<B>>>> =
+    let mut training: SupervisedTraining<Components<Autodiff<B>, AnyMethod<Autodiff<B>>>> =
         SupervisedTraining::new(path, train_loader, valid_loader)
             .with_interrupter(options.interrupter)
             .with_application_logger(None)
             .with_metric_logger(NoMetricLogger)
             .metric_train_numeric(LearningRateMetric::new());
-    for measure in Measure::ALL {
+    for measure in Measure::of(config.method).iter().copied() {
         training = training.metric_valid_numeric(MeasureMetric::new(measure));
         if measure != Measure::WriteLossAfter {
             training = training.metric_train_numeric(MeasureMetric::new(measure));
@@ -130,21 +134,78 @@ pub fn train<B: AttentionBackend>(
 /// Contexts a step of evaluation.
 const VALID_BATCH: usize = 100;
 
-/// The model of a configuration with the initial weights of its seed.
+/// The method and model of a configuration with the initial weights of its seed.
 ///
 /// # Errors
 ///
 /// See [`RunConfig::validate`].
-pub fn model<B: AttentionBackend>(
+pub fn model<B: KernelBackend>(
     config: &RunConfig,
     device: &B::Device,
-) -> Result<GradMem<B, Llama<B>>, Error> {
+) -> Result<AnyMethod<B>, Error> {
     config.validate()?;
-    let ModelConfig::Llama(model) = &config.model;
-    let seed = config.train.seed;
-    // The memory draws from a stream of its own.
-    let model = model.init(seed, device)?;
-    config.memory.init(model, !seed, device)
+    config
+        .method_config()
+        .init(&config.model, config.train.seed, device)
+}
+
+/// `method` with the weights of a run or a checkpoint of its kind, or with a pretrained language model.
+fn begin_with<B: KernelBackend>(method: AnyMethod<B>, from: &Path) -> Result<AnyMethod<B>, Error> {
+    if !from.join("config.json").is_file() {
+        return RunFolder::open(from)?.load_best(method);
+    }
+    let device = method.device();
+    let loaded = reference::load::<B>(from, &device)?;
+    let (ours, theirs) = (method.model().config(), loaded.model().config());
+    if ours != theirs {
+        let json = |config| serde_json::Value::Object(ModelConfig::to_json(config));
+        let (ours, theirs) = (json(&ours), json(&theirs));
+        let differs = theirs.as_object().into_iter().flatten();
+        let mut differs = differs.filter(|(key, value)| ours.get(key) != Some(value));
+        let (key, value) = differs
+            .next()
+            .map_or(("model", "another".into()), |(k, v)| {
+                (k.as_str(), v.to_string())
+            });
+        return Err(Error::file(
+            from,
+            format!("is a model with {key} = {value}: set model.{key} to that"),
+        ));
+    }
+    match (method, loaded) {
+        (
+            AnyMethod::GradMem(mut method),
+            loaded @ (AnyMethod::InContext(_) | AnyMethod::Rmt(_)),
+        ) => {
+            method.model = frozen_as(&method.config().clone(), loaded.into());
+            Ok(AnyMethod::GradMem(method))
+        }
+        (
+            AnyMethod::Rmt(mut method),
+            loaded @ (AnyMethod::InContext(_) | AnyMethod::GradMem(_)),
+        ) => {
+            method.model = loaded.into();
+            Ok(AnyMethod::Rmt(method))
+        }
+        (AnyMethod::InContext(mut method), loaded) => {
+            method.model = loaded.into();
+            Ok(AnyMethod::InContext(method))
+        }
+        (method, loaded) => match method.config() == loaded.config() {
+            true => Ok(loaded),
+            false => Err(Error::file(
+                from,
+                "has other settings of the memory than this run: make them the same",
+            )),
+        },
+    }
+}
+
+fn frozen_as<B: KernelBackend>(config: &GradMemConfig, model: AnyLm<B>) -> AnyLm<B> {
+    match config.freeze_backbone {
+        true => model.no_grad(),
+        false => model,
+    }
 }
 
 /// Linear warm-up from zero, then constant.
@@ -159,11 +220,11 @@ fn schedule(config: &TrainConfig) -> Result<LinearLrScheduler, Error> {
 pub struct Trained<B: Backend> {
     /// Its settings.
     pub config: RunConfig,
-    /// Its best weights.
-    pub gradmem: GradMem<B, Llama<B>>,
+    /// Its method and model, with its best weights.
+    pub method: AnyMethod<B>,
 }
 
-impl<B: AttentionBackend> Trained<B> {
+impl<B: KernelBackend> Trained<B> {
     /// Loads the best weights of a run.
     ///
     /// # Errors
@@ -173,16 +234,33 @@ impl<B: AttentionBackend> Trained<B> {
         let folder = RunFolder::open(folder)?;
         let config = folder.config()?;
         KvConfig::tokenizer()?.check(folder.path().join("tokenizer.json"))?;
-        let gradmem = folder.load_best(model(&config, device)?)?;
-        Ok(Self { config, gradmem })
+        let blank = config.method_config().blank(&config.model, device)?;
+        let method = folder.load_best(blank)?;
+        Ok(Self { config, method })
     }
 
-    /// Scores the first `samples` of the run's validation set with `write_steps` WRITE steps.
+    /// The method, if it is GradMem.
     ///
     /// # Errors
     ///
-    /// If WRITE leaves the finite numbers.
-    pub fn evaluate(&self, write_steps: usize, samples: usize) -> Result<Scores, Error> {
+    /// If it is another one.
+    pub fn gradmem(self) -> Result<GradMem<B, AnyLm<B>>, Error> {
+        match self.method {
+            AnyMethod::GradMem(gradmem) => Ok(gradmem),
+            _ => Err(Error::Input(format!(
+                "the run trained {}, not gradmem",
+                self.config.method.as_str()
+            ))),
+        }
+    }
+
+    /// Scores the first `samples` of the run's validation set with `write_steps` WRITE steps, or as many as
+    /// it was trained with.
+    ///
+    /// # Errors
+    ///
+    /// If the method has no such number of steps, or WRITE leaves the finite numbers.
+    pub fn evaluate(&self, write_steps: Option<usize>, samples: usize) -> Result<Scores, Error> {
         let DataConfig::Kv(data) = &self.config.data;
         let data = KvConfig {
             valid_samples: samples,
@@ -190,15 +268,18 @@ impl<B: AttentionBackend> Trained<B> {
         };
         let set = KvDataset::new(data, Split::Valid, self.config.train.seed)?;
         let batcher = ExampleBatcher::new(KvConfig::tokenizer()?);
-        let device = self.gradmem.mem.val().device();
+        let device = self.method.device();
         let loader = DataLoaderBuilder::<B, _, _>::new(batcher)
             .batch_size(VALID_BATCH)
             .set_device(device)
             .build(set);
-        let gradmem = self.gradmem.clone().with_write_steps(write_steps);
+        let method = match write_steps {
+            Some(steps) => self.method.clone().with_write_steps(steps)?,
+            None => self.method.clone(),
+        };
         let mut scores = Scores::default();
         for (batch, examples) in loader.iter().enumerate() {
-            let part = evaluate(&gradmem, examples?);
+            let part = evaluate(&method, examples?);
             scores.merge(&part.map_err(|fault| blame(fault, batch + 1, batch))?);
         }
         Ok(scores)

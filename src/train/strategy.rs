@@ -25,9 +25,9 @@ use super::config::TrainConfig;
 use super::learner::{Fault, MetaLearner};
 use super::metrics::Scores;
 use crate::error::Error;
-use crate::model::Writable;
+use crate::method::Method;
 
-/// The parts burn-train needs to know of a GradMem training.
+/// The parts burn-train needs to know of a training.
 pub type Components<B, M> =
     LearningComponentsMarker<B, LinearLrScheduler, MetaLearner<B, M>, SharedOptimizer<B, M>>;
 
@@ -138,8 +138,8 @@ where
 impl<B, M> SupervisedLearningStrategy<Components<B, M>> for MetaTraining<B, M>
 where
     B: AutodiffBackend,
-    M: Writable<B> + AutodiffModule<B> + 'static,
-    M::InnerModule: Writable<B::InnerBackend>,
+    M: Method<B> + AutodiffModule<B> + 'static,
+    M::InnerModule: Method<B::InnerBackend>,
 {
     fn fit(
         &self,
@@ -177,8 +177,8 @@ where
 struct Run<'a, B, M>
 where
     B: AutodiffBackend,
-    M: Writable<B> + AutodiffModule<B> + 'static,
-    M::InnerModule: Writable<B::InnerBackend>,
+    M: Method<B> + AutodiffModule<B> + 'static,
+    M::InnerModule: Method<B::InnerBackend>,
 {
     strategy: &'a MetaTraining<B, M>,
     learner: Learner<Components<B, M>>,
@@ -190,8 +190,8 @@ where
 impl<B, M> Run<'_, B, M>
 where
     B: AutodiffBackend,
-    M: Writable<B> + AutodiffModule<B> + 'static,
-    M::InnerModule: Writable<B::InnerBackend>,
+    M: Method<B> + AutodiffModule<B> + 'static,
+    M::InnerModule: Method<B::InnerBackend>,
 {
     fn steps(
         &mut self,
@@ -336,7 +336,7 @@ where
             self.state.best = Some((value, step));
             self.strategy
                 .folder
-                .save_best(&model.gradmem, step, measure, value)?;
+                .save_best(&model.method, step, measure, value)?;
         }
         Ok(())
     }
@@ -346,7 +346,7 @@ where
         let record = Optimizer::to_record(&self.strategy.optimizer);
         self.strategy
             .folder
-            .save_last::<B, _, _>(&model.gradmem, record, &self.state)
+            .save_last::<B, _, _>(&model.method, record, &self.state)
     }
 }
 

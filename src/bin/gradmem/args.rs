@@ -22,6 +22,8 @@ pub enum Command {
     Eval(Eval),
     Write(Write),
     Read(Read),
+    Generate(Generate),
+    Export(Export),
     Parity(Parity),
     Preset(Preset),
 }
@@ -35,6 +37,7 @@ pub enum Command {
 #[command(after_help = "Examples:
   gradmem train kv-quick
   gradmem train kv-quick --run runs/first-order memory.grad_mode=first
+  gradmem train kv-quick method=rmt
   gradmem preset kv-quick > mine.toml && gradmem train mine.toml train.seed=2")]
 pub struct Train {
     /// A preset's name (see `gradmem preset`) or a .toml file.
@@ -42,11 +45,13 @@ pub struct Train {
     /// Values that override the preset's, such as memory.write_steps=5 or train.seed=2.
     #[arg(value_name = "KEY=VALUE")]
     pub overrides: Vec<String>,
-    /// Folder of the run: settings, metrics, checkpoints [default: runs/PRESET].
+    /// Folder of the run: settings, metrics, checkpoints [default: runs/PRESET, or runs/PRESET-METHOD for
+    /// another method than the preset's].
     #[arg(long, value_name = "FOLDER")]
     pub run: Option<PathBuf>,
-    /// Begin with the best weights of this run instead of random ones.
-    #[arg(long, value_name = "RUN")]
+    /// Begin with the best weights of this run instead of random ones, or with those of a folder with a
+    /// config.json: a Hugging Face model or a checkpoint of the reference implementation.
+    #[arg(long, value_name = "FOLDER")]
     pub init_from: Option<PathBuf>,
     /// Print lines instead of the dashboard.
     #[arg(long)]
@@ -87,8 +92,8 @@ pub struct Write {
     /// The memory file to make.
     #[arg(long, short, value_name = "FILE")]
     pub output: PathBuf,
-    /// Folder of the trained run whose model writes.
-    #[arg(long, value_name = "RUN")]
+    /// Folder of the trained run or checkpoint whose model writes.
+    #[arg(long, value_name = "FOLDER")]
     pub model: PathBuf,
     /// Number of WRITE steps [default: what the run was trained with].
     #[arg(long, value_name = "K")]
@@ -97,19 +102,71 @@ pub struct Write {
     pub backend: Backend,
 }
 
-/// Ask a memory file a question; the answer is decoded greedily.
+/// Ask a memory file a question; the answer is decoded greedily unless a temperature is given.
 #[derive(Parser)]
 pub struct Read {
     /// The memory file.
     pub memory: PathBuf,
     /// The query, as the task writes it; for key-value pairs such as '?!b:'.
     pub question: String,
-    /// Folder of the trained run whose model wrote the memory.
-    #[arg(long, value_name = "RUN")]
+    /// Folder of the trained run or checkpoint whose model wrote the memory.
+    #[arg(long, value_name = "FOLDER")]
     pub model: PathBuf,
-    /// Longest answer, in tokens.
+    #[command(flatten)]
+    pub sampling: Sampling,
+    #[command(flatten)]
+    pub backend: Backend,
+}
+
+/// Go on with a text, by the language model alone.
+#[derive(Parser)]
+#[command(after_help = "Examples:
+  gradmem generate --model models/gpt2 'Once upon a time'
+  gradmem generate --model models/gpt2 'Once upon a time' --temperature 0.8 --top-p 0.95 --seed 3")]
+pub struct Generate {
+    /// The beginning.
+    pub prompt: String,
+    /// Folder of a Hugging Face model (config.json, model.safetensors, tokenizer.json), a checkpoint of
+    /// the reference implementation or a trained run.
+    #[arg(long, value_name = "FOLDER")]
+    pub model: PathBuf,
+    #[command(flatten)]
+    pub sampling: Sampling,
+    #[command(flatten)]
+    pub backend: Backend,
+}
+
+/// How a continuation is chosen.
+#[derive(clap::Args)]
+pub struct Sampling {
+    /// Longest continuation, in tokens.
     #[arg(long, default_value_t = 64)]
     pub max_tokens: usize,
+    /// 0 takes the likeliest token each time, 1 samples as the model says.
+    #[arg(long, default_value_t = 0.0)]
+    pub temperature: f64,
+    /// Sample among the likeliest so many tokens only.
+    #[arg(long)]
+    pub top_k: Option<usize>,
+    /// Sample among the likeliest tokens that together have this probability.
+    #[arg(long, default_value_t = 1.0)]
+    pub top_p: f64,
+    /// Fixes what is sampled.
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+}
+
+/// Write a trained run's best weights as a checkpoint of the reference implementation.
+///
+/// The folder gets config.json and model.safetensors (and the run's tokenizer.json), as the reference's
+/// PyTorch code reads them; of an in-context run, a Hugging Face model.
+#[derive(Parser)]
+pub struct Export {
+    /// Folder of the run.
+    pub run: PathBuf,
+    /// The folder to make.
+    #[arg(long, short, value_name = "FOLDER")]
+    pub output: PathBuf,
     #[command(flatten)]
     pub backend: Backend,
 }

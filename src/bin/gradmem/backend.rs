@@ -1,13 +1,13 @@
 //! From a backend's name to its type.
 
 use gradmem::Error;
-use gradmem::kernels::AttentionBackend;
+use gradmem::kernels::KernelBackend;
 
 /// Something to be done on whichever backend.
 pub trait Job {
     type Output;
 
-    fn run<B: AttentionBackend>(self, device: &B::Device) -> Result<Self::Output, Error>;
+    fn run<B: KernelBackend>(self, device: &B::Device) -> Result<Self::Output, Error>;
 }
 
 const NAMES: [&str; 6] = ["flex", "ndarray", "wgpu", "vulkan", "metal", "cuda"];

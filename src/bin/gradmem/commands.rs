@@ -10,13 +10,18 @@ use burn::data::dataset::Dataset;
 use burn::tensor::{Tensor, TensorData};
 use burn::train::Interrupter;
 use gradmem::Error;
-use gradmem::data::{KvConfig, KvDataset, Split};
-use gradmem::kernels::AttentionBackend;
+use gradmem::data::{CharTokenizer, KvConfig, KvDataset, Split};
+use gradmem::kernels::KernelBackend;
+use gradmem::method::{AnyMethod, MethodName};
+use gradmem::model::generate::{self, GenerateConfig};
+use gradmem::model::pretrained;
+use gradmem::reference;
 use gradmem::train::config::{DataConfig, RunConfig, presets};
 use gradmem::train::metrics::{Measure, Scores};
 use gradmem::train::render::duration;
 use gradmem::train::strategy::{Ending, Outcome};
 use gradmem::train::{TrainOptions, Trained};
+use tokenizers::Tokenizer;
 
 use crate::args;
 use crate::backend::{Job, dispatch};
@@ -27,7 +32,19 @@ const INTERRUPTED: u8 = 130;
 pub fn train(args: args::Train) -> Result<ExitCode, Error> {
     let config = RunConfig::resolve(&args.preset, &args.overrides)?;
     let name = Path::new(&args.preset).file_stem().unwrap_or_default();
-    let folder = args.run.unwrap_or_else(|| Path::new("runs").join(name));
+    let folder = match args.run {
+        Some(folder) => folder,
+        None => {
+            // The same preset by another method is another run.
+            let own = RunConfig::resolve(&args.preset, &[])?.method;
+            let mut name = name.to_os_string();
+            if config.method != own {
+                name.push("-");
+                name.push(config.method.as_str());
+            }
+            Path::new("runs").join(name)
+        }
+    };
     let interrupter = Interrupter::new();
     stop_on_ctrl_c(&interrupter)?;
     println!("{}", overview(&config, &folder));
@@ -60,22 +77,31 @@ struct TrainJob {
 impl Job for TrainJob {
     type Output = Outcome;
 
-    fn run<B: AttentionBackend>(self, device: &B::Device) -> Result<Outcome, Error> {
+    fn run<B: KernelBackend>(self, device: &B::Device) -> Result<Outcome, Error> {
         gradmem::train::train::<B>(&self.config, &self.folder, self.options, device)
     }
 }
 
 fn overview(config: &RunConfig, folder: &Path) -> String {
     let DataConfig::Kv(data) = &config.data;
-    let memory = &config.memory;
+    let (memory, rmt) = (&config.memory, &config.rmt);
+    let how = match config.method {
+        MethodName::GradMem => format!(
+            "into {} memory vectors by K = {} gradient steps of α = {}",
+            memory.memory_tokens, memory.write_steps, memory.write_lr
+        ),
+        MethodName::Rmt => format!(
+            "into {} memory vectors by {} forward passes (RMT)",
+            rmt.memory_tokens, rmt.write_steps
+        ),
+        MethodName::InContext => "in the prompt".into(),
+    };
     format!(
-        "key-value retrieval, {} pairs ({} tokens) into {} memory vectors, \
-         K = {}, α = {}, up to {} steps of {} contexts × {} questions; run in {}",
+        "key-value retrieval, {} pairs ({} tokens) {how}, {}, \
+         up to {} steps of {} contexts × {} questions; run in {}",
         data.pairs,
         data.context_len(),
-        memory.memory_tokens,
-        memory.write_steps,
-        memory.write_lr,
+        config.model.model_type(),
         config.train.steps,
         config.train.batch_size,
         data.queries_per_context,
@@ -103,10 +129,17 @@ fn summary(
     let mut text = match (outcome.valid, state.best) {
         (Some(valid), _) => {
             let DataConfig::Kv(data) = &config.data;
-            let before = valid.mean(Measure::WriteLossBefore).unwrap_or(f64::NAN);
-            let after = valid.mean(Measure::WriteLossAfter).unwrap_or(f64::NAN);
+            let write = |measure| valid.mean(measure).unwrap_or(f64::NAN);
+            let written = match config.method {
+                MethodName::GradMem => format!(
+                    "; WRITE loss {:.3} → {:.3}",
+                    write(Measure::WriteLossBefore),
+                    write(Measure::WriteLossAfter)
+                ),
+                MethodName::Rmt | MethodName::InContext => String::new(),
+            };
             format!(
-                "\nstep {} after {took}: {} {} on {} held-out contexts; WRITE loss {before:.3} → {after:.3}\n",
+                "\nstep {} after {took}: {} {} on {} held-out contexts{written}\n",
                 state.step,
                 measure.name().to_lowercase(),
                 show(measure, &valid),
@@ -123,7 +156,8 @@ fn summary(
     };
     let DataConfig::Kv(data) = &config.data;
     let example = KvDataset::new(data.clone(), Split::Valid, config.train.seed)?.get(0);
-    if let Some(example) = example
+    if config.method != MethodName::InContext
+        && let Some(example) = example
         && let Some(question) = example.questions.first()
     {
         text += &format!(
@@ -180,28 +214,38 @@ struct EvalJob {
 impl Job for EvalJob {
     type Output = ();
 
-    fn run<B: AttentionBackend>(self, device: &B::Device) -> Result<(), Error> {
+    fn run<B: KernelBackend>(self, device: &B::Device) -> Result<(), Error> {
         let trained = Trained::<B>::open(&self.run, device)?;
         let DataConfig::Kv(data) = &trained.config.data;
         let samples = self.samples.unwrap_or(data.valid_samples);
-        let steps = self
-            .steps
-            .unwrap_or_else(|| vec![trained.config.memory.write_steps]);
+        let steps = match self.steps {
+            Some(steps) => steps.into_iter().map(Some).collect(),
+            None => vec![trained.method.write_steps()],
+        };
+        let measures = Measure::of(trained.config.method);
         if !self.json {
-            println!("{samples} held-out contexts of {}", self.run.display());
-            let names = Measure::ALL.map(|m| format!("{:>21}", m.name()));
-            println!("{:>4}{}", "K", names.join(""));
+            let method = trained.config.method.as_str();
+            println!(
+                "{samples} held-out contexts of {} ({method})",
+                self.run.display()
+            );
+            let names = measures.iter().map(|m| format!("{:>21}", m.name()));
+            println!("{:>4}{}", "K", names.collect::<String>());
         }
         for k in steps {
             let scores = trained.evaluate(k, samples)?;
             if self.json {
                 let mut line = scores.to_json();
+                line.insert("method".into(), trained.config.method.as_str().into());
                 line.insert("write_steps".into(), k.into());
                 line.insert("samples".into(), samples.into());
                 println!("{}", serde_json::Value::Object(line));
             } else {
-                let values = Measure::ALL.map(|m| format!("{:>21}", show(m, &scores)));
-                println!("{k:>4}{}", values.join(""));
+                let values = measures
+                    .iter()
+                    .map(|m| format!("{:>21}", show(*m, &scores)));
+                let k = k.map_or("–".into(), |k| k.to_string());
+                println!("{k:>4}{}", values.collect::<String>());
             }
         }
         Ok(())
@@ -264,15 +308,18 @@ struct WriteJob(args::Write);
 impl Job for WriteJob {
     type Output = ();
 
-    fn run<B: AttentionBackend>(self, device: &B::Device) -> Result<(), Error> {
+    fn run<B: KernelBackend>(self, device: &B::Device) -> Result<(), Error> {
         let args = self.0;
         let text = read_text(&args.context)?;
-        let trained = Trained::<B>::open(&args.model, device)?;
-        let mut gradmem = trained.gradmem;
+        let Model {
+            mut method,
+            text: tokenizer,
+            ..
+        } = Model::<B>::open(&args.model, device)?;
         if let Some(steps) = args.write_steps {
-            gradmem = gradmem.with_write_steps(steps);
+            method = method.with_write_steps(steps)?;
         }
-        let ids = KvConfig::tokenizer()?
+        let ids = tokenizer
             .encode(&text)
             .map_err(|e| Error::Input(format!("{}: {e}", args.context.display())))?;
         if ids.is_empty() {
@@ -284,32 +331,119 @@ impl Job for WriteJob {
         let shape = [1, ids.len()];
         let ids = TensorData::new(ids.into_iter().map(i64::from).collect(), shape);
         let contexts: Tensor<B, 2, _> = Tensor::from_data(ids, device);
-        let memory = gradmem.write(contexts.clone())?;
-        let after = first(gradmem.write_loss(&memory, contexts)?);
-        let before = memory.losses.first().cloned().map_or(after, first);
-        if !after.is_finite() {
-            return Err(Error::NotFinite {
-                value: format!("{after} (loss after the last step)"),
-                step: 1,
-                batch: 0,
-                sample: 0,
-                hint: "try fewer --write-steps".into(),
-            });
-        }
-        gradmem.save_memory(&memory, &args.output)?;
+        let memory = method.write(contexts.clone())?;
+        let went = match &method {
+            AnyMethod::GradMem(gradmem) => {
+                let after = first(gradmem.write_loss(&memory, contexts)?);
+                let before = memory.losses.first().cloned().map_or(after, first);
+                if !after.is_finite() {
+                    return Err(Error::NotFinite {
+                        value: format!("{after} (loss after the last step)"),
+                        step: 1,
+                        batch: 0,
+                        sample: 0,
+                        hint: "try fewer --write-steps".into(),
+                    });
+                }
+                let steps = gradmem.config().write_steps;
+                format!("WRITE loss {before:.3} → {after:.3} nats a token in {steps} steps")
+            }
+            _ => format!("{} forward passes", method.write_steps().unwrap_or(0)),
+        };
+        method.save_memory(&memory, &args.output)?;
         let [_, m, d] = memory.vectors.dims();
         println!(
-            "{}: {} tokens in {m} vectors of width {d}; WRITE loss {before:.3} → {after:.3} nats a token \
-             in {} steps",
+            "{}: {} tokens in {m} vectors of width {d}; {went}",
             args.output.display(),
             shape[1],
-            gradmem.config().write_steps
         );
         Ok(())
     }
 }
 
-fn first<B: AttentionBackend>(values: Tensor<B, 1>) -> f64 {
+/// A method with trained weights and what it reads: a run, a checkpoint or a pretrained model.
+struct Model<B: KernelBackend> {
+    method: AnyMethod<B>,
+    text: Text,
+}
+
+impl<B: KernelBackend> Model<B> {
+    fn open(folder: &Path, device: &B::Device) -> Result<Self, Error> {
+        if folder.join("config.toml").exists() || !folder.join("config.json").exists() {
+            let trained = Trained::open(folder, device)?;
+            let text = Text::Task(KvConfig::tokenizer()?);
+            let method = trained.method;
+            return Ok(Self { method, text });
+        }
+        let (model, _) = reference::open_config(folder.join("config.json"))?;
+        let tokenizer = pretrained::tokenizer(folder, model.vocab_size())?;
+        let tokenizer = tokenizer.ok_or_else(|| {
+            Error::Input(format!(
+                "{} has no tokenizer.json: put the one the model was trained with there",
+                folder.display()
+            ))
+        })?;
+        Ok(Self {
+            method: reference::load(folder, device)?,
+            text: Text::Any(Box::new(tokenizer)),
+        })
+    }
+}
+
+/// Text to tokens and back.
+enum Text {
+    /// As the task does it, which refuses characters it does not know and ends its answers with a mark.
+    Task(CharTokenizer),
+    /// As a `tokenizer.json` says.
+    Any(Box<Tokenizer>),
+}
+
+impl Text {
+    fn encode(&self, text: &str) -> Result<Vec<u32>, Error> {
+        match self {
+            Self::Task(tokenizer) => tokenizer.encode(text),
+            Self::Any(tokenizer) => tokenizer
+                .encode_fast(text, false)
+                .map(|encoding| encoding.get_ids().to_vec())
+                .map_err(|e| Error::Input(format!("{text:?} cannot be tokenized: {e}"))),
+        }
+    }
+
+    fn decode(&self, ids: &[u32]) -> Result<String, Error> {
+        match self {
+            Self::Task(tokenizer) => {
+                let ids = ids.iter().copied().filter(|id| !tokenizer.is_mark(*id));
+                Ok(tokenizer.decode(&ids.collect::<Vec<_>>()))
+            }
+            Self::Any(tokenizer) => tokenizer
+                .decode(ids, true)
+                .map_err(|e| Error::Input(format!("tokens {ids:?} cannot be decoded: {e}"))),
+        }
+    }
+
+    /// The token that ends an answer, if there is one.
+    fn end(&self) -> Result<Option<u32>, Error> {
+        match self {
+            Self::Task(tokenizer) => Ok(tokenizer.encode(KvConfig::END)?.first().copied()),
+            Self::Any(tokenizer) => Ok(["<|endoftext|>", "</s>", "<|end_of_text|>"]
+                .iter()
+                .find_map(|end| tokenizer.token_to_id(end))),
+        }
+    }
+
+    fn config(&self, sampling: &args::Sampling) -> Result<GenerateConfig, Error> {
+        Ok(GenerateConfig {
+            max_tokens: sampling.max_tokens,
+            stop: self.end()?.into_iter().collect(),
+            temperature: sampling.temperature,
+            top_k: sampling.top_k,
+            top_p: sampling.top_p,
+            seed: sampling.seed,
+        })
+    }
+}
+
+fn first<B: KernelBackend>(values: Tensor<B, 1>) -> f64 {
     values.to_data().iter::<f64>().next().unwrap_or(f64::NAN)
 }
 
@@ -344,18 +478,74 @@ struct ReadJob(args::Read);
 impl Job for ReadJob {
     type Output = String;
 
-    fn run<B: AttentionBackend>(self, device: &B::Device) -> Result<String, Error> {
+    fn run<B: KernelBackend>(self, device: &B::Device) -> Result<String, Error> {
         let args = self.0;
-        let trained = Trained::<B>::open(&args.model, device)?;
-        let memory = trained.gradmem.load_memory(&args.memory)?;
-        let tokenizer = KvConfig::tokenizer()?;
-        let query = tokenizer.encode(&args.question)?;
-        let stop = tokenizer.encode(KvConfig::END)?[0];
-        let mut answer = trained
-            .gradmem
-            .answer(&memory, &query, stop, args.max_tokens)?;
-        answer.retain(|token| !tokenizer.is_mark(*token));
-        Ok(tokenizer.decode(&answer))
+        let Model { method, text } = Model::<B>::open(&args.model, device)?;
+        let config = text.config(&args.sampling)?;
+        let memory = method.load_memory(&args.memory)?;
+        let query = text.encode(&args.question)?;
+        let answers = method.reader(&memory)?.generate(&[query], &config)?;
+        text.decode(&answers.concat())
+    }
+}
+
+pub fn generate(args: args::Generate) -> Result<ExitCode, Error> {
+    let backend = args.backend.name.clone();
+    let text = dispatch(&backend, GenerateJob(args))?;
+    println!("{text}");
+    Ok(ExitCode::SUCCESS)
+}
+
+struct GenerateJob(args::Generate);
+
+impl Job for GenerateJob {
+    type Output = String;
+
+    fn run<B: KernelBackend>(self, device: &B::Device) -> Result<String, Error> {
+        let args = self.0;
+        let Model { method, text } = Model::<B>::open(&args.model, device)?;
+        let config = text.config(&args.sampling)?;
+        let prompt = text.encode(&args.prompt)?;
+        if prompt.is_empty() {
+            return Err(Error::Input(
+                "the prompt is empty: there is nothing to go on from".into(),
+            ));
+        }
+        let answers = generate::continue_prompts(method.model(), &[prompt], &config, device)?;
+        Ok(format!(
+            "{}{}",
+            args.prompt,
+            text.decode(&answers.concat())?
+        ))
+    }
+}
+
+pub fn export(args: args::Export) -> Result<ExitCode, Error> {
+    let backend = args.backend.name.clone();
+    dispatch(&backend, ExportJob(args))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+struct ExportJob(args::Export);
+
+impl Job for ExportJob {
+    type Output = ();
+
+    fn run<B: KernelBackend>(self, device: &B::Device) -> Result<(), Error> {
+        let args = self.0;
+        let trained = Trained::<B>::open(&args.run, device)?;
+        reference::save(&args.output, &trained.method)?;
+        let tokenizer = KvConfig::tokenizer()?.to_json()?;
+        let path = args.output.join("tokenizer.json");
+        std::fs::write(&path, tokenizer)
+            .map_err(|e| Error::Input(format!("{}: cannot write: {e}", path.display())))?;
+        println!(
+            "{}: {} on {}, as config.json, model.safetensors and tokenizer.json",
+            args.output.display(),
+            trained.config.method.as_str(),
+            trained.config.model.model_type()
+        );
+        Ok(())
     }
 }
 
@@ -401,7 +591,7 @@ struct ParityJob(PathBuf);
 impl Job for ParityJob {
     type Output = gradmem::parity::Report;
 
-    fn run<B: AttentionBackend>(self, device: &B::Device) -> Result<Self::Output, Error> {
+    fn run<B: KernelBackend>(self, device: &B::Device) -> Result<Self::Output, Error> {
         gradmem::parity::compare::<B>(self.0, device)
     }
 }

@@ -32,6 +32,8 @@ fn main() -> ExitCode {
         Command::Eval(args) => commands::eval(args),
         Command::Write(args) => commands::write(args),
         Command::Read(args) => commands::read(args),
+        Command::Generate(args) => commands::generate(args),
+        Command::Export(args) => commands::export(args),
         Command::Parity(args) => commands::parity(args),
         Command::Preset(args) => commands::preset(args),
     };

@@ -94,9 +94,7 @@ fn lazily<B: Backend, const D: usize>(
 ) -> Param<Tensor<B, D>> {
     Param::uninitialized(
         ParamId::new(),
-        move |device, require_grad| {
-            Tensor::zeros(shape, device).set_require_grad(require_grad)
-        },
+        move |device, require_grad| Tensor::zeros(shape, device).set_require_grad(require_grad),
         device.clone(),
         true,
         shape.into(),

@@ -93,7 +93,12 @@ impl RopeScaling {
         let (low, high) = (self.low_freq_factor, self.high_freq_factor);
         let key = "rope_scaling.high_freq_factor";
         let problem = format!("must be above low_freq_factor = {low}");
-        require(self.rope_type != RopeType::Llama3 || high > low, key, high, problem)?;
+        require(
+            self.rope_type != RopeType::Llama3 || high > low,
+            key,
+            high,
+            problem,
+        )?;
         let length = self.original_max_position_embeddings;
         let key = "rope_scaling.original_max_position_embeddings";
         require(length > 0, key, length, "must be at least 1")
@@ -124,7 +129,9 @@ impl RotaryConfig {
             if i >= 2 * half {
                 return 0.0;
             }
-            let frequency = self.theta.powf(-2.0 * (i % half) as f64 / rotary_dim as f64);
+            let frequency = self
+                .theta
+                .powf(-2.0 * (i % half) as f64 / rotary_dim as f64);
             let scaling = self.scaling.as_ref();
             scaling.map_or(frequency, |scaling| scaling.stretch(frequency))
         };

@@ -1,0 +1,263 @@
+//! What is kept of a sequence changes nothing: decoding from a cache equals decoding without one, and a
+//! batch of n equals n batches of one.
+
+use burn::tensor::{Int, Tensor, TensorData};
+use burn_ndarray::NdArray;
+use gradmem::baselines::{InContextConfig, RmtConfig, RmtProj};
+use gradmem::memory::{GradMemConfig, MemProj};
+use gradmem::model::generate::{GenerateConfig, Prefix, continue_prompts};
+use gradmem::model::{
+    AnyLm, Cache, CausalLm, Gpt2Config, GptNeoXConfig, LlamaConfig, MambaConfig, ModelConfig,
+};
+
+type B = NdArray<f64>;
+const VOCAB: usize = 19;
+
+/// Small models of every type, with weights large enough for their answers to differ.
+fn models() -> Vec<(&'static str, AnyLm<B>)> {
+    let llama = LlamaConfig {
+        initializer_range: 0.3,
+        max_position_embeddings: 40,
+        ..LlamaConfig::new(VOCAB, 16, 2, 4).with_kv_heads(2)
+    };
+    let gpt2 = Gpt2Config {
+        initializer_range: 0.3,
+        n_positions: 40,
+        ..Gpt2Config::new(VOCAB, 16, 2, 2)
+    };
+    let neox = GptNeoXConfig {
+        initializer_range: 0.3,
+        max_position_embeddings: 40,
+        ..GptNeoXConfig::new(VOCAB, 16, 2, 2)
+    };
+    let mamba = MambaConfig {
+        initializer_range: 0.5,
+        state_size: 4,
+        time_step_min: 0.1,
+        time_step_max: 1.0,
+        ..MambaConfig::new(VOCAB, 16, 2)
+    };
+    [
+        ModelConfig::Llama(llama),
+        ModelConfig::Gpt2(gpt2),
+        ModelConfig::GptNeoX(neox),
+        ModelConfig::Mamba(mamba),
+    ]
+    .into_iter()
+    .map(|config| {
+        let model = config.init::<B>(3, &Default::default()).unwrap();
+        (config.model_type(), model)
+    })
+    .collect()
+}
+
+fn tokens(rows: &[&[i64]]) -> Tensor<B, 2, Int> {
+    let shape = [rows.len(), rows[0].len()];
+    let data = TensorData::new(rows.concat(), shape);
+    Tensor::from_data(data, &Default::default())
+}
+
+fn values<const D: usize>(x: Tensor<B, D>) -> Vec<f64> {
+    x.to_data().iter::<f64>().collect()
+}
+
+fn assert_close(what: &str, a: &[f64], b: &[f64]) {
+    assert_eq!(a.len(), b.len(), "{what}");
+    let largest = b.iter().fold(1e-3, |m: f64, x| m.max(x.abs()));
+    for (a, b) in a.iter().zip(b) {
+        assert!((a - b).abs() <= 1e-10 * largest, "{what}: {a} {b}");
+    }
+}
+
+#[test]
+fn a_sequence_read_in_pieces_is_the_sequence() {
+    for (name, model) in models() {
+        let ids = tokens(&[
+            &[5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15],
+            &[4, 4, 16, 3, 2, 18, 1, 1, 9, 5, 6],
+        ]);
+        let embeds = model.embed(ids);
+        let whole = values(model.hidden(embeds.clone()));
+        for pieces in [&[11][..], &[1; 11], &[3, 5, 2, 1], &[10, 1]] {
+            let mut cache = Cache::new();
+            let mut start = 0;
+            let mut rows = Vec::new();
+            for piece in pieces {
+                let part = embeds.clone().narrow(1, start, *piece);
+                rows.push(model.hidden_after(part, &mut cache));
+                start += piece;
+                assert_eq!(cache.len(), start);
+            }
+            let found = values(Tensor::cat(rows, 1));
+            assert_close(&format!("{name} in {pieces:?}"), &found, &whole);
+        }
+    }
+}
+
+/// The likeliest token again and again, the whole sequence read each time.
+fn greedy(model: &AnyLm<B>, prefix: Tensor<B, 3>, prompt: &[u32], count: usize) -> Vec<u32> {
+    let mut ids: Vec<i64> = prompt.iter().map(|id| i64::from(*id)).collect();
+    for _ in 0..count {
+        let embeds = match ids.as_slice() {
+            [] => prefix.clone(),
+            ids => Tensor::cat(vec![prefix.clone(), model.embed(tokens(&[ids]))], 1),
+        };
+        let seq = embeds.dims()[1];
+        let hidden = model.hidden(embeds).narrow(1, seq - 1, 1);
+        let next = model.logits(hidden).argmax(2).to_data();
+        ids.push(next.iter::<i64>().next().unwrap());
+    }
+    ids[prompt.len()..].iter().map(|id| *id as u32).collect()
+}
+
+#[test]
+fn cached_decoding_equals_uncached_token_by_token() {
+    for (name, model) in models() {
+        let beginnings = tokens(&[&[5, 9, 2], &[7, 7, 11]]);
+        let embeds = model.embed(beginnings);
+        let prefix = Prefix::new(&model, embeds.clone());
+        // Two prompts to each beginning, of different lengths, one of them empty.
+        let prompts = [vec![3, 4], vec![], vec![12], vec![8, 1, 6, 2]];
+        let found = prefix
+            .generate(&prompts, &GenerateConfig::greedy(9))
+            .unwrap();
+        for (row, prompt) in prompts.iter().enumerate() {
+            let own = embeds.clone().narrow(0, row / 2, 1);
+            let expected = greedy(&model, own, prompt, 9);
+            assert_eq!(found[row], expected, "{name}, prompt {row}");
+        }
+        assert!(found.iter().any(|answer| answer != &found[0]), "{name}");
+
+        // Without a beginning, and until a token that stops.
+        let prompts = [vec![3, 4, 5], vec![9]];
+        let config = GenerateConfig::greedy(6);
+        let device = Default::default();
+        let free = continue_prompts(&model, &prompts, &config, &device).unwrap();
+        let stopping = config.clone().with_stop([free[0][2]]);
+        let stopped = continue_prompts(&model, &prompts, &stopping, &device).unwrap();
+        let end = free[0].iter().position(|id| *id == free[0][2]).unwrap();
+        assert_eq!(stopped[0], free[0][..end], "{name}");
+
+        // Sampled: the same seed says the same, whatever else is in the batch; another says otherwise.
+        let sampled = |prompts: &[Vec<u32>], seed| {
+            let config = GenerateConfig::greedy(12).with_sampling(1.0, seed);
+            continue_prompts(&model, prompts, &config, &device).unwrap()
+        };
+        let both = sampled(&prompts, 1);
+        assert_eq!(both[0], sampled(&prompts[..1], 1)[0], "{name}");
+        assert_ne!(both, sampled(&prompts, 2), "{name}");
+    }
+}
+
+#[test]
+fn decoding_ends_where_the_positions_do() {
+    for (name, model) in models() {
+        let prompts = [vec![1; 37]];
+        let config = GenerateConfig::greedy(20);
+        let found = continue_prompts(&model, &prompts, &config, &Default::default()).unwrap();
+        let expected = model.max_positions().map_or(20, |positions| positions - 37 + 1);
+        assert_eq!(found[0].len(), expected, "{name}");
+        let outside = continue_prompts(&model, &[vec![19]], &config, &Default::default());
+        assert!(outside.unwrap_err().to_string().contains("token 19"));
+        let wild = GenerateConfig::default().with_sampling(-1.0, 0);
+        let wild = continue_prompts(&model, &[vec![1]], &wild, &Default::default());
+        assert!(wild.unwrap_err().to_string().contains("temperature"));
+        if expected != 20 {
+            let long = continue_prompts(&model, &[vec![1; 41]], &config, &Default::default());
+            assert!(long.unwrap_err().to_string().contains("40"));
+        }
+    }
+}
+
+const CONTEXTS: [&[i64]; 3] = [
+    &[5, 6, 7, 8, 9, 10, 0, 0, 0],
+    &[4, 4, 16, 3, 2, 18, 1, 1, 9],
+    &[12, 0, 0, 0, 0, 0, 0, 0, 0],
+];
+const QUERIES: [&[i64]; 3] = [&[5, 6, 7, 2], &[4, 2, 0, 0], &[12, 3, 1, 0]];
+
+fn unpadded(row: &[i64]) -> Vec<i64> {
+    row.iter().copied().filter(|id| *id != 0).collect()
+}
+
+#[test]
+fn a_batch_of_n_is_n_batches_of_one() {
+    let device = Default::default();
+    for (name, model) in models() {
+        let gradmem = GradMemConfig::new()
+            .with_memory_tokens(3)
+            .with_write_lr(0.3)
+            .with_ctrl_tokens(1)
+            .with_mem_proj(MemProj::PerSample)
+            .with_write_head(true)
+            .with_inner_clip_norm(Some(0.5))
+            .init(model.clone(), 5, &device)
+            .unwrap();
+        let rmt = RmtConfig {
+            memory_tokens: 3,
+            write_steps: 2,
+            mem_proj: RmtProj::ProjRw,
+            ctrl_tokens: 1,
+            mem_residual: true,
+            memory_std: 0.3,
+            ..RmtConfig::default()
+        };
+        let rmt = rmt.init(model.clone(), 6, &device).unwrap();
+        let prompt = InContextConfig::default().init(model).unwrap();
+
+        let written = gradmem.write(tokens(&CONTEXTS)).unwrap();
+        let passed = rmt.write(tokens(&CONTEXTS)).unwrap();
+        let answers = [
+            gradmem.read(&written, tokens(&QUERIES)).unwrap(),
+            rmt.read(&passed, tokens(&QUERIES)).unwrap(),
+            prompt.logits(tokens(&CONTEXTS), tokens(&QUERIES)).unwrap(),
+        ];
+        for row in 0..3 {
+            let context = tokens(&[&unpadded(CONTEXTS[row])]);
+            let query = unpadded(QUERIES[row]);
+            let alone = gradmem.write(context.clone()).unwrap();
+            let same = |what: &str, all: &Tensor<B, 3>, one: Tensor<B, 3>| {
+                let rows = one.dims()[1];
+                let own = all.clone().narrow(0, row, 1).narrow(1, 0, rows);
+                assert_close(&format!("{name} {what} {row}"), &values(own), &values(one));
+            };
+            same("WRITE", &written.vectors, alone.vectors.clone());
+            let passed_alone = rmt.write(context.clone()).unwrap();
+            same("RMT", &passed.vectors, passed_alone.vectors.clone());
+            let queries = || tokens(&[&query]);
+            let [read, rmt_read, prompted] = &answers;
+            same("READ", read, gradmem.read(&alone, queries()).unwrap());
+            same("RMT READ", rmt_read, rmt.read(&passed_alone, queries()).unwrap());
+            same("prompt", prompted, prompt.logits(context.clone(), queries()).unwrap());
+            // The prefix that is read once gives what reading all at once gives.
+            let once = gradmem.reader(&alone).unwrap();
+            same("reader", read, once.logits(queries()).unwrap());
+            let once = rmt.reader(&passed_alone).unwrap();
+            same("RMT reader", rmt_read, once.logits(queries()).unwrap());
+            let once = prompt.reader(context).unwrap();
+            same("prompt reader", prompted, once.logits(queries()).unwrap());
+        }
+    }
+}
+
+#[test]
+fn many_queries_share_one_prefix() {
+    for (name, model) in models() {
+        let gradmem = GradMemConfig::new()
+            .with_memory_tokens(3)
+            .with_write_lr(0.3)
+            .init(model, 5, &Default::default())
+            .unwrap();
+        let memory = gradmem.write(tokens(&CONTEXTS[..2])).unwrap();
+        let queries = tokens(&[&[5, 6], &[7, 8], &[4, 16], &[3, 2]]);
+        let reader = gradmem.reader(&memory).unwrap();
+        let shared = values(reader.logits(queries.clone()).unwrap());
+        let whole = values(gradmem.read(&memory, queries).unwrap());
+        assert_close(name, &shared, &whole);
+        assert!(reader.cache().bytes() > 0);
+        let uneven = reader.logits(tokens(&[&[1], &[2], &[3]]));
+        assert!(uneven.unwrap_err().to_string().contains("evenly"));
+        let uneven = reader.generate(&[vec![1]], &GenerateConfig::default());
+        assert!(uneven.unwrap_err().to_string().contains("evenly"));
+    }
+}
