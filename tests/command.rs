@@ -393,7 +393,12 @@ fn parity_reads_any_folder_of_the_format() {
     );
     write(config.replace("\"llama\"", "\"opt\""));
     let output = gradmem(&folder, &["parity", "changed"]);
-    refuses(&folder, &output, &["model_type", "opt", "llama", "mamba"], &before);
+    refuses(
+        &folder,
+        &output,
+        &["model_type", "opt", "llama", "mamba"],
+        &before,
+    );
     // Batches that do not fit the model.
     write(config.clone());
     let batch = |name: &str, shape: [usize; 2], id: i64| {

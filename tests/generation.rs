@@ -155,7 +155,9 @@ fn decoding_ends_where_the_positions_do() {
         let prompts = [vec![1; 37]];
         let config = GenerateConfig::greedy(20);
         let found = continue_prompts(&model, &prompts, &config, &Default::default()).unwrap();
-        let expected = model.max_positions().map_or(20, |positions| positions - 37 + 1);
+        let expected = model
+            .max_positions()
+            .map_or(20, |positions| positions - 37 + 1);
         assert_eq!(found[0].len(), expected, "{name}");
         let outside = continue_prompts(&model, &[vec![19]], &config, &Default::default());
         assert!(outside.unwrap_err().to_string().contains("token 19"));
@@ -227,8 +229,16 @@ fn a_batch_of_n_is_n_batches_of_one() {
             let queries = || tokens(&[&query]);
             let [read, rmt_read, prompted] = &answers;
             same("READ", read, gradmem.read(&alone, queries()).unwrap());
-            same("RMT READ", rmt_read, rmt.read(&passed_alone, queries()).unwrap());
-            same("prompt", prompted, prompt.logits(context.clone(), queries()).unwrap());
+            same(
+                "RMT READ",
+                rmt_read,
+                rmt.read(&passed_alone, queries()).unwrap(),
+            );
+            same(
+                "prompt",
+                prompted,
+                prompt.logits(context.clone(), queries()).unwrap(),
+            );
             // The prefix that is read once gives what reading all at once gives.
             let once = gradmem.reader(&alone).unwrap();
             same("reader", read, once.logits(queries()).unwrap());

@@ -111,12 +111,17 @@ cases!(
 fn every_case_is_checked() {
     let source = include_str!("golden.rs");
     for folder in ["golden", "oracle"] {
-        let tests = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests").join(folder);
+        let tests = Path::new(env!("CARGO_MANIFEST_DIR"))
+            .join("tests")
+            .join(folder);
         for entry in std::fs::read_dir(tests).unwrap() {
             let entry = entry.unwrap();
             let name = entry.file_name().into_string().unwrap();
             let checked = source.contains(&format!("    {name},"));
-            assert!(checked || !entry.path().is_dir(), "{folder}/{name} is not checked");
+            assert!(
+                checked || !entry.path().is_dir(),
+                "{folder}/{name} is not checked"
+            );
         }
     }
 }

@@ -105,6 +105,11 @@ impl CharTokenizer {
             .collect()
     }
 
+    /// The Hugging Face tokenizer that it is.
+    pub fn as_tokenizer(&self) -> &Tokenizer {
+        &self.tokenizer
+    }
+
     /// Saves it as a Hugging Face `tokenizer.json`.
     pub fn to_json(&self) -> Result<String, Error> {
         self.tokenizer

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
 use burn::tensor::backend::Backend;
 use burn::tensor::{DType, Element, Tensor, TensorData};
-use memmap2::{Mmap, UncheckedAdvice};
+use memmap2::Mmap;
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView};
 use serde_json::Value;
@@ -244,21 +244,19 @@ impl Tensors {
             .map_err(|e| Error::file(&self.path, format!("tensor `{name}`: {e}")))
     }
 
-    #[allow(unsafe_code)]
     fn read(&self, entry: &Entry) -> Result<TensorData, String> {
+        /// Bytes of the file that are in memory beside the weights, at most.
+        const CHUNK: usize = 8 << 20;
         let dtype = from_safetensors(entry.dtype)?;
         let map = &self.files[entry.file];
-        let bytes = map[entry.start..entry.start + entry.len].to_vec();
-        // SAFETY: the pages of a read-only mapping of a file can be dropped; whoever looks again reads
-        // them from the file again. Only advice: it does not matter whether it is taken.
-        unsafe {
-            let _ = map.unchecked_advise_range(UncheckedAdvice::DontNeed, entry.start, entry.len);
+        let mut bytes = Vec::with_capacity(entry.len);
+        for start in (entry.start..entry.start + entry.len).step_by(CHUNK) {
+            let len = CHUNK.min(entry.start + entry.len - start);
+            bytes.extend_from_slice(&map[start..start + len]);
+            drop_pages(map, start, len);
         }
-        Ok(TensorData::from_bytes_vec(
-            bytes,
-            entry.shape.clone(),
-            dtype,
-        ))
+        let shape = entry.shape.clone();
+        Ok(TensorData::from_bytes_vec(bytes, shape, dtype))
     }
 
     /// Fills every float parameter of `module` with the tensor of its path.
@@ -306,6 +304,19 @@ impl Tensors {
     }
 }
 
+/// Lets the system take back the memory that holds this part of a file.
+#[allow(unsafe_code)]
+fn drop_pages(map: &Mmap, start: usize, len: usize) {
+    // SAFETY: a page of a read-only mapping of a file can be dropped; whoever looks again reads it from
+    // the file again. Only advice: it does not matter whether it is taken.
+    #[cfg(unix)]
+    unsafe {
+        let _ = map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, start, len);
+    }
+    #[cfg(not(unix))]
+    let _ = (map, start, len);
+}
+
 struct Fill<'a> {
     file: &'a Tensors,
     name: &'a dyn Fn(&str) -> String,
@@ -324,6 +335,9 @@ impl Fill<'_> {
             return Err(format!(
                 "`{name}` is {found:?} where the model has {shape:?}"
             ));
+        }
+        if entry.dtype == Dtype::I64 {
+            return Err(format!("`{name}` holds whole numbers (I64), not weights"));
         }
         let data = self
             .file
