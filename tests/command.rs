@@ -238,6 +238,186 @@ fn train_eval_write_read() {
     assert!(from.contains("valid 6/6"));
 }
 
+/// Sizes of the smallest models, under each type's own names.
+const SMALL: [(&str, &str); 3] = [
+    (
+        "gpt2",
+        "n_embd = 8\nn_layer = 1\nn_head = 1\nn_positions = 64",
+    ),
+    (
+        "gpt_neox",
+        "hidden_size = 8\nintermediate_size = 16\nnum_hidden_layers = 1\nnum_attention_heads = 1",
+    ),
+    (
+        "mamba",
+        "hidden_size = 8\nnum_hidden_layers = 1\nstate_size = 4",
+    ),
+];
+
+#[test]
+fn every_method_trains_on_every_model_by_the_same_command() {
+    let folder = TempDir::new().unwrap();
+    std::fs::write(folder.path().join("context.txt"), "!a:1!!b:2!|").unwrap();
+    for (model_type, sizes) in SMALL {
+        let preset = format!(
+            "[data]\ntask = \"kv\"\npairs = 2\nqueries_per_context = 1\nvalid_samples = 10\n\
+             [model]\nmodel_type = \"{model_type}\"\nvocab_size = 70\n{sizes}\n\
+             [memory]\nmemory_tokens = 2\nmem_proj = \"per_sample\"\nctrl_tokens = 1\n\
+             write_lora_rank = 2\n\
+             [rmt]\nmemory_tokens = 2\nwrite_steps = 2\nreconstruction_loss_weight = 0.5\n\
+             [train]\nsteps = 4\nbatch_size = 4\neval_every = 2\nlog_every = 2\n"
+        );
+        let file = format!("{model_type}.toml");
+        std::fs::write(folder.path().join(&file), preset).unwrap();
+        for method in ["gradmem", "rmt", "in-context"] {
+            let method_key = format!("method={method}");
+            let printed = succeeds(&gradmem(&folder, &["train", &file, &method_key]));
+            let run = match method {
+                "gradmem" => format!("runs/{model_type}"),
+                _ => format!("runs/{model_type}-{method}"),
+            };
+            assert!(
+                printed.contains(&run) && printed.contains(model_type),
+                "{printed}"
+            );
+            let line = succeeds(&gradmem(&folder, &["eval", &run, "--json"]));
+            let line: serde_json::Value = serde_json::from_str(&line).unwrap();
+            assert_eq!(line["method"], method);
+            assert!(line["read_loss"].is_f64());
+            assert_eq!(line["write_loss_after"].is_f64(), method == "gradmem");
+
+            let write = [
+                "write",
+                "--model",
+                &run,
+                "context.txt",
+                "-o",
+                "m.safetensors",
+            ];
+            let written = gradmem(&folder, &write);
+            if method == "in-context" {
+                assert_eq!(written.status.code(), Some(2));
+                assert!(text(&written.stderr).contains("writes no memory"));
+                let swept = gradmem(&folder, &["eval", &run, "--write-steps", "1"]);
+                assert_eq!(swept.status.code(), Some(2));
+            } else {
+                succeeds(&written);
+                let read = [
+                    "read",
+                    "--model",
+                    &run,
+                    "m.safetensors",
+                    "?!a:",
+                    "--max-tokens",
+                    "3",
+                ];
+                let greedy = succeeds(&gradmem(&folder, &read));
+                assert_eq!(greedy, succeeds(&gradmem(&folder, &read)));
+                let sampled = [&read[..], &["--temperature", "2", "--top-k", "9"]].concat();
+                succeeds(&gradmem(&folder, &sampled));
+                let swept = succeeds(&gradmem(&folder, &["eval", &run, "--write-steps", "1..3"]));
+                assert_eq!(swept.lines().count(), 5, "{swept}");
+            }
+
+            // The run as a checkpoint of the reference, used like the run.
+            let checkpoint = format!("{run}-checkpoint");
+            succeeds(&gradmem(&folder, &["export", &run, "-o", &checkpoint]));
+            let write = [
+                "write",
+                "--model",
+                &checkpoint,
+                "context.txt",
+                "-o",
+                "c.safetensors",
+            ];
+            let written = gradmem(&folder, &write);
+            assert_eq!(written.status.success(), method != "in-context");
+            if method != "in-context" {
+                let vectors = |name: &str| {
+                    let file = weights::Tensors::open(folder.path().join(name)).unwrap();
+                    file.get("memory").unwrap()
+                };
+                assert_eq!(vectors("m.safetensors"), vectors("c.safetensors"));
+            }
+            let prompt = [
+                "generate",
+                "--model",
+                &checkpoint,
+                "?!a:",
+                "--max-tokens",
+                "5",
+            ];
+            let generated = succeeds(&gradmem(&folder, &prompt));
+            assert!(generated.starts_with("?!a:"), "{generated}");
+            let empty = gradmem(&folder, &["generate", "--model", &checkpoint, ""]);
+            assert_eq!(empty.status.code(), Some(2));
+
+            // And begun with, by its own method and by another.
+            let other = match method {
+                "rmt" => "method=gradmem",
+                _ => "method=rmt",
+            };
+            for key in [method_key.as_str(), other] {
+                let from = [
+                    "train",
+                    &file,
+                    key,
+                    "--init-from",
+                    &checkpoint,
+                    "--run",
+                    "next",
+                ];
+                succeeds(&gradmem(&folder, &from));
+                std::fs::remove_dir_all(folder.path().join("next")).unwrap();
+            }
+        }
+        let checkpoint = format!("runs/{model_type}-checkpoint");
+        let mismatch = gradmem(&folder, &["train", "kv-quick", "--init-from", &checkpoint]);
+        assert_eq!(mismatch.status.code(), Some(2));
+        let error = text(&mismatch.stderr);
+        assert!(error.contains("set model."), "{error}");
+        assert!(!folder.path().join("runs/kv-quick").exists());
+    }
+}
+
+#[test]
+fn a_frozen_backbone_stays_as_it_is() {
+    let folder = TempDir::new().unwrap();
+    let more = [
+        "memory.freeze_backbone=true",
+        "memory.mem_proj=proj",
+        "memory.write_lora_rank=2",
+    ];
+    succeeds(&train(
+        &folder,
+        "run",
+        &[&more[..], &["train.steps=3"]].concat(),
+    ));
+    let weights = |run: &str| {
+        weights::Tensors::open(folder.path().join(run).join("last.safetensors")).unwrap()
+    };
+    let after_three = weights("run");
+    let after_three: HashMap<String, TensorData> = after_three
+        .names()
+        .map(|name| (name.to_string(), after_three.get(name).unwrap()))
+        .collect();
+    // Resumed, too.
+    succeeds(&train(&folder, "run", &more));
+    let after_six = weights("run");
+    let (mut frozen, mut trained) = (0, 0);
+    for name in after_six.names() {
+        let same = after_six.get(name).unwrap() == after_three[name];
+        if name.starts_with("model.") {
+            assert!(same, "{name} moved");
+            frozen += 1;
+        } else if !same {
+            trained += 1;
+        }
+    }
+    // M0, projection weight and bias, WRITE head, and both matrices of seven adapters.
+    assert_eq!((frozen, trained), (11, 18));
+}
+
 #[test]
 fn files_that_do_not_fit_are_refused() {
     let folder = TempDir::new().unwrap();
@@ -435,7 +615,7 @@ fn help_teaches() {
     let folder = TempDir::new().unwrap();
     let help = succeeds(&gradmem(&folder, &["--help"]));
     for word in [
-        "train", "eval", "write", "read", "parity", "preset", "gradient",
+        "train", "eval", "write", "read", "generate", "export", "parity", "preset", "gradient",
     ] {
         assert!(help.contains(word), "`{word}` is not in:\n{help}");
     }

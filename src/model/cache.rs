@@ -16,6 +16,24 @@ pub struct Cache<B: Backend> {
 /// One layer's part, with the batch as first dimension; nothing before the first token.
 pub type LayerCache<B> = Option<[Tensor<B, 4>; 2]>;
 
+/// Passes `x` `[batch, seq, d_model]` through layers that each keep a part of `cache`, if there is one.
+pub fn through<B: Backend, L>(
+    layers: &[L],
+    x: Tensor<B, 3>,
+    mut cache: Option<&mut Cache<B>>,
+    forward: impl Fn(&L, Tensor<B, 3>, Option<&mut LayerCache<B>>) -> Tensor<B, 3>,
+) -> Tensor<B, 3> {
+    let seq = x.dims()[1];
+    let x = layers.iter().enumerate().fold(x, |x, (index, layer)| {
+        let part = cache.as_deref_mut().map(|cache| cache.layer(index));
+        forward(layer, x, part)
+    });
+    if let Some(cache) = cache {
+        cache.advance(seq);
+    }
+    x
+}
+
 impl<B: Backend> Default for Cache<B> {
     fn default() -> Self {
         Self {

@@ -8,7 +8,7 @@ use gradmem_kernels::AttentionBackend;
 use serde::{Deserialize, Serialize};
 
 use super::CausalLm;
-use super::cache::{Cache, LayerCache};
+use super::cache::{Cache, LayerCache, through};
 use super::layers::{Activation, Conv1D, Embedding, Init, LayerNorm, Linear, attend};
 use crate::error::{Error, at_least_one, positive, require};
 
@@ -245,20 +245,15 @@ impl<B: Backend> Gpt2<B> {
 
 impl<B: AttentionBackend> Gpt2<B> {
     /// `[batch, seq, d_model]` → `[batch, seq, d_model]`, after what the cache has read if there is one.
-    fn forward(&self, embeds: Tensor<B, 3>, mut cache: Option<&mut Cache<B>>) -> Tensor<B, 3> {
+    fn forward(&self, embeds: Tensor<B, 3>, cache: Option<&mut Cache<B>>) -> Tensor<B, 3> {
         let seq = embeds.dims()[1];
         let start = cache.as_ref().map_or(0, |cache| cache.len());
         let trunk = &self.transformer;
         let positions = trunk.wpe.weight.val().narrow(0, start, seq);
-        let mut x = embeds + positions.unsqueeze();
-        for (index, block) in trunk.h.iter().enumerate() {
-            let layer = cache.as_deref_mut().map(|cache| cache.layer(index));
-            x = block.forward(x, layer);
-        }
-        if let Some(cache) = cache {
-            cache.advance(seq);
-        }
-        trunk.ln_f.forward(x)
+        let x = embeds + positions.unsqueeze();
+        trunk
+            .ln_f
+            .forward(through(&trunk.h, x, cache, Gpt2Block::forward))
     }
 }
 
@@ -288,16 +283,10 @@ impl<B: AttentionBackend> CausalLm<B> for Gpt2<B> {
     }
 
     fn logits(&self, hidden: Tensor<B, 3>) -> Tensor<B, 3> {
-        match &self.lm_head {
-            Some(head) => head.forward(hidden),
-            None => self.transformer.wte.logits(hidden),
-        }
+        self.transformer.wte.logits(self.lm_head.as_ref(), hidden)
     }
 
     fn head(&self) -> Tensor<B, 2> {
-        match &self.lm_head {
-            Some(head) => head.weight.val(),
-            None => self.transformer.wte.weight.val(),
-        }
+        self.transformer.wte.head(self.lm_head.as_ref())
     }
 }

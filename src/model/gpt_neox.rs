@@ -8,7 +8,7 @@ use gradmem_kernels::AttentionBackend;
 use serde::{Deserialize, Serialize};
 
 use super::CausalLm;
-use super::cache::{Cache, LayerCache};
+use super::cache::{Cache, LayerCache, through};
 use super::layers::{
     Activation, Embedding, Init, LayerNorm, Linear, RopeScaling, Rotary, RotaryConfig, attend,
 };
@@ -277,19 +277,15 @@ impl<B: Backend> GptNeoX<B> {
 
 impl<B: AttentionBackend> GptNeoX<B> {
     /// `[batch, seq, d_model]` → `[batch, seq, d_model]`, after what the cache has read if there is one.
-    fn forward(&self, embeds: Tensor<B, 3>, mut cache: Option<&mut Cache<B>>) -> Tensor<B, 3> {
+    fn forward(&self, embeds: Tensor<B, 3>, cache: Option<&mut Cache<B>>) -> Tensor<B, 3> {
         let (seq, device) = (embeds.dims()[1], embeds.device());
         let start = cache.as_ref().map_or(0, |cache| cache.len());
         let rotary = self.config.rotary().table(start, seq, &device);
-        let mut x = embeds;
-        for (index, block) in self.gpt_neox.layers.iter().enumerate() {
-            let layer = cache.as_deref_mut().map(|cache| cache.layer(index));
-            x = block.forward(x, &rotary, layer);
-        }
-        if let Some(cache) = cache {
-            cache.advance(seq);
-        }
-        self.gpt_neox.final_layer_norm.forward(x)
+        let trunk = &self.gpt_neox;
+        let x = through(&trunk.layers, embeds, cache, |block, x, cache| {
+            block.forward(x, &rotary, cache)
+        });
+        trunk.final_layer_norm.forward(x)
     }
 }
 
@@ -319,16 +315,12 @@ impl<B: AttentionBackend> CausalLm<B> for GptNeoX<B> {
     }
 
     fn logits(&self, hidden: Tensor<B, 3>) -> Tensor<B, 3> {
-        match &self.embed_out {
-            Some(head) => head.forward(hidden),
-            None => self.gpt_neox.embed_in.logits(hidden),
-        }
+        self.gpt_neox
+            .embed_in
+            .logits(self.embed_out.as_ref(), hidden)
     }
 
     fn head(&self) -> Tensor<B, 2> {
-        match &self.embed_out {
-            Some(head) => head.weight.val(),
-            None => self.gpt_neox.embed_in.weight.val(),
-        }
+        self.gpt_neox.embed_in.head(self.embed_out.as_ref())
     }
 }

@@ -8,7 +8,7 @@ use gradmem_kernels::AttentionBackend;
 use serde::{Deserialize, Serialize};
 
 use super::CausalLm;
-use super::cache::{Cache, LayerCache};
+use super::cache::{Cache, LayerCache, through};
 use super::layers::{
     Activation, Embedding, GatedMlp, Init, Linear, RmsNorm, RopeScaling, Rotary, RotaryConfig,
     SelfAttention, SelfAttentionConfig,
@@ -260,18 +260,13 @@ impl<B: Backend> Llama<B> {
 
 impl<B: AttentionBackend> Llama<B> {
     /// `[batch, seq, d_model]` → `[batch, seq, d_model]`, after what the cache has read if there is one.
-    fn forward(&self, embeds: Tensor<B, 3>, mut cache: Option<&mut Cache<B>>) -> Tensor<B, 3> {
+    fn forward(&self, embeds: Tensor<B, 3>, cache: Option<&mut Cache<B>>) -> Tensor<B, 3> {
         let (seq, device) = (embeds.dims()[1], embeds.device());
         let start = cache.as_ref().map_or(0, |cache| cache.len());
         let rotary = self.config.rotary().table(start, seq, &device);
-        let mut x = embeds;
-        for (index, block) in self.model.layers.iter().enumerate() {
-            let layer = cache.as_deref_mut().map(|cache| cache.layer(index));
-            x = block.forward(x, &rotary, layer);
-        }
-        if let Some(cache) = cache {
-            cache.advance(seq);
-        }
+        let x = through(&self.model.layers, embeds, cache, |block, x, cache| {
+            block.forward(x, &rotary, cache)
+        });
         self.model.norm.forward(x)
     }
 }
@@ -302,16 +297,12 @@ impl<B: AttentionBackend> CausalLm<B> for Llama<B> {
     }
 
     fn logits(&self, hidden: Tensor<B, 3>) -> Tensor<B, 3> {
-        match &self.lm_head {
-            Some(head) => head.forward(hidden),
-            None => self.model.embed_tokens.logits(hidden),
-        }
+        self.model
+            .embed_tokens
+            .logits(self.lm_head.as_ref(), hidden)
     }
 
     fn head(&self) -> Tensor<B, 2> {
-        match &self.lm_head {
-            Some(head) => head.weight.val(),
-            None => self.model.embed_tokens.weight.val(),
-        }
+        self.model.embed_tokens.head(self.lm_head.as_ref())
     }
 }

@@ -20,7 +20,7 @@ use rand_distr::{Distribution, Uniform};
 use serde::{Deserialize, Serialize};
 
 use super::CausalLm;
-use super::cache::{Cache, LayerCache};
+use super::cache::{Cache, LayerCache, through};
 use super::layers::{Activation, Embedding, Init, Linear, RmsNorm};
 use crate::error::{Error, at_least_one, positive, require};
 
@@ -458,18 +458,12 @@ impl<B: Backend> Mamba<B> {
 
 impl<B: ScanBackend> Mamba<B> {
     /// `[batch, seq, d_model]` → `[batch, seq, d_model]`, after what the cache has read if there is one.
-    fn forward(&self, embeds: Tensor<B, 3>, mut cache: Option<&mut Cache<B>>) -> Tensor<B, 3> {
-        let seq = embeds.dims()[1];
-        let mut x = embeds;
-        for (index, block) in self.backbone.layers.iter().enumerate() {
-            let layer = cache.as_deref_mut().map(|cache| cache.layer(index));
-            let y = block.norm.forward(x.clone());
-            x = x + block.mixer.forward(y, layer);
-        }
-        if let Some(cache) = cache {
-            cache.advance(seq);
-        }
-        self.backbone.norm_f.forward(x)
+    fn forward(&self, embeds: Tensor<B, 3>, cache: Option<&mut Cache<B>>) -> Tensor<B, 3> {
+        let trunk = &self.backbone;
+        let x = through(&trunk.layers, embeds, cache, |block, x, cache| {
+            x.clone() + block.mixer.forward(block.norm.forward(x), cache)
+        });
+        trunk.norm_f.forward(x)
     }
 }
 
@@ -499,16 +493,12 @@ impl<B: ScanBackend> CausalLm<B> for Mamba<B> {
     }
 
     fn logits(&self, hidden: Tensor<B, 3>) -> Tensor<B, 3> {
-        match &self.lm_head {
-            Some(head) => head.forward(hidden),
-            None => self.backbone.embeddings.logits(hidden),
-        }
+        self.backbone
+            .embeddings
+            .logits(self.lm_head.as_ref(), hidden)
     }
 
     fn head(&self) -> Tensor<B, 2> {
-        match &self.lm_head {
-            Some(head) => head.weight.val(),
-            None => self.backbone.embeddings.weight.val(),
-        }
+        self.backbone.embeddings.head(self.lm_head.as_ref())
     }
 }

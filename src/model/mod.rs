@@ -25,7 +25,7 @@ use burn::tensor::{Int, Tensor};
 use crate::error::Error;
 
 pub use any::{AnyLm, ModelConfig};
-pub use cache::{Cache, LayerCache};
+pub use cache::{Cache, LayerCache, through};
 pub use gpt_neox::{GptNeoX, GptNeoXConfig};
 pub use gpt2::{Gpt2, Gpt2Config};
 pub use llama::{Llama, LlamaConfig};

@@ -204,10 +204,10 @@ impl RunConfig {
             MethodName::InContext => context.saturating_add(question),
         };
         let problem = format!(
-            "a context of {context} tokens (data.pairs = {}) and a question of {question} need {needed} \
-             positions with {}, memory included",
-            data.pairs,
-            self.method.as_str()
+            "{} on a context of {context} tokens (data.pairs = {}) and a question of {question} needs \
+             {needed} positions, memory included",
+            self.method.as_str(),
+            data.pairs
         );
         require(
             needed <= positions,
@@ -420,6 +420,38 @@ mod tests {
     }
 
     #[test]
+    fn methods_and_models_have_settings_of_their_own() {
+        let resolve = |overrides: &[&str]| {
+            let overrides: Vec<String> = overrides.iter().map(|o| o.to_string()).collect();
+            RunConfig::resolve("kv-quick", &overrides)
+        };
+        let rmt = resolve(&["method=rmt", "rmt.write_steps=3"]).unwrap();
+        let MethodConfig::Rmt(settings) = rmt.method_config() else {
+            panic!("{rmt:?}");
+        };
+        assert_eq!(settings.write_steps, 3);
+        assert!(fails("kv-quick", &["method=armt"]).contains("in-context"));
+        let error = fails(
+            "kv-quick",
+            &["method=rmt", "train.stop_metric=write_loss_after"],
+        );
+        assert!(
+            error.contains("train.stop_metric") && error.contains("rmt"),
+            "{error}"
+        );
+        // What fits one method may not fit another: 29 tokens, a question of 7, a memory of 8.
+        let positions = |n: usize, method: &str| {
+            let positions = format!("model.max_position_embeddings={n}");
+            resolve(&[&positions, &format!("method={method}")]).is_ok()
+        };
+        for (method, needed) in [("gradmem", 29), ("rmt", 37), ("in-context", 28)] {
+            assert!(positions(needed, method), "{method}");
+            assert!(!positions(needed - 1, method), "{method}");
+        }
+        assert!(fails("kv-quick", &["model.model_type=gpt2"]).contains("model.hidden_size"));
+    }
+
+    #[test]
     fn overrides_reach_every_section() {
         let overrides = [
             "memory.write_steps=5",
@@ -457,6 +489,10 @@ mod tests {
             ("model.num_attention_heads", "0", "at least 1"),
             ("model.max_position_embeddings", "28", "needs 29 positions"),
             ("model.vocab_size", "69", "70 tokens"),
+            ("model.model_type", "opt", "gpt2, gpt_neox, llama, mamba"),
+            ("memory.mem_proj", "sum", "per_sample"),
+            ("rmt.write_steps", "0", "at least 1"),
+            ("rmt.write_head", "true", "reconstruction_loss_weight"),
             ("train.lr", "nan", "above 0"),
             ("train.batch_size", "0", "at least 1"),
         ] {
