@@ -54,10 +54,6 @@ impl<B: Backend> CausalLm<B> for MeanLm<B> {
         x + self.down.forward(self.up.forward(mean).tanh())
     }
 
-    fn logits(&self, hidden: Tensor<B, 3>) -> Tensor<B, 3> {
-        self.embedding.logits(hidden)
-    }
-
     fn head(&self) -> Tensor<B, 2> {
         self.embedding.weight.val()
     }

@@ -53,11 +53,13 @@
 //! ```
 //!
 //! - [`memory`]: the method: WRITE, READ, the outer loss
-//! - [`model`]: what a language model must be to be written through, and Llama
+//! - [`model`]: what a language model must be to be written through; Llama, GPT-2, GPT-NeoX and Mamba,
+//!   pretrained ones too; generation
+//! - [`baselines`]: RMT, and the whole context in the prompt; [`method`]: all of these as one
 //! - [`data`]: contexts and questions as batches
 //! - [`train`]: meta-training on burn-train, with runs that can be stopped and go on
-//! - [`parity`] and [`mod@reference`]: the reference implementation's numbers, reproduced
-//! - [`kernels`]: attention that can be differentiated twice
+//! - [`parity`] and [`mod@reference`]: the reference implementation's numbers and checkpoints
+//! - [`kernels`]: attention and the linear scan, differentiable twice
 #![warn(missing_docs)]
 #![recursion_limit = "256"]
 
@@ -73,5 +75,5 @@ pub mod reference;
 pub mod train;
 
 pub use error::Error;
-/// Attention that can be differentiated twice.
+/// Attention and the linear scan, differentiable twice.
 pub use gradmem_kernels as kernels;

@@ -230,6 +230,7 @@ macro_rules! each {
 
 /// A method that is known at run time only, on a model that is.
 #[derive(Module, Debug)]
+#[allow(clippy::large_enum_variant)] // A program has one.
 pub enum AnyMethod<B: Backend> {
     /// `gradmem`
     GradMem(GradMem<B, AnyLm<B>>),

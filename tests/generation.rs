@@ -1,13 +1,16 @@
 //! What is kept of a sequence changes nothing: decoding from a cache equals decoding without one, and a
 //! batch of n equals n batches of one.
 
+use burn::module::Module;
+use burn::tensor::backend::Backend;
 use burn::tensor::{Int, Tensor, TensorData};
 use burn_ndarray::NdArray;
 use gradmem::baselines::{InContextConfig, RmtConfig, RmtProj};
+use gradmem::kernels::AttentionBackend;
 use gradmem::memory::{GradMemConfig, MemProj};
 use gradmem::model::generate::{GenerateConfig, Prefix, continue_prompts};
 use gradmem::model::{
-    AnyLm, Cache, CausalLm, Gpt2Config, GptNeoXConfig, LlamaConfig, MambaConfig, ModelConfig,
+    AnyLm, Cache, CausalLm, Gpt2Config, GptNeoXConfig, Llama, LlamaConfig, MambaConfig, ModelConfig,
 };
 
 type B = NdArray<f64>;
@@ -92,6 +95,57 @@ fn a_sequence_read_in_pieces_is_the_sequence() {
             assert_close(&format!("{name} in {pieces:?}"), &found, &whole);
         }
     }
+}
+
+/// A user's model, which knows nothing of caches.
+#[derive(Module, Debug)]
+struct Plain<B: Backend> {
+    inner: Llama<B>,
+}
+
+impl<B: AttentionBackend> CausalLm<B> for Plain<B> {
+    fn d_model(&self) -> usize {
+        self.inner.d_model()
+    }
+    fn vocab_size(&self) -> usize {
+        self.inner.vocab_size()
+    }
+    fn max_positions(&self) -> Option<usize> {
+        self.inner.max_positions()
+    }
+    fn embed(&self, tokens: Tensor<B, 2, Int>) -> Tensor<B, 3> {
+        self.inner.embed(tokens)
+    }
+    fn hidden(&self, embeds: Tensor<B, 3>) -> Tensor<B, 3> {
+        self.inner.hidden(embeds)
+    }
+    fn head(&self) -> Tensor<B, 2> {
+        self.inner.head()
+    }
+}
+
+#[test]
+fn a_model_without_a_cache_of_its_own_says_the_same() {
+    let config = LlamaConfig {
+        initializer_range: 0.3,
+        ..LlamaConfig::new(VOCAB, 16, 2, 2)
+    };
+    let inner: Llama<B> = config.init(3, &Default::default()).unwrap();
+    let plain = Plain {
+        inner: inner.clone(),
+    };
+    let beginnings = inner.embed(tokens(&[&[5, 9, 2], &[7, 7, 11]]));
+    let prompts = [vec![3, 4], vec![], vec![12], vec![8, 1, 6, 2]];
+    let config = GenerateConfig::greedy(7);
+    let ours = Prefix::new(&inner, beginnings.clone());
+    let theirs = Prefix::new(&plain, beginnings);
+    assert_eq!(
+        ours.generate(&prompts, &config).unwrap(),
+        theirs.generate(&prompts, &config).unwrap()
+    );
+    let more = || tokens(&[&[1, 2], &[3, 4], &[5, 6], &[7, 8]]);
+    let [a, b] = [ours.logits(more()), theirs.logits(more())];
+    assert_close("plain", &values(a.unwrap()), &values(b.unwrap()));
 }
 
 /// The likeliest token again and again, the whole sequence read each time.

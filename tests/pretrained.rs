@@ -17,6 +17,8 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 type B = burn_flex::Flex;
+/// What a file holds, by name.
+type Named = Vec<(String, TensorData)>;
 
 fn configs() -> [ModelConfig; 4] {
     [
@@ -60,7 +62,7 @@ fn load_error(folder: &Path) -> String {
     text
 }
 
-fn tensors(folder: &Path) -> Vec<(String, TensorData)> {
+fn tensors(folder: &Path) -> Named {
     let file = Tensors::open(folder.join("model.safetensors")).unwrap();
     let get = |name: &str| (name.to_string(), file.get(name).unwrap());
     file.names().map(get).collect()
@@ -221,7 +223,7 @@ fn wrong_weights_are_named() {
     let folder = saved(&config);
     let path = folder.path().join("model.safetensors");
     let good = tensors(folder.path());
-    let with = |edit: &dyn Fn(&mut Vec<(String, TensorData)>)| {
+    let with = |edit: &dyn Fn(&mut Named)| {
         let mut tensors = good.clone();
         edit(&mut tensors);
         write_tensors(&path, &tensors);

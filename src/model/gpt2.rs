@@ -282,10 +282,6 @@ impl<B: AttentionBackend> CausalLm<B> for Gpt2<B> {
         self.forward(embeds, Some(past))
     }
 
-    fn logits(&self, hidden: Tensor<B, 3>) -> Tensor<B, 3> {
-        self.transformer.wte.logits(self.lm_head.as_ref(), hidden)
-    }
-
     fn head(&self) -> Tensor<B, 2> {
         self.transformer.wte.head(self.lm_head.as_ref())
     }

@@ -314,12 +314,6 @@ impl<B: AttentionBackend> CausalLm<B> for GptNeoX<B> {
         self.forward(embeds, Some(past))
     }
 
-    fn logits(&self, hidden: Tensor<B, 3>) -> Tensor<B, 3> {
-        self.gpt_neox
-            .embed_in
-            .logits(self.embed_out.as_ref(), hidden)
-    }
-
     fn head(&self) -> Tensor<B, 2> {
         self.gpt_neox.embed_in.head(self.embed_out.as_ref())
     }

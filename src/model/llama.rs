@@ -296,12 +296,6 @@ impl<B: AttentionBackend> CausalLm<B> for Llama<B> {
         self.forward(embeds, Some(past))
     }
 
-    fn logits(&self, hidden: Tensor<B, 3>) -> Tensor<B, 3> {
-        self.model
-            .embed_tokens
-            .logits(self.lm_head.as_ref(), hidden)
-    }
-
     fn head(&self) -> Tensor<B, 2> {
         self.model.embed_tokens.head(self.lm_head.as_ref())
     }

@@ -492,12 +492,6 @@ impl<B: ScanBackend> CausalLm<B> for Mamba<B> {
         self.forward(embeds, Some(past))
     }
 
-    fn logits(&self, hidden: Tensor<B, 3>) -> Tensor<B, 3> {
-        self.backbone
-            .embeddings
-            .logits(self.lm_head.as_ref(), hidden)
-    }
-
     fn head(&self) -> Tensor<B, 2> {
         self.backbone.embeddings.head(self.lm_head.as_ref())
     }

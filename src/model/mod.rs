@@ -23,6 +23,7 @@ use burn::tensor::backend::Backend;
 use burn::tensor::{Int, Tensor};
 
 use crate::error::Error;
+use layers::matmul_transposed;
 
 pub use any::{AnyLm, ModelConfig};
 pub use cache::{Cache, LayerCache, through};
@@ -71,11 +72,13 @@ pub trait CausalLm<B: Backend>: Module<B> + ModuleDisplay {
         self.hidden(embeds).narrow(1, start, seq)
     }
 
-    /// `[batch, seq, d_model]` → `[batch, seq, vocab_size]`
-    fn logits(&self, hidden: Tensor<B, 3>) -> Tensor<B, 3>;
-
     /// The head's weight `[vocab_size, d_model]`, from which a WRITE head starts.
     fn head(&self) -> Tensor<B, 2>;
+
+    /// `[batch, seq, d_model]` → `[batch, seq, vocab_size]`, by the head alone unless a model does more.
+    fn logits(&self, hidden: Tensor<B, 3>) -> Tensor<B, 3> {
+        matmul_transposed(hidden, self.head())
+    }
 }
 
 /// A [`CausalLm`] that can be lifted to `Autodiff<B>`, so that WRITE can take gradients on it.

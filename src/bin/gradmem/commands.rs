@@ -371,7 +371,7 @@ impl<B: KernelBackend> Model<B> {
     fn open(folder: &Path, device: &B::Device) -> Result<Self, Error> {
         if folder.join("config.toml").exists() || !folder.join("config.json").exists() {
             let trained = Trained::open(folder, device)?;
-            let text = Text::Task(KvConfig::tokenizer()?);
+            let text = Text::Task(Box::new(KvConfig::tokenizer()?));
             let method = trained.method;
             return Ok(Self { method, text });
         }
@@ -393,7 +393,7 @@ impl<B: KernelBackend> Model<B> {
 /// Text to tokens and back.
 enum Text {
     /// As the task does it, which refuses characters it does not know and ends its answers with a mark.
-    Task(CharTokenizer),
+    Task(Box<CharTokenizer>),
     /// As a `tokenizer.json` says.
     Any(Box<Tokenizer>),
 }

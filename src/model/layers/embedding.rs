@@ -2,7 +2,6 @@ use burn::module::{Module, Param};
 use burn::tensor::backend::Backend;
 use burn::tensor::{Int, Tensor};
 
-use super::linear::matmul_transposed;
 use super::{Init, Linear};
 
 /// A table of vectors, one a token; tied heads read it the other way round.
@@ -41,10 +40,5 @@ impl<B: Backend> Embedding<B> {
     /// The weight `[vocab_size, d_model]` of a model's head: its own, or this table if they are tied.
     pub fn head(&self, own: Option<&Linear<B>>) -> Tensor<B, 2> {
         own.map_or_else(|| self.weight.val(), |own| own.weight.val())
-    }
-
-    /// The logits of that head: `[batch, seq, d_model]` → `[batch, seq, vocab_size]`.
-    pub fn logits(&self, own: Option<&Linear<B>>, hidden: Tensor<B, 3>) -> Tensor<B, 3> {
-        matmul_transposed(hidden, self.head(own))
     }
 }

@@ -20,6 +20,7 @@ pub use activation::Activation;
 pub use attention::{SelfAttention, SelfAttentionConfig, attend};
 pub use embedding::Embedding;
 pub use init::Init;
+pub(crate) use linear::matmul_transposed;
 pub use linear::{Conv1D, Linear};
 pub use mlp::GatedMlp;
 pub use norm::{LayerNorm, RmsNorm};
