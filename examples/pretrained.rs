@@ -37,6 +37,7 @@ fn main() -> Result<(), Error> {
         .with_memory_tokens(8)
         .with_write_steps(5)
         .with_write_lr(0.4)
+        .with_pad_token(loaded.pad_token)
         .init(loaded.model, 1, &device)?;
 
     let context = encode("!a:1!!b:2!!c:3!|")?;

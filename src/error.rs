@@ -147,6 +147,19 @@ pub(crate) fn at_least_one(
         .try_for_each(|(key, value)| require(value > 0, key, value, "must be at least 1"))
 }
 
+/// The largest size that anything may have: products of a few of them can still be counted.
+const LARGEST: usize = 1 << 24;
+
+/// Fails on the first of these sizes that is 0 or absurd.
+pub(crate) fn sizes(
+    settings: impl IntoIterator<Item = (&'static str, usize)>,
+) -> Result<(), Error> {
+    settings.into_iter().try_for_each(|(key, value)| {
+        let problem = format!("must be at least 1 and at most {LARGEST}");
+        require((1..=LARGEST).contains(&value), key, value, problem)
+    })
+}
+
 /// Fails on the first of these settings that is not above 0 and finite.
 pub(crate) fn positive(
     settings: impl IntoIterator<Item = (&'static str, f64)>,

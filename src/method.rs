@@ -189,13 +189,35 @@ impl MethodConfig {
         seed: u64,
         device: &B::Device,
     ) -> Result<AnyMethod<B>, Error> {
-        let model = model.init(seed, device)?;
         // The memory draws from a stream of its own.
+        self.attach(model.init(seed, device)?, !seed, device)
+    }
+
+    /// The method on a model that is there already, with what it adds drawn by `seed`.
+    ///
+    /// # Errors
+    ///
+    /// As [`MethodConfig::init`].
+    pub fn attach<B: KernelBackend>(
+        &self,
+        model: AnyLm<B>,
+        seed: u64,
+        device: &B::Device,
+    ) -> Result<AnyMethod<B>, Error> {
         Ok(match self {
-            Self::GradMem(config) => AnyMethod::GradMem(config.init(model, !seed, device)?),
-            Self::Rmt(config) => AnyMethod::Rmt(config.init(model, !seed, device)?),
+            Self::GradMem(config) => AnyMethod::GradMem(config.init(model, seed, device)?),
+            Self::Rmt(config) => AnyMethod::Rmt(config.init(model, seed, device)?),
             Self::InContext(config) => AnyMethod::InContext(config.init(model)?),
         })
+    }
+
+    /// The method's name.
+    pub fn name(&self) -> MethodName {
+        match self {
+            Self::GradMem(_) => MethodName::GradMem,
+            Self::Rmt(_) => MethodName::Rmt,
+            Self::InContext(_) => MethodName::InContext,
+        }
     }
 
     /// The method on a model, all weights yet to be loaded.
@@ -335,6 +357,13 @@ impl<B: KernelBackend> AnyMethod<B> {
             Self::Rmt(method) => method.load_memory(path),
             Self::InContext(_) => Err(writes_nothing()),
         }
+    }
+}
+
+/// The language model alone.
+impl<B: KernelBackend> From<AnyMethod<B>> for AnyLm<B> {
+    fn from(method: AnyMethod<B>) -> Self {
+        each!(method, method => method.model)
     }
 }
 

@@ -18,10 +18,10 @@ use gradmem_kernels::KernelBackend;
 
 use crate::baselines::Rmt;
 use crate::error::Error;
-use crate::memory::{GradMem, next_token_loss};
+use crate::memory::{GradMem, check_labels, next_token_loss};
 use crate::method::AnyMethod;
 use crate::model::weights::{ModulePath, Tensors};
-use crate::model::{AnyLm, CausalLm};
+use crate::model::{AnyLm, CausalLm, check_tokens};
 use crate::reference;
 
 /// One compared tensor.
@@ -217,16 +217,12 @@ where
     B::InnerBackend: KernelBackend,
 {
     let (tokens, labels) = (batch.ids("input_ids")?, batch.ids("labels")?);
-    let vocab = model.vocab_size() as i64;
-    let fits = |ids: &Tensor<B, 2, Int>, lowest: i64| {
-        ids.to_data()
-            .iter::<i64>()
-            .all(|id| (lowest..vocab).contains(&id))
-    };
-    if tokens.dims() != labels.dims() || !fits(&tokens, 0) || !fits(&labels, i64::MIN) {
-        return Err(Error::Input(format!(
-            "`input_ids` and `labels` must have one shape and ids below {vocab}"
-        )));
+    check_labels(&tokens, &labels, model.vocab_size())?;
+    check_tokens(model, &tokens, 0, "row of input_ids")?;
+    if tokens.dims()[1] < 2 {
+        return Err(Error::Input(
+            "`input_ids` need at least two tokens: the first predicts the second".into(),
+        ));
     }
     let logits = model.logits(model.hidden(model.embed(tokens)));
     // Labels of a plain language model are shifted: row i predicts label i + 1.

@@ -3,21 +3,21 @@
 //! `base_config`, and `model.safetensors`. A plain language model's folder is read as the in-context
 //! baseline.
 
-use std::collections::HashMap;
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use burn::tensor::backend::Backend;
 use gradmem_kernels::KernelBackend;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
+use tokenizers::Tokenizer;
 
 use crate::baselines::{InContextConfig, RmtConfig, RmtProj};
 use crate::error::Error;
-use crate::files::write_atomically;
-use crate::memory::{GradMemConfig, GradMode, MemProj};
+use crate::memory::{GradMem, GradMemConfig, GradMode, MemProj};
 use crate::method::{AnyMethod, MethodConfig};
 use crate::model::any::read_object;
-use crate::model::pretrained::{self, write_json};
+use crate::model::pretrained;
 use crate::model::weights::{self, Tensors};
 use crate::model::{AnyLm, ModelConfig};
 
@@ -42,7 +42,7 @@ pub fn open_config(path: impl AsRef<Path>) -> Result<(ModelConfig, MethodConfig)
             Ok((model, MethodConfig::Rmt(config.rmt(pad)?)))
         }
         Some(known) if ModelConfig::TYPES.contains(&known) => {
-            let pad_token = pad_token(&config.json);
+            let pad_token = pretrained::pad_token(&config.json);
             let method = MethodConfig::InContext(InContextConfig { pad_token });
             Ok((ModelConfig::from_json(&config.json, path)?, method))
         }
@@ -65,24 +65,22 @@ pub fn load<B: KernelBackend>(
 ) -> Result<AnyMethod<B>, Error> {
     let folder = folder.as_ref();
     let (model, method) = open_config(folder.join("config.json"))?;
-    match method.blank(&model, device)? {
-        AnyMethod::InContext(mut method) => {
-            method.model = pretrained::load_into(method.model, folder)?;
-            Ok(AnyMethod::InContext(method))
-        }
-        method => {
-            let tensors = Tensors::open_folder(folder)?;
-            let names = Names::of(&method);
-            let tied = model.tied_head();
-            let heads = ["lm_head.weight", "embed_out.weight"].map(|head| names.of_model(head));
-            let ignored = |name: &str| tied && heads.iter().any(|head| head == name);
-            tensors.fill_as(method, &|path| names.theirs(path), &ignored)
-        }
+    if let MethodConfig::InContext(config) = method {
+        let model = pretrained::load_weights(&model, folder, device)?;
+        return Ok(AnyMethod::InContext(config.init(model)?));
     }
+    let tensors = Tensors::open_folder(folder)?;
+    tensors.check_layers(model.layers())?;
+    let method = method.blank(&model, device)?;
+    let names = Names::of(&method);
+    let tied = model.tied_head();
+    let heads = ["lm_head.weight", "embed_out.weight"].map(|head| names.of_model(head));
+    let ignored = |name: &str| tied && heads.iter().any(|head| head == name);
+    tensors.fill_as(method, |path| names.theirs(path), ignored)
 }
 
 /// Saves a checkpoint that [`load`] and the reference read; for the in-context baseline, the language
-/// model alone.
+/// model alone. `end` is the token that ends an answer, if one does.
 ///
 /// # Errors
 ///
@@ -90,27 +88,50 @@ pub fn load<B: KernelBackend>(
 pub fn save<B: KernelBackend>(
     folder: impl AsRef<Path>,
     method: &AnyMethod<B>,
+    tokenizer: Option<&Tokenizer>,
+    end: Option<u32>,
 ) -> Result<(), Error> {
-    let folder = folder.as_ref();
-    if let AnyMethod::InContext(method) = method {
-        return pretrained::save(folder, &method.model, None);
+    let mut base = method.model().config().to_json();
+    if let Some(end) = end {
+        base.insert("eos_token_id".into(), end.into());
     }
-    let names = Names::of(method);
-    let tensors: Vec<_> = weights::parameters(method)
+    let mut config = to_json(base, &method.config());
+    if let AnyMethod::GradMem(GradMem {
+        write_lora: Some(lora),
+        ..
+    }) = method
+    {
+        // The reference knows the usual modules of some models only.
+        let last = |path: &String| path.rsplit('.').next().unwrap_or_default().to_string();
+        let targets: BTreeSet<String> = lora.targets().iter().map(last).collect();
+        let targets = targets.into_iter().collect::<Vec<_>>();
+        let given = &config["write_lora_target_modules"];
+        if given.is_null() && matches!(method.model(), AnyLm::Mamba(_)) {
+            config.insert("write_lora_target_modules".into(), targets.into());
+        }
+    }
+    let name = name(method);
+    let tensors = weights::parameters(method)
         .into_iter()
-        .map(|(path, data)| (names.theirs(&path), data))
+        .map(|(path, data)| (name(&path), data))
         .collect();
-    std::fs::create_dir_all(folder).map_err(Error::io(folder, "cannot make the folder"))?;
-    let metadata = HashMap::from([("format".to_string(), "pt".to_string())]);
-    let bytes = weights::encode(&tensors, metadata)?;
-    write_atomically(folder.join("model.safetensors"), &bytes)?;
-    let config = to_json(&method.model().config(), &method.config());
-    write_json(&folder.join("config.json"), &config)
+    pretrained::write_folder(folder.as_ref(), tensors, config, tokenizer)
+}
+
+/// The token that ends an answer of a folder's model, if its `config.json` names one.
+///
+/// # Errors
+///
+/// If it cannot be read.
+pub fn end_token(folder: impl AsRef<Path>) -> Result<Option<u32>, Error> {
+    let json = read_object(&folder.as_ref().join("config.json"))?;
+    let base = json.get("base_config").and_then(Value::as_object);
+    let token = pretrained::token(base.unwrap_or(&json), "eos_token_id");
+    Ok(token.and_then(|token| u32::try_from(token).ok()))
 }
 
 /// The settings as the reference writes them.
-fn to_json(model: &ModelConfig, method: &MethodConfig) -> Map<String, Value> {
-    let mut base = model.to_json();
+fn to_json(mut base: Map<String, Value>, method: &MethodConfig) -> Map<String, Value> {
     let json = match method {
         MethodConfig::GradMem(config) => {
             base.insert("pad_token_id".into(), config.pad_token.into());
@@ -327,6 +348,12 @@ impl Config<'_> {
     /// The language model's settings and its padding token.
     fn base(&self) -> Result<(ModelConfig, usize), Error> {
         let Some(Value::Object(base)) = self.json.get("base_config") else {
+            if let Some(Value::String(name)) = self.json.get("pretrained_model") {
+                return Err(self.problem(format!(
+                    "names the language model {name:?} by `pretrained_model`, but nothing is downloaded: \
+                     put the contents of its config.json under `base_config`"
+                )));
+            }
             let kind = self.json.get("model_type").and_then(Value::as_str);
             return Err(self.problem(format!(
                 "`base_config` is not an object: a {} needs its language model's config.json there",
@@ -335,7 +362,7 @@ impl Config<'_> {
         };
         let model = ModelConfig::from_json(base, self.path)
             .map_err(|e| self.problem(format!("base_config: {}", bare(&e))))?;
-        Ok((model, pad_token(base)))
+        Ok((model, pretrained::pad_token(base)))
     }
 
     fn gradmem(&self, pad_token: usize) -> Result<GradMemConfig, Error> {
@@ -425,22 +452,5 @@ fn bare(error: &Error) -> String {
     match error {
         Error::File { problem, .. } => problem.clone(),
         other => other.to_string(),
-    }
-}
-
-fn pad_token(json: &Map<String, Value>) -> usize {
-    let id = |key| json.get(key).and_then(Value::as_u64);
-    // Without one of their own, models pad with what ends a text.
-    id("pad_token_id").or(id("eos_token_id")).unwrap_or(0) as usize
-}
-
-/// The language model of a checkpoint, whatever answers with it.
-impl<B: KernelBackend> From<AnyMethod<B>> for AnyLm<B> {
-    fn from(method: AnyMethod<B>) -> Self {
-        match method {
-            AnyMethod::GradMem(method) => method.model,
-            AnyMethod::Rmt(method) => method.model,
-            AnyMethod::InContext(method) => method.model,
-        }
     }
 }

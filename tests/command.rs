@@ -338,6 +338,24 @@ fn every_method_trains_on_every_model_by_the_same_command() {
                     file.get("memory").unwrap()
                 };
                 assert_eq!(vectors("m.safetensors"), vectors("c.safetensors"));
+                // The same answers, but for the marks around them.
+                let answer = |model: &str, memory: &str| {
+                    let read = [
+                        "read",
+                        "--model",
+                        model,
+                        memory,
+                        "?!a:",
+                        "--max-tokens",
+                        "9",
+                    ];
+                    succeeds(&gradmem(&folder, &read)).replace('!', "")
+                };
+                let (by_run, by_checkpoint) = (
+                    answer(&run, "m.safetensors"),
+                    answer(&checkpoint, "c.safetensors"),
+                );
+                assert_eq!(by_run, by_checkpoint);
             }
             let prompt = [
                 "generate",
@@ -349,6 +367,8 @@ fn every_method_trains_on_every_model_by_the_same_command() {
             ];
             let generated = succeeds(&gradmem(&folder, &prompt));
             assert!(generated.starts_with("?!a:"), "{generated}");
+            let prompt = ["generate", "--model", &run, "?!a:", "--max-tokens", "5"];
+            assert_eq!(generated, succeeds(&gradmem(&folder, &prompt)));
             let empty = gradmem(&folder, &["generate", "--model", &checkpoint, ""]);
             assert_eq!(empty.status.code(), Some(2));
 
@@ -358,26 +378,63 @@ fn every_method_trains_on_every_model_by_the_same_command() {
                 _ => "method=rmt",
             };
             for key in [method_key.as_str(), other] {
-                let from = [
-                    "train",
-                    &file,
-                    key,
-                    "--init-from",
-                    &checkpoint,
-                    "--run",
-                    "next",
-                ];
-                succeeds(&gradmem(&folder, &from));
-                std::fs::remove_dir_all(folder.path().join("next")).unwrap();
+                for from in [&checkpoint, &run] {
+                    let next = ["train", &file, key, "--init-from", from, "--run", "next"];
+                    succeeds(&gradmem(&folder, &next));
+                    std::fs::remove_dir_all(folder.path().join("next")).unwrap();
+                }
             }
         }
         let checkpoint = format!("runs/{model_type}-checkpoint");
         let mismatch = gradmem(&folder, &["train", "kv-quick", "--init-from", &checkpoint]);
         assert_eq!(mismatch.status.code(), Some(2));
         let error = text(&mismatch.stderr);
-        assert!(error.contains("set model."), "{error}");
+        assert!(error.contains("is a model with"), "{error}");
         assert!(!folder.path().join("runs/kv-quick").exists());
     }
+}
+
+#[test]
+fn a_memory_begins_on_the_model_it_is_put_on() {
+    let folder = TempDir::new().unwrap();
+    succeeds(&train(&folder, "plain", &["method=in-context"]));
+    let more = [
+        "--init-from",
+        "plain",
+        "train.steps=1",
+        "train.lr=1e-12",
+        "train.seed=9",
+    ];
+    succeeds(&train(&folder, "run", &more));
+    let tensors = |file: &str, name: &str| {
+        let path = folder.path().join(file);
+        weights::Tensors::open(path).unwrap().get(name).unwrap()
+    };
+    // The WRITE head is a copy of the head that was loaded, not of the random one before it.
+    let loaded = tensors("plain/best.safetensors", "model.model.embed_tokens.weight");
+    for name in ["model.model.embed_tokens.weight", "write_head.weight"] {
+        let found = tensors("run/last.safetensors", name);
+        for (a, b) in found.iter::<f64>().zip(loaded.iter::<f64>()) {
+            assert!((a - b).abs() < 1e-6, "{name}: {a} {b}");
+        }
+    }
+    // Other settings of the same method are told apart by what they add.
+    let more = ["--init-from", "run", "memory.ctrl_tokens=1"];
+    let output = train(&folder, "next", &more);
+    assert_eq!(output.status.code(), Some(2));
+    let error = text(&output.stderr);
+    assert!(
+        error.contains("write_st") && error.contains("missing"),
+        "{error}"
+    );
+    // Another number of steps or step size is no other method.
+    let more = [
+        "--init-from",
+        "run",
+        "memory.write_steps=1",
+        "memory.write_lr=0.1",
+    ];
+    succeeds(&train(&folder, "next", &more));
 }
 
 #[test]
@@ -600,6 +657,28 @@ fn parity_reads_any_folder_of_the_format() {
         let output = gradmem(&folder, &["parity", "changed"]);
         refuses(&folder, &output, &[what], &before);
     }
+    // A plain model's, too short to predict anything, and longer than it has positions.
+    let plain = folder.path().join("plain");
+    std::fs::create_dir(&plain).unwrap();
+    for name in ["config.json", "model.safetensors", "expected.safetensors"] {
+        std::fs::copy(cases.join("lm_gpt2").join(name), plain.join(name)).unwrap();
+    }
+    for (seq, word) in [(1, "two tokens"), (300, "256")] {
+        let tensors = [
+            batch("input_ids", [1, seq], 4),
+            batch("labels", [1, seq], 4),
+        ];
+        let bytes = weights::encode(&tensors, HashMap::new()).unwrap();
+        std::fs::write(plain.join("batch.safetensors"), bytes).unwrap();
+        let output = gradmem(&folder, &["parity", "plain"]);
+        assert_eq!(output.status.code(), Some(2));
+        assert!(
+            text(&output.stderr).contains(word),
+            "{}",
+            text(&output.stderr)
+        );
+    }
+    std::fs::remove_dir_all(&plain).unwrap();
     write("{".into());
     let output = gradmem(&folder, &["parity", "changed"]);
     refuses(

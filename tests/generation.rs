@@ -137,8 +137,8 @@ fn a_model_without_a_cache_of_its_own_says_the_same() {
     let beginnings = inner.embed(tokens(&[&[5, 9, 2], &[7, 7, 11]]));
     let prompts = [vec![3, 4], vec![], vec![12], vec![8, 1, 6, 2]];
     let config = GenerateConfig::greedy(7);
-    let ours = Prefix::new(&inner, beginnings.clone());
-    let theirs = Prefix::new(&plain, beginnings);
+    let ours = Prefix::new(&inner, beginnings.clone()).unwrap();
+    let theirs = Prefix::new(&plain, beginnings).unwrap();
     assert_eq!(
         ours.generate(&prompts, &config).unwrap(),
         theirs.generate(&prompts, &config).unwrap()
@@ -169,7 +169,7 @@ fn cached_decoding_equals_uncached_token_by_token() {
     for (name, model) in models() {
         let beginnings = tokens(&[&[5, 9, 2], &[7, 7, 11]]);
         let embeds = model.embed(beginnings);
-        let prefix = Prefix::new(&model, embeds.clone());
+        let prefix = Prefix::new(&model, embeds.clone()).unwrap();
         // Two prompts to each beginning, of different lengths, one of them empty.
         let prompts = [vec![3, 4], vec![], vec![12], vec![8, 1, 6, 2]];
         let found = prefix

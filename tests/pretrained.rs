@@ -4,10 +4,12 @@
 use std::collections::HashMap;
 use std::path::Path;
 
+use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
 use burn::tensor::{DType, Int, Tensor, TensorData};
-use gradmem::baselines::{RmtConfig, RmtProj};
+use gradmem::baselines::{InContextConfig, RmtConfig, RmtProj};
 use gradmem::memory::{GradMemConfig, MemProj};
 use gradmem::method::{AnyMethod, MethodConfig};
+use gradmem::model::generate::{GenerateConfig, Prefix, continue_prompts};
 use gradmem::model::weights::{self, Tensors};
 use gradmem::model::{
     CausalLm, Gpt2Config, GptNeoXConfig, LlamaConfig, MambaConfig, ModelConfig, pretrained,
@@ -162,7 +164,10 @@ fn several_files_load_and_what_is_missing_is_named() {
     let outside = with("two.safetensors", "../two.safetensors");
     assert!(outside.contains("no file name"), "{outside}");
     let moved = with("two.safetensors", "one.safetensors");
-    assert!(moved.contains("in none of its files"), "{moved}");
+    assert!(
+        moved.contains("two.safetensors") || moved.contains("but it is not"),
+        "{moved}"
+    );
     let empty = with("weight_map", "map");
     assert!(empty.contains("weight_map"), "{empty}");
     std::fs::write(&index, &good).unwrap();
@@ -421,21 +426,244 @@ fn configurations_that_cannot_be_are_explained() {
         &[("time_step_rank", json!("some"))],
         &["time_step_rank", "auto"],
     );
-    // Sizes that nobody could hold are found by the weights' shapes, before anything is allocated.
+    check(
+        &llama,
+        &[("hidden_size", json!(1u64 << 40))],
+        &["hidden_size", "at most"],
+    );
+    check(
+        &gpt2,
+        &[("n_embd", json!(u64::MAX))],
+        &["n_embd", "at most"],
+    );
+    check(
+        &mamba,
+        &[("expand", json!(1u64 << 62))],
+        &["expand", "at most"],
+    );
+    // Sizes that hardly anybody could hold are found by the weights' shapes, before anything is allocated.
     let folder = saved(&llama);
     edit_config(folder.path(), |json| {
-        json.insert("intermediate_size".into(), json!(1u64 << 60));
+        json.insert("intermediate_size".into(), json!(1u64 << 24));
     });
     let error = load_error(folder.path());
     assert!(
-        error.contains("mlp") && error.contains("1152921504606846976"),
+        error.contains("mlp") && error.contains("16777216"),
         "{error}"
     );
+    let folder = saved(&llama);
+    edit_config(folder.path(), |json| {
+        json.insert("num_hidden_layers".into(), json!(1u64 << 24));
+    });
+    let error = load_error(folder.path());
+    assert!(error.contains("16777216 layers"), "{error}");
     let folder = saved(&llama);
     std::fs::write(folder.path().join("config.json"), "[]").unwrap();
     assert!(load_error(folder.path()).contains("not a JSON object"));
     std::fs::remove_file(folder.path().join("config.json")).unwrap();
     assert!(load_error(folder.path()).contains("config.json"));
+}
+
+#[test]
+fn a_configuration_that_is_silent_means_what_transformers_takes_it_to_mean() {
+    let folder = TempDir::new().unwrap();
+    let open = |json: Value| {
+        let path = folder.path().join("config.json");
+        std::fs::write(&path, json.to_string()).unwrap();
+        ModelConfig::open(path).unwrap()
+    };
+    let ModelConfig::Llama(llama) = open(json!({
+        "model_type": "llama", "vocab_size": 24, "hidden_size": 16, "intermediate_size": 32,
+        "num_hidden_layers": 2, "num_attention_heads": 2, "rope_theta": null,
+    })) else {
+        panic!("no llama");
+    };
+    assert_eq!((llama.rope_theta, llama.rms_norm_eps), (1e4, 1e-6));
+    assert_eq!(
+        (llama.max_position_embeddings, llama.tie_word_embeddings),
+        (2048, false)
+    );
+    // What newer versions keep together.
+    let ModelConfig::Llama(llama) = open(json!({
+        "model_type": "llama", "vocab_size": 24, "hidden_size": 16, "intermediate_size": 32,
+        "num_hidden_layers": 2, "num_attention_heads": 2, "rope_scaling": null,
+        "rope_parameters": { "rope_theta": 5e5, "rope_type": "linear", "factor": 4.0 },
+    })) else {
+        panic!("no llama");
+    };
+    assert_eq!(llama.rope_theta, 5e5);
+    assert_eq!(llama.rope_scaling.unwrap().factor, 4.0);
+}
+
+#[test]
+fn weights_to_be_loaded_take_no_room() {
+    struct Check;
+    impl ModuleVisitor<B> for Check {
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
+            assert!(!param.is_initialized());
+        }
+    }
+    let gradmem = GradMemConfig::new()
+        .with_mem_proj(MemProj::Proj)
+        .with_ctrl_tokens(1)
+        .with_write_head(true)
+        .with_write_lora(2, 4.0)
+        .with_frozen_backbone(true);
+    for config in configs() {
+        for method in [
+            MethodConfig::GradMem(gradmem.clone()),
+            MethodConfig::Rmt(RmtConfig::default()),
+        ] {
+            let blank: AnyMethod<B> = method.blank(&config, &Default::default()).unwrap();
+            blank.visit(&mut Check);
+        }
+    }
+}
+
+#[test]
+fn memories_of_another_kind_are_refused() {
+    let device = Default::default();
+    let folder = TempDir::new().unwrap();
+    let model = || {
+        LlamaConfig::new(24, 16, 1, 2)
+            .init::<B>(1, &device)
+            .unwrap()
+    };
+    let plain = GradMemConfig::new().with_memory_tokens(2);
+    let with = |proj| {
+        plain
+            .clone()
+            .with_mem_proj(proj)
+            .init(model(), 2, &device)
+            .unwrap()
+    };
+    let (none, shared, own) = (
+        with(MemProj::None),
+        with(MemProj::Proj),
+        with(MemProj::PerSample),
+    );
+    let rmt = RmtConfig::new()
+        .with_memory_tokens(2)
+        .init(model(), 2, &device)
+        .unwrap();
+    let contexts = || -> Tensor<B, 2, Int> { Tensor::from_data([[5, 6, 7], [8, 9, 0]], &device) };
+    let path = |name: &str| folder.path().join(name);
+
+    let memory = own.write(contexts()).unwrap();
+    own.save_memory(&memory, path("own")).unwrap();
+    let back = own.load_memory(path("own")).unwrap();
+    assert_eq!(back.vectors.to_data(), memory.vectors.to_data());
+    let [weight, _] = back.projection.clone().unwrap();
+    assert_eq!(weight.dims(), [2, 16, 16]);
+    shared
+        .save_memory(&shared.write(contexts()).unwrap(), path("shared"))
+        .unwrap();
+    none.save_memory(&none.write(contexts()).unwrap(), path("none"))
+        .unwrap();
+    rmt.save_memory(&rmt.write(contexts()).unwrap(), path("rmt"))
+        .unwrap();
+    assert!(rmt.load_memory(path("rmt")).is_ok());
+
+    // Models of the same weights, so that only the kind differs.
+    let refused = |result: Result<_, gradmem::Error>, word: &str| {
+        let _: gradmem::memory::Memory<B> = match result {
+            Ok(memory) => panic!("accepted: {memory:?}"),
+            Err(error) => return assert!(error.to_string().contains(word), "{error}"),
+        };
+    };
+    refused(shared.load_memory(path("own")), "projections");
+    refused(own.load_memory(path("shared")), "projections");
+    refused(none.load_memory(path("rmt")), "rmt");
+    refused(rmt.load_memory(path("none")), "gradmem");
+    let queries = || -> Tensor<B, 2, Int> { Tensor::from_data([[5], [6]], &device) };
+    assert!(shared.read(&memory, queries()).is_err());
+    assert!(rmt.read(&memory, queries()).is_err());
+    assert!(
+        own.write_loss(&none.write(contexts()).unwrap(), contexts())
+            .is_err()
+    );
+    let one: Tensor<B, 2, Int> = Tensor::from_data([[5, 6, 7]], &device);
+    let error = none
+        .write_loss(&none.write(one).unwrap(), contexts())
+        .unwrap_err();
+    assert!(
+        error.to_string().contains("1 memories, but 2 contexts"),
+        "{error}"
+    );
+}
+
+#[test]
+fn nothing_is_an_error_not_a_panic() {
+    let device = Default::default();
+    let none = |shape: [usize; 2]| -> Tensor<B, 2, Int> {
+        Tensor::from_data(TensorData::new(Vec::<i64>::new(), shape), &device)
+    };
+    let some = || -> Tensor<B, 2, Int> { Tensor::from_data([[5, 6, 7]], &device) };
+    for config in configs() {
+        let model = || config.init::<B>(1, &device).unwrap();
+        let gradmem = GradMemConfig::new()
+            .with_ctrl_tokens(1)
+            .init(model(), 2, &device)
+            .unwrap();
+        let rmt = RmtConfig::new().init(model(), 2, &device).unwrap();
+        let prompt = InContextConfig::default().init(model()).unwrap();
+        let (written, passed) = (gradmem.write(some()).unwrap(), rmt.write(some()).unwrap());
+        for shape in [[0, 3], [1, 0]] {
+            assert!(gradmem.write(none(shape)).is_err());
+            assert!(rmt.write(none(shape)).is_err());
+            assert!(prompt.logits(none(shape), some()).is_err());
+            assert!(prompt.reader(none(shape)).is_err());
+        }
+        for queries in [none([0, 3]), none([0, 0])] {
+            assert!(gradmem.read(&written, queries.clone()).is_err());
+            assert!(rmt.read(&passed, queries.clone()).is_err());
+            assert!(
+                gradmem
+                    .reader(&written)
+                    .unwrap()
+                    .logits(queries.clone())
+                    .is_err()
+            );
+            assert!(prompt.logits(some(), queries).is_err());
+        }
+        // No tokens after the memory is a question, but nothing to be trained on.
+        assert_eq!(
+            gradmem.read(&written, none([1, 0])).unwrap().dims(),
+            [1, 1, 24]
+        );
+        assert_eq!(
+            prompt.logits(some(), none([1, 0])).unwrap().dims(),
+            [1, 1, 24]
+        );
+        assert!(gradmem.outer(some(), none([1, 0]), none([1, 0])).is_err());
+        assert!(rmt.outer(some(), none([1, 0]), none([1, 0])).is_err());
+        let empty = Tensor::<B, 3>::zeros([0, 2, 16], &device);
+        assert!(Prefix::new(&gradmem.model, empty).is_err());
+    }
+}
+
+/// Makes every weight not a number.
+struct Spoil;
+
+impl ModuleMapper<B> for Spoil {
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<B, D>>) -> Param<Tensor<B, D>> {
+        param.map(|weight| weight * f32::NAN)
+    }
+}
+
+#[test]
+fn what_is_not_a_number_is_neither_decoded_nor_saved() {
+    let device = Default::default();
+    let folder = TempDir::new().unwrap();
+    let [llama, ..] = configs();
+    let spoiled = llama.init::<B>(1, &device).unwrap().map(&mut Spoil);
+    let decoded = continue_prompts(&spoiled, &[vec![3]], &GenerateConfig::default(), &device);
+    assert!(decoded.unwrap_err().to_string().contains("no numbers"));
+    let rmt = RmtConfig::new().init(spoiled, 2, &device).unwrap();
+    let memory = rmt.write(Tensor::from_data([[5, 6, 7]], &device)).unwrap();
+    let saved = rmt.save_memory(&memory, folder.path().join("m.safetensors"));
+    assert!(saved.unwrap_err().to_string().contains("not finite"));
+    assert!(!folder.path().join("m.safetensors").exists());
 }
 
 #[test]
@@ -461,6 +689,17 @@ fn a_tokenizer_must_fit_the_embedding() {
     let loaded = load(folder.path()).unwrap();
     let tokenizer = loaded.tokenizer.unwrap();
     assert_eq!(tokenizer.encode("aZ", false).unwrap().get_ids(), [4, 55]);
+    // How some training cut its texts is not how ours are.
+    let cutting = serde_json::to_value(&tokenizer).unwrap();
+    let mut cutting = cutting.as_object().unwrap().clone();
+    let truncation = json!({
+        "direction": "Right", "max_length": 2, "strategy": "LongestFirst", "stride": 0
+    });
+    cutting.insert("truncation".into(), truncation);
+    let file = folder.path().join("tokenizer.json");
+    std::fs::write(&file, Value::Object(cutting).to_string()).unwrap();
+    let uncut = load(folder.path()).unwrap().tokenizer.unwrap();
+    assert_eq!(uncut.encode("abcd", false).unwrap().get_ids().len(), 4);
     // And back to disk.
     let copy = TempDir::new().unwrap();
     pretrained::save(&copy, &loaded.model, Some(&tokenizer)).unwrap();
@@ -480,7 +719,7 @@ fn checkpoints_of_the_reference_are_read_and_written_back() {
         let method = reference::load::<B>(&case, &Default::default());
         let method = method.unwrap_or_else(|e| panic!("{e}"));
         let folder = TempDir::new().unwrap();
-        reference::save(&folder, &method).unwrap();
+        reference::save(&folder, &method, None, None).unwrap();
         // Every tensor under its name, every setting of theirs as it was.
         let (before, after) = (tensors(&case), tensors(folder.path()));
         assert_eq!(before.len(), after.len(), "{name}");

@@ -5,10 +5,10 @@ use burn::tensor::backend::Backend;
 use burn::tensor::{Int, Tensor, TensorData};
 use serde::{Deserialize, Serialize};
 
-use super::pick;
 use crate::error::Error;
 use crate::memory::{Contexts, check_pad};
 use crate::model::generate::Prefix;
+use crate::model::rows::{pick, share};
 use crate::model::{CausalLm, check_tokens};
 
 /// Settings of the prompt.
@@ -70,16 +70,11 @@ impl<B: Backend, M: CausalLm<B>> InContext<B, M> {
         let [rows, seq] = queries.dims();
         let contexts = Contexts::new(&self.model, contexts, self.config.pad_token, 0)?;
         let [batch, width] = contexts.tokens.dims();
-        if batch == 0 || !rows.is_multiple_of(batch) {
-            return Err(Error::Input(format!(
-                "{rows} queries cannot be shared evenly by {batch} contexts"
-            )));
-        }
+        let times = share(rows, batch)?;
         let longest = contexts.lengths.iter().copied().max().unwrap_or(0);
         check_tokens(&self.model, &queries, longest, "query")?;
         let ids = |x: &Tensor<B, 2, Int>| x.to_data().iter::<i64>().collect::<Vec<_>>();
         let (context_ids, query_ids) = (ids(&contexts.tokens), ids(&queries));
-        let times = rows / batch;
         // The query follows the context's last token; what is left over goes to the end, where nothing
         // looks back at it.
         let total = longest + seq;
@@ -113,6 +108,6 @@ impl<B: Backend, M: CausalLm<B>> InContext<B, M> {
             ));
         }
         let tokens = contexts.tokens.narrow(1, 0, length);
-        Ok(Prefix::new(&self.model, self.model.embed(tokens)))
+        Prefix::new(&self.model, self.model.embed(tokens))
     }
 }

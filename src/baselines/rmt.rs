@@ -11,15 +11,15 @@ use burn::tensor::backend::Backend;
 use burn::tensor::{Int, Tensor};
 use serde::{Deserialize, Serialize};
 
-use super::pick;
-use crate::error::{Error, at_least_one, require};
+use crate::error::{Error, at_least_one, require, sizes};
 use crate::memory::{
-    Contexts, Memory, check_labels, check_pad, check_room, frame, next_token_loss, read_behind,
-    store, token_losses,
+    Contexts, Memory, check_labels, check_memory, check_pad, check_room, frame, next_token_loss,
+    read_behind, store, token_losses,
 };
 use crate::model::CausalLm;
 use crate::model::generate::Prefix;
 use crate::model::layers::{Init, LayerNorm, Linear};
+use crate::model::rows::pick;
 
 /// Linear maps between the memory and the model.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -101,10 +101,11 @@ impl RmtConfig {
 
     /// Says which value cannot work, and why.
     pub fn validate(&self) -> Result<(), Error> {
-        at_least_one([
+        sizes([
             ("memory_tokens", self.memory_tokens),
-            ("write_steps", self.write_steps),
+            ("ctrl_tokens", self.ctrl_tokens.max(1)),
         ])?;
+        at_least_one([("write_steps", self.write_steps)])?;
         for (key, value) in [
             (
                 "reconstruction_loss_weight",
@@ -115,9 +116,7 @@ impl RmtConfig {
             let fits = value >= 0.0 && value.is_finite();
             require(fits, key, value, "must be 0 or a positive number")?;
         }
-        let used = !self.write_head || self.reconstruction_loss_weight > 0.0;
-        let problem = "only the reconstruction loss uses it: set reconstruction_loss_weight too";
-        require(used, "write_head", true, problem)
+        Ok(())
     }
 
     /// Puts a memory on `model`, drawn by `seed`.
@@ -317,7 +316,7 @@ impl<B: Backend, M: CausalLm<B>> Rmt<B, M> {
     ///
     /// If the memory is of another shape than this model's.
     pub fn reader(&self, memory: &Memory<B>) -> Result<Prefix<'_, B, M>, Error> {
-        Ok(Prefix::new(&self.model, self.prefix(memory)?))
+        Prefix::new(&self.model, self.prefix(memory)?)
     }
 
     /// Writes `contexts`, reads `queries` and takes the outer loss. A label in the first column counts for
@@ -342,11 +341,8 @@ impl<B: Backend, M: CausalLm<B>> Rmt<B, M> {
         let (memories, losses) = self.passes(&contexts);
         let memory = Memory::from_vectors(last(memories.clone()));
         let logits = self.read(&memory, queries)?;
-        let [rows, seq] = labels.dims();
-        let labels = match seq {
-            0 => labels,
-            _ => labels.slice_fill([0..rows, 0..1], -1),
-        };
+        let [rows, _] = labels.dims();
+        let labels = labels.slice_fill([0..rows, 0..1], -1);
         let read_loss = next_token_loss(logits.clone(), labels);
         let count = losses.len() as f64;
         let total = losses.into_iter().reduce(|sum, loss| sum + loss);
@@ -366,7 +362,7 @@ impl<B: Backend, M: CausalLm<B>> Rmt<B, M> {
     /// If the file cannot be written; what was there before then stays.
     pub fn save_memory(&self, memory: &Memory<B>, path: impl AsRef<Path>) -> Result<(), Error> {
         let about = [("write_steps", self.config.write_steps.to_string())];
-        store::save(self, memory, &about, path.as_ref())
+        store::save(self, memory, "rmt", &about, path.as_ref())
     }
 
     /// Loads a memory this model wrote.
@@ -377,7 +373,7 @@ impl<B: Backend, M: CausalLm<B>> Rmt<B, M> {
     pub fn load_memory(&self, path: impl AsRef<Path>) -> Result<Memory<B>, Error> {
         let shape = [self.config.memory_tokens, self.model.d_model()];
         let device = self.mem.val().device();
-        store::load(self, shape, false, path.as_ref(), &device)
+        store::load(self, "rmt", shape, false, path.as_ref(), &device)
     }
 
     fn contexts(&self, tokens: Tensor<B, 2, Int>) -> Result<Contexts<B>, Error> {
@@ -464,14 +460,8 @@ impl<B: Backend, M: CausalLm<B>> Rmt<B, M> {
 
     /// What READ begins with.
     fn prefix(&self, memory: &Memory<B>) -> Result<Tensor<B, 3>, Error> {
-        let [_, m, d] = memory.vectors.dims();
-        let expected = [self.config.memory_tokens, self.model.d_model()];
-        if [m, d] != expected {
-            return Err(Error::Input(format!(
-                "the memory has {m} vectors of width {d}, but this model reads {} of width {}",
-                expected[0], expected[1]
-            )));
-        }
+        let shape = [self.config.memory_tokens, self.model.d_model()];
+        check_memory(memory, shape, false)?;
         let vectors = match &self.read_mem_proj {
             Some(proj) => proj.forward(memory.vectors.clone()),
             None => memory.vectors.clone(),

@@ -8,7 +8,7 @@ use rand_chacha::rand_core::SeedableRng;
 use serde::{Deserialize, Serialize};
 
 use super::{CharTokenizer, Example, Question};
-use crate::error::{Error, at_least_one, require};
+use crate::error::{Error, at_least_one, require, sizes};
 
 /// The characters of keys and values.
 const ALPHABET: &str = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789";
@@ -52,11 +52,13 @@ impl KvConfig {
 
     /// Says which value cannot work, and why.
     pub fn validate(&self) -> Result<(), Error> {
-        at_least_one([
+        sizes([
             ("pairs", self.pairs),
             ("key_len", self.key_len),
             ("value_len", self.value_len),
             ("queries_per_context", self.queries_per_context),
+        ])?;
+        at_least_one([
             ("train_samples", self.train_samples),
             ("valid_samples", self.valid_samples),
         ])?;

@@ -1,6 +1,7 @@
 use std::path::Path;
 
 use tokenizers::Tokenizer;
+use tokenizers::decoders::fuse::Fuse;
 use tokenizers::models::wordlevel::WordLevel;
 use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
 use tokenizers::tokenizer::normalizer::SplitDelimiterBehavior;
@@ -46,6 +47,8 @@ impl CharTokenizer {
         let split =
             Split::new(each, SplitDelimiterBehavior::Isolated, false).map_err(|e| problem(&e))?;
         tokenizer.with_pre_tokenizer(Some(split));
+        // Characters come back side by side, not as words.
+        tokenizer.with_decoder(Some(Fuse::default()));
         let marks = marks
             .chars()
             .map(|mark| {

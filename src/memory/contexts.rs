@@ -25,6 +25,9 @@ impl<B: Backend> Contexts<B> {
     ) -> Result<Self, Error> {
         let [batch, seq] = tokens.dims();
         let (vocab, pad) = (model.vocab_size() as i64, pad as i64);
+        if batch == 0 {
+            return Err(Error::Input("there is no context".into()));
+        }
         if let Some(positions) = model.max_positions()
             && others + seq > positions
         {

@@ -6,11 +6,13 @@
 // Fields are named as the checkpoints name their tensors.
 #![allow(non_snake_case)]
 
+use std::collections::BTreeSet;
+
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
 use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
 
-use crate::error::{Error, at_least_one, positive};
+use crate::error::{Error, positive, sizes};
 use crate::model::layers::Init;
 use crate::model::weights::ModulePath;
 
@@ -72,7 +74,7 @@ impl<B: Backend> Lora<B> {
         init: &mut Init,
         device: &B::Device,
     ) -> Result<Self, Error> {
-        at_least_one([("write_lora_rank", rank)])?;
+        sizes([("write_lora_rank", rank)])?;
         positive([("write_lora_alpha", alpha)])?;
         let (mut adapters, mut paths) = (Vec::new(), Vec::new());
         let matrices = matrices(model);
@@ -82,15 +84,9 @@ impl<B: Backend> Lora<B> {
             !found.any(|matrix| matrix.is_called(target))
         }) {
             let last = |path: &str| path.rsplit('.').next().unwrap_or_default().to_string();
-            let mut names: Vec<_> = matrices
-                .iter()
-                .filter(adaptable)
-                .collect::<Vec<_>>()
-                .into_iter()
-                .map(|m| last(&m.path))
-                .collect();
-            names.sort();
-            names.dedup();
+            let names = matrices.iter().filter(adaptable);
+            let names: BTreeSet<_> = names.map(|matrix| last(&matrix.path)).collect();
+            let names: Vec<_> = names.into_iter().collect();
             let problem = format!(
                 "the model has no matrix of that name: it has {}",
                 names.join(", ")

@@ -83,6 +83,11 @@ pub(crate) fn check_labels<B: Backend>(
             labels.dims()
         )));
     }
+    if queries.dims()[1] == 0 {
+        return Err(Error::Input(
+            "the queries have no tokens to be labelled".into(),
+        ));
+    }
     let largest = labels.to_data().iter::<i64>().max().unwrap_or(-1);
     match largest < vocab as i64 {
         true => Ok(()),

@@ -18,7 +18,7 @@ mod read;
 pub(crate) mod store;
 mod write;
 
-use burn::module::{Module, Param};
+use burn::module::{Module, ModuleMapper, Param};
 use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
 use serde::{Deserialize, Serialize};
@@ -27,11 +27,11 @@ pub(crate) use contexts::Contexts;
 pub use lora::Lora;
 pub use meta::Outer;
 pub(crate) use meta::check_labels;
-pub(crate) use read::read_behind;
+pub(crate) use read::{check_memory, read_behind};
 pub use read::{next_token_loss, token_losses};
 pub use write::Memory;
 
-use crate::error::{Error, at_least_one, positive, require};
+use crate::error::{Error, positive, require, sizes};
 use crate::model::CausalLm;
 use crate::model::layers::{Init, Linear};
 
@@ -218,6 +218,12 @@ impl GradMemConfig {
         self
     }
 
+    /// Sets the token that fills shorter contexts.
+    pub fn with_pad_token(mut self, pad_token: usize) -> Self {
+        self.pad_token = pad_token;
+        self
+    }
+
     /// Sets the weight of the WRITE loss in the outer loss.
     pub fn with_inner_loss_weight(mut self, weight: f64) -> Self {
         self.inner_loss_weight = weight;
@@ -226,7 +232,11 @@ impl GradMemConfig {
 
     /// Says which value cannot work, and why.
     pub fn validate(&self) -> Result<(), Error> {
-        at_least_one([("memory_tokens", self.memory_tokens)])?;
+        sizes([
+            ("memory_tokens", self.memory_tokens),
+            ("ctrl_tokens", self.ctrl_tokens.max(1)),
+            ("write_lora_rank", self.write_lora_rank.max(1)),
+        ])?;
         positive([("write_lr", self.write_lr)])?;
         if self.write_lora_rank > 0 {
             positive([("write_lora_alpha", self.write_lora_alpha)])?;
@@ -318,7 +328,7 @@ impl GradMemConfig {
         });
         Ok(GradMem {
             model: match self.freeze_backbone {
-                true => model.no_grad(),
+                true => model.map(&mut Freeze),
                 false => model,
             },
             mem,
@@ -342,7 +352,16 @@ impl GradMemConfig {
     /// Whether step `k` of `K` is differentiated in full.
     fn is_second_order(&self, k: usize) -> bool {
         let last = self.second_order_steps.unwrap_or(self.write_steps);
-        self.grad_mode == GradMode::Second && k + last >= self.write_steps
+        self.grad_mode == GradMode::Second && k.saturating_add(last) >= self.write_steps
+    }
+}
+
+/// Takes gradients away from parameters, from those that are yet to be loaded too.
+struct Freeze;
+
+impl<B: Backend> ModuleMapper<B> for Freeze {
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<B, D>>) -> Param<Tensor<B, D>> {
+        param.set_require_grad(false)
     }
 }
 

@@ -6,7 +6,8 @@ use burn::tensor::{Int, Tensor};
 
 use super::{GradMem, MemProj, Memory, frame};
 use crate::error::Error;
-use crate::model::generate::{Prefix, repeat};
+use crate::model::generate::Prefix;
+use crate::model::rows::{repeat, share};
 use crate::model::{CausalLm, check_tokens};
 
 impl<B: Backend, M: CausalLm<B>> GradMem<B, M> {
@@ -37,29 +38,18 @@ impl<B: Backend, M: CausalLm<B>> GradMem<B, M> {
     ///
     /// If the memory is of another shape than this model's.
     pub fn reader(&self, memory: &Memory<B>) -> Result<Prefix<'_, B, M>, Error> {
-        Ok(Prefix::new(&self.model, self.prefix(memory)?))
+        Prefix::new(&self.model, self.prefix(memory)?)
+    }
+
+    /// Fails on memories of another shape than this model's.
+    pub(super) fn check(&self, memory: &Memory<B>) -> Result<(), Error> {
+        let shape = [self.config.memory_tokens, self.model.d_model()];
+        check_memory(memory, shape, self.config.mem_proj == MemProj::PerSample)
     }
 
     /// What READ begins with: `[read_st; W M_K + b; read_end]`.
     fn prefix(&self, memory: &Memory<B>) -> Result<Tensor<B, 3>, Error> {
-        let [_, m, d] = memory.vectors.dims();
-        let expected = [self.config.memory_tokens, self.model.d_model()];
-        if [m, d] != expected {
-            return Err(Error::Input(format!(
-                "the memory has {m} vectors of width {d}, but this model reads {} of width {}",
-                expected[0], expected[1]
-            )));
-        }
-        let own = self.config.mem_proj == MemProj::PerSample;
-        if own != memory.projection.is_some() {
-            let (has, reads) = match own {
-                true => ("no projection of its own", "one"),
-                false => ("a projection of its own", "none"),
-            };
-            return Err(Error::Input(format!(
-                "the memory has {has}, but this model reads {reads}"
-            )));
-        }
+        self.check(memory)?;
         let vectors = self.project(&memory.fast());
         Ok(frame(
             self.read_st.as_ref(),
@@ -67,6 +57,43 @@ impl<B: Backend, M: CausalLm<B>> GradMem<B, M> {
             self.read_end.as_ref(),
         ))
     }
+}
+
+/// Fails on memories other than of `m` vectors of width `d` each, with projections of their own or not.
+pub(crate) fn check_memory<B: Backend>(
+    memory: &Memory<B>,
+    [m, d]: [usize; 2],
+    projects: bool,
+) -> Result<(), Error> {
+    let [batch, rows, width] = memory.vectors.dims();
+    let problem = if batch == 0 {
+        "there is no memory".into()
+    } else if [rows, width] != [m, d] {
+        format!(
+            "the memory has {rows} vectors of width {width}, but this model reads {m} of width {d}"
+        )
+    } else {
+        match (&memory.projection, projects) {
+            (None, false) => return Ok(()),
+            (Some([weight, bias]), true)
+                if weight.dims() == [batch, d, d] && bias.dims() == [batch, 1, d] =>
+            {
+                return Ok(());
+            }
+            (None, true) => {
+                "the memory has no projection of its own, but this model reads one".into()
+            }
+            (Some(_), false) => {
+                "the memory has a projection of its own, but this model reads none".into()
+            }
+            (Some([weight, bias]), true) => format!(
+                "the memory's projection is {:?} and {:?}, not [{batch}, {d}, {d}] and [{batch}, 1, {d}]",
+                weight.dims(),
+                bias.dims()
+            ),
+        }
+    };
+    Err(Error::Input(problem))
 }
 
 /// The logits of `queries` `[batch · r, seq]`, each behind its part of `prefix` `[batch, n, d_model]`:
@@ -78,12 +105,7 @@ pub(crate) fn read_behind<B: Backend, M: CausalLm<B>>(
 ) -> Result<Tensor<B, 3>, Error> {
     let [batch, before, _] = prefix.dims();
     let [rows, seq] = queries.dims();
-    if batch == 0 || !rows.is_multiple_of(batch) {
-        return Err(Error::Input(format!(
-            "{rows} queries cannot be shared evenly by {batch} memories"
-        )));
-    }
-    let prefix = repeat(prefix, rows / batch);
+    let prefix = repeat(prefix, share(rows, batch)?);
     let embeds = match seq {
         0 => prefix,
         _ => {
@@ -117,6 +139,9 @@ pub fn next_token_loss<B: Backend>(
     labels: Tensor<B, 2, Int>,
 ) -> Tensor<B, 1> {
     let [_, seq] = labels.dims();
+    if seq == 0 {
+        return Tensor::zeros([1], (&logits.device(), logits.dtype()));
+    }
     let ignored = labels.clone().lower_elem(0);
     let losses = token_losses(
         logits.narrow(1, 0, seq),

@@ -18,9 +18,11 @@ use crate::model::weights::{self, Tensors};
 const VECTORS: &str = "memory";
 /// Each sample's own projection, if it has one: weight and bias.
 const PROJECTION: [&str; 2] = ["projection.weight", "projection.bias"];
+/// The method's name in a file.
+const GRADMEM: &str = "gradmem";
 const FORMAT: &str = "gradmem-memory-1";
 
-/// A short hash of all weights of a module.
+/// A short hash of all weights of a module: their names, shapes and bytes, not its settings.
 pub(crate) fn fingerprint<B: Backend, M: Module<B>>(module: &M) -> String {
     let mut hash = Sha256::new();
     for (name, data) in weights::parameters(module) {
@@ -36,11 +38,19 @@ pub(crate) fn fingerprint<B: Backend, M: Module<B>>(module: &M) -> String {
 pub(crate) fn save<B: Backend, M: Module<B>>(
     module: &M,
     memory: &Memory<B>,
+    method: &str,
     about: &[(&str, String)],
     path: &Path,
 ) -> Result<(), Error> {
+    let finite = |x: &Tensor<B, 3>| x.to_data().iter::<f64>().all(f64::is_finite);
+    if !memory.fast().iter().all(finite) {
+        return Err(Error::Failed(
+            "the memory holds numbers that are not finite: it is not saved".into(),
+        ));
+    }
     let fixed = [
         ("format", FORMAT.to_string()),
+        ("method", method.to_string()),
         ("model", fingerprint(module)),
     ];
     let metadata: HashMap<_, _> = fixed
@@ -58,6 +68,7 @@ pub(crate) fn save<B: Backend, M: Module<B>>(
 /// `projects`.
 pub(crate) fn load<B: Backend, M: Module<B>>(
     module: &M,
+    method: &str,
     [m, d]: [usize; 2],
     projects: bool,
     path: &Path,
@@ -67,6 +78,12 @@ pub(crate) fn load<B: Backend, M: Module<B>>(
     let metadata = file.metadata();
     if metadata.get("format").map(String::as_str) != Some(FORMAT) {
         return Err(Error::file(path, "is not a memory file"));
+    }
+    // Files without a method were written before there was another one.
+    let theirs = metadata.get("method").map_or(GRADMEM, String::as_str);
+    if theirs != method {
+        let problem = format!("was written by {theirs}, but this model reads by {method}");
+        return Err(Error::file(path, problem));
     }
     let (ours, theirs) = (fingerprint(module), metadata.get("model"));
     if theirs != Some(&ours) {
@@ -82,6 +99,13 @@ pub(crate) fn load<B: Backend, M: Module<B>>(
         (PROJECTION[1], [1, d]),
     ];
     let count = if projects { shapes.len() } else { 1 };
+    if file.contains(PROJECTION[0]) != projects {
+        let problem = match projects {
+            true => "has no projections of its memories' own, which this model reads",
+            false => "has projections of its memories' own, which this model does not read",
+        };
+        return Err(Error::file(path, problem));
+    }
     let dtype = <B::FloatElem as Element>::dtype();
     let mut fast: Vec<Tensor<B, 3>> = Vec::new();
     for (name, [rows, width]) in shapes.into_iter().take(count) {
@@ -125,7 +149,7 @@ impl<B: Backend, M: CausalLm<B>> GradMem<B, M> {
             ("write_steps", self.config.write_steps.to_string()),
             ("write_lr", self.config.write_lr.to_string()),
         ];
-        save(self, memory, &about, path.as_ref())
+        save(self, memory, GRADMEM, &about, path.as_ref())
     }
 
     /// Loads a memory this model wrote.
@@ -138,6 +162,7 @@ impl<B: Backend, M: CausalLm<B>> GradMem<B, M> {
         let projects = self.config.mem_proj == MemProj::PerSample;
         load(
             self,
+            GRADMEM,
             shape,
             projects,
             path.as_ref(),

@@ -75,19 +75,23 @@ impl<B: Backend, M: Writable<B>> GradMem<B, M> {
         let config = &self.config;
         let contexts = self.contexts(contexts)?;
         let mut fast = self.start(contexts.lengths.len());
-        let writer = Writer::new(self, &contexts);
-        // What first-order steps use: their gradient is a constant, so they need no outer graph.
-        let some_are_constant = (0..config.write_steps).any(|k| !config.is_second_order(k));
-        let constant = some_are_constant.then(|| Writer::new(&self.clone().no_grad(), &contexts));
+        // A second-order step, and a last step whose loss is trained, need their graph; the gradient of
+        // the others is a constant.
+        let is_last = |k| k + 1 == config.write_steps;
+        let needs_graph =
+            |k| config.is_second_order(k) || (config.inner_loss_weight > 0.0 && is_last(k));
+        let mut tracked = None;
+        let mut constant = None;
 
         let (mut losses, mut grad_norms) = (Vec::new(), Vec::new());
         for k in 0..config.write_steps {
-            let keeps_loss = config.inner_loss_weight > 0.0 && k + 1 == config.write_steps;
-            let (loss, gradients) = match &constant {
-                Some(constant) if !config.is_second_order(k) && !keeps_loss => {
-                    constant.gradients(detached(&fast))
-                }
-                _ => writer.gradients(fast.clone()),
+            let (loss, gradients) = match needs_graph(k) {
+                true => tracked
+                    .get_or_insert_with(|| Writer::new(self, &contexts))
+                    .gradients(fast.clone()),
+                false => constant
+                    .get_or_insert_with(|| Writer::new(&self.clone().no_grad(), &contexts))
+                    .gradients(detached(&fast)),
             };
             let gradients = match config.is_second_order(k) {
                 true => gradients,
@@ -115,13 +119,20 @@ impl<B: Backend, M: Writable<B>> GradMem<B, M> {
     ///
     /// # Errors
     ///
-    /// As [`GradMem::write`].
+    /// As [`GradMem::write`]; also as many memories as contexts are not given, or of another shape.
     pub fn write_loss(
         &self,
         memory: &Memory<B>,
         contexts: Tensor<B, 2, Int>,
     ) -> Result<Tensor<B, 1>, Error> {
         let contexts = self.contexts(contexts)?;
+        self.check(memory)?;
+        let (memories, samples) = (memory.vectors.dims()[0], contexts.lengths.len());
+        if memories != samples {
+            return Err(Error::Input(format!(
+                "there are {memories} memories, but {samples} contexts"
+            )));
+        }
         let embeds = self.model.embed(contexts.tokens.clone());
         let writing = self.writing();
         Ok(writing.reconstruction_loss(&memory.fast(), embeds, &contexts))

@@ -79,6 +79,16 @@ impl ModelConfig {
         each!(self, Self, config => config.vocab_size)
     }
 
+    /// Number of blocks.
+    pub fn layers(&self) -> usize {
+        match self {
+            Self::Gpt2(config) => config.n_layer,
+            Self::GptNeoX(config) => config.num_hidden_layers,
+            Self::Llama(config) => config.num_hidden_layers,
+            Self::Mamba(config) => config.num_hidden_layers,
+        }
+    }
+
     /// Width of an embedding.
     pub fn d_model(&self) -> usize {
         match self {
@@ -176,11 +186,24 @@ impl ModelConfig {
                 )));
             }
         };
-        if let Some(size) = sizes.iter().find(|size| !json.contains_key(**size)) {
+        let missing = |size: &&&str| json.get(**size).is_none_or(Value::is_null);
+        if let Some(size) = sizes.iter().find(missing) {
             return Err(problem(format!("has no `{size}`")));
         }
         let mut json = json.clone();
+        json.retain(|_, value| !value.is_null());
         unite_names(&mut json);
+        if model_type == "llama" {
+            // What `transformers` takes where a file is silent; our own defaults are for small models.
+            for (key, value) in [
+                ("rope_theta", Value::from(10_000.0)),
+                ("rms_norm_eps", 1e-6.into()),
+                ("max_position_embeddings", 2048.into()),
+                ("tie_word_embeddings", false.into()),
+            ] {
+                json.entry(key).or_insert(value);
+            }
+        }
         if let Some((a, b, ours)) = [("n_embd", "hidden_size"), ("n_layer", "num_hidden_layers")]
             .into_iter()
             .map(|(a, b)| (a, b, (json.get(a).cloned(), json.get(b).cloned())))
@@ -208,7 +231,6 @@ impl ModelConfig {
             Self::Mamba(_) => "MambaForCausalLM",
         };
         json.insert("architectures".into(), vec![architecture].into());
-        json.insert("torch_dtype".into(), "float32".into());
         json
     }
 }
@@ -222,7 +244,8 @@ fn unite_names(json: &mut Map<String, Value>) {
                 json.entry(key).or_insert(value.clone());
             }
         }
-        if rope.get("rope_type").is_some_and(|kind| kind != "default") {
+        let kind = rope.get("rope_type").or(rope.get("type"));
+        if kind.is_some_and(|kind| kind != "default") {
             json.entry("rope_scaling").or_insert(Value::Object(rope));
         }
     }

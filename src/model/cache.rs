@@ -3,7 +3,7 @@
 use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
 
-use super::generate::select;
+use super::rows::select;
 
 /// What a model keeps of a sequence: attention its keys and values, Mamba its state. A cache can be
 /// cloned, and several continuations grown from one beginning.
@@ -78,16 +78,6 @@ impl<B: Backend> Cache<B> {
     /// Counts `seq` more positions: for models, once all their layers have read them.
     pub fn advance(&mut self, seq: usize) {
         self.len += seq;
-    }
-
-    /// Each sample `times` times, its copies side by side: `[batch, …]` → `[batch · times, …]`.
-    pub fn repeat(&self, times: usize) -> Self {
-        self.map(|x| {
-            let [batch, a, b, c] = x.dims();
-            x.unsqueeze_dim::<5>(1)
-                .expand([batch, times, a, b, c])
-                .reshape([batch * times, a, b, c])
-        })
     }
 
     /// The samples of these indices, one after the other; one may come several times.

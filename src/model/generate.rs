@@ -9,6 +9,7 @@ use rand_chacha::rand_core::SeedableRng;
 use rand_distr::{Distribution, Uniform};
 use serde::{Deserialize, Serialize};
 
+use super::rows::{repeat, select, share};
 use super::{Cache, CausalLm, check_tokens};
 use crate::error::{Error, require};
 
@@ -154,16 +155,27 @@ pub struct Prefix<'a, B: Backend, M> {
 }
 
 impl<'a, B: Backend, M: CausalLm<B>> Prefix<'a, B, M> {
-    /// Reads `embeds` `[batch, seq, d_model]`, at least one row each.
-    pub fn new(model: &'a M, embeds: Tensor<B, 3>) -> Self {
+    /// Reads `embeds` `[batch, seq, d_model]`.
+    ///
+    /// # Errors
+    ///
+    /// If there are none, or more than the model has positions.
+    pub fn new(model: &'a M, embeds: Tensor<B, 3>) -> Result<Self, Error> {
         let mut cache = Cache::new();
-        let seq = embeds.dims()[1];
+        let [batch, seq, _] = embeds.dims();
+        let positions = model.max_positions().unwrap_or(usize::MAX);
+        if batch == 0 || seq == 0 || seq > positions {
+            return Err(Error::Input(format!(
+                "{batch} beginnings of {seq} vectors cannot be read: there must be at least one of \
+                 each, and the model has {positions} positions"
+            )));
+        }
         let last = model.hidden_after(embeds, &mut cache);
-        Self {
+        Ok(Self {
             model,
             cache,
             last: last.narrow(1, seq - 1, 1),
-        }
+        })
     }
 
     /// How many beginnings there are.
@@ -189,15 +201,16 @@ impl<'a, B: Backend, M: CausalLm<B>> Prefix<'a, B, M> {
     /// Rows that cannot be shared evenly, a token the model does not have, or more tokens than positions.
     pub fn logits(&self, tokens: Tensor<B, 2, Int>) -> Result<Tensor<B, 3>, Error> {
         let [rows, seq] = tokens.dims();
-        let times = self.share(rows)?;
+        let times = share(rows, self.batch())?;
         let last = repeat(self.last.clone(), times);
         let hidden = match seq {
             0 => last,
             _ => {
                 check_tokens(self.model, &tokens, self.cache.len(), "continuation")?;
+                let sources: Vec<usize> = (0..rows).map(|row| row / times).collect();
                 let mut cache = match times {
                     1 => self.cache.clone(),
-                    _ => self.cache.repeat(times),
+                    _ => self.cache.select(&sources, &self.last.device()),
                 };
                 let embeds = self.model.embed(tokens);
                 let hidden = self.model.hidden_after(embeds, &mut cache);
@@ -223,7 +236,7 @@ impl<'a, B: Backend, M: CausalLm<B>> Prefix<'a, B, M> {
         if prompts.is_empty() {
             return config.validate().map(|()| Vec::new());
         }
-        let times = self.share(prompts.len())?;
+        let times = share(prompts.len(), self.batch())?;
         let device = self.last.device();
         let beginnings = |rows: &[usize]| {
             let rows: Vec<usize> = rows.iter().map(|row| row / times).collect();
@@ -231,16 +244,6 @@ impl<'a, B: Backend, M: CausalLm<B>> Prefix<'a, B, M> {
             Some((self.cache.select(&rows, &device), last))
         };
         decode(self.model, beginnings, prompts, config, &device)
-    }
-
-    fn share(&self, rows: usize) -> Result<usize, Error> {
-        let batch = self.batch();
-        match batch > 0 && rows.is_multiple_of(batch) {
-            true => Ok(rows / batch),
-            false => Err(Error::Input(format!(
-                "{rows} queries cannot be shared evenly by {batch} memories"
-            ))),
-        }
     }
 }
 
@@ -275,7 +278,7 @@ fn decode<B: Backend, M: CausalLm<B>>(
             last = Some(hidden.narrow(1, seq - 1, 1));
         }
         let Some(last) = last else { continue };
-        let found = continue_rows(model, (cache, last), &rows, config, device);
+        let found = continue_rows(model, (cache, last), &rows, config, device)?;
         for (row, answer) in rows.into_iter().zip(found) {
             answers[row] = answer;
         }
@@ -289,7 +292,7 @@ fn continue_rows<B: Backend, M: CausalLm<B>>(
     rows: &[usize],
     config: &GenerateConfig,
     device: &B::Device,
-) -> Vec<Vec<u32>> {
+) -> Result<Vec<Vec<u32>>, Error> {
     let positions = model.max_positions().unwrap_or(usize::MAX);
     // The last token chosen need not be read.
     let room = positions.saturating_sub(cache.len()).saturating_add(1);
@@ -307,6 +310,12 @@ fn continue_rows<B: Backend, M: CausalLm<B>>(
         let logits: Vec<f64> = logits.iter::<f64>().collect();
         let mut next = Vec::with_capacity(rows.len());
         for (at, logits) in logits.chunks(model.vocab_size()).enumerate() {
+            if !logits.iter().any(|logit| logit.is_finite()) {
+                return Err(Error::Failed(format!(
+                    "the model's logits for token {step} behind prompt {} are no numbers",
+                    rows[at]
+                )));
+            }
             let token = config.choose(logits, &mut rngs[at]);
             open[at] &= !config.stop.contains(&token);
             if open[at] {
@@ -319,7 +328,7 @@ fn continue_rows<B: Backend, M: CausalLm<B>>(
         }
         last = model.hidden_after(model.embed(ids(next, 1, device)), &mut cache);
     }
-    answers
+    Ok(answers)
 }
 
 /// Token ids as `[…, width]`.
@@ -327,29 +336,6 @@ fn ids<B: Backend>(ids: Vec<u32>, width: usize, device: &B::Device) -> Tensor<B,
     let shape = [ids.len() / width, width];
     let ids: Vec<i64> = ids.into_iter().map(i64::from).collect();
     Tensor::from_data(TensorData::new(ids, shape), device)
-}
-
-/// Each sample `times` times, its copies side by side: `[batch, …]` → `[batch · times, …]`.
-pub(crate) fn repeat<B: Backend>(x: Tensor<B, 3>, times: usize) -> Tensor<B, 3> {
-    let [batch, a, b] = x.dims();
-    match times {
-        1 => x,
-        _ => x
-            .unsqueeze_dim::<4>(1)
-            .expand([batch, times, a, b])
-            .reshape([batch * times, a, b]),
-    }
-}
-
-/// The rows of these indices, one after the other.
-pub(crate) fn select<B: Backend, const D: usize>(
-    x: Tensor<B, D>,
-    rows: &[usize],
-    device: &B::Device,
-) -> Tensor<B, D> {
-    let rows: Vec<i64> = rows.iter().map(|row| *row as i64).collect();
-    let shape = [rows.len()];
-    x.select(0, Tensor::from_data(TensorData::new(rows, shape), device))
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::CausalLm;
 use super::cache::{Cache, LayerCache, through};
 use super::layers::{Activation, Conv1D, Embedding, Init, LayerNorm, Linear, attend};
-use crate::error::{Error, at_least_one, positive, require};
+use crate::error::{Error, positive, require, sizes};
 
 /// Sizes of a [`Gpt2`], under the names of Hugging Face's `config.json`. There is no dropout.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -75,7 +75,7 @@ impl Gpt2Config {
 
     /// Says which value cannot work, and why.
     pub fn validate(&self) -> Result<(), Error> {
-        at_least_one([
+        sizes([
             ("vocab_size", self.vocab_size),
             ("n_positions", self.n_positions),
             ("n_embd", self.n_embd),

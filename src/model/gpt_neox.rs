@@ -12,7 +12,7 @@ use super::cache::{Cache, LayerCache, through};
 use super::layers::{
     Activation, Embedding, Init, LayerNorm, Linear, RopeScaling, Rotary, RotaryConfig, attend,
 };
-use crate::error::{Error, at_least_one, positive, require};
+use crate::error::{Error, positive, require, sizes};
 
 /// Sizes of a [`GptNeoX`], under the names of Hugging Face's `config.json`. There is no dropout.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -80,7 +80,7 @@ impl GptNeoXConfig {
         Self {
             vocab_size,
             hidden_size: d_model,
-            intermediate_size: 4 * d_model,
+            intermediate_size: d_model.saturating_mul(4),
             num_hidden_layers: layers,
             num_attention_heads: n_heads,
             ..Self::default()
@@ -89,7 +89,7 @@ impl GptNeoXConfig {
 
     /// Says which value cannot work, and why.
     pub fn validate(&self) -> Result<(), Error> {
-        at_least_one([
+        sizes([
             ("vocab_size", self.vocab_size),
             ("hidden_size", self.hidden_size),
             ("intermediate_size", self.intermediate_size),

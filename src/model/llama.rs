@@ -13,7 +13,7 @@ use super::layers::{
     Activation, Embedding, GatedMlp, Init, Linear, RmsNorm, RopeScaling, Rotary, RotaryConfig,
     SelfAttention, SelfAttentionConfig,
 };
-use crate::error::{Error, at_least_one, positive, require};
+use crate::error::{Error, positive, require, sizes};
 
 /// Sizes of a [`Llama`], under the names of Hugging Face's `config.json`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -82,7 +82,7 @@ impl LlamaConfig {
         Self {
             vocab_size,
             hidden_size: d_model,
-            intermediate_size: 4 * d_model,
+            intermediate_size: d_model.saturating_mul(4),
             num_hidden_layers: layers,
             num_attention_heads: n_heads,
             ..Self::default()
@@ -109,7 +109,7 @@ impl LlamaConfig {
 
     /// Says which value cannot work, and why.
     pub fn validate(&self) -> Result<(), Error> {
-        at_least_one([
+        sizes([
             ("vocab_size", self.vocab_size),
             ("hidden_size", self.hidden_size),
             ("intermediate_size", self.intermediate_size),
@@ -117,6 +117,7 @@ impl LlamaConfig {
             ("num_attention_heads", self.num_attention_heads),
             ("num_key_value_heads", self.n_kv_heads()),
             ("max_position_embeddings", self.max_position_embeddings),
+            ("head_dim", self.head_dim.unwrap_or(1)),
         ])?;
         let heads = self.num_attention_heads;
         if self.head_dim.is_none() {

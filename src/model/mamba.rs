@@ -22,7 +22,7 @@ use serde::{Deserialize, Serialize};
 use super::CausalLm;
 use super::cache::{Cache, LayerCache, through};
 use super::layers::{Activation, Embedding, Init, Linear, RmsNorm};
-use crate::error::{Error, at_least_one, positive, require};
+use crate::error::{Error, positive, require, sizes};
 
 /// Sizes of a [`Mamba`], under the names of Hugging Face's `config.json`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -126,7 +126,7 @@ impl MambaConfig {
 
     /// Says which value cannot work, and why.
     pub fn validate(&self) -> Result<(), Error> {
-        at_least_one([
+        sizes([
             ("vocab_size", self.vocab_size),
             ("hidden_size", self.hidden_size),
             ("state_size", self.state_size),
@@ -137,10 +137,9 @@ impl MambaConfig {
             ("time_step_rank", self.rank()),
         ])?;
         let inner = self.d_inner();
-        if let Some(expected) = self.expand.checked_mul(self.hidden_size) {
-            let problem = format!("must be expand · hidden_size = {expected}");
-            require(inner == expected, "intermediate_size", inner, problem)?;
-        }
+        let expected = self.expand * self.hidden_size;
+        let problem = format!("must be expand · hidden_size = {expected}");
+        require(inner == expected, "intermediate_size", inner, problem)?;
         positive([
             ("layer_norm_epsilon", self.layer_norm_epsilon),
             ("initializer_range", self.initializer_range),

@@ -15,6 +15,7 @@ pub mod layers;
 mod llama;
 mod mamba;
 pub mod pretrained;
+pub(crate) mod rows;
 pub mod weights;
 
 use burn::backend::Autodiff;

@@ -16,8 +16,11 @@ use std::collections::HashMap;
 use std::path::Path;
 
 use burn::tensor::backend::Backend;
+use burn::tensor::{DType, TensorData};
+use serde_json::{Map, Value};
 use tokenizers::Tokenizer;
 
+use super::any::read_object;
 use super::weights::{self, Tensors};
 use super::{AnyLm, ModelConfig};
 use crate::error::Error;
@@ -30,6 +33,8 @@ pub struct Pretrained<B: Backend> {
     pub model: AnyLm<B>,
     /// Its tokenizer, if the folder has one.
     pub tokenizer: Option<Tokenizer>,
+    /// What it pads with: its padding token, or else the token that ends a text, or else 0.
+    pub pad_token: usize,
 }
 
 /// Loads a model, in the backend's element type, from files in f32, f16, bf16 or f64.
@@ -43,21 +48,42 @@ pub fn load<B: Backend>(
     device: &B::Device,
 ) -> Result<Pretrained<B>, Error> {
     let folder = folder.as_ref();
-    let config = ModelConfig::open(folder.join("config.json"))?;
+    let path = folder.join("config.json");
+    let json = read_object(&path)?;
+    let config = ModelConfig::from_json(&json, &path)?;
     let tokenizer = tokenizer(folder, config.vocab_size())?;
-    let model = load_into(config.blank(device)?, folder)?;
-    Ok(Pretrained { model, tokenizer })
+    Ok(Pretrained {
+        model: load_weights(&config, folder, device)?,
+        tokenizer,
+        pad_token: pad_token(&json),
+    })
 }
 
-/// Fills a model with the weights of a folder.
-///
-/// # Errors
-///
-/// As [`load`].
-pub fn load_into<B: Backend>(model: AnyLm<B>, folder: impl AsRef<Path>) -> Result<AnyLm<B>, Error> {
+/// The token that a configuration pads with.
+pub(crate) fn pad_token(json: &Map<String, Value>) -> usize {
+    let token = token(json, "pad_token_id").or(token(json, "eos_token_id"));
+    token.unwrap_or(0)
+}
+
+/// A token that a configuration names, or the first if it names several.
+pub(crate) fn token(json: &Map<String, Value>, key: &str) -> Option<usize> {
+    let value = match json.get(key)? {
+        Value::Array(several) => several.first()?,
+        one => one,
+    };
+    usize::try_from(value.as_u64()?).ok()
+}
+
+/// A model of this configuration with the weights of a folder.
+pub(crate) fn load_weights<B: Backend>(
+    config: &ModelConfig,
+    folder: &Path,
+    device: &B::Device,
+) -> Result<AnyLm<B>, Error> {
     let tensors = Tensors::open_folder(folder)?;
-    let config = model.config();
-    let trunk = trunk(&config);
+    tensors.check_layers(config.layers())?;
+    let model = config.blank(device)?;
+    let trunk = trunk(config);
     // Checkpoints of the bare trunk leave its name out.
     let bare = !tensors.names().any(|name| name.starts_with(trunk));
     let name = |path: &str| {
@@ -76,7 +102,7 @@ pub fn load_into<B: Backend>(model: AnyLm<B>, folder: impl AsRef<Path>) -> Resul
         let head = name == "lm_head.weight" || name == "embed_out.weight";
         (tied && head) || BUFFERS.iter().any(|buffer| name.ends_with(buffer))
     };
-    tensors.fill_as(model, &name, &ignored)
+    tensors.fill_as(model, name, ignored)
 }
 
 /// What old checkpoints hold beside the weights: masks, and frequencies that are computed.
@@ -109,7 +135,12 @@ pub fn tokenizer(folder: impl AsRef<Path>, vocab_size: usize) -> Result<Option<T
         return Ok(None);
     }
     let bytes = std::fs::read(&path).map_err(Error::io(&path, "cannot read"))?;
-    let tokenizer = Tokenizer::from_bytes(&bytes)
+    let mut tokenizer = Tokenizer::from_bytes(&bytes)
+        .map_err(|e| Error::file(&path, format!("is not a tokenizer: {e}")))?;
+    // Some files say how some training cut and filled its texts; here nothing is cut unasked.
+    tokenizer
+        .with_padding(None)
+        .with_truncation(None)
         .map_err(|e| Error::file(&path, format!("is not a tokenizer: {e}")))?;
     let largest = tokenizer.get_vocab(true).into_values().max();
     match largest {
@@ -128,7 +159,8 @@ pub fn tokenizer(folder: impl AsRef<Path>, vocab_size: usize) -> Result<Option<T
 }
 
 /// Saves a model so that `transformers` and [`load`] read it. Each file is either the old one or the
-/// new one, whatever happens meanwhile.
+/// new one, whatever happens meanwhile; `config.json` goes first and comes last, so that none describes
+/// weights that are not its own.
 ///
 /// # Errors
 ///
@@ -138,27 +170,53 @@ pub fn save<B: Backend>(
     model: &AnyLm<B>,
     tokenizer: Option<&Tokenizer>,
 ) -> Result<(), Error> {
-    let folder = folder.as_ref();
+    let config = model.config().to_json();
+    write_folder(
+        folder.as_ref(),
+        weights::parameters(model),
+        config,
+        tokenizer,
+    )
+}
+
+/// Writes tensors, configuration and tokenizer in place of those of a folder.
+pub(crate) fn write_folder(
+    folder: &Path,
+    tensors: Vec<(String, TensorData)>,
+    mut config: Map<String, Value>,
+    tokenizer: Option<&Tokenizer>,
+) -> Result<(), Error> {
     std::fs::create_dir_all(folder).map_err(Error::io(folder, "cannot make the folder"))?;
+    let [config_file, tokenizer_file] =
+        ["config.json", "tokenizer.json"].map(|name| folder.join(name));
+    for old in [&config_file, &tokenizer_file] {
+        match std::fs::remove_file(old) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                return Err(Error::io(old, "cannot replace")(e));
+            }
+            _ => {}
+        }
+    }
+    if let Some((_, data)) = tensors.first() {
+        let dtype = match data.dtype {
+            DType::F64 => "float64",
+            DType::F16 => "float16",
+            DType::BF16 => "bfloat16",
+            _ => "float32",
+        };
+        config.insert("torch_dtype".into(), dtype.into());
+    }
     // `transformers` asks for this entry.
     let metadata = HashMap::from([("format".to_string(), "pt".to_string())]);
-    let bytes = weights::encode(&weights::parameters(model), metadata)?;
+    let bytes = weights::encode(&tensors, metadata)?;
     write_atomically(folder.join("model.safetensors"), &bytes)?;
     if let Some(tokenizer) = tokenizer {
         let json = tokenizer
             .to_string(true)
             .map_err(|e| Error::Input(format!("the tokenizer cannot be saved: {e}")))?;
-        write_atomically(folder.join("tokenizer.json"), json.as_bytes())?;
+        write_atomically(&tokenizer_file, json.as_bytes())?;
     }
-    write_json(&folder.join("config.json"), &model.config().to_json())
-}
-
-/// Writes a JSON object for people to read.
-pub(crate) fn write_json(
-    path: &Path,
-    json: &serde_json::Map<String, serde_json::Value>,
-) -> Result<(), Error> {
-    let text = serde_json::to_string_pretty(json)
-        .map_err(|e| Error::file(path, format!("cannot be written: {e}")))?;
-    write_atomically(path, format!("{text}\n").as_bytes())
+    let text = serde_json::to_string_pretty(&config)
+        .map_err(|e| Error::file(&config_file, format!("cannot be written: {e}")))?;
+    write_atomically(&config_file, format!("{text}\n").as_bytes())
 }

@@ -88,6 +88,59 @@ pub fn encode(
         .map_err(|e| Error::Input(format!("tensors cannot be saved: {e}")))
 }
 
+/// `to` with the parameters of `from`, which must be of the same names and shapes.
+///
+/// # Errors
+///
+/// Names what one has and the other has not.
+pub(crate) fn transfer<B: Backend, M: Module<B>, N: Module<B>>(
+    from: &M,
+    to: N,
+) -> Result<N, String> {
+    struct Transfer {
+        path: ModulePath,
+        from: BTreeMap<String, TensorData>,
+        problem: Option<String>,
+    }
+    impl<B: Backend> ModuleMapper<B> for Transfer {
+        fn enter_module(&mut self, name: &str, container: &str) {
+            self.path.enter(name, container);
+        }
+        fn exit_module(&mut self, _: &str, container: &str) {
+            self.path.exit(container);
+        }
+        fn map_float<const D: usize>(&mut self, param: Param<Tensor<B, D>>) -> Param<Tensor<B, D>> {
+            let (name, shape) = (self.path.name(), param.lazy_shape());
+            match self.from.remove(&name) {
+                Some(data) if data.shape == shape => {
+                    let dtype = data.dtype;
+                    let tensor = Tensor::from_data(data, (&param.lazy_device(), dtype));
+                    let id = param.id;
+                    param.transform_for_load(tensor, id)
+                }
+                other => {
+                    let found = other.map_or("missing".into(), |data| format!("{:?}", data.shape));
+                    let problem = format!("`{name}` is {found} where this run has {shape:?}");
+                    self.problem.get_or_insert(problem);
+                    param
+                }
+            }
+        }
+    }
+    let mut transfer = Transfer {
+        path: ModulePath::default(),
+        from: parameters(from).into_iter().collect(),
+        problem: None,
+    };
+    let to = to.map(&mut transfer);
+    let left = transfer.from.into_keys().next();
+    let left = left.map(|name| format!("`{name}` is there, which this run does not have"));
+    match transfer.problem.or(left) {
+        None => Ok(to),
+        Some(problem) => Err(problem),
+    }
+}
+
 /// The tensors of a `.safetensors` file, or of several that share one index, mapped and checked.
 pub struct Tensors {
     /// Where they came from, for messages.
@@ -151,7 +204,7 @@ impl Tensors {
             shards.insert(name);
         }
         let mut tensors = Self::none(&index);
-        for shard in shards {
+        for shard in &shards {
             let path = folder.join(shard);
             if !path.exists() {
                 return Err(Error::file(
@@ -161,11 +214,16 @@ impl Tensors {
             }
             tensors.add(&path)?;
         }
-        match map.keys().find(|name| !tensors.tensors.contains_key(*name)) {
+        let shards: Vec<_> = shards.into_iter().collect();
+        let elsewhere = map.iter().find(|(name, shard)| {
+            let entry = tensors.tensors.get(*name);
+            entry.is_none_or(|entry| shard.as_str() != Some(shards[entry.file]))
+        });
+        match elsewhere {
             None => Ok(tensors),
-            Some(name) => Err(Error::file(
+            Some((name, shard)) => Err(Error::file(
                 &index,
-                format!("names `{name}`, which is in none of its files"),
+                format!("says that `{name}` is in {shard}, but it is not"),
             )),
         }
     }
@@ -192,8 +250,9 @@ impl Tensors {
         if about.len() < 8 {
             return Err(damaged(&"it is shorter than a header"));
         }
-        // SAFETY: the mapping is read-only and private to this value. Should another process change the
-        // file meanwhile, we would read other numbers; that it must not is said in this module's docs.
+        // SAFETY: nothing writes to the mapping through this process. Another process that changes or cuts
+        // the file while it is mapped breaks what Rust assumes of it, as with every mapped file; that none
+        // must is said in this module's docs.
         let map = unsafe { Mmap::map(&file) }.map_err(Error::io(path, "cannot map"))?;
         let (_, header) = SafeTensors::read_metadata(&map).map_err(|e| damaged(&e))?;
         self.metadata
@@ -219,6 +278,18 @@ impl Tensors {
     /// The file's free-form metadata.
     pub fn metadata(&self) -> &HashMap<String, String> {
         &self.metadata
+    }
+
+    /// Fails on a configuration of more layers than there are tensors, before anybody makes them.
+    pub(crate) fn check_layers(&self, layers: usize) -> Result<(), Error> {
+        let tensors = self.tensors.len();
+        match layers <= tensors {
+            true => Ok(()),
+            false => Err(Error::file(
+                &self.path,
+                format!("holds {tensors} tensors, too few for the configuration's {layers} layers"),
+            )),
+        }
     }
 
     /// The names of its tensors, sorted.
@@ -266,7 +337,7 @@ impl Tensors {
     /// Names every parameter without a tensor, tensor without a parameter, tensor of another shape, and
     /// tensor that holds a number which is not finite.
     pub fn fill<B: Backend, M: Module<B>>(&self, module: M) -> Result<M, Error> {
-        self.fill_as(module, &|path| path.into(), &|_| false)
+        self.fill_as(module, |path| path.into(), |_| false)
     }
 
     /// The same where the file has other names: `name` of a parameter's path; tensors that no parameter
@@ -274,12 +345,12 @@ impl Tensors {
     pub fn fill_as<B: Backend, M: Module<B>>(
         &self,
         module: M,
-        name: &dyn Fn(&str) -> String,
-        ignored: &dyn Fn(&str) -> bool,
+        name: impl Fn(&str) -> String,
+        ignored: impl Fn(&str) -> bool,
     ) -> Result<M, Error> {
         let mut fill = Fill {
             file: self,
-            name,
+            name: &name,
             unexpected: self.names().map(Into::into).collect(),
             path: ModulePath::default(),
             problems: Vec::new(),
@@ -326,7 +397,8 @@ struct Fill<'a> {
 }
 
 impl Fill<'_> {
-    fn find(&mut self, name: &str, shape: &[usize]) -> Result<TensorData, String> {
+    /// The tensor of this name as elements of this type.
+    fn find(&mut self, name: &str, shape: &[usize], dtype: DType) -> Result<TensorData, String> {
         let entry = self.file.tensors.get(name);
         let entry = entry.ok_or_else(|| format!("missing `{name}`"))?;
         self.unexpected.remove(name);
@@ -342,7 +414,8 @@ impl Fill<'_> {
         let data = self
             .file
             .read(entry)
-            .map_err(|e| format!("`{name}`: {e}"))?;
+            .map_err(|e| format!("`{name}`: {e}"))?
+            .convert_dtype(dtype);
         match first_not_finite(&data) {
             None => Ok(data),
             Some((at, value)) => Err(format!("`{name}` holds {value} (element {at})")),
@@ -378,13 +451,12 @@ impl<B: Backend> ModuleMapper<B> for Fill<'_> {
             false => <B::FloatElem as Element>::dtype(),
         };
         let name = (self.name)(&self.path.name());
-        match self.find(&name, &shape.to_vec()) {
+        match self.find(&name, &shape.to_vec(), dtype) {
             Err(problem) => {
                 self.problems.push(problem);
                 param
             }
             Ok(data) => {
-                let data = data.convert_dtype(dtype);
                 let tensor = Tensor::from_data(data, (&device, dtype));
                 let id = param.id;
                 param.transform_for_load(tensor, id)

@@ -180,6 +180,10 @@ impl RunConfig {
         self.model.validate().map_err(|e| e.in_section("model"))?;
         self.memory.validate().map_err(|e| e.in_section("memory"))?;
         self.rmt.validate().map_err(|e| e.in_section("rmt"))?;
+        let used = !self.rmt.write_head || self.rmt.reconstruction_loss_weight > 0.0;
+        let problem =
+            "only the reconstruction loss uses it: set rmt.reconstruction_loss_weight too";
+        require(used, "rmt.write_head", true, problem)?;
         self.train.validate().map_err(|e| e.in_section("train"))?;
         let measure = self.train.stop_metric;
         let problem = format!("{} does not measure it", self.method.as_str());

@@ -8,4 +8,4 @@ pub mod render;
 mod run;
 pub mod strategy;
 
-pub use run::{TrainOptions, Trained, model, train};
+pub use run::{TrainOptions, Trained, model, open_method, train};

@@ -1,11 +1,11 @@
 //! A run from its settings to its result.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use burn::backend::Autodiff;
 use burn::data::dataloader::DataLoaderBuilder;
-use burn::module::Module;
 use burn::optim::AdamWConfig;
 use burn::optim::Optimizer;
 use burn::optim::lr_scheduler::linear::{LinearLrScheduler, LinearLrSchedulerConfig};
@@ -22,9 +22,9 @@ use super::render::{LineRenderer, dashboard};
 use super::strategy::{Components, MetaTraining, NoMetricLogger, Outcome, SharedOptimizer, blame};
 use crate::data::{Cycle, ExampleBatcher, KvConfig, KvDataset, Split};
 use crate::error::Error;
-use crate::memory::{GradMem, GradMemConfig};
-use crate::method::AnyMethod;
-use crate::model::{AnyLm, ModelConfig};
+use crate::memory::GradMem;
+use crate::method::{AnyMethod, MethodName};
+use crate::model::{AnyLm, ModelConfig, weights};
 use crate::reference;
 
 /// What a training is started with, beside its settings.
@@ -58,13 +58,11 @@ pub fn train<B: KernelBackend>(
     let batcher = ExampleBatcher::new(KvConfig::tokenizer()?);
     let train_set = KvDataset::new(data.clone(), Split::Train, seed)?;
     let valid_set = KvDataset::new(data.clone(), Split::Valid, seed)?;
-    let mut method = model::<Autodiff<B>>(config, device)?;
     let resumes = folder.join("last.safetensors").exists();
-    if let Some(from) = &options.init_from
-        && !resumes
-    {
-        method = begin_with(method, from)?;
-    }
+    let mut method = match &options.init_from {
+        Some(from) if !resumes => begin_with::<Autodiff<B>>(config, from, device)?,
+        _ => model(config, device)?,
+    };
 
     let folder = RunFolder::for_training(folder, config)?;
     let adamw = AdamWConfig::new()
@@ -144,68 +142,72 @@ pub fn model<B: KernelBackend>(
     device: &B::Device,
 ) -> Result<AnyMethod<B>, Error> {
     config.validate()?;
+    let section = match config.method {
+        MethodName::GradMem => "memory",
+        MethodName::Rmt => "rmt",
+        MethodName::InContext => "model",
+    };
     config
         .method_config()
         .init(&config.model, config.train.seed, device)
+        .map_err(|e| e.in_section(section))
 }
 
-/// `method` with the weights of a run or a checkpoint of its kind, or with a pretrained language model.
-fn begin_with<B: KernelBackend>(method: AnyMethod<B>, from: &Path) -> Result<AnyMethod<B>, Error> {
-    if !from.join("config.json").is_file() {
-        return RunFolder::open(from)?.load_best(method);
-    }
-    let device = method.device();
-    let loaded = reference::load::<B>(from, &device)?;
-    let (ours, theirs) = (method.model().config(), loaded.model().config());
-    if ours != theirs {
-        let json = |config| serde_json::Value::Object(ModelConfig::to_json(config));
-        let (ours, theirs) = (json(&ours), json(&theirs));
-        let differs = theirs.as_object().into_iter().flatten();
-        let mut differs = differs.filter(|(key, value)| ours.get(key) != Some(value));
-        let (key, value) = differs
-            .next()
-            .map_or(("model", "another".into()), |(k, v)| {
-                (k.as_str(), v.to_string())
-            });
-        return Err(Error::file(
-            from,
-            format!("is a model with {key} = {value}: set model.{key} to that"),
-        ));
-    }
-    match (method, loaded) {
-        (
-            AnyMethod::GradMem(mut method),
-            loaded @ (AnyMethod::InContext(_) | AnyMethod::Rmt(_)),
-        ) => {
-            method.model = frozen_as(&method.config().clone(), loaded.into());
-            Ok(AnyMethod::GradMem(method))
-        }
-        (
-            AnyMethod::Rmt(mut method),
-            loaded @ (AnyMethod::InContext(_) | AnyMethod::GradMem(_)),
-        ) => {
-            method.model = loaded.into();
-            Ok(AnyMethod::Rmt(method))
-        }
-        (AnyMethod::InContext(mut method), loaded) => {
-            method.model = loaded.into();
-            Ok(AnyMethod::InContext(method))
-        }
-        (method, loaded) => match method.config() == loaded.config() {
-            true => Ok(loaded),
-            false => Err(Error::file(
-                from,
-                "has other settings of the memory than this run: make them the same",
-            )),
-        },
+/// The method of a trained run, of a checkpoint of the reference implementation, or, as the in-context
+/// baseline, of a pretrained language model.
+///
+/// # Errors
+///
+/// If the folder is none of these, or is damaged.
+pub fn open_method<B: KernelBackend>(
+    folder: &Path,
+    device: &B::Device,
+) -> Result<AnyMethod<B>, Error> {
+    let (run, checkpoint) = (folder.join("config.toml"), folder.join("config.json"));
+    match !run.is_file() && checkpoint.is_file() {
+        true => reference::load(folder, device),
+        false => Ok(Trained::open(folder, device)?.method),
     }
 }
 
-fn frozen_as<B: KernelBackend>(config: &GradMemConfig, model: AnyLm<B>) -> AnyLm<B> {
-    match config.freeze_backbone {
-        true => model.no_grad(),
-        false => model,
+/// The method of a configuration with the weights in `from`: all of them if it is of the same method, or
+/// else those of its language model.
+fn begin_with<B: KernelBackend>(
+    config: &RunConfig,
+    from: &Path,
+    device: &B::Device,
+) -> Result<AnyMethod<B>, Error> {
+    let loaded = open_method::<B>(from, device)?;
+    let of = |model: &ModelConfig| {
+        let mut json = model.to_json();
+        // What only matters to random weights.
+        for key in ["initializer_range", "time_step_min", "time_step_max"] {
+            json.remove(key);
+        }
+        json
+    };
+    let (ours, theirs) = (of(&config.model), of(&loaded.model().config()));
+    let keys: BTreeSet<_> = ours.keys().chain(theirs.keys()).collect();
+    if let Some(key) = keys
+        .into_iter()
+        .find(|key| ours.get(*key) != theirs.get(*key))
+    {
+        let show = |json: &serde_json::Map<_, serde_json::Value>| {
+            json.get(key)
+                .map_or("unset".into(), |value| value.to_string())
+        };
+        let (ours, theirs) = (show(&ours), show(&theirs));
+        let problem = format!("is a model with {key} = {theirs}, but model.{key} is {ours}");
+        return Err(Error::file(from, problem));
     }
+    let method = config.method_config();
+    if loaded.config().name() != method.name() {
+        let seed = !config.train.seed;
+        return method.attach(loaded.into(), seed, device);
+    }
+    let blank = method.blank(&config.model, device)?;
+    weights::transfer(&loaded, blank)
+        .map_err(|e| Error::file(from, format!("has other parameters than this run: {e}")))
 }
 
 /// Linear warm-up from zero, then constant.

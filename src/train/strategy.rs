@@ -361,7 +361,8 @@ fn line(step: usize, split: &str, lr: Option<f64>, scores: &Scores) -> serde_jso
 
 /// The error a fault is, with the step and batch it happened in.
 pub(super) fn blame(fault: Fault, step: usize, batch: usize) -> Error {
-    let hint = "try a smaller memory.write_lr or train.lr, or set memory.inner_clip_norm";
+    let hint = "try a smaller train.lr or, with gradmem, a smaller memory.write_lr, \
+                or set memory.inner_clip_norm";
     match fault {
         Fault::Error(error) => error,
         Fault::Gradient(norm) => Error::Failed(format!(

@@ -20,7 +20,7 @@ use gradmem::train::config::{DataConfig, RunConfig, presets};
 use gradmem::train::metrics::{Measure, Scores};
 use gradmem::train::render::duration;
 use gradmem::train::strategy::{Ending, Outcome};
-use gradmem::train::{TrainOptions, Trained};
+use gradmem::train::{TrainOptions, Trained, open_method};
 use tokenizers::Tokenizer;
 
 use crate::args;
@@ -369,24 +369,22 @@ struct Model<B: KernelBackend> {
 
 impl<B: KernelBackend> Model<B> {
     fn open(folder: &Path, device: &B::Device) -> Result<Self, Error> {
-        if folder.join("config.toml").exists() || !folder.join("config.json").exists() {
-            let trained = Trained::open(folder, device)?;
-            let text = Text::Task(Box::new(KvConfig::tokenizer()?));
-            let method = trained.method;
-            return Ok(Self { method, text });
-        }
-        let (model, _) = reference::open_config(folder.join("config.json"))?;
-        let tokenizer = pretrained::tokenizer(folder, model.vocab_size())?;
-        let tokenizer = tokenizer.ok_or_else(|| {
-            Error::Input(format!(
-                "{} has no tokenizer.json: put the one the model was trained with there",
-                folder.display()
-            ))
-        })?;
-        Ok(Self {
-            method: reference::load(folder, device)?,
-            text: Text::Any(Box::new(tokenizer)),
-        })
+        let is_run = folder.join("config.toml").is_file();
+        let text = if is_run || !folder.join("config.json").is_file() {
+            Text::Task(Box::new(KvConfig::tokenizer()?))
+        } else {
+            let (model, _) = reference::open_config(folder.join("config.json"))?;
+            let tokenizer = pretrained::tokenizer(folder, model.vocab_size())?;
+            let tokenizer = tokenizer.ok_or_else(|| {
+                Error::Input(format!(
+                    "{} has no tokenizer.json: put the one the model was trained with there",
+                    folder.display()
+                ))
+            })?;
+            Text::Any(Box::new(tokenizer), reference::end_token(folder)?)
+        };
+        let method = open_method(folder, device)?;
+        Ok(Self { method, text })
     }
 }
 
@@ -394,30 +392,52 @@ impl<B: KernelBackend> Model<B> {
 enum Text {
     /// As the task does it, which refuses characters it does not know and ends its answers with a mark.
     Task(Box<CharTokenizer>),
-    /// As a `tokenizer.json` says.
-    Any(Box<Tokenizer>),
+    /// As a `tokenizer.json` says; answers end with the token that the model's `config.json` names.
+    Any(Box<Tokenizer>, Option<u32>),
 }
 
 impl Text {
     fn encode(&self, text: &str) -> Result<Vec<u32>, Error> {
         match self {
             Self::Task(tokenizer) => tokenizer.encode(text),
-            Self::Any(tokenizer) => tokenizer
+            Self::Any(tokenizer, _) => tokenizer
                 .encode_fast(text, false)
                 .map(|encoding| encoding.get_ids().to_vec())
                 .map_err(|e| Error::Input(format!("{text:?} cannot be tokenized: {e}"))),
         }
     }
 
+    /// The text of an answer.
     fn decode(&self, ids: &[u32]) -> Result<String, Error> {
         match self {
             Self::Task(tokenizer) => {
                 let ids = ids.iter().copied().filter(|id| !tokenizer.is_mark(*id));
                 Ok(tokenizer.decode(&ids.collect::<Vec<_>>()))
             }
-            Self::Any(tokenizer) => tokenizer
+            Self::Any(tokenizer, _) => tokenizer
                 .decode(ids, true)
                 .map_err(|e| Error::Input(format!("tokens {ids:?} cannot be decoded: {e}"))),
+        }
+    }
+
+    /// A prompt's tokens, with what the tokenizer begins a text with.
+    fn prompt(&self, text: &str) -> Result<Vec<u32>, Error> {
+        match self {
+            Self::Task(tokenizer) => tokenizer.encode(text),
+            Self::Any(tokenizer, _) => tokenizer
+                .encode_fast(text, true)
+                .map(|encoding| encoding.get_ids().to_vec())
+                .map_err(|e| Error::Input(format!("{text:?} cannot be tokenized: {e}"))),
+        }
+    }
+
+    /// A prompt and what follows it. They are decoded together: how a token reads may depend on the one
+    /// before it.
+    fn continued(&self, prompt: &[u32], answer: &[u32]) -> Result<String, Error> {
+        let ids = [prompt, answer].concat();
+        match self {
+            Self::Task(tokenizer) => Ok(tokenizer.decode(&ids)),
+            Self::Any(..) => self.decode(&ids),
         }
     }
 
@@ -425,9 +445,7 @@ impl Text {
     fn end(&self) -> Result<Option<u32>, Error> {
         match self {
             Self::Task(tokenizer) => Ok(tokenizer.encode(KvConfig::END)?.first().copied()),
-            Self::Any(tokenizer) => Ok(["<|endoftext|>", "</s>", "<|end_of_text|>"]
-                .iter()
-                .find_map(|end| tokenizer.token_to_id(end))),
+            Self::Any(_, end) => Ok(*end),
         }
     }
 
@@ -505,18 +523,15 @@ impl Job for GenerateJob {
         let args = self.0;
         let Model { method, text } = Model::<B>::open(&args.model, device)?;
         let config = text.config(&args.sampling)?;
-        let prompt = text.encode(&args.prompt)?;
+        let prompt = text.prompt(&args.prompt)?;
         if prompt.is_empty() {
             return Err(Error::Input(
                 "the prompt is empty: there is nothing to go on from".into(),
             ));
         }
-        let answers = generate::continue_prompts(method.model(), &[prompt], &config, device)?;
-        Ok(format!(
-            "{}{}",
-            args.prompt,
-            text.decode(&answers.concat())?
-        ))
+        let prompts = [prompt];
+        let answers = generate::continue_prompts(method.model(), &prompts, &config, device)?;
+        text.continued(&prompts[0], &answers[0])
     }
 }
 
@@ -534,11 +549,10 @@ impl Job for ExportJob {
     fn run<B: KernelBackend>(self, device: &B::Device) -> Result<(), Error> {
         let args = self.0;
         let trained = Trained::<B>::open(&args.run, device)?;
-        reference::save(&args.output, &trained.method)?;
-        let tokenizer = KvConfig::tokenizer()?.to_json()?;
-        let path = args.output.join("tokenizer.json");
-        std::fs::write(&path, tokenizer)
-            .map_err(|e| Error::Input(format!("{}: cannot write: {e}", path.display())))?;
+        let tokenizer = KvConfig::tokenizer()?;
+        let end = tokenizer.encode(KvConfig::END)?.first().copied();
+        let tokens = Some(tokenizer.as_tokenizer());
+        reference::save(&args.output, &trained.method, tokens, end)?;
         println!(
             "{}: {} on {}, as config.json, model.safetensors and tokenizer.json",
             args.output.display(),

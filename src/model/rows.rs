@@ -1,0 +1,55 @@
+//! Rows of batches: shared, repeated, chosen.
+
+use burn::tensor::backend::Backend;
+use burn::tensor::{Int, Tensor, TensorData};
+
+use crate::error::Error;
+
+/// How many of `rows` queries each of `batch` memories answers.
+pub(crate) fn share(rows: usize, batch: usize) -> Result<usize, Error> {
+    match batch > 0 && rows > 0 && rows.is_multiple_of(batch) {
+        true => Ok(rows / batch),
+        false => Err(Error::Input(format!(
+            "{rows} queries cannot be shared evenly by {batch} memories"
+        ))),
+    }
+}
+
+/// Each sample `times` times, its copies side by side: `[batch, …]` → `[batch · times, …]`.
+pub(crate) fn repeat<B: Backend>(x: Tensor<B, 3>, times: usize) -> Tensor<B, 3> {
+    let [batch, a, b] = x.dims();
+    match times {
+        1 => x,
+        _ => x
+            .unsqueeze_dim::<4>(1)
+            .expand([batch, times, a, b])
+            .reshape([batch * times, a, b]),
+    }
+}
+
+/// The rows of these indices, one after the other.
+pub(crate) fn select<B: Backend, const D: usize>(
+    x: Tensor<B, D>,
+    rows: &[usize],
+    device: &B::Device,
+) -> Tensor<B, D> {
+    let rows: Vec<i64> = rows.iter().map(|row| *row as i64).collect();
+    let shape = [rows.len()];
+    x.select(0, Tensor::from_data(TensorData::new(rows, shape), device))
+}
+
+/// Of each sample the rows at its own `indices`, as many of each: `[batch, rows, d]` →
+/// `[batch, count, d]`.
+pub(crate) fn pick<B: Backend>(x: Tensor<B, 3>, indices: &[Vec<usize>]) -> Tensor<B, 3> {
+    let [batch, rows, d] = x.dims();
+    let count = indices.first().map_or(0, Vec::len);
+    let flat = indices.iter().enumerate();
+    let flat: Vec<i64> = flat
+        .flat_map(|(sample, at)| at.iter().map(move |at| (sample * rows + at) as i64))
+        .collect();
+    let shape = [flat.len()];
+    let flat: Tensor<B, 1, Int> = Tensor::from_data(TensorData::new(flat, shape), &x.device());
+    x.reshape([batch * rows, d])
+        .select(0, flat)
+        .reshape([batch, count, d])
+}
