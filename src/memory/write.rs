@@ -119,7 +119,7 @@ impl<B: Backend, M: Writable<B>> GradMem<B, M> {
     ///
     /// # Errors
     ///
-    /// As [`GradMem::write`]; also as many memories as contexts are not given, or of another shape.
+    /// As [`GradMem::write`]; also memories of another shape, or not as many as contexts.
     pub fn write_loss(
         &self,
         memory: &Memory<B>,
