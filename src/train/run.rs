@@ -164,9 +164,14 @@ pub fn open_method<B: KernelBackend>(
     device: &B::Device,
 ) -> Result<AnyMethod<B>, Error> {
     let (run, checkpoint) = (folder.join("config.toml"), folder.join("config.json"));
-    match !run.is_file() && checkpoint.is_file() {
-        true => reference::load(folder, device),
-        false => Ok(Trained::open(folder, device)?.method),
+    match (run.is_file(), checkpoint.is_file()) {
+        (true, _) => Ok(Trained::open(folder, device)?.method),
+        (false, true) => reference::load(folder, device),
+        (false, false) => Err(Error::file(
+            folder,
+            "is not a run folder (it has no config.toml; `gradmem train` makes one) \
+             and not a checkpoint (it has no config.json)",
+        )),
     }
 }
 
