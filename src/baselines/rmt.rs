@@ -13,8 +13,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, at_least_one, require, sizes};
 use crate::memory::{
-    Contexts, Memory, check_labels, check_memory, check_pad, check_room, frame, next_token_loss,
-    read_behind, store, token_losses,
+    Contexts, Memory, check_labels, check_memory, check_pad, check_room, control_tokens,
+    copy_of_head, frame, next_token_loss, read_behind, store, token_losses,
 };
 use crate::model::CausalLm;
 use crate::model::generate::Prefix;
@@ -167,18 +167,12 @@ impl RmtConfig {
         });
         let reads = self.mem_proj == RmtProj::ProjRw;
         let read_mem_proj = reads.then(|| Linear::identity(d, &init, device));
-        let mut control = || {
-            let some = self.ctrl_tokens > 0;
-            some.then(|| init.normal([self.ctrl_tokens, d], std, device))
-        };
-        let [write_st, write_end, read_st, read_end] = [(); 4].map(|_| control());
+        let [write_st, write_end, read_st, read_end] =
+            control_tokens([self.ctrl_tokens, d], std, &mut init, device);
         let mem_residual_ln = self
             .mem_residual
             .then(|| LayerNorm::new(d, 1e-5, &init, device));
-        let write_head = self.write_head.then(|| {
-            let shape = [model.vocab_size(), d];
-            Linear::copy(shape, || model.head(), &init, device)
-        });
+        let write_head = self.write_head.then(|| copy_of_head(&model, &init, device));
         Ok(Rmt {
             model,
             mem,

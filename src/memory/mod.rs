@@ -307,15 +307,9 @@ impl GradMemConfig {
         let mem = init.normal([m, d], self.memory_std, device);
         let projects = self.mem_proj != MemProj::None;
         let mem_proj = projects.then(|| Linear::identity(d, &init, device));
-        let mut control = || {
-            let some = self.ctrl_tokens > 0;
-            some.then(|| init.normal([self.ctrl_tokens, d], self.memory_std, device))
-        };
-        let [write_st, write_end, read_st, read_end] = [(); 4].map(|_| control());
-        let write_head = self.write_head.then(|| {
-            let shape = [model.vocab_size(), d];
-            Linear::copy(shape, || model.head(), &init, device)
-        });
+        let [write_st, write_end, read_st, read_end] =
+            control_tokens([self.ctrl_tokens, d], self.memory_std, &mut init, device);
+        let write_head = self.write_head.then(|| copy_of_head(&model, &init, device));
         let lora = (self.write_lora_rank > 0).then(|| {
             Lora::new(
                 &model,
@@ -386,6 +380,26 @@ pub(crate) fn check_pad<B: Backend, M: CausalLm<B>>(model: &M, pad: usize) -> Re
         vocab.saturating_sub(1)
     );
     require(pad < vocab, "pad_token", pad, problem)
+}
+
+/// Control tokens `[n, d_model]` for WRITE's and READ's two sides of the memory, if n is not 0.
+pub(crate) fn control_tokens<B: Backend>(
+    shape: [usize; 2],
+    std: f64,
+    init: &mut Init,
+    device: &B::Device,
+) -> [Option<Param<Tensor<B, 2>>>; 4] {
+    [(); 4].map(|()| (shape[0] > 0).then(|| init.normal(shape, std, device)))
+}
+
+/// A head of WRITE's own, as the model's is now; the model's is not looked at if weights are to be loaded.
+pub(crate) fn copy_of_head<B: Backend, M: CausalLm<B>>(
+    model: &M,
+    init: &Init,
+    device: &B::Device,
+) -> Linear<B> {
+    let shape = [model.vocab_size(), model.d_model()];
+    Linear::copy(shape, || model.head(), init, device)
 }
 
 /// `start` and `end`, learned vectors `[n, d_model]`, around each sample's `vectors` `[batch, m, d_model]`.

@@ -259,6 +259,8 @@ impl<B: Backend, M: CausalLm<B>> GradMem<B, M> {
             None => self.model.logits(hidden),
         };
         let losses = token_losses(logits, contexts.tokens.clone());
-        (losses * contexts.weights()).sum_dim(1).reshape([batch])
+        (losses * contexts.weights.clone())
+            .sum_dim(1)
+            .reshape([batch])
     }
 }

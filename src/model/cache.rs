@@ -81,8 +81,8 @@ impl<B: Backend> Cache<B> {
     }
 
     /// The samples of these indices, one after the other; one may come several times.
-    pub fn select(&self, samples: &[usize], device: &B::Device) -> Self {
-        self.map(|x| select(x, samples, device))
+    pub fn select(&self, samples: &[usize]) -> Self {
+        self.map(|x| select(x, samples))
     }
 
     fn map(&self, f: impl Fn(Tensor<B, 4>) -> Tensor<B, 4>) -> Self {

@@ -207,10 +207,12 @@ impl<'a, B: Backend, M: CausalLm<B>> Prefix<'a, B, M> {
             0 => last,
             _ => {
                 check_tokens(self.model, &tokens, self.cache.len(), "continuation")?;
-                let sources: Vec<usize> = (0..rows).map(|row| row / times).collect();
                 let mut cache = match times {
                     1 => self.cache.clone(),
-                    _ => self.cache.select(&sources, &self.last.device()),
+                    _ => {
+                        let sources: Vec<usize> = (0..rows).map(|row| row / times).collect();
+                        self.cache.select(&sources)
+                    }
                 };
                 let embeds = self.model.embed(tokens);
                 let hidden = self.model.hidden_after(embeds, &mut cache);
@@ -240,8 +242,8 @@ impl<'a, B: Backend, M: CausalLm<B>> Prefix<'a, B, M> {
         let device = self.last.device();
         let beginnings = |rows: &[usize]| {
             let rows: Vec<usize> = rows.iter().map(|row| row / times).collect();
-            let last = select(self.last.clone(), &rows, &device);
-            Some((self.cache.select(&rows, &device), last))
+            let last = select(self.last.clone(), &rows);
+            Some((self.cache.select(&rows), last))
         };
         decode(self.model, beginnings, prompts, config, &device)
     }

@@ -109,26 +109,42 @@ pub(crate) fn check_tokens<B: Backend, M: CausalLm<B>>(
     what: &str,
 ) -> Result<(), Error> {
     let [_, seq] = tokens.dims();
-    let vocab = model.vocab_size();
-    if let Some(positions) = model.max_positions()
-        && before + seq > positions
-    {
-        return Err(Error::Input(format!(
+    check_positions(model, seq, before, what)?;
+    let ids: Vec<i64> = tokens.to_data().iter::<i64>().collect();
+    check_ids(model, &ids, seq, what)
+}
+
+/// Fails on more tokens than the model has positions for behind `before` others.
+pub(crate) fn check_positions<B: Backend, M: CausalLm<B>>(
+    model: &M,
+    seq: usize,
+    before: usize,
+    what: &str,
+) -> Result<(), Error> {
+    match model.max_positions() {
+        Some(positions) if before + seq > positions => Err(Error::Input(format!(
             "a {what} of {seq} tokens behind {before} vectors needs {} positions, \
              but the model has {positions}",
             before + seq
-        )));
+        ))),
+        _ => Ok(()),
     }
-    let ids = tokens.to_data();
-    let bad = ids
-        .iter::<i64>()
-        .position(|id| id < 0 || id >= vocab as i64);
-    match bad {
+}
+
+/// Fails on token ids, `seq` to a row, that the model does not have.
+pub(crate) fn check_ids<B: Backend, M: CausalLm<B>>(
+    model: &M,
+    ids: &[i64],
+    seq: usize,
+    what: &str,
+) -> Result<(), Error> {
+    let vocab = model.vocab_size() as i64;
+    match ids.iter().position(|id| !(0..vocab).contains(id)) {
         None => Ok(()),
         Some(at) => Err(Error::Input(format!(
             "{what} {} has token {} at {}, but the model's tokens are 0 … {}",
             at / seq,
-            ids.iter::<i64>().nth(at).unwrap_or_default(),
+            ids[at],
             at % seq,
             vocab - 1
         ))),

@@ -1,7 +1,7 @@
 //! Rows of batches: shared, repeated, chosen.
 
 use burn::tensor::backend::Backend;
-use burn::tensor::{Int, Tensor, TensorData};
+use burn::tensor::{Tensor, TensorData};
 
 use crate::error::Error;
 
@@ -28,14 +28,12 @@ pub(crate) fn repeat<B: Backend>(x: Tensor<B, 3>, times: usize) -> Tensor<B, 3> 
 }
 
 /// The rows of these indices, one after the other.
-pub(crate) fn select<B: Backend, const D: usize>(
-    x: Tensor<B, D>,
-    rows: &[usize],
-    device: &B::Device,
-) -> Tensor<B, D> {
+pub(crate) fn select<B: Backend, const D: usize>(x: Tensor<B, D>, rows: &[usize]) -> Tensor<B, D> {
     let rows: Vec<i64> = rows.iter().map(|row| *row as i64).collect();
     let shape = [rows.len()];
-    x.select(0, Tensor::from_data(TensorData::new(rows, shape), device))
+    let data = TensorData::new(rows, shape);
+    let rows = Tensor::from_data(data, &x.device());
+    x.select(0, rows)
 }
 
 /// Of each sample the rows at its own `indices`, as many of each: `[batch, rows, d]` →
@@ -44,12 +42,8 @@ pub(crate) fn pick<B: Backend>(x: Tensor<B, 3>, indices: &[Vec<usize>]) -> Tenso
     let [batch, rows, d] = x.dims();
     let count = indices.first().map_or(0, Vec::len);
     let flat = indices.iter().enumerate();
-    let flat: Vec<i64> = flat
-        .flat_map(|(sample, at)| at.iter().map(move |at| (sample * rows + at) as i64))
+    let flat: Vec<usize> = flat
+        .flat_map(|(sample, at)| at.iter().map(move |at| sample * rows + at))
         .collect();
-    let shape = [flat.len()];
-    let flat: Tensor<B, 1, Int> = Tensor::from_data(TensorData::new(flat, shape), &x.device());
-    x.reshape([batch * rows, d])
-        .select(0, flat)
-        .reshape([batch, count, d])
+    select(x.reshape([batch * rows, d]), &flat).reshape([batch, count, d])
 }

@@ -10,21 +10,20 @@ use burn::data::dataset::Dataset;
 use burn::tensor::{Tensor, TensorData};
 use burn::train::Interrupter;
 use gradmem::Error;
-use gradmem::data::{CharTokenizer, KvConfig, KvDataset, Split};
+use gradmem::data::{KvConfig, KvDataset, Split};
 use gradmem::kernels::KernelBackend;
 use gradmem::method::{AnyMethod, MethodName};
-use gradmem::model::generate::{self, GenerateConfig};
-use gradmem::model::pretrained;
+use gradmem::model::generate;
 use gradmem::reference;
 use gradmem::train::config::{DataConfig, RunConfig, presets};
 use gradmem::train::metrics::{Measure, Scores};
 use gradmem::train::render::duration;
 use gradmem::train::strategy::{Ending, Outcome};
-use gradmem::train::{TrainOptions, Trained, open_method};
-use tokenizers::Tokenizer;
+use gradmem::train::{TrainOptions, Trained};
 
 use crate::args;
 use crate::backend::{Job, dispatch};
+use crate::model::{Begin, Model, end_of_answer};
 
 /// What a shell reports of a program stopped by Ctrl-C.
 const INTERRUPTED: u8 = 130;
@@ -320,7 +319,7 @@ impl Job for WriteJob {
             method = method.with_write_steps(steps)?;
         }
         let ids = tokenizer
-            .encode(&text)
+            .encode(&text, Begin::Bare)
             .map_err(|e| Error::Input(format!("{}: {e}", args.context.display())))?;
         if ids.is_empty() {
             return Err(Error::Input(format!(
@@ -358,106 +357,6 @@ impl Job for WriteJob {
             shape[1],
         );
         Ok(())
-    }
-}
-
-/// A method with trained weights and what it reads: a run, a checkpoint or a pretrained model.
-struct Model<B: KernelBackend> {
-    method: AnyMethod<B>,
-    text: Text,
-}
-
-impl<B: KernelBackend> Model<B> {
-    fn open(folder: &Path, device: &B::Device) -> Result<Self, Error> {
-        let is_run = folder.join("config.toml").is_file();
-        let text = if is_run || !folder.join("config.json").is_file() {
-            Text::Task(Box::new(KvConfig::tokenizer()?))
-        } else {
-            let (model, _) = reference::open_config(folder.join("config.json"))?;
-            let tokenizer = pretrained::tokenizer(folder, model.vocab_size())?;
-            let tokenizer = tokenizer.ok_or_else(|| {
-                Error::Input(format!(
-                    "{} has no tokenizer.json: put the one the model was trained with there",
-                    folder.display()
-                ))
-            })?;
-            Text::Any(Box::new(tokenizer), reference::end_token(folder)?)
-        };
-        let method = open_method(folder, device)?;
-        Ok(Self { method, text })
-    }
-}
-
-/// Text to tokens and back.
-enum Text {
-    /// As the task does it, which refuses characters it does not know and ends its answers with a mark.
-    Task(Box<CharTokenizer>),
-    /// As a `tokenizer.json` says; answers end with the token that the model's `config.json` names.
-    Any(Box<Tokenizer>, Option<u32>),
-}
-
-impl Text {
-    fn encode(&self, text: &str) -> Result<Vec<u32>, Error> {
-        match self {
-            Self::Task(tokenizer) => tokenizer.encode(text),
-            Self::Any(tokenizer, _) => tokenizer
-                .encode_fast(text, false)
-                .map(|encoding| encoding.get_ids().to_vec())
-                .map_err(|e| Error::Input(format!("{text:?} cannot be tokenized: {e}"))),
-        }
-    }
-
-    /// The text of an answer.
-    fn decode(&self, ids: &[u32]) -> Result<String, Error> {
-        match self {
-            Self::Task(tokenizer) => {
-                let ids = ids.iter().copied().filter(|id| !tokenizer.is_mark(*id));
-                Ok(tokenizer.decode(&ids.collect::<Vec<_>>()))
-            }
-            Self::Any(tokenizer, _) => tokenizer
-                .decode(ids, true)
-                .map_err(|e| Error::Input(format!("tokens {ids:?} cannot be decoded: {e}"))),
-        }
-    }
-
-    /// A prompt's tokens, with what the tokenizer begins a text with.
-    fn prompt(&self, text: &str) -> Result<Vec<u32>, Error> {
-        match self {
-            Self::Task(tokenizer) => tokenizer.encode(text),
-            Self::Any(tokenizer, _) => tokenizer
-                .encode_fast(text, true)
-                .map(|encoding| encoding.get_ids().to_vec())
-                .map_err(|e| Error::Input(format!("{text:?} cannot be tokenized: {e}"))),
-        }
-    }
-
-    /// A prompt and what follows it. They are decoded together: how a token reads may depend on the one
-    /// before it.
-    fn continued(&self, prompt: &[u32], answer: &[u32]) -> Result<String, Error> {
-        let ids = [prompt, answer].concat();
-        match self {
-            Self::Task(tokenizer) => Ok(tokenizer.decode(&ids)),
-            Self::Any(..) => self.decode(&ids),
-        }
-    }
-
-    /// The token that ends an answer, if there is one.
-    fn end(&self) -> Result<Option<u32>, Error> {
-        match self {
-            Self::Task(tokenizer) => Ok(tokenizer.encode(KvConfig::END)?.first().copied()),
-            Self::Any(_, end) => Ok(*end),
-        }
-    }
-
-    fn config(&self, sampling: &args::Sampling) -> Result<GenerateConfig, Error> {
-        Ok(GenerateConfig {
-            max_tokens: sampling.max_tokens,
-            stop: self.end()?.into_iter().collect(),
-            temperature: sampling.temperature,
-            top_k: sampling.top_k,
-            top_p: sampling.top_p,
-            seed: sampling.seed,
-        })
     }
 }
 
@@ -501,7 +400,7 @@ impl Job for ReadJob {
         let Model { method, text } = Model::<B>::open(&args.model, device)?;
         let config = text.config(&args.sampling)?;
         let memory = method.load_memory(&args.memory)?;
-        let query = text.encode(&args.question)?;
+        let query = text.encode(&args.question, Begin::Bare)?;
         let answers = method.reader(&memory)?.generate(&[query], &config)?;
         text.decode(&answers.concat())
     }
@@ -523,12 +422,7 @@ impl Job for GenerateJob {
         let args = self.0;
         let Model { method, text } = Model::<B>::open(&args.model, device)?;
         let config = text.config(&args.sampling)?;
-        let prompt = text.prompt(&args.prompt)?;
-        if prompt.is_empty() {
-            return Err(Error::Input(
-                "the prompt is empty: there is nothing to go on from".into(),
-            ));
-        }
+        let prompt = text.encode(&args.prompt, Begin::AsATextDoes)?;
         let prompts = [prompt];
         let answers = generate::continue_prompts(method.model(), &prompts, &config, device)?;
         text.continued(&prompts[0], &answers[0])
@@ -550,7 +444,7 @@ impl Job for ExportJob {
         let args = self.0;
         let trained = Trained::<B>::open(&args.run, device)?;
         let tokenizer = KvConfig::tokenizer()?;
-        let end = tokenizer.encode(KvConfig::END)?.first().copied();
+        let end = end_of_answer(&tokenizer)?;
         let tokens = Some(tokenizer.as_tokenizer());
         reference::save(&args.output, &trained.method, tokens, end)?;
         println!(

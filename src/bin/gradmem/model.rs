@@ -1,0 +1,116 @@
+//! What the commands load: a method with trained weights, and the way from text to its tokens.
+
+use std::path::Path;
+
+use gradmem::Error;
+use gradmem::data::{CharTokenizer, KvConfig};
+use gradmem::kernels::KernelBackend;
+use gradmem::method::AnyMethod;
+use gradmem::model::generate::GenerateConfig;
+use gradmem::model::pretrained;
+use gradmem::reference;
+use gradmem::train::open_method;
+use tokenizers::Tokenizer;
+
+use crate::args;
+
+/// A method with trained weights and what it reads: a run, a checkpoint or a pretrained model.
+pub struct Model<B: KernelBackend> {
+    pub method: AnyMethod<B>,
+    pub text: Text,
+}
+
+impl<B: KernelBackend> Model<B> {
+    pub fn open(folder: &Path, device: &B::Device) -> Result<Self, Error> {
+        let method = open_method(folder, device)?;
+        if folder.join("config.toml").is_file() {
+            let text = Text::Task(Box::new(KvConfig::tokenizer()?));
+            return Ok(Self { method, text });
+        }
+        let vocab_size = method.model().config().vocab_size();
+        let tokenizer = pretrained::tokenizer(folder, vocab_size)?.ok_or_else(|| {
+            Error::Input(format!(
+                "{} has no tokenizer.json: put the one the model was trained with there",
+                folder.display()
+            ))
+        })?;
+        let text = Text::Any(Box::new(tokenizer), reference::end_token(folder)?);
+        Ok(Self { method, text })
+    }
+}
+
+/// Text to tokens and back.
+pub enum Text {
+    /// As the task does it, which refuses characters it does not know and ends its answers with a mark.
+    Task(Box<CharTokenizer>),
+    /// As a `tokenizer.json` says; answers end with the token that the model's `config.json` names.
+    Any(Box<Tokenizer>, Option<u32>),
+}
+
+impl Text {
+    pub fn encode(&self, text: &str, begin: Begin) -> Result<Vec<u32>, Error> {
+        match self {
+            Self::Task(tokenizer) => tokenizer.encode(text),
+            Self::Any(tokenizer, _) => tokenizer
+                .encode_fast(text, begin == Begin::AsATextDoes)
+                .map(|encoding| encoding.get_ids().to_vec())
+                .map_err(|e| Error::Input(format!("{text:?} cannot be tokenized: {e}"))),
+        }
+    }
+
+    /// The text of an answer.
+    pub fn decode(&self, ids: &[u32]) -> Result<String, Error> {
+        match self {
+            Self::Task(tokenizer) => {
+                let ids = ids.iter().copied().filter(|id| !tokenizer.is_mark(*id));
+                Ok(tokenizer.decode(&ids.collect::<Vec<_>>()))
+            }
+            Self::Any(tokenizer, _) => tokenizer
+                .decode(ids, true)
+                .map_err(|e| Error::Input(format!("tokens {ids:?} cannot be decoded: {e}"))),
+        }
+    }
+
+    /// A prompt and what follows it. They are decoded together: how a token reads may depend on the one
+    /// before it.
+    pub fn continued(&self, prompt: &[u32], answer: &[u32]) -> Result<String, Error> {
+        let ids = [prompt, answer].concat();
+        match self {
+            Self::Task(tokenizer) => Ok(tokenizer.decode(&ids)),
+            Self::Any(..) => self.decode(&ids),
+        }
+    }
+
+    /// The token that ends an answer, if there is one.
+    fn end(&self) -> Result<Option<u32>, Error> {
+        match self {
+            Self::Task(tokenizer) => end_of_answer(tokenizer),
+            Self::Any(_, end) => Ok(*end),
+        }
+    }
+
+    pub fn config(&self, sampling: &args::Sampling) -> Result<GenerateConfig, Error> {
+        Ok(GenerateConfig {
+            max_tokens: sampling.max_tokens,
+            stop: self.end()?.into_iter().collect(),
+            temperature: sampling.temperature,
+            top_k: sampling.top_k,
+            top_p: sampling.top_p,
+            seed: sampling.seed,
+        })
+    }
+}
+
+/// How a text's tokens begin.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Begin {
+    /// With the text itself: it stands behind something.
+    Bare,
+    /// With what the tokenizer puts before a text.
+    AsATextDoes,
+}
+
+/// The token that ends the task's answers.
+pub fn end_of_answer(tokenizer: &CharTokenizer) -> Result<Option<u32>, Error> {
+    Ok(tokenizer.encode(KvConfig::END)?.first().copied())
+}
