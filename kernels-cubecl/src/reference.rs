@@ -18,6 +18,8 @@
 //!
 //! `P` is rebuilt from `L` in each derivative rather than kept.
 //!
+//! Tensors of 16-bit floats are computed in f32 and given back in their own type; `L` stays in f32.
+//!
 //! Grouped-query heads need no copies of K and V: the query heads that share a key/value head are
 //! stacked as further rows of one matrix, so that products with `dSᵀ` and `Pᵀ` sum over the group.
 
@@ -33,6 +35,7 @@ pub struct Point<B: Backend> {
     probabilities: Tensor<B, 4>,
     heads: Heads,
     scale: f64,
+    dtype: DType,
 }
 
 impl<B: Backend> Point<B> {
@@ -44,6 +47,8 @@ impl<B: Backend> Point<B> {
         lse: Tensor<B, 4>,
         scale: f64,
     ) -> Self {
+        let dtype = q.dtype();
+        let [q, k, v, lse] = [q, k, v, lse].map(wide);
         let heads = Heads::of(&q, &k);
         let q = heads.stack(q);
         let scores = heads.scores(q.clone(), k.clone(), scale);
@@ -55,6 +60,7 @@ impl<B: Backend> Point<B> {
             probabilities,
             heads,
             scale,
+            dtype,
         }
     }
 }
@@ -66,6 +72,8 @@ pub fn forward<B: Backend>(
     v: Tensor<B, 4>,
     scale: f64,
 ) -> (Tensor<B, 4>, Tensor<B, 4>) {
+    let dtype = q.dtype();
+    let [q, k, v] = [q, k, v].map(wide);
     let heads = Heads::of(&q, &k);
     let scores = heads.scores(heads.stack(q), k, scale);
     let max = scores.clone().max_dim(3);
@@ -73,24 +81,34 @@ pub fn forward<B: Backend>(
     let denominator = weights.clone().sum_dim(3);
     let out = weights.matmul(v) / denominator.clone();
     let lse = max + denominator.log();
-    (heads.unstack(out), heads.unstack(lse))
+    (like(heads.unstack(out), dtype), heads.unstack(lse))
 }
 
 /// Returns `[dq, dk, dv]`; see
 /// [`AttentionBackend::causal_attention_backward`](crate::AttentionBackend).
 pub fn backward<B: Backend>(at: Point<B>, grad_out: Tensor<B, 4>) -> [Tensor<B, 4>; 3] {
-    let grad_out = at.heads.stack(grad_out);
+    let grad_out = at.heads.stack(wide(grad_out));
     let dp = grad_out.clone().matmul(at.v.transpose());
     let grad_scores = centred(&at.probabilities, dp).mul_scalar(at.scale);
     let dq = grad_scores.clone().matmul(at.k);
     let dk = grad_scores.transpose().matmul(at.q);
     let dv = at.probabilities.transpose().matmul(grad_out);
-    [at.heads.unstack(dq), dk, dv]
+    [at.heads.unstack(dq), dk, dv].map(|x| like(x, at.dtype))
 }
 
 /// Returns the gradients to `[grad_out, q, k, v]`; see
 /// [`AttentionBackend::causal_attention_double_backward`](crate::AttentionBackend).
 pub fn double_backward<B: Backend>(
+    at: Point<B>,
+    grad_out: Tensor<B, 4>,
+    [a, b, c]: [Option<Tensor<B, 4>>; 3],
+) -> [Tensor<B, 4>; 4] {
+    let dtype = at.dtype;
+    let cotangents = [a, b, c].map(|x| x.map(wide));
+    wide_double_backward(at, wide(grad_out), cotangents).map(|x| like(x, dtype))
+}
+
+fn wide_double_backward<B: Backend>(
     at: Point<B>,
     grad_out: Tensor<B, 4>,
     [a, b, c]: [Option<Tensor<B, 4>>; 3],
@@ -143,6 +161,18 @@ pub fn double_backward<B: Backend>(
     );
     let to_v = w_hat.transpose().matmul(grad_out);
     [heads.unstack(to_grad_out), heads.unstack(to_q), to_k, to_v]
+}
+
+/// At least f32.
+fn wide<B: Backend>(x: Tensor<B, 4>) -> Tensor<B, 4> {
+    match x.dtype() {
+        DType::F16 | DType::BF16 => x.cast(DType::F32),
+        _ => x,
+    }
+}
+
+fn like<B: Backend>(x: Tensor<B, 4>, dtype: DType) -> Tensor<B, 4> {
+    if x.dtype() == dtype { x } else { x.cast(dtype) }
 }
 
 /// `P∘(X − rowsum(X∘P))`: the softmax's Jacobian applied to `X`.
@@ -202,7 +232,7 @@ impl Heads {
         let offset = (key_len - query_len) as i64;
         let (device, dtype) = (q.device(), q.dtype());
         // A finite stand-in for −∞, which not every shader language can write down.
-        let hidden = if dtype == DType::F16 { -6e4 } else { -1e30 };
+        let hidden = -1e30;
         let shape = [query_len, key_len];
         let mask = Tensor::<B, 2, Bool>::tril_mask(shape, offset, &device);
         let mask = Tensor::zeros(shape, (&device, dtype)).mask_fill(mask, hidden);

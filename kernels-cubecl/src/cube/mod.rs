@@ -1,0 +1,404 @@
+//! Attention on GPUs: kernels in CubeCL for CUDA, Vulkan, Metal and WebGPU, from one source.
+//!
+//! Whatever is as large as `query_len × key_len` lives in registers and shared memory, a tile at a
+//! time, and is rebuilt from `Q`, `K`, `V` and the rows' `L` wherever it is needed: memory grows with
+//! the sequence, not with its square. Sums are in f32 and in a fixed order, so that one input gives
+//! one output.
+
+mod backward;
+mod double_backward;
+mod forward;
+mod tiles;
+
+use burn::tensor::backend::Backend;
+use burn::tensor::ops::FloatTensor;
+use burn::tensor::{DType, Shape};
+use burn_cubecl::element::BoolElement;
+use burn_cubecl::kernel::into_contiguous;
+use burn_cubecl::ops::numeric::empty_device_contiguous_dtype;
+use burn_cubecl::tensor::CubeTensor;
+use burn_cubecl::{CubeBackend, CubeRuntime, FloatElement, IntElement};
+use cubecl::prelude::*;
+
+use crate::attention::{
+    Attention, fall_back, reference_backward, reference_double_backward, reference_forward,
+};
+use crate::{AttentionBackend, ScanBackend};
+use backward::{InputsLaunch, Present};
+use tiles::{Own, SizesLaunch, Tiles};
+
+impl<R, F, I, BT> ScanBackend for CubeBackend<R, F, I, BT>
+where
+    R: CubeRuntime,
+    F: FloatElement,
+    I: IntElement,
+    BT: BoolElement,
+    Self: Backend,
+{
+}
+
+impl<R, F, I, BT> AttentionBackend for CubeBackend<R, F, I, BT>
+where
+    R: CubeRuntime,
+    F: FloatElement,
+    I: IntElement,
+    BT: BoolElement,
+    Self: Backend<FloatTensorPrimitive = CubeTensor<R>>,
+{
+    fn causal_attention(
+        q: FloatTensor<Self>,
+        k: FloatTensor<Self>,
+        v: FloatTensor<Self>,
+        scale: f64,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        match Plan::new(&q, &k) {
+            Some(plan) => plan.forward([q, k, v], scale),
+            None => reference_forward::<Self>([q, k, v], scale),
+        }
+    }
+
+    fn causal_attention_backward(
+        q: FloatTensor<Self>,
+        k: FloatTensor<Self>,
+        v: FloatTensor<Self>,
+        out: FloatTensor<Self>,
+        lse: FloatTensor<Self>,
+        grad_out: FloatTensor<Self>,
+        scale: f64,
+    ) -> [FloatTensor<Self>; 3] {
+        match Plan::new(&q, &k) {
+            Some(plan) => plan.backward([q, k, v], out, lse, grad_out, scale),
+            None => reference_backward::<Self>([q, k, v], lse, grad_out, scale),
+        }
+    }
+
+    fn causal_attention_double_backward(
+        q: FloatTensor<Self>,
+        k: FloatTensor<Self>,
+        v: FloatTensor<Self>,
+        out: FloatTensor<Self>,
+        lse: FloatTensor<Self>,
+        grad_out: FloatTensor<Self>,
+        cotangents: [Option<FloatTensor<Self>>; 3],
+        scale: f64,
+    ) -> [FloatTensor<Self>; 4] {
+        match Plan::new(&q, &k) {
+            Some(plan) => plan.double_backward([q, k, v], out, lse, grad_out, cotangents, scale),
+            None => reference_double_backward::<Self>([q, k, v], lse, grad_out, cotangents, scale),
+        }
+    }
+}
+
+/// Head dims up to this one have kernels; a larger one would not fit a unit's registers.
+const LARGEST_HEAD_DIM: usize = 256;
+/// Buffers the largest kernel binds: eleven tensors, and one for shapes and scalars.
+const BINDINGS: u32 = 12;
+
+/// How an attention is cut into tiles on its device.
+struct Plan {
+    dtype: DType,
+    query: Shape,
+    key: Shape,
+    forward: Tiles,
+    backward: Tiles,
+    double_backward: Tiles,
+}
+
+impl Plan {
+    /// `None` where the reference is to be used: because it was asked for, or because the device or
+    /// the tensors are beyond the kernels, which is said once.
+    fn new<R: CubeRuntime>(q: &CubeTensor<R>, k: &CubeTensor<R>) -> Option<Self> {
+        if crate::attention() == Attention::Reference {
+            return None;
+        }
+        let hardware = &q.client.properties().hardware;
+        let plan = Self::fitting(
+            (q.meta.shape().clone(), k.meta.shape().clone()),
+            q.dtype,
+            hardware,
+        );
+        plan.inspect_err(|reason| fall_back(reason)).ok()
+    }
+
+    fn fitting(
+        (query, key): (Shape, Shape),
+        dtype: DType,
+        hardware: &cubecl::ir::HardwareProperties,
+    ) -> Result<Self, String> {
+        let (len, dim) = (query[2].min(key[2]), query[3]);
+        if !matches!(dtype, DType::F32 | DType::F16 | DType::BF16) {
+            return Err(format!("the kernels take f32, f16 and bf16, not {dtype:?}"));
+        }
+        if dim > LARGEST_HEAD_DIM {
+            return Err(format!(
+                "the kernels go up to head dim {LARGEST_HEAD_DIM}, this one is {dim}"
+            ));
+        }
+        if hardware.max_bindings < BINDINGS {
+            return Err(format!(
+                "a kernel needs {BINDINGS} buffers, the device binds {}",
+                hardware.max_bindings
+            ));
+        }
+        let tiles = |operands| {
+            Tiles::fitting(operands, dim, len, hardware).ok_or_else(|| {
+                format!(
+                    "no tile of head dim {dim} fits the device's {} bytes of shared memory and {} units a cube",
+                    hardware.max_shared_memory_size, hardware.max_units_per_cube
+                )
+            })
+        };
+        Ok(Self {
+            forward: tiles(2)?,
+            backward: tiles(Present::NONE.operands())?,
+            double_backward: tiles(Present::ALL.operands())?,
+            dtype,
+            query,
+            key,
+        })
+    }
+
+    fn forward<R: CubeRuntime>(
+        &self,
+        inputs: [CubeTensor<R>; 3],
+        scale: f64,
+    ) -> (CubeTensor<R>, CubeTensor<R>) {
+        let [q, k, v] = inputs.map(into_contiguous);
+        let out = self.empty(&q, &self.query, self.dtype);
+        let lse = self.empty(&q, &self.per_query(1), DType::F32);
+        let at = self.launch(&q.client, Own::Queries, self.forward);
+        unsafe {
+            forward::forward::launch_unchecked(
+                &q.client,
+                at.cubes.clone(),
+                at.units,
+                q.clone().into_array_arg(),
+                k.into_array_arg(),
+                v.into_array_arg(),
+                out.clone().into_array_arg(),
+                lse.clone().into_array_arg(),
+                at.sizes(scale),
+                self.forward,
+                self.dtype.into(),
+            );
+        }
+        (out, lse)
+    }
+
+    fn backward<R: CubeRuntime>(
+        &self,
+        inputs: [CubeTensor<R>; 3],
+        out: CubeTensor<R>,
+        lse: CubeTensor<R>,
+        grad_out: CubeTensor<R>,
+        scale: f64,
+    ) -> [CubeTensor<R>; 3] {
+        let inputs = Inputs::new(inputs, lse, grad_out, [None, None, None]);
+        let (client, tiles) = (inputs.client(), self.backward);
+        let delta = self.empty(inputs.like(), &self.per_query(1), DType::F32);
+        let dq = self.empty(inputs.like(), &self.query, self.dtype);
+        let dk = self.empty(inputs.like(), &self.key, self.dtype);
+        let dv = self.empty(inputs.like(), &self.key, self.dtype);
+        let at = self.launch(&client, Own::Queries, tiles);
+        unsafe {
+            backward::backward_queries::launch_unchecked(
+                &client,
+                at.cubes.clone(),
+                at.units,
+                inputs.launch(),
+                into_contiguous(out).into_array_arg(),
+                delta.clone().into_array_arg(),
+                dq.clone().into_array_arg(),
+                at.sizes(scale),
+                tiles,
+                self.dtype.into(),
+            );
+        }
+        let at = self.launch(&client, Own::Keys, tiles);
+        unsafe {
+            backward::backward_keys::launch_unchecked(
+                &client,
+                at.cubes.clone(),
+                at.units,
+                inputs.launch(),
+                delta.into_array_arg(),
+                dk.clone().into_array_arg(),
+                dv.clone().into_array_arg(),
+                at.sizes(scale),
+                tiles,
+                self.dtype.into(),
+            );
+        }
+        [dq, dk, dv]
+    }
+
+    fn double_backward<R: CubeRuntime>(
+        &self,
+        inputs: [CubeTensor<R>; 3],
+        out: CubeTensor<R>,
+        lse: CubeTensor<R>,
+        grad_out: CubeTensor<R>,
+        cotangents: [Option<CubeTensor<R>>; 3],
+        scale: f64,
+    ) -> [CubeTensor<R>; 4] {
+        let [a, b, c] = cotangents.each_ref().map(Option::is_some);
+        let present = Present { a, b, c };
+        let inputs = Inputs::new(inputs, lse, grad_out, cotangents);
+        let (client, tiles) = (inputs.client(), self.double_backward);
+        let sums = self.empty(inputs.like(), &self.per_query(3), DType::F32);
+        let to_grad_out = self.empty(inputs.like(), &self.query, self.dtype);
+        let to_q = self.empty(inputs.like(), &self.query, self.dtype);
+        let to_k = self.empty(inputs.like(), &self.key, self.dtype);
+        let to_v = self.empty(inputs.like(), &self.key, self.dtype);
+        let at = self.launch(&client, Own::Queries, tiles);
+        unsafe {
+            double_backward::double_backward_sums::launch_unchecked(
+                &client,
+                at.cubes.clone(),
+                at.units,
+                inputs.launch(),
+                into_contiguous(out).into_array_arg(),
+                sums.clone().into_array_arg(),
+                at.sizes(scale),
+                present,
+                tiles,
+                self.dtype.into(),
+            );
+            double_backward::double_backward_queries::launch_unchecked(
+                &client,
+                at.cubes.clone(),
+                at.units,
+                inputs.launch(),
+                sums.clone().into_array_arg(),
+                to_grad_out.clone().into_array_arg(),
+                to_q.clone().into_array_arg(),
+                at.sizes(scale),
+                present,
+                tiles,
+                self.dtype.into(),
+            );
+        }
+        let at = self.launch(&client, Own::Keys, tiles);
+        unsafe {
+            double_backward::double_backward_keys::launch_unchecked(
+                &client,
+                at.cubes.clone(),
+                at.units,
+                inputs.launch(),
+                sums.into_array_arg(),
+                to_k.clone().into_array_arg(),
+                to_v.clone().into_array_arg(),
+                at.sizes(scale),
+                present,
+                tiles,
+                self.dtype.into(),
+            );
+        }
+        [to_grad_out, to_q, to_k, to_v]
+    }
+
+    /// `numbers` for each query of each head, one after the other.
+    fn per_query(&self, numbers: usize) -> Shape {
+        let [batch, heads, len, _] = self.query.dims();
+        match numbers {
+            1 => Shape::new([batch, heads, len, 1]),
+            _ => Shape::new([numbers, batch, heads, len]),
+        }
+    }
+
+    fn empty<R: CubeRuntime>(
+        &self,
+        like: &CubeTensor<R>,
+        shape: &Shape,
+        dtype: DType,
+    ) -> CubeTensor<R> {
+        empty_device_contiguous_dtype(
+            like.client.clone(),
+            like.device.clone(),
+            shape.clone(),
+            dtype,
+        )
+    }
+
+    fn launch<R: CubeRuntime>(&self, client: &ComputeClient<R>, own: Own, tiles: Tiles) -> Launch {
+        let [batch, query_heads, query_len, _] = self.query.dims();
+        let [_, key_heads, key_len, _] = self.key.dims();
+        let (heads, len) = match own {
+            Own::Queries => (batch * query_heads, query_len),
+            Own::Keys => (batch * key_heads, key_len),
+        };
+        // Heads may be more than one axis can count.
+        let most = client.properties().hardware.max_cube_count.1 as usize;
+        let deep = heads.div_ceil(most).max(1);
+        let high = heads.div_ceil(deep);
+        let wide = len.div_ceil(tiles.side);
+        Launch {
+            cubes: CubeCount::Static(wide as u32, high as u32, deep as u32),
+            units: CubeDim::new_1d(tiles.units() as u32),
+            heads,
+            group: query_heads / key_heads,
+            query_len,
+            key_len,
+        }
+    }
+}
+
+/// One launch of one kernel.
+struct Launch {
+    cubes: CubeCount,
+    units: CubeDim,
+    heads: usize,
+    group: usize,
+    query_len: usize,
+    key_len: usize,
+}
+
+impl Launch {
+    fn sizes<R: CubeRuntime>(&self, scale: f64) -> SizesLaunch<R> {
+        SizesLaunch::new(
+            self.heads,
+            self.group,
+            self.query_len,
+            self.key_len,
+            scale as f32,
+        )
+    }
+}
+
+/// What the derivatives' kernels read, ready to be given to several of them.
+struct Inputs<R: CubeRuntime> {
+    /// q, k, v, grad_out, a, b, c
+    tensors: [CubeTensor<R>; 7],
+    lse: CubeTensor<R>,
+}
+
+impl<R: CubeRuntime> Inputs<R> {
+    fn new(
+        [q, k, v]: [CubeTensor<R>; 3],
+        lse: CubeTensor<R>,
+        grad_out: CubeTensor<R>,
+        cotangents: [Option<CubeTensor<R>>; 3],
+    ) -> Self {
+        let q = into_contiguous(q);
+        let [a, b, c] = cotangents.map(|x| x.unwrap_or_else(|| q.clone()));
+        Self {
+            tensors: [q, k, v, grad_out, a, b, c].map(into_contiguous),
+            lse: into_contiguous(lse),
+        }
+    }
+
+    fn like(&self) -> &CubeTensor<R> {
+        &self.tensors[0]
+    }
+
+    fn client(&self) -> ComputeClient<R> {
+        self.like().client.clone()
+    }
+
+    fn launch<F: Float>(&self) -> InputsLaunch<F, R> {
+        let [q, k, v, grad_out, a, b, c] =
+            self.tensors.each_ref().map(|x| x.clone().into_array_arg());
+        let lse = self.lse.clone().into_array_arg();
+        InputsLaunch::new(q, k, v, grad_out, a, b, c, lse)
+    }
+}

@@ -1,0 +1,281 @@
+//! The GPU kernels against the reference in f64, on random numbers.
+//!
+//! Runs wherever there is a Vulkan driver, Mesa's software one included, or with the feature `cuda`
+//! on CUDA: `cargo test --release -p gradmem-kernels --features vulkan,ndarray --test fused`.
+
+use std::sync::Once;
+
+use burn::tensor::backend::Backend;
+use burn::tensor::ops::FloatTensor;
+use burn::tensor::{DType, Tensor, TensorData, TensorPrimitive};
+use gradmem_kernels::AttentionBackend;
+
+#[cfg(feature = "cuda")]
+type Gpu = burn_cuda::Cuda;
+#[cfg(not(feature = "cuda"))]
+type Gpu = burn_wgpu::Vulkan;
+type F64 = burn_ndarray::NdArray<f64>;
+
+/// A panic on the device's thread would leave garbage behind and a test that passes.
+fn abort_on_panic_elsewhere() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        let hook = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |info| {
+            hook(info);
+            let thread = std::thread::current();
+            if !thread.name().unwrap_or_default().contains("::") && thread.name() != Some("main") {
+                std::process::abort();
+            }
+        }));
+    });
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Case {
+    batch: usize,
+    heads: usize,
+    kv_heads: usize,
+    query_len: usize,
+    key_len: usize,
+    dim: usize,
+}
+
+impl Case {
+    fn query(&self) -> [usize; 4] {
+        [self.batch, self.heads, self.query_len, self.dim]
+    }
+
+    fn key(&self) -> [usize; 4] {
+        [self.batch, self.kv_heads, self.key_len, self.dim]
+    }
+}
+
+/// Numbers that look random, in [-1, 1], the same for a seed.
+fn numbers(seed: u64, shape: [usize; 4]) -> Vec<f32> {
+    let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
+    (0..shape.iter().product())
+        .map(|_| {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            (state >> 40) as f32 / (1u64 << 23) as f32 - 1.0
+        })
+        .collect()
+}
+
+/// The same values on the GPU, in `dtype`, and in f64; through a transpose or not.
+struct Inputs {
+    dtype: DType,
+    transposed: bool,
+    seed: u64,
+}
+
+impl Inputs {
+    fn next(&mut self, shape: [usize; 4]) -> (FloatTensor<Gpu>, FloatTensor<F64>) {
+        self.seed += 1;
+        // Half of the tensors are stored as [batch, len, heads, dim], as models make them.
+        let transposed = self.transposed && self.seed % 2 == 0;
+        let [b, h, t, d] = shape;
+        let stored = if transposed { [b, t, h, d] } else { shape };
+        let data = TensorData::new(numbers(self.seed, stored), stored).convert_dtype(self.dtype);
+        let exact = data.clone().convert_dtype(DType::F64);
+        let gpu = Tensor::<Gpu, 4>::from_data(data, (&Default::default(), self.dtype));
+        let cpu = Tensor::<F64, 4>::from_data(exact, &Default::default());
+        match transposed {
+            true => (lower(gpu.swap_dims(1, 2)), lower(cpu.swap_dims(1, 2))),
+            false => (lower(gpu), lower(cpu)),
+        }
+    }
+}
+
+fn lower<B: Backend>(x: Tensor<B, 4>) -> FloatTensor<B> {
+    x.into_primitive().tensor()
+}
+
+fn lift<B: Backend>(x: FloatTensor<B>) -> Tensor<B, 4> {
+    Tensor::from_primitive(TensorPrimitive::Float(x))
+}
+
+/// Leaves NaN in the memory that the next outputs will be given.
+fn poison(case: Case, dtype: DType) {
+    let device = Default::default();
+    let shapes = [case.query(), case.key()];
+    let nans: Vec<_> = shapes
+        .iter()
+        .flat_map(|shape| std::iter::repeat_n(*shape, 4))
+        .map(|shape| Tensor::<Gpu, 4>::full(shape, f32::NAN, (&device, dtype)))
+        .collect();
+    Gpu::sync(&device).unwrap();
+    drop(nans);
+}
+
+/// The largest difference as a share of the largest number.
+fn error(found: FloatTensor<Gpu>, expected: FloatTensor<F64>) -> f64 {
+    let found = lift::<Gpu>(found).into_data().convert_dtype(DType::F64);
+    let expected = lift::<F64>(expected).into_data();
+    assert_eq!(found.shape, expected.shape);
+    let (found, expected) = (
+        found.to_vec::<f64>().unwrap(),
+        expected.to_vec::<f64>().unwrap(),
+    );
+    let largest = expected.iter().fold(1e-3, |m, x| f64::max(m, x.abs()));
+    let pairs = found.iter().zip(&expected);
+    pairs
+        .map(|(x, y)| (x - y).abs() / largest)
+        .fold(0.0, |m, x| if x <= m { m } else { x })
+}
+
+/// The worst error of each of the ten results of one case.
+fn errors(case: Case, dtype: DType, transposed: bool, present: [bool; 3]) -> [f64; 9] {
+    abort_on_panic_elsewhere();
+    let scale = 1.0 / (case.dim as f64).sqrt();
+    let mut inputs = Inputs {
+        dtype,
+        transposed,
+        seed: case.dim as u64 * 1000 + case.key_len as u64,
+    };
+    let (q, q64) = inputs.next(case.query());
+    let (k, k64) = inputs.next(case.key());
+    let (v, v64) = inputs.next(case.key());
+    let (grad_out, grad_out64) = inputs.next(case.query());
+    let shapes = [case.query(), case.key(), case.key()];
+    let mut at = 0..3;
+    let cotangents = shapes.map(|shape| {
+        let pair = inputs.next(shape);
+        present[at.next().unwrap()].then_some(pair)
+    });
+    let [a, b, c] = cotangents;
+    let split = |x: Option<(FloatTensor<Gpu>, FloatTensor<F64>)>| x.unzip();
+    let ((a, a64), (b, b64), (c, c64)) = (split(a), split(b), split(c));
+
+    poison(case, dtype);
+    let (out, lse) = Gpu::causal_attention(q.clone(), k.clone(), v.clone(), scale);
+    let (out64, lse64) = F64::causal_attention(q64.clone(), k64.clone(), v64.clone(), scale);
+    poison(case, dtype);
+    let first = Gpu::causal_attention_backward(
+        q.clone(),
+        k.clone(),
+        v.clone(),
+        out.clone(),
+        lse.clone(),
+        grad_out.clone(),
+        scale,
+    );
+    let first64 = F64::causal_attention_backward(
+        q64.clone(),
+        k64.clone(),
+        v64.clone(),
+        out64.clone(),
+        lse64.clone(),
+        grad_out64.clone(),
+        scale,
+    );
+    poison(case, dtype);
+    let second = Gpu::causal_attention_double_backward(
+        q,
+        k,
+        v,
+        out.clone(),
+        lse.clone(),
+        grad_out,
+        [a, b, c],
+        scale,
+    );
+    let second64 = F64::causal_attention_double_backward(
+        q64,
+        k64,
+        v64,
+        out64.clone(),
+        lse64.clone(),
+        grad_out64,
+        [a64, b64, c64],
+        scale,
+    );
+    let [dq, dk, dv] = first;
+    let [dq64, dk64, dv64] = first64;
+    let [g1, g2, g3, g4] = second;
+    let [h1, h2, h3, h4] = second64;
+    [
+        error(out, out64),
+        error(lse, lse64),
+        error(dq, dq64),
+        error(dk, dk64),
+        error(dv, dv64),
+        error(g1, h1),
+        error(g2, h2),
+        error(g3, h3),
+        error(g4, h4),
+    ]
+}
+
+const NAMES: [&str; 9] = [
+    "out",
+    "lse",
+    "dq",
+    "dk",
+    "dv",
+    "to grad_out",
+    "to q",
+    "to k",
+    "to v",
+];
+
+fn check(case: Case, dtype: DType, transposed: bool, present: [bool; 3], tolerance: f64) -> f64 {
+    let errors = errors(case, dtype, transposed, present);
+    for (name, error) in NAMES.iter().zip(errors) {
+        assert!(
+            error <= tolerance,
+            "{name} is off by {error:.1e} in {case:?}, {dtype:?}, transposed {transposed}, cotangents {present:?}\n{errors:?}"
+        );
+    }
+    errors.into_iter().fold(0.0, f64::max)
+}
+
+/// Every length, odd ones included, meets several head dims and groupings.
+fn grid() -> impl Iterator<Item = Case> {
+    const LENS: [usize; 15] = [1, 2, 3, 15, 16, 17, 31, 33, 63, 64, 65, 100, 128, 129, 257];
+    const DIMS: [usize; 9] = [8, 16, 20, 32, 40, 64, 80, 96, 128];
+    const HEADS: [(usize, usize); 5] = [(1, 1), (2, 2), (4, 2), (3, 1), (6, 2)];
+    DIMS.into_iter().enumerate().flat_map(|(i, dim)| {
+        (0..5).map(move |n| {
+            let at = i * 5 + n;
+            let (heads, kv_heads) = HEADS[at % HEADS.len()];
+            let len = LENS[at % LENS.len()];
+            Case {
+                batch: 1 + at % 2,
+                heads,
+                kv_heads,
+                // Now and then more keys than queries, as with a cache.
+                query_len: if at % 4 == 3 { len.div_ceil(3) } else { len },
+                key_len: len,
+                dim,
+            }
+        })
+    })
+}
+
+#[test]
+fn outputs_would_show_memory_that_was_not_written() {
+    let case = Case {
+        batch: 1,
+        heads: 2,
+        kv_heads: 2,
+        query_len: 9,
+        key_len: 9,
+        dim: 16,
+    };
+    poison(case, DType::F32);
+    let untouched = Tensor::<Gpu, 4>::empty(case.query(), &Default::default());
+    let values = untouched.into_data().to_vec::<f32>().unwrap();
+    assert!(values.iter().any(|x| x.is_nan()));
+}
+
+#[test]
+fn f32_is_within_1e_4() {
+    let worst = grid()
+        .enumerate()
+        .map(|(i, case)| check(case, DType::F32, i % 2 == 1, [true; 3], 1e-4))
+        .fold(0.0, f64::max);
+    println!("worst relative error in f32: {worst:.1e}");
+}
