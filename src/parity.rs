@@ -58,11 +58,25 @@ pub fn compare<B: KernelBackend>(
     device: &B::Device,
 ) -> Result<Report, Error> {
     let folder = folder.as_ref();
+    let expected = Tensors::open(folder.join("expected.safetensors"))?;
+    report(&expected, compute::<B>(folder, device)?)
+}
+
+/// The numbers of the case in `folder` on backend `B`, each with its name in the table above; what is
+/// expected need not be there.
+///
+/// # Errors
+///
+/// As [`compare`].
+pub fn compute<B: KernelBackend>(
+    folder: impl AsRef<Path>,
+    device: &B::Device,
+) -> Result<Vec<(String, TensorData)>, Error> {
+    let folder = folder.as_ref();
     let batch = Batch::<Autodiff<B>> {
         file: Tensors::open(folder.join("batch.safetensors"))?,
         device: device.clone(),
     };
-    let expected = Tensors::open(folder.join("expected.safetensors"))?;
     let method = reference::load::<Autodiff<B>>(folder, device)?;
     let (mut computed, gradients) = match &method {
         AnyMethod::GradMem(gradmem) => gradmem_case(gradmem, &batch)?,
@@ -70,7 +84,7 @@ pub fn compare<B: KernelBackend>(
         AnyMethod::InContext(plain) => plain_case(&plain.model, &batch)?,
     };
     collect_gradients(&method, &gradients, &mut computed);
-    report(&expected, computed)
+    Ok(computed)
 }
 
 struct Batch<B: Backend> {
@@ -299,7 +313,9 @@ fn report(expected: &Tensors, computed: Computed) -> Result<Report, Error> {
     Ok(Report { rows })
 }
 
-fn relative_error(found: &TensorData, expected: &TensorData) -> f64 {
+/// `max |found − expected| / max(10⁻³, max |expected|)`; infinite where shapes differ or a number is
+/// not finite.
+pub fn relative_error(found: &TensorData, expected: &TensorData) -> f64 {
     if found.shape.num_elements() != expected.shape.num_elements() {
         return f64::INFINITY;
     }

@@ -19,9 +19,3 @@ impl AttentionBackend for burn_ndarray::NdArray<f64> {}
 
 #[cfg(feature = "ndarray")]
 impl ScanBackend for burn_ndarray::NdArray<f64> {}
-
-#[cfg(feature = "fusion")]
-impl<B: burn_fusion::FusionBackend> AttentionBackend for burn_fusion::Fusion<B> {}
-
-#[cfg(feature = "fusion")]
-impl<B: burn_fusion::FusionBackend> ScanBackend for burn_fusion::Fusion<B> {}

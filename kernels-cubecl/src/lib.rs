@@ -35,6 +35,8 @@ mod autodiff;
 mod backends;
 #[cfg(feature = "cubecl")]
 mod cube;
+#[cfg(feature = "fusion")]
+mod fusion;
 pub mod reference;
 mod scan;
 

@@ -163,12 +163,17 @@ fn wide_double_backward<B: Backend>(
     [heads.unstack(to_grad_out), heads.unstack(to_q), to_k, to_v]
 }
 
-/// At least f32.
-fn wide<B: Backend>(x: Tensor<B, 4>) -> Tensor<B, 4> {
-    match x.dtype() {
-        DType::F16 | DType::BF16 => x.cast(DType::F32),
-        _ => x,
+/// The type that sums of a type's numbers are kept in: at least f32.
+pub fn summed(dtype: DType) -> DType {
+    match dtype {
+        DType::F16 | DType::BF16 => DType::F32,
+        wide => wide,
     }
+}
+
+fn wide<B: Backend>(x: Tensor<B, 4>) -> Tensor<B, 4> {
+    let dtype = summed(x.dtype());
+    like(x, dtype)
 }
 
 fn like<B: Backend>(x: Tensor<B, 4>, dtype: DType) -> Tensor<B, 4> {

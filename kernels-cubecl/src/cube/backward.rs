@@ -2,6 +2,7 @@
 
 use cubecl::prelude::*;
 
+use super::room::*;
 use super::tiles::*;
 
 /// Which of the double backward's cotangents of dQ, dK and dV there are; none in the backward.
@@ -65,64 +66,68 @@ pub struct Scores {
 #[cube]
 pub fn scores<F: Float>(
     inputs: &Inputs<F>,
-    stage: &mut SharedMemory<Quad>,
+    room: &mut Room<F>,
     queries: Rows,
     keys: Rows,
     scale: f32,
     #[comptime] present: Present,
-    #[comptime] side: Own,
+    #[comptime] own: Own,
     #[comptime] tiles: Tiles,
 ) -> Scores {
-    let mut p = zeros(4usize);
-    let mut dp = zeros(4usize);
-    let mut w = zeros(4usize);
-    let mut g = zeros(4usize);
-    let (own, other) = (own_lane(tiles), other_lane(tiles));
-    let (query, key) = if comptime!(side == Own::Queries) {
-        (own, other)
-    } else {
-        (other, own)
-    };
+    let mut p = Sums::scores(tiles);
+    let mut dp = Sums::scores(tiles);
+    let mut w = Sums::scores(tiles);
+    let mut g = Sums::scores(tiles);
     for part in 0..comptime!(tiles.dim.div_ceil(tiles.depth)) {
         let column = part * comptime!(tiles.depth);
         sync_cube();
-        stage_columns::<F>(stage, 0usize, &inputs.q, queries, column, tiles);
-        stage_columns::<F>(stage, 1usize, &inputs.grad_out, queries, column, tiles);
-        stage_columns::<F>(stage, 2usize, &inputs.k, keys, column, tiles);
-        stage_columns::<F>(stage, 3usize, &inputs.v, keys, column, tiles);
+        room.stage(Q, &inputs.q, queries, column, tiles);
+        room.stage(GRAD_OUT, &inputs.grad_out, queries, column, tiles);
+        room.stage(K, &inputs.k, keys, column, tiles);
+        room.stage(V, &inputs.v, keys, column, tiles);
         if comptime!(present.a) {
-            stage_columns::<F>(stage, 4usize, &inputs.a, queries, column, tiles);
+            room.stage(A, &inputs.a, queries, column, tiles);
         }
         if comptime!(present.b) {
-            stage_columns::<F>(stage, 5usize, &inputs.b, keys, column, tiles);
+            room.stage(B, &inputs.b, keys, column, tiles);
         }
         if comptime!(present.c) {
-            stage_columns::<F>(stage, 6usize, &inputs.c, keys, column, tiles);
+            room.stage(C, &inputs.c, keys, column, tiles);
         }
         sync_cube();
-        for d in 0..comptime!(tiles.depth) {
-            let q = staged(stage, 0usize, d, query, tiles);
-            let grad_out = staged(stage, 1usize, d, query, tiles);
-            let k = staged(stage, 2usize, d, key, tiles);
-            let v = staged(stage, 3usize, d, key, tiles);
-            add_pair(&mut p, q, k, side);
-            add_pair(&mut dp, grad_out, v, side);
+        for step in 0..comptime!(tiles.steps()) {
+            add_pair(room, &mut p, Q, K, step, own, tiles);
+            add_pair(room, &mut dp, GRAD_OUT, V, step, own, tiles);
             if comptime!(present.a) {
-                let a = staged(stage, 4usize, d, query, tiles);
-                add_pair(&mut w, a, k, side);
+                add_pair(room, &mut w, A, K, step, own, tiles);
             }
             if comptime!(present.b) {
-                let b = staged(stage, 5usize, d, key, tiles);
-                add_pair(&mut w, q, b, side);
+                add_pair(room, &mut w, Q, B, step, own, tiles);
             }
             if comptime!(present.c) {
-                let c = staged(stage, 6usize, d, key, tiles);
-                add_pair(&mut g, grad_out, c, side);
+                add_pair(room, &mut g, GRAD_OUT, C, step, own, tiles);
             }
         }
     }
-    let lse = read_quad(&inputs.lse, queries, query, 0usize);
-    mask(&mut p, lse, queries, keys, scale, side, tiles);
+    let lane = if comptime!(own == Own::Queries) {
+        own_lane(tiles)
+    } else {
+        other_lane(tiles)
+    };
+    let lse = read_quad(&inputs.lse, queries, lane, 0usize);
+    let mut p = room.scores(&p, tiles);
+    mask(&mut p, lse, queries, keys, scale, own, tiles);
+    let dp = room.scores(&dp, tiles);
+    let mut w = if comptime!(present.w()) {
+        room.scores(&w, tiles)
+    } else {
+        zeros(4usize)
+    };
+    let g = if comptime!(present.c) {
+        room.scores(&g, tiles)
+    } else {
+        zeros(4usize)
+    };
     #[unroll]
     for i in 0..4usize {
         p[i] = Quad::exp(p[i]);
@@ -131,12 +136,30 @@ pub fn scores<F: Float>(
     Scores { p, dp, w, g }
 }
 
+/// The operands' numbers on the stage.
+const Q: usize = 0;
+const GRAD_OUT: usize = 1;
+const K: usize = 2;
+const V: usize = 3;
+const A: usize = 4;
+const B: usize = 5;
+const C: usize = 6;
+
 #[cube]
-fn add_pair(scores: &mut Array<Quad>, query: Quad, key: Quad, #[comptime] side: Own) {
-    if comptime!(side == Own::Queries) {
-        add_outer(scores, query, key);
+#[allow(clippy::too_many_arguments)]
+fn add_pair<F: Float>(
+    room: &Room<F>,
+    sums: &mut Sums,
+    #[comptime] query: usize,
+    #[comptime] key: usize,
+    step: usize,
+    #[comptime] own: Own,
+    #[comptime] tiles: Tiles,
+) {
+    if comptime!(own == Own::Queries) {
+        room.add_scores(sums, query, key, step, tiles);
     } else {
-        add_outer(scores, key, query);
+        room.add_scores(sums, key, query, step, tiles);
     }
 }
 
@@ -145,7 +168,7 @@ fn add_pair(scores: &mut Array<Quad>, query: Quad, key: Quad, #[comptime] side: 
 pub fn row_dots<F: Float>(
     grad_out: &Array<F>,
     out: &Array<F>,
-    weights: &mut SharedMemory<Quad>,
+    room: &mut Room<F>,
     queries: Rows,
     #[comptime] tiles: Tiles,
 ) -> Quad {
@@ -167,7 +190,7 @@ pub fn row_dots<F: Float>(
             }
         }
     }
-    across(weights, dots, false, tiles)
+    room.across(dots, false, tiles)
 }
 
 /// Owns queries: `δ` and `dQ = s dS K`, where `dS = P∘(dP − δ)`.
@@ -185,19 +208,17 @@ pub fn backward_queries<F: Float>(
     if head >= sizes.heads {
         terminate!();
     }
-    let mut stage = SharedMemory::<Quad>::new(comptime!(tiles.stage()));
-    let mut weights = SharedMemory::<Quad>::new(comptime!(tiles.weights()));
+    let mut room = Room::<F>::new(tiles);
     let queries = owned_queries(head, sizes, tiles);
-    let own_delta = row_dots::<F>(&inputs.grad_out, out, &mut weights, queries, tiles);
+    let own_delta = row_dots::<F>(&inputs.grad_out, out, &mut room, queries, tiles);
     write_quad(delta, queries, 0usize, own_delta, tiles);
 
-    let mut acc = zeros(comptime!(4 * tiles.spread()));
+    let mut acc = Sums::output(tiles);
     for tile in 0..key_tiles(queries, sizes, tiles) {
-        let first = tile * comptime!(tiles.side);
-        let keys = Rows::new(head / sizes.group, first, sizes.key_len);
+        let keys = other_keys(head, tile, sizes, tiles);
         let mut scores = scores::<F>(
             inputs,
-            &mut stage,
+            &mut room,
             queries,
             keys,
             sizes.scale,
@@ -209,10 +230,10 @@ pub fn backward_queries<F: Float>(
         for i in 0..4usize {
             scores.dp[i] = scores.p[i] * (scores.dp[i] - Quad::new(own_delta[i]));
         }
-        put_weights(&mut weights, &scores.dp, tiles);
-        add_product::<F>(&mut acc, &weights, &mut stage, &inputs.k, keys, tiles);
+        room.put_weights(&scores.dp, tiles);
+        room.add_product(&mut acc, &inputs.k, keys, tiles);
     }
-    write_rows::<F>(dq, queries, &acc, Quad::new(sizes.scale), tiles);
+    room.write(dq, queries, &acc, sizes.scale, tiles);
 }
 
 /// Owns keys: `dK = s dSᵀ Q` and `dV = Pᵀ dO`, summed over the query heads of the group.
@@ -230,20 +251,19 @@ pub fn backward_keys<F: Float>(
     if head >= sizes.heads {
         terminate!();
     }
-    let mut stage = SharedMemory::<Quad>::new(comptime!(tiles.stage()));
-    let mut weights = SharedMemory::<Quad>::new(comptime!(tiles.weights()));
+    let mut room = Room::<F>::new(tiles);
     let side = comptime!(tiles.side);
     let keys = Rows::new(head, CUBE_POS_X as usize * side, sizes.key_len);
 
-    let mut acc_k = zeros(comptime!(4 * tiles.spread()));
-    let mut acc_v = zeros(comptime!(4 * tiles.spread()));
+    let mut acc_k = Sums::output(tiles);
+    let mut acc_v = Sums::output(tiles);
     let first = first_query_tile(keys, sizes, tiles);
     for member in 0..sizes.group {
         for tile in first..(sizes.query_len + side - 1) / side {
             let queries = Rows::new(head * sizes.group + member, tile * side, sizes.query_len);
             let mut scores = scores::<F>(
                 inputs,
-                &mut stage,
+                &mut room,
                 queries,
                 keys,
                 sizes.scale,
@@ -252,23 +272,16 @@ pub fn backward_keys<F: Float>(
                 tiles,
             );
             let delta = read_quad(delta, queries, other_lane(tiles), 0usize);
-            put_weights(&mut weights, &scores.p, tiles);
-            add_product::<F>(
-                &mut acc_v,
-                &weights,
-                &mut stage,
-                &inputs.grad_out,
-                queries,
-                tiles,
-            );
+            room.put_weights(&scores.p, tiles);
+            room.add_product(&mut acc_v, &inputs.grad_out, queries, tiles);
             #[unroll]
             for i in 0..4usize {
                 scores.dp[i] = scores.p[i] * (scores.dp[i] - delta);
             }
-            put_weights(&mut weights, &scores.dp, tiles);
-            add_product::<F>(&mut acc_k, &weights, &mut stage, &inputs.q, queries, tiles);
+            room.put_weights(&scores.dp, tiles);
+            room.add_product(&mut acc_k, &inputs.q, queries, tiles);
         }
     }
-    write_rows::<F>(dk, keys, &acc_k, Quad::new(sizes.scale), tiles);
-    write_rows::<F>(dv, keys, &acc_v, Quad::new(1.0), tiles);
+    room.write(dk, keys, &acc_k, sizes.scale, tiles);
+    room.write(dv, keys, &acc_v, 1.0, tiles);
 }

@@ -6,6 +6,7 @@
 use cubecl::prelude::*;
 
 use super::backward::{Inputs, Present, Scores, row_dots, scores};
+use super::room::*;
 use super::tiles::*;
 
 /// Owns queries: `δ = rowsum(dO∘O)`, `β = rowsum(W∘P)` and `r = rowsum(G∘P)`, one after the other in
@@ -26,19 +27,17 @@ pub fn double_backward_sums<F: Float>(
     if head >= sizes.heads {
         terminate!();
     }
-    let mut stage = SharedMemory::<Quad>::new(comptime!(tiles.stage()));
-    let mut weights = SharedMemory::<Quad>::new(comptime!(tiles.weights()));
+    let mut room = Room::<F>::new(tiles);
     let queries = owned_queries(head, sizes, tiles);
-    let delta = row_dots::<F>(&inputs.grad_out, out, &mut weights, queries, tiles);
+    let delta = row_dots::<F>(&inputs.grad_out, out, &mut room, queries, tiles);
 
     let mut beta = Quad::new(0.0);
     let mut r = Quad::new(0.0);
     for tile in 0..key_tiles(queries, sizes, tiles) {
-        let first = tile * comptime!(tiles.side);
-        let keys = Rows::new(head / sizes.group, first, sizes.key_len);
+        let keys = other_keys(head, tile, sizes, tiles);
         let mut scores = scores::<F>(
             inputs,
-            &mut stage,
+            &mut room,
             queries,
             keys,
             sizes.scale,
@@ -55,8 +54,8 @@ pub fn double_backward_sums<F: Float>(
         beta += row_sums(&scores.w);
         r += row_sums(&scores.g);
     }
-    let beta = across(&mut weights, beta, false, tiles);
-    let r = across(&mut weights, r, false, tiles) - beta * delta;
+    let beta = room.across(beta, false, tiles);
+    let r = room.across(r, false, tiles) - beta * delta;
     let rows = sizes.heads * sizes.query_len;
     write_quad(sums, queries, 0usize, delta, tiles);
     write_quad(sums, queries, rows, beta, tiles);
@@ -110,18 +109,16 @@ pub fn double_backward_queries<F: Float>(
     if head >= sizes.heads {
         terminate!();
     }
-    let mut stage = SharedMemory::<Quad>::new(comptime!(tiles.stage()));
-    let mut weights = SharedMemory::<Quad>::new(comptime!(tiles.weights()));
+    let mut room = Room::<F>::new(tiles);
     let queries = owned_queries(head, sizes, tiles);
 
-    let mut acc_grad_out = zeros(comptime!(4 * tiles.spread()));
-    let mut acc_q = zeros(comptime!(4 * tiles.spread()));
+    let mut acc_grad_out = Sums::output(tiles);
+    let mut acc_q = Sums::output(tiles);
     for tile in 0..key_tiles(queries, sizes, tiles) {
-        let first = tile * comptime!(tiles.side);
-        let keys = Rows::new(head / sizes.group, first, sizes.key_len);
+        let keys = other_keys(head, tile, sizes, tiles);
         let mut scores = scores::<F>(
             inputs,
-            &mut stage,
+            &mut room,
             queries,
             keys,
             sizes.scale,
@@ -132,36 +129,22 @@ pub fn double_backward_queries<F: Float>(
         let rows = sizes.heads * sizes.query_len;
         centre(&mut scores, sums, queries, rows, Own::Queries, tiles);
         if comptime!(present.c) {
-            put_weights(&mut weights, &scores.p, tiles);
-            add_product::<F>(
-                &mut acc_grad_out,
-                &weights,
-                &mut stage,
-                &inputs.c,
-                keys,
-                tiles,
-            );
+            room.put_weights(&scores.p, tiles);
+            room.add_product(&mut acc_grad_out, &inputs.c, keys, tiles);
         }
         if comptime!(present.w()) {
-            put_weights(&mut weights, &scores.w, tiles);
-            add_product::<F>(
-                &mut acc_grad_out,
-                &weights,
-                &mut stage,
-                &inputs.v,
-                keys,
-                tiles,
-            );
+            room.put_weights(&scores.w, tiles);
+            room.add_product(&mut acc_grad_out, &inputs.v, keys, tiles);
         }
         if comptime!(present.b) {
-            put_weights(&mut weights, &scores.dp, tiles);
-            add_product::<F>(&mut acc_q, &weights, &mut stage, &inputs.b, keys, tiles);
+            room.put_weights(&scores.dp, tiles);
+            room.add_product(&mut acc_q, &inputs.b, keys, tiles);
         }
-        put_weights(&mut weights, &scores.g, tiles);
-        add_product::<F>(&mut acc_q, &weights, &mut stage, &inputs.k, keys, tiles);
+        room.put_weights(&scores.g, tiles);
+        room.add_product(&mut acc_q, &inputs.k, keys, tiles);
     }
-    write_rows::<F>(to_grad_out, queries, &acc_grad_out, Quad::new(1.0), tiles);
-    write_rows::<F>(to_q, queries, &acc_q, Quad::new(sizes.scale), tiles);
+    room.write(to_grad_out, queries, &acc_grad_out, 1.0, tiles);
+    room.write(to_q, queries, &acc_q, sizes.scale, tiles);
 }
 
 /// Owns keys: to K `s (dSᵀ a + Ŝᵀ Q)`, to V `Ŵᵀ dO`, summed over the query heads of the group.
@@ -180,20 +163,19 @@ pub fn double_backward_keys<F: Float>(
     if head >= sizes.heads {
         terminate!();
     }
-    let mut stage = SharedMemory::<Quad>::new(comptime!(tiles.stage()));
-    let mut weights = SharedMemory::<Quad>::new(comptime!(tiles.weights()));
+    let mut room = Room::<F>::new(tiles);
     let side = comptime!(tiles.side);
     let keys = Rows::new(head, CUBE_POS_X as usize * side, sizes.key_len);
 
-    let mut acc_k = zeros(comptime!(4 * tiles.spread()));
-    let mut acc_v = zeros(comptime!(4 * tiles.spread()));
+    let mut acc_k = Sums::output(tiles);
+    let mut acc_v = Sums::output(tiles);
     let first = first_query_tile(keys, sizes, tiles);
     for member in 0..sizes.group {
         for tile in first..(sizes.query_len + side - 1) / side {
             let queries = Rows::new(head * sizes.group + member, tile * side, sizes.query_len);
             let mut scores = scores::<F>(
                 inputs,
-                &mut stage,
+                &mut room,
                 queries,
                 keys,
                 sizes.scale,
@@ -204,24 +186,17 @@ pub fn double_backward_keys<F: Float>(
             let rows = sizes.heads * sizes.group * sizes.query_len;
             centre(&mut scores, sums, queries, rows, Own::Keys, tiles);
             if comptime!(present.w()) {
-                put_weights(&mut weights, &scores.w, tiles);
-                add_product::<F>(
-                    &mut acc_v,
-                    &weights,
-                    &mut stage,
-                    &inputs.grad_out,
-                    queries,
-                    tiles,
-                );
+                room.put_weights(&scores.w, tiles);
+                room.add_product(&mut acc_v, &inputs.grad_out, queries, tiles);
             }
             if comptime!(present.a) {
-                put_weights(&mut weights, &scores.dp, tiles);
-                add_product::<F>(&mut acc_k, &weights, &mut stage, &inputs.a, queries, tiles);
+                room.put_weights(&scores.dp, tiles);
+                room.add_product(&mut acc_k, &inputs.a, queries, tiles);
             }
-            put_weights(&mut weights, &scores.g, tiles);
-            add_product::<F>(&mut acc_k, &weights, &mut stage, &inputs.q, queries, tiles);
+            room.put_weights(&scores.g, tiles);
+            room.add_product(&mut acc_k, &inputs.q, queries, tiles);
         }
     }
-    write_rows::<F>(to_k, keys, &acc_k, Quad::new(sizes.scale), tiles);
-    write_rows::<F>(to_v, keys, &acc_v, Quad::new(1.0), tiles);
+    room.write(to_k, keys, &acc_k, sizes.scale, tiles);
+    room.write(to_v, keys, &acc_v, 1.0, tiles);
 }

@@ -1,10 +1,13 @@
-//! `O = softmax(s·QKᵀ) V` and the rows' log-sum-exp `L`, in one pass with a running maximum.
+//! `O = softmax(s·QKᵀ) V` and the rows' log-sum-exp `L`.
+//!
+//! Two walks over the keys: the first finds `L`, the second has weights that are normalised already.
 
 use cubecl::prelude::*;
 
+use super::room::*;
 use super::tiles::*;
 
-/// Owns queries, walks over the keys they see.
+/// Owns queries.
 #[cube(launch_unchecked)]
 pub fn forward<F: Float>(
     q: &Array<F>,
@@ -20,75 +23,84 @@ pub fn forward<F: Float>(
     if head >= sizes.heads {
         terminate!();
     }
-    let mut stage = SharedMemory::<Quad>::new(comptime!(tiles.stage()));
-    let mut weights = SharedMemory::<Quad>::new(comptime!(tiles.weights()));
-    let (own, other) = (own_lane(tiles), other_lane(tiles));
+    let mut room = Room::<F>::new(tiles);
     let queries = owned_queries(head, sizes, tiles);
+    let walk = key_tiles(queries, sizes, tiles);
 
-    let spread = comptime!(tiles.spread());
-    let mut acc = zeros(comptime!(4 * tiles.spread()));
+    // Of the scores that this unit sees.
     let mut top = Quad::new(HIDDEN);
     let mut total = Quad::new(0.0);
-    for tile in 0..key_tiles(queries, sizes, tiles) {
-        let keys = Rows::new(
-            head / sizes.group,
-            tile * comptime!(tiles.side),
-            sizes.key_len,
-        );
-        let mut scores = zeros(4usize);
-        for part in 0..comptime!(tiles.dim.div_ceil(tiles.depth)) {
-            let column = part * comptime!(tiles.depth);
-            sync_cube();
-            stage_columns::<F>(&mut stage, 0usize, q, queries, column, tiles);
-            stage_columns::<F>(&mut stage, 1usize, k, keys, column, tiles);
-            sync_cube();
-            for d in 0..comptime!(tiles.depth) {
-                let q = staged(&stage, 0usize, d, own, tiles);
-                let k = staged(&stage, 1usize, d, other, tiles);
-                add_outer(&mut scores, q, k);
-            }
-        }
-        mask(
-            &mut scores,
-            Quad::new(0.0),
-            queries,
-            keys,
-            sizes.scale,
-            Own::Queries,
-            tiles,
-        );
-
-        let highest = across(&mut weights, row_tops(&scores), true, tiles);
-        let new_top = max(top, highest);
-        let fade = Quad::exp(top - new_top);
-        #[unroll]
-        for i in 0..4usize {
-            scores[i] = Quad::exp(scores[i] - Quad::new(new_top[i]));
-            #[unroll]
-            for n in 0..spread {
-                acc[i * spread + n] *= Quad::new(fade[i]);
-            }
-        }
-        total = total * fade + row_sums(&scores);
-        top = new_top;
-        put_weights(&mut weights, &scores, tiles);
-        add_product::<F>(&mut acc, &weights, &mut stage, v, keys, tiles);
-    }
-    let total = across(&mut weights, total, false, tiles);
-    write_rows::<F>(out, queries, &acc, Quad::new(1.0) / total, tiles);
-    write_quad(lse, queries, 0usize, top + Quad::ln(total), tiles);
-}
-
-/// The largest of a score row's four numbers, for each of the unit's four owned rows.
-#[cube]
-fn row_tops(scores: &Array<Quad>) -> Quad {
-    let mut tops = Quad::new(HIDDEN);
-    #[unroll]
-    for i in 0..4usize {
+    for tile in 0..walk {
+        let keys = other_keys(head, tile, sizes, tiles);
+        let scores = scores::<F>(&mut room, q, k, Quad::new(0.0), queries, keys, sizes, tiles);
+        let before = top;
         #[unroll]
         for j in 0..4usize {
-            tops[i] = max(tops[i], scores[i][j]);
+            let mut column = Quad::new(0.0);
+            #[unroll]
+            for i in 0..4usize {
+                column[i] = scores[i][j];
+            }
+            top = max(top, column);
+        }
+        total *= Quad::exp(before - top);
+        #[unroll]
+        for i in 0..4usize {
+            let weights = Quad::exp(scores[i] - Quad::new(top[i]));
+            total[i] += weights[0] + weights[1] + weights[2] + weights[3];
         }
     }
-    tops
+    let highest = room.across(top, true, tiles);
+    let total = room.across(total * Quad::exp(top - highest), false, tiles);
+    let own_lse = highest + Quad::ln(total);
+    write_quad(lse, queries, 0usize, own_lse, tiles);
+
+    let mut acc = Sums::output(tiles);
+    for tile in 0..walk {
+        let keys = other_keys(head, tile, sizes, tiles);
+        let mut scores = scores::<F>(&mut room, q, k, own_lse, queries, keys, sizes, tiles);
+        #[unroll]
+        for i in 0..4usize {
+            scores[i] = Quad::exp(scores[i]);
+        }
+        room.put_weights(&scores, tiles);
+        room.add_product(&mut acc, v, keys, tiles);
+    }
+    room.write(out, queries, &acc, 1.0, tiles);
+}
+
+/// `s·QKᵀ − shift` of a pair of tiles, as far as it is seen.
+#[cube]
+fn scores<F: Float>(
+    room: &mut Room<F>,
+    q: &Array<F>,
+    k: &Array<F>,
+    shift: Quad,
+    queries: Rows,
+    keys: Rows,
+    sizes: &Sizes,
+    #[comptime] tiles: Tiles,
+) -> Array<Quad> {
+    let mut sums = Sums::scores(tiles);
+    for part in 0..comptime!(tiles.dim.div_ceil(tiles.depth)) {
+        let column = part * comptime!(tiles.depth);
+        sync_cube();
+        room.stage(0usize, q, queries, column, tiles);
+        room.stage(1usize, k, keys, column, tiles);
+        sync_cube();
+        for step in 0..comptime!(tiles.steps()) {
+            room.add_scores(&mut sums, 0usize, 1usize, step, tiles);
+        }
+    }
+    let mut scores = room.scores(&sums, tiles);
+    mask(
+        &mut scores,
+        shift,
+        queries,
+        keys,
+        sizes.scale,
+        Own::Queries,
+        tiles,
+    );
+    scores
 }

@@ -8,6 +8,7 @@
 mod backward;
 mod double_backward;
 mod forward;
+mod room;
 mod tiles;
 
 use burn::tensor::backend::Backend;
@@ -18,6 +19,7 @@ use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::ops::numeric::empty_device_contiguous_dtype;
 use burn_cubecl::tensor::CubeTensor;
 use burn_cubecl::{CubeBackend, CubeRuntime, FloatElement, IntElement};
+use cubecl::ir::DeviceProperties;
 use cubecl::prelude::*;
 
 use crate::attention::{
@@ -111,20 +113,17 @@ impl Plan {
         if crate::attention() == Attention::Reference {
             return None;
         }
-        let hardware = &q.client.properties().hardware;
-        let plan = Self::fitting(
-            (q.meta.shape().clone(), k.meta.shape().clone()),
-            q.dtype,
-            hardware,
-        );
+        let shapes = (q.meta.shape().clone(), k.meta.shape().clone());
+        let plan = Self::fitting(shapes, q.dtype, q.client.properties());
         plan.inspect_err(|reason| fall_back(reason)).ok()
     }
 
     fn fitting(
         (query, key): (Shape, Shape),
         dtype: DType,
-        hardware: &cubecl::ir::HardwareProperties,
+        device: &DeviceProperties,
     ) -> Result<Self, String> {
+        let hardware = &device.hardware;
         let (len, dim) = (query[2].min(key[2]), query[3]);
         if !matches!(dtype, DType::F32 | DType::F16 | DType::BF16) {
             return Err(format!("the kernels take f32, f16 and bf16, not {dtype:?}"));
@@ -141,7 +140,7 @@ impl Plan {
             ));
         }
         let tiles = |operands| {
-            Tiles::fitting(operands, dim, len, hardware).ok_or_else(|| {
+            Tiles::fitting(operands, dim, len, dtype.into(), device).ok_or_else(|| {
                 format!(
                     "no tile of head dim {dim} fits the device's {} bytes of shared memory and {} units a cube",
                     hardware.max_shared_memory_size, hardware.max_units_per_cube
@@ -400,5 +399,89 @@ impl<R: CubeRuntime> Inputs<R> {
             self.tensors.each_ref().map(|x| x.clone().into_array_arg());
         let lse = self.lse.clone().into_array_arg();
         InputsLaunch::new(q, k, v, grad_out, a, b, c, lse)
+    }
+}
+
+#[cfg(all(test, feature = "vulkan"))]
+mod tests {
+    use super::*;
+    use burn::tensor::{Distribution, Tensor, Tolerance};
+    use burn_wgpu::{WgpuDevice, WgpuRuntime};
+
+    type B = CubeBackend<WgpuRuntime, f32, i32, u8>;
+
+    fn random(shape: [usize; 4]) -> CubeTensor<WgpuRuntime> {
+        let device = WgpuDevice::default();
+        let x = Tensor::<B, 4>::random(shape, Distribution::Default, &device);
+        x.into_primitive().tensor()
+    }
+
+    fn all(plan: &Plan, [q, k, v, g, a, b, c]: [CubeTensor<WgpuRuntime>; 7]) -> Vec<Tensor<B, 4>> {
+        let inputs = [q, k, v];
+        let (out, lse) = plan.forward(inputs.clone(), 0.2);
+        let first = plan.backward(inputs.clone(), out.clone(), lse.clone(), g.clone(), 0.2);
+        let cotangents = [Some(a), Some(b), Some(c)];
+        let second = plan.double_backward(inputs, out.clone(), lse, g, cotangents, 0.2);
+        let results = [out].into_iter().chain(first).chain(second);
+        results.map(crate::lift::<B, 4>).collect()
+    }
+
+    /// Devices with less shared memory or smaller cubes get smaller tiles, and the same numbers.
+    #[test]
+    fn small_devices_compute_the_same() {
+        let (query, key) = ([2, 4, 41, 40], [2, 2, 50, 40]);
+        let shapes = (Shape::new(query), Shape::new(key));
+        let inputs = [query, key, key, query, query, key, key].map(random);
+        let device = inputs[0].client.properties().clone();
+        let plan = Plan::fitting(shapes.clone(), DType::F32, &device).unwrap();
+        let expected = all(&plan, inputs.clone());
+        let mut seen = vec![plan.double_backward];
+        for (bytes, units) in [
+            (16 << 10, 256),
+            (10 << 10, 64),
+            (32 << 10, 16),
+            (5 << 10, 16),
+        ] {
+            let mut small = device.clone();
+            small.hardware.max_shared_memory_size = bytes;
+            small.hardware.max_units_per_cube = units;
+            let plan = Plan::fitting(shapes.clone(), DType::F32, &small).unwrap();
+            for tiles in [plan.forward, plan.backward, plan.double_backward] {
+                assert!(tiles.shared_bytes() <= bytes && tiles.units() <= units as usize);
+            }
+            if !seen.contains(&plan.double_backward) {
+                seen.push(plan.double_backward);
+            }
+            for (found, expected) in all(&plan, inputs.clone()).into_iter().zip(&expected) {
+                let tolerance = Tolerance::<f32>::absolute(1e-4);
+                found
+                    .into_data()
+                    .assert_approx_eq(&expected.to_data(), tolerance);
+            }
+        }
+        assert!(
+            seen.len() >= 4,
+            "the devices were not small enough: {seen:?}"
+        );
+    }
+
+    /// What the kernels cannot do has a reason that can be read.
+    #[test]
+    fn what_does_not_fit_says_why() {
+        let device = random([1, 1, 1, 1]).client.properties().clone();
+        let shapes = |dim| (Shape::new([1, 1, 4, dim]), Shape::new([1, 1, 4, dim]));
+        let why = |shapes, dtype, device: &DeviceProperties| {
+            Plan::fitting(shapes, dtype, device)
+                .err()
+                .expect("it should not fit")
+        };
+        assert!(why(shapes(8), DType::F64, &device).contains("not F64"));
+        assert!(why(shapes(300), DType::F32, &device).contains("this one is 300"));
+        let mut small = device.clone();
+        small.hardware.max_shared_memory_size = 1 << 10;
+        assert!(why(shapes(8), DType::F32, &small).contains("1024 bytes of shared memory"));
+        let mut small = device;
+        small.hardware.max_bindings = 8;
+        assert!(why(shapes(8), DType::F32, &small).contains("the device binds 8"));
     }
 }

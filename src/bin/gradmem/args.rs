@@ -194,10 +194,20 @@ pub struct Preset {
     pub name: Option<String>,
 }
 
-#[derive(clap::Args)]
+#[derive(clap::Args, Clone)]
 pub struct Backend {
     /// Where to compute: flex, ndarray (CPU), wgpu, vulkan, metal, cuda (GPU). Others than flex need a
     /// build with the cargo feature of that name.
     #[arg(long = "backend", value_name = "NAME", default_value = "flex")]
     pub name: String,
+    /// How attention is computed: by fused kernels, which take memory in proportion to the sequence
+    /// [default on GPUs], or by the reference, in plain tensor operations, in proportion to its square.
+    #[arg(long, value_name = "HOW")]
+    pub attention: Option<Attention>,
+}
+
+#[derive(clap::ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Attention {
+    Reference,
+    Fused,
 }

@@ -1,7 +1,9 @@
 //! From a backend's name to its type.
 
 use gradmem::Error;
-use gradmem::kernels::KernelBackend;
+use gradmem::kernels::{self, KernelBackend};
+
+use crate::args::{Attention, Backend};
 
 /// Something to be done on whichever backend.
 pub trait Job {
@@ -11,9 +13,22 @@ pub trait Job {
 }
 
 const NAMES: [&str; 6] = ["flex", "ndarray", "wgpu", "vulkan", "metal", "cuda"];
+/// Those that have fused attention.
+const GPUS: [&str; 4] = ["wgpu", "vulkan", "metal", "cuda"];
 
 /// Does `job` on the named backend's default device.
-pub fn dispatch<J: Job>(name: &str, job: J) -> Result<J::Output, Error> {
+pub fn dispatch<J: Job>(backend: &Backend, job: J) -> Result<J::Output, Error> {
+    let name = backend.name.as_str();
+    match backend.attention {
+        Some(Attention::Fused) if NAMES.contains(&name) && !GPUS.contains(&name) => {
+            return Err(Error::Input(format!(
+                "--attention fused: the backend `{name}` has no fused attention; leave the option out, or compute on one of {}",
+                GPUS.join(", ")
+            )));
+        }
+        Some(Attention::Reference) => kernels::set_attention(kernels::Attention::Reference),
+        Some(Attention::Fused) | None => {}
+    }
     match name {
         #[cfg(feature = "flex")]
         "flex" => job.run::<burn_flex::Flex>(&Default::default()),

@@ -49,7 +49,7 @@ pub fn train(args: args::Train) -> Result<ExitCode, Error> {
     println!("{}", overview(&config, &folder));
     let start = Instant::now();
     let outcome = dispatch(
-        &args.backend.name,
+        &args.backend,
         TrainJob {
             config: config.clone(),
             folder: folder.clone(),
@@ -192,7 +192,7 @@ pub fn eval(args: args::Eval) -> Result<ExitCode, Error> {
         return Err(Error::Input("--samples must be at least 1".into()));
     }
     dispatch(
-        &args.backend.name,
+        &args.backend,
         EvalJob {
             run: args.run,
             steps,
@@ -297,7 +297,7 @@ fn show_value(measure: Measure, value: f64) -> String {
 }
 
 pub fn write(args: args::Write) -> Result<ExitCode, Error> {
-    let backend = args.backend.name.clone();
+    let backend = args.backend.clone();
     dispatch(&backend, WriteJob(args))?;
     Ok(ExitCode::SUCCESS)
 }
@@ -384,7 +384,7 @@ fn read_text(path: &Path) -> Result<String, Error> {
 }
 
 pub fn read(args: args::Read) -> Result<ExitCode, Error> {
-    let backend = args.backend.name.clone();
+    let backend = args.backend.clone();
     let answer = dispatch(&backend, ReadJob(args))?;
     println!("{answer}");
     Ok(ExitCode::SUCCESS)
@@ -407,7 +407,7 @@ impl Job for ReadJob {
 }
 
 pub fn generate(args: args::Generate) -> Result<ExitCode, Error> {
-    let backend = args.backend.name.clone();
+    let backend = args.backend.clone();
     let text = dispatch(&backend, GenerateJob(args))?;
     println!("{text}");
     Ok(ExitCode::SUCCESS)
@@ -430,7 +430,7 @@ impl Job for GenerateJob {
 }
 
 pub fn export(args: args::Export) -> Result<ExitCode, Error> {
-    let backend = args.backend.name.clone();
+    let backend = args.backend.clone();
     dispatch(&backend, ExportJob(args))?;
     Ok(ExitCode::SUCCESS)
 }
@@ -463,7 +463,7 @@ pub fn parity(args: args::Parity) -> Result<ExitCode, Error> {
             "--tolerance must be 0 or a positive number".into(),
         ));
     }
-    let report = dispatch(&args.backend.name, ParityJob(args.folder))?;
+    let report = dispatch(&args.backend, ParityJob(args.folder))?;
     let width = report
         .rows
         .iter()

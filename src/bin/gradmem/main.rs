@@ -7,6 +7,7 @@ mod backend;
 mod commands;
 mod model;
 
+use std::io::Write as _;
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -25,8 +26,46 @@ fn keep_pages() {
     unsafe { libmimalloc_sys::mi_option_set(PURGE_DELAY, -1) };
 }
 
+/// Warnings go to standard error; RUST_LOG shows more, as in RUST_LOG=gradmem=debug.
+fn start_log() {
+    let default = "error,gradmem=warn,gradmem_kernels=warn";
+    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or(default))
+        .format(|out, record| {
+            let level = record.level().as_str().to_lowercase();
+            writeln!(out, "gradmem: {level}: {}", record.args())
+        })
+        .init();
+}
+
+/// GPU backends work on threads of their own, and a panic there (a kernel that does not compile, a
+/// lost device) would leave numbers that nobody computed: it ends the program instead.
+fn end_with_device_threads() {
+    let hook = std::panic::take_hook();
+    let main = std::thread::current().id();
+    std::panic::set_hook(Box::new(move |info| {
+        hook(info);
+        if std::thread::current().id() != main && is_of_a_device(info) {
+            eprintln!(
+                "gradmem: the device failed, and nothing after that can be trusted; what was saved before is whole"
+            );
+            std::process::exit(1);
+        }
+    }));
+}
+
+fn is_of_a_device(info: &std::panic::PanicHookInfo<'_>) -> bool {
+    let of_gpu = |file: &str| {
+        ["cubecl", "wgpu", "cudarc", "cubek"]
+            .iter()
+            .any(|x| file.contains(x))
+    };
+    info.location().is_some_and(|at| of_gpu(at.file()))
+}
+
 fn main() -> ExitCode {
     keep_pages();
+    start_log();
+    end_with_device_threads();
     let Args { command } = Args::parse();
     let result = match command {
         Command::Train(args) => commands::train(args),

@@ -1,0 +1,185 @@
+//! Everything once more on Vulkan, with Burn's fusion and without it, wherever there is a driver:
+//! Mesa's software one will do. One binary, because every process compiles its own pipelines.
+//!
+//! `cargo test --release --no-default-features --features flex,vulkan,fusion --test vulkan`
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use burn::tensor::TensorData;
+use burn_wgpu::{CubeBackend, WgpuRuntime};
+use gradmem::kernels::{self, Attention, KernelBackend};
+use gradmem::memory::GradMemConfig;
+use gradmem::method::AnyMethod;
+use gradmem::model::{AnyLm, LlamaConfig};
+use gradmem::parity;
+use gradmem::reference;
+use safetensors::tensor::{Dtype, TensorView};
+
+type Flex = burn_flex::Flex;
+/// As the feature `fusion` makes it.
+type Vulkan = burn_wgpu::Vulkan;
+/// Without fusion in any case.
+type Plain = CubeBackend<WgpuRuntime, f32, i32, u8>;
+
+/// A panic on the device's thread would leave garbage behind and a test that passes.
+fn abort_on_panic_elsewhere() {
+    static ONCE: std::sync::Once = std::sync::Once::new();
+    ONCE.call_once(|| {
+        let (hook, tests) = (std::panic::take_hook(), std::thread::current().id());
+        std::panic::set_hook(Box::new(move |info| {
+            hook(info);
+            let of_device = info
+                .location()
+                .is_some_and(|at| at.file().contains("cubecl") || at.file().contains("wgpu"));
+            if of_device && std::thread::current().id() != tests {
+                std::process::abort();
+            }
+        }));
+    });
+}
+
+fn check_reference<B: KernelBackend>(backend: &str) {
+    abort_on_panic_elsewhere();
+    let mut worst = (0.0, String::new());
+    let mut cases = 0;
+    for folder in ["golden", "oracle"] {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR"))
+            .join("tests")
+            .join(folder);
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let case = entry.unwrap().path();
+            if !case.is_dir() {
+                continue;
+            }
+            let report = parity::compare::<B>(&case, &Default::default())
+                .unwrap_or_else(|e| panic!("{} on {backend}: {e}", case.display()));
+            for row in report.rows {
+                let what = format!("{}: {}", case.display(), row.tensor);
+                assert!(row.error <= 1e-4, "{what} is off by {:.1e}", row.error);
+                if row.error > worst.0 {
+                    worst = (row.error, what);
+                }
+            }
+            cases += 1;
+        }
+    }
+    assert!(cases > 40);
+    println!(
+        "{backend}: {cases} cases, worst {:.1e} in {}",
+        worst.0, worst.1
+    );
+}
+
+#[test]
+fn the_references_numbers_without_fusion() {
+    check_reference::<Plain>("vulkan without fusion");
+}
+
+#[cfg(feature = "fusion")]
+#[test]
+fn the_references_numbers_with_fusion() {
+    check_reference::<Vulkan>("vulkan with fusion");
+}
+
+/// A model with grouped-query heads and contexts of several tiles; the queries begin with different
+/// numbers of padding tokens.
+fn case(folder: &Path, write_steps: usize, freeze_backbone: bool) {
+    const VOCAB: usize = 40;
+    let device = Default::default();
+    let llama = LlamaConfig::new(VOCAB, 64, 2, 4).with_kv_heads(2);
+    let model = AnyLm::<Flex>::Llama(llama.init(7, &device).unwrap());
+    let gradmem = GradMemConfig::new()
+        .with_memory_tokens(8)
+        .with_write_steps(write_steps)
+        .with_write_lr(0.1)
+        .with_frozen_backbone(freeze_backbone)
+        .init(model, 8, &device)
+        .unwrap();
+    reference::save(folder, &AnyMethod::GradMem(gradmem), None, None).unwrap();
+    let ids = |rows: usize, columns: usize, seed: usize| -> Vec<i64> {
+        (0..rows * columns)
+            .map(|i| ((i * 7919 + seed * 31 + i * i % 101) % (VOCAB - 1) + 1) as i64)
+            .collect()
+    };
+    let labels: Vec<i64> = ids(3, 12, 2)
+        .iter()
+        .enumerate()
+        .map(|(i, id)| if i % 12 < 6 { -100 } else { *id })
+        .collect();
+    let tensors = [
+        ("context_input_ids", ids(3, 75, 1), [3, 75]),
+        ("query_input_ids", ids(3, 12, 2), [3, 12]),
+        ("labels", labels, [3, 12]),
+    ]
+    .map(|(name, ids, shape)| {
+        let bytes: Vec<u8> = ids.iter().flat_map(|id| id.to_le_bytes()).collect();
+        (name, bytes, shape)
+    });
+    let views = tensors.iter().map(|(name, bytes, shape)| {
+        let view = TensorView::new(Dtype::I64, shape.to_vec(), bytes).unwrap();
+        (*name, view)
+    });
+    safetensors::serialize_to_file(views, None, &folder.join("batch.safetensors")).unwrap();
+}
+
+fn step<B: KernelBackend>(folder: &Path) -> BTreeMap<String, TensorData> {
+    let computed = parity::compute::<B>(folder, &Default::default()).unwrap();
+    computed.into_iter().collect()
+}
+
+/// `max |a − b| / max |b|` of the worst tensor.
+fn worst(found: &BTreeMap<String, TensorData>, expected: &BTreeMap<String, TensorData>) -> f64 {
+    assert_eq!(
+        found.keys().collect::<Vec<_>>(),
+        expected.keys().collect::<Vec<_>>()
+    );
+    let mut worst = 0.0;
+    for (name, expected) in expected {
+        let pairs = found[name].iter::<f64>().zip(expected.iter::<f64>());
+        let (mut difference, mut largest) = (0f64, 1e-9f64);
+        for (a, b) in pairs {
+            assert!(a.is_finite(), "{name} is not finite");
+            difference = difference.max((a - b).abs());
+            largest = largest.max(b.abs());
+        }
+        assert!(
+            difference / largest <= 1e-3,
+            "{name} is off by {:.1e}",
+            difference / largest
+        );
+        worst = f64::max(worst, difference / largest);
+    }
+    worst
+}
+
+fn folder(name: &str) -> PathBuf {
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+    let _ = std::fs::remove_dir_all(&folder);
+    folder
+}
+
+/// Loss, logits, memory and every gradient of a whole training step are those of the CPU, through the
+/// kernels and through the reference attention. With a frozen backbone few parameters are tracked:
+/// Burn's issue 5162 has seen NaN there.
+#[test]
+fn a_training_step_is_the_cpus() {
+    abort_on_panic_elsewhere();
+    for (write_steps, frozen) in [(1, false), (3, false), (3, true)] {
+        let folder = folder(&format!("vulkan-step-{write_steps}-{frozen}"));
+        case(&folder, write_steps, frozen);
+        let expected = step::<Flex>(&folder);
+        let gradients = expected.keys().filter(|name| name.starts_with("grad."));
+        assert_eq!(gradients.count(), if frozen { 1 } else { 21 });
+        for attention in [Attention::Fused, Attention::Reference] {
+            kernels::set_attention(attention);
+            let plain = worst(&step::<Plain>(&folder), &expected);
+            println!("K {write_steps}, frozen {frozen}, {attention:?}, no fusion: {plain:.1e}");
+            if cfg!(feature = "fusion") {
+                let fusion = worst(&step::<Vulkan>(&folder), &expected);
+                println!("K {write_steps}, frozen {frozen}, {attention:?}, fusion: {fusion:.1e}");
+            }
+        }
+        kernels::set_attention(Attention::Fused);
+    }
+}
