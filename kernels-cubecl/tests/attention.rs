@@ -4,9 +4,9 @@
 use burn::backend::Autodiff;
 use burn::tensor::activation::softmax;
 use burn::tensor::backend::{AutodiffBackend, Backend};
-use burn::tensor::{Bool, Tensor, TensorData};
+use burn::tensor::{Bool, DType, Tensor, TensorData};
 use burn_autodiff::checkpoint::strategy::BalancedCheckpointing;
-use gradmem_kernels::{AttentionBackend, causal_attention};
+use gradmem_kernels::{AttentionBackend, causal_attention, try_causal_attention};
 
 type F64 = burn_ndarray::NdArray<f64>;
 type F32 = burn_flex::Flex;
@@ -236,4 +236,63 @@ fn an_input_without_gradient_leaves_the_others_alone() {
         }
         assert_close(some[one].as_ref().unwrap(), &all[one], 1e-14, "alone");
     }
+}
+
+/// What does not fit together is an error that says how it should, before anything is computed.
+#[test]
+fn mistakes_are_told() {
+    let device = Default::default();
+    let zeros = |shape: [usize; 4]| Tensor::<F32, 4>::zeros(shape, &device);
+    let error = |q, k, v| {
+        let result = try_causal_attention(zeros(q), zeros(k), zeros(v), 1.0);
+        result.expect_err("it should not fit").to_string()
+    };
+    let good = [2, 4, 5, 8];
+    for (q, k, v, rule) in [
+        (
+            [2, 3, 5, 8],
+            [2, 2, 5, 8],
+            [2, 2, 5, 8],
+            "share k's heads evenly",
+        ),
+        (good, [2, 4, 5, 4], [2, 4, 5, 4], "one head dim"),
+        (good, [1, 4, 5, 8], [1, 4, 5, 8], "one batch size"),
+        (good, good, [2, 4, 6, 8], "k and v must have one shape"),
+        (
+            good,
+            [2, 4, 4, 8],
+            [2, 4, 4, 8],
+            "no more queries than keys",
+        ),
+        ([2, 4, 0, 8], good, good, "at least 1"),
+        ([2, 4, 0, 8], [2, 4, 0, 8], [2, 4, 0, 8], "at least 1"),
+        ([2, 0, 5, 8], good, good, "at least 1"),
+        ([2, 4, 5, 0], [2, 4, 5, 0], [2, 4, 5, 0], "at least 1"),
+        (good, [2, 0, 5, 8], [2, 0, 5, 8], "at least 1"),
+    ] {
+        let message = error(q, k, v);
+        assert!(message.contains(rule), "{message}");
+        assert!(message.contains(&format!("{q:?}")), "{message}");
+    }
+    let half = zeros(good).cast(DType::F16);
+    let mixed = try_causal_attention(zeros(good), half, zeros(good), 1.0);
+    assert!(
+        mixed
+            .unwrap_err()
+            .to_string()
+            .contains("of one type, but are F32, F16 and F32")
+    );
+}
+
+/// 16-bit tensors are computed in f32: only what is stored is rounded.
+#[test]
+fn halves_are_summed_in_f32() {
+    let sizes = [2, 4, 2, 3, 8, 5];
+    let halves = inputs::<F32>(sizes).map(|x| x.cast(DType::F16));
+    let [q, k, v] = halves.clone().map(|x| x.cast(DType::F32));
+    let exact = causal_attention(q, k, v, 0.7);
+    let [q, k, v] = halves;
+    let found = causal_attention(q, k, v, 0.7);
+    assert_eq!(found.dtype(), DType::F16);
+    assert_close(&found.cast(DType::F32), &exact, 1e-3, "f16");
 }

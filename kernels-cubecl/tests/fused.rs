@@ -333,3 +333,54 @@ fn bf16_is_within_2e_2() {
 fn f16_is_within_5e_3() {
     check_halves(DType::F16, 5e-3);
 }
+
+/// The device's memory grows by less than one matrix of scores would take, where the reference needs
+/// several of them.
+#[test]
+#[cfg(not(feature = "fusion"))]
+fn memory_does_not_grow_with_the_square_of_the_sequence() {
+    use gradmem_kernels::{Attention, set_attention};
+    let case = Case {
+        batch: 1,
+        heads: 1,
+        kv_heads: 1,
+        query_len: 2048,
+        key_len: 2048,
+        dim: 8,
+    };
+    let growth = |attention| {
+        set_attention(attention);
+        let mut inputs = Inputs {
+            dtype: DType::F32,
+            transposed: false,
+            seed: 1,
+        };
+        let [q, k, v, grad_out, a, b, c] = [(); 7].map(|()| inputs.next(case.query()).0);
+        Gpu::sync(&Default::default()).unwrap();
+        let reserved = |x: &FloatTensor<Gpu>| x.client.memory_usage().unwrap().bytes_reserved;
+        let before = reserved(&q);
+        let like = q.clone();
+        let (out, lse) = Gpu::causal_attention(q.clone(), k.clone(), v.clone(), 0.3);
+        let [dq, ..] = Gpu::causal_attention_backward(
+            q.clone(),
+            k.clone(),
+            v.clone(),
+            out.clone(),
+            lse.clone(),
+            grad_out.clone(),
+            0.3,
+        );
+        let cotangents = [Some(a), Some(b), Some(c)];
+        let second =
+            Gpu::causal_attention_double_backward(q, k, v, out, lse, grad_out, cotangents, 0.3);
+        drop((dq, second));
+        Gpu::sync(&Default::default()).unwrap();
+        reserved(&like) - before
+    };
+    let scores = 2048 * 2048 * 4;
+    let fused = growth(Attention::Fused);
+    let reference = growth(Attention::Reference);
+    set_attention(Attention::Fused);
+    println!("growth in bytes: fused {fused}, reference {reference}");
+    assert!(fused < scores && reference > 2 * scores);
+}

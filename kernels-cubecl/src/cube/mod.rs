@@ -110,7 +110,8 @@ impl Plan {
     /// `None` where the reference is to be used: because it was asked for, or because the device or
     /// the tensors are beyond the kernels, which is said once.
     fn new<R: CubeRuntime>(q: &CubeTensor<R>, k: &CubeTensor<R>) -> Option<Self> {
-        if crate::attention() == Attention::Reference {
+        let is_empty = q.meta.shape().num_elements() == 0;
+        if is_empty || crate::attention() == Attention::Reference {
             return None;
         }
         let shapes = (q.meta.shape().clone(), k.meta.shape().clone());
@@ -131,6 +132,12 @@ impl Plan {
         if dim > LARGEST_HEAD_DIM {
             return Err(format!(
                 "the kernels go up to head dim {LARGEST_HEAD_DIM}, this one is {dim}"
+            ));
+        }
+        let numbers = query.num_elements().max(key.num_elements());
+        if u32::try_from(numbers).is_err() {
+            return Err(format!(
+                "the kernels count up to 2³² numbers a tensor, this one has {numbers}"
             ));
         }
         if hardware.max_bindings < BINDINGS {

@@ -26,6 +26,7 @@ pub enum Command {
     Export(Export),
     Parity(Parity),
     Preset(Preset),
+    Bench(Bench),
 }
 
 /// Meta-train a model, or go on with a training that was stopped.
@@ -192,6 +193,112 @@ pub struct Parity {
 pub struct Preset {
     /// The preset to print.
     pub name: Option<String>,
+}
+
+/// Time a training step of random contexts, or attention alone.
+///
+/// The step is K WRITE steps, READ, the outer gradient through both and AdamW, as in
+/// benches/torch_baseline.py. Times are medians. One process measures one size, so that its memory is
+/// that of this size.
+#[derive(Parser)]
+#[command(
+    args_conflicts_with_subcommands = true,
+    after_help = "Examples:
+  gradmem bench --batch 64 --context 64 --steps 2
+  gradmem bench attention --seq 1024 --backend cuda --attention reference"
+)]
+pub struct Bench {
+    #[command(subcommand)]
+    pub part: Option<BenchPart>,
+    #[command(flatten)]
+    pub step: StepBench,
+}
+
+#[derive(clap::Subcommand)]
+pub enum BenchPart {
+    Attention(AttentionBench),
+}
+
+#[derive(clap::Args)]
+pub struct StepBench {
+    /// Contexts a step.
+    #[arg(long, default_value_t = 64)]
+    pub batch: usize,
+    /// Tokens of a context.
+    #[arg(long, default_value_t = 64)]
+    pub context: usize,
+    /// Tokens of a query with its target, half each.
+    #[arg(long, default_value_t = 16)]
+    pub query: usize,
+    #[arg(long, default_value_t = 4)]
+    pub layers: usize,
+    #[arg(long, default_value_t = 4)]
+    pub heads: usize,
+    /// The model's width.
+    #[arg(long, default_value_t = 128)]
+    pub dim: usize,
+    /// Memory vectors.
+    #[arg(long, default_value_t = 8)]
+    pub memory: usize,
+    /// WRITE steps.
+    #[arg(long, default_value_t = 2)]
+    pub steps: usize,
+    #[arg(long, default_value_t = 70)]
+    pub vocab: usize,
+    /// Steps that are timed, after --warmup that are not.
+    #[arg(long, default_value_t = 5)]
+    pub iters: usize,
+    #[arg(long, default_value_t = 2)]
+    pub warmup: usize,
+    #[arg(long, default_value_t = 1)]
+    pub seed: u64,
+    #[arg(long, default_value_t = 0.04)]
+    pub write_lr: f64,
+    /// Print one line of JSON.
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    pub backend: Backend,
+}
+
+/// Time attention's forward, backward and double backward.
+#[derive(clap::Args, Clone)]
+pub struct AttentionBench {
+    /// Tokens.
+    #[arg(long, default_value_t = 1024)]
+    pub seq: usize,
+    #[arg(long, default_value_t = 16)]
+    pub batch: usize,
+    #[arg(long, default_value_t = 12)]
+    pub heads: usize,
+    /// Key/value heads [default: as many as heads].
+    #[arg(long)]
+    pub kv_heads: Option<usize>,
+    /// The width of a head.
+    #[arg(long, default_value_t = 64)]
+    pub dim: usize,
+    #[arg(long, value_enum, default_value_t = Float::F32)]
+    pub dtype: Float,
+    /// Rounds that are timed, after --warmup that are not.
+    #[arg(long, default_value_t = 10)]
+    pub iters: usize,
+    #[arg(long, default_value_t = 3)]
+    pub warmup: usize,
+    /// Time a square matrix product too, to compare with what the device can do.
+    #[arg(long)]
+    pub matmul: bool,
+    /// Print one line of JSON.
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    pub backend: Backend,
+}
+
+#[derive(clap::ValueEnum, Clone, Copy, Debug)]
+pub enum Float {
+    F32,
+    F16,
+    Bf16,
 }
 
 #[derive(clap::Args, Clone)]

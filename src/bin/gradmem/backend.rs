@@ -51,3 +51,20 @@ pub fn dispatch<J: Job>(backend: &Backend, job: J) -> Result<J::Output, Error> {
         ))),
     }
 }
+
+/// The memory that a GPU backend has taken from its default device, which it keeps until the program
+/// ends: the most it needed so far, in whole pages.
+pub fn device_bytes(name: &str) -> Option<u64> {
+    #[cfg(any(feature = "wgpu", feature = "cuda"))]
+    fn reserved<R: burn_cubecl::CubeRuntime>() -> Option<u64> {
+        let usage = R::client(&R::Device::default()).memory_usage();
+        usage.ok().map(|usage| usage.bytes_reserved)
+    }
+    match name {
+        #[cfg(feature = "wgpu")]
+        "wgpu" | "vulkan" | "metal" => reserved::<burn_wgpu::WgpuRuntime>(),
+        #[cfg(feature = "cuda")]
+        "cuda" => reserved::<burn_cubecl::cubecl::cuda::CudaRuntime>(),
+        _ => None,
+    }
+}

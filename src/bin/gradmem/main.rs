@@ -4,6 +4,7 @@
 
 mod args;
 mod backend;
+mod bench;
 mod commands;
 mod model;
 
@@ -76,6 +77,7 @@ fn main() -> ExitCode {
         Command::Export(args) => commands::export(args),
         Command::Parity(args) => commands::parity(args),
         Command::Preset(args) => commands::preset(args),
+        Command::Bench(args) => bench::bench(args),
     };
     match result {
         Ok(code) => code,

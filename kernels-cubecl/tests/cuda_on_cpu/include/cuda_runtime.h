@@ -9,11 +9,6 @@
 
 #include "cuda_on_cpu.h"
 
-#define __global__
-#define __device__
-#define __host__
-#define __forceinline__ inline
-#define __launch_bounds__(...)
 #define __grid_constant__
 #define __align__(bytes) __attribute__((aligned(bytes)))
 
@@ -23,11 +18,8 @@
 #define gridDim (cuda_on_cpu_thread()->gridDim)
 constexpr int warpSize = 32;
 
-typedef cuda_on_cpu::Dim dim3, uint3;
-struct __align__(8) float2 { float x, y; };
-struct __align__(16) float4 { float x, y, z, w; };
-struct __align__(8) uint2 { unsigned x, y; };
-struct __align__(16) uint4 { unsigned x, y, z, w; };
+typedef cuda_on_cpu::Dim uint3;
+inline uint3 make_uint3(unsigned x, unsigned y, unsigned z) { return {x, y, z}; }
 
 // Threads
 
@@ -44,16 +36,16 @@ template <class T> struct Shuffle {
     int from;
 };
 
-// An ended lane's value is nothing to rely on.
 template <class T> T shuffle(const char *call, int line, T value, int from) {
-    Shuffle<T> mine{value, value, from};
+    Shuffle<T> mine{value, value, from < 0 || from > 31 ? int(cuda_on_cpu_thread()->lane) : from};
     auto run = [](void **lanes) {
         for (int lane = 0; lane < 32; lane++)
             if (auto *to = (Shuffle<T> *)lanes[lane]) {
-                if (auto *source = (Shuffle<T> *)lanes[to->from])
+                auto *source = (Shuffle<T> *)lanes[to->from];
+                // What a missing lane has is nothing to rely on.
+                memset((void *)&to->result, 0xff, sizeof(T));
+                if (source)
                     to->result = source->value;
-                else
-                    memset((void *)&to->result, 0xff, sizeof(T));
             }
     };
     cuda_on_cpu_warp(call, line, false, run, &mine);
@@ -82,36 +74,26 @@ inline Ballot ballot(const char *call, int line, bool vote) {
     return mine;
 }
 
-inline int lane() { return cuda_on_cpu_thread()->lane; }
-
 } // namespace cuda_on_cpu
 
-template <class T> T __shfl_sync(unsigned, T value, int from, int width = 32, int line = __builtin_LINE()) {
-    int lane = cuda_on_cpu::lane(), first = lane & -width;
-    return cuda_on_cpu::shuffle("__shfl_sync", line, value, first | (from & (width - 1)));
-}
-template <class T> T __shfl_up_sync(unsigned, T value, unsigned by, int width = 32, int line = __builtin_LINE()) {
-    int lane = cuda_on_cpu::lane(), from = lane - int(by);
-    return cuda_on_cpu::shuffle("__shfl_up_sync", line, value, from < (lane & -width) ? lane : from);
-}
-template <class T> T __shfl_down_sync(unsigned, T value, unsigned by, int width = 32, int line = __builtin_LINE()) {
-    int lane = cuda_on_cpu::lane(), from = lane + int(by);
-    return cuda_on_cpu::shuffle("__shfl_down_sync", line, value, from >= (lane & -width) + width ? lane : from);
-}
-template <class T> T __shfl_xor_sync(unsigned, T value, int mask, int width = 32, int line = __builtin_LINE()) {
-    int lane = cuda_on_cpu::lane(), from = lane ^ mask;
-    return cuda_on_cpu::shuffle("__shfl_xor_sync", line, value, from >= (lane & -width) + width ? lane : from);
-}
-inline unsigned __ballot_sync(unsigned, int vote, int line = __builtin_LINE()) {
-    return cuda_on_cpu::ballot("__ballot_sync", line, vote).votes;
-}
-inline int __any_sync(unsigned, int vote, int line = __builtin_LINE()) {
-    return cuda_on_cpu::ballot("__any_sync", line, vote).votes != 0;
-}
-inline int __all_sync(unsigned, int vote, int line = __builtin_LINE()) {
-    auto all = cuda_on_cpu::ballot("__all_sync", line, vote);
-    return all.votes == all.present;
-}
+#define CUDA_ON_CPU_SHUFFLE(name, from)                                                               \
+    template <class T> T name(unsigned, T value, int by, int line = __builtin_LINE()) {                \
+        [[maybe_unused]] int lane = cuda_on_cpu_thread()->lane;                                       \
+        return cuda_on_cpu::shuffle(#name, line, value, from);                                        \
+    }
+CUDA_ON_CPU_SHUFFLE(__shfl_sync, by & 31)
+CUDA_ON_CPU_SHUFFLE(__shfl_up_sync, lane - by)
+CUDA_ON_CPU_SHUFFLE(__shfl_down_sync, lane + by)
+CUDA_ON_CPU_SHUFFLE(__shfl_xor_sync, lane ^ by)
+
+#define CUDA_ON_CPU_VOTE(name, result)                                                                \
+    inline unsigned name(unsigned, int vote, int line = __builtin_LINE()) {                           \
+        auto all = cuda_on_cpu::ballot(#name, line, vote);                                            \
+        return result;                                                                                \
+    }
+CUDA_ON_CPU_VOTE(__ballot_sync, all.votes)
+CUDA_ON_CPU_VOTE(__any_sync, all.votes != 0)
+CUDA_ON_CPU_VOTE(__all_sync, all.votes == all.present)
 inline unsigned __activemask() { cuda_on_cpu_fail("__activemask is not supported"); }
 
 // Atomics: blocks of a kernel that has any run one after the other.
@@ -139,22 +121,18 @@ template <class T> T atomicCAS(T *at, std::type_identity_t<T> expected, std::typ
 
 // Numbers
 
-template <class A, class B, class T = std::common_type_t<A, B>>
-    requires(std::is_arithmetic_v<A> && std::is_arithmetic_v<B>)
-T max(A a, B b) {
-    if constexpr (std::is_floating_point_v<T>)
-        return fmax(T(a), T(b));
-    else
-        return T(a) < T(b) ? T(b) : T(a);
-}
-template <class A, class B, class T = std::common_type_t<A, B>>
-    requires(std::is_arithmetic_v<A> && std::is_arithmetic_v<B>)
-T min(A a, B b) {
-    if constexpr (std::is_floating_point_v<T>)
-        return fmin(T(a), T(b));
-    else
-        return T(b) < T(a) ? T(b) : T(a);
-}
+#define CUDA_ON_CPU_CHOOSE(name, for_floats, op)                                                      \
+    template <class A, class B, class T = std::common_type_t<A, B>>                                   \
+        requires(std::is_arithmetic_v<A> && std::is_arithmetic_v<B>)                                  \
+    T name(A a, B b) {                                                                                \
+        if constexpr (std::is_floating_point_v<T>)                                                    \
+            return for_floats(T(a), T(b));                                                            \
+        else                                                                                          \
+            return T(a) op T(b) ? T(a) : T(b);                                                        \
+    }
+CUDA_ON_CPU_CHOOSE(max, fmax, >)
+CUDA_ON_CPU_CHOOSE(min, fmin, <)
+
 inline float rsqrt(float x) { return 1 / sqrtf(x); }
 inline double rsqrt(double x) { return 1 / sqrt(x); }
 inline float rhypotf(float x, float y) { return 1 / hypotf(x, y); }

@@ -1,0 +1,34 @@
+#!/bin/sh
+# Runs the attention kernels' tests on burn-cuda where there is no GPU: a driver of our own has g++
+# compile what CubeCL writes, and runs it on the CPU. Needs g++ 12 or later.
+#
+#   ./run.sh [arguments of cargo test]      such as: ./run.sh f16 -- --nocapture
+#
+# CUDA_ON_CPU_TRACE=1           names each launch, with its shape, shared memory and time
+# CUDA_ON_CPU_KEEP=folder       keeps the CUDA sources as CubeCL wrote them
+# CUDA_ON_CPU_ORDER=forward     the order in which threads take turns between barriers: forward,
+#                               reverse, or a number that shuffles them (0 unless told)
+set -eu
+
+here=$(cd "$(dirname "$0")" && pwd)
+root=$(cd "$here/../../.." && pwd)
+built=${CARGO_TARGET_DIR:-$root/target}/cuda_on_cpu
+
+mkdir -p "$built"
+if [ -n "$(find "$here" -newer "$built/libcuda.so.1" -type f 2>&1)" ]; then
+    rm -rf "$built/kernels"
+    g++ -O2 -std=c++20 -Wall -Wextra -shared -fPIC -pthread -Wl,-soname,libcuda.so.1 \
+        "$here/driver.cpp" -ldl -o "$built/libcuda.so.1"
+    for name in libcuda.so libnvrtc.so libnvrtc.so.13; do
+        ln -sf libcuda.so.1 "$built/$name"
+    done
+fi
+
+if [ -n "${CUDA_ON_CPU_KEEP:-}" ]; then
+    mkdir -p "$CUDA_ON_CPU_KEEP"
+    export CUDA_ON_CPU_KEEP="$(cd "$CUDA_ON_CPU_KEEP" && pwd)"
+fi
+export CUDA_PATH="$here"
+export LD_LIBRARY_PATH="$built${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
+cd "$root"
+exec cargo test --release -p gradmem-kernels --features cuda,ndarray --test fused "$@"
