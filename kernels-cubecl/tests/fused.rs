@@ -75,7 +75,7 @@ impl Inputs {
     fn next(&mut self, shape: [usize; 4]) -> (FloatTensor<Gpu>, FloatTensor<F64>) {
         self.seed += 1;
         // Half of the tensors are stored as [batch, len, heads, dim], as models make them.
-        let transposed = self.transposed && self.seed % 2 == 0;
+        let transposed = self.transposed && self.seed.is_multiple_of(2);
         let [b, h, t, d] = shape;
         let stored = if transposed { [b, t, h, d] } else { shape };
         let data = TensorData::new(numbers(self.seed, stored), stored).convert_dtype(self.dtype);

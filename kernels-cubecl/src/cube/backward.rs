@@ -259,7 +259,7 @@ pub fn backward_keys<F: Float>(
     let mut acc_v = Sums::output(tiles);
     let first = first_query_tile(keys, sizes, tiles);
     for member in 0..sizes.group {
-        for tile in first..(sizes.query_len + side - 1) / side {
+        for tile in first..sizes.query_len.div_ceil(side) {
             let queries = Rows::new(head * sizes.group + member, tile * side, sizes.query_len);
             let mut scores = scores::<F>(
                 inputs,

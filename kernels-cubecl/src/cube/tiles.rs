@@ -170,7 +170,7 @@ pub fn owned_queries(head: usize, sizes: &Sizes, #[comptime] tiles: Tiles) -> Ro
 pub fn key_tiles(queries: Rows, sizes: &Sizes, #[comptime] tiles: Tiles) -> usize {
     let side = comptime!(tiles.side);
     let beyond = queries.first + side + sizes.key_len - sizes.query_len;
-    (min(beyond, sizes.key_len) + side - 1) / side
+    min(beyond, sizes.key_len).div_ceil(side)
 }
 
 /// One of those tiles.
