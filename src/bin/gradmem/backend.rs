@@ -41,7 +41,10 @@ pub fn dispatch<J: Job>(backend: &Backend, job: J) -> Result<J::Output, Error> {
         #[cfg(feature = "metal")]
         "metal" => job.run::<burn_wgpu::Metal>(&Default::default()),
         #[cfg(feature = "cuda")]
-        "cuda" => job.run::<burn_cuda::Cuda>(&Default::default()),
+        "cuda" => {
+            find_cuda()?;
+            job.run::<burn_cuda::Cuda>(&Default::default())
+        }
         name if NAMES.contains(&name) => Err(Error::Input(format!(
             "backend `{name}` is not compiled in: build with `cargo build --release --features {name}`"
         ))),
@@ -67,4 +70,49 @@ pub fn device_bytes(name: &str) -> Option<u64> {
         "cuda" => reserved::<burn_cubecl::cubecl::cuda::CudaRuntime>(),
         _ => None,
     }
+}
+
+/// Everything of CUDA is loaded when it is first used, and what is missing would be a panic then.
+#[cfg(feature = "cuda")]
+fn find_cuda() -> Result<(), Error> {
+    use std::path::{Path, PathBuf};
+    let missing = |what: &str, remedy: &str| Err(Error::Input(format!("cuda: {what}; {remedy}")));
+    // SAFETY: both only try to open a library.
+    let (driver, compiler) = unsafe {
+        (
+            cudarc::driver::sys::is_culib_present(),
+            cudarc::nvrtc::sys::is_culib_present(),
+        )
+    };
+    if !driver {
+        return missing(
+            "the driver's library (libcuda.so.1) is not found",
+            "install NVIDIA's driver, or compute elsewhere, as with --backend flex",
+        );
+    }
+    if !compiler {
+        return missing(
+            "the run-time compiler (libnvrtc) is not found",
+            "install the CUDA toolkit or pip's nvidia-cuda-nvrtc and put its folder into LD_LIBRARY_PATH",
+        );
+    }
+    let cards =
+        cudarc::driver::result::init().and_then(|()| cudarc::driver::result::device::get_count());
+    if !cards.is_ok_and(|cards| cards > 0) {
+        return missing("the driver finds no card", "see what nvidia-smi says");
+    }
+    let folders = match std::env::var_os("CUDA_PATH") {
+        Some(folder) => vec![PathBuf::from(folder)],
+        None => ["/usr/local/cuda", "/opt/cuda", "/usr"]
+            .map(PathBuf::from)
+            .to_vec(),
+    };
+    let has_headers = |folder: &Path| folder.join("include/cuda_runtime.h").exists();
+    if cfg!(target_os = "linux") && !folders.iter().any(|folder| has_headers(folder)) {
+        return missing(
+            "its headers are not found (include/cuda_runtime.h)",
+            "set CUDA_PATH to the folder that has include/, of a toolkit or of pip's nvidia-cuda-runtime",
+        );
+    }
+    Ok(())
 }

@@ -13,19 +13,27 @@ struct accumulator {};
 struct row_major {};
 struct col_major {};
 enum layout_t { mem_row_major, mem_col_major };
+namespace precision {
+struct tf32 {};
+} // namespace precision
+
+inline float __float_to_tf32(float x) {
+    uint32_t bits = __builtin_bit_cast(uint32_t, x);
+    return x != x ? x : __builtin_bit_cast(float, (bits + 0x1000) & ~0x1fffu);
+}
 
 // Which lane holds which element is nobody's business: here they take turns, row by row.
 template <class Use, int m, int n, int k, class T, class Layout = void> struct fragment {
     static constexpr int rows = std::is_same_v<Use, matrix_b> ? k : m;
     static constexpr int cols = std::is_same_v<Use, matrix_a> ? k : n;
     static constexpr int num_elements = rows * cols / 32;
-    T x[num_elements];
+    typedef std::conditional_t<std::is_same_v<T, precision::tf32>, float, T> element;
+    element x[num_elements];
 };
 
-template <class Use, int m, int n, int k, class T, class Layout, class V>
-void fill_fragment(fragment<Use, m, n, k, T, Layout> &to, V value) {
-    for (T &x : to.x)
-        x = T(value);
+template <class F, class V> void fill_fragment(F &to, V value) {
+    for (auto &x : to.x)
+        x = typename F::element(value);
 }
 
 // A load or a store.
@@ -70,7 +78,9 @@ template <class F, class T> void load(F &to, const T *from, unsigned ldm, layout
 }
 
 template <class Use, int m, int n, int k, class T, class Layout>
-void load_matrix_sync(fragment<Use, m, n, k, T, Layout> &to, const T *from, unsigned ldm, int line = __builtin_LINE()) {
+void load_matrix_sync(fragment<Use, m, n, k, T, Layout> &to,
+                      const typename fragment<Use, m, n, k, T, Layout>::element *from, unsigned ldm,
+                      int line = __builtin_LINE()) {
     load(to, from, ldm, std::is_same_v<Layout, row_major> ? mem_row_major : mem_col_major, line);
 }
 template <int m, int n, int k, class T>
@@ -94,12 +104,13 @@ template <int m, int n, int k, class T, class LayoutA, class LayoutB, class C, c
 void mma_sync(fragment<accumulator, m, n, k, D> &d, const fragment<matrix_a, m, n, k, T, LayoutA> &a,
               const fragment<matrix_b, m, n, k, T, LayoutB> &b, const fragment<accumulator, m, n, k, C> &c,
               bool = false, int line = __builtin_LINE()) {
-    constexpr bool half = std::is_same_v<T, __half>, brain = std::is_same_v<T, __nv_bfloat16>;
-    static_assert(half || brain, "only 16-bit floats are multiplied here");
+    constexpr bool half = std::is_same_v<T, __half>, brain = std::is_same_v<T, __nv_bfloat16>,
+                   tf32 = std::is_same_v<T, precision::tf32>;
+    static_assert(half || brain || tf32, "only f16, bf16 and tf32 are multiplied here");
     static_assert((std::is_same_v<C, float> || (half && std::is_same_v<C, __half>)) &&
                       (std::is_same_v<D, float> || (half && std::is_same_v<D, __half>)),
                   "tensor cores sum in f32, and f16 in f16");
-    static_assert(k == 16 && m * n == 256 && (m == 8 || m == 16 || m == 32));
+    static_assert(m * n == 256 && (tf32 ? k == 8 && m == 16 : k == 16 && (m == 8 || m == 16 || m == 32)));
     struct Mine {
         decltype(&d) to;
         decltype(&a) left;
