@@ -153,6 +153,20 @@ fn settings_that_cannot_work_are_refused_before_anything_is_written() {
         ),
         (&["parity", "nowhere"], &["nowhere", "cannot read"]),
         (&["preset", "kv-fast"], &["unknown preset", "kv-quick"]),
+        (
+            &["bench", "--attention", "fused"],
+            &["--attention fused", "`flex` has no fused attention", "cuda"],
+        ),
+        (&["bench", "--batch", "0"], &["[0, 72, 128]", "at least 1"]),
+        (&["bench", "--query", "1"], &["--query must be at least 2"]),
+        (
+            &["bench", "attention", "--seq", "99999999999"],
+            &["99999999999", "below 2³²"],
+        ),
+        (
+            &["bench", "attention", "--heads", "3", "--kv-heads", "2"],
+            &["a multiple of --kv-heads"],
+        ),
     ];
     for (args, words) in cases {
         refuses(&folder, &gradmem(&folder, args), words, &[]);
@@ -705,4 +719,26 @@ fn help_teaches() {
     );
     let preset = succeeds(&gradmem(&folder, &["preset", "kv-quick"]));
     assert!(preset.contains("[memory]"));
+}
+
+/// The names are those of `benches/torch_baseline.py`, so that one script reads both.
+#[test]
+fn bench_prints_a_line_of_json() {
+    let folder = TempDir::new().unwrap();
+    let small =
+        "bench --json --batch 2 --context 5 --query 4 --layers 1 --heads 1 --dim 8 --iters 2";
+    let args: Vec<&str> = small.split(' ').collect();
+    let step: serde_json::Value =
+        serde_json::from_str(&succeeds(&gradmem(&folder, &args))).unwrap();
+    assert!(step["seconds_per_step"].as_f64().unwrap() > 0.0);
+    assert!(step["loss"].as_f64().unwrap() > 0.0);
+    assert!(step["peak_device_bytes"].is_null());
+    let small = "bench attention --json --batch 1 --heads 2 --seq 9 --dim 4 --iters 1 --attention reference";
+    let args: Vec<&str> = small.split(' ').collect();
+    let times: serde_json::Value =
+        serde_json::from_str(&succeeds(&gradmem(&folder, &args))).unwrap();
+    for pass in ["forward", "backward", "double_backward"] {
+        assert!(times[format!("{pass}_seconds")].as_f64().unwrap() > 0.0);
+    }
+    assert!(files(folder.path()).is_empty());
 }

@@ -29,7 +29,7 @@ if [ -n "${CUDA_ON_CPU_KEEP:-}" ]; then
     mkdir -p "$CUDA_ON_CPU_KEEP"
     export CUDA_ON_CPU_KEEP="$(cd "$CUDA_ON_CPU_KEEP" && pwd)"
 fi
-export CUDA_PATH="$here"
-export LD_LIBRARY_PATH="$built${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
+# Told to the tests alone: cudarc would be built anew wherever CUDA_PATH has changed.
 cd "$root"
-exec cargo test --release -p gradmem-kernels --features cuda,ndarray --test fused "$@"
+exec cargo --config "target.'cfg(all())'.runner = ['env', 'CUDA_PATH=$here', 'LD_LIBRARY_PATH=$built']" \
+    test --release -p gradmem-kernels --features cuda,ndarray --test fused "$@"

@@ -67,7 +67,8 @@ impl Job for StepBench {
                 "--query must be at least 2 and --iters at least 1".into(),
             ));
         }
-        let positions = self.memory + self.context.max(self.query);
+        let positions = self.memory.saturating_add(self.context.max(self.query));
+        bounded(&[self.batch, positions, self.dim])?;
         let model = LlamaConfig::new(self.vocab, self.dim, self.layers, self.heads)
             .with_tied_head(true)
             .with_max_positions(positions)
@@ -135,6 +136,7 @@ struct AttentionReport {
 fn attention(args: AttentionBench) -> Result<ExitCode, Error> {
     let (backend, json, seq) = (args.backend.clone(), args.json, args.seq);
     let matmul = args.matmul;
+    bounded(&[args.batch, args.heads, seq, args.dim])?;
     let pairs = (seq * (seq + 1) / 2 * args.batch * args.heads) as f64;
     let flops = 12.0 * 2.0 * pairs * args.dim as f64;
     let [forward, backward, double_backward] = dispatch(&backend, args.clone())?;
@@ -174,12 +176,9 @@ impl Job for AttentionBench {
 
     fn run<B: KernelBackend>(self, device: &B::Device) -> Result<[f64; 3], Error> {
         let kv_heads = self.kv_heads.unwrap_or(self.heads);
-        let whole = [
-            self.batch, self.heads, self.seq, self.dim, kv_heads, self.iters,
-        ];
-        if whole.contains(&0) || !self.heads.is_multiple_of(kv_heads.max(1)) {
+        if self.iters == 0 || kv_heads == 0 || !self.heads.is_multiple_of(kv_heads) {
             return Err(Error::Input(
-                "sizes must be at least 1, and --heads a multiple of --kv-heads".into(),
+                "--iters must be at least 1, and --heads a multiple of --kv-heads".into(),
             ));
         }
         let dtype = float_type::<B>(self.dtype, device)?;
@@ -277,6 +276,21 @@ fn float_type<B: BurnBackend>(float: Float, device: &B::Device) -> Result<DType,
         true => Ok(dtype),
         false => Err(Error::Input(format!(
             "--dtype: this device does not compute in {dtype:?}"
+        ))),
+    }
+}
+
+/// Fails on sizes of which a tensor would have none, or more numbers than any device can hold.
+fn bounded(sizes: &[usize]) -> Result<(), Error> {
+    let numbers = sizes.iter().try_fold(1u32, |numbers, size| {
+        u32::try_from(*size)
+            .ok()
+            .and_then(|size| numbers.checked_mul(size))
+    });
+    match numbers {
+        Some(1..) => Ok(()),
+        _ => Err(Error::Input(format!(
+            "a tensor of {sizes:?} numbers: sizes must be at least 1, and their product below 2³²"
         ))),
     }
 }
