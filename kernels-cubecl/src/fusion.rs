@@ -1,4 +1,4 @@
-//! `Fusion<B>`: attention and the scan join the stream of operations as custom ones and run as `B`'s.
+//! `Fusion<B>`: attention joins the stream of operations as custom ones and runs as `B`'s.
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -9,7 +9,7 @@ use burn_fusion::stream::{Operation, OperationStreams};
 use burn_fusion::{Fusion, FusionBackend, FusionRuntime};
 use burn_ir::{CustomOpIr, HandleContainer, OperationIr, TensorIr};
 
-use crate::{AttentionBackend, Direction, ScanBackend, reference};
+use crate::{AttentionBackend, ScanBackend, reference};
 
 type Handles<B> =
     HandleContainer<<<B as FusionBackend>::FusionRuntime as FusionRuntime>::FusionHandle>;
@@ -89,20 +89,8 @@ impl<B: FusionBackend + AttentionBackend> AttentionBackend for Fusion<B> {
     }
 }
 
-impl<B: FusionBackend + ScanBackend> ScanBackend for Fusion<B> {
-    fn linear_scan(
-        a: FloatTensor<Self>,
-        b: FloatTensor<Self>,
-        direction: Direction,
-    ) -> FloatTensor<Self> {
-        let output = (b.shape.clone(), b.dtype);
-        let [h] = register::<B, 1>("linear_scan", vec![a, b], [output], move |inputs| {
-            let [a, b] = inputs.try_into().expect("two inputs were registered");
-            vec![B::linear_scan(a, b, direction)]
-        });
-        h
-    }
-}
+/// In tensor operations, which fuse.
+impl<B: FusionBackend> ScanBackend for Fusion<B> {}
 
 /// Appends `run` to the stream: from `inputs` to outputs of the given shapes and types.
 fn register<B: FusionBackend, const N: usize>(

@@ -3,7 +3,7 @@
 //! Runs wherever there is a Vulkan driver, Mesa's software one included, or with the feature `cuda`
 //! on CUDA: `cargo test --release -p gradmem-kernels --features vulkan,ndarray --test fused`.
 
-use std::sync::Once;
+use std::sync::{Mutex, Once};
 
 use burn::tensor::backend::Backend;
 use burn::tensor::ops::FloatTensor;
@@ -383,4 +383,46 @@ fn memory_does_not_grow_with_the_square_of_the_sequence() {
     set_attention(Attention::Fused);
     println!("growth in bytes: fused {fused}, reference {reference}");
     assert!(fused < scores && reference > 2 * scores);
+}
+
+/// Every warning of this process.
+struct Warnings(Mutex<Vec<String>>);
+
+impl log::Log for Warnings {
+    fn enabled(&self, _: &log::Metadata<'_>) -> bool {
+        true
+    }
+
+    fn log(&self, record: &log::Record<'_>) {
+        if record.level() == log::Level::Warn {
+            self.0.lock().unwrap().push(record.args().to_string());
+        }
+    }
+
+    fn flush(&self) {}
+}
+
+#[test]
+fn what_the_kernels_cannot_do_the_reference_does_aloud_and_says_so_once() {
+    static WARNINGS: Warnings = Warnings(Mutex::new(Vec::new()));
+    log::set_logger(&WARNINGS).unwrap();
+    log::set_max_level(log::LevelFilter::Warn);
+    let case = Case {
+        batch: 1,
+        heads: 2,
+        kv_heads: 1,
+        query_len: 5,
+        key_len: 7,
+        dim: 300,
+    };
+    // Burn's own products, which round to TF32 on CUDA.
+    let tolerance = if cfg!(feature = "cuda") { 1e-2 } else { 1e-4 };
+    for _ in 0..2 {
+        check(case, DType::F32, false, [true; 3], tolerance);
+    }
+    let warnings = WARNINGS.0.lock().unwrap();
+    let about = warnings
+        .iter()
+        .filter(|text| text.contains("this one is 300"));
+    assert_eq!(about.count(), 1, "{warnings:?}");
 }
