@@ -110,7 +110,8 @@ fn poison(case: Case, dtype: DType) {
     drop(nans);
 }
 
-/// The largest difference as a share of the largest number.
+/// The largest difference as a share of the largest number, or of 0.01: with one key, some gradients
+/// are differences of equal numbers.
 fn error(found: FloatTensor<Gpu>, expected: FloatTensor<F64>) -> f64 {
     let found = lift::<Gpu>(found).into_data().convert_dtype(DType::F64);
     let expected = lift::<F64>(expected).into_data();
@@ -119,7 +120,7 @@ fn error(found: FloatTensor<Gpu>, expected: FloatTensor<F64>) -> f64 {
         found.to_vec::<f64>().unwrap(),
         expected.to_vec::<f64>().unwrap(),
     );
-    let largest = expected.iter().fold(1e-3, |m, x| f64::max(m, x.abs()));
+    let largest = expected.iter().fold(1e-2, |m, x| f64::max(m, x.abs()));
     let pairs = found.iter().zip(&expected);
     pairs
         .map(|(x, y)| (x - y).abs() / largest)

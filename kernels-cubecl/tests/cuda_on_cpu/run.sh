@@ -15,6 +15,7 @@ root=$(cd "$here/../../.." && pwd)
 built=${CARGO_TARGET_DIR:-$root/target}/cuda_on_cpu
 
 mkdir -p "$built"
+built=$(cd "$built" && pwd)
 if [ -n "$(find "$here" -newer "$built/libcuda.so.1" -type f 2>&1)" ]; then
     rm -rf "$built/kernels"
     # Fortified, longjmp would not switch between stacks.
