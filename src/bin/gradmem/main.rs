@@ -44,8 +44,15 @@ fn end_with_device_threads() {
     let hook = std::panic::take_hook();
     let main = std::thread::current().id();
     std::panic::set_hook(Box::new(move |info| {
+        let of_device = std::thread::current().id() != main && is_of_a_device(info);
+        if of_device && info.to_string().contains("No possible adapter") {
+            eprintln!(
+                "gradmem: no such GPU is found: install its driver (on Linux without a GPU, mesa-vulkan-drivers has one in software), or compute elsewhere, as with --backend flex"
+            );
+            std::process::exit(2);
+        }
         hook(info);
-        if std::thread::current().id() != main && is_of_a_device(info) {
+        if of_device {
             eprintln!(
                 "gradmem: the device failed, and nothing after that can be trusted; what was saved before is whole"
             );
