@@ -313,9 +313,7 @@ fn report(expected: &Tensors, computed: Computed) -> Result<Report, Error> {
     Ok(Report { rows })
 }
 
-/// `max |found − expected| / max(10⁻³, max |expected|)`; infinite where shapes differ or a number is
-/// not finite.
-pub fn relative_error(found: &TensorData, expected: &TensorData) -> f64 {
+fn relative_error(found: &TensorData, expected: &TensorData) -> f64 {
     if found.shape.num_elements() != expected.shape.num_elements() {
         return f64::INFINITY;
     }

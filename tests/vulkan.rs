@@ -82,8 +82,8 @@ fn the_references_numbers_with_fusion() {
     check_reference::<Vulkan>("vulkan with fusion");
 }
 
-/// A model with grouped-query heads and contexts of several tiles; the queries begin with different
-/// numbers of padding tokens.
+/// A model with grouped-query heads and contexts of several tiles; the second half of each query is
+/// to be answered.
 fn case(folder: &Path, write_steps: usize, freeze_backbone: bool) {
     const VOCAB: usize = 40;
     let device = Default::default();

@@ -1,9 +1,7 @@
 //! Causal attention: what a backend computes, and how it is called.
 
-use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
 
 use burn::tensor::backend::Backend;
 use burn::tensor::ops::FloatTensor;
@@ -237,15 +235,5 @@ pub fn attention() -> Attention {
     match REFERENCE.load(Ordering::Relaxed) {
         true => Attention::Reference,
         false => Attention::Fused,
-    }
-}
-
-/// Says once why the reference is used though the kernels were to be.
-#[cfg_attr(not(feature = "cubecl"), allow(dead_code))]
-pub(crate) fn fall_back(reason: &str) {
-    static SAID: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
-    let mut said = SAID.lock().unwrap_or_else(PoisonError::into_inner);
-    if said.insert(reason.to_owned()) {
-        log::warn!("attention is computed without the fused kernels: {reason}");
     }
 }

@@ -127,7 +127,7 @@ fn error(found: FloatTensor<Gpu>, expected: FloatTensor<F64>) -> f64 {
         .fold(0.0, |m, x| if x <= m { m } else { x })
 }
 
-/// The worst error of each of the ten results of one case.
+/// The worst error of each of the nine results of one case.
 fn errors(case: Case, dtype: DType, transposed: bool, present: [bool; 3]) -> [f64; 9] {
     abort_on_panic_elsewhere();
     let scale = 1.0 / (case.dim as f64).sqrt();

@@ -109,11 +109,7 @@ pub fn scores<F: Float>(
             }
         }
     }
-    let lane = if comptime!(own == Own::Queries) {
-        own_lane(tiles)
-    } else {
-        other_lane(tiles)
-    };
+    let lane = query_lane(own, tiles);
     let lse = read_quad(&inputs.lse, queries, lane, 0usize);
     let mut p = room.scores(&p, tiles);
     mask(&mut p, lse, queries, keys, scale, own, tiles);
@@ -253,7 +249,7 @@ pub fn backward_keys<F: Float>(
     }
     let mut room = Room::<F>::new(tiles);
     let side = comptime!(tiles.side);
-    let keys = Rows::new(head, CUBE_POS_X as usize * side, sizes.key_len);
+    let keys = owned_keys(head, sizes, tiles);
 
     let mut acc_k = Sums::output(tiles);
     let mut acc_v = Sums::output(tiles);

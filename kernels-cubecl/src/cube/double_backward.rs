@@ -73,11 +73,7 @@ fn centre(
     #[comptime] own: Own,
     #[comptime] tiles: Tiles,
 ) {
-    let lane = if comptime!(own == Own::Queries) {
-        own_lane(tiles)
-    } else {
-        other_lane(tiles)
-    };
+    let lane = query_lane(own, tiles);
     let delta = read_quad(sums, queries, lane, 0usize);
     let beta = read_quad(sums, queries, lane, rows);
     let r = read_quad(sums, queries, lane, 2 * rows);
@@ -165,7 +161,7 @@ pub fn double_backward_keys<F: Float>(
     }
     let mut room = Room::<F>::new(tiles);
     let side = comptime!(tiles.side);
-    let keys = Rows::new(head, CUBE_POS_X as usize * side, sizes.key_len);
+    let keys = owned_keys(head, sizes, tiles);
 
     let mut acc_k = Sums::output(tiles);
     let mut acc_v = Sums::output(tiles);

@@ -8,8 +8,12 @@
 mod backward;
 mod double_backward;
 mod forward;
+mod layout;
 mod room;
 mod tiles;
+
+use std::collections::BTreeSet;
+use std::sync::{Mutex, PoisonError};
 
 use burn::tensor::backend::Backend;
 use burn::tensor::ops::FloatTensor;
@@ -23,7 +27,7 @@ use cubecl::ir::DeviceProperties;
 use cubecl::prelude::*;
 
 use crate::attention::{
-    Attention, fall_back, reference_backward, reference_double_backward, reference_forward,
+    Attention, reference_backward, reference_double_backward, reference_forward,
 };
 use crate::{AttentionBackend, ScanBackend};
 use backward::{InputsLaunch, Present};
@@ -346,6 +350,15 @@ impl Plan {
             query_len,
             key_len,
         }
+    }
+}
+
+/// Says once why the reference is used though the kernels were to be.
+fn fall_back(reason: &str) {
+    static SAID: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
+    let mut said = SAID.lock().unwrap_or_else(PoisonError::into_inner);
+    if said.insert(reason.to_owned()) {
+        log::warn!("attention is computed without the fused kernels: {reason}");
     }
 }
 

@@ -165,6 +165,13 @@ pub fn owned_queries(head: usize, sizes: &Sizes, #[comptime] tiles: Tiles) -> Ro
     Rows::new(head, (last - CUBE_POS_X as usize) * side, sizes.query_len)
 }
 
+/// The keys this cube owns.
+#[cube]
+pub fn owned_keys(head: usize, sizes: &Sizes, #[comptime] tiles: Tiles) -> Rows {
+    let first = CUBE_POS_X as usize * comptime!(tiles.side);
+    Rows::new(head, first, sizes.key_len)
+}
+
 /// How many tiles of keys a tile of queries sees.
 #[cube]
 pub fn key_tiles(queries: Rows, sizes: &Sizes, #[comptime] tiles: Tiles) -> usize {
@@ -253,6 +260,16 @@ pub fn row_sums(scores: &Array<Quad>) -> Quad {
         sums[i] = scores[i][0] + scores[i][1] + scores[i][2] + scores[i][3];
     }
     sums
+}
+
+/// Where this unit's four queries are in their tile.
+#[cube]
+pub fn query_lane(#[comptime] own: Own, #[comptime] tiles: Tiles) -> usize {
+    if comptime!(own == Own::Queries) {
+        own_lane(tiles)
+    } else {
+        other_lane(tiles)
+    }
 }
 
 /// Whether the kernel's cubes own queries or keys.
