@@ -6,7 +6,7 @@ use burn::tensor::backend::Backend;
 use burn::tensor::{Int, Tensor, TensorData};
 use burn_ndarray::NdArray;
 use gradmem::baselines::{InContextConfig, RmtConfig, RmtProj};
-use gradmem::kernels::AttentionBackend;
+use gradmem::kernels::KernelBackend;
 use gradmem::memory::{GradMemConfig, MemProj};
 use gradmem::model::generate::{GenerateConfig, Prefix, continue_prompts};
 use gradmem::model::{
@@ -103,7 +103,7 @@ struct Plain<B: Backend> {
     inner: Llama<B>,
 }
 
-impl<B: AttentionBackend> CausalLm<B> for Plain<B> {
+impl<B: KernelBackend> CausalLm<B> for Plain<B> {
     fn d_model(&self) -> usize {
         self.inner.d_model()
     }

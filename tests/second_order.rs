@@ -13,7 +13,7 @@ type I = burn_ndarray::NdArray<f64>;
 type B = Autodiff<I>;
 type Model<B> = GradMem<B, Llama<B>>;
 
-fn model<T: gradmem::kernels::AttentionBackend>(config: &GradMemConfig) -> Model<T> {
+fn model<T: gradmem::kernels::KernelBackend>(config: &GradMemConfig) -> Model<T> {
     let lm = LlamaConfig::new(11, 8, 2, 2).with_kv_heads(1);
     // Weights large enough that every curvature shows.
     let lm = LlamaConfig {
@@ -39,7 +39,7 @@ const CONTEXTS: [&[i64]; 2] = [&[4, 7, 2, 9, 4], &[5, 10, 3, 0, 0]];
 const QUERIES: [&[i64]; 4] = [&[4, 7, 2], &[9, 1, 2], &[5, 10, 6], &[2, 2, 0]];
 const LABELS: [&[i64]; 4] = [&[-1, 7, 2], &[-1, -1, 2], &[-1, 10, 6], &[2, 2, -1]];
 
-fn outer_loss<T: gradmem::kernels::AttentionBackend>(model: &Model<T>) -> Tensor<T, 1> {
+fn outer_loss<T: gradmem::kernels::KernelBackend>(model: &Model<T>) -> Tensor<T, 1> {
     let (contexts, queries, labels) = (ids(&CONTEXTS), ids(&QUERIES), ids(&LABELS));
     model.outer(contexts, queries, labels).unwrap().loss()
 }

@@ -1,14 +1,15 @@
 //! `Autodiff<B>`: the backward is registered on the forward, the double backward on the backward.
 //!
-//! The backward is an operation with three outputs, where Burn's graph knows one output a node. It
-//! becomes one *hub* node (parents q, k, v, grad_out) and three *port* nodes (parent: the hub), one
-//! for each of dq, dk and dv. When the graph is walked backwards a port only stores the gradient
-//! that reached it; the hub, which every walk visits after its ports, then calls the double
-//! backward once with whatever arrived.
+//! A backward has as many outputs as its operation has inputs, where Burn's graph knows one output a
+//! node. It becomes one *hub* node (parents: the inputs and the output's gradient) and one *port* node
+//! (parent: the hub) for each gradient that is wanted. When the graph is walked backwards a port only
+//! stores the gradient that reached it; the hub, which every walk visits after its ports, then calls
+//! the double backward once with whatever arrived.
 //!
-//! The third derivative needs nothing here: the provided double backward, in tensor operations of
-//! `Autodiff<B>`, is tracked like any other computation.
+//! The third derivative needs nothing here: the provided double backwards, in tensor operations of
+//! `Autodiff<B>`, are tracked like any other computation.
 
+use std::fmt::Debug;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use burn::tensor::backend::{AutodiffBackend, Backend};
@@ -21,6 +22,224 @@ use burn_autodiff::grads::Gradients;
 use burn_autodiff::ops::{Backward, Ops, OpsKind};
 
 use crate::AttentionBackend;
+use crate::layer::LayerBackend;
+
+/// A function of `N` tensors whose derivatives are known in closed form: what `B` computes for them.
+pub(crate) trait Operation<B: Backend, const N: usize>:
+    Clone + Debug + Send + 'static
+{
+    /// The gradients of `⟨grad, output⟩`, at least those that are `wanted`.
+    fn backward(
+        self,
+        at: Point<B, N>,
+        grad: FloatTensor<B>,
+        wanted: [bool; N],
+    ) -> [Option<FloatTensor<B>>; N];
+
+    /// The gradients to `grad` and to the inputs of `Σ ⟨cotangent, gradient⟩`, where an absent
+    /// cotangent counts as zero.
+    fn double_backward(
+        self,
+        at: Point<B, N>,
+        grad: FloatTensor<B>,
+        cotangents: [Option<FloatTensor<B>>; N],
+    ) -> (FloatTensor<B>, [FloatTensor<B>; N]);
+}
+
+/// Where a derivative is taken.
+#[derive(Clone, Debug)]
+pub(crate) struct Point<B: Backend, const N: usize> {
+    pub inputs: [FloatTensor<B>; N],
+    /// What the forward left for its derivatives: functions of the inputs.
+    pub saved: Vec<FloatTensor<B>>,
+}
+
+/// Puts `output`, which `B` computed from `inputs`, on the tape.
+pub(crate) fn forward<B, C, const N: usize>(
+    operation: impl Operation<B, N>,
+    inputs: [FloatTensor<Autodiff<B, C>>; N],
+    output: FloatTensor<B>,
+    saved: Vec<FloatTensor<B>>,
+) -> FloatTensor<Autodiff<B, C>>
+where
+    B: Backend,
+    C: CheckpointStrategy,
+{
+    let nodes = inputs.each_ref().map(|x| x.node.clone());
+    let prep = Forward(operation).prepare::<C>(nodes).compute_bound();
+    match prep.stateful() {
+        OpsKind::Tracked(mut prep) => {
+            let inputs = inputs.each_ref().map(|x| prep.checkpoint(x));
+            prep.finish((inputs, saved), output)
+        }
+        OpsKind::UnTracked(prep) => prep.finish(output),
+    }
+}
+
+/// Computes the backward on `B` and puts it on the tape. `M` is `N + 1`.
+pub(crate) fn backward<B, C, const N: usize, const M: usize>(
+    operation: impl Operation<B, N>,
+    inputs: [FloatTensor<Autodiff<B, C>>; N],
+    saved: Vec<FloatTensor<B>>,
+    grad: FloatTensor<Autodiff<B, C>>,
+    wanted: [bool; N],
+) -> [Option<FloatTensor<Autodiff<B, C>>>; N]
+where
+    B: Backend,
+    C: CheckpointStrategy,
+{
+    let at = Point {
+        inputs: inputs.each_ref().map(|x| x.primitive.clone()),
+        saved: saved.clone(),
+    };
+    let gradients = operation
+        .clone()
+        .backward(at, grad.primitive.clone(), wanted);
+    let parents: [_; M] = std::array::from_fn(|i| inputs.get(i).unwrap_or(&grad).node.clone());
+    let received: Received<B, N> = Arc::new(Mutex::new([const { None }; N]));
+    let prep = Hub(operation).prepare::<C>(parents).compute_bound();
+    let OpsKind::Tracked(mut prep) = prep.stateful() else {
+        return gradients.map(|x| x.map(Autodiff::<B, C>::from_inner));
+    };
+    let state = HubState {
+        inputs: inputs.each_ref().map(|x| prep.checkpoint(x)),
+        grad: prep.checkpoint(&grad),
+        saved,
+        received: received.clone(),
+    };
+    // The hub's own value is never read.
+    let hub = prep.finish(state, grad.primitive);
+    let mut index = 0..;
+    gradients.map(|gradient| {
+        let port = Port(index.next().unwrap_or_default());
+        let gradient = gradient?;
+        let prep = port.prepare::<C>([hub.node.clone()]).compute_bound();
+        Some(match prep.stateful() {
+            OpsKind::Tracked(prep) => prep.finish(received.clone(), gradient),
+            OpsKind::UnTracked(prep) => prep.finish(gradient),
+        })
+    })
+}
+
+#[derive(Debug)]
+struct Forward<T>(T);
+
+impl<B: Backend, T: Operation<B, N>, const N: usize> Backward<B, N> for Forward<T> {
+    type State = ([NodeId; N], Vec<FloatTensor<B>>);
+
+    fn backward(
+        self,
+        ops: Ops<Self::State, N>,
+        grads: &mut Gradients,
+        checkpointer: &mut Checkpointer,
+    ) {
+        let grad = grads.consume::<B>(&ops.node);
+        let (inputs, saved) = ops.state;
+        let inputs = inputs.map(|id| checkpointer.retrieve_node_output::<FloatTensor<B>>(id));
+        let wanted = ops.parents.each_ref().map(Option::is_some);
+        let gradients = self.0.backward(Point { inputs, saved }, grad, wanted);
+        for (parent, gradient) in ops.parents.into_iter().zip(gradients) {
+            if let Some((parent, gradient)) = parent.zip(gradient) {
+                grads.register::<B>(parent.id, gradient);
+            }
+        }
+    }
+}
+
+/// The cotangents that reached a backward's outputs, shared by the ports and their hub.
+type Received<B, const N: usize> = Arc<Mutex<[Option<FloatTensor<B>>; N]>>;
+
+#[derive(Debug)]
+struct Port<const N: usize>(usize);
+
+impl<B: Backend, const N: usize> Backward<B, 1> for Port<N> {
+    type State = Received<B, N>;
+
+    fn backward(self, ops: Ops<Self::State, 1>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let gradient = grads.consume::<B>(&ops.node);
+        let mut received = ops.state.lock().unwrap_or_else(PoisonError::into_inner);
+        received[self.0] = Some(gradient);
+    }
+}
+
+#[derive(Debug)]
+struct Hub<T, const N: usize>(T);
+
+#[derive(Clone, Debug)]
+struct HubState<B: Backend, const N: usize> {
+    inputs: [NodeId; N],
+    grad: NodeId,
+    saved: Vec<FloatTensor<B>>,
+    received: Received<B, N>,
+}
+
+impl<B: Backend, T: Operation<B, N>, const N: usize, const M: usize> Backward<B, M> for Hub<T, N> {
+    type State = HubState<B, N>;
+
+    fn backward(
+        self,
+        ops: Ops<Self::State, M>,
+        grads: &mut Gradients,
+        checkpointer: &mut Checkpointer,
+    ) {
+        let HubState {
+            inputs,
+            grad,
+            saved,
+            received,
+        } = ops.state;
+        let mut value = |id| checkpointer.retrieve_node_output::<FloatTensor<B>>(id);
+        let (inputs, grad) = (inputs.map(&mut value), value(grad));
+        let cotangents = {
+            let mut received = received.lock().unwrap_or_else(PoisonError::into_inner);
+            std::mem::replace(&mut *received, [const { None }; N])
+        };
+        let at = Point { inputs, saved };
+        let (to_grad, to_inputs) = self.0.double_backward(at, grad, cotangents);
+        let gradients = to_inputs.into_iter().chain([to_grad]);
+        for (parent, gradient) in ops.parents.into_iter().zip(gradients) {
+            if let Some(parent) = parent {
+                grads.register::<B>(parent.id, gradient);
+            }
+        }
+    }
+}
+
+#[derive(Clone, Debug)]
+struct CausalAttention {
+    scale: f64,
+}
+
+impl<B: AttentionBackend> Operation<B, 3> for CausalAttention {
+    fn backward(
+        self,
+        at: Point<B, 3>,
+        grad: FloatTensor<B>,
+        _: [bool; 3],
+    ) -> [Option<FloatTensor<B>>; 3] {
+        let ([q, k, v], [out, lse]) = (at.inputs, pair(at.saved));
+        B::causal_attention_backward(q, k, v, out, lse, grad, self.scale).map(Some)
+    }
+
+    fn double_backward(
+        self,
+        at: Point<B, 3>,
+        grad: FloatTensor<B>,
+        cotangents: [Option<FloatTensor<B>>; 3],
+    ) -> (FloatTensor<B>, [FloatTensor<B>; 3]) {
+        let ([q, k, v], [out, lse]) = (at.inputs, pair(at.saved));
+        let [to_grad, to_q, to_k, to_v] =
+            B::causal_attention_double_backward(q, k, v, out, lse, grad, cotangents, self.scale);
+        (to_grad, [to_q, to_k, to_v])
+    }
+}
+
+fn pair<T>(saved: Vec<T>) -> [T; 2] {
+    let Ok(pair) = saved.try_into() else {
+        unreachable!("the forward saved two tensors")
+    };
+    pair
+}
 
 impl<B: AttentionBackend, C: CheckpointStrategy> AttentionBackend for Autodiff<B, C> {
     fn causal_attention(
@@ -29,28 +248,11 @@ impl<B: AttentionBackend, C: CheckpointStrategy> AttentionBackend for Autodiff<B
         v: FloatTensor<Self>,
         scale: f64,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
-        let (out, lse) = B::causal_attention(
-            q.primitive.clone(),
-            k.primitive.clone(),
-            v.primitive.clone(),
-            scale,
-        );
-        let nodes = [q.node.clone(), k.node.clone(), v.node.clone()];
-        let prep = Backward::<B, 3>::prepare::<C>(Forward, nodes).compute_bound();
-        let tracked = match prep.stateful() {
-            OpsKind::Tracked(mut prep) => {
-                let inputs = [&q, &k, &v].map(|x| prep.checkpoint(x));
-                let state = ForwardState {
-                    inputs,
-                    out: out.clone(),
-                    lse: lse.clone(),
-                    scale,
-                };
-                prep.finish(state, out)
-            }
-            OpsKind::UnTracked(prep) => prep.finish(out),
-        };
-        (tracked, Self::from_inner(lse))
+        let [x, y, z] = [&q, &k, &v].map(|x| x.primitive.clone());
+        let (out, lse) = B::causal_attention(x, y, z, scale);
+        let saved = vec![out.clone(), lse.clone()];
+        let out = forward::<B, C, 3>(CausalAttention { scale }, [q, k, v], out, saved);
+        (out, Self::from_inner(lse))
     }
 
     fn causal_attention_backward(
@@ -62,141 +264,152 @@ impl<B: AttentionBackend, C: CheckpointStrategy> AttentionBackend for Autodiff<B
         grad_out: FloatTensor<Self>,
         scale: f64,
     ) -> [FloatTensor<Self>; 3] {
-        let gradients = B::causal_attention_backward(
-            q.primitive.clone(),
-            k.primitive.clone(),
-            v.primitive.clone(),
-            out.primitive.clone(),
-            lse.primitive.clone(),
-            grad_out.primitive.clone(),
-            scale,
-        );
-        let nodes = [&q, &k, &v, &grad_out].map(|x| x.node.clone());
-        let hub = Backward::<B, 4>::prepare::<C>(Hub, nodes).compute_bound();
-        let OpsKind::Tracked(mut prep) = hub.stateful() else {
-            return gradients.map(Self::from_inner);
-        };
-        let received: Received<B> = Arc::default();
-        let state = HubState {
-            inputs: [&q, &k, &v, &grad_out].map(|x| prep.checkpoint(x)),
-            out: out.primitive,
-            lse: lse.primitive,
-            scale,
-            received: received.clone(),
-        };
-        // The hub's own value is never read.
-        let hub = prep.finish(state, gradients[0].clone());
-        let mut index = 0..3;
-        gradients.map(|gradient| {
-            let port = Port(index.next().unwrap_or_default());
-            let prep = Backward::<B, 1>::prepare::<C>(port, [hub.node.clone()]).compute_bound();
-            match prep.stateful() {
-                OpsKind::Tracked(prep) => prep.finish(received.clone(), gradient),
-                OpsKind::UnTracked(prep) => prep.finish(gradient),
-            }
-        })
+        let saved = vec![out.primitive, lse.primitive];
+        let operation = CausalAttention { scale };
+        all(backward::<B, C, 3, 4>(
+            operation,
+            [q, k, v],
+            saved,
+            grad_out,
+            [true; 3],
+        ))
     }
 }
 
-#[derive(Debug)]
-struct Forward;
-
-#[derive(Clone, Debug)]
-struct ForwardState<B: Backend> {
-    /// q, k, v
-    inputs: [NodeId; 3],
-    out: FloatTensor<B>,
-    lse: FloatTensor<B>,
-    scale: f64,
+/// The gradients of an operation that gives all of them.
+fn all<T, const N: usize>(gradients: [Option<T>; N]) -> [T; N] {
+    gradients.map(|x| x.expect("every gradient was wanted"))
 }
 
-impl<B: AttentionBackend> Backward<B, 3> for Forward {
-    type State = ForwardState<B>;
+#[derive(Clone, Debug)]
+struct RmsNorm {
+    epsilon: f64,
+}
 
+impl<B: LayerBackend> Operation<B, 2> for RmsNorm {
     fn backward(
         self,
-        ops: Ops<Self::State, 3>,
-        grads: &mut Gradients,
-        checkpointer: &mut Checkpointer,
-    ) {
-        let grad_out = grads.consume::<B>(&ops.node);
-        let state = ops.state;
-        let [q, k, v] = state
-            .inputs
-            .map(|id| checkpointer.retrieve_node_output::<FloatTensor<B>>(id));
-        let gradients =
-            B::causal_attention_backward(q, k, v, state.out, state.lse, grad_out, state.scale);
-        for (parent, gradient) in ops.parents.into_iter().zip(gradients) {
-            if let Some(parent) = parent {
-                grads.register::<B>(parent.id, gradient);
-            }
+        at: Point<B, 2>,
+        grad: FloatTensor<B>,
+        [_, wants_weight]: [bool; 2],
+    ) -> [Option<FloatTensor<B>>; 2] {
+        let [x, weight] = at.inputs;
+        let (dx, dw) = B::rms_norm_backward(x, weight, grad, self.epsilon, wants_weight);
+        [Some(dx), dw]
+    }
+
+    fn double_backward(
+        self,
+        at: Point<B, 2>,
+        grad: FloatTensor<B>,
+        cotangents: [Option<FloatTensor<B>>; 2],
+    ) -> (FloatTensor<B>, [FloatTensor<B>; 2]) {
+        let [x, weight] = at.inputs;
+        let [to_grad, to_x, to_weight] =
+            B::rms_norm_double_backward(x, weight, grad, cotangents, self.epsilon);
+        (to_grad, [to_x, to_weight])
+    }
+}
+
+#[derive(Clone, Debug)]
+struct SwiGlu;
+
+impl<B: LayerBackend> Operation<B, 2> for SwiGlu {
+    fn backward(
+        self,
+        at: Point<B, 2>,
+        grad: FloatTensor<B>,
+        _: [bool; 2],
+    ) -> [Option<FloatTensor<B>>; 2] {
+        let [gate, up] = at.inputs;
+        B::swiglu_backward(gate, up, grad).map(Some)
+    }
+
+    fn double_backward(
+        self,
+        at: Point<B, 2>,
+        grad: FloatTensor<B>,
+        cotangents: [Option<FloatTensor<B>>; 2],
+    ) -> (FloatTensor<B>, [FloatTensor<B>; 2]) {
+        let [gate, up] = at.inputs;
+        let [to_grad, to_gate, to_up] = B::swiglu_double_backward(gate, up, grad, cotangents);
+        (to_grad, [to_gate, to_up])
+    }
+}
+
+impl<B: LayerBackend, C: CheckpointStrategy> LayerBackend for Autodiff<B, C> {
+    fn rms_norm(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        epsilon: f64,
+    ) -> FloatTensor<Self> {
+        let y = B::rms_norm(x.primitive.clone(), weight.primitive.clone(), epsilon);
+        forward::<B, C, 2>(RmsNorm { epsilon }, [x, weight], y, Vec::new())
+    }
+
+    fn rms_norm_backward(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+        epsilon: f64,
+        wants_weight: bool,
+    ) -> (FloatTensor<Self>, Option<FloatTensor<Self>>) {
+        let (inputs, wanted) = ([x, weight], [true, wants_weight]);
+        let operation = RmsNorm { epsilon };
+        let [dx, dw] = backward::<B, C, 2, 3>(operation, inputs, Vec::new(), grad, wanted);
+        (dx.expect("dx is always given"), dw)
+    }
+
+    fn swiglu(gate: FloatTensor<Self>, up: FloatTensor<Self>) -> FloatTensor<Self> {
+        let y = B::swiglu(gate.primitive.clone(), up.primitive.clone());
+        forward::<B, C, 2>(SwiGlu, [gate, up], y, Vec::new())
+    }
+
+    fn swiglu_backward(
+        gate: FloatTensor<Self>,
+        up: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+    ) -> [FloatTensor<Self>; 2] {
+        let inputs = [gate, up];
+        all(backward::<B, C, 2, 3>(
+            SwiGlu,
+            inputs,
+            Vec::new(),
+            grad,
+            [true; 2],
+        ))
+    }
+
+    fn rotary(
+        x: FloatTensor<Self>,
+        cos: FloatTensor<Self>,
+        sin: FloatTensor<Self>,
+        turn: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        let [cos, sin, turn] = [cos, sin, turn].map(|x| x.primitive);
+        let y = B::rotary(x.primitive, cos.clone(), sin.clone(), turn.clone());
+        let prep = Backward::<B, 1>::prepare::<C>(Rotary, [x.node]).compute_bound();
+        match prep.stateful() {
+            OpsKind::Tracked(prep) => prep.finish([cos, sin, turn], y),
+            OpsKind::UnTracked(prep) => prep.finish(y),
         }
     }
 }
 
-/// The gradients that reached dq, dk and dv, shared by the ports and their hub.
-type Received<B> = Arc<Mutex<[Option<FloatTensor<B>>; 3]>>;
-
+/// A rotation's gradient is the rotation back.
 #[derive(Debug)]
-struct Port(usize);
+struct Rotary;
 
-impl<B: AttentionBackend> Backward<B, 1> for Port {
-    type State = Received<B>;
+impl<B: LayerBackend> Backward<B, 1> for Rotary {
+    /// cos, sin, turn
+    type State = [FloatTensor<B>; 3];
 
     fn backward(self, ops: Ops<Self::State, 1>, grads: &mut Gradients, _: &mut Checkpointer) {
-        let gradient = grads.consume::<B>(&ops.node);
-        let mut received = ops.state.lock().unwrap_or_else(PoisonError::into_inner);
-        received[self.0] = Some(gradient);
-    }
-}
-
-#[derive(Debug)]
-struct Hub;
-
-#[derive(Clone, Debug)]
-struct HubState<B: Backend> {
-    /// q, k, v, grad_out
-    inputs: [NodeId; 4],
-    out: FloatTensor<B>,
-    lse: FloatTensor<B>,
-    scale: f64,
-    received: Received<B>,
-}
-
-impl<B: AttentionBackend> Backward<B, 4> for Hub {
-    type State = HubState<B>;
-
-    fn backward(
-        self,
-        ops: Ops<Self::State, 4>,
-        grads: &mut Gradients,
-        checkpointer: &mut Checkpointer,
-    ) {
-        let state = ops.state;
-        let [q, k, v, grad_out] = state
-            .inputs
-            .map(|id| checkpointer.retrieve_node_output::<FloatTensor<B>>(id));
-        let received = {
-            let mut received = state
-                .received
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner);
-            std::mem::take(&mut *received)
+        let grad = grads.consume::<B>(&ops.node);
+        let ([Some(parent)], [cos, sin, turn]) = (ops.parents, ops.state) else {
+            return;
         };
-        let [to_grad_out, to_q, to_k, to_v] = B::causal_attention_double_backward(
-            q,
-            k,
-            v,
-            state.out,
-            state.lse,
-            grad_out,
-            received,
-            state.scale,
-        );
-        for (parent, gradient) in ops.parents.into_iter().zip([to_q, to_k, to_v, to_grad_out]) {
-            if let Some(parent) = parent {
-                grads.register::<B>(parent.id, gradient);
-            }
-        }
+        let gradient = B::rotary(grad, cos, B::float_neg(sin), turn);
+        grads.register::<B>(parent.id, gradient);
     }
 }

@@ -9,7 +9,7 @@ use burn_fusion::stream::{Operation, OperationStreams};
 use burn_fusion::{Fusion, FusionBackend, FusionRuntime};
 use burn_ir::{CustomOpIr, HandleContainer, OperationIr, TensorIr};
 
-use crate::{AttentionBackend, ScanBackend, reference};
+use crate::{AttentionBackend, LayerBackend, ScanBackend, reference};
 
 type Handles<B> =
     HandleContainer<<<B as FusionBackend>::FusionRuntime as FusionRuntime>::FusionHandle>;
@@ -90,6 +90,8 @@ impl<B: FusionBackend + AttentionBackend> AttentionBackend for Fusion<B> {
 }
 
 /// In tensor operations, which fuse.
+impl<B: FusionBackend> LayerBackend for Fusion<B> {}
+
 impl<B: FusionBackend> ScanBackend for Fusion<B> {}
 
 /// Appends `run` to the stream: from `inputs` to outputs of the given shapes and types.

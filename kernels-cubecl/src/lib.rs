@@ -1,5 +1,5 @@
-//! What sequence models for [Burn](https://burn.dev) need to be differentiated twice: causal attention
-//! and the linear scan.
+//! What sequence models for [Burn](https://burn.dev) need to be differentiated twice: causal attention,
+//! the layers around it, and the linear scan.
 //!
 //! GradMem (arXiv 2603.13875) trains *through* gradient steps, so every layer of its model needs a
 //! gradient of a gradient. Burn's own fused operations stop at the first derivative. Here attention
@@ -12,8 +12,9 @@
 //! - `Autodiff<B>` registers the backward on the forward and the double backward on the backward,
 //!   so `Autodiff<Autodiff<B>>` works by recursion.
 //!
-//! State-space models need a linear recurrence over the sequence: [`ScanBackend`] computes it in
-//! parallel, and is its own backward. [`KernelBackend`] is a backend that has both.
+//! The same holds for RMS normalisation, SwiGLU and rotary positions ([`LayerBackend`]). State-space models
+//! need a linear recurrence over the sequence: [`ScanBackend`] computes it in parallel, and is its own
+//! backward. [`KernelBackend`] is a backend that has them all.
 //!
 //! ```
 //! # #[cfg(feature = "flex")] {
@@ -37,6 +38,7 @@ mod backends;
 mod cube;
 #[cfg(feature = "fusion")]
 mod fusion;
+pub mod layer;
 pub mod reference;
 mod scan;
 
@@ -48,12 +50,13 @@ pub use attention::{
     Attention, AttentionBackend, AttentionError, attention, causal_attention, set_attention,
     try_causal_attention,
 };
+pub use layer::{LayerBackend, rms_norm, rotary, swiglu};
 pub use scan::{Direction, ScanBackend, linear_scan};
 
 /// A backend that has everything the models of GradMem are made of.
-pub trait KernelBackend: AttentionBackend + ScanBackend {}
+pub trait KernelBackend: AttentionBackend + LayerBackend + ScanBackend {}
 
-impl<B: AttentionBackend + ScanBackend> KernelBackend for B {}
+impl<B: AttentionBackend + LayerBackend + ScanBackend> KernelBackend for B {}
 
 fn lift<B: Backend, const D: usize>(primitive: FloatTensor<B>) -> Tensor<B, D> {
     Tensor::from_primitive(TensorPrimitive::Float(primitive))

@@ -4,7 +4,7 @@
 use burn::module::Module;
 use burn::tensor::backend::Backend;
 use burn::tensor::{Int, Tensor};
-use gradmem_kernels::AttentionBackend;
+use gradmem_kernels::KernelBackend;
 use serde::{Deserialize, Serialize};
 
 use super::CausalLm;
@@ -189,7 +189,7 @@ struct Gpt2Block<B: Backend> {
     mlp: Gpt2Mlp<B>,
 }
 
-impl<B: AttentionBackend> Gpt2Block<B> {
+impl<B: KernelBackend> Gpt2Block<B> {
     fn forward(&self, x: Tensor<B, 3>, cache: Option<&mut LayerCache<B>>) -> Tensor<B, 3> {
         let y = self.ln_1.forward(x.clone());
         let x = x + self.attn.forward(y, cache);
@@ -209,7 +209,7 @@ struct Gpt2Attention<B: Backend> {
     scale: f64,
 }
 
-impl<B: AttentionBackend> Gpt2Attention<B> {
+impl<B: KernelBackend> Gpt2Attention<B> {
     fn forward(&self, x: Tensor<B, 3>, cache: Option<&mut LayerCache<B>>) -> Tensor<B, 3> {
         let [batch, seq, d] = x.dims();
         let qkv = self.c_attn.forward(x);
@@ -243,7 +243,7 @@ impl<B: Backend> Gpt2<B> {
     }
 }
 
-impl<B: AttentionBackend> Gpt2<B> {
+impl<B: KernelBackend> Gpt2<B> {
     /// `[batch, seq, d_model]` → `[batch, seq, d_model]`, after what the cache has read if there is one.
     fn forward(&self, embeds: Tensor<B, 3>, cache: Option<&mut Cache<B>>) -> Tensor<B, 3> {
         let seq = embeds.dims()[1];
@@ -257,7 +257,7 @@ impl<B: AttentionBackend> Gpt2<B> {
     }
 }
 
-impl<B: AttentionBackend> CausalLm<B> for Gpt2<B> {
+impl<B: KernelBackend> CausalLm<B> for Gpt2<B> {
     fn d_model(&self) -> usize {
         self.config.n_embd
     }

@@ -4,7 +4,7 @@
 use burn::module::Module;
 use burn::tensor::backend::Backend;
 use burn::tensor::{Int, Tensor};
-use gradmem_kernels::AttentionBackend;
+use gradmem_kernels::KernelBackend;
 use serde::{Deserialize, Serialize};
 
 use super::CausalLm;
@@ -209,7 +209,7 @@ struct NeoXBlock<B: Backend> {
     parallel: bool,
 }
 
-impl<B: AttentionBackend> NeoXBlock<B> {
+impl<B: KernelBackend> NeoXBlock<B> {
     fn forward(
         &self,
         x: Tensor<B, 3>,
@@ -235,7 +235,7 @@ struct NeoXAttention<B: Backend> {
     n_heads: usize,
 }
 
-impl<B: AttentionBackend> NeoXAttention<B> {
+impl<B: KernelBackend> NeoXAttention<B> {
     fn forward(
         &self,
         x: Tensor<B, 3>,
@@ -275,7 +275,7 @@ impl<B: Backend> GptNeoX<B> {
     }
 }
 
-impl<B: AttentionBackend> GptNeoX<B> {
+impl<B: KernelBackend> GptNeoX<B> {
     /// `[batch, seq, d_model]` → `[batch, seq, d_model]`, after what the cache has read if there is one.
     fn forward(&self, embeds: Tensor<B, 3>, cache: Option<&mut Cache<B>>) -> Tensor<B, 3> {
         let (seq, device) = (embeds.dims()[1], embeds.device());
@@ -289,7 +289,7 @@ impl<B: AttentionBackend> GptNeoX<B> {
     }
 }
 
-impl<B: AttentionBackend> CausalLm<B> for GptNeoX<B> {
+impl<B: KernelBackend> CausalLm<B> for GptNeoX<B> {
     fn d_model(&self) -> usize {
         self.config.hidden_size
     }

@@ -4,7 +4,7 @@
 use burn::module::Module;
 use burn::tensor::backend::Backend;
 use burn::tensor::{Int, Tensor};
-use gradmem_kernels::AttentionBackend;
+use gradmem_kernels::KernelBackend;
 use serde::{Deserialize, Serialize};
 
 use super::CausalLm;
@@ -238,7 +238,7 @@ struct LlamaBlock<B: Backend> {
     mlp: GatedMlp<B>,
 }
 
-impl<B: AttentionBackend> LlamaBlock<B> {
+impl<B: KernelBackend> LlamaBlock<B> {
     fn forward(
         &self,
         x: Tensor<B, 3>,
@@ -259,7 +259,7 @@ impl<B: Backend> Llama<B> {
     }
 }
 
-impl<B: AttentionBackend> Llama<B> {
+impl<B: KernelBackend> Llama<B> {
     /// `[batch, seq, d_model]` → `[batch, seq, d_model]`, after what the cache has read if there is one.
     fn forward(&self, embeds: Tensor<B, 3>, cache: Option<&mut Cache<B>>) -> Tensor<B, 3> {
         let (seq, device) = (embeds.dims()[1], embeds.device());
@@ -272,7 +272,7 @@ impl<B: AttentionBackend> Llama<B> {
     }
 }
 
-impl<B: AttentionBackend> CausalLm<B> for Llama<B> {
+impl<B: KernelBackend> CausalLm<B> for Llama<B> {
     fn d_model(&self) -> usize {
         self.config.hidden_size
     }

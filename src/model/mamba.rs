@@ -15,7 +15,7 @@
 use burn::module::{Module, Param};
 use burn::tensor::backend::Backend;
 use burn::tensor::{DType, Int, Tensor};
-use gradmem_kernels::{ScanBackend, linear_scan};
+use gradmem_kernels::{KernelBackend, linear_scan};
 use rand_distr::{Distribution, Uniform};
 use serde::{Deserialize, Serialize};
 
@@ -321,7 +321,7 @@ struct MambaMixer<B: Backend> {
     activation: Activation,
 }
 
-impl<B: ScanBackend> MambaMixer<B> {
+impl<B: KernelBackend> MambaMixer<B> {
     /// `[batch, seq, d_model]` → `[batch, seq, d_model]`
     fn forward(&self, x: Tensor<B, 3>, mut cache: Option<&mut LayerCache<B>>) -> Tensor<B, 3> {
         let [inner, n] = self.A_log.val().dims();
@@ -455,7 +455,7 @@ impl<B: Backend> Mamba<B> {
     }
 }
 
-impl<B: ScanBackend> Mamba<B> {
+impl<B: KernelBackend> Mamba<B> {
     /// `[batch, seq, d_model]` → `[batch, seq, d_model]`, after what the cache has read if there is one.
     fn forward(&self, embeds: Tensor<B, 3>, cache: Option<&mut Cache<B>>) -> Tensor<B, 3> {
         let trunk = &self.backbone;
@@ -466,7 +466,7 @@ impl<B: ScanBackend> Mamba<B> {
     }
 }
 
-impl<B: ScanBackend> CausalLm<B> for Mamba<B> {
+impl<B: KernelBackend> CausalLm<B> for Mamba<B> {
     fn d_model(&self) -> usize {
         self.config.hidden_size
     }

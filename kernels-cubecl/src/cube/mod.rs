@@ -29,9 +29,19 @@ use cubecl::prelude::*;
 use crate::attention::{
     Attention, reference_backward, reference_double_backward, reference_forward,
 };
-use crate::{AttentionBackend, ScanBackend};
+use crate::{AttentionBackend, LayerBackend, ScanBackend};
 use backward::{InputsLaunch, Present};
 use tiles::{Own, SizesLaunch, Tiles};
+
+impl<R, F, I, BT> LayerBackend for CubeBackend<R, F, I, BT>
+where
+    R: CubeRuntime,
+    F: FloatElement,
+    I: IntElement,
+    BT: BoolElement,
+    Self: Backend,
+{
+}
 
 impl<R, F, I, BT> ScanBackend for CubeBackend<R, F, I, BT>
 where

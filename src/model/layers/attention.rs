@@ -1,7 +1,7 @@
 use burn::module::Module;
 use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
-use gradmem_kernels::{AttentionBackend, causal_attention};
+use gradmem_kernels::{KernelBackend, causal_attention};
 
 use super::{Init, Linear, Rotary};
 use crate::model::cache::LayerCache;
@@ -60,7 +60,7 @@ impl SelfAttentionConfig {
     }
 }
 
-impl<B: AttentionBackend> SelfAttention<B> {
+impl<B: KernelBackend> SelfAttention<B> {
     /// # Shapes
     ///
     /// - `x` and output: `[batch, seq, d_model]`
@@ -92,7 +92,7 @@ impl<B: AttentionBackend> SelfAttention<B> {
 /// - `q`: `[batch, seq, n_heads, head_dim]`
 /// - `k`, `v`: `[batch, seq, n_kv_heads, head_dim]`; they join the cache, if there is one
 /// - output: `[batch, seq, n_heads · head_dim]`
-pub fn attend<B: AttentionBackend>(
+pub fn attend<B: KernelBackend>(
     q: Tensor<B, 4>,
     k: Tensor<B, 4>,
     v: Tensor<B, 4>,

@@ -1,6 +1,7 @@
 use burn::module::Module;
 use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
+use gradmem_kernels::{LayerBackend, swiglu};
 
 use super::{Activation, Init, Linear};
 
@@ -36,12 +37,18 @@ impl<B: Backend> GatedMlp<B> {
             activation,
         }
     }
+}
 
+impl<B: LayerBackend> GatedMlp<B> {
     /// # Shapes
     ///
     /// - `x` and output: `[batch, seq, d_model]`
     pub fn forward(&self, x: Tensor<B, 3>) -> Tensor<B, 3> {
-        let gate = self.activation.forward(self.gate_proj.forward(x.clone()));
-        self.down_proj.forward(gate * self.up_proj.forward(x))
+        let gate = self.gate_proj.forward(x.clone());
+        let up = self.up_proj.forward(x);
+        self.down_proj.forward(match self.activation {
+            Activation::Silu => swiglu(gate, up),
+            other => other.forward(gate) * up,
+        })
     }
 }

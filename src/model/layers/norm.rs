@@ -1,6 +1,7 @@
 use burn::module::{Module, Param};
 use burn::tensor::backend::Backend;
 use burn::tensor::{DType, Tensor};
+use gradmem_kernels::{LayerBackend, rms_norm};
 
 use super::Init;
 
@@ -23,16 +24,14 @@ impl<B: Backend> RmsNorm<B> {
             epsilon,
         }
     }
+}
 
+impl<B: LayerBackend> RmsNorm<B> {
     /// # Shapes
     ///
     /// - `x` and output: `[batch, seq, d_model]`
     pub fn forward(&self, x: Tensor<B, 3>) -> Tensor<B, 3> {
-        let dtype = x.dtype();
-        let x = widened(x);
-        let mean_square = x.clone().square().mean_dim(2);
-        let scale = mean_square.add_scalar(self.epsilon).sqrt().recip();
-        (x * scale).cast(dtype) * self.weight.val().unsqueeze()
+        rms_norm(x, self.weight.val(), self.epsilon)
     }
 }
 

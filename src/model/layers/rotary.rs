@@ -1,5 +1,6 @@
 use burn::tensor::backend::Backend;
 use burn::tensor::{Tensor, TensorData};
+use gradmem_kernels::{LayerBackend, rotary};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, require};
@@ -157,32 +158,14 @@ impl RotaryConfig {
     }
 }
 
-impl<B: Backend> Rotary<B> {
-    /// Rotates every head of `x` by its position: `x ∘ cos + (x T) ∘ sin`.
-    ///
-    /// The turn `T` is a product with a constant matrix: unlike slices and their concatenation, it
-    /// and its derivatives are one cheap operation each.
+impl<B: LayerBackend> Rotary<B> {
+    /// Rotates every head of `x` by its position.
     ///
     /// # Shapes
     ///
     /// - `x` and output: `[batch, seq, heads, head_dim]`
     pub fn apply(&self, x: Tensor<B, 4>) -> Tensor<B, 4> {
-        let [batch, seq, heads, head_dim] = x.dims();
-        // A sample is one row, so that the tables broadcast along the first dimension only.
-        let row = seq * heads * head_dim;
-        let table = |table: &Tensor<B, 3>| {
-            table
-                .clone()
-                .repeat_dim(0, heads)
-                .swap_dims(0, 1)
-                .reshape([1, row])
-        };
-        let turned = x
-            .clone()
-            .reshape([batch * seq * heads, head_dim])
-            .matmul(self.turn.clone())
-            .reshape([batch, row]);
-        let rotated = x.reshape([batch, row]) * table(&self.cos) + turned * table(&self.sin);
-        rotated.reshape([batch, seq, heads, head_dim])
+        let Self { cos, sin, turn } = self.clone();
+        rotary(x, cos, sin, turn)
     }
 }

@@ -1,0 +1,161 @@
+//! The layers around attention: what a backend computes, and how it is called.
+
+pub mod reference;
+
+use burn::tensor::Tensor;
+use burn::tensor::backend::Backend;
+use burn::tensor::ops::FloatTensor;
+
+use crate::{lift, lower};
+
+/// A backend that computes RMS normalisation, SwiGLU and rotary positions, and the first two derivatives
+/// of each.
+///
+/// The provided methods are the [`mod@reference`] in plain tensor operations, which any backend has;
+/// they trust their callers, which [`rms_norm`], [`swiglu`] and [`rotary`] are. Tensors of a shape lie in
+/// memory however they like.
+pub trait LayerBackend: Backend {
+    /// `x / √(mean(x²) + ε) ∘ w` for `x` `[batch, seq, d]` and `weight` `[d]`.
+    fn rms_norm(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        epsilon: f64,
+    ) -> FloatTensor<Self> {
+        lower(reference::rms_norm::<Self>(lift(x), lift(weight), epsilon))
+    }
+
+    /// The gradients `(dx, dw)` of `⟨grad, rms_norm(x, w)⟩`; dw if it is wanted.
+    fn rms_norm_backward(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+        epsilon: f64,
+        wants_weight: bool,
+    ) -> (FloatTensor<Self>, Option<FloatTensor<Self>>) {
+        let (x, weight, grad) = (lift(x), lift(weight), lift(grad));
+        let (dx, dw) = reference::rms_norm_backward::<Self>(x, weight, grad, epsilon, wants_weight);
+        (lower(dx), dw.map(lower))
+    }
+
+    /// The gradients to `[grad, x, w]` of `⟨a, dx⟩ + ⟨c, dw⟩`, where `cotangents = [a, c]` and an absent
+    /// cotangent counts as zero.
+    fn rms_norm_double_backward(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+        [a, c]: [Option<FloatTensor<Self>>; 2],
+        epsilon: f64,
+    ) -> [FloatTensor<Self>; 3] {
+        let (x, weight, grad) = (lift(x), lift(weight), lift(grad));
+        let (a, c) = (a.map(lift), c.map(lift));
+        let (to_grad, to_x, to_weight) =
+            reference::rms_norm_double_backward::<Self>(x, weight, grad, a, c, epsilon);
+        [lower(to_grad), lower(to_x), lower(to_weight)]
+    }
+
+    /// `silu(gate) ∘ up`, all of one shape `[batch, seq, d_ff]`.
+    fn swiglu(gate: FloatTensor<Self>, up: FloatTensor<Self>) -> FloatTensor<Self> {
+        lower(reference::swiglu::<Self>(lift(gate), lift(up)))
+    }
+
+    /// The gradients to `[gate, up]` of `⟨grad, swiglu(gate, up)⟩`.
+    fn swiglu_backward(
+        gate: FloatTensor<Self>,
+        up: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+    ) -> [FloatTensor<Self>; 2] {
+        reference::swiglu_backward::<Self>(lift(gate), lift(up), lift(grad)).map(lower)
+    }
+
+    /// The gradients to `[grad, gate, up]` of `⟨a, dgate⟩ + ⟨b, dup⟩`, where `cotangents = [a, b]` and an
+    /// absent cotangent counts as zero.
+    fn swiglu_double_backward(
+        gate: FloatTensor<Self>,
+        up: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+        cotangents: [Option<FloatTensor<Self>>; 2],
+    ) -> [FloatTensor<Self>; 3] {
+        let cotangents = cotangents.map(|x| x.map(lift));
+        reference::swiglu_double_backward::<Self>(lift(gate), lift(up), lift(grad), cotangents)
+            .map(lower)
+    }
+
+    /// Turns each head of `x` `[batch, seq, heads, head_dim]` by its position's angles; the others are as
+    /// [`rotary`] has them. Its gradient is the rotation back, by `−sin`.
+    fn rotary(
+        x: FloatTensor<Self>,
+        cos: FloatTensor<Self>,
+        sin: FloatTensor<Self>,
+        turn: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        let (cos, sin, turn) = (lift(cos), lift(sin), lift(turn));
+        lower(reference::rotary::<Self>(lift(x), cos, sin, turn))
+    }
+}
+
+/// Root mean square normalisation, `x / √(mean(x²) + ε) ∘ w` (arXiv 1910.07467), differentiable as often
+/// as `B` is nested. Inputs below 32 bits are normalised in f32.
+///
+/// # Shapes
+///
+/// - `x` and output: `[batch, seq, d]`
+/// - `weight`: `[d]`
+///
+/// # Panics
+///
+/// If the widths differ.
+pub fn rms_norm<B: LayerBackend>(
+    x: Tensor<B, 3>,
+    weight: Tensor<B, 1>,
+    epsilon: f64,
+) -> Tensor<B, 3> {
+    let ([_, _, width], [d]) = (x.dims(), weight.dims());
+    assert_eq!(width, d, "rms_norm: x and weight must be of one width");
+    lift(B::rms_norm(lower(x), lower(weight), epsilon))
+}
+
+/// `silu(gate) ∘ up`, with `silu(x) = x σ(x)` (arXiv 2002.05202), differentiable as often as `B` is nested.
+///
+/// # Shapes
+///
+/// - `gate`, `up` and output: `[batch, seq, d_ff]`
+///
+/// # Panics
+///
+/// If the shapes differ.
+pub fn swiglu<B: LayerBackend>(gate: Tensor<B, 3>, up: Tensor<B, 3>) -> Tensor<B, 3> {
+    let shapes = (gate.dims(), up.dims());
+    assert_eq!(shapes.0, shapes.1, "swiglu: both must be of one shape");
+    lift(B::swiglu(lower(gate), lower(up)))
+}
+
+/// Rotary positions (arXiv 2104.09864): `x ∘ cos + (x T) ∘ sin`, differentiable as often as `B` is nested.
+///
+/// # Shapes
+///
+/// - `x` and output: `[batch, seq, heads, head_dim]`
+/// - `cos`, `sin`: `[1, seq, head_dim]`, of each position's angles; both of a pair of dimensions that
+///   turn together have the same
+/// - `turn`: T, `[head_dim, head_dim]`, swaps each pair and negates the one that comes first
+///
+/// # Panics
+///
+/// If the shapes do not fit.
+pub fn rotary<B: LayerBackend>(
+    x: Tensor<B, 4>,
+    cos: Tensor<B, 3>,
+    sin: Tensor<B, 3>,
+    turn: Tensor<B, 2>,
+) -> Tensor<B, 4> {
+    let [_, seq, _, head_dim] = x.dims();
+    let fits = [cos.dims(), sin.dims()] == [[1, seq, head_dim]; 2];
+    assert!(
+        fits && turn.dims() == [head_dim; 2],
+        "rotary: x is {:?}, but cos {:?}, sin {:?} and turn {:?}",
+        x.dims(),
+        cos.dims(),
+        sin.dims(),
+        turn.dims()
+    );
+    lift(B::rotary(lower(x), lower(cos), lower(sin), lower(turn)))
+}
