@@ -6,9 +6,6 @@ use crate::{AttentionBackend, LayerBackend, ScanBackend};
 impl AttentionBackend for burn_flex::Flex {}
 
 #[cfg(feature = "flex")]
-impl LayerBackend for burn_flex::Flex {}
-
-#[cfg(feature = "flex")]
 impl ScanBackend for burn_flex::Flex {}
 
 #[cfg(feature = "ndarray")]

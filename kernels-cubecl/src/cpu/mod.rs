@@ -1,0 +1,5 @@
+//! Kernels for Burn's CPU backend, Flex, in f32. Other types compute with the reference.
+
+mod layer;
+mod parallel;
+mod vector;
