@@ -3,15 +3,18 @@
 
 use std::path::Path;
 
-use burn::module::{Module, ModuleDisplay};
-use burn::tensor::backend::Backend;
+use burn::module::{AutodiffModule, Module, ModuleDisplay};
+use burn::optim::GradientsParams;
+use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::tensor::{Int, Tensor};
 use gradmem_kernels::KernelBackend;
 use serde::{Deserialize, Serialize};
 
 use crate::baselines::{InContext, InContextConfig, Rmt, RmtConfig};
 use crate::error::Error;
-use crate::memory::{GradMem, GradMemConfig, Memory, check_labels, next_token_loss};
+use crate::memory::{
+    GradMem, GradMemConfig, Memory, MetaGradient, Outer, Share, check_labels, next_token_loss,
+};
 use crate::model::generate::Prefix;
 use crate::model::{AnyLm, CausalLm, ModelConfig, Writable};
 
@@ -35,6 +38,38 @@ pub trait Method<B: Backend>: Module<B> + ModuleDisplay {
         labels: Tensor<B, 2, Int>,
     ) -> Result<Answers<B>, Error>;
 
+    /// The gradient of what training minimises, for a batch or a part that counts as `share` of one, and
+    /// the answers it belongs to. `how` says nothing to a method whose gradient has one way only.
+    ///
+    /// # Shapes and errors
+    ///
+    /// As [`Method::answers`].
+    fn gradient(
+        &self,
+        contexts: Tensor<B, 2, Int>,
+        queries: Tensor<B, 2, Int>,
+        labels: Tensor<B, 2, Int>,
+        _how: MetaGradient,
+        share: Share,
+    ) -> Result<(GradientsParams, Answers<B>), Error>
+    where
+        B: AutodiffBackend,
+        Self: AutodiffModule<B>,
+    {
+        let answers = self.answers(contexts, queries, labels)?;
+        let loss = share.of(&answers.read_loss, answers.write_term.as_ref());
+        Ok((GradientsParams::from_grads(loss.backward(), self), answers))
+    }
+
+    /// What the losses of a batch, `contexts` `[batch, context_len]` and `labels` `[batch · r, seq]`, are
+    /// means over.
+    fn counted(&self, contexts: &Tensor<B, 2, Int>, labels: &Tensor<B, 2, Int>) -> Counted {
+        Counted {
+            labels: labels.to_data().iter::<i64>().filter(|x| *x >= 0).count(),
+            written: contexts.dims()[0],
+        }
+    }
+
     /// Each sample's reconstruction loss from the memory that `answers` were given from, `[batch]`, if
     /// the method reconstructs.
     ///
@@ -48,17 +83,48 @@ pub trait Method<B: Backend>: Module<B> + ModuleDisplay {
     ) -> Result<Option<Tensor<B, 1>>, Error>;
 }
 
+/// What the losses of a batch are means over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Counted {
+    /// Labels: the READ loss.
+    pub labels: usize,
+    /// Contexts, or their tokens: what a reconstruction loss adds.
+    pub written: usize,
+}
+
+impl Counted {
+    /// What a part counts in the whole.
+    pub fn share(self, whole: Self) -> Share {
+        let share = |part: usize, whole: usize| part as f64 / whole.max(1) as f64;
+        Share {
+            labels: share(self.labels, whole.labels),
+            written: share(self.written, whole.written),
+        }
+    }
+}
+
 /// Answers, and how they came about.
 #[derive(Clone, Debug)]
 pub struct Answers<B: Backend> {
-    /// What training minimises, `[1]`.
-    pub loss: Tensor<B, 1>,
     /// Mean `−log p` of the labelled tokens, `[1]`.
     pub read_loss: Tensor<B, 1>,
+    /// What a reconstruction loss adds to what training minimises, `[1]`.
+    pub write_term: Option<Tensor<B, 1>>,
     /// Row 0 is predicted before the first query token: `[batch · r, seq + 1, vocab_size]`.
     pub logits: Tensor<B, 3>,
     /// What was written, if anything was.
     pub memory: Option<Memory<B>>,
+}
+
+impl<B: Backend> From<Outer<B>> for Answers<B> {
+    fn from(outer: Outer<B>) -> Self {
+        Self {
+            read_loss: outer.read_loss,
+            write_term: outer.write_term,
+            logits: outer.logits,
+            memory: Some(outer.memory),
+        }
+    }
 }
 
 impl<B: Backend, M: Writable<B>> Method<B> for GradMem<B, M> {
@@ -68,13 +134,23 @@ impl<B: Backend, M: Writable<B>> Method<B> for GradMem<B, M> {
         queries: Tensor<B, 2, Int>,
         labels: Tensor<B, 2, Int>,
     ) -> Result<Answers<B>, Error> {
-        let outer = self.outer(contexts, queries, labels)?;
-        Ok(Answers {
-            loss: outer.loss(),
-            read_loss: outer.read_loss,
-            logits: outer.logits,
-            memory: Some(outer.memory),
-        })
+        Ok(self.outer(contexts, queries, labels)?.into())
+    }
+
+    fn gradient(
+        &self,
+        contexts: Tensor<B, 2, Int>,
+        queries: Tensor<B, 2, Int>,
+        labels: Tensor<B, 2, Int>,
+        how: MetaGradient,
+        share: Share,
+    ) -> Result<(GradientsParams, Answers<B>), Error>
+    where
+        B: AutodiffBackend,
+        Self: AutodiffModule<B>,
+    {
+        let (gradient, outer) = self.outer_gradient(contexts, queries, labels, how, share)?;
+        Ok((gradient, outer.into()))
     }
 
     fn write_loss(
@@ -98,11 +174,29 @@ impl<B: Backend, M: CausalLm<B>> Method<B> for Rmt<B, M> {
     ) -> Result<Answers<B>, Error> {
         let outer = self.outer(contexts, queries, labels)?;
         Ok(Answers {
-            loss: outer.loss(),
+            write_term: outer.reconstruction_term(),
             read_loss: outer.read_loss,
             logits: outer.logits,
             memory: outer.memories.into_iter().last().map(Memory::from_vectors),
         })
+    }
+
+    /// No query token stands before a label in the first column; the reconstruction loss is a mean over
+    /// the contexts' tokens.
+    fn counted(&self, contexts: &Tensor<B, 2, Int>, labels: &Tensor<B, 2, Int>) -> Counted {
+        let pad = self.config().pad_token as i64;
+        let seq = labels.dims()[1];
+        let is_counted = |(at, label): (usize, i64)| at % seq > 0 && label >= 0;
+        let labels = labels.to_data();
+        let labels = labels.iter::<i64>().enumerate();
+        Counted {
+            labels: labels.filter(|x| is_counted(*x)).count(),
+            written: contexts
+                .to_data()
+                .iter::<i64>()
+                .filter(|x| *x != pad)
+                .count(),
+        }
     }
 
     fn write_loss(
@@ -125,8 +219,8 @@ impl<B: Backend, M: CausalLm<B>> Method<B> for InContext<B, M> {
         let logits = self.logits(contexts, queries)?;
         let loss = next_token_loss(logits.clone(), labels);
         Ok(Answers {
-            loss: loss.clone(),
             read_loss: loss,
+            write_term: None,
             logits,
             memory: None,
         })
@@ -383,6 +477,25 @@ impl<B: KernelBackend> Method<B> for AnyMethod<B> {
         labels: Tensor<B, 2, Int>,
     ) -> Result<Answers<B>, Error> {
         each!(self, method => method.answers(contexts, queries, labels))
+    }
+
+    fn gradient(
+        &self,
+        contexts: Tensor<B, 2, Int>,
+        queries: Tensor<B, 2, Int>,
+        labels: Tensor<B, 2, Int>,
+        how: MetaGradient,
+        share: Share,
+    ) -> Result<(GradientsParams, Answers<B>), Error>
+    where
+        B: AutodiffBackend,
+        Self: AutodiffModule<B>,
+    {
+        each!(self, method => method.gradient(contexts, queries, labels, how, share))
+    }
+
+    fn counted(&self, contexts: &Tensor<B, 2, Int>, labels: &Tensor<B, 2, Int>) -> Counted {
+        each!(self, method => method.counted(contexts, labels))
     }
 
     fn write_loss(

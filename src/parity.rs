@@ -12,13 +12,14 @@ use std::path::Path;
 
 use burn::backend::Autodiff;
 use burn::module::{Module, ModuleVisitor, Param};
+use burn::optim::GradientsParams;
 use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::tensor::{Int, Tensor, TensorData};
 use gradmem_kernels::KernelBackend;
 
 use crate::baselines::Rmt;
 use crate::error::Error;
-use crate::memory::{GradMem, check_labels, next_token_loss};
+use crate::memory::{GradMem, MetaGradient, Share, check_labels, next_token_loss};
 use crate::method::AnyMethod;
 use crate::model::weights::{ModulePath, Tensors};
 use crate::model::{AnyLm, CausalLm, check_tokens};
@@ -55,11 +56,12 @@ impl Report {
 /// If a file is missing, is not what it should be, or asks for something this crate does not have.
 pub fn compare<B: KernelBackend>(
     folder: impl AsRef<Path>,
+    how: MetaGradient,
     device: &B::Device,
 ) -> Result<Report, Error> {
     let folder = folder.as_ref();
     let expected = Tensors::open(folder.join("expected.safetensors"))?;
-    report(&expected, compute::<B>(folder, device)?)
+    report(&expected, compute::<B>(folder, how, device)?)
 }
 
 /// The numbers of the case in `folder` on backend `B`, each with its name in the table above; what is
@@ -70,6 +72,7 @@ pub fn compare<B: KernelBackend>(
 /// As [`compare`].
 pub fn compute<B: KernelBackend>(
     folder: impl AsRef<Path>,
+    how: MetaGradient,
     device: &B::Device,
 ) -> Result<Vec<(String, TensorData)>, Error> {
     let folder = folder.as_ref();
@@ -79,7 +82,7 @@ pub fn compute<B: KernelBackend>(
     };
     let method = reference::load::<Autodiff<B>>(folder, device)?;
     let (mut computed, gradients) = match &method {
-        AnyMethod::GradMem(gradmem) => gradmem_case(gradmem, &batch)?,
+        AnyMethod::GradMem(gradmem) => gradmem_case(gradmem, how, &batch)?,
         AnyMethod::Rmt(rmt) => rmt_case(rmt, &batch)?,
         AnyMethod::InContext(plain) => plain_case(&plain.model, &batch)?,
     };
@@ -108,18 +111,20 @@ type Computed = Vec<(String, TensorData)>;
 
 fn gradmem_case<B: KernelBackend + AutodiffBackend>(
     gradmem: &GradMem<B, AnyLm<B>>,
+    how: MetaGradient,
     batch: &Batch<B>,
-) -> Result<(Computed, B::Gradients), Error>
+) -> Result<(Computed, GradientsParams), Error>
 where
     B::InnerBackend: KernelBackend,
 {
-    let outer = gradmem.outer(
+    let (gradients, outer) = gradmem.outer_gradient(
         batch.ids("context_input_ids")?,
         batch.ids("query_input_ids")?,
         batch.ids("labels")?,
+        how,
+        Share::WHOLE,
     )?;
     let loss = outer.loss();
-    let gradients = loss.backward();
     let start: Tensor<B, 3> = gradmem.mem.val().unsqueeze();
     let memory = &outer.memory;
     let mut computed = vec![
@@ -160,7 +165,7 @@ fn mean_norm<B: Backend>(x: Tensor<B, 3>) -> Tensor<B, 1> {
 fn rmt_case<B: KernelBackend + AutodiffBackend>(
     rmt: &Rmt<B, AnyLm<B>>,
     batch: &Batch<B>,
-) -> Result<(Computed, B::Gradients), Error>
+) -> Result<(Computed, GradientsParams), Error>
 where
     B::InnerBackend: KernelBackend,
 {
@@ -171,7 +176,7 @@ where
         batch.ids("labels")?,
     )?;
     let loss = outer.loss();
-    let gradients = loss.backward();
+    let gradients = GradientsParams::from_grads(loss.backward(), rmt);
     let [rows, seq, vocab] = outer.logits.dims();
     // The reference has no row for what is predicted from the memory alone.
     let logits = outer.logits.slice([0..rows, 1..seq, 0..vocab]).to_data();
@@ -226,7 +231,7 @@ const UNCOMPARED: f64 = f64::MAX;
 fn plain_case<B: KernelBackend + AutodiffBackend>(
     model: &AnyLm<B>,
     batch: &Batch<B>,
-) -> Result<(Computed, B::Gradients), Error>
+) -> Result<(Computed, GradientsParams), Error>
 where
     B::InnerBackend: KernelBackend,
 {
@@ -242,7 +247,7 @@ where
     // Labels of a plain language model are shifted: row i predicts label i + 1.
     let [_, seq] = labels.dims();
     let loss = next_token_loss(logits.clone(), labels.narrow(1, 1, seq - 1));
-    let gradients = loss.backward();
+    let gradients = GradientsParams::from_grads(loss.backward(), model);
     let computed = vec![
         ("loss".into(), loss.to_data()),
         ("logits".into(), logits.to_data()),
@@ -253,18 +258,18 @@ where
 /// Adds the gradient of every parameter that has one, under the reference's name.
 fn collect_gradients<B: KernelBackend + AutodiffBackend>(
     method: &AnyMethod<B>,
-    gradients: &B::Gradients,
+    gradients: &GradientsParams,
     computed: &mut Computed,
 ) where
     B::InnerBackend: KernelBackend,
 {
-    struct Collect<'a, B: AutodiffBackend> {
-        gradients: &'a B::Gradients,
+    struct Collect<'a> {
+        gradients: &'a GradientsParams,
         name: &'a dyn Fn(&str) -> String,
         path: ModulePath,
         computed: &'a mut Computed,
     }
-    impl<B: AutodiffBackend> ModuleVisitor<B> for Collect<'_, B> {
+    impl<B: AutodiffBackend> ModuleVisitor<B> for Collect<'_> {
         fn enter_module(&mut self, name: &str, container: &str) {
             self.path.enter(name, container);
         }
@@ -272,13 +277,13 @@ fn collect_gradients<B: KernelBackend + AutodiffBackend>(
             self.path.exit(container);
         }
         fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
-            if let Some(gradient) = param.val().grad(self.gradients) {
+            if let Some(gradient) = self.gradients.get::<B::InnerBackend, D>(param.id) {
                 let name = format!("grad.{}", (self.name)(&self.path.name()));
                 self.computed.push((name, gradient.to_data()));
             }
         }
     }
-    method.visit(&mut Collect::<B> {
+    method.visit(&mut Collect {
         gradients,
         name: &reference::name(method),
         path: ModulePath::default(),

@@ -1,4 +1,4 @@
-//! Another implementation's numbers, every gradient included: f32 on flex, f64 on ndarray (f32 on
+//! Another implementation's numbers, every gradient included, both ways there: f32 on flex, f64 on ndarray (f32 on
 //! Vulkan in tests/vulkan.rs).
 //!
 //! `tests/golden` holds the reference implementation's, which computes some things in f32 and so
@@ -6,6 +6,8 @@
 
 use std::path::Path;
 
+use burn_ndarray::NdArray;
+use gradmem::memory::MetaGradient;
 use gradmem::parity;
 
 fn check(folder: &str, case: &str, f64_tolerance: f64) {
@@ -13,13 +15,15 @@ fn check(folder: &str, case: &str, f64_tolerance: f64) {
         .join("tests")
         .join(folder)
         .join(case);
-    let flex = parity::compare::<burn_flex::Flex>(&folder, &Default::default());
-    let ndarray = parity::compare::<burn_ndarray::NdArray<f64>>(&folder, &Default::default());
-    let reports = [
-        ("flex f32", flex, 1e-4),
-        ("ndarray f64", ndarray, f64_tolerance),
-    ];
-    for (backend, report, tolerance) in reports {
+    let reports = [MetaGradient::Unrolled, MetaGradient::Replay].map(|how| {
+        let flex = parity::compare::<burn_flex::Flex>(&folder, how, &Default::default());
+        let ndarray = parity::compare::<NdArray<f64>>(&folder, how, &Default::default());
+        [
+            (format!("flex f32, {how:?}"), flex, 1e-4),
+            (format!("ndarray f64, {how:?}"), ndarray, f64_tolerance),
+        ]
+    });
+    for (backend, report, tolerance) in reports.into_iter().flatten() {
         let report = report.unwrap_or_else(|e| panic!("{case} on {backend}: {e}"));
         assert!(report.rows.len() > 3, "{case}: nothing was compared");
         for row in &report.rows {

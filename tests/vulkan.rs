@@ -10,6 +10,7 @@ use burn::tensor::TensorData;
 use burn_wgpu::{CubeBackend, WgpuRuntime};
 use gradmem::kernels::{self, Attention, KernelBackend};
 use gradmem::memory::GradMemConfig;
+use gradmem::memory::MetaGradient;
 use gradmem::method::AnyMethod;
 use gradmem::model::{AnyLm, LlamaConfig};
 use gradmem::parity;
@@ -52,7 +53,7 @@ fn check_reference<B: KernelBackend>(backend: &str) {
             if !case.is_dir() {
                 continue;
             }
-            let report = parity::compare::<B>(&case, &Default::default())
+            let report = parity::compare::<B>(&case, MetaGradient::Unrolled, &Default::default())
                 .unwrap_or_else(|e| panic!("{} on {backend}: {e}", case.display()));
             for row in report.rows {
                 let what = format!("{}: {}", case.display(), row.tensor);
@@ -124,7 +125,8 @@ fn case(folder: &Path, write_steps: usize, freeze_backbone: bool) {
 }
 
 fn step<B: KernelBackend>(folder: &Path) -> BTreeMap<String, TensorData> {
-    let computed = parity::compute::<B>(folder, &Default::default()).unwrap();
+    let computed =
+        parity::compute::<B>(folder, MetaGradient::Unrolled, &Default::default()).unwrap();
     computed.into_iter().collect()
 }
 

@@ -247,10 +247,16 @@ pub struct RmtOuter<B: Backend> {
 impl<B: Backend> RmtOuter<B> {
     /// What training minimises, `[1]`.
     pub fn loss(&self) -> Tensor<B, 1> {
-        match &self.reconstruction_loss {
-            Some(loss) => self.read_loss.clone() + loss.clone().mul_scalar(self.weight),
+        match self.reconstruction_term() {
+            Some(term) => self.read_loss.clone() + term,
             None => self.read_loss.clone(),
         }
+    }
+
+    /// What the reconstruction loss adds to it, `[1]`.
+    pub fn reconstruction_term(&self) -> Option<Tensor<B, 1>> {
+        let loss = self.reconstruction_loss.clone()?;
+        Some(loss.mul_scalar(self.weight))
     }
 }
 
@@ -342,7 +348,7 @@ impl<B: Backend, M: CausalLm<B>> Rmt<B, M> {
         let total = losses.into_iter().reduce(|sum, loss| sum + loss);
         Ok(RmtOuter {
             read_loss,
-            reconstruction_loss: total.map(|total| total.div_scalar(count)),
+            reconstruction_loss: total.map(|total| total.mul_scalar(1.0 / count)),
             logits,
             memories,
             weight: self.config.reconstruction_loss_weight,
@@ -449,7 +455,7 @@ impl<B: Backend, M: CausalLm<B>> Rmt<B, M> {
         let counted = contexts.tokens.clone().not_equal_elem(pad).float();
         let losses = token_losses(logits, contexts.tokens.clone());
         let total: usize = contexts.lengths.iter().sum();
-        (losses * counted).sum().div_scalar(total as f64)
+        (losses * counted).sum().mul_scalar(1.0 / total as f64)
     }
 
     /// What READ begins with.

@@ -1,5 +1,5 @@
 use burn::data::dataloader::batcher::Batcher;
-use burn::tensor::backend::Backend;
+use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::tensor::{Int, Tensor, TensorData};
 
 use super::{CharTokenizer, Example, Question};
@@ -24,9 +24,42 @@ impl<B: Backend> Batch<B> {
         self.contexts.dims()[0]
     }
 
+    /// The same in parts of at most `contexts` contexts, each with its questions.
+    pub fn split(self, contexts: usize) -> Vec<Self> {
+        let (batch, contexts) = (self.len(), contexts.max(1));
+        if batch <= contexts {
+            return vec![self];
+        }
+        let questions = self.queries.dims()[0] / batch;
+        let part = |start: usize| {
+            let count = contexts.min(batch - start);
+            let rows = start * questions..(start + count) * questions;
+            let of = |x: &Tensor<B, 2, Int>| x.clone().narrow(0, rows.start, rows.len());
+            Self {
+                contexts: self.contexts.clone().narrow(0, start, count),
+                queries: of(&self.queries),
+                labels: of(&self.labels),
+                scored: self.scored[rows.clone()].to_vec(),
+            }
+        };
+        (0..batch).step_by(contexts).map(part).collect()
+    }
+
     /// Whether it holds nothing.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+}
+
+impl<B: AutodiffBackend> Batch<B> {
+    /// The same without the tape.
+    pub fn valid(self) -> Batch<B::InnerBackend> {
+        Batch {
+            contexts: self.contexts.inner(),
+            queries: self.queries.inner(),
+            labels: self.labels.inner(),
+            scored: self.scored,
+        }
     }
 }
 

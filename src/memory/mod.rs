@@ -5,12 +5,13 @@
 //! |---|---|
 //! | WRITE: `M_{k+1} = M_k − α ∇_M L_write(M_k; C)` | [`GradMem::write`], `write.rs` |
 //! | READ: predict the target from `[M_K; Q]` | [`GradMem::read`], `read.rs` |
-//! | outer loss, differentiated through WRITE | [`GradMem::outer`], `meta.rs` |
+//! | outer loss, differentiated through WRITE | [`GradMem::outer`], [`GradMem::outer_gradient`], `meta.rs` |
 //!
 //! Everything is written once for a backend `B`. On a plain backend it is inference: first order,
 //! no graph kept. On `Autodiff<B>` the same code is training: the updates stay on the outer tape and
 //! `loss.backward()` is the second-order meta-gradient.
 
+mod budget;
 mod contexts;
 mod lora;
 mod meta;
@@ -25,8 +26,8 @@ use serde::{Deserialize, Serialize};
 
 pub(crate) use contexts::Contexts;
 pub use lora::Lora;
-pub use meta::Outer;
 pub(crate) use meta::check_labels;
+pub use meta::{MetaGradient, Outer, Share};
 pub(crate) use read::{check_memory, read_behind};
 pub use read::{next_token_loss, token_losses};
 pub use write::Memory;
@@ -347,6 +348,12 @@ impl GradMemConfig {
     fn is_second_order(&self, k: usize) -> bool {
         let last = self.second_order_steps.unwrap_or(self.write_steps);
         self.grad_mode == GradMode::Second && k.saturating_add(last) >= self.write_steps
+    }
+
+    /// Whether step `k` leaves a graph: a second-order step does, and a last step whose loss is trained.
+    fn needs_graph(&self, k: usize) -> bool {
+        let is_last = k + 1 == self.write_steps;
+        self.is_second_order(k) || (is_last && self.inner_loss_weight > 0.0)
     }
 }
 

@@ -5,6 +5,8 @@
 //! belong to the mean.) The last memory vector, or the last control token behind it, predicts the
 //! first token.
 
+use std::ops::Range;
+
 use burn::backend::Autodiff;
 use burn::module::{AutodiffModule, Module};
 use burn::tensor::backend::Backend;
@@ -72,25 +74,29 @@ impl<B: Backend, M: Writable<B>> GradMem<B, M> {
     /// An empty context, a token the model does not have, padding between tokens, or more tokens
     /// than the model has positions.
     pub fn write(&self, contexts: Tensor<B, 2, Int>) -> Result<Memory<B>, Error> {
-        let config = &self.config;
         let contexts = self.contexts(contexts)?;
-        let mut fast = self.start(contexts.lengths.len());
-        // A second-order step, and a last step whose loss is trained, need their graph; the gradient of
-        // the others is a constant.
-        let is_last = |k| k + 1 == config.write_steps;
-        let needs_graph =
-            |k| config.is_second_order(k) || (config.inner_loss_weight > 0.0 && is_last(k));
+        let start = self.start(contexts.lengths.len());
+        Ok(self.steps(0..self.config.write_steps, start, &contexts))
+    }
+
+    /// Those of WRITE's K steps, from what they begin with.
+    pub(super) fn steps(
+        &self,
+        steps: Range<usize>,
+        mut fast: Vec<Tensor<B, 3>>,
+        contexts: &Contexts<B>,
+    ) -> Memory<B> {
+        let config = &self.config;
         let mut tracked = None;
         let mut constant = None;
-
         let (mut losses, mut grad_norms) = (Vec::new(), Vec::new());
-        for k in 0..config.write_steps {
-            let (loss, gradients) = match needs_graph(k) {
+        for k in steps {
+            let (loss, gradients) = match config.needs_graph(k) {
                 true => tracked
-                    .get_or_insert_with(|| Writer::new(self, &contexts))
+                    .get_or_insert_with(|| Writer::new(self, contexts))
                     .gradients(fast.clone()),
                 false => constant
-                    .get_or_insert_with(|| Writer::new(&self.clone().no_grad(), &contexts))
+                    .get_or_insert_with(|| Writer::new(&self.clone().no_grad(), contexts))
                     .gradients(detached(&fast)),
             };
             let gradients = match config.is_second_order(k) {
@@ -107,11 +113,11 @@ impl<B: Backend, M: Writable<B>> GradMem<B, M> {
                 .map(|(x, step)| x - step.mul_scalar(config.write_lr))
                 .collect();
         }
-        Ok(Memory {
+        Memory {
             losses,
             grad_norms,
             ..Memory::from_fast(fast)
-        })
+        }
     }
 
     /// Each sample's WRITE loss at `memory`, `[batch]`: how well it reconstructs its context, in
@@ -138,13 +144,13 @@ impl<B: Backend, M: Writable<B>> GradMem<B, M> {
         Ok(writing.reconstruction_loss(&memory.fast(), embeds, &contexts))
     }
 
-    fn contexts(&self, tokens: Tensor<B, 2, Int>) -> Result<Contexts<B>, Error> {
+    pub(super) fn contexts(&self, tokens: Tensor<B, 2, Int>) -> Result<Contexts<B>, Error> {
         let config = &self.config;
         Contexts::new(&self.model, tokens, config.pad_token, config.prefix_len())
     }
 
     /// M_0 of each of `batch` samples, and where its own projection starts if it has one.
-    fn start(&self, batch: usize) -> Vec<Tensor<B, 3>> {
+    pub(super) fn start(&self, batch: usize) -> Vec<Tensor<B, 3>> {
         let each = |x: Tensor<B, 2>| {
             let [rows, d] = x.dims();
             x.unsqueeze::<3>().expand([batch, rows, d])

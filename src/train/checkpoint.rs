@@ -88,14 +88,20 @@ impl RunFolder {
     }
 
     /// The folder for a training: a new one, or one of the same configuration to go on with. Only the
-    /// number of steps and the stop may differ from what the folder holds.
+    /// number of steps, the stop, and the way to the outer gradient may differ from what the folder holds.
     ///
     /// # Errors
     ///
     /// If the folder belongs to another configuration, another process trains in it, or it holds other
     /// things than a run.
     pub fn for_training(path: impl AsRef<Path>, config: &RunConfig) -> Result<Self, Error> {
-        const MAY_CHANGE: [&str; 3] = ["train.steps", "train.stop_metric", "train.stop_value"];
+        const MAY_CHANGE: [&str; 5] = [
+            "train.steps",
+            "train.stop_metric",
+            "train.stop_value",
+            "train.meta_gradient",
+            "train.micro_batch",
+        ];
         let path = path.as_ref();
         let config_file = path.join("config.toml");
         if config_file.exists() {

@@ -9,7 +9,7 @@ use super::metrics::Measure;
 use crate::baselines::{InContextConfig, RmtConfig};
 use crate::data::KvConfig;
 use crate::error::{Error, at_least_one, require};
-use crate::memory::GradMemConfig;
+use crate::memory::{GradMemConfig, MetaGradient};
 use crate::method::{MethodConfig, MethodName};
 use crate::model::ModelConfig;
 
@@ -69,6 +69,10 @@ pub struct TrainConfig {
     pub weight_decay: f64,
     /// Rescales the outer gradient to at most this global L2 norm.
     pub clip_norm: Option<f64>,
+    /// How GradMem's outer gradient is computed. A run keeps what `auto` chose when it began.
+    pub meta_gradient: MetaGradient,
+    /// Takes at most so many of a step's contexts at once: less memory, the same gradient to rounding.
+    pub micro_batch: Option<usize>,
     /// Steps between evaluations on the validation set, and between checkpoints.
     pub eval_every: usize,
     /// Steps between lines of the log.
@@ -90,6 +94,8 @@ impl Default for TrainConfig {
             warmup_steps: 0,
             weight_decay: 0.0,
             clip_norm: None,
+            meta_gradient: MetaGradient::Auto,
+            micro_batch: None,
             eval_every: 500,
             log_every: 50,
             stop_metric: Measure::ExactMatch,
@@ -105,6 +111,7 @@ impl TrainConfig {
             ("batch_size", self.batch_size),
             ("eval_every", self.eval_every),
             ("log_every", self.log_every),
+            ("micro_batch", self.micro_batch.unwrap_or(1)),
         ])?;
         let lr = self.lr;
         require(

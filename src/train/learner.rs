@@ -1,7 +1,7 @@
 //! One step of training and one of evaluation, as burn-train calls them.
 
 use burn::module::{AutodiffModule, Module, ModuleDisplay, ModuleVisitor, Param};
-use burn::optim::GradientsParams;
+use burn::optim::{GradientsAccumulator, GradientsParams};
 use burn::tensor::Tensor;
 use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::train::{InferenceStep, ItemLazy, TrainOutput, TrainStep};
@@ -9,7 +9,7 @@ use burn::train::{InferenceStep, ItemLazy, TrainOutput, TrainStep};
 use super::metrics::{Measure, Scores};
 use crate::data::Batch;
 use crate::error::Error;
-use crate::memory::Memory;
+use crate::memory::{Memory, MetaGradient};
 use crate::method::{Answers, Method};
 
 /// A [`Method`] and how its outer loop steps.
@@ -18,16 +18,27 @@ pub struct MetaLearner<B: Backend, M> {
     /// What is trained.
     pub method: M,
     #[module(skip)]
-    clip_norm: Option<f64>,
+    settings: OuterStep,
     backend: std::marker::PhantomData<B>,
 }
 
+/// How the outer gradient of a batch is taken.
+#[derive(Clone, Debug, Default)]
+pub struct OuterStep {
+    /// The way through WRITE.
+    pub meta_gradient: MetaGradient,
+    /// Takes at most so many contexts at once, and sums the gradients of such parts.
+    pub micro_batch: Option<usize>,
+    /// Rescales the outer gradient to at most this global L2 norm.
+    pub clip_norm: Option<f64>,
+}
+
 impl<B: Backend, M> MetaLearner<B, M> {
-    /// Clips the outer gradient to a global norm of `clip_norm`.
-    pub fn new(method: M, clip_norm: Option<f64>) -> Self {
+    /// Trains `method` in steps of this kind.
+    pub fn new(method: M, settings: OuterStep) -> Self {
         Self {
             method,
-            clip_norm,
+            settings,
             backend: std::marker::PhantomData,
         }
     }
@@ -56,6 +67,19 @@ pub enum Fault {
     },
     /// The outer gradient has this norm.
     Gradient(f64),
+}
+
+impl Fault {
+    /// The same in a batch that begins with `samples` others.
+    fn behind(self, samples: usize) -> Self {
+        match self {
+            Self::NotFinite { sample, value } => Self::NotFinite {
+                sample: samples + sample,
+                value,
+            },
+            other => other,
+        }
+    }
 }
 
 impl ItemLazy for StepOutput {
@@ -121,20 +145,42 @@ where
 {
     /// The batch's clipped outer gradient and its scores.
     fn gradients(&self, batch: Batch<B>) -> Result<(GradientsParams, Scores), Fault> {
-        let answers = answers(&self.method, &batch)?;
-        let scores = scores(&answers, &batch)?;
-        let grads = answers.loss.backward();
-        let mut grads = GradientsParams::from_grads(grads, &self.method);
-        let norm = global_norm(&grads, &self.method);
+        let OuterStep {
+            meta_gradient,
+            micro_batch,
+            clip_norm,
+        } = self.settings;
+        let method = &self.method;
+        let whole = method.counted(&batch.contexts, &batch.labels);
+        let mut total = GradientsAccumulator::new();
+        let mut scores = Scores::default();
+        let contexts = micro_batch.unwrap_or(batch.len());
+        for (index, part) in batch.split(contexts).into_iter().enumerate() {
+            let counted = method.counted(&part.contexts, &part.labels);
+            let (grads, answers) = method
+                .gradient(
+                    part.contexts.clone(),
+                    part.queries.clone(),
+                    part.labels.clone(),
+                    meta_gradient,
+                    counted.share(whole),
+                )
+                .map_err(Fault::Error)?;
+            let of_part = self::scores(method, &answers, &part);
+            scores.merge(&of_part.map_err(|fault| fault.behind(index * contexts))?);
+            total.accumulate(method, grads);
+        }
+        let mut grads = total.grads();
+        let norm = global_norm(&grads, method);
         if !norm.is_finite() {
             return Err(Fault::Gradient(norm));
         }
-        if let Some(clip) = self.clip_norm
+        if let Some(clip) = clip_norm
             && norm > clip
         {
             let factor = clip / (norm + 1e-6);
             let grads = &mut grads;
-            self.method.visit(&mut Scale { grads, factor });
+            method.visit(&mut Scale { grads, factor });
         }
         Ok((grads, scores))
     }
@@ -147,7 +193,7 @@ where
 /// If the batch does not fit the model, or WRITE leaves the finite numbers.
 pub fn evaluate<B: Backend, M: Method<B>>(method: &M, batch: Batch<B>) -> Result<Scores, Fault> {
     let answers = answers(method, &batch)?;
-    let mut scores = scores(&answers, &batch)?;
+    let mut scores = scores(method, &answers, &batch)?;
     let after = method
         .write_loss(&answers, batch.contexts)
         .map_err(Fault::Error)?;
@@ -176,13 +222,16 @@ fn answers<B: Backend, M: Method<B>>(method: &M, batch: &Batch<B>) -> Result<Ans
 }
 
 /// Reads a step's numbers back to the host and checks WRITE's.
-fn scores<B: Backend>(answers: &Answers<B>, batch: &Batch<B>) -> Result<Scores, Fault> {
+fn scores<B: Backend, M: Method<B>>(
+    method: &M,
+    answers: &Answers<B>,
+    batch: &Batch<B>,
+) -> Result<Scores, Fault> {
     let mut scores = Scores::default();
     if let Some(memory) = &answers.memory {
         write_scores(memory, &mut scores)?;
     }
-    let labels = batch.labels.to_data();
-    let labels = labels.iter::<i64>().filter(|label| *label >= 0).count();
+    let labels = method.counted(&batch.contexts, &batch.labels).labels;
     let read_loss: f64 = answers.read_loss.to_data().iter::<f64>().sum();
     scores.add(Measure::ReadLoss, read_loss * labels as f64, labels);
 

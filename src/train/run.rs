@@ -16,13 +16,13 @@ use gradmem_kernels::KernelBackend;
 
 use super::checkpoint::{RunFolder, RunState};
 use super::config::{DataConfig, RunConfig, TrainConfig};
-use super::learner::{MetaLearner, evaluate};
+use super::learner::{MetaLearner, OuterStep, evaluate};
 use super::metrics::{Measure, MeasureMetric, Scores};
 use super::render::{LineRenderer, dashboard};
 use super::strategy::{Components, MetaTraining, NoMetricLogger, Outcome, SharedOptimizer, blame};
 use crate::data::{Cycle, ExampleBatcher, KvConfig, KvDataset, Split};
 use crate::error::Error;
-use crate::memory::GradMem;
+use crate::memory::{GradMem, MetaGradient};
 use crate::method::{AnyMethod, MethodName};
 use crate::model::{AnyLm, ModelConfig, weights};
 use crate::reference;
@@ -53,8 +53,7 @@ pub fn train<B: KernelBackend>(
 ) -> Result<Outcome, Error> {
     config.validate()?;
     let DataConfig::Kv(data) = &config.data;
-    let settings = &config.train;
-    let seed = settings.seed;
+    let seed = config.train.seed;
     let batcher = ExampleBatcher::new(KvConfig::tokenizer()?);
     let train_set = KvDataset::new(data.clone(), Split::Train, seed)?;
     let valid_set = KvDataset::new(data.clone(), Split::Valid, seed)?;
@@ -64,7 +63,12 @@ pub fn train<B: KernelBackend>(
         _ => model(config, device)?,
     };
 
-    let folder = RunFolder::for_training(folder, config)?;
+    let config = RunConfig {
+        train: settled(config, &method, folder)?,
+        ..config.clone()
+    };
+    let settings = &config.train;
+    let folder = RunFolder::for_training(folder, &config)?;
     let adamw = AdamWConfig::new()
         .with_epsilon(1e-8)
         .with_weight_decay(settings.weight_decay as f32);
@@ -76,7 +80,14 @@ pub fn train<B: KernelBackend>(
         optimizer = Optimizer::load_record(optimizer, record);
     }
     let learner = Learner::new(
-        MetaLearner::new(method, settings.clip_norm),
+        MetaLearner::new(
+            method,
+            OuterStep {
+                meta_gradient: settings.meta_gradient,
+                micro_batch: settings.micro_batch,
+                clip_norm: settings.clip_norm,
+            },
+        ),
         optimizer.clone(),
         schedule(settings)?,
     );
@@ -127,6 +138,40 @@ pub fn train<B: KernelBackend>(
         .unwrap_or_else(PoisonError::into_inner)
         .take();
     outcome.unwrap_or_else(|| Err(Error::Failed("the training ended without a result".into())))
+}
+
+/// The settings with a way to the outer gradient that stays: the one the run in `folder` began with, or
+/// else the one to begin with. Another moment's free memory must not change a run's rounding.
+fn settled<B: KernelBackend>(
+    config: &RunConfig,
+    method: &AnyMethod<Autodiff<B>>,
+    folder: &Path,
+) -> Result<TrainConfig, Error> {
+    let mut settings = config.train.clone();
+    let AnyMethod::GradMem(gradmem) = method else {
+        return Ok(settings);
+    };
+    if settings.meta_gradient == MetaGradient::Auto {
+        let begun = folder.join("config.toml");
+        settings.meta_gradient = match begun.exists() {
+            true => RunConfig::open(begun)?.train.meta_gradient,
+            false => MetaGradient::Auto,
+        };
+    }
+    let DataConfig::Kv(data) = &config.data;
+    let contexts = settings.micro_batch.unwrap_or(settings.batch_size);
+    let contexts = [contexts.min(settings.batch_size), data.context_len()];
+    if settings.meta_gradient == MetaGradient::Auto {
+        settings.meta_gradient = gradmem.choose(MetaGradient::Auto, contexts);
+        log::info!(
+            target: "gradmem::notice",
+            "outer gradient: {:?}; a WRITE step's graph takes about {:.0} MiB, and there are {}",
+            settings.meta_gradient,
+            gradmem.graph_bytes(contexts) / f64::from(1 << 20),
+            config.memory.write_steps,
+        );
+    }
+    Ok(settings)
 }
 
 /// Contexts a step of evaluation.

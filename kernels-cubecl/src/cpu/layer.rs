@@ -85,7 +85,10 @@ impl LayerBackend for Flex {
         let d = w.len();
         let part = |[x, g, a]: [&[f32]; 3], [to_grad, to_x]: [Blank<'_>; 2]| {
             let mut to_weight = vec![0.0; d];
-            let rows = x.chunks_exact(d).zip(g.chunks_exact(d)).zip(a.chunks_exact(d));
+            let rows = x
+                .chunks_exact(d)
+                .zip(g.chunks_exact(d))
+                .zip(a.chunks_exact(d));
             let outputs = to_grad.chunks_exact_mut(d).zip(to_x.chunks_exact_mut(d));
             for (((x, g), a), (to_grad, to_x)) in rows.zip(outputs) {
                 let r = inverse_rms(x, epsilon);
@@ -131,12 +134,7 @@ impl LayerBackend for Flex {
         .map(|y| like(&gate, y))
     }
 
-    fn swiglu_double_backward(
-        gate: F,
-        up: F,
-        grad: F,
-        cotangents: [Option<F>; 2],
-    ) -> [F; 3] {
+    fn swiglu_double_backward(gate: F, up: F, grad: F, cotangents: [Option<F>; 2]) -> [F; 3] {
         let single = single([&gate, &up, &grad]);
         let (Some([gate, up, grad]), [Some(a), Some(b)]) = (single, &cotangents) else {
             let (gate, up, grad) = (lift(gate), lift(up), lift(grad));
@@ -151,7 +149,11 @@ impl LayerBackend for Flex {
             let first = s * (1.0 + x * (1.0 - s));
             let second = s * (1.0 - s) * (2.0 + x * (1.0 - 2.0 * s));
             let au = a * u;
-            [au * first + b * x * s, g * (au * second + b * first), a * g * first]
+            [
+                au * first + b * x * s,
+                g * (au * second + b * first),
+                a * g * first,
+            ]
         })
         .map(|y| like(&gate, y))
     }
@@ -248,6 +250,9 @@ fn half_of(turn: &[f32], d: usize) -> Option<usize> {
             0.0
         }
     };
-    let fits = turn.iter().enumerate().all(|(at, x)| *x == expected(at / d, at % d));
+    let fits = turn
+        .iter()
+        .enumerate()
+        .all(|(at, x)| *x == expected(at / d, at % d));
     (fits && 2 * half <= d).then_some(half)
 }

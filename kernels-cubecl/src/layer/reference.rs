@@ -52,7 +52,7 @@ pub fn rms_norm_double_backward<B: Backend>(
     let (x, weight, grad) = (wide(x), wide(weight), wide(grad));
     let d = x.dims()[2] as f64;
     let r = inverse_rms(&x, epsilon);
-    let cube = r.clone().powi_scalar(3).div_scalar(d);
+    let cube = r.clone().powi_scalar(3).mul_scalar(1.0 / d);
 
     let [mut to_grad, mut to_x] = [x.zeros_like(), x.zeros_like()];
     let mut to_weight = weight.zeros_like();
@@ -82,7 +82,7 @@ pub fn rms_norm_double_backward<B: Backend>(
 /// `r v − r³ x ⟨x, v⟩ / d`: what a change of x does to `x r`, and, being symmetric, its transpose.
 fn jacobian<B: Backend>(x: &Tensor<B, 3>, r: &Tensor<B, 3>, v: Tensor<B, 3>) -> Tensor<B, 3> {
     let d = x.dims()[2] as f64;
-    let along = r.clone().square() * dot(x, &v).div_scalar(d);
+    let along = r.clone().square() * dot(x, &v).mul_scalar(1.0 / d);
     (v - x.clone() * along) * r.clone()
 }
 

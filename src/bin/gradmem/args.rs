@@ -54,6 +54,13 @@ pub struct Train {
     /// config.json: a Hugging Face model or a checkpoint of the reference implementation.
     #[arg(long, value_name = "FOLDER")]
     pub init_from: Option<PathBuf>,
+    /// Take at most so many of a step's contexts at once: less memory, the same gradient to rounding
+    /// (short for train.micro_batch=N).
+    #[arg(long, value_name = "N")]
+    pub micro_batch: Option<usize>,
+    /// The way to GradMem's outer gradient (short for train.meta_gradient=…).
+    #[arg(long, value_enum)]
+    pub meta_gradient: Option<MetaGradient>,
     /// Print lines instead of the dashboard.
     #[arg(long)]
     pub plain: bool,
@@ -184,8 +191,32 @@ pub struct Parity {
     /// Largest relative error allowed.
     #[arg(long, default_value_t = 1e-4)]
     pub tolerance: f64,
+    /// The way to the outer gradient.
+    #[arg(long, value_enum, default_value_t = MetaGradient::Auto)]
+    pub meta_gradient: MetaGradient,
     #[command(flatten)]
     pub backend: Backend,
+}
+
+/// A way to the outer gradient; the numbers are the same to rounding.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum MetaGradient {
+    /// Unrolled if that fits into half of the free memory, else replay.
+    Auto,
+    /// One graph over all K steps: fastest.
+    Unrolled,
+    /// One step's graph at a time: memory does not grow with K.
+    Replay,
+}
+
+impl From<MetaGradient> for gradmem::memory::MetaGradient {
+    fn from(how: MetaGradient) -> Self {
+        match how {
+            MetaGradient::Auto => Self::Auto,
+            MetaGradient::Unrolled => Self::Unrolled,
+            MetaGradient::Replay => Self::Replay,
+        }
+    }
 }
 
 /// List the presets, or print one to copy and edit.
@@ -243,6 +274,18 @@ pub struct StepBench {
     /// WRITE steps.
     #[arg(long, default_value_t = 2)]
     pub steps: usize,
+    /// Queries to each context.
+    #[arg(long, default_value_t = 1)]
+    pub queries: usize,
+    /// The way to the outer gradient.
+    #[arg(long, value_enum, default_value_t = MetaGradient::Auto)]
+    pub meta_gradient: MetaGradient,
+    /// Take at most so many contexts at once, and sum the gradients.
+    #[arg(long, value_name = "N")]
+    pub micro_batch: Option<usize>,
+    /// Time WRITE and READ alone, as at test time: no outer gradient, no optimizer.
+    #[arg(long)]
+    pub test_time: bool,
     #[arg(long, default_value_t = 70)]
     pub vocab: usize,
     /// Steps that are timed, after --warmup that are not.

@@ -4,12 +4,14 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use burn::backend::Autodiff;
-use burn::optim::{AdamWConfig, GradientsParams, Optimizer};
+use burn::module::AutodiffModule;
+use burn::optim::{AdamWConfig, GradientsAccumulator, Optimizer};
 use burn::tensor::backend::Backend as BurnBackend;
 use burn::tensor::{DType, Distribution, Int, Tensor, TensorData, TensorPrimitive};
 use gradmem::Error;
+use gradmem::data::Batch;
 use gradmem::kernels::KernelBackend;
-use gradmem::memory::GradMemConfig;
+use gradmem::memory::{GradMemConfig, Share};
 use gradmem::model::LlamaConfig;
 use serde::Serialize;
 
@@ -62,13 +64,14 @@ impl Job for StepBench {
     /// The same work as `benches/torch_baseline.py`: a Llama with a tied head, mean losses, AdamW.
     fn run<B: KernelBackend>(self, device: &B::Device) -> Result<(Vec<f64>, f64), Error> {
         type Ids<B> = Tensor<Autodiff<B>, 2, Int>;
-        if self.query < 2 || self.iters == 0 {
+        if self.query < 2 || self.iters == 0 || self.queries == 0 || self.micro_batch == Some(0) {
             return Err(Error::Input(
-                "--query must be at least 2 and --iters at least 1".into(),
+                "--query must be at least 2, --queries, --iters and --micro-batch at least 1"
+                    .into(),
             ));
         }
         let positions = self.memory.saturating_add(self.context.max(self.query));
-        bounded(&[self.batch, positions, self.dim])?;
+        bounded(&[self.batch, self.queries, positions, self.dim])?;
         let model = LlamaConfig::new(self.vocab, self.dim, self.layers, self.heads)
             .with_tied_head(true)
             .with_max_positions(positions)
@@ -80,34 +83,63 @@ impl Job for StepBench {
             .init(model, self.seed, device)?;
         let mut optimizer = AdamWConfig::new().with_weight_decay(0.0).init();
 
-        let ids = |columns: usize, seed: u64| -> Vec<i64> {
+        let ids = |count: usize, seed: u64| -> Vec<i64> {
             let first = 4.min(self.vocab as u64 - 1);
             let many = self.vocab as u64 - first;
-            (0..(self.batch * columns) as u64)
+            (0..count as u64)
                 .map(|i| (first + (i * 2654435761 + seed * 40503) / 7 % many) as i64)
                 .collect()
         };
-        let queries = ids(self.query, 2);
+        let rows = self.batch * self.queries;
+        let queries = ids(rows * self.query, 2);
         let labels = queries.iter().enumerate().map(|(i, id)| {
             let asked = i % self.query < self.query / 2;
             if asked { -100 } else { *id }
         });
         let labels: Vec<i64> = labels.collect();
         let tensor = |ids: Vec<i64>, columns: usize| -> Ids<B> {
-            Tensor::from_data(TensorData::new(ids, [self.batch, columns]), device)
+            let shape = [ids.len() / columns, columns];
+            Tensor::from_data(TensorData::new(ids, shape), device)
         };
-        let contexts = tensor(ids(self.context, 1), self.context);
-        let (queries, labels) = (tensor(queries, self.query), tensor(labels, self.query));
+        let batch = Batch {
+            contexts: tensor(ids(self.batch * self.context, 1), self.context),
+            queries: tensor(queries, self.query),
+            labels: tensor(labels, self.query),
+            scored: vec![Vec::new(); rows],
+        };
+        let contexts = self.micro_batch.unwrap_or(self.batch).clamp(1, self.batch);
+        let how = self.meta_gradient.into();
+        let how = gradmem.choose(how, [contexts, self.context]);
 
         let mut seconds = Vec::new();
         let mut last = f64::NAN;
         for iteration in 0..self.warmup + self.iters {
             let start = Instant::now();
-            let outer = gradmem.outer(contexts.clone(), queries.clone(), labels.clone())?;
-            let loss = outer.loss();
-            let gradients = GradientsParams::from_grads(loss.backward(), &gradmem);
-            gradmem = optimizer.step(1e-4, gradmem, gradients);
-            last = loss.into_data().iter::<f64>().next().unwrap_or(f64::NAN);
+            let batch = batch.clone();
+            if self.test_time {
+                let (gradmem, batch) = (gradmem.valid(), batch.valid());
+                let outer = gradmem.outer(batch.contexts, batch.queries, batch.labels)?;
+                last = scalar(outer.loss());
+            } else {
+                let mut total = GradientsAccumulator::new();
+                last = 0.0;
+                for part in batch.split(contexts) {
+                    let share = part.len() as f64 / self.batch as f64;
+                    let (gradient, outer) = gradmem.outer_gradient(
+                        part.contexts,
+                        part.queries,
+                        part.labels,
+                        how,
+                        Share {
+                            labels: share,
+                            written: share,
+                        },
+                    )?;
+                    total.accumulate(&gradmem, gradient);
+                    last += share * scalar(outer.loss());
+                }
+                gradmem = optimizer.step(1e-4, gradmem, total.grads());
+            }
             synchronize::<B>(device)?;
             if iteration >= self.warmup {
                 seconds.push(start.elapsed().as_secs_f64());
@@ -115,6 +147,10 @@ impl Job for StepBench {
         }
         Ok((seconds, last))
     }
+}
+
+fn scalar<B: BurnBackend>(x: Tensor<B, 1>) -> f64 {
+    x.into_data().iter::<f64>().next().unwrap_or(f64::NAN)
 }
 
 /// One sequence length, one process: so memory is that of this length alone.

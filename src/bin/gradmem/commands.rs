@@ -9,9 +9,11 @@ use std::time::{Duration, Instant};
 use burn::data::dataset::Dataset;
 use burn::tensor::{Tensor, TensorData};
 use burn::train::Interrupter;
+use clap::ValueEnum;
 use gradmem::Error;
 use gradmem::data::{KvConfig, KvDataset, Split};
 use gradmem::kernels::KernelBackend;
+use gradmem::memory::MetaGradient;
 use gradmem::method::{AnyMethod, MethodName};
 use gradmem::model::generate;
 use gradmem::reference;
@@ -29,7 +31,16 @@ use crate::model::{Begin, Model, end_of_answer};
 const INTERRUPTED: u8 = 130;
 
 pub fn train(args: args::Train) -> Result<ExitCode, Error> {
-    let config = RunConfig::resolve(&args.preset, &args.overrides)?;
+    let mut overrides = args.overrides;
+    let micro_batch = args.micro_batch.map(|n| format!("train.micro_batch={n}"));
+    let how = args.meta_gradient.map(|how| {
+        let name = how
+            .to_possible_value()
+            .map(|value| value.get_name().to_string());
+        format!("train.meta_gradient={}", name.unwrap_or_default())
+    });
+    overrides.extend(micro_batch.into_iter().chain(how));
+    let config = RunConfig::resolve(&args.preset, &overrides)?;
     let name = Path::new(&args.preset).file_stem().unwrap_or_default();
     let folder = match args.run {
         Some(folder) => folder,
@@ -463,7 +474,10 @@ pub fn parity(args: args::Parity) -> Result<ExitCode, Error> {
             "--tolerance must be 0 or a positive number".into(),
         ));
     }
-    let report = dispatch(&args.backend, ParityJob(args.folder))?;
+    let report = dispatch(
+        &args.backend,
+        ParityJob(args.folder, args.meta_gradient.into()),
+    )?;
     let width = report
         .rows
         .iter()
@@ -494,13 +508,13 @@ pub fn parity(args: args::Parity) -> Result<ExitCode, Error> {
     })
 }
 
-struct ParityJob(PathBuf);
+struct ParityJob(PathBuf, MetaGradient);
 
 impl Job for ParityJob {
     type Output = gradmem::parity::Report;
 
     fn run<B: KernelBackend>(self, device: &B::Device) -> Result<Self::Output, Error> {
-        gradmem::parity::compare::<B>(self.0, device)
+        gradmem::parity::compare::<B>(self.0, self.1, device)
     }
 }
 

@@ -29,7 +29,7 @@ fn keep_pages() {
 
 /// Warnings go to standard error; RUST_LOG shows more, as in RUST_LOG=gradmem=debug.
 fn start_log() {
-    let default = "error,gradmem=warn,gradmem_kernels=warn";
+    let default = "error,gradmem=warn,gradmem_kernels=warn,gradmem::notice=info";
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or(default))
         .format(|out, record| {
             let level = record.level().as_str().to_lowercase();

@@ -1,0 +1,54 @@
+//! Which way to the outer gradient fits into memory.
+
+use burn::module::Module;
+use burn::tensor::backend::Backend;
+
+use super::{GradMem, MetaGradient};
+use crate::model::CausalLm;
+
+/// A graph's floats for each token that is read and each float of the weights it is multiplied with,
+/// times `d_model`: measured on Llama, where it is 3.2 to 3.9 (benches/README.md).
+const GRAPH: f64 = 4.0;
+
+/// Steps that are unrolled where nobody knows how much memory is free.
+const UNROLLED_BLINDLY: usize = 2;
+
+impl<B: Backend, M: CausalLm<B>> GradMem<B, M> {
+    /// What [`MetaGradient::Auto`] is for contexts `[batch, seq]` at this moment; the others are what they
+    /// are. With one step or none there is nothing to replay.
+    pub fn choose(&self, how: MetaGradient, contexts: [usize; 2]) -> MetaGradient {
+        let steps = self.config.write_steps;
+        match how {
+            _ if steps <= 1 => MetaGradient::Unrolled,
+            MetaGradient::Auto => match free_memory::<B>(&self.mem.device()) {
+                Some(free) if self.graph_bytes(contexts) * steps as f64 <= 0.5 * free => {
+                    MetaGradient::Unrolled
+                }
+                None if steps <= UNROLLED_BLINDLY => MetaGradient::Unrolled,
+                _ => MetaGradient::Replay,
+            },
+            how => how,
+        }
+    }
+
+    /// About how many bytes one WRITE step's graph takes for contexts `[batch, seq]`.
+    pub fn graph_bytes(&self, [batch, seq]: [usize; 2]) -> f64 {
+        let rows = batch as f64 * (seq + self.config.prefix_len()) as f64;
+        let weights = Module::<B>::num_params(&self.model) as f64;
+        4.0 * GRAPH * rows * weights / self.model.d_model() as f64
+    }
+}
+
+/// Bytes of memory that new tensors may take, where it can be known: for a CPU on Linux.
+fn free_memory<B: Backend>(device: &B::Device) -> Option<f64> {
+    let backend = B::name(device);
+    if !["flex", "ndarray"].iter().any(|cpu| backend.contains(cpu)) {
+        return None;
+    }
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text
+        .lines()
+        .find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    let kib: f64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kib * 1024.0)
+}
