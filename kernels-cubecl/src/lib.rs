@@ -33,6 +33,8 @@
 mod attention;
 mod autodiff;
 mod backends;
+#[cfg(feature = "flex")]
+mod cpu;
 #[cfg(feature = "cubecl")]
 mod cube;
 #[cfg(feature = "fusion")]
