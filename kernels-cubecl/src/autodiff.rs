@@ -338,6 +338,27 @@ impl<B: LayerBackend> Operation<B, 2> for SwiGlu {
 }
 
 impl<B: LayerBackend, C: CheckpointStrategy> LayerBackend for Autodiff<B, C> {
+    fn product(lhs: FloatTensor<Self>, rhs: FloatTensor<Self>) -> FloatTensor<Self> {
+        let output = B::product(lhs.primitive.clone(), rhs.primitive.clone());
+        let nodes = [lhs.node.clone(), rhs.node.clone()];
+        let prep = Backward::<B, 2>::prepare::<C>(Product, nodes).compute_bound();
+        match prep.stateful() {
+            OpsKind::Tracked(mut prep) => {
+                // Each side's gradient needs the other.
+                let for_lhs = lhs.is_tracked().then(|| prep.checkpoint(&rhs));
+                let for_rhs = rhs.is_tracked().then(|| prep.checkpoint(&lhs));
+                prep.finish([for_lhs, for_rhs], output)
+            }
+            OpsKind::UnTracked(prep) => prep.finish(output),
+        }
+    }
+
+    fn in_order(x: FloatTensor<Self>) -> FloatTensor<Self> {
+        let y = B::in_order(x.primitive);
+        let prep = Backward::<B, 1>::prepare::<C>(InOrder, [x.node]).compute_bound();
+        prep.stateless(y)
+    }
+
     fn rms_norm(
         x: FloatTensor<Self>,
         weight: FloatTensor<Self>,
@@ -392,6 +413,49 @@ impl<B: LayerBackend, C: CheckpointStrategy> LayerBackend for Autodiff<B, C> {
         match prep.stateful() {
             OpsKind::Tracked(prep) => prep.finish([cos, sin, turn], y),
             OpsKind::UnTracked(prep) => prep.finish(y),
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Product;
+
+impl<B: LayerBackend> Backward<B, 2> for Product {
+    /// rhs for the gradient to lhs, lhs for that to rhs.
+    type State = [Option<NodeId>; 2];
+
+    fn backward(
+        self,
+        ops: Ops<Self::State, 2>,
+        grads: &mut Gradients,
+        checkpointer: &mut Checkpointer,
+    ) {
+        let grad = grads.consume::<B>(&ops.node);
+        let mut transposed = |id: Option<NodeId>| {
+            let x = checkpointer.retrieve_node_output::<FloatTensor<B>>(id?);
+            Some(B::float_transpose(x))
+        };
+        let [rhs, lhs] = ops.state.map(&mut transposed);
+        let [to_lhs, to_rhs] = ops.parents;
+        if let Some((parent, rhs)) = to_lhs.zip(rhs) {
+            grads.register::<B>(parent.id, B::product(grad.clone(), rhs));
+        }
+        if let Some((parent, lhs)) = to_rhs.zip(lhs) {
+            grads.register::<B>(parent.id, B::product(lhs, grad));
+        }
+    }
+}
+
+#[derive(Debug)]
+struct InOrder;
+
+impl<B: LayerBackend> Backward<B, 1> for InOrder {
+    type State = ();
+
+    fn backward(self, ops: Ops<(), 1>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let grad = grads.consume::<B>(&ops.node);
+        if let [Some(parent)] = ops.parents {
+            grads.register::<B>(parent.id, B::in_order(grad));
         }
     }
 }

@@ -1,12 +1,7 @@
 //! The backends that compute with the provided methods.
 
+#[cfg(feature = "ndarray")]
 use crate::{AttentionBackend, LayerBackend, ScanBackend};
-
-#[cfg(feature = "flex")]
-impl AttentionBackend for burn_flex::Flex {}
-
-#[cfg(feature = "flex")]
-impl ScanBackend for burn_flex::Flex {}
 
 #[cfg(feature = "ndarray")]
 impl AttentionBackend for burn_ndarray::NdArray<f32> {}

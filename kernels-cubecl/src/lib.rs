@@ -9,6 +9,7 @@
 //!   methods, so any Burn backend joins with an empty `impl`;
 //! - on GPUs, Burn's CubeCL backends (CUDA, Vulkan, Metal, WebGPU) have kernels of their own, which
 //!   never hold anything of size `query_len × key_len` (feature `cubecl`);
+//! - so has Burn's CPU backend, Flex, in f32 (feature `flex`);
 //! - `Autodiff<B>` registers the backward on the forward and the double backward on the backward,
 //!   so `Autodiff<Autodiff<B>>` works by recursion.
 //!
@@ -52,7 +53,7 @@ pub use attention::{
     Attention, AttentionBackend, AttentionError, attention, causal_attention, set_attention,
     try_causal_attention,
 };
-pub use layer::{LayerBackend, rms_norm, rotary, swiglu};
+pub use layer::{LayerBackend, in_order, product, rms_norm, rotary, swiglu};
 pub use scan::{Direction, ScanBackend, linear_scan};
 
 /// A backend that has everything the models of GradMem are made of.

@@ -229,7 +229,7 @@ struct Gpt2Mlp<B: Backend> {
     activation: Activation,
 }
 
-impl<B: Backend> Gpt2Mlp<B> {
+impl<B: KernelBackend> Gpt2Mlp<B> {
     fn forward(&self, x: Tensor<B, 3>) -> Tensor<B, 3> {
         self.c_proj
             .forward(self.activation.forward(self.c_fc.forward(x)))

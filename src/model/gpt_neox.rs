@@ -244,12 +244,12 @@ impl<B: KernelBackend> NeoXAttention<B> {
     ) -> Tensor<B, 3> {
         let [batch, seq, d] = x.dims();
         let head_dim = d / self.n_heads;
-        let qkv = self.query_key_value.forward(x);
+        let qkv = self.query_key_value.forward_fused(x);
         let qkv = qkv.reshape([batch, seq, self.n_heads, 3 * head_dim]);
         let [q, k, v] = [0, 1, 2].map(|i| qkv.clone().narrow(3, i * head_dim, head_dim));
         let scale = 1.0 / (head_dim as f64).sqrt();
         let out = attend(rotary.apply(q), rotary.apply(k), v, scale, cache);
-        self.dense.forward(out)
+        self.dense.forward_fused(out)
     }
 }
 
@@ -261,10 +261,10 @@ struct NeoXMlp<B: Backend> {
     activation: Activation,
 }
 
-impl<B: Backend> NeoXMlp<B> {
+impl<B: KernelBackend> NeoXMlp<B> {
     fn forward(&self, x: Tensor<B, 3>) -> Tensor<B, 3> {
-        let y = self.activation.forward(self.dense_h_to_4h.forward(x));
-        self.dense_4h_to_h.forward(y)
+        let y = self.activation.forward(self.dense_h_to_4h.forward_fused(x));
+        self.dense_4h_to_h.forward_fused(y)
     }
 }
 

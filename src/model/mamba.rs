@@ -332,22 +332,26 @@ impl<B: KernelBackend> MambaMixer<B> {
             None => (None, None),
         };
 
-        let projected = self.in_proj.forward(x);
+        let projected = self.in_proj.forward_fused(x);
         let gate = projected.clone().narrow(2, inner, inner);
         let (x, inputs) = self
             .conv1d
             .forward(projected.narrow(2, 0, inner), past_inputs);
         let x = self.activation.forward(x);
 
-        let selected = self.x_proj.forward(x.clone());
-        let step = softplus(self.dt_proj.forward(selected.clone().narrow(2, 0, rank)));
+        let selected = self.x_proj.forward_fused(x.clone());
+        let step = softplus(
+            self.dt_proj
+                .forward_fused(selected.clone().narrow(2, 0, rank)),
+        );
         let [b, c] = [rank, rank + n].map(|at| selected.clone().narrow(2, at, n));
         let (y, state) = self.select(x.clone(), step, b, c, past_state);
         if let Some(cache) = cache {
             *cache = Some([inputs.unsqueeze_dim(1), state]);
         }
         let y = y + x * self.D.val().unsqueeze();
-        self.out_proj.forward(y * self.activation.forward(gate))
+        self.out_proj
+            .forward_fused(y * self.activation.forward(gate))
     }
 
     /// The selective scan: `C_t h_t`, and the last state `[batch, 1, d_inner, N]`.

@@ -1,11 +1,13 @@
 //! RMS normalisation, SwiGLU and rotary positions: each one pass over its rows. The formulas are those of
 //! [`crate::layer::reference`].
 
-use burn::tensor::ops::FloatTensor;
-use burn::tensor::{Bytes, DType, TensorMetadata};
+use burn::tensor::ops::{FloatTensor, FloatTensorOps};
+use burn::tensor::{Bytes, DType, Shape, TensorMetadata};
 use burn_flex::{Flex, FlexTensor, Layout};
+use gemm::{Parallelism, gemm};
 
-use super::parallel::{Blank, map, parts};
+use super::memory::{Heads, readable};
+use super::parallel::{Blank, fill, map, parts};
 use super::vector::{LANES, dot, exp, sum};
 use crate::layer::{LayerBackend, reference};
 use crate::{lift, lower};
@@ -13,20 +15,89 @@ use crate::{lift, lower};
 type F = FloatTensor<Flex>;
 
 impl LayerBackend for Flex {
+    /// Burn's own fills the result with zeros and copies these before it begins.
+    fn product(lhs: F, rhs: F) -> F {
+        if lhs.dtype() != DType::F32 {
+            return Flex::float_matmul(lhs, rhs);
+        }
+        let ([m, k], [_, n]) = (lhs.shape().dims(), rhs.shape().dims());
+        let parallelism = match m * n * k < WORTH_THREADS {
+            true => Parallelism::None,
+            false => Parallelism::Rayon(0),
+        };
+        let (left, right) = (Matrix::of(&lhs), Matrix::of(&rhs));
+        let mut output = Vec::<f32>::with_capacity(m * n);
+        // SAFETY: the strides are those of the factors' tensors, and those of a matrix [m, n] without gaps
+        // for the result; what that holds is not read before it is written, all of it.
+        unsafe {
+            gemm(
+                m,
+                n,
+                k,
+                output.as_mut_ptr(),
+                1,
+                n as isize,
+                false,
+                left.data,
+                left.column,
+                left.row,
+                right.data,
+                right.column,
+                right.row,
+                0.0,
+                1.0,
+                false,
+                false,
+                false,
+                parallelism,
+            );
+            output.set_len(m * n);
+        }
+        in_shape(&[m, n].into(), output)
+    }
+
+    fn in_order(x: F) -> F {
+        if x.dtype() != DType::F32 || x.is_contiguous() {
+            return x;
+        }
+        let [_, seq, n_heads, d] = x.shape().dims();
+        let x = readable(x);
+        let (shape, x) = (x.layout().shape(), Heads::of(&x));
+        let ([y], _) = fill(
+            shape.num_elements(),
+            n_heads * d,
+            #[inline(always)]
+            |range, [y]: [Blank<'_>; 1]| {
+                let first = range.start / (n_heads * d);
+                for (index, y) in y.chunks_exact_mut(n_heads * d).enumerate() {
+                    let heads = x.get((first + index) / seq, (first + index) % seq);
+                    for (head, y) in y.chunks_exact_mut(d).enumerate() {
+                        y.write_copy_of_slice(&heads.from(head).data[..d]);
+                    }
+                }
+            },
+        );
+        in_shape(shape, y)
+    }
+
     fn rms_norm(x: F, weight: F, epsilon: f64) -> F {
         let Some([x, weight]) = single([&x, &weight]) else {
             return lower(reference::rms_norm::<Flex>(lift(x), lift(weight), epsilon));
         };
         let w = weight.storage::<f32>();
-        let part = |[x]: [&[f32]; 1], [y]: [Blank<'_>; 1]| {
-            for (x, y) in x.chunks_exact(w.len()).zip(y.chunks_exact_mut(w.len())) {
-                let r = inverse_rms(x, epsilon);
-                for ((y, x), w) in y.iter_mut().zip(x).zip(w) {
-                    y.write(x * r * w);
+        let ([y], _) = parts(
+            [x.storage()],
+            w.len(),
+            #[inline(always)]
+            |[x]: [&[f32]; 1], [y]: [Blank<'_>; 1]| {
+                for (x, y) in x.chunks_exact(w.len()).zip(y.chunks_exact_mut(w.len())) {
+                    let r = inverse_rms(x, epsilon);
+                    for ((y, x), w) in y.iter_mut().zip(x).zip(w) {
+                        y.write(x * r * w);
+                    }
                 }
-            }
-        };
-        let ([y], _) = parts([x.storage()], w.len(), part);
+            },
+        );
         like(&x, y)
     }
 
@@ -45,22 +116,26 @@ impl LayerBackend for Flex {
         };
         let w = weight.storage::<f32>();
         let d = w.len();
-        let part = |[x, g]: [&[f32]; 2], [dx]: [Blank<'_>; 1]| {
-            let mut dw = vec![0.0; if wants_weight { d } else { 0 }];
-            let rows = x.chunks_exact(d).zip(g.chunks_exact(d));
-            for ((x, g), dx) in rows.zip(dx.chunks_exact_mut(d)) {
-                let r = inverse_rms(x, epsilon);
-                let along = r * r * r * dot3(x, w, g) / d as f32;
-                for (((dx, x), g), w) in dx.iter_mut().zip(x).zip(g).zip(w) {
-                    dx.write(r * w * g - along * x);
+        let ([dx], sums) = parts(
+            [x.storage(), grad.storage()],
+            d,
+            #[inline(always)]
+            |[x, g]: [&[f32]; 2], [dx]: [Blank<'_>; 1]| {
+                let mut dw = vec![0.0; if wants_weight { d } else { 0 }];
+                let rows = x.chunks_exact(d).zip(g.chunks_exact(d));
+                for ((x, g), dx) in rows.zip(dx.chunks_exact_mut(d)) {
+                    let r = inverse_rms(x, epsilon);
+                    let along = r * r * r * dot3(x, w, g) / d as f32;
+                    for (((dx, x), g), w) in dx.iter_mut().zip(x).zip(g).zip(w) {
+                        dx.write(r * w * g - along * x);
+                    }
+                    for ((dw, g), x) in dw.iter_mut().zip(g).zip(x) {
+                        *dw += g * x * r;
+                    }
                 }
-                for ((dw, g), x) in dw.iter_mut().zip(g).zip(x) {
-                    *dw += g * x * r;
-                }
-            }
-            dw
-        };
-        let ([dx], sums) = parts([x.storage(), grad.storage()], d, part);
+                dw
+            },
+        );
         let dw = wants_weight.then(|| like(&weight, total(sums, d)));
         (like(&x, dx), dw)
     }
@@ -83,31 +158,35 @@ impl LayerBackend for Flex {
         };
         let (a, w) = (a.to_contiguous(), weight.storage::<f32>());
         let d = w.len();
-        let part = |[x, g, a]: [&[f32]; 3], [to_grad, to_x]: [Blank<'_>; 2]| {
-            let mut to_weight = vec![0.0; d];
-            let rows = x
-                .chunks_exact(d)
-                .zip(g.chunks_exact(d))
-                .zip(a.chunks_exact(d));
-            let outputs = to_grad.chunks_exact_mut(d).zip(to_x.chunks_exact_mut(d));
-            for (((x, g), a), (to_grad, to_x)) in rows.zip(outputs) {
-                let r = inverse_rms(x, epsilon);
-                let (p, q, t) = (dot3(a, w, g), dot(a, x), dot3(x, w, g));
-                let cube = r * r * r / d as f32;
-                let along = 3.0 * r * r * q * t / d as f32 - p;
-                let outputs = to_grad.iter_mut().zip(to_x).zip(&mut to_weight);
-                let inputs = x.iter().zip(g).zip(a).zip(w);
-                for (((to_grad, to_x), to_weight), (((x, g), a), w)) in outputs.zip(inputs) {
-                    let ja = r * a - cube * q * x;
-                    to_grad.write(w * ja);
-                    to_x.write(cube * (along * x - t * a - q * w * g));
-                    *to_weight += g * ja;
-                }
-            }
-            to_weight
-        };
         let inputs = [x.storage(), grad.storage(), a.storage()];
-        let ([to_grad, to_x], sums) = parts(inputs, d, part);
+        let ([to_grad, to_x], sums) = parts(
+            inputs,
+            d,
+            #[inline(always)]
+            |[x, g, a]: [&[f32]; 3], [to_grad, to_x]: [Blank<'_>; 2]| {
+                let mut to_weight = vec![0.0; d];
+                let rows = x
+                    .chunks_exact(d)
+                    .zip(g.chunks_exact(d))
+                    .zip(a.chunks_exact(d));
+                let outputs = to_grad.chunks_exact_mut(d).zip(to_x.chunks_exact_mut(d));
+                for (((x, g), a), (to_grad, to_x)) in rows.zip(outputs) {
+                    let r = inverse_rms(x, epsilon);
+                    let (p, q, t) = (dot3(a, w, g), dot(a, x), dot3(x, w, g));
+                    let cube = r * r * r / d as f32;
+                    let along = 3.0 * r * r * q * t / d as f32 - p;
+                    let outputs = to_grad.iter_mut().zip(to_x).zip(&mut to_weight);
+                    let inputs = x.iter().zip(g).zip(a).zip(w);
+                    for (((to_grad, to_x), to_weight), (((x, g), a), w)) in outputs.zip(inputs) {
+                        let ja = r * a - cube * q * x;
+                        to_grad.write(w * ja);
+                        to_x.write(cube * (along * x - t * a - q * w * g));
+                        *to_weight += g * ja;
+                    }
+                }
+                to_weight
+            },
+        );
         let to_weight = like(&weight, total(sums, d));
         [like(&x, to_grad), like(&x, to_x), to_weight]
     }
@@ -116,7 +195,11 @@ impl LayerBackend for Flex {
         let Some([gate, up]) = single([&gate, &up]) else {
             return lower(reference::swiglu::<Flex>(lift(gate), lift(up)));
         };
-        let [y] = map([gate.storage(), up.storage()], |[x, u]| [x * sigma(x) * u]);
+        let [y] = map(
+            [gate.storage(), up.storage()],
+            #[inline(always)]
+            |[x, u]| [x * sigma(x) * u],
+        );
         like(&gate, y)
     }
 
@@ -126,11 +209,15 @@ impl LayerBackend for Flex {
             return reference::swiglu_backward::<Flex>(inputs.0, inputs.1, inputs.2).map(lower);
         };
         let inputs = [gate.storage(), up.storage(), grad.storage()];
-        map(inputs, |[x, u, g]| {
-            let s = sigma(x);
-            let first = s * (1.0 + x * (1.0 - s));
-            [g * u * first, g * x * s]
-        })
+        map(
+            inputs,
+            #[inline(always)]
+            |[x, u, g]| {
+                let s = sigma(x);
+                let first = s * (1.0 + x * (1.0 - s));
+                [g * u * first, g * x * s]
+            },
+        )
         .map(|y| like(&gate, y))
     }
 
@@ -144,46 +231,82 @@ impl LayerBackend for Flex {
         };
         let (a, b) = (a.to_contiguous(), b.to_contiguous());
         let inputs = [&gate, &up, &grad, &a, &b].map(|x| x.storage());
-        map(inputs, |[x, u, g, a, b]| {
-            let s = sigma(x);
-            let first = s * (1.0 + x * (1.0 - s));
-            let second = s * (1.0 - s) * (2.0 + x * (1.0 - 2.0 * s));
-            let au = a * u;
-            [
-                au * first + b * x * s,
-                g * (au * second + b * first),
-                a * g * first,
-            ]
-        })
+        map(
+            inputs,
+            #[inline(always)]
+            |[x, u, g, a, b]| {
+                let s = sigma(x);
+                let first = s * (1.0 + x * (1.0 - s));
+                let second = s * (1.0 - s) * (2.0 + x * (1.0 - 2.0 * s));
+                let au = a * u;
+                [
+                    au * first + b * x * s,
+                    g * (au * second + b * first),
+                    a * g * first,
+                ]
+            },
+        )
         .map(|y| like(&gate, y))
     }
 
     fn rotary(x: F, cos: F, sin: F, turn: F) -> F {
         let [_, seq, n_heads, d] = x.shape().dims();
         let halves = single([&turn]).and_then(|[turn]| half_of(turn.storage(), d));
-        let (Some([x, cos, sin]), Some(half)) = (single([&x, &cos, &sin]), halves) else {
+        let single = single([&cos, &sin]).filter(|_| x.dtype() == DType::F32);
+        let (Some([cos, sin]), Some(half)) = (single, halves) else {
             let (cos, sin, turn) = (lift(cos), lift(sin), lift(turn));
             return lower(reference::rotary::<Flex>(lift(x), cos, sin, turn));
         };
         let (cos, sin): (&[f32], &[f32]) = (cos.storage(), sin.storage());
-        // Parts are whole samples, so each begins at the first position.
-        let part = |[x]: [&[f32]; 1], [y]: [Blank<'_>; 1]| {
-            let heads = x.chunks_exact(d).zip(y.chunks_exact_mut(d)).enumerate();
-            for (index, (x, y)) in heads {
-                let at = index / n_heads % seq * d;
-                let (cos, sin) = (&cos[at..at + d], &sin[at..at + d]);
-                for i in 0..half {
-                    let j = i + half;
-                    y[i].write(x[i] * cos[i] - x[j] * sin[i]);
-                    y[j].write(x[j] * cos[j] + x[i] * sin[j]);
+        let x = readable(x);
+        let (shape, x) = (x.layout().shape(), Heads::of(&x));
+        let ([y], _) = fill(
+            shape.num_elements(),
+            n_heads * d,
+            #[inline(always)]
+            |range, [y]: [Blank<'_>; 1]| {
+                let first = range.start / (n_heads * d);
+                for (index, y) in y.chunks_exact_mut(n_heads * d).enumerate() {
+                    let (sample, position) = ((first + index) / seq, (first + index) % seq);
+                    let heads = x.get(sample, position);
+                    let at = position * d..(position + 1) * d;
+                    let (cos, sin) = (&cos[at.clone()], &sin[at]);
+                    for (head, y) in y.chunks_exact_mut(d).enumerate() {
+                        let x = &heads.from(head).data[..d];
+                        for i in 0..half {
+                            let j = i + half;
+                            y[i].write(x[i] * cos[i] - x[j] * sin[i]);
+                            y[j].write(x[j] * cos[j] + x[i] * sin[j]);
+                        }
+                        for i in 2 * half..d {
+                            y[i].write(x[i] * cos[i]);
+                        }
+                    }
                 }
-                for i in 2 * half..d {
-                    y[i].write(x[i] * cos[i]);
-                }
-            }
-        };
-        let ([y], _) = parts([x.storage()], seq * n_heads * d, part);
-        like(&x, y)
+            },
+        );
+        in_shape(shape, y)
+    }
+}
+
+/// Multiplications that are worth waking the other cores for.
+const WORTH_THREADS: usize = 1 << 20;
+
+/// Where a matrix lies: its first number, and from one to the next row and column.
+struct Matrix {
+    data: *const f32,
+    row: isize,
+    column: isize,
+}
+
+impl Matrix {
+    fn of(x: &FlexTensor) -> Self {
+        let strides = x.layout().strides();
+        Self {
+            data: x.storage()[x.layout().start_offset()..].as_ptr(),
+            row: strides[0],
+            column: strides[1],
+        }
     }
 }
 
@@ -195,7 +318,11 @@ fn single<const N: usize>(tensors: [&FlexTensor; N]) -> Option<[FlexTensor; N]> 
 
 /// Numbers in the shape of `x`.
 fn like(x: &FlexTensor, numbers: Vec<f32>) -> FlexTensor {
-    let layout = Layout::contiguous(x.layout().shape().clone());
+    in_shape(x.layout().shape(), numbers)
+}
+
+fn in_shape(shape: &Shape, numbers: Vec<f32>) -> FlexTensor {
+    let layout = Layout::contiguous(shape.clone());
     FlexTensor::new(Bytes::from_elems(numbers), layout, DType::F32)
 }
 

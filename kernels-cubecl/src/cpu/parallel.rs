@@ -2,6 +2,7 @@
 //! alone: one input gives one output, whatever the number of cores.
 
 use std::mem::MaybeUninit;
+use std::ops::Range;
 
 use rayon::prelude::*;
 
@@ -13,16 +14,15 @@ const PART: usize = 16 * 1024;
 /// Numbers yet to be written.
 pub type Blank<'a> = &'a mut [MaybeUninit<f32>];
 
-/// Calls `f` on parts of whole rows: it reads a part of each input and writes all of the same part of each
-/// output. What it returns comes back in order.
+/// Calls `f` on parts of whole rows of outputs of `len` numbers each: on the part's place in them and on
+/// its numbers, all of which it writes. What it returns comes back in order.
 ///
-/// All inputs are of one length, a multiple of `width`.
-pub fn parts<const I: usize, const O: usize, R: Send>(
-    inputs: [&[f32]; I],
+/// `len` is a multiple of `width`. To be compiled for [`dispatch`], `f` must be `#[inline(always)]`.
+pub fn fill<const O: usize, R: Send>(
+    len: usize,
     width: usize,
-    f: impl Fn([&[f32]; I], [Blank<'_>; O]) -> R + Sync,
+    f: impl Fn(Range<usize>, [Blank<'_>; O]) -> R + Sync,
 ) -> ([Vec<f32>; O], Vec<R>) {
-    let len = inputs[0].len();
     let part = PART.div_ceil(width) * width;
     let mut outputs: [Vec<f32>; O] = std::array::from_fn(|_| Vec::with_capacity(len));
     let mut blank = outputs
@@ -30,14 +30,20 @@ pub fn parts<const I: usize, const O: usize, R: Send>(
         .map(|x| x.spare_capacity_mut()[..len].chunks_mut(part));
     let work: Vec<_> = (0..len.div_ceil(part))
         .map(|index| {
-            let range = index * part..len.min((index + 1) * part);
-            let inputs = inputs.map(|x| &x[range.clone()]);
             let outputs = blank.each_mut().map(|x| x.next().unwrap_or_default());
-            (inputs, outputs)
+            (index * part..len.min((index + 1) * part), outputs)
         })
         .collect();
-    let run = |(inputs, outputs)| dispatch(|| f(inputs, outputs));
-    let results = work.into_par_iter().with_max_len(1).map(run).collect();
+    let run = |(range, outputs)| {
+        dispatch(
+            #[inline(always)]
+            || f(range, outputs),
+        )
+    };
+    let results = match work.len() {
+        1 => work.into_iter().map(run).collect(),
+        _ => work.into_par_iter().with_max_len(1).map(run).collect(),
+    };
     for output in &mut outputs {
         // SAFETY: every part was given to `f`, which writes all of it.
         unsafe { output.set_len(len) };
@@ -45,21 +51,40 @@ pub fn parts<const I: usize, const O: usize, R: Send>(
     (outputs, results)
 }
 
-/// Each number of each output from the inputs' numbers at the same place.
+/// The same where each part of the outputs comes from that part of the inputs, all of one length.
+pub fn parts<const I: usize, const O: usize, R: Send>(
+    inputs: [&[f32]; I],
+    width: usize,
+    f: impl Fn([&[f32]; I], [Blank<'_>; O]) -> R + Sync,
+) -> ([Vec<f32>; O], Vec<R>) {
+    fill(
+        inputs[0].len(),
+        width,
+        #[inline(always)]
+        |range, outputs| f(inputs.map(|x| &x[range.clone()]), outputs),
+    )
+}
+
+/// Each number of each output from the inputs' numbers at the same place; `f` as for [`parts`].
 pub fn map<const I: usize, const O: usize>(
     inputs: [&[f32]; I],
     f: impl Fn([f32; I]) -> [f32; O] + Sync,
 ) -> [Vec<f32>; O] {
-    let part = |inputs: [&[f32]; I], mut outputs: [Blank<'_>; O]| {
-        let len = inputs[0].len();
-        let inputs = inputs.map(|x| &x[..len]);
-        let outputs = outputs.each_mut().map(|x| &mut x[..len]);
-        for i in 0..len {
-            let y = f(std::array::from_fn(|k| inputs[k][i]));
-            for k in 0..O {
-                outputs[k][i].write(y[k]);
+    let (outputs, _) = parts(
+        inputs,
+        1,
+        #[inline(always)]
+        |inputs: [&[f32]; I], mut outputs: [Blank<'_>; O]| {
+            let len = inputs[0].len();
+            let inputs = inputs.map(|x| &x[..len]);
+            let outputs = outputs.each_mut().map(|x| &mut x[..len]);
+            for i in 0..len {
+                let y = f(std::array::from_fn(|k| inputs[k][i]));
+                for k in 0..O {
+                    outputs[k][i].write(y[k]);
+                }
             }
-        }
-    };
-    parts(inputs, 1, part).0
+        },
+    );
+    outputs
 }

@@ -10,7 +10,7 @@ pub const LANES: usize = 16;
 
 /// Runs `f`, compiled for the best instruction set that the machine has.
 ///
-/// What `f` calls must be inlined (`#[inline(always)]`) to be compiled so too.
+/// Only what is inlined is compiled so: `f` itself and what it calls must be `#[inline(always)]`.
 #[inline(always)]
 pub fn dispatch<R>(f: impl FnOnce() -> R) -> R {
     pulp::Arch::new().dispatch(f)
@@ -42,8 +42,28 @@ pub fn exp(x: f32) -> f32 {
 #[inline(always)]
 pub fn update(x: &mut [f32], f: impl Fn(f32) -> f32) {
     let (chunks, rest) = x.as_chunks_mut::<LANES>();
-    for x in chunks.iter_mut().flatten().chain(rest) {
+    for chunk in chunks {
+        for x in chunk {
+            *x = f(*x);
+        }
+    }
+    for x in rest {
         *x = f(*x);
+    }
+}
+
+/// Replaces each number of `x` by `f` of it and its neighbour in `y`, which is as long.
+#[inline(always)]
+pub fn update_by(x: &mut [f32], y: &[f32], f: impl Fn(f32, f32) -> f32) {
+    let (x, x_rest) = x.as_chunks_mut::<LANES>();
+    let (y, y_rest) = y.as_chunks::<LANES>();
+    for (x, y) in x.iter_mut().zip(y) {
+        for (x, y) in x.iter_mut().zip(y) {
+            *x = f(*x, *y);
+        }
+    }
+    for (x, y) in x_rest.iter_mut().zip(y_rest) {
+        *x = f(*x, *y);
     }
 }
 
@@ -111,7 +131,10 @@ mod tests {
         let mut x = -87.29f32;
         while x < 88.29 {
             let mut row = [x; LANES + 3];
-            dispatch(|| update(&mut row, exp));
+            dispatch(
+                #[inline(always)]
+                || update(&mut row, exp),
+            );
             let exact = f64::from(x).exp();
             for y in row {
                 assert!((f64::from(y) / exact - 1.0).abs() < 1.5e-7, "{x}: {y}");
@@ -128,7 +151,10 @@ mod tests {
     fn reductions_see_every_number() {
         for len in 0..70 {
             let x: Vec<f32> = (0..len).map(|i| (i * 37 % 71) as f32 - 40.0).collect();
-            let [total, square, largest] = dispatch(|| [sum(&x), dot(&x, &x), max(&x)]);
+            let [total, square, largest] = dispatch(
+                #[inline(always)]
+                || [sum(&x), dot(&x, &x), max(&x)],
+            );
             assert_eq!(total, x.iter().sum::<f32>());
             assert_eq!(square, x.iter().map(|x| x * x).sum::<f32>());
             assert_eq!(largest, x.iter().copied().fold(f32::NEG_INFINITY, f32::max));

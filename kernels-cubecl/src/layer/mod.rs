@@ -8,13 +8,24 @@ use burn::tensor::ops::FloatTensor;
 
 use crate::{lift, lower};
 
-/// A backend that computes RMS normalisation, SwiGLU and rotary positions, and the first two derivatives
-/// of each.
+/// A backend that computes matrix products, RMS normalisation, SwiGLU and rotary positions, and the first
+/// two derivatives of each.
 ///
 /// The provided methods are the [`mod@reference`] in plain tensor operations, which any backend has;
-/// they trust their callers, which [`rms_norm`], [`swiglu`] and [`rotary`] are. Tensors of a shape lie in
+/// they trust their callers, which [`product`], [`rms_norm`], [`swiglu`] and [`rotary`] are. Tensors of a shape lie in
 /// memory however they like.
 pub trait LayerBackend: Backend {
+    /// `lhs · rhs` for `lhs` `[m, k]` and `rhs` `[k, n]`. Its gradients are such products too.
+    fn product(lhs: FloatTensor<Self>, rhs: FloatTensor<Self>) -> FloatTensor<Self> {
+        Self::float_matmul(lhs, rhs)
+    }
+
+    /// The same numbers, in the order of the shape: `[batch, seq, heads, head_dim]` → the same. Burn copies
+    /// where that matters; a backend that has a faster copy makes it here.
+    fn in_order(x: FloatTensor<Self>) -> FloatTensor<Self> {
+        x
+    }
+
     /// `x / √(mean(x²) + ε) ∘ w` for `x` `[batch, seq, d]` and `weight` `[d]`.
     fn rms_norm(
         x: FloatTensor<Self>,
@@ -91,6 +102,28 @@ pub trait LayerBackend: Backend {
         let (cos, sin, turn) = (lift(cos), lift(sin), lift(turn));
         lower(reference::rotary::<Self>(lift(x), cos, sin, turn))
     }
+}
+
+/// The matrix product `lhs · rhs`, differentiable as often as `B` is nested: Burn's own, but for backends
+/// that have a faster one.
+///
+/// # Shapes
+///
+/// - `lhs`: `[m, k]`, `rhs`: `[k, n]`; output: `[m, n]`
+///
+/// # Panics
+///
+/// If the shapes do not fit.
+pub fn product<B: LayerBackend>(lhs: Tensor<B, 2>, rhs: Tensor<B, 2>) -> Tensor<B, 2> {
+    let (left, right) = (lhs.dims(), rhs.dims());
+    assert_eq!(left[1], right[0], "product: {left:?} times {right:?}");
+    lift(B::product(lower(lhs), lower(rhs)))
+}
+
+/// `x` `[batch, seq, heads, head_dim]` itself; its gradient comes back in the order of the shape, so that
+/// undoing the split into heads copies nothing.
+pub fn in_order<B: LayerBackend>(x: Tensor<B, 4>) -> Tensor<B, 4> {
+    lift(B::in_order(lower(x)))
 }
 
 /// Root mean square normalisation, `x / √(mean(x²) + ε) ∘ w` (arXiv 1910.07467), differentiable as often

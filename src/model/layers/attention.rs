@@ -1,7 +1,7 @@
 use burn::module::Module;
 use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
-use gradmem_kernels::{KernelBackend, causal_attention};
+use gradmem_kernels::{KernelBackend, causal_attention, in_order};
 
 use super::{Init, Linear, Rotary};
 use crate::model::cache::LayerCache;
@@ -77,11 +77,11 @@ impl<B: KernelBackend> SelfAttention<B> {
             let n_heads = y.dims()[2] / self.head_dim;
             y.reshape([batch, seq, n_heads, self.head_dim])
         };
-        let q = rotary.apply(heads(self.q_proj.forward(x.clone())));
-        let k = rotary.apply(heads(self.k_proj.forward(x.clone())));
-        let v = heads(self.v_proj.forward(x));
+        let q = rotary.apply(heads(self.q_proj.forward_fused(x.clone())));
+        let k = rotary.apply(heads(self.k_proj.forward_fused(x.clone())));
+        let v = heads(self.v_proj.forward_fused(x));
         let scale = 1.0 / (self.head_dim as f64).sqrt();
-        self.o_proj.forward(attend(q, k, v, scale, cache))
+        self.o_proj.forward_fused(attend(q, k, v, scale, cache))
     }
 }
 
@@ -99,7 +99,7 @@ pub fn attend<B: KernelBackend>(
     scale: f64,
     cache: Option<&mut LayerCache<B>>,
 ) -> Tensor<B, 3> {
-    let (mut k, mut v) = (k.swap_dims(1, 2), v.swap_dims(1, 2));
+    let (mut k, mut v) = (k.swap_dims(1, 2), in_order(v).swap_dims(1, 2));
     if let Some(cache) = cache {
         if let Some([old_k, old_v]) = cache.take() {
             k = Tensor::cat(vec![old_k, k], 2);

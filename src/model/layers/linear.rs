@@ -1,6 +1,7 @@
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
+use gradmem_kernels::{LayerBackend, product};
 
 use super::Init;
 
@@ -65,6 +66,22 @@ impl<B: Backend> Linear<B> {
     }
 }
 
+impl<B: LayerBackend> Linear<B> {
+    /// [`Linear::forward`] by the kernels' matrix product, for the layers of a model.
+    ///
+    /// # Shapes
+    ///
+    /// - `x`: `[…, d_input]`
+    /// - output: `[…, d_output]`
+    pub fn forward_fused<const D: usize>(&self, x: Tensor<B, D>) -> Tensor<B, D> {
+        let y = rows_times(x, self.weight.val().transpose(), product);
+        match &self.bias {
+            Some(bias) => y + bias.val().unsqueeze(),
+            None => y,
+        }
+    }
+}
+
 /// `y = x W + b`: a [`Linear`] whose weight lies the other way round, as GPT-2's do.
 #[derive(Module, Debug)]
 pub struct Conv1D<B: Backend> {
@@ -87,13 +104,15 @@ impl<B: Backend> Conv1D<B> {
             bias: init.constant([d_output], 0.0, device),
         }
     }
+}
 
+impl<B: LayerBackend> Conv1D<B> {
     /// # Shapes
     ///
     /// - `x`: `[…, d_input]`
     /// - output: `[…, d_output]`
     pub fn forward<const D: usize>(&self, x: Tensor<B, D>) -> Tensor<B, D> {
-        matmul_rows(x, self.weight.val()) + self.bias.val().unsqueeze()
+        rows_times(x, self.weight.val(), product) + self.bias.val().unsqueeze()
     }
 }
 
@@ -102,15 +121,19 @@ pub(crate) fn matmul_transposed<B: Backend, const D: usize>(
     x: Tensor<B, D>,
     weight: Tensor<B, 2>,
 ) -> Tensor<B, D> {
-    matmul_rows(x, weight.transpose())
+    rows_times(x, weight.transpose(), Tensor::matmul)
 }
 
 /// `x W` for `x` `[…, d_input]` and `weight` `[d_input, d_output]`, as one matrix product: batched
 /// with a broadcast weight it would be many small ones, and the weight's gradient a sum of copies.
-fn matmul_rows<B: Backend, const D: usize>(x: Tensor<B, D>, weight: Tensor<B, 2>) -> Tensor<B, D> {
+fn rows_times<B: Backend, const D: usize>(
+    x: Tensor<B, D>,
+    weight: Tensor<B, 2>,
+    product: impl Fn(Tensor<B, 2>, Tensor<B, 2>) -> Tensor<B, 2>,
+) -> Tensor<B, D> {
     let [d_input, d_output] = weight.dims();
     let mut shape = x.shape();
     let rows = shape.num_elements() / d_input;
     shape[D - 1] = d_output;
-    x.reshape([rows, d_input]).matmul(weight).reshape(shape)
+    product(x.reshape([rows, d_input]), weight).reshape(shape)
 }

@@ -44,9 +44,9 @@ impl<B: LayerBackend> GatedMlp<B> {
     ///
     /// - `x` and output: `[batch, seq, d_model]`
     pub fn forward(&self, x: Tensor<B, 3>) -> Tensor<B, 3> {
-        let gate = self.gate_proj.forward(x.clone());
-        let up = self.up_proj.forward(x);
-        self.down_proj.forward(match self.activation {
+        let gate = self.gate_proj.forward_fused(x.clone());
+        let up = self.up_proj.forward_fused(x);
+        self.down_proj.forward_fused(match self.activation {
             Activation::Silu => swiglu(gate, up),
             other => other.forward(gate) * up,
         })
