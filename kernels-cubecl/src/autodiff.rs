@@ -13,7 +13,7 @@ use std::fmt::Debug;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use burn::tensor::backend::{AutodiffBackend, Backend};
-use burn::tensor::ops::FloatTensor;
+use burn::tensor::ops::{FloatTensor, IntTensor};
 use burn_autodiff::Autodiff;
 use burn_autodiff::NodeId;
 use burn_autodiff::checkpoint::base::Checkpointer;
@@ -44,6 +44,11 @@ pub(crate) trait Operation<B: Backend, const N: usize>:
         grad: FloatTensor<B>,
         cotangents: [Option<FloatTensor<B>>; N],
     ) -> (FloatTensor<B>, [FloatTensor<B>; N]);
+
+    /// The sum of two gradients to one tensor.
+    fn add(x: FloatTensor<B>, y: FloatTensor<B>) -> FloatTensor<B> {
+        B::float_add(x, y)
+    }
 }
 
 /// Where a derivative is taken.
@@ -134,16 +139,33 @@ impl<B: Backend, T: Operation<B, N>, const N: usize> Backward<B, N> for Forward<
         checkpointer: &mut Checkpointer,
     ) {
         let grad = grads.consume::<B>(&ops.node);
-        let (inputs, saved) = ops.state;
+        let (inputs, saved) = ops.state.clone();
         let inputs = inputs.map(|id| checkpointer.retrieve_node_output::<FloatTensor<B>>(id));
         let wanted = ops.parents.each_ref().map(Option::is_some);
         let gradients = self.0.backward(Point { inputs, saved }, grad, wanted);
-        for (parent, gradient) in ops.parents.into_iter().zip(gradients) {
-            if let Some((parent, gradient)) = parent.zip(gradient) {
-                grads.register::<B>(parent.id, gradient);
+        for (parent, gradient) in gradients.into_iter().enumerate() {
+            if let Some(gradient) = gradient {
+                add_gradient::<B, T, N, _, N>(&ops, parent, gradient, grads);
             }
         }
     }
+}
+
+/// Adds a gradient to what has already reached a parent.
+fn add_gradient<B: Backend, T: Operation<B, N>, const N: usize, S, const M: usize>(
+    ops: &Ops<S, M>,
+    parent: usize,
+    gradient: FloatTensor<B>,
+    grads: &mut Gradients,
+) {
+    let Some(node) = &ops.parents[parent] else {
+        return;
+    };
+    let gradient = match earlier::<B, _, M>(ops, parent, &gradient, grads) {
+        Some(earlier) => T::add(earlier, gradient),
+        None => gradient,
+    };
+    grads.register::<B>(node.id, gradient);
 }
 
 /// The cotangents that reached a backward's outputs, shared by the ports and their hub.
@@ -187,7 +209,7 @@ impl<B: Backend, T: Operation<B, N>, const N: usize, const M: usize> Backward<B,
             grad,
             saved,
             received,
-        } = ops.state;
+        } = ops.state.clone();
         let mut value = |id| checkpointer.retrieve_node_output::<FloatTensor<B>>(id);
         let (inputs, grad) = (inputs.map(&mut value), value(grad));
         let cotangents = {
@@ -197,10 +219,8 @@ impl<B: Backend, T: Operation<B, N>, const N: usize, const M: usize> Backward<B,
         let at = Point { inputs, saved };
         let (to_grad, to_inputs) = self.0.double_backward(at, grad, cotangents);
         let gradients = to_inputs.into_iter().chain([to_grad]);
-        for (parent, gradient) in ops.parents.into_iter().zip(gradients) {
-            if let Some(parent) = parent {
-                grads.register::<B>(parent.id, gradient);
-            }
+        for (parent, gradient) in gradients.enumerate() {
+            add_gradient::<B, T, N, _, M>(&ops, parent, gradient, grads);
         }
     }
 }
@@ -287,6 +307,10 @@ struct RmsNorm {
 }
 
 impl<B: LayerBackend> Operation<B, 2> for RmsNorm {
+    fn add(x: FloatTensor<B>, y: FloatTensor<B>) -> FloatTensor<B> {
+        B::add(x, y)
+    }
+
     fn backward(
         self,
         at: Point<B, 2>,
@@ -315,6 +339,10 @@ impl<B: LayerBackend> Operation<B, 2> for RmsNorm {
 struct SwiGlu;
 
 impl<B: LayerBackend> Operation<B, 2> for SwiGlu {
+    fn add(x: FloatTensor<B>, y: FloatTensor<B>) -> FloatTensor<B> {
+        B::add(x, y)
+    }
+
     fn backward(
         self,
         at: Point<B, 2>,
@@ -337,6 +365,38 @@ impl<B: LayerBackend> Operation<B, 2> for SwiGlu {
     }
 }
 
+#[derive(Clone, Debug)]
+struct TokenLosses<B: Backend>(IntTensor<B>);
+
+impl<B: LayerBackend> Operation<B, 1> for TokenLosses<B> {
+    fn backward(
+        self,
+        at: Point<B, 1>,
+        grad: FloatTensor<B>,
+        _: [bool; 1],
+    ) -> [Option<FloatTensor<B>>; 1] {
+        at.inputs.map(|logits| {
+            Some(B::token_losses_backward(
+                logits,
+                self.0.clone(),
+                grad.clone(),
+            ))
+        })
+    }
+
+    fn double_backward(
+        self,
+        at: Point<B, 1>,
+        grad: FloatTensor<B>,
+        [cotangent]: [Option<FloatTensor<B>>; 1],
+    ) -> (FloatTensor<B>, [FloatTensor<B>; 1]) {
+        let [logits] = at.inputs;
+        let a = cotangent.expect("the hub has one port, through which it was reached");
+        let [to_grad, to_logits] = B::token_losses_double_backward(logits, self.0, grad, a);
+        (to_grad, [to_logits])
+    }
+}
+
 impl<B: LayerBackend, C: CheckpointStrategy> LayerBackend for Autodiff<B, C> {
     fn product(lhs: FloatTensor<Self>, rhs: FloatTensor<Self>) -> FloatTensor<Self> {
         let output = B::product(lhs.primitive.clone(), rhs.primitive.clone());
@@ -351,6 +411,27 @@ impl<B: LayerBackend, C: CheckpointStrategy> LayerBackend for Autodiff<B, C> {
             }
             OpsKind::UnTracked(prep) => prep.finish(output),
         }
+    }
+
+    fn token_losses(logits: FloatTensor<Self>, targets: IntTensor<Self>) -> FloatTensor<Self> {
+        let losses = B::token_losses(logits.primitive.clone(), targets.clone());
+        forward::<B, C, 1>(TokenLosses::<B>(targets), [logits], losses, Vec::new())
+    }
+
+    fn token_losses_backward(
+        logits: FloatTensor<Self>,
+        targets: IntTensor<Self>,
+        grad: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        let operation = TokenLosses::<B>(targets);
+        let [gradient] = all(backward::<B, C, 1, 2>(
+            operation,
+            [logits],
+            Vec::new(),
+            grad,
+            [true],
+        ));
+        gradient
     }
 
     fn in_order(x: FloatTensor<Self>) -> FloatTensor<Self> {
@@ -417,6 +498,19 @@ impl<B: LayerBackend, C: CheckpointStrategy> LayerBackend for Autodiff<B, C> {
     }
 }
 
+/// Takes the gradient that has already reached a parent: whoever adds to it may do so in place. Of `like`
+/// only its being a tensor of `B` counts.
+fn earlier<B: Backend, S, const N: usize>(
+    ops: &Ops<S, N>,
+    parent: usize,
+    like: &FloatTensor<B>,
+    grads: &mut Gradients,
+) -> Option<FloatTensor<B>> {
+    let mut place = Autodiff::<B>::from_inner(like.clone());
+    place.node = ops.parents[parent].clone()?;
+    grads.remove::<B>(&place)
+}
+
 #[derive(Debug)]
 struct Product;
 
@@ -436,12 +530,21 @@ impl<B: LayerBackend> Backward<B, 2> for Product {
             Some(B::float_transpose(x))
         };
         let [rhs, lhs] = ops.state.map(&mut transposed);
-        let [to_lhs, to_rhs] = ops.parents;
-        if let Some((parent, rhs)) = to_lhs.zip(rhs) {
-            grads.register::<B>(parent.id, B::product(grad.clone(), rhs));
+        let mut add = |side: usize, lhs, rhs| {
+            let Some(parent) = &ops.parents[side] else {
+                return;
+            };
+            let gradient = match earlier::<B, _, 2>(&ops, side, &grad, grads) {
+                Some(earlier) => B::add_product(earlier, lhs, rhs),
+                None => B::product(lhs, rhs),
+            };
+            grads.register::<B>(parent.id, gradient);
+        };
+        if let Some(rhs) = rhs {
+            add(0, grad.clone(), rhs);
         }
-        if let Some((parent, lhs)) = to_rhs.zip(lhs) {
-            grads.register::<B>(parent.id, B::product(lhs, grad));
+        if let Some(lhs) = lhs {
+            add(1, lhs, grad.clone());
         }
     }
 }

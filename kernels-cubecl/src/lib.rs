@@ -13,7 +13,8 @@
 //! - `Autodiff<B>` registers the backward on the forward and the double backward on the backward,
 //!   so `Autodiff<Autodiff<B>>` works by recursion.
 //!
-//! The same holds for RMS normalisation, SwiGLU and rotary positions ([`LayerBackend`]). State-space models
+//! The same holds for matrix products, RMS normalisation, SwiGLU, rotary positions and cross-entropies
+//! ([`LayerBackend`]). State-space models
 //! need a linear recurrence over the sequence: [`ScanBackend`] computes it in parallel, and is its own
 //! backward. [`KernelBackend`] is a backend that has them all.
 //!
@@ -53,7 +54,7 @@ pub use attention::{
     Attention, AttentionBackend, AttentionError, attention, causal_attention, set_attention,
     try_causal_attention,
 };
-pub use layer::{LayerBackend, in_order, product, rms_norm, rotary, swiglu};
+pub use layer::{LayerBackend, in_order, product, rms_norm, rotary, swiglu, token_losses};
 pub use scan::{Direction, ScanBackend, linear_scan};
 
 /// A backend that has everything the models of GradMem are made of.

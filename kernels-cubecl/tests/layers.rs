@@ -1,11 +1,11 @@
-//! RMS normalisation, SwiGLU and rotary positions against tensor operations that know none of their
+//! The layers around attention against tensor operations that know none of their
 //! formulas, differentiated by Burn; and the CPU's own code for them in f32 against f64.
 
 use burn::backend::Autodiff;
 use burn::tensor::activation::sigmoid;
 use burn::tensor::backend::Backend;
-use burn::tensor::{DType, Tensor, TensorData};
-use gradmem_kernels::{KernelBackend, rms_norm, rotary, swiglu};
+use burn::tensor::{DType, Int, Tensor, TensorData};
+use gradmem_kernels::{KernelBackend, product, rms_norm, rotary, swiglu, token_losses};
 
 type F64 = burn_ndarray::NdArray<f64>;
 type F32 = burn_flex::Flex;
@@ -56,6 +56,62 @@ impl Layer for Gate {
             _ => sigmoid(gate.clone()),
         };
         gate * sigma * up
+    }
+}
+
+/// `[batch, seq, vocab_size]`
+struct Losses([usize; 3]);
+
+impl Losses {
+    fn targets<B: Backend>(&self) -> Tensor<B, 2, Int> {
+        let [batch, seq, vocab] = self.0;
+        let ids: Vec<i64> = (0..batch * seq).map(|i| (i * 7 % vocab) as i64).collect();
+        Tensor::from_data(TensorData::new(ids, [batch, seq]), &Default::default())
+    }
+}
+
+impl Layer for Losses {
+    fn sizes(&self) -> Vec<usize> {
+        vec![self.0.iter().product()]
+    }
+
+    fn ours<B: KernelBackend>(&self, x: &[Tensor<B, 1>]) -> Tensor<B, 1> {
+        let logits = x[0].clone().mul_scalar(5).reshape(self.0);
+        token_losses(logits, self.targets()).flatten(0, 1)
+    }
+
+    fn plain<B: Backend>(&self, x: &[Tensor<B, 1>]) -> Tensor<B, 1> {
+        let logits: Tensor<B, 3> = x[0].clone().mul_scalar(5).reshape(self.0);
+        let weights = logits.clone().exp();
+        let p = weights.clone() / weights.sum_dim(2);
+        let targets = self.targets().unsqueeze_dim::<3>(2);
+        p.gather(2, targets).log().neg().flatten(0, 2)
+    }
+}
+
+struct Product([usize; 3]);
+
+impl Layer for Product {
+    fn sizes(&self) -> Vec<usize> {
+        let [m, k, n] = self.0;
+        vec![m * k, k * n]
+    }
+
+    fn ours<B: KernelBackend>(&self, x: &[Tensor<B, 1>]) -> Tensor<B, 1> {
+        let [m, k, n] = self.0;
+        let left: Tensor<B, 2> = x[0].clone().reshape([m, k]);
+        // The right side is used twice, so that its gradients add up; once as a view.
+        let right: Tensor<B, 2> = x[1].clone().reshape([n, k]);
+        let once = product(left.clone(), right.clone().transpose());
+        let twice = product(left.mul_scalar(0.5), right.transpose().mul_scalar(3));
+        (once + twice).flatten(0, 1)
+    }
+
+    fn plain<B: Backend>(&self, x: &[Tensor<B, 1>]) -> Tensor<B, 1> {
+        let [m, k, n] = self.0;
+        let left: Tensor<B, 2> = x[0].clone().reshape([m, k]);
+        let right: Tensor<B, 2> = x[1].clone().reshape([n, k]);
+        left.matmul(right.transpose()).mul_scalar(2.5).flatten(0, 1)
     }
 }
 
@@ -235,6 +291,20 @@ fn rotary_and_its_derivatives() {
         [1, 2, 1, 1],
     ] {
         check(Turn(shape), &format!("{shape:?}"));
+    }
+}
+
+#[test]
+fn token_losses_and_their_derivatives() {
+    for shape in [[1, 1, 1], [2, 3, 5], [1, 7, 17], [3, 33, 70]] {
+        check(Losses(shape), &format!("{shape:?}"));
+    }
+}
+
+#[test]
+fn products_and_their_derivatives() {
+    for shape in [[1, 1, 1], [2, 3, 5], [7, 16, 33], [200, 64, 96]] {
+        check(Product(shape), &format!("{shape:?}"));
     }
 }
 

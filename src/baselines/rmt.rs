@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, at_least_one, require, sizes};
 use crate::memory::{
     Contexts, Memory, check_labels, check_memory, check_pad, check_room, control_tokens,
-    copy_of_head, frame, next_token_loss, read_behind, store, token_losses,
+    copy_of_head, frame, next_token_loss, read_behind, store,
 };
 use crate::model::CausalLm;
 use crate::model::generate::Prefix;
@@ -453,7 +453,7 @@ impl<B: Backend, M: CausalLm<B>> Rmt<B, M> {
         };
         let pad = self.config.pad_token as i64;
         let counted = contexts.tokens.clone().not_equal_elem(pad).float();
-        let losses = token_losses(logits, contexts.tokens.clone());
+        let losses = self.model.token_losses(logits, contexts.tokens.clone());
         let total: usize = contexts.lengths.iter().sum();
         (losses * counted).sum().mul_scalar(1.0 / total as f64)
     }

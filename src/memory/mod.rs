@@ -28,8 +28,8 @@ pub(crate) use contexts::Contexts;
 pub use lora::Lora;
 pub(crate) use meta::check_labels;
 pub use meta::{MetaGradient, Outer, Share};
+pub use read::next_token_loss;
 pub(crate) use read::{check_memory, read_behind};
-pub use read::{next_token_loss, token_losses};
 pub use write::Memory;
 
 use crate::error::{Error, positive, require, sizes};

@@ -1,6 +1,5 @@
 //! READ: the context is gone; the target is predicted from `[M_K; Q]`.
 
-use burn::tensor::activation::log_softmax;
 use burn::tensor::backend::Backend;
 use burn::tensor::{Int, Tensor};
 
@@ -8,7 +7,7 @@ use super::{GradMem, MemProj, Memory, frame};
 use crate::error::Error;
 use crate::model::generate::Prefix;
 use crate::model::rows::{repeat, share};
-use crate::model::{CausalLm, check_tokens};
+use crate::model::{CausalLm, check_tokens, token_losses};
 
 impl<B: Backend, M: CausalLm<B>> GradMem<B, M> {
     /// Next-token logits of `queries` given the memory. Queries may be several a memory: with
@@ -115,15 +114,6 @@ pub(crate) fn read_behind<B: Backend, M: CausalLm<B>>(
     };
     let hidden = model.hidden(embeds).narrow(1, before - 1, seq + 1);
     Ok(model.logits(hidden))
-}
-
-/// `−log p` of each target: logits `[batch, seq, vocab_size]`, targets `[batch, seq]` → `[batch, seq]`.
-pub fn token_losses<B: Backend>(logits: Tensor<B, 3>, targets: Tensor<B, 2, Int>) -> Tensor<B, 2> {
-    let shape = targets.dims();
-    log_softmax(logits, 2)
-        .gather(2, targets.unsqueeze_dim(2))
-        .reshape(shape)
-        .neg()
 }
 
 /// The mean of `−log p` over all labelled tokens of a batch.

@@ -12,7 +12,6 @@ use burn::module::{AutodiffModule, Module};
 use burn::tensor::backend::Backend;
 use burn::tensor::{Int, Tensor};
 
-use super::read::token_losses;
 use super::{Contexts, GradMem, GradMode, MemProj, frame};
 use crate::error::Error;
 use crate::model::{CausalLm, Writable};
@@ -264,7 +263,7 @@ impl<B: Backend, M: CausalLm<B>> GradMem<B, M> {
             Some(head) => head.forward(hidden),
             None => self.model.logits(hidden),
         };
-        let losses = token_losses(logits, contexts.tokens.clone());
+        let losses = self.model.token_losses(logits, contexts.tokens.clone());
         (losses * contexts.weights.clone())
             .sum_dim(1)
             .reshape([batch])

@@ -334,6 +334,10 @@ impl<B: KernelBackend> CausalLm<B> for AnyLm<B> {
         each!(self, Self, model => model.logits(hidden))
     }
 
+    fn token_losses(&self, logits: Tensor<B, 3>, targets: Tensor<B, 2, Int>) -> Tensor<B, 2> {
+        each!(self, Self, model => model.token_losses(logits, targets))
+    }
+
     fn head(&self) -> Tensor<B, 2> {
         each!(self, Self, model => model.head())
     }

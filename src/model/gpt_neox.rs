@@ -314,6 +314,10 @@ impl<B: KernelBackend> CausalLm<B> for GptNeoX<B> {
         self.forward(embeds, Some(past))
     }
 
+    fn token_losses(&self, logits: Tensor<B, 3>, targets: Tensor<B, 2, Int>) -> Tensor<B, 2> {
+        gradmem_kernels::token_losses(logits, targets)
+    }
+
     fn head(&self) -> Tensor<B, 2> {
         self.gpt_neox.embed_in.head(self.embed_out.as_ref())
     }

@@ -297,6 +297,10 @@ impl<B: KernelBackend> CausalLm<B> for Llama<B> {
         self.forward(embeds, Some(past))
     }
 
+    fn token_losses(&self, logits: Tensor<B, 3>, targets: Tensor<B, 2, Int>) -> Tensor<B, 2> {
+        gradmem_kernels::token_losses(logits, targets)
+    }
+
     fn head(&self) -> Tensor<B, 2> {
         self.model.embed_tokens.head(self.lm_head.as_ref())
     }

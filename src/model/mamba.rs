@@ -495,6 +495,10 @@ impl<B: KernelBackend> CausalLm<B> for Mamba<B> {
         self.forward(embeds, Some(past))
     }
 
+    fn token_losses(&self, logits: Tensor<B, 3>, targets: Tensor<B, 2, Int>) -> Tensor<B, 2> {
+        gradmem_kernels::token_losses(logits, targets)
+    }
+
     fn head(&self) -> Tensor<B, 2> {
         self.backbone.embeddings.head(self.lm_head.as_ref())
     }

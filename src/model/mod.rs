@@ -20,6 +20,7 @@ pub mod weights;
 
 use burn::backend::Autodiff;
 use burn::module::{AutodiffModule, HasAutodiffModule, Module, ModuleDisplay};
+use burn::tensor::activation::log_softmax;
 use burn::tensor::backend::Backend;
 use burn::tensor::{Int, Tensor};
 
@@ -80,6 +81,21 @@ pub trait CausalLm<B: Backend>: Module<B> + ModuleDisplay {
     fn logits(&self, hidden: Tensor<B, 3>) -> Tensor<B, 3> {
         matmul_transposed(hidden, self.head())
     }
+
+    /// [`token_losses`], for a model whose backend has a faster way:
+    /// [`kernels::token_losses`](gradmem_kernels::token_losses).
+    fn token_losses(&self, logits: Tensor<B, 3>, targets: Tensor<B, 2, Int>) -> Tensor<B, 2> {
+        token_losses(logits, targets)
+    }
+}
+
+/// `−log p` of each target: logits `[batch, seq, vocab_size]`, targets `[batch, seq]` → `[batch, seq]`.
+pub fn token_losses<B: Backend>(logits: Tensor<B, 3>, targets: Tensor<B, 2, Int>) -> Tensor<B, 2> {
+    let shape = targets.dims();
+    log_softmax(logits, 2)
+        .gather(2, targets.unsqueeze_dim(2))
+        .reshape(shape)
+        .neg()
 }
 
 /// A [`CausalLm`] that can be lifted to `Autodiff<B>`, so that WRITE can take gradients on it.

@@ -1,14 +1,15 @@
 //! RMS normalisation, SwiGLU and rotary positions: each one pass over its rows. The formulas are those of
 //! [`crate::layer::reference`].
 
-use burn::tensor::ops::{FloatTensor, FloatTensorOps};
-use burn::tensor::{Bytes, DType, Shape, TensorMetadata};
+use burn::tensor::ops::{FloatTensor, FloatTensorOps, IntTensor};
+use burn::tensor::{Bytes, DType, Shape, Tensor, TensorMetadata};
 use burn_flex::{Flex, FlexTensor, Layout};
 use gemm::{Parallelism, gemm};
+use rayon::prelude::*;
 
 use super::memory::{Heads, readable};
-use super::parallel::{Blank, fill, map, parts};
-use super::vector::{LANES, dot, exp, sum};
+use super::parallel::{Blank, PART, fill, map, parts};
+use super::vector::{LANES, dispatch, dot, exp, max, sum};
 use crate::layer::{LayerBackend, reference};
 use crate::{lift, lower};
 
@@ -20,40 +21,131 @@ impl LayerBackend for Flex {
         if lhs.dtype() != DType::F32 {
             return Flex::float_matmul(lhs, rhs);
         }
-        let ([m, k], [_, n]) = (lhs.shape().dims(), rhs.shape().dims());
-        let parallelism = match m * n * k < WORTH_THREADS {
-            true => Parallelism::None,
-            false => Parallelism::Rayon(0),
-        };
-        let (left, right) = (Matrix::of(&lhs), Matrix::of(&rhs));
-        let mut output = Vec::<f32>::with_capacity(m * n);
-        // SAFETY: the strides are those of the factors' tensors, and those of a matrix [m, n] without gaps
-        // for the result; what that holds is not read before it is written, all of it.
+        let ([m, _], [_, n]) = (lhs.shape().dims(), rhs.shape().dims::<2>());
+        let mut output = Vec::with_capacity(m * n);
+        // SAFETY: the memory is of m · n numbers, which are written before anybody reads them.
         unsafe {
-            gemm(
-                m,
-                n,
-                k,
-                output.as_mut_ptr(),
-                1,
-                n as isize,
-                false,
-                left.data,
-                left.column,
-                left.row,
-                right.data,
-                right.column,
-                right.row,
-                0.0,
-                1.0,
-                false,
-                false,
-                false,
-                parallelism,
-            );
+            multiply(output.as_mut_ptr(), &lhs, &rhs, false);
             output.set_len(m * n);
         }
         in_shape(&[m, n].into(), output)
+    }
+
+    fn add_product(mut to: F, lhs: F, rhs: F) -> F {
+        let numbers = to.layout().shape().num_elements();
+        let whole =
+            to.dtype() == DType::F32 && to.layout().contiguous_offsets() == Some((0, numbers));
+        let place = whole.then(|| to.try_storage_mut::<f32>()).flatten();
+        if let Some(place) = place {
+            // SAFETY: a tensor without gaps, whose shape is the product's, and nobody else's.
+            unsafe { multiply(place.as_mut_ptr(), &lhs, &rhs, true) };
+            return to;
+        }
+        Flex::float_add(to, Self::product(lhs, rhs))
+    }
+
+    fn add(mut x: F, y: F) -> F {
+        let one_piece = |x: &F| {
+            let numbers = x.layout().shape().num_elements();
+            x.dtype() == DType::F32 && x.layout().contiguous_offsets() == Some((0, numbers))
+        };
+        if !one_piece(&x) || !one_piece(&y) {
+            return Flex::float_add(x, y);
+        }
+        let numbers = x.layout().shape().num_elements();
+        match x.try_storage_mut::<f32>() {
+            Some(place) => add_to(&mut place[..numbers], &y.storage()[..numbers]),
+            None => return Flex::float_add(x, y),
+        }
+        x
+    }
+
+    fn token_losses(logits: F, targets: IntTensor<Flex>) -> F {
+        let Some([logits]) = single([&logits]) else {
+            let targets = Tensor::from_primitive(targets);
+            return lower(reference::token_losses::<Flex>(lift(logits), targets));
+        };
+        let [rows, vocab] = logits.shape().dims();
+        let (x, targets) = (logits.storage::<f32>(), indices(targets));
+        let ([losses], _) = fill(
+            rows,
+            1,
+            #[inline(always)]
+            |range, [losses]: [Blank<'_>; 1]| {
+                for (row, loss) in range.zip(losses) {
+                    let x = &x[row * vocab..(row + 1) * vocab];
+                    loss.write(log_sum_exp(x) - x[targets[row]]);
+                }
+            },
+        );
+        in_shape(&[rows].into(), losses)
+    }
+
+    fn token_losses_backward(logits: F, targets: IntTensor<Flex>, grad: F) -> F {
+        let Some([logits, grad]) = single([&logits, &grad]) else {
+            let targets = Tensor::from_primitive(targets);
+            let (logits, grad) = (lift(logits), lift(grad));
+            let gradient = reference::token_losses_backward::<Flex>(logits, targets, grad);
+            return lower(gradient);
+        };
+        let [_, vocab] = logits.shape().dims();
+        let (x, targets) = (logits.storage::<f32>(), indices(targets));
+        let g = grad.storage::<f32>();
+        let ([gradient], _) = fill(
+            x.len(),
+            vocab,
+            #[inline(always)]
+            |range, [y]: [Blank<'_>; 1]| {
+                let rows = range.start / vocab..;
+                for (row, y) in rows.zip(y.chunks_exact_mut(vocab)) {
+                    let (x, g) = (&x[row * vocab..(row + 1) * vocab], g[row]);
+                    let lse = log_sum_exp(x);
+                    for (y, x) in y.iter_mut().zip(x) {
+                        y.write(g * exp(x - lse));
+                    }
+                    let at = targets[row];
+                    y[at].write(g * (exp(x[at] - lse) - 1.0));
+                }
+            },
+        );
+        like(&logits, gradient)
+    }
+
+    fn token_losses_double_backward(logits: F, targets: IntTensor<Flex>, grad: F, a: F) -> [F; 2] {
+        let Some([logits, grad, a]) = single([&logits, &grad, &a]) else {
+            let targets = Tensor::from_primitive(targets);
+            let (logits, grad, a) = (lift(logits), lift(grad), lift(a));
+            let (to_grad, to_logits) =
+                reference::token_losses_double_backward::<Flex>(logits, targets, grad, a);
+            return [lower(to_grad), lower(to_logits)];
+        };
+        let [_, vocab] = logits.shape().dims();
+        let (x, targets) = (logits.storage::<f32>(), indices(targets));
+        let (g, a) = (grad.storage::<f32>(), a.storage::<f32>());
+        let ([to_logits], to_grad) = fill(
+            x.len(),
+            vocab,
+            #[inline(always)]
+            |range, [y]: [Blank<'_>; 1]| {
+                let mut to_grad = Vec::with_capacity(range.len() / vocab);
+                let rows = range.start / vocab..;
+                for (row, y) in rows.zip(y.chunks_exact_mut(vocab)) {
+                    let at = row * vocab..(row + 1) * vocab;
+                    let (x, a) = (&x[at.clone()], &a[at]);
+                    let lse = log_sum_exp(x);
+                    let mut mean = 0.0;
+                    for (x, a) in x.iter().zip(a) {
+                        mean += a * exp(x - lse);
+                    }
+                    to_grad.push(mean - a[targets[row]]);
+                    for ((y, x), a) in y.iter_mut().zip(x).zip(a) {
+                        y.write(g[row] * exp(x - lse) * (a - mean));
+                    }
+                }
+                to_grad
+            },
+        );
+        [like(&grad, to_grad.concat()), like(&logits, to_logits)]
     }
 
     fn in_order(x: F) -> F {
@@ -291,6 +383,78 @@ impl LayerBackend for Flex {
 
 /// Multiplications that are worth waking the other cores for.
 const WORTH_THREADS: usize = 1 << 20;
+
+/// `to = lhs · rhs`, or `to += lhs · rhs`, a matrix without gaps.
+///
+/// # Safety
+///
+/// `to` must be memory for the product, nobody else's, and hold numbers if these are added to.
+unsafe fn multiply(to: *mut f32, lhs: &FlexTensor, rhs: &FlexTensor, adds: bool) {
+    let ([m, k], [_, n]) = (lhs.shape().dims(), rhs.shape().dims());
+    let parallelism = match m * n * k < WORTH_THREADS {
+        true => Parallelism::None,
+        false => Parallelism::Rayon(0),
+    };
+    let (left, right) = (Matrix::of(lhs), Matrix::of(rhs));
+    // SAFETY: the strides are those of the factors' tensors; the rest is the caller's.
+    unsafe {
+        gemm(
+            m,
+            n,
+            k,
+            to,
+            1,
+            n as isize,
+            adds,
+            left.data,
+            left.column,
+            left.row,
+            right.data,
+            right.column,
+            right.row,
+            1.0,
+            1.0,
+            false,
+            false,
+            false,
+            parallelism,
+        );
+    }
+}
+
+fn add_to(x: &mut [f32], y: &[f32]) {
+    let add = |(x, y): (&mut [f32], &[f32])| {
+        dispatch(
+            #[inline(always)]
+            || x.iter_mut().zip(y).for_each(|(x, y)| *x += y),
+        )
+    };
+    match x.len() <= PART {
+        true => add((x, y)),
+        false => x.par_chunks_mut(PART).zip(y.par_chunks(PART)).for_each(add),
+    }
+}
+
+/// Token ids as places in a row.
+fn indices(x: IntTensor<Flex>) -> Vec<usize> {
+    let data = x.into_data();
+    data.iter::<i64>().map(|id| id as usize).collect()
+}
+
+/// `log Σ eˣ`
+#[inline(always)]
+fn log_sum_exp(x: &[f32]) -> f32 {
+    let largest = max(x);
+    let (chunks, rest) = x.as_chunks::<LANES>();
+    let mut lanes = [0.0; LANES];
+    for x in chunks {
+        for (lane, x) in lanes.iter_mut().zip(x) {
+            *lane += exp(x - largest);
+        }
+    }
+    let rest: f32 = rest.iter().map(|x| exp(x - largest)).sum();
+    largest + (sum(&lanes) + rest).ln()
+}
 
 /// Where a matrix lies: its first number, and from one to the next row and column.
 struct Matrix {

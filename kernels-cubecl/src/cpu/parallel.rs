@@ -9,7 +9,7 @@ use rayon::prelude::*;
 use super::vector::dispatch;
 
 /// Numbers of each tensor in a part: it and what is computed from it stay in a core's own cache.
-const PART: usize = 16 * 1024;
+pub const PART: usize = 16 * 1024;
 
 /// Numbers yet to be written.
 pub type Blank<'a> = &'a mut [MaybeUninit<f32>];

@@ -2,22 +2,70 @@
 
 pub mod reference;
 
-use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
-use burn::tensor::ops::FloatTensor;
+use burn::tensor::ops::{FloatTensor, IntTensor};
+use burn::tensor::{Int, Tensor};
 
 use crate::{lift, lower};
 
-/// A backend that computes matrix products, RMS normalisation, SwiGLU and rotary positions, and the first
-/// two derivatives of each.
+/// A backend that computes matrix products, RMS normalisation, SwiGLU, rotary positions and cross-entropies,
+/// and the first two derivatives of each.
 ///
 /// The provided methods are the [`mod@reference`] in plain tensor operations, which any backend has;
-/// they trust their callers, which [`product`], [`rms_norm`], [`swiglu`] and [`rotary`] are. Tensors of a shape lie in
+/// they trust their callers, which [`product`], [`rms_norm`], [`swiglu`], [`rotary`] and [`token_losses`]
+/// are. Tensors of a shape lie in
 /// memory however they like.
 pub trait LayerBackend: Backend {
     /// `lhs · rhs` for `lhs` `[m, k]` and `rhs` `[k, n]`. Its gradients are such products too.
     fn product(lhs: FloatTensor<Self>, rhs: FloatTensor<Self>) -> FloatTensor<Self> {
         Self::float_matmul(lhs, rhs)
+    }
+
+    /// `to + lhs · rhs`.
+    fn add_product(
+        to: FloatTensor<Self>,
+        lhs: FloatTensor<Self>,
+        rhs: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        Self::float_add(to, Self::product(lhs, rhs))
+    }
+
+    /// `x + y`, of one shape.
+    fn add(x: FloatTensor<Self>, y: FloatTensor<Self>) -> FloatTensor<Self> {
+        Self::float_add(x, y)
+    }
+
+    /// `−log p` of each row's target: logits `[rows, vocab_size]`, targets `[rows]` → `[rows]`.
+    fn token_losses(logits: FloatTensor<Self>, targets: IntTensor<Self>) -> FloatTensor<Self> {
+        let targets = Tensor::from_primitive(targets);
+        lower(reference::token_losses::<Self>(lift(logits), targets))
+    }
+
+    /// The gradient of `⟨grad, token_losses(logits)⟩`, `[rows, vocab_size]`.
+    fn token_losses_backward(
+        logits: FloatTensor<Self>,
+        targets: IntTensor<Self>,
+        grad: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        let targets = Tensor::from_primitive(targets);
+        let (logits, grad) = (lift(logits), lift(grad));
+        lower(reference::token_losses_backward::<Self>(
+            logits, targets, grad,
+        ))
+    }
+
+    /// The gradients to `[grad, logits]` of `⟨a, dlogits⟩`.
+    fn token_losses_double_backward(
+        logits: FloatTensor<Self>,
+        targets: IntTensor<Self>,
+        grad: FloatTensor<Self>,
+        a: FloatTensor<Self>,
+    ) -> [FloatTensor<Self>; 2] {
+        let targets = Tensor::from_primitive(targets);
+        let (logits, grad) = (lift(logits), lift(grad));
+        let (to_grad, to_logits) =
+            reference::token_losses_double_backward::<Self>(logits, targets, grad, lift(a));
+        [lower(to_grad), lower(to_logits)]
     }
 
     /// The same numbers, in the order of the shape: `[batch, seq, heads, head_dim]` → the same. Burn copies
@@ -118,6 +166,28 @@ pub fn product<B: LayerBackend>(lhs: Tensor<B, 2>, rhs: Tensor<B, 2>) -> Tensor<
     let (left, right) = (lhs.dims(), rhs.dims());
     assert_eq!(left[1], right[0], "product: {left:?} times {right:?}");
     lift(B::product(lower(lhs), lower(rhs)))
+}
+
+/// `−log p` of each target, differentiable as often as `B` is nested.
+///
+/// # Shapes
+///
+/// - `logits`: `[batch, seq, vocab_size]`
+/// - `targets` and output: `[batch, seq]`; targets are below `vocab_size`
+///
+/// # Panics
+///
+/// If the shapes do not fit.
+pub fn token_losses<B: LayerBackend>(
+    logits: Tensor<B, 3>,
+    targets: Tensor<B, 2, Int>,
+) -> Tensor<B, 2> {
+    let [batch, seq, vocab] = logits.dims();
+    assert_eq!(targets.dims(), [batch, seq], "token_losses: a target a row");
+    let logits = lower(logits.reshape([batch * seq, vocab]));
+    let targets = targets.reshape([batch * seq]).into_primitive();
+    let losses: Tensor<B, 1> = lift(B::token_losses(logits, targets));
+    losses.reshape([batch, seq])
 }
 
 /// `x` `[batch, seq, heads, head_dim]` itself; its gradient comes back in the order of the shape, so that

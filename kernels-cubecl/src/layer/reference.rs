@@ -1,11 +1,11 @@
-//! RMS normalisation, SwiGLU and rotary positions in plain tensor operations, with the first two
+//! RMS normalisation, SwiGLU, rotary positions and cross-entropies in plain tensor operations, with the first two
 //! derivatives.
 //!
 //! Tensors of 16-bit floats are computed in f32 and given back in their own type.
 
-use burn::tensor::activation::sigmoid;
+use burn::tensor::activation::{log_softmax, sigmoid, softmax};
 use burn::tensor::backend::Backend;
-use burn::tensor::{DType, Tensor};
+use burn::tensor::{DType, IndexingUpdateOp, Int, Tensor};
 
 use crate::reference::summed;
 
@@ -177,6 +177,42 @@ pub fn rotary<B: Backend>(
         .reshape([batch, row]);
     let rotated = x.reshape([batch, row]) * table(cos) + turned * table(sin);
     rotated.reshape([batch, seq, heads, head_dim])
+}
+
+/// `−log softmax(x)` at the targets.
+pub fn token_losses<B: Backend>(logits: Tensor<B, 2>, targets: Tensor<B, 1, Int>) -> Tensor<B, 1> {
+    at(log_softmax(logits, 1), targets).neg().squeeze_dim(1)
+}
+
+/// With `p = softmax(x)` and `e` one at the target: `g (p − e)`.
+pub fn token_losses_backward<B: Backend>(
+    logits: Tensor<B, 2>,
+    targets: Tensor<B, 1, Int>,
+    grad: Tensor<B, 1>,
+) -> Tensor<B, 2> {
+    let grad = grad.unsqueeze_dim(1);
+    let dense = softmax(logits, 1) * grad.clone();
+    let targets = targets.unsqueeze_dim(1);
+    dense.scatter(1, targets, grad.neg(), IndexingUpdateOp::Add)
+}
+
+/// `to g = ⟨a, p − e⟩`, `to x = g p ∘ (a − ⟨a, p⟩)`.
+pub fn token_losses_double_backward<B: Backend>(
+    logits: Tensor<B, 2>,
+    targets: Tensor<B, 1, Int>,
+    grad: Tensor<B, 1>,
+    a: Tensor<B, 2>,
+) -> (Tensor<B, 1>, Tensor<B, 2>) {
+    let p = softmax(logits, 1);
+    let mean = (a.clone() * p.clone()).sum_dim(1);
+    let to_grad = mean.clone() - at(a.clone(), targets);
+    let to_logits = (a - mean) * p * grad.unsqueeze_dim(1);
+    (to_grad.squeeze_dim(1), to_logits)
+}
+
+/// Each row's number at its target: `[rows, 1]`.
+fn at<B: Backend>(x: Tensor<B, 2>, targets: Tensor<B, 1, Int>) -> Tensor<B, 2> {
+    x.gather(1, targets.unsqueeze_dim(1))
 }
 
 fn wide<B: Backend, const D: usize>(x: Tensor<B, D>) -> Tensor<B, D> {

@@ -6,8 +6,8 @@ use gradmem::kernels::{self, KernelBackend};
 use crate::args::{Attention, Backend};
 
 /// Something to be done on whichever backend.
-pub trait Job {
-    type Output;
+pub trait Job: Send {
+    type Output: Send;
 
     fn run<B: KernelBackend>(self, device: &B::Device) -> Result<Self::Output, Error>;
 }
@@ -31,7 +31,8 @@ pub fn dispatch<J: Job>(backend: &Backend, job: J) -> Result<J::Output, Error> {
     }
     match name {
         #[cfg(feature = "flex")]
-        "flex" => job.run::<burn_flex::Flex>(&Default::default()),
+        // On a thread of the pool, which works on its own part at once instead of waking another for it.
+        "flex" => rayon::scope(|_| job.run::<burn_flex::Flex>(&Default::default())),
         #[cfg(feature = "ndarray")]
         "ndarray" => job.run::<burn_ndarray::NdArray<f32>>(&Default::default()),
         #[cfg(feature = "wgpu")]
