@@ -72,6 +72,7 @@ pub mod method;
 pub mod model;
 pub mod parity;
 pub mod reference;
+pub mod timing;
 pub mod train;
 
 pub use error::Error;

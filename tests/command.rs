@@ -154,11 +154,22 @@ fn settings_that_cannot_work_are_refused_before_anything_is_written() {
         (&["parity", "nowhere"], &["nowhere", "cannot read"]),
         (&["preset", "kv-fast"], &["unknown preset", "kv-quick"]),
         (
-            &["bench", "--attention", "fused"],
-            &["--attention fused", "`flex` has no fused attention", "cuda"],
+            &["bench", "--attention", "fused", "--backend", "ndarray"],
+            &["--attention fused", "`ndarray` has no fused", "flex"],
         ),
-        (&["bench", "--batch", "0"], &["[0, 72, 128]", "at least 1"]),
+        (
+            &["bench", "--batch", "0"],
+            &["[0, 1, 72, 128]", "at least 1"],
+        ),
         (&["bench", "--query", "1"], &["--query must be at least 2"]),
+        (
+            &["bench", "--micro-batch", "0"],
+            &["--micro-batch at least 1"],
+        ),
+        (
+            &["train", "kv-quick", "--micro-batch", "0"],
+            &["train.micro_batch", "at least 1"],
+        ),
         (
             &["bench", "attention", "--seq", "99999999999"],
             &["99999999999", "below 2³²"],
@@ -721,6 +732,60 @@ fn help_teaches() {
     assert!(preset.contains("[memory]"));
 }
 
+/// A run keeps the way to the outer gradient that it began with; another way is another rounding.
+#[test]
+fn the_way_to_the_outer_gradient_changes_rounding_alone() {
+    let folder = TempDir::new().unwrap();
+    let begun = train(&folder, "auto", &["memory.write_steps=3"]);
+    succeeds(&begun);
+    assert!(text(&begun.stderr).contains("outer gradient: Unrolled"));
+    let replay = ["--meta-gradient", "replay", "--micro-batch", "3"];
+    let other = [&["memory.write_steps=3"][..], &replay].concat();
+    succeeds(&train(&folder, "replay", &other));
+    let losses = |run: &str| -> Vec<f64> {
+        let log = std::fs::read_to_string(folder.path().join(run).join("metrics.jsonl")).unwrap();
+        let lines = log.lines();
+        let lines = lines.map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+        lines
+            .map(|line| line["read_loss"].as_f64().unwrap())
+            .collect()
+    };
+    let (one, other) = (losses("auto"), losses("replay"));
+    assert_eq!(one.len(), other.len());
+    for (a, b) in one.iter().zip(&other) {
+        assert!((a - b).abs() < 1e-4, "{a} {b}");
+    }
+    let config =
+        |run: &str| std::fs::read_to_string(folder.path().join(run).join("config.toml")).unwrap();
+    assert!(config("auto").contains("meta_gradient = \"unrolled\""));
+    // Going on without a wish keeps what the run has.
+    let more = ["memory.write_steps=3", "train.steps=8"];
+    let micro = ["train.micro_batch=3"];
+    succeeds(&train(&folder, "replay", &[&more[..], &micro].concat()));
+    assert!(config("replay").contains("meta_gradient = \"replay\""));
+}
+
+#[test]
+fn the_log_says_where_a_step_goes() {
+    let folder = TempDir::new().unwrap();
+    let output = Command::new(env!("CARGO_BIN_EXE_gradmem"))
+        .current_dir(folder.path())
+        .env("RUST_LOG", "gradmem=debug")
+        .args(tiny("run"))
+        .output()
+        .unwrap();
+    let log = text(&output.stderr);
+    for phase in [
+        "step 6: WRITE forward",
+        "WRITE backward",
+        "READ",
+        "outer backward",
+        "optimizer",
+    ] {
+        assert!(log.contains(phase), "{phase}: {log}");
+    }
+}
+
 /// The names are those of `benches/torch_baseline.py`, so that one script reads both.
 #[test]
 fn bench_prints_a_line_of_json() {
@@ -733,6 +798,17 @@ fn bench_prints_a_line_of_json() {
     assert!(step["seconds_per_step"].as_f64().unwrap() > 0.0);
     assert!(step["loss"].as_f64().unwrap() > 0.0);
     assert!(step["peak_device_bytes"].is_null());
+    assert_eq!(step["meta_gradient"], "unrolled");
+    for (more, way) in [
+        ("--meta-gradient replay --micro-batch 1", "replay".into()),
+        ("--queries 3 --test-time", serde_json::Value::Null),
+    ] {
+        let args: Vec<&str> = args.iter().copied().chain(more.split(' ')).collect();
+        let other: serde_json::Value =
+            serde_json::from_str(&succeeds(&gradmem(&folder, &args))).unwrap();
+        assert_eq!(other["meta_gradient"], way);
+        assert!(other["loss"].as_f64().unwrap() > 0.0);
+    }
     let small = "bench attention --json --batch 1 --heads 2 --seq 9 --dim 4 --iters 1 --attention reference";
     let args: Vec<&str> = small.split(' ').collect();
     let times: serde_json::Value =

@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 use super::{Contexts, GradMem, GradMode, Memory, next_token_loss};
 use crate::error::Error;
 use crate::model::Writable;
+use crate::timing::{Phase, timed};
 
 /// How the outer gradient is computed; its numbers are the same to rounding.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -119,8 +120,12 @@ impl<B: Backend, M: Writable<B>> GradMem<B, M> {
         queries: Tensor<B, 2, Int>,
         labels: Tensor<B, 2, Int>,
     ) -> Result<Outer<B>, Error> {
-        let logits = self.read(&memory, queries)?;
-        let read_loss = next_token_loss(logits.clone(), labels);
+        let device = self.mem.device();
+        let (logits, read_loss) = timed::<B, _>(Phase::Read, &device, || {
+            let logits = self.read(&memory, queries)?;
+            let read_loss = next_token_loss(logits.clone(), labels);
+            Ok::<_, Error>((logits, read_loss))
+        })?;
         let weight = self.config.inner_loss_weight;
         let write_term = match memory.losses.last() {
             Some(inner) if weight > 0.0 => Some(inner.clone().mean().mul_scalar(weight)),
@@ -162,9 +167,15 @@ where
             let memory = self.steps(0..self.config.write_steps, start, &contexts);
             let outer = self.read_out(memory, queries, labels)?;
             let loss = share.of(&outer.read_loss, outer.write_term.as_ref());
-            return Ok((GradientsParams::from_grads(loss.backward(), self), outer));
+            let gradients = self.outer_backward(loss);
+            return Ok((GradientsParams::from_grads(gradients, self), outer));
         }
         self.replay(&contexts, queries, labels, share)
+    }
+
+    fn outer_backward(&self, loss: Tensor<B, 1>) -> B::Gradients {
+        let device = loss.device();
+        timed::<B, _>(Phase::OuterBackward, &device, || loss.backward())
     }
 
     fn replay(
@@ -184,7 +195,7 @@ where
 
         let mut total = GradientsAccumulator::new();
         let mut walk = |loss: Tensor<B, 1>, from: &[Tensor<B, 3>]| {
-            let gradients = loss.backward();
+            let gradients = self.outer_backward(loss);
             let to_memory: Vec<_> = from
                 .iter()
                 .map(|x| match x.grad(&gradients) {

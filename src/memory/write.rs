@@ -15,6 +15,7 @@ use burn::tensor::{Int, Tensor};
 use super::{Contexts, GradMem, GradMode, MemProj, frame};
 use crate::error::Error;
 use crate::model::{CausalLm, Writable};
+use crate::timing::{Phase, timed};
 
 /// What WRITE leaves of a batch of contexts, and how it went.
 #[derive(Clone, Debug)]
@@ -228,11 +229,16 @@ impl<B: Backend, M: Writable<B>> Writer<B, M> {
             .into_iter()
             .map(|x| Tensor::from_inner(x).require_grad())
             .collect();
-        let loss = self
-            .gradmem
-            .reconstruction_loss(&fast, self.embeds.clone(), &self.contexts);
+        let device = self.embeds.device();
+        let loss = timed::<B, _>(Phase::WriteForward, &device, || {
+            let embeds = self.embeds.clone();
+            self.gradmem
+                .reconstruction_loss(&fast, embeds, &self.contexts)
+        });
         // Samples do not meet, so the gradient of their sum is each sample's own.
-        let gradients = loss.clone().sum().backward();
+        let gradients = timed::<B, _>(Phase::WriteBackward, &device, || {
+            loss.clone().sum().backward()
+        });
         let gradients = fast.iter().map(|x| {
             x.grad(&gradients)
                 .unwrap_or_else(|| x.clone().inner().zeros_like())

@@ -69,6 +69,17 @@ pub fn train<B: KernelBackend>(
     };
     let settings = &config.train;
     let folder = RunFolder::for_training(folder, &config)?;
+    if let AnyMethod::GradMem(gradmem) = &method
+        && !resumes
+    {
+        log::info!(
+            target: "gradmem::notice",
+            "outer gradient: {:?}; a WRITE step's graph takes about {:.0} MiB, and there are {}",
+            settings.meta_gradient,
+            gradmem.graph_bytes(contexts_at_once(&config)) / f64::from(1 << 20),
+            config.memory.write_steps,
+        );
+    }
     let adamw = AdamWConfig::new()
         .with_epsilon(1e-8)
         .with_weight_decay(settings.weight_decay as f32);
@@ -148,30 +159,22 @@ fn settled<B: KernelBackend>(
     folder: &Path,
 ) -> Result<TrainConfig, Error> {
     let mut settings = config.train.clone();
-    let AnyMethod::GradMem(gradmem) = method else {
-        return Ok(settings);
-    };
-    if settings.meta_gradient == MetaGradient::Auto {
+    if let (AnyMethod::GradMem(gradmem), MetaGradient::Auto) = (method, settings.meta_gradient) {
         let begun = folder.join("config.toml");
         settings.meta_gradient = match begun.exists() {
             true => RunConfig::open(begun)?.train.meta_gradient,
-            false => MetaGradient::Auto,
+            false => gradmem.choose(MetaGradient::Auto, contexts_at_once(config)),
         };
     }
-    let DataConfig::Kv(data) = &config.data;
-    let contexts = settings.micro_batch.unwrap_or(settings.batch_size);
-    let contexts = [contexts.min(settings.batch_size), data.context_len()];
-    if settings.meta_gradient == MetaGradient::Auto {
-        settings.meta_gradient = gradmem.choose(MetaGradient::Auto, contexts);
-        log::info!(
-            target: "gradmem::notice",
-            "outer gradient: {:?}; a WRITE step's graph takes about {:.0} MiB, and there are {}",
-            settings.meta_gradient,
-            gradmem.graph_bytes(contexts) / f64::from(1 << 20),
-            config.memory.write_steps,
-        );
-    }
     Ok(settings)
+}
+
+/// `[batch, seq]`
+fn contexts_at_once(config: &RunConfig) -> [usize; 2] {
+    let DataConfig::Kv(data) = &config.data;
+    let batch = config.train.batch_size;
+    let contexts = config.train.micro_batch.unwrap_or(batch).min(batch);
+    [contexts, data.context_len()]
 }
 
 /// Contexts a step of evaluation.

@@ -26,6 +26,7 @@ use super::learner::{Fault, MetaLearner};
 use super::metrics::Scores;
 use crate::error::Error;
 use crate::method::Method;
+use crate::timing::{self, Phase, timed};
 
 /// The parts burn-train needs to know of a training.
 pub type Components<B, M> =
@@ -271,12 +272,17 @@ where
     ) -> Result<(), Error> {
         let config = &self.strategy.config;
         self.learner.lr_step();
+        let device = batch.as_ref().map(|batch| batch.contexts.device());
+        let device = device.unwrap_or_default();
         let output = self.learner.train_step(batch);
         let step = self.state.step + 1;
         if let Some(fault) = output.item.error {
             return Err(blame(fault, step, step - 1));
         }
-        self.learner.optimizer_step(output.grads);
+        timed::<B, _>(Phase::Optimizer, &device, || {
+            self.learner.optimizer_step(output.grads);
+        });
+        timing::report(step);
         self.state.step = step;
         self.state.since_log.merge(&output.item.scores);
         let lr = self.learner.lr_current();

@@ -14,16 +14,16 @@ pub trait Job: Send {
 
 const NAMES: [&str; 6] = ["flex", "ndarray", "wgpu", "vulkan", "metal", "cuda"];
 /// Those that have fused attention.
-const GPUS: [&str; 4] = ["wgpu", "vulkan", "metal", "cuda"];
+const FUSED: [&str; 5] = ["flex", "wgpu", "vulkan", "metal", "cuda"];
 
 /// Does `job` on the named backend's default device.
 pub fn dispatch<J: Job>(backend: &Backend, job: J) -> Result<J::Output, Error> {
     let name = backend.name.as_str();
     match backend.attention {
-        Some(Attention::Fused) if NAMES.contains(&name) && !GPUS.contains(&name) => {
+        Some(Attention::Fused) if NAMES.contains(&name) && !FUSED.contains(&name) => {
             return Err(Error::Input(format!(
                 "--attention fused: the backend `{name}` has no fused attention; leave the option out, or compute on one of {}",
-                GPUS.join(", ")
+                FUSED.join(", ")
             )));
         }
         Some(Attention::Reference) => kernels::set_attention(kernels::Attention::Reference),

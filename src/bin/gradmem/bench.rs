@@ -11,8 +11,9 @@ use burn::tensor::{DType, Distribution, Int, Tensor, TensorData, TensorPrimitive
 use gradmem::Error;
 use gradmem::data::Batch;
 use gradmem::kernels::KernelBackend;
-use gradmem::memory::{GradMemConfig, Share};
+use gradmem::memory::{GradMemConfig, MetaGradient, Share};
 use gradmem::model::LlamaConfig;
+use gradmem::timing::{self, Phase, timed};
 use serde::Serialize;
 
 use crate::args::{AttentionBench, Bench, BenchPart, Float, StepBench};
@@ -31,16 +32,19 @@ struct StepReport {
     /// The median.
     seconds_per_step: f64,
     loss: f64,
+    /// The way to the outer gradient that was taken; none with --test-time.
+    meta_gradient: Option<MetaGradient>,
     peak_rss_bytes: Option<u64>,
     peak_device_bytes: Option<u64>,
 }
 
 fn step(args: StepBench) -> Result<ExitCode, Error> {
     let (backend, json) = (args.backend.clone(), args.json);
-    let (mut seconds, loss) = dispatch(&backend, args)?;
+    let (mut seconds, loss, meta_gradient) = dispatch(&backend, args)?;
     let report = StepReport {
         seconds_per_step: median(&mut seconds),
         loss,
+        meta_gradient,
         peak_rss_bytes: peak_rss_bytes(),
         peak_device_bytes: device_bytes(&backend.name),
     };
@@ -49,20 +53,23 @@ fn step(args: StepBench) -> Result<ExitCode, Error> {
         return Ok(ExitCode::SUCCESS);
     }
     println!(
-        "{:.4} s a step (median of {}), loss {:.4}",
+        "{:.4} s a step (median of {}), loss {:.4}{}",
         report.seconds_per_step,
         seconds.len(),
-        report.loss
+        report.loss,
+        report
+            .meta_gradient
+            .map_or(String::new(), |how| format!(", {how:?}")),
     );
     print_memory(report.peak_rss_bytes, report.peak_device_bytes);
     Ok(ExitCode::SUCCESS)
 }
 
 impl Job for StepBench {
-    type Output = (Vec<f64>, f64);
+    type Output = (Vec<f64>, f64, Option<MetaGradient>);
 
     /// The same work as `benches/torch_baseline.py`: a Llama with a tied head, mean losses, AdamW.
-    fn run<B: KernelBackend>(self, device: &B::Device) -> Result<(Vec<f64>, f64), Error> {
+    fn run<B: KernelBackend>(self, device: &B::Device) -> Result<Self::Output, Error> {
         type Ids<B> = Tensor<Autodiff<B>, 2, Int>;
         if self.query < 2 || self.iters == 0 || self.queries == 0 || self.micro_batch == Some(0) {
             return Err(Error::Input(
@@ -138,14 +145,17 @@ impl Job for StepBench {
                     total.accumulate(&gradmem, gradient);
                     last += share * scalar(outer.loss());
                 }
-                gradmem = optimizer.step(1e-4, gradmem, total.grads());
+                gradmem = timed::<B, _>(Phase::Optimizer, device, || {
+                    optimizer.step(1e-4, gradmem, total.grads())
+                });
             }
+            timing::report(iteration + 1);
             synchronize::<B>(device)?;
             if iteration >= self.warmup {
                 seconds.push(start.elapsed().as_secs_f64());
             }
         }
-        Ok((seconds, last))
+        Ok((seconds, last, (!self.test_time).then_some(how)))
     }
 }
 
