@@ -6,7 +6,7 @@ use burn::tensor::{Int, Tensor};
 use super::{GradMem, MemProj, Memory, frame};
 use crate::error::Error;
 use crate::model::generate::Prefix;
-use crate::model::rows::{repeat, share};
+use crate::model::rows::share;
 use crate::model::{CausalLm, check_tokens, token_losses};
 
 impl<B: Backend, M: CausalLm<B>> GradMem<B, M> {
@@ -96,7 +96,7 @@ pub(crate) fn check_memory<B: Backend>(
 }
 
 /// The logits of `queries` `[batch · r, seq]`, each behind its part of `prefix` `[batch, n, d_model]`:
-/// `[batch · r, seq + 1, vocab_size]`.
+/// `[batch · r, seq + 1, vocab_size]`. Several queries to a memory share what is read of it.
 pub(crate) fn read_behind<B: Backend, M: CausalLm<B>>(
     model: &M,
     prefix: Tensor<B, 3>,
@@ -104,13 +104,16 @@ pub(crate) fn read_behind<B: Backend, M: CausalLm<B>>(
 ) -> Result<Tensor<B, 3>, Error> {
     let [batch, before, _] = prefix.dims();
     let [rows, seq] = queries.dims();
-    let prefix = repeat(prefix, share(rows, batch)?);
+    let times = share(rows, batch)?;
+    if seq > 0 {
+        check_tokens(model, &queries, before, "query")?;
+    }
+    if times > 1 {
+        return Prefix::new(model, prefix)?.logits(queries);
+    }
     let embeds = match seq {
         0 => prefix,
-        _ => {
-            check_tokens(model, &queries, before, "query")?;
-            Tensor::cat(vec![prefix, model.embed(queries)], 1)
-        }
+        _ => Tensor::cat(vec![prefix, model.embed(queries)], 1),
     };
     let hidden = model.hidden(embeds).narrow(1, before - 1, seq + 1);
     Ok(model.logits(hidden))

@@ -3,7 +3,7 @@
 use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
 
-use super::rows::select;
+use super::rows::{repeat, select};
 
 /// What a model keeps of a sequence: attention its keys and values, Mamba its state. A cache can be
 /// cloned, and several continuations grown from one beginning.
@@ -83,6 +83,11 @@ impl<B: Backend> Cache<B> {
     /// The samples of these indices, one after the other; one may come several times.
     pub fn select(&self, samples: &[usize]) -> Self {
         self.map(|x| select(x, samples))
+    }
+
+    /// Each sample `times` times, its copies side by side.
+    pub fn repeat(&self, times: usize) -> Self {
+        self.map(|x| repeat(x, times))
     }
 
     fn map(&self, f: impl Fn(Tensor<B, 4>) -> Tensor<B, 4>) -> Self {

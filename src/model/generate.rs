@@ -207,13 +207,7 @@ impl<'a, B: Backend, M: CausalLm<B>> Prefix<'a, B, M> {
             0 => last,
             _ => {
                 check_tokens(self.model, &tokens, self.cache.len(), "continuation")?;
-                let mut cache = match times {
-                    1 => self.cache.clone(),
-                    _ => {
-                        let sources: Vec<usize> = (0..rows).map(|row| row / times).collect();
-                        self.cache.select(&sources)
-                    }
-                };
+                let mut cache = self.cache.repeat(times);
                 let embeds = self.model.embed(tokens);
                 let hidden = self.model.hidden_after(embeds, &mut cache);
                 Tensor::cat(vec![last, hidden], 1)

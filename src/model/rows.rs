@@ -16,15 +16,16 @@ pub(crate) fn share(rows: usize, batch: usize) -> Result<usize, Error> {
 }
 
 /// Each sample `times` times, its copies side by side: `[batch, …]` → `[batch · times, …]`.
-pub(crate) fn repeat<B: Backend>(x: Tensor<B, 3>, times: usize) -> Tensor<B, 3> {
-    let [batch, a, b] = x.dims();
-    match times {
-        1 => x,
-        _ => x
-            .unsqueeze_dim::<4>(1)
-            .expand([batch, times, a, b])
-            .reshape([batch * times, a, b]),
+pub(crate) fn repeat<B: Backend, const D: usize>(x: Tensor<B, D>, times: usize) -> Tensor<B, D> {
+    if times == 1 {
+        return x;
     }
+    let mut shape = x.shape();
+    let (batch, row) = (shape[0], shape.num_elements() / shape[0]);
+    shape[0] = batch * times;
+    x.reshape([batch, 1, row])
+        .repeat_dim(1, times)
+        .reshape(shape)
 }
 
 /// The rows of these indices, one after the other.

@@ -99,14 +99,15 @@ pub fn attend<B: KernelBackend>(
     scale: f64,
     cache: Option<&mut LayerCache<B>>,
 ) -> Tensor<B, 3> {
-    let (mut k, mut v) = (k.swap_dims(1, 2), in_order(v).swap_dims(1, 2));
+    let (mut k, mut v) = (k, v);
     if let Some(cache) = cache {
         if let Some([old_k, old_v]) = cache.take() {
-            k = Tensor::cat(vec![old_k, k], 2);
-            v = Tensor::cat(vec![old_v, v], 2);
+            k = Tensor::cat(vec![old_k, k], 1);
+            v = Tensor::cat(vec![old_v, v], 1);
         }
         *cache = Some([k.clone(), v.clone()]);
     }
-    let out = causal_attention(q.swap_dims(1, 2), k, v, scale);
+    let [q, k, v] = [q, k, in_order(v)].map(|x| x.swap_dims(1, 2));
+    let out = causal_attention(q, k, v, scale);
     out.swap_dims(1, 2).flatten(2, 3)
 }
