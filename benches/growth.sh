@@ -14,17 +14,17 @@ curve() { # TITLE OPTION VALUES MORE…
     shift 3
     for value in $values; do
         printf '%s\t%s\t' "$title" "$value"
-        "$gradmem" bench --json --batch 16 "$@" "$option" "$value" --iters 3 --warmup 1
+        "$gradmem" bench --json "$@" "$option" "$value" --iters 3 --warmup 1
     done
 }
 
 {
-    curve "context" --context "64 128 256 512 1024"
+    curve "context" --context "64 128 256 512 1024" --batch 16
     curve "batch" --batch "8 16 32 64 128"
-    curve "d_model" --dim "64 128 256 512"
-    curve "K, unrolled, context 232" --steps "1 2 4 8" --context 232 --meta-gradient unrolled
-    curve "K, replay, context 232" --steps "1 2 4 8" --context 232 --meta-gradient replay
-    curve "K, test time, context 232" --steps "1 2 4 8" --context 232 --test-time
+    curve "d_model" --dim "64 128 256 512" --batch 16
+    curve "K, unrolled, context 232" --steps "1 2 4 8" --batch 16 --context 232 --meta-gradient unrolled
+    curve "K, replay, context 232" --steps "1 2 4 8" --batch 16 --context 232 --meta-gradient replay
+    curve "K, test time, context 232" --steps "1 2 4 8" --batch 16 --context 232 --test-time
 } | "$python" -c '
 import json, math, sys
 curves = {}

@@ -7,8 +7,8 @@ use super::{GradMem, MetaGradient};
 use crate::model::CausalLm;
 
 /// A graph's floats for each token that is read and each float of the weights it is multiplied with,
-/// times `d_model`: measured on Llama, where it is 3.2 to 3.9 (benches/README.md).
-const GRAPH: f64 = 4.0;
+/// times `d_model`: 2.6 to 2.7 were measured on a Llama of width 128 (benches/README.md).
+const GRAPH: f64 = 3.0;
 
 /// Steps that are unrolled where nobody knows how much memory is free.
 const UNROLLED_BLINDLY: usize = 2;

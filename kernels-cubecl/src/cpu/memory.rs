@@ -1,4 +1,4 @@
-//! Tensors as kernels read and write them: heads, each a matrix stored by rows.
+//! Tensors as kernels read and write them: in one piece, or as heads, each a matrix stored by rows.
 
 use std::cell::RefCell;
 
@@ -7,6 +7,23 @@ use burn_flex::{FlexTensor, Layout};
 
 use super::product::Rows;
 use super::vector::LANES;
+
+/// The same, each in one piece, if all are of f32.
+pub fn single<const N: usize>(tensors: [&FlexTensor; N]) -> Option<[FlexTensor; N]> {
+    let single = tensors.iter().all(|x| x.dtype() == DType::F32);
+    single.then(|| tensors.map(FlexTensor::to_contiguous))
+}
+
+/// Numbers in the shape of `x`.
+pub fn like(x: &FlexTensor, numbers: Vec<f32>) -> FlexTensor {
+    in_shape(x.layout().shape(), numbers)
+}
+
+/// Numbers in this shape.
+pub fn in_shape(shape: &Shape, numbers: Vec<f32>) -> FlexTensor {
+    let layout = Layout::contiguous(shape.clone());
+    FlexTensor::new(Bytes::from_elems(numbers), layout, DType::F32)
+}
 
 /// The tensor itself if [`Heads`] can read it, otherwise a copy.
 pub fn readable(x: FlexTensor) -> FlexTensor {

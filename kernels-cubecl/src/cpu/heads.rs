@@ -1,0 +1,84 @@
+//! What is done to heads before attention: `[batch, seq, heads, head_dim]`, however it lies in memory, to the
+//! order of the shape.
+
+use burn::tensor::TensorMetadata;
+use burn_flex::FlexTensor;
+
+use super::memory::{Heads, in_shape, readable};
+use super::parallel::{Blank, fill};
+
+/// A copy in that order.
+pub fn in_order(x: FlexTensor) -> FlexTensor {
+    let [_, seq, n_heads, d] = x.shape().dims();
+    let x = readable(x);
+    let (shape, x) = (x.layout().shape(), Heads::of(&x));
+    let ([y], _) = fill(
+        shape.num_elements(),
+        n_heads * d,
+        #[inline(always)]
+        |range, [y]: [Blank<'_>; 1]| {
+            let first = range.start / (n_heads * d);
+            for (index, y) in y.chunks_exact_mut(n_heads * d).enumerate() {
+                let heads = x.get((first + index) / seq, (first + index) % seq);
+                for (head, y) in y.chunks_exact_mut(d).enumerate() {
+                    y.write_copy_of_slice(&heads.from(head).data[..d]);
+                }
+            }
+        },
+    );
+    in_shape(shape, y)
+}
+
+/// Turns dimension i of each head against dimension i + `half`, by its position's angles.
+pub fn rotary(x: FlexTensor, cos: FlexTensor, sin: FlexTensor, half: usize) -> FlexTensor {
+    let [_, seq, n_heads, d] = x.shape().dims();
+    let (cos, sin): (&[f32], &[f32]) = (cos.storage(), sin.storage());
+    let x = readable(x);
+    let (shape, x) = (x.layout().shape(), Heads::of(&x));
+    let ([y], _) = fill(
+        shape.num_elements(),
+        n_heads * d,
+        #[inline(always)]
+        |range, [y]: [Blank<'_>; 1]| {
+            let first = range.start / (n_heads * d);
+            for (index, y) in y.chunks_exact_mut(n_heads * d).enumerate() {
+                let (sample, position) = ((first + index) / seq, (first + index) % seq);
+                let heads = x.get(sample, position);
+                let at = position * d..(position + 1) * d;
+                let (cos, sin) = (&cos[at.clone()], &sin[at]);
+                for (head, y) in y.chunks_exact_mut(d).enumerate() {
+                    let x = &heads.from(head).data[..d];
+                    for i in 0..half {
+                        let j = i + half;
+                        y[i].write(x[i] * cos[i] - x[j] * sin[i]);
+                        y[j].write(x[j] * cos[j] + x[i] * sin[j]);
+                    }
+                    for i in 2 * half..d {
+                        y[i].write(x[i] * cos[i]);
+                    }
+                }
+            }
+        },
+    );
+    in_shape(shape, y)
+}
+
+/// h, if T `[d, d]` swaps dimensions 0 … h − 1 with h … 2h − 1, negates the first of each pair, and has
+/// nothing else.
+pub fn half_of(turn: &[f32], d: usize) -> Option<usize> {
+    let half = (0..d).find(|row| turn[row * d] == -1.0).unwrap_or(0);
+    let expected = |row: usize, column: usize| {
+        if row == column + half && column < half {
+            -1.0
+        } else if column == row + half && row < half {
+            1.0
+        } else {
+            0.0
+        }
+    };
+    let fits = turn
+        .iter()
+        .enumerate()
+        .all(|(at, x)| *x == expected(at / d, at % d));
+    (fits && 2 * half <= d).then_some(half)
+}
