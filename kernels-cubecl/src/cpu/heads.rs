@@ -21,7 +21,9 @@ pub fn in_order(x: FlexTensor) -> FlexTensor {
             for (index, y) in y.chunks_exact_mut(n_heads * d).enumerate() {
                 let heads = x.get((first + index) / seq, (first + index) % seq);
                 for (head, y) in y.chunks_exact_mut(d).enumerate() {
-                    y.write_copy_of_slice(&heads.from(head).data[..d]);
+                    for (y, x) in y.iter_mut().zip(heads.from(head).data) {
+                        y.write(*x);
+                    }
                 }
             }
         },
