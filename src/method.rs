@@ -436,22 +436,11 @@ impl<B: KernelBackend> AnyMethod<B> {
     ) -> Result<Vec<Vec<u32>>, Error> {
         match self {
             Self::InContext(method) => method.generate(contexts, prompts, config),
-            _ => self.generate_from(&self.write(contexts)?, prompts, config),
+            _ => {
+                let memory = self.write(contexts)?;
+                self.reader(&memory)?.generate(prompts, config)
+            }
         }
-    }
-
-    /// Goes on from each of the `prompts` behind its memory; every memory has as many in a row.
-    ///
-    /// # Errors
-    ///
-    /// Memories or prompts that do not fit the model; a method that writes nothing.
-    pub fn generate_from(
-        &self,
-        memory: &Memory<B>,
-        prompts: &[Vec<u32>],
-        config: &GenerateConfig,
-    ) -> Result<Vec<Vec<u32>>, Error> {
-        self.reader(memory)?.generate(prompts, config)
     }
 
     /// Saves a memory as `.safetensors`.

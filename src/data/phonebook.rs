@@ -154,10 +154,8 @@ impl Dataset<Example> for PhonebookDataset {
     }
 
     fn len(&self) -> usize {
-        match self.split {
-            Split::Train => self.config.train_samples,
-            Split::Valid => self.config.valid_samples,
-        }
+        let config = &self.config;
+        self.split.of(config.train_samples, config.valid_samples)
     }
 }
 

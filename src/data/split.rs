@@ -11,6 +11,14 @@ pub enum Split {
 }
 
 impl Split {
+    /// What there is of this half: `train` or `valid`.
+    pub(crate) fn of<T>(self, train: T, valid: T) -> T {
+        match self {
+            Self::Train => train,
+            Self::Valid => valid,
+        }
+    }
+
     /// The generator of one sample: its 32 seed bytes name the task, the seed, the split and the index,
     /// so no two samples share them.
     pub(crate) fn rng(self, task: &[u8; 8], seed: u64, index: usize) -> ChaCha8Rng {

@@ -7,7 +7,7 @@ use burn::data::dataset::Dataset;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::source::Examples;
+use super::source::{Examples, Sources};
 use super::{
     BabiConfig, Example, JsonlConfig, KvConfig, PhonebookConfig, Sample, Split, SquadConfig,
     TextConfig, TextTokenizer, TokensConfig,
@@ -74,11 +74,11 @@ pub struct Lengths {
     pub seen: usize,
 }
 
-/// The most samples of each half that are looked at before a training begins. Those behind them are
-/// checked when their turn comes.
-const LOOKED_AT: usize = 100_000;
-/// The same of samples that are made up.
-const LOOKED_AT_MADE_UP: usize = 10_000;
+/// The most samples of each half that are looked at before a training begins, those of a file or those
+/// that are made up. What is behind them is checked when its turn comes.
+fn looked_at(is_file: bool) -> usize {
+    if is_file { 100_000 } else { 10_000 }
+}
 
 impl DataConfig {
     /// The tasks' names.
@@ -170,57 +170,19 @@ impl DataConfig {
     ) -> Result<Task, Error> {
         self.validate().map_err(|e| e.in_section("data"))?;
         tokens.validate().map_err(|e| e.in_section("tokens"))?;
-        let shuffle = match self {
-            Self::Kv(config) => {
-                let tokenizer = config.tokenizer()?;
-                let lengths = Lengths {
-                    context: config.context_len(),
-                    question: config.question_len(),
-                    target: config.target_len(),
-                    ..Lengths::default()
-                };
-                let task = Task::new(
-                    config.open(seed)?,
-                    tokenizer,
-                    tokens.max_context,
-                    tokens.truncate,
-                );
-                return match tokens.max_context.is_some_and(|max| max < lengths.context) {
-                    true => task.measured(),
-                    false => Ok(Task { lengths, ..task }),
-                };
-            }
-            Self::Babi(config) => config.train_file.is_some(),
-            Self::Phonebook(config) => config.train_file.is_some(),
-            Self::Squad(_) | Self::Jsonl(_) => true,
-            Self::Text(config) => {
-                return config.open(tokens, seed, made);
-            }
-        };
-        let (train, valid) = match self {
-            Self::Babi(config) => config.open(seed)?,
-            Self::Squad(config) => config.open(seed)?,
-            Self::Phonebook(config) => config.open(seed)?,
-            Self::Jsonl(config) => config.open(seed)?,
-            Self::Kv(_) | Self::Text(_) => unreachable!("opened above"),
+        let (sources, shuffle) = match self {
+            Self::Kv(config) => return Task::of_pairs(config, tokens, seed),
+            Self::Text(config) => return config.open(tokens, seed, made),
+            Self::Babi(config) => (config.open(seed)?, config.train_file.is_some()),
+            Self::Phonebook(config) => (config.open(seed)?, config.train_file.is_some()),
+            Self::Squad(config) => (config.open(seed)?, true),
+            Self::Jsonl(config) => (config.open(seed)?, true),
         };
         let tokenizer = match made {
             Some(made) => made,
-            None => {
-                let most = if shuffle {
-                    LOOKED_AT
-                } else {
-                    LOOKED_AT_MADE_UP
-                };
-                tokens.make(|| texts(&train, most))?
-            }
+            None => tokens.make(|| texts(&sources.0, looked_at(shuffle)))?,
         };
-        let task = Task::new(
-            (train, valid),
-            tokenizer,
-            tokens.max_context,
-            tokens.truncate,
-        );
+        let task = Task::new(sources, tokenizer, tokens);
         Task { shuffle, ..task }.measured()
     }
 }
@@ -259,10 +221,7 @@ struct Encoded {
 
 impl Encoded {
     fn sample(&self, index: usize, example: Example) -> Result<Sample, Error> {
-        let half = match self.split {
-            Split::Train => "training",
-            Split::Valid => "held-out",
-        };
+        let half = self.split.of("training", "held-out");
         self.encode(example).map_err(|e| match e {
             Error::Input(problem) => Error::Input(format!("{half} sample {index}: {problem}")),
             other => other,
@@ -322,20 +281,30 @@ impl Dataset<Result<Sample, Error>> for Encoded {
 }
 
 impl Task {
-    fn new(
-        (train, valid): (Examples, Examples),
-        tokenizer: TextTokenizer,
-        max_context: Option<usize>,
-        truncate: bool,
-    ) -> Self {
+    /// All that is to be known of key-value pairs follows from their settings, unless they are cut off.
+    fn of_pairs(config: &KvConfig, tokens: &TokensConfig, seed: u64) -> Result<Self, Error> {
+        let task = Self::new(config.open(seed)?, config.tokenizer()?, tokens);
+        let lengths = Lengths {
+            context: config.context_len(),
+            question: config.question_len(),
+            target: config.target_len(),
+            ..Lengths::default()
+        };
+        match tokens.max_context.is_some_and(|max| max < lengths.context) {
+            true => task.measured(),
+            false => Ok(Self { lengths, ..task }),
+        }
+    }
+
+    fn new((train, valid): Sources, tokenizer: TextTokenizer, tokens: &TokensConfig) -> Self {
         let tokenizer = Arc::new(tokenizer);
         let encoded = |examples, split| -> Samples {
             Arc::new(Encoded {
                 examples,
                 split,
                 tokenizer: tokenizer.clone(),
-                max_context: max_context.unwrap_or(usize::MAX),
-                truncate,
+                max_context: tokens.max_context.unwrap_or(usize::MAX),
+                truncate: tokens.truncate,
             })
         };
         Self {
@@ -351,10 +320,7 @@ impl Task {
     /// The same with the lengths of its samples, all of which are made once, up to a number.
     fn measured(self) -> Result<Self, Error> {
         let mut lengths = Lengths::default();
-        let most = match self.shuffle {
-            true => LOOKED_AT,
-            false => LOOKED_AT_MADE_UP,
-        };
+        let most = looked_at(self.shuffle);
         let mut print = Sha256::new();
         for (half, name) in [(&self.train, "training"), (&self.valid, "held-out")] {
             if half.is_empty() {
@@ -458,7 +424,11 @@ mod tests {
         let all = set();
         let tokenizer = tokens.make(|| texts(&all, 1)).unwrap();
         let of = |max_context| {
-            let task = Task::new((set(), set()), tokenizer.clone(), Some(max_context), true);
+            let tokens = TokensConfig {
+                max_context: Some(max_context),
+                ..tokens.clone()
+            };
+            let task = Task::new((set(), set()), tokenizer.clone(), &tokens);
             let sample = task.train.get(0).unwrap();
             sample.map(|sample| task.tokenizer.decode(&sample.context).unwrap())
         };

@@ -37,17 +37,15 @@ pub struct TextTokenizer {
     pad: u32,
     /// The token that ends an answer.
     end: u32,
-    /// Whether it stands behind every target; if not, the targets' texts have it.
-    adds_end: bool,
     /// The token for what is not in the vocabulary.
     unknown: Option<u32>,
-    /// The same, where such text is refused.
-    refused: Option<u32>,
+    /// Whether such text is refused; then the targets' texts have their ends already.
+    closed: bool,
     /// Tokens that the metrics leave out.
     marks: Vec<u32>,
 }
 
-fn problem(e: impl std::fmt::Display) -> Error {
+pub(super) fn problem(e: impl std::fmt::Display) -> Error {
     Error::Input(format!("tokenizer: {e}"))
 }
 
@@ -73,9 +71,8 @@ impl TextTokenizer {
             tokenizer,
             pad: 0,
             end: end.ok_or_else(|| problem("it has no mark to end an answer with"))?,
-            adds_end: false,
-            unknown: None,
-            refused: Some(3),
+            unknown: Some(3),
+            closed: true,
             marks,
         })
     }
@@ -113,8 +110,7 @@ impl TextTokenizer {
             tokenizer,
             pad,
             end,
-            adds_end: true,
-            refused: None,
+            closed: false,
             marks: vec![end],
         })
     }
@@ -147,7 +143,7 @@ impl TextTokenizer {
 
     /// Whether it has a closed alphabet, in which every character is a token.
     pub fn is_closed(&self) -> bool {
-        self.refused.is_some()
+        self.closed
     }
 
     /// Token ids of a text.
@@ -161,11 +157,8 @@ impl TextTokenizer {
             .encode_fast(text, false)
             .map_err(|e| Error::Input(format!("{text:?} cannot be tokenized: {e}")))?;
         let ids = encoding.get_ids().to_vec();
-        match self
-            .refused
-            .and_then(|refused| ids.iter().position(|id| *id == refused))
-        {
-            None => Ok(ids),
+        let unknown = || ids.iter().position(|id| self.is_unknown(*id));
+        match self.closed.then(unknown).flatten() {
             Some(at) => {
                 let character = text.chars().nth(at).unwrap_or_default();
                 let alphabet = self.alphabet();
@@ -173,6 +166,7 @@ impl TextTokenizer {
                     "character {character:?} at position {at} is not in the alphabet {alphabet}"
                 )))
             }
+            None => Ok(ids),
         }
     }
 
@@ -189,21 +183,19 @@ impl TextTokenizer {
             answers,
         } = question;
         let text = format!("{query}{target}");
-        let (mut tokens, start) = match self.refused {
+        let (mut tokens, start) = match self.closed {
             // One token a character.
-            Some(_) => (self.encode(&text)?, query.chars().count()),
-            None => {
+            true => (self.encode(&text)?, query.chars().count()),
+            false => {
                 let encoding = self
                     .tokenizer
                     .encode(text.as_str(), false)
                     .map_err(|e| Error::Input(format!("{text:?} cannot be tokenized: {e}")))?;
-                let ends = encoding.get_offsets().iter();
+                let ids = encoding.get_ids().to_vec();
                 let meets = |(start, end): &(usize, usize)| *end > query.len() && end > start;
-                let start = ends.clone().position(meets);
-                (
-                    encoding.get_ids().to_vec(),
-                    start.unwrap_or(tokens_of(&encoding)),
-                )
+                let start = encoding.get_offsets().iter().position(meets);
+                let start = start.unwrap_or(ids.len());
+                (ids, start)
             }
         };
         let counted = tokens.iter().skip(start).any(|token| !self.is_mark(*token));
@@ -212,7 +204,7 @@ impl TextTokenizer {
                 "the target {target:?} of the query {query:?} has no token that counts"
             )));
         }
-        if self.adds_end {
+        if !self.closed {
             tokens.push(self.end);
         }
         Ok(Asked {
@@ -228,7 +220,7 @@ impl TextTokenizer {
     /// A target's text without what frames it.
     fn answer(&self, target: &str) -> String {
         match self.encode(target) {
-            Ok(ids) if !self.adds_end => self.decode_answer(&ids).unwrap_or_default(),
+            Ok(ids) if self.closed => self.decode_answer(&ids).unwrap_or_default(),
             _ => target.into(),
         }
     }
@@ -239,12 +231,12 @@ impl TextTokenizer {
     ///
     /// If the tokenizer cannot decode them.
     pub fn decode(&self, ids: &[u32]) -> Result<String, Error> {
-        match self.refused {
-            Some(_) => Ok(ids
+        match self.closed {
+            true => Ok(ids
                 .iter()
                 .map(|id| self.tokenizer.id_to_token(*id).unwrap_or_default())
                 .collect()),
-            None => self
+            false => self
                 .tokenizer
                 .decode(ids, true)
                 .map_err(|e| Error::Input(format!("tokens {ids:?} cannot be decoded: {e}"))),
@@ -291,10 +283,6 @@ impl TextTokenizer {
             .filter_map(|id| self.tokenizer.id_to_token(id))
             .collect()
     }
-}
-
-fn tokens_of(encoding: &tokenizers::Encoding) -> usize {
-    encoding.get_ids().len()
 }
 
 /// Reads a `tokenizer.json`.

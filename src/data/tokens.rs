@@ -1,5 +1,6 @@
 //! Which tokens a task's texts become.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -11,7 +12,7 @@ use tokenizers::pre_tokenizers::whitespace::Whitespace;
 use tokenizers::{AddedToken, Tokenizer};
 
 use super::TextTokenizer;
-use super::tokenizer::{SPECIAL, characters, open_tokenizer};
+use super::tokenizer::{SPECIAL, characters, open_tokenizer, problem};
 use crate::error::{Error, require, sizes};
 
 /// How texts become tokens. (Key-value retrieval has tokens of its own.)
@@ -108,35 +109,24 @@ impl TokensConfig {
     }
 
     fn train(&self, texts: impl Iterator<Item = String> + Send) -> Result<Tokenizer, Error> {
-        let special = || SPECIAL.map(|name| AddedToken::from(name, true)).to_vec();
-        let problem = |e: &dyn std::fmt::Display| Error::Input(format!("tokenizer: {e}"));
+        let special = SPECIAL.map(|name| AddedToken::from(name, true)).to_vec();
+        if self.tokenizer == "characters" {
+            let mut tokenizer = characters(self.commonest(texts))?;
+            tokenizer.add_special_tokens(&special);
+            return Ok(tokenizer);
+        }
         let (mut tokenizer, mut trainer): (Tokenizer, TrainerWrapper) =
             match self.tokenizer.as_str() {
-                "characters" => {
-                    let mut counts = std::collections::BTreeMap::new();
-                    for text in texts {
-                        text.chars()
-                            .for_each(|c| *counts.entry(c).or_insert(0usize) += 1);
-                    }
-                    let mut found: Vec<(char, usize)> = counts.into_iter().collect();
-                    found.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
-                    found.truncate(self.vocab_size - SPECIAL.len());
-                    let mut alphabet: Vec<char> = found.into_iter().map(|(c, _)| c).collect();
-                    alphabet.sort_unstable();
-                    let mut tokenizer = characters(alphabet)?;
-                    tokenizer.add_special_tokens(&special());
-                    return Ok(tokenizer);
-                }
                 "words" => {
                     let model = WordLevel::builder().unk_token("[UNK]".into()).build();
-                    let mut tokenizer = Tokenizer::new(model.map_err(|e| problem(&e))?);
+                    let mut tokenizer = Tokenizer::new(model.map_err(problem)?);
                     tokenizer.with_pre_tokenizer(Some(Whitespace {}));
                     let trainer = WordLevelTrainer::builder()
                         .vocab_size(self.vocab_size)
                         .show_progress(false)
-                        .special_tokens(special())
+                        .special_tokens(special)
                         .build();
-                    (tokenizer, trainer.map_err(|e| problem(&e))?.into())
+                    (tokenizer, trainer.map_err(problem)?.into())
                 }
                 _ => {
                     let mut tokenizer = Tokenizer::new(BPE::default());
@@ -145,15 +135,29 @@ impl TokensConfig {
                     let trainer = BpeTrainer::builder()
                         .vocab_size(self.vocab_size)
                         .show_progress(false)
-                        .special_tokens(special())
+                        .special_tokens(special)
                         .initial_alphabet(ByteLevel::alphabet().into_iter().collect())
                         .build();
                     (tokenizer, trainer.into())
                 }
             };
-        tokenizer
-            .train(&mut trainer, texts)
-            .map_err(|e| problem(&e))?;
+        tokenizer.train(&mut trainer, texts).map_err(problem)?;
         Ok(tokenizer)
+    }
+
+    /// As many of the commonest characters as there is room for, in their own order.
+    fn commonest(&self, texts: impl Iterator<Item = String>) -> Vec<char> {
+        let mut counts = BTreeMap::new();
+        for text in texts {
+            for c in text.chars() {
+                *counts.entry(c).or_insert(0usize) += 1;
+            }
+        }
+        let mut found: Vec<(char, usize)> = counts.into_iter().collect();
+        found.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
+        found.truncate(self.vocab_size - SPECIAL.len());
+        let mut alphabet: Vec<char> = found.into_iter().map(|(c, _)| c).collect();
+        alphabet.sort_unstable();
+        alphabet
     }
 }

@@ -10,7 +10,7 @@ use sha2::{Digest, Sha256};
 
 use super::{GradMem, MemProj, Memory};
 use crate::error::Error;
-use crate::files::write_atomically;
+use crate::files::{hex, write_atomically};
 use crate::model::CausalLm;
 use crate::model::weights::{self, Tensors};
 
@@ -31,7 +31,7 @@ pub(crate) fn fingerprint<B: Backend, M: Module<B>>(module: &M) -> String {
         hash.update(&*data.bytes);
     }
     let digest = hash.finalize();
-    digest[..8].iter().map(|b| format!("{b:02x}")).collect()
+    hex(&digest[..8])
 }
 
 /// Saves a memory as `.safetensors`, with the fingerprint of the module that wrote it and `about` how.

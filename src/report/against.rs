@@ -10,7 +10,7 @@ use super::floats::context_tokens;
 use super::group::{Group, is_data};
 use super::look::Palette;
 use super::plot::{Item, Panel, Plot};
-use super::run::{Measured, Run};
+use super::run::Run;
 use super::settings;
 use super::text::mean;
 use crate::error::Error;
@@ -45,11 +45,7 @@ pub fn setting(report: &Report, key: &str) -> Result<Vec<Figure>, Error> {
     figures.collect()
 }
 
-fn some_against(
-    report: &Report,
-    key: &str,
-    measures: &[Measured],
-) -> Result<Option<Figure>, Error> {
+fn some_against(report: &Report, key: &str, measures: &[Measure]) -> Result<Option<Figure>, Error> {
     let name = |group: &Group| group.label_without(|part| part == key || is_data(part));
     let data = |group: &Group| group.data_label(|part| part == key);
     let palette = palette(report, name);
@@ -58,23 +54,23 @@ fn some_against(
     for measure in measures {
         for sort in panels_of(report, data) {
             let groups = report.groups.iter().filter(|group| data(group) == sort);
-            let lines = lines(groups, key, measure, report, name);
+            let lines = lines(groups, key, *measure, report, name);
             if lines.iter().all(|line| line.means.len() < 2) {
                 continue;
             }
             shown.extend(lines.iter().map(|line| line.name.clone()));
-            panels.push(panel(sort, &lines, &palette, key, measure));
+            panels.push(panel(sort, &lines, &palette, key, *measure));
         }
     }
     let (Some(first), false) = (measures.first(), panels.is_empty()) else {
         return Ok(None);
     };
     let dashes = |key: &str| key.replace(['.', '_'], "-");
-    let own = match first == &report.measure {
+    let own = match *first == report.measure {
         true => String::new(),
         false => format!("-{}", dashes(first.key())),
     };
-    let mut names = first.name();
+    let mut names = first.name().to_string();
     for measure in &measures[1..] {
         names += &format!(" and {}", measure.name().to_lowercase());
     }
@@ -95,7 +91,7 @@ fn some_against(
     }))
 }
 
-fn panel(title: String, lines: &[Line], palette: &Palette, key: &str, measure: &Measured) -> Panel {
+fn panel(title: String, lines: &[Line], palette: &Palette, key: &str, measure: Measure) -> Panel {
     let means = lines.iter().flat_map(|line| &line.means);
     let seeds = lines.iter().flat_map(|line| &line.seeds);
     let looks = lines
@@ -115,18 +111,18 @@ fn panel(title: String, lines: &[Line], palette: &Palette, key: &str, measure: &
 
 /// What is plotted against settings: what runs are compared by, and how much of the context or the answer
 /// is right token by token, unless that is the same.
-fn measures(report: &Report) -> Vec<Measured> {
-    let first = &report.measure;
-    let written = Measured::by_key("write_accuracy");
-    let has = |run: &Run| run.value(&written, first).is_some();
+fn measures(report: &Report) -> Vec<Measure> {
+    let first = report.measure;
+    let written = Measure::WriteAccuracy;
+    let has = |run: &Run| run.value(written, first).is_some();
     let second = match report.runs().any(has) {
         true => written,
-        false => Measured::of(Measure::TokenAccuracy),
+        false => Measure::TokenAccuracy,
     };
-    let same = |run: &Run| run.value(&second, first) == run.value(first, first);
+    let same = |run: &Run| run.value(second, first) == run.value(first, first);
     match report.runs().all(same) {
-        true => vec![first.clone()],
-        false => vec![first.clone(), second],
+        true => vec![first],
+        false => vec![first, second],
     }
 }
 
@@ -142,7 +138,7 @@ struct Line {
 fn lines<'a>(
     groups: impl Iterator<Item = &'a Group>,
     key: &str,
-    measure: &Measured,
+    measure: Measure,
     report: &Report,
     name: impl Fn(&Group) -> String,
 ) -> Vec<Line> {
@@ -150,7 +146,7 @@ fn lines<'a>(
     for group in groups {
         let runs = group.runs.iter();
         let values: Vec<f64> = runs
-            .filter_map(|run| run.value(measure, &report.measure))
+            .filter_map(|run| run.value(measure, report.measure))
             .collect();
         let (Some(x), Some(mean)) = (group.number(key), mean(&values)) else {
             continue;

@@ -2,8 +2,8 @@
 
 use plotters::coord::ranged1d::{DefaultFormatting, KeyPointHint, Ranged};
 
-use super::run::Measured;
 use super::text::{grouped, short};
+use crate::train::metrics::Measure;
 
 /// An axis.
 #[derive(Clone, Debug)]
@@ -81,7 +81,7 @@ impl Axis {
     }
 
     /// Of a measure; a share has 0 to 100 %.
-    pub fn of(measure: &Measured, values: impl IntoIterator<Item = f64>) -> Self {
+    pub fn of(measure: Measure, values: impl IntoIterator<Item = f64>) -> Self {
         if !measure.is_share() {
             return Self::from_zero(measure.with_unit(), values);
         }

@@ -9,7 +9,7 @@ use super::group::Group;
 use super::heat::{self, HeatMap};
 use super::look::{Hue, Look};
 use super::plot::{Item, Panel, Plot, Sign};
-use super::run::{Measured, Run};
+use super::run::Run;
 use super::text::mean;
 use crate::error::Error;
 use crate::train::metrics::Measure;
@@ -23,7 +23,7 @@ const WRITE_STEPS: &str = "memory.write_steps";
 ///
 /// If it cannot be drawn, which is a fault of this crate.
 pub fn write_steps(report: &Report) -> Result<Option<Figure>, Error> {
-    let measure = &report.measure;
+    let measure = report.measure;
     let palette = palette(report, series);
     let mut shown = Vec::new();
     let mut panels = Vec::new();
@@ -93,7 +93,7 @@ pub fn write_steps(report: &Report) -> Result<Option<Figure>, Error> {
 /// What `eval.json` adds to a panel: a level, or a line with signs on it.
 fn evaluated(
     run: &Run,
-    measure: &Measured,
+    measure: Measure,
     look: Look,
     levels: &mut Vec<Item>,
     lines: &mut Vec<Item>,
@@ -104,7 +104,7 @@ fn evaluated(
     };
     let mut points = Vec::new();
     for row in &eval.rows {
-        match (row.write_steps, measure.of_values(&row.scores)) {
+        match (row.write_steps, measure.in_values(&row.scores)) {
             (Some(k), Some(value)) => points.push((k as f64, value)),
             (None, Some(value)) => levels.push(Item::Level(value, look)),
             (_, None) => {}
@@ -118,7 +118,7 @@ fn evaluated(
     let ring = points.iter().find(|point| Some(point.0) == trained);
     signs.extend(ring.map(|point| Item::Ring(*point, look)));
     if let Some(adaptive) = &eval.adaptive
-        && *measure == Measured::of(Measure::ExactMatch)
+        && measure == Measure::ExactMatch
     {
         let point = (adaptive.mean_write_steps, adaptive.exact_match);
         signs.push(Item::Star(point, look));
@@ -132,7 +132,7 @@ fn evaluated(
 ///
 /// If it cannot be drawn, which is a fault of this crate.
 pub fn by_trained(report: &Report) -> Result<Option<Figure>, Error> {
-    let measure = &report.measure;
+    let measure = report.measure;
     let mut maps = Vec::new();
     let name = |group: &Group| group.label_without(|key| key == WRITE_STEPS);
     let written = |group: &Group| matches!(group.hue, Hue::GradMem | Hue::FirstOrder);
@@ -172,20 +172,20 @@ pub fn by_trained(report: &Report) -> Result<Option<Figure>, Error> {
 }
 
 /// The numbers of WRITE steps a group was evaluated with.
-fn columns(group: &Group, measure: &Measured) -> BTreeSet<usize> {
+fn columns(group: &Group, measure: Measure) -> BTreeSet<usize> {
     let evals = group.runs.iter().filter_map(|run| run.eval.as_ref());
     let rows = evals.flat_map(|eval| &eval.rows);
-    rows.filter(|row| measure.of_values(&row.scores).is_some())
+    rows.filter(|row| measure.in_values(&row.scores).is_some())
         .filter_map(|row| row.write_steps)
         .collect()
 }
 
 /// The mean over seeds with K WRITE steps.
-fn cell(group: &Group, measure: &Measured, k: usize) -> Option<f64> {
+fn cell(group: &Group, measure: Measure, k: usize) -> Option<f64> {
     let evals = group.runs.iter().filter_map(|run| run.eval.as_ref());
     let rows = evals.filter_map(|eval| eval.rows.iter().find(|row| row.write_steps == Some(k)));
     let values: Vec<_> = rows
-        .filter_map(|row| measure.of_values(&row.scores))
+        .filter_map(|row| measure.in_values(&row.scores))
         .collect();
     mean(&values)
 }

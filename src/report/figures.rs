@@ -5,9 +5,10 @@ use super::group::{Group, is_data};
 use super::look::Palette;
 use super::pen::Svg;
 use super::plot::{Item, Panel, Plot};
-use super::run::{Measured, Run};
+use super::run::Run;
 use super::{Report, against, evaluated};
 use crate::error::Error;
+use crate::train::metrics::Measure;
 
 /// A picture with words.
 #[derive(Clone, Debug)]
@@ -62,18 +63,18 @@ pub fn panels_of(report: &Report, name: impl Fn(&Group) -> String) -> Vec<String
 }
 
 /// The measure at each evaluation of a run, a line for each stage of its curriculum.
-fn curve(run: &Run, measure: &Measured) -> Vec<Vec<(f64, f64)>> {
+fn curve(run: &Run, measure: Measure) -> Vec<Vec<(f64, f64)>> {
     let stages = run.valid.chunk_by(|a, b| a.stage == b.stage);
     let points = stages.map(|stage| {
         let points = stage.iter();
-        let points = points.filter_map(|at| Some((at.step as f64, measure.of_values(&at.values)?)));
+        let points = points.filter_map(|at| Some((at.step as f64, measure.in_values(&at.values)?)));
         points.collect()
     });
     points.collect()
 }
 
 fn curves(report: &Report) -> Result<Option<Figure>, Error> {
-    let measure = &report.measure;
+    let measure = report.measure;
     let palette = palette(report, series);
     let mut shown = Vec::new();
     let mut panels = Vec::new();

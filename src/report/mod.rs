@@ -35,11 +35,12 @@ use std::path::{Path, PathBuf};
 
 use crate::error::Error;
 use crate::files::write_atomically;
+use crate::train::metrics::Measure;
 pub use figures::Figure;
 pub use floats::kept;
 pub use group::{Group, Part};
 pub use pen::Svg;
-pub use run::{Measured, Point, Run, Values};
+pub use run::{Point, Run, Values};
 pub use settings::Settings;
 pub use table::Table;
 
@@ -49,7 +50,7 @@ pub struct Report {
     /// Groups in the order they are shown in.
     pub groups: Vec<Group>,
     /// What the runs are compared by: their `train.stop_metric` if they agree on one.
-    pub measure: Measured,
+    pub measure: Measure,
 }
 
 impl Report {
@@ -68,13 +69,11 @@ impl Report {
 
     /// Puts runs in groups.
     pub fn of(runs: Vec<Run>) -> Self {
-        let mut measures = runs
-            .iter()
-            .map(|run| Measured::of(run.config.train.stop_metric));
-        let first = measures.next().unwrap_or_default();
+        let mut measures = runs.iter().map(|run| run.config.train.stop_metric);
+        let first = measures.next().unwrap_or(Measure::ExactMatch);
         let measure = match measures.all(|measure| measure == first) {
             true => first,
-            false => Measured::default(),
+            false => Measure::ExactMatch,
         };
         Self {
             groups: group::group(runs),

@@ -12,76 +12,6 @@ use crate::train::config::RunConfig;
 use crate::train::evaluation::{Evaluation, Row};
 use crate::train::metrics::Measure;
 
-/// A quantity that a log may hold, by its key. Logs may hold others than [`Measure`] has.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Measured(String);
-
-impl Default for Measured {
-    fn default() -> Self {
-        Self::of(Measure::ExactMatch)
-    }
-}
-
-impl Measured {
-    /// One of the crate's own.
-    pub fn of(measure: Measure) -> Self {
-        Self(measure.key().into())
-    }
-
-    /// Any, by its key.
-    pub fn by_key(key: &str) -> Self {
-        Self(key.into())
-    }
-
-    /// Its name in files.
-    pub fn key(&self) -> &str {
-        &self.0
-    }
-
-    /// Its name for people.
-    pub fn name(&self) -> String {
-        let known = Measure::ALL.into_iter().find(|m| m.key() == self.0);
-        match (known, self.0.as_str()) {
-            (Some(measure), _) => measure.name().into(),
-            (None, key) => key.replace('_', " "),
-        }
-    }
-
-    /// Whether it is a share of one, shown in percent; more is better.
-    pub fn is_share(&self) -> bool {
-        Measure::ALL
-            .into_iter()
-            .any(|measure| measure.key() == self.0 && measure.is_share())
-    }
-
-    /// Whether `a` is better than `b`.
-    pub fn better(&self, a: f64, b: f64) -> bool {
-        if self.is_share() { a > b } else { a < b }
-    }
-
-    /// Its value, if it is there and a number.
-    pub fn of_values(&self, values: &Values) -> Option<f64> {
-        values.get(self.key())?.as_f64()
-    }
-
-    /// A value of it for people.
-    pub fn show(&self, value: f64) -> String {
-        match self.is_share() {
-            true => format!("{:.1}", 100.0 * value),
-            false => format!("{value:.3}"),
-        }
-    }
-
-    /// Its name with its unit.
-    pub fn with_unit(&self) -> String {
-        match self.is_share() {
-            true => format!("{} (%)", self.name()),
-            false if self.0.contains("loss") => format!("{} (nats a token)", self.name()),
-            false => self.name(),
-        }
-    }
-}
-
 /// Whatever was measured, by key.
 pub type Values = Map<String, Json>;
 
@@ -170,10 +100,10 @@ impl Run {
     }
 
     /// The evaluation at which `measure` was best, the last of them if there are several.
-    pub fn best(&self, measure: &Measured) -> Option<&Point> {
+    pub fn best(&self, measure: Measure) -> Option<&Point> {
         let mut best: Option<(&Point, f64)> = None;
         for point in self.last_stage() {
-            if let Some(value) = measure.of_values(&point.values)
+            if let Some(value) = measure.in_values(&point.values)
                 && best.is_none_or(|(_, before)| value == before || measure.better(value, before))
             {
                 best = Some((point, value));
@@ -183,16 +113,16 @@ impl Run {
     }
 
     /// `measure` where `by` was best, or else as `gradmem eval` found it with the trained K.
-    pub fn value(&self, measure: &Measured, by: &Measured) -> Option<f64> {
+    pub fn value(&self, measure: Measure, by: Measure) -> Option<f64> {
         let logged = self
             .best(by)
-            .and_then(|point| measure.of_values(&point.values));
-        logged.or_else(|| measure.of_values(&self.trained_row()?.scores))
+            .and_then(|point| measure.in_values(&point.values));
+        logged.or_else(|| measure.in_values(&self.trained_row()?.scores))
     }
 
     /// The first evaluation at which `measure` was at least `value`.
-    pub fn steps_to(&self, measure: &Measured, value: f64) -> Option<usize> {
-        let reached = |point: &&Point| measure.of_values(&point.values).is_some_and(|x| x >= value);
+    pub fn steps_to(&self, measure: Measure, value: f64) -> Option<usize> {
+        let reached = |point: &&Point| measure.in_values(&point.values).is_some_and(|x| x >= value);
         self.last_stage().find(reached).map(|point| point.step)
     }
 
@@ -316,14 +246,14 @@ pub(super) mod tests {
 
     #[test]
     fn a_log_may_end_in_the_middle_of_a_line_but_not_break_before() {
-        let exact = Measured::default();
+        let exact = Measure::ExactMatch;
         for cut in [LOG.len(), LOG.len() - 1] {
             let whole = run(&[], &LOG[..cut]);
             assert_eq!((whole.valid.len(), whole.step), (3, 300));
         }
         let unfinished = run(&[], &LOG[..LOG.len() - 9]);
         assert_eq!((unfinished.valid.len(), unfinished.step), (2, 200));
-        assert_eq!(run(&[], "").best(&exact), None);
+        assert_eq!(run(&[], "").best(exact), None);
         assert_eq!(run(&[], "{\"step\":5").valid, []);
 
         let broken = LOG.replace("{\"step\":200,", "{\"step\":2");
@@ -334,13 +264,13 @@ pub(super) mod tests {
 
     #[test]
     fn the_best_evaluation_and_the_first_good_one_are_found() {
-        let (exact, loss) = (Measured::default(), Measured::of(Measure::ReadLoss));
+        let (exact, loss) = (Measure::ExactMatch, Measure::ReadLoss);
         let run = run(&[], LOG);
-        assert_eq!(run.best(&exact).map(|p| p.step), Some(200));
-        assert_eq!(run.best(&loss).map(|p| p.step), Some(300));
-        assert_eq!(run.value(&loss, &exact), Some(0.4));
-        assert_eq!(run.steps_to(&exact, 0.9), Some(200));
-        assert_eq!(run.steps_to(&exact, 0.93), None);
+        assert_eq!(run.best(exact).map(|p| p.step), Some(200));
+        assert_eq!(run.best(loss).map(|p| p.step), Some(300));
+        assert_eq!(run.value(loss, exact), Some(0.4));
+        assert_eq!(run.steps_to(exact, 0.9), Some(200));
+        assert_eq!(run.steps_to(exact, 0.93), None);
     }
 
     #[test]
@@ -351,17 +281,17 @@ pub(super) mod tests {
 "#;
         let versions = r#"train.curriculum=["pairs=1 queries_per_context=1"]"#;
         let done = run(&[versions], log);
-        let exact = Measured::default();
-        assert_eq!(done.best(&exact).map(|p| p.step), Some(3));
-        assert_eq!(done.steps_to(&exact, 0.9), Some(3));
+        let exact = Measure::ExactMatch;
+        assert_eq!(done.best(exact).map(|p| p.step), Some(3));
+        assert_eq!(done.steps_to(exact, 0.9), Some(3));
         assert_eq!(done.still_at(), None);
         let begun = run(&[versions], log.lines().next().unwrap_or_default());
-        assert_eq!(begun.best(&exact), None);
+        assert_eq!(begun.best(exact), None);
         let begun = run(
             &[versions],
             &format!("{}\n", log.lines().next().unwrap_or_default()),
         );
-        assert_eq!(begun.best(&exact), None);
+        assert_eq!(begun.best(exact), None);
         assert_eq!(begun.still_at(), Some("pairs=1"));
     }
 
@@ -372,13 +302,13 @@ pub(super) mod tests {
         let text = r#"{"samples":5,"later":[1],"rows":[{"write_steps":null,"exact_match":0.5},
             {"write_steps":2,"exact_match":0.25,"write_accuracy":1}]}"#;
         let eval: Evaluation = serde_json::from_str(text).unwrap();
-        let exact = Measured::default();
+        let exact = Measure::ExactMatch;
         assert_eq!(eval.rows[0].write_steps, None);
-        assert_eq!(exact.of_values(&eval.rows[1].scores), Some(0.25));
+        assert_eq!(exact.in_values(&eval.rows[1].scores), Some(0.25));
 
         let mut run = run(&["memory.write_steps=2"], "");
         run.eval = Some(eval);
-        let accuracy = Measured::by_key("write_accuracy");
-        assert_eq!(run.value(&accuracy, &exact), Some(1.0));
+        let accuracy = Measure::WriteAccuracy;
+        assert_eq!(run.value(accuracy, exact), Some(1.0));
     }
 }

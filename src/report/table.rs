@@ -3,8 +3,8 @@
 use super::Report;
 use super::floats::kept;
 use super::group::Group;
-use super::run::{Measured, Run};
-use super::text::{escape, grouped, mean};
+use super::run::Run;
+use super::text::{escape, grouped, mean, shown};
 use crate::train::metrics::Measure;
 
 /// What no number is known of.
@@ -68,26 +68,26 @@ impl Table {
 
 /// What came of each group.
 pub fn results(report: &Report) -> Table {
-    let measure = &report.measure;
-    let written = Measured::by_key("write_accuracy");
+    let measure = report.measure;
+    let written = Measure::WriteAccuracy;
     let mut others = vec![
-        Measured::default(),
-        Measured::of(Measure::TokenAccuracy),
+        Measure::ExactMatch,
+        Measure::TokenAccuracy,
         written,
-        Measured::of(Measure::ReadLoss),
+        Measure::ReadLoss,
     ];
     others.retain(|other| {
-        let has = |run: &Run| run.value(other, measure).is_some();
-        let always = other.key() != "write_accuracy";
-        other != measure && (always || report.runs().any(has))
+        let has = |run: &Run| run.value(*other, measure).is_some();
+        let always = *other != Measure::WriteAccuracy;
+        *other != measure && (always || report.runs().any(has))
     });
     let mut head = vec!["Group".into(), "Seeds".into(), measure.with_unit()];
     head.push("Each seed".into());
-    head.extend(others.iter().map(Measured::with_unit));
+    head.extend(others.iter().map(|m| m.with_unit()));
     head.extend(["Steps".into(), "Floats kept".into()]);
     let row = |group: &Group| {
-        let value = |measure: &Measured, run| Run::value(run, measure, &report.measure);
-        let show = |measure: &Measured| {
+        let value = |measure: Measure, run| Run::value(run, measure, report.measure);
+        let show = |measure: Measure| {
             let values: Vec<_> = group
                 .runs
                 .iter()
@@ -95,16 +95,18 @@ pub fn results(report: &Report) -> Table {
                 .collect();
             // Of all seeds or of none: the mean of those that came further says too much.
             let all = values.len() == group.runs.len();
-            mean(&values).filter(|_| all).map(|mean| measure.show(mean))
+            mean(&values)
+                .filter(|_| all)
+                .map(|mean| shown(measure, mean))
         };
         let each = group
             .runs
             .iter()
             .map(|run| match (value(measure, run), run.still_at()) {
-                (Some(value), None) => measure.show(value),
+                (Some(value), None) => shown(measure, value),
                 // `gradmem eval` has tried the run's own task on it.
                 (Some(value), Some(version)) => {
-                    format!("{} (at {version})", measure.show(value))
+                    format!("{} (at {version})", shown(measure, value))
                 }
                 (None, Some(version)) => format!("at {version}"),
                 (None, None) => NONE.into(),
@@ -116,7 +118,7 @@ pub fn results(report: &Report) -> Table {
             true => [show(measure).unwrap_or(NONE.into()), each.join(" · ")],
             false => ["no evaluation yet".into(), NONE.into()],
         });
-        row.extend(others.iter().map(|m| show(m).unwrap_or(NONE.into())));
+        row.extend(others.iter().map(|m| show(*m).unwrap_or(NONE.into())));
         row.push(span(group.runs.iter().map(|run| run.step)));
         let floats = group.config().and_then(kept);
         row.push(floats.map_or(NONE.into(), grouped));
@@ -144,15 +146,15 @@ pub fn results(report: &Report) -> Table {
 /// How long each seed took to learn its task; none before the first evaluation.
 pub fn steps(report: &Report) -> Option<Table> {
     let exact = match report.measure.is_share() {
-        true => report.measure.clone(),
-        false => Measured::default(),
+        true => report.measure,
+        false => Measure::ExactMatch,
     };
-    if report.runs().all(|run| run.best(&exact).is_none()) {
+    if report.runs().all(|run| run.best(exact).is_none()) {
         return None;
     }
     let rows = report.groups.iter().map(|group| {
         let runs = group.runs.iter();
-        let steps: Vec<_> = runs.map(|run| run.steps_to(&exact, LEARNED)).collect();
+        let steps: Vec<_> = runs.map(|run| run.steps_to(exact, LEARNED)).collect();
         let each = group.runs.iter().zip(&steps).map(|(run, step)| match step {
             Some(step) => grouped(*step),
             None if run.valid.is_empty() => NONE.into(),

@@ -1,5 +1,7 @@
 //! Numbers and words as they are shown.
 
+use crate::train::metrics::Measure;
+
 /// Text between tags or in an attribute.
 pub fn escape(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
@@ -15,6 +17,14 @@ pub fn escape(text: &str) -> String {
         }
     }
     escaped
+}
+
+/// A measure's value, a share of one in percent.
+pub fn shown(measure: Measure, value: f64) -> String {
+    match measure.is_share() {
+        true => format!("{:.1}", 100.0 * value),
+        false => format!("{value:.3}"),
+    }
 }
 
 /// A whole number, 12,288.

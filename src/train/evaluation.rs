@@ -14,7 +14,7 @@ use super::strategy::blame;
 use crate::data::{Asked, Batch, ExampleBatcher, Samples, Task, answers};
 use crate::error::{Error, at_least_one};
 use crate::memory::{GradMem, Memory, StopRule, next_token_loss};
-use crate::method::AnyMethod;
+use crate::method::{AnyMethod, Method};
 use crate::model::AnyLm;
 use crate::model::generate::GenerateConfig;
 
@@ -74,7 +74,7 @@ impl Row {
 
     /// A measure's value, if it was measured.
     pub fn value(&self, measure: Measure) -> Option<f64> {
-        self.scores.get(measure.key())?.as_f64()
+        measure.in_values(&self.scores)
     }
 }
 
@@ -313,7 +313,7 @@ impl<B: KernelBackend> Trained<B> {
             let prompt = |asked: &Asked| asked.tokens[..asked.target].to_vec();
             let prompts: Vec<_> = batch.asked.iter().map(prompt).collect();
             let said = match &memory {
-                Some(memory) => self.method.generate_from(memory, &prompts, &config)?,
+                Some(memory) => self.method.reader(memory)?.generate(&prompts, &config)?,
                 None => {
                     let contexts = batch.contexts.clone();
                     self.method.generate(contexts, &prompts, &config)?
@@ -383,8 +383,7 @@ fn add_scores<B: KernelBackend>(
     logits: Tensor<B, 3>,
     hits: &[Hits],
 ) -> Result<(), Error> {
-    let labels = batch.asked.iter();
-    let labels: usize = labels.map(|asked| asked.tokens.len() - asked.target).sum();
+    let labels = gradmem.counted(&batch.contexts, &batch.labels).labels;
     let loss = next_token_loss(logits, batch.labels.clone()).to_data();
     let loss: f64 = loss.iter::<f64>().sum();
     scores.add(Measure::ReadLoss, loss * labels as f64, labels);

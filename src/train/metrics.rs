@@ -115,6 +115,20 @@ impl Measure {
         )
     }
 
+    /// Its name with its unit, for an axis or a column.
+    pub fn with_unit(self) -> String {
+        match self {
+            share if share.is_share() => format!("{} (%)", share.name()),
+            Self::InnerGradNorm => self.name().into(),
+            loss => format!("{} (nats a token)", loss.name()),
+        }
+    }
+
+    /// Its value among others by their keys, if it is there and a number.
+    pub fn in_values(self, values: &serde_json::Map<String, serde_json::Value>) -> Option<f64> {
+        values.get(self.key())?.as_f64()
+    }
+
     /// Whether `a` is better than `b`.
     pub fn better(self, a: f64, b: f64) -> bool {
         match self.is_share() {

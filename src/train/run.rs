@@ -165,11 +165,11 @@ pub fn train<B: KernelBackend>(
 /// began with, or that of the model it begins with, or else that of the last version, the task itself.
 fn stages(config: &RunConfig, folder: &Path, from: Option<&Path>) -> Result<Vec<Task>, Error> {
     let begun = folder.join("config.toml").exists();
-    let source = from.unwrap_or(folder).join(TOKENIZER);
-    let kept = match (begun, from) {
-        (true, _) => Some(folder.join(TOKENIZER)),
-        (false, Some(_)) if source.exists() => Some(source),
-        (false, _) => None,
+    let kept = match begun {
+        true => Some(folder.join(TOKENIZER)),
+        false => from
+            .map(|from| from.join(TOKENIZER))
+            .filter(|path| path.exists()),
     };
     if let (Some(path), false, Some(file)) = (&kept, begun, config.tokens.file()) {
         config.tokens.open(file)?.check(path)?;
