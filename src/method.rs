@@ -1,8 +1,6 @@
 //! The ways to answer questions about a context, as one: GradMem and what it is compared with. What
 //! trains and evaluates them need not know which it has.
 
-use std::path::Path;
-
 use burn::module::{AutodiffModule, Module, ModuleDisplay};
 use burn::optim::GradientsParams;
 use burn::tensor::backend::{AutodiffBackend, Backend};
@@ -13,8 +11,8 @@ use serde::{Deserialize, Serialize};
 use crate::baselines::{InContext, InContextConfig, Rmt, RmtConfig};
 use crate::error::Error;
 use crate::memory::{
-    GradMem, GradMemConfig, Memory, MetaGradient, Outer, Reconstruction, Share, check_labels,
-    next_token_loss,
+    GradMem, GradMemConfig, Memory, MemoryFile, MetaGradient, Outer, Reconstruction, Share,
+    check_labels, next_token_loss,
 };
 use crate::model::generate::{GenerateConfig, Prefix};
 use crate::model::{AnyLm, CausalLm, ModelConfig, Writable};
@@ -443,31 +441,50 @@ impl<B: KernelBackend> AnyMethod<B> {
         }
     }
 
-    /// Saves a memory as `.safetensors`.
+    /// Takes memories out of the backend, to be described further and saved.
     ///
     /// # Errors
     ///
-    /// If the file cannot be written; a method that writes nothing.
-    pub fn save_memory(&self, memory: &Memory<B>, path: impl AsRef<Path>) -> Result<(), Error> {
+    /// Memories of another model or with numbers that are not finite; a method that writes nothing.
+    pub fn pack(&self, memory: &Memory<B>) -> Result<MemoryFile, Error> {
         match self {
-            Self::GradMem(method) => method.save_memory(memory, path),
-            Self::Rmt(method) => method.save_memory(memory, path),
+            Self::GradMem(method) => method.pack(memory),
+            Self::Rmt(method) => method.pack(memory),
             Self::InContext(_) => Err(writes_nothing()),
         }
     }
 
-    /// Loads a memory this model wrote.
+    /// Memories that this model wrote, back on its backend.
     ///
     /// # Errors
     ///
-    /// If the file is no memory, is damaged, or was written by another model; a method that writes
-    /// nothing.
-    pub fn load_memory(&self, path: impl AsRef<Path>) -> Result<Memory<B>, Error> {
+    /// If another model wrote them; a method that writes nothing.
+    pub fn unpack(&self, file: &MemoryFile) -> Result<Memory<B>, Error> {
         match self {
-            Self::GradMem(method) => method.load_memory(path),
-            Self::Rmt(method) => method.load_memory(path),
+            Self::GradMem(method) => method.unpack(file),
+            Self::Rmt(method) => method.unpack(file),
             Self::InContext(_) => Err(writes_nothing()),
         }
+    }
+
+    /// The token that fills a batch's shorter contexts.
+    pub fn pad_token(&self) -> usize {
+        each!(self, method => method.config().pad_token)
+    }
+
+    /// The longest context that can be written, in tokens; `None` if there is no limit.
+    ///
+    /// # Errors
+    ///
+    /// A method that writes nothing.
+    pub fn longest_context(&self) -> Result<Option<usize>, Error> {
+        let beside = match self {
+            Self::GradMem(method) => method.config().prefix_len(),
+            Self::Rmt(method) => method.config().written_with(),
+            Self::InContext(_) => return Err(writes_nothing()),
+        };
+        let positions = self.model().max_positions();
+        Ok(positions.map(|positions| positions.saturating_sub(beside)))
     }
 }
 

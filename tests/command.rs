@@ -149,6 +149,10 @@ fn settings_that_cannot_work_are_refused_before_anything_is_written() {
         ),
         (
             &["read", "m", "?", "--model", "nowhere"],
+            &["m: cannot read"],
+        ),
+        (
+            &["generate", "x", "--model", "nowhere"],
             &["not a run folder"],
         ),
         (&["parity", "nowhere"], &["nowhere", "cannot read"]),
@@ -527,11 +531,11 @@ fn files_that_do_not_fit_are_refused() {
         ),
         (
             &["write", "--model", "run", "-o", "n", "empty.txt"],
-            &["empty.txt is empty"],
+            &["empty.txt: is empty"],
         ),
         (
             &["write", "--model", "run", "-o", "n", "long.txt"],
-            &["needs 129 positions", "has 128"],
+            &["long.txt: has 127 tokens", "126 at most", "split it"],
         ),
         (
             &["write", "--model", "run", "-o", "n", "binary.txt"],

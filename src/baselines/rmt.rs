@@ -4,8 +4,6 @@
 //! A pass reads `[mem′; C; mem′]` and takes the last `m` hidden states as the new memory; there are K
 //! passes. READ is `[mem; Q]`.
 
-use std::path::Path;
-
 use burn::module::{Module, Param};
 use burn::tensor::backend::Backend;
 use burn::tensor::{Int, Tensor};
@@ -13,8 +11,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, at_least_one, require, sizes};
 use crate::memory::{
-    Contexts, Memory, check_labels, check_memory, check_pad, check_room, control_tokens,
-    copy_of_head, frame, next_token_loss, read_behind, store,
+    Contexts, Memory, MemoryFile, Origin, check_labels, check_memory, check_pad, check_room,
+    control_tokens, copy_of_head, frame, next_token_loss, read_behind, store,
 };
 use crate::model::CausalLm;
 use crate::model::generate::Prefix;
@@ -201,6 +199,9 @@ impl RmtConfig {
     }
 }
 
+/// The method's name in a memory's file.
+const RMT: &str = "rmt";
+
 /// A language model with a memory that forward passes write.
 ///
 /// Parameters carry the reference implementation's names.
@@ -355,25 +356,46 @@ impl<B: Backend, M: CausalLm<B>> Rmt<B, M> {
         })
     }
 
-    /// Saves a memory as `.safetensors`, with this model's fingerprint and K.
+    /// A short hash of all weights and the model's settings, as [`GradMem::fingerprint`].
     ///
-    /// # Errors
-    ///
-    /// If the file cannot be written; what was there before then stays.
-    pub fn save_memory(&self, memory: &Memory<B>, path: impl AsRef<Path>) -> Result<(), Error> {
-        let about = [("write_steps", self.config.write_steps.to_string())];
-        store::save(self, memory, "rmt", &about, path.as_ref())
+    /// [`GradMem::fingerprint`]: crate::memory::GradMem::fingerprint
+    pub fn fingerprint(&self) -> String {
+        store::fingerprint(self, &self.model.settings())
     }
 
-    /// Loads a memory this model wrote.
+    /// Takes memories out of the backend, as [`GradMem::pack`].
     ///
     /// # Errors
     ///
-    /// If the file is no memory, is damaged, or was written by another model.
-    pub fn load_memory(&self, path: impl AsRef<Path>) -> Result<Memory<B>, Error> {
-        let shape = [self.config.memory_tokens, self.model.d_model()];
+    /// If they are of another shape than this model's or hold numbers that are not finite.
+    ///
+    /// [`GradMem::pack`]: crate::memory::GradMem::pack
+    pub fn pack(&self, memory: &Memory<B>) -> Result<MemoryFile, Error> {
+        check_memory(memory, self.memory_shape(), false)?;
+        let origin = Origin {
+            method: RMT.into(),
+            model: self.fingerprint(),
+            write_steps: self.config.write_steps,
+            write_lr: None,
+            tokenizer: None,
+        };
+        store::pack(memory, origin)
+    }
+
+    /// Memories that this model wrote, back on its backend.
+    ///
+    /// # Errors
+    ///
+    /// If another method or model wrote them, or they are of another shape.
+    pub fn unpack(&self, file: &MemoryFile) -> Result<Memory<B>, Error> {
+        let reader = [RMT, &self.fingerprint()];
         let device = self.mem.val().device();
-        store::load(self, "rmt", shape, false, path.as_ref(), &device)
+        store::unpack(file, reader, self.memory_shape(), false, &device)
+    }
+
+    /// `[memory_tokens, d_model]`
+    fn memory_shape(&self) -> [usize; 2] {
+        [self.config.memory_tokens, self.model.d_model()]
     }
 
     fn contexts(&self, tokens: Tensor<B, 2, Int>) -> Result<Contexts<B>, Error> {
@@ -460,8 +482,7 @@ impl<B: Backend, M: CausalLm<B>> Rmt<B, M> {
 
     /// What READ begins with.
     fn prefix(&self, memory: &Memory<B>) -> Result<Tensor<B, 3>, Error> {
-        let shape = [self.config.memory_tokens, self.model.d_model()];
-        check_memory(memory, shape, false)?;
+        check_memory(memory, self.memory_shape(), false)?;
         let vectors = match &self.read_mem_proj {
             Some(proj) => proj.forward(memory.vectors.clone()),
             None => memory.vectors.clone(),

@@ -39,5 +39,5 @@ pub use split::Split;
 pub use squad::{SquadConfig, SquadDataset, SquadVariant};
 pub use task::{DataConfig, Lengths, Samples, Task};
 pub use text::{Objective, TextConfig};
-pub use tokenizer::TextTokenizer;
+pub use tokenizer::{TextTokenizer, tokenizer_fingerprint};
 pub use tokens::TokensConfig;

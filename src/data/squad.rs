@@ -62,6 +62,13 @@ pub enum SquadVariant {
     QcA,
 }
 
+impl SquadVariant {
+    /// Whether the query is the question.
+    pub(super) fn asks(self) -> bool {
+        matches!(self, Self::Plain | Self::Short)
+    }
+}
+
 impl SquadConfig {
     /// Says which value cannot work, and why.
     pub fn validate(&self) -> Result<(), Error> {

@@ -136,6 +136,25 @@ impl DataConfig {
         }
     }
 
+    /// A text in the form that this task's contexts have.
+    pub fn context_form(&self, text: &str) -> String {
+        self.form(text)
+    }
+
+    /// A question in the form that this task's queries have.
+    pub fn query_form(&self, question: &str) -> String {
+        self.form(question)
+    }
+
+    /// Stories, paragraphs and their questions end with a space; whatever else is written as it is.
+    fn form(&self, text: &str) -> String {
+        match self {
+            Self::Babi(_) => format!("{} ", text.trim()),
+            Self::Squad(config) if config.variant.asks() => format!("{} ", text.trim()),
+            _ => text.into(),
+        }
+    }
+
     /// The tokenizer that a run of this task kept in `path`.
     ///
     /// # Errors

@@ -1,5 +1,6 @@
 use std::path::Path;
 
+use sha2::{Digest, Sha256};
 use tokenizers::Tokenizer;
 use tokenizers::decoders::fuse::Fuse;
 use tokenizers::models::wordlevel::WordLevel;
@@ -9,6 +10,7 @@ use tokenizers::tokenizer::normalizer::SplitDelimiterBehavior;
 use super::source::check_file;
 use super::{Asked, Question};
 use crate::error::Error;
+use crate::files::hex;
 
 /// `[PAD]` `[BOS]` `[EOS]` `[UNK]`: tokens 0 to 3 of the tokenizers that are made here.
 pub(super) const SPECIAL: [&str; 4] = ["[PAD]", "[BOS]", "[EOS]", "[UNK]"];
@@ -263,6 +265,11 @@ impl TextTokenizer {
         self.tokenizer.to_string(true).map_err(problem)
     }
 
+    /// See [`tokenizer_fingerprint`].
+    pub fn fingerprint(&self) -> String {
+        tokenizer_fingerprint(&self.tokenizer)
+    }
+
     /// Checks that a `tokenizer.json` has these very tokens.
     ///
     /// # Errors
@@ -283,6 +290,17 @@ impl TextTokenizer {
             .filter_map(|id| self.tokenizer.id_to_token(id))
             .collect()
     }
+}
+
+/// A short hash of all that a `tokenizer.json` says, beside how texts are cut and filled: two of the same
+/// hash make the same tokens of any text.
+pub fn tokenizer_fingerprint(tokenizer: &Tokenizer) -> String {
+    let json = tokenizer.to_string(false);
+    let json = json.ok().and_then(|json| serde_json::from_str(&json).ok());
+    let mut json: serde_json::Map<String, serde_json::Value> = json.unwrap_or_default();
+    json.retain(|key, _| !["padding", "truncation"].contains(&key.as_str()));
+    let digest = Sha256::digest(serde_json::Value::Object(json).to_string());
+    hex(&digest[..8])
 }
 
 /// Reads a `tokenizer.json`.

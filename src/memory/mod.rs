@@ -32,6 +32,7 @@ pub use meta::{MetaGradient, Outer, Share};
 pub use read::next_token_loss;
 pub(crate) use read::{check_memory, read_behind};
 pub use stop::StopRule;
+pub use store::{MemoryFile, MemoryFloat, Origin, Written};
 pub use write::{Memory, Reconstruction};
 
 use crate::error::{Error, positive, require, sizes};

@@ -38,6 +38,56 @@ impl<B: Backend> Memory<B> {
         Self::from_fast(vec![vectors])
     }
 
+    /// The memories of several batches as one, with what is known of all of them: numbers of WRITE steps that
+    /// differ leave no losses.
+    ///
+    /// # Errors
+    ///
+    /// If there are none, or they differ in shape or in whether they have projections.
+    pub fn cat(memories: Vec<Self>) -> Result<Self, Error> {
+        let kind = |memory: &Self| {
+            let [_, m, d] = memory.vectors.dims();
+            (m, d, memory.projection.is_some())
+        };
+        let Some(one) = memories.first().map(kind) else {
+            return Err(Error::Input("there is no memory".into()));
+        };
+        if let Some(other) = memories.iter().map(kind).find(|other| *other != one) {
+            let of = |(m, d, own): (usize, usize, bool)| {
+                let own = if own {
+                    " with projections of their own"
+                } else {
+                    ""
+                };
+                format!("{m} vectors of width {d}{own}")
+            };
+            return Err(Error::Input(format!(
+                "memories of {} and of {} do not go together",
+                of(one),
+                of(other)
+            )));
+        }
+        let fast: Vec<_> = memories.iter().map(Self::fast).collect();
+        let parts = (0..fast[0].len()).map(|part| {
+            let each = fast.iter().map(|fast| fast[part].clone());
+            Tensor::cat(each.collect(), 0)
+        });
+        let steps = |of: fn(&Self) -> &Vec<Tensor<B, 1>>| -> Vec<Tensor<B, 1>> {
+            let steps = of(&memories[0]).len();
+            if memories.iter().any(|memory| of(memory).len() != steps) {
+                return Vec::new();
+            }
+            (0..steps)
+                .map(|k| Tensor::cat(memories.iter().map(|x| of(x)[k].clone()).collect(), 0))
+                .collect()
+        };
+        Ok(Self {
+            losses: steps(|memory| &memory.losses),
+            grad_norms: steps(|memory| &memory.grad_norms),
+            ..Self::from_fast(parts.collect())
+        })
+    }
+
     /// A memory from all that WRITE changes.
     pub(super) fn from_fast(mut fast: Vec<Tensor<B, 3>>) -> Self {
         let projection = fast.split_off(1).try_into().ok();

@@ -318,6 +318,10 @@ impl<B: KernelBackend> CausalLm<B> for AnyLm<B> {
         each!(self, Self, model => model.max_positions())
     }
 
+    fn settings(&self) -> String {
+        each!(self, Self, model => model.settings())
+    }
+
     fn embed(&self, tokens: Tensor<B, 2, Int>) -> Tensor<B, 3> {
         each!(self, Self, model => model.embed(tokens))
     }

@@ -3,6 +3,7 @@
 use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
 
+use super::CausalLm;
 use super::rows::{repeat, select};
 
 /// What a model keeps of a sequence: attention its keys and values, Mamba its state. A cache can be
@@ -97,4 +98,19 @@ impl<B: Backend> Cache<B> {
             layers: layers.map(|layer| layer.map(|pair| pair.map(&f))).collect(),
         }
     }
+}
+
+/// Bytes that `model` keeps of a sequence of so many `tokens`: what a memory of a context replaces. It is
+/// found by reading one and two of them, and grows evenly.
+pub fn cache_bytes<B: Backend, M: CausalLm<B>>(model: &M, tokens: usize) -> usize {
+    let device = model.head().device();
+    let [one, two] = [1, 2].map(|seq| {
+        let mut cache = Cache::new();
+        model.hidden_after(
+            Tensor::zeros([1, seq, model.d_model()], &device),
+            &mut cache,
+        );
+        cache.bytes()
+    });
+    one + two.saturating_sub(one) * tokens.saturating_sub(1)
 }

@@ -270,6 +270,10 @@ impl<B: KernelBackend> CausalLm<B> for Gpt2<B> {
         Some(self.config.n_positions)
     }
 
+    fn settings(&self) -> String {
+        super::settings(&self.config).to_string()
+    }
+
     fn embed(&self, tokens: Tensor<B, 2, Int>) -> Tensor<B, 3> {
         self.transformer.wte.forward(tokens)
     }

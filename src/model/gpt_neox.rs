@@ -302,6 +302,10 @@ impl<B: KernelBackend> CausalLm<B> for GptNeoX<B> {
         Some(self.config.max_position_embeddings)
     }
 
+    fn settings(&self) -> String {
+        super::settings(&self.config).to_string()
+    }
+
     fn embed(&self, tokens: Tensor<B, 2, Int>) -> Tensor<B, 3> {
         self.gpt_neox.embed_in.forward(tokens)
     }

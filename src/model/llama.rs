@@ -285,6 +285,10 @@ impl<B: KernelBackend> CausalLm<B> for Llama<B> {
         Some(self.config.max_position_embeddings)
     }
 
+    fn settings(&self) -> String {
+        super::settings(&self.config).to_string()
+    }
+
     fn embed(&self, tokens: Tensor<B, 2, Int>) -> Tensor<B, 3> {
         self.model.embed_tokens.forward(tokens)
     }

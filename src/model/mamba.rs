@@ -483,6 +483,10 @@ impl<B: KernelBackend> CausalLm<B> for Mamba<B> {
         None
     }
 
+    fn settings(&self) -> String {
+        super::settings(&self.config).to_string()
+    }
+
     fn embed(&self, tokens: Tensor<B, 2, Int>) -> Tensor<B, 3> {
         self.backbone.embeddings.forward(tokens)
     }

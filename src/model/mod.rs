@@ -23,12 +23,14 @@ use burn::module::{AutodiffModule, HasAutodiffModule, Module, ModuleDisplay};
 use burn::tensor::activation::log_softmax;
 use burn::tensor::backend::Backend;
 use burn::tensor::{Int, Tensor};
+use serde::Serialize;
+use serde_json::Value;
 
 use crate::error::Error;
 use layers::matmul_transposed;
 
 pub use any::{AnyLm, ModelConfig};
-pub use cache::{Cache, LayerCache, through};
+pub use cache::{Cache, LayerCache, cache_bytes, through};
 pub use gpt_neox::{GptNeoX, GptNeoXConfig};
 pub use gpt2::{Gpt2, Gpt2Config};
 pub use llama::{Llama, LlamaConfig};
@@ -50,6 +52,13 @@ pub trait CausalLm<B: Backend>: Module<B> + ModuleDisplay {
 
     /// Longest sequence, memory vectors included; `None` if there is no limit.
     fn max_positions(&self) -> Option<usize>;
+
+    /// What, beside its weights, decides what the model computes, as text: heads, rotary base and the like.
+    /// It goes into a memory's [fingerprint](crate::memory::GradMem::fingerprint), so that models which
+    /// share weights but not settings do not read each other's memories.
+    fn settings(&self) -> String {
+        String::new()
+    }
 
     /// `[batch, seq]` → `[batch, seq, d_model]`
     fn embed(&self, tokens: Tensor<B, 2, Int>) -> Tensor<B, 3>;
@@ -87,6 +96,19 @@ pub trait CausalLm<B: Backend>: Module<B> + ModuleDisplay {
     fn token_losses(&self, logits: Tensor<B, 3>, targets: Tensor<B, 2, Int>) -> Tensor<B, 2> {
         token_losses(logits, targets)
     }
+}
+
+/// Those of a configuration's settings that decide what a model with given weights computes.
+pub(crate) fn settings(config: &impl Serialize) -> Value {
+    let mut json = serde_json::to_value(config).unwrap_or_default();
+    if let Value::Object(json) = &mut json {
+        // What only matters to random weights.
+        for key in ["initializer_range", "time_step_min", "time_step_max"] {
+            json.remove(key);
+        }
+        json.retain(|_, value| !value.is_null());
+    }
+    json
 }
 
 /// `−log p` of each target: logits `[batch, seq, vocab_size]`, targets `[batch, seq]` → `[batch, seq]`.

@@ -13,6 +13,7 @@ use burn::tensor::backend::Backend;
 use burn::train::metric::LearningRateMetric;
 use burn::train::{Interrupter, Learner, SupervisedTraining, TrainingStrategy};
 use gradmem_kernels::KernelBackend;
+use serde_json::{Map, Value};
 
 use super::checkpoint::{RunFolder, RunState, TOKENIZER};
 use super::config::{RunConfig, TrainConfig};
@@ -26,7 +27,7 @@ use crate::data::{Cycle, DataConfig, ExampleBatcher, Task, TextTokenizer};
 use crate::error::Error;
 use crate::memory::{GradMem, MetaGradient};
 use crate::method::{AnyMethod, MethodName};
-use crate::model::{AnyLm, ModelConfig, weights};
+use crate::model::{AnyLm, ModelConfig, settings, weights};
 use crate::reference;
 
 /// What a training is started with, beside its settings.
@@ -289,13 +290,9 @@ fn begin_with<B: KernelBackend>(
     device: &B::Device,
 ) -> Result<AnyMethod<B>, Error> {
     let loaded = open_method::<B>(from, device)?;
-    let of = |model: &ModelConfig| {
-        let mut json = model.to_json();
-        // What only matters to random weights.
-        for key in ["initializer_range", "time_step_min", "time_step_max"] {
-            json.remove(key);
-        }
-        json
+    let of = |model: &ModelConfig| match settings(model) {
+        Value::Object(json) => json,
+        _ => Map::new(),
     };
     let (ours, theirs) = (of(&config.model), of(&loaded.model().config()));
     let keys: BTreeSet<_> = ours.keys().chain(theirs.keys()).collect();
@@ -303,7 +300,7 @@ fn begin_with<B: KernelBackend>(
         .into_iter()
         .find(|key| ours.get(*key) != theirs.get(*key))
     {
-        let show = |json: &serde_json::Map<_, serde_json::Value>| {
+        let show = |json: &Map<String, Value>| {
             json.get(key)
                 .map_or("unset".into(), |value| value.to_string())
         };

@@ -23,6 +23,7 @@ pub enum Command {
     Report(Report),
     Write(Write),
     Read(Read),
+    Inspect(Inspect),
     Generate(Generate),
     Export(Export),
     Parity(Parity),
@@ -129,40 +130,115 @@ pub struct Report {
     pub figures: Option<PathBuf>,
 }
 
-/// Write a context file into a memory file.
+/// Write texts into a memory file: each becomes a few vectors, from which questions are answered later.
 ///
-/// A line break at the very end of the file is not part of the context.
+/// Several texts become several memories of one file, each called as its file is. A line break at the very
+/// end of a text is not part of it. The file names its model, its tokenizer and how well WRITE went; the
+/// texts themselves are not in it unless --keep-context is given.
 #[derive(Parser)]
+#[command(after_help = "Examples:
+  gradmem write --model runs/kv-quick notes.txt -o notes.mem.safetensors
+  gradmem write --model runs/babi-small stories/*.txt -o stories.mem.safetensors --bf16
+  sort notes.txt | gradmem write --model runs/mine - -o sorted.mem.safetensors --name sorted")]
 pub struct Write {
-    /// The context; - for standard input.
-    pub context: PathBuf,
+    /// The texts, UTF-8; - for standard input.
+    #[arg(required = true, value_name = "TEXT")]
+    pub contexts: Vec<PathBuf>,
     /// The memory file to make.
     #[arg(long, short, value_name = "FILE")]
     pub output: PathBuf,
-    /// Folder of the trained run or checkpoint whose model writes.
-    #[arg(long, value_name = "FOLDER")]
-    pub model: PathBuf,
-    /// Number of WRITE steps [default: what the run was trained with].
+    #[command(flatten)]
+    pub model: ModelFolder,
+    /// Number of WRITE steps [default: what the model was trained with].
     #[arg(long, value_name = "K")]
     pub write_steps: Option<usize>,
+    /// What the memory is called, if there is one text.
+    #[arg(long = "name", value_name = "NAME")]
+    pub called: Option<String>,
+    /// Keep the texts in the file too.
+    #[arg(long)]
+    pub keep_context: bool,
+    /// Keep the vectors as bf16: half the bytes, 8 bits of precision.
+    #[arg(long)]
+    pub bf16: bool,
+    /// Texts that are written at once.
+    #[arg(long, value_name = "N", default_value_t = 16)]
+    pub batch: usize,
     #[command(flatten)]
     pub backend: Backend,
 }
 
-/// Ask a memory file a question; the answer is decoded greedily unless a temperature is given.
+/// Ask a memory file; answers are decoded greedily unless a temperature is given.
+///
+/// One question to one memory prints the answer. A file of questions, several memories or --json print one
+/// JSON object a line, with the memory's name, the question and the answer. A memory is read once, however
+/// many the questions are.
 #[derive(Parser)]
+#[command(after_help = "Examples:
+  gradmem read notes.mem.safetensors '?!b:' --model runs/kv-quick
+  gradmem read stories.mem.safetensors 'Where is Mary?' --model runs/babi-small --memory mary.txt
+  gradmem read notes.mem.safetensors --questions questions.txt --model runs/mine > answers.jsonl")]
 pub struct Read {
     /// The memory file.
-    pub memory: PathBuf,
-    /// The query, as the task writes it; for key-value pairs such as '?!b:'.
-    pub question: String,
-    /// Folder of the trained run or checkpoint whose model wrote the memory.
-    #[arg(long, value_name = "FOLDER")]
-    pub model: PathBuf,
+    #[arg(value_name = "FILE")]
+    pub file: PathBuf,
+    /// The question, as the model's task asks: 'Where is Mary?' of bAbI, '?!b:' of key-value pairs.
+    #[arg(required_unless_present = "questions")]
+    pub question: Option<String>,
+    /// A file of questions, one a line; - for standard input.
+    #[arg(long, value_name = "FILE", conflicts_with = "question")]
+    pub questions: Option<PathBuf>,
+    /// Ask only the memory of this name, or of this index, from 0.
+    #[arg(long, value_name = "NAME")]
+    pub memory: Option<String>,
+    #[command(flatten)]
+    pub model: ModelFolder,
+    /// Print JSON in any case.
+    #[arg(long)]
+    pub json: bool,
     #[command(flatten)]
     pub sampling: Sampling,
     #[command(flatten)]
     pub backend: Backend,
+}
+
+/// Say what is in a memory file; with its context, how well it tells it again.
+///
+/// Without --context no model is needed.
+#[derive(Parser)]
+#[command(after_help = "Examples:
+  gradmem inspect notes.mem.safetensors
+  gradmem inspect notes.mem.safetensors --context notes.txt --model runs/kv-quick")]
+pub struct Inspect {
+    /// The memory file.
+    #[arg(value_name = "FILE")]
+    pub file: PathBuf,
+    /// The texts that its memories are said to hold, in the file's order.
+    #[arg(long, value_name = "TEXT", num_args = 1..)]
+    pub context: Vec<PathBuf>,
+    #[command(flatten)]
+    pub model: OptionalModelFolder,
+    /// Print one JSON object.
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    pub backend: Backend,
+}
+
+/// Whose memories they are.
+#[derive(clap::Args)]
+pub struct ModelFolder {
+    /// Folder of the trained run or checkpoint whose model writes and reads the memory.
+    #[arg(long = "model", value_name = "FOLDER", env = "GRADMEM_MODEL")]
+    pub folder: PathBuf,
+}
+
+/// The same where it may be left out.
+#[derive(clap::Args)]
+pub struct OptionalModelFolder {
+    /// Folder of the trained run or checkpoint whose model wrote the memory.
+    #[arg(long = "model", value_name = "FOLDER", env = "GRADMEM_MODEL")]
+    pub folder: Option<PathBuf>,
 }
 
 /// Go on with a text, by the language model alone.

@@ -18,6 +18,7 @@ use serde::Serialize;
 
 use crate::args::{AttentionBench, Bench, BenchPart, Float, StepBench};
 use crate::backend::{Job, device_bytes, dispatch};
+use crate::output::say;
 
 pub fn bench(args: Bench) -> Result<ExitCode, Error> {
     match args.part {
@@ -52,7 +53,7 @@ fn step(args: StepBench) -> Result<ExitCode, Error> {
         print_json(&report)?;
         return Ok(ExitCode::SUCCESS);
     }
-    println!(
+    say!(
         "{:.4} s a step (median of {}), loss {:.4}{}",
         report.seconds_per_step,
         seconds.len(),
@@ -206,7 +207,7 @@ fn attention(args: AttentionBench) -> Result<ExitCode, Error> {
         print_json(&report)?;
         return Ok(ExitCode::SUCCESS);
     }
-    println!(
+    say!(
         "seq {seq}: forward {:.3} ms, backward {:.3} ms, double backward {:.3} ms ({:.3} TFLOP/s)",
         forward * 1e3,
         backward * 1e3,
@@ -362,14 +363,14 @@ fn peak_rss_bytes() -> Option<u64> {
 
 fn print_json(report: &impl Serialize) -> Result<(), Error> {
     let json = serde_json::to_string(report).map_err(|error| Error::Input(error.to_string()))?;
-    println!("{json}");
+    say!("{json}");
     Ok(())
 }
 
 fn print_memory(rss: Option<u64>, device: Option<u64>) {
     for (bytes, what) in [(rss, "resident"), (device, "reserved on the device")] {
         if let Some(bytes) = bytes {
-            println!("{:.1} MiB {what}", bytes as f64 / (1 << 20) as f64);
+            say!("{:.1} MiB {what}", bytes as f64 / (1 << 20) as f64);
         }
     }
 }

@@ -11,6 +11,7 @@ use gradmem::train::metrics::{Measure, Scores};
 
 use crate::args;
 use crate::backend::{Job, dispatch};
+use crate::output::say;
 
 pub fn eval(args: args::Eval) -> Result<ExitCode, Error> {
     let steps = args.write_steps.as_deref();
@@ -66,7 +67,7 @@ fn print_json(found: &Evaluation, method: &str) {
         line.insert("method".into(), method.into());
         line.insert("write_steps".into(), row.write_steps.into());
         line.insert("samples".into(), found.samples.into());
-        println!("{}", serde_json::Value::Object(line));
+        say!("{}", serde_json::Value::Object(line));
     }
     if let Some(adaptive) = &found.adaptive {
         let mut line = serde_json::to_value(adaptive).unwrap_or_default();
@@ -74,12 +75,12 @@ fn print_json(found: &Evaluation, method: &str) {
             line.insert("method".into(), method.into());
             line.insert("samples".into(), found.samples.into());
         }
-        println!("{line}");
+        say!("{line}");
     }
 }
 
 fn print_table(found: &Evaluation, method: &str, args: &args::Eval) {
-    println!(
+    say!(
         "{} held-out contexts of {} ({method})",
         found.samples,
         args.run.display()
@@ -87,18 +88,18 @@ fn print_table(found: &Evaluation, method: &str, args: &args::Eval) {
     let measured = |measure: &Measure| found.rows.iter().any(|row| row.value(*measure).is_some());
     let measures: Vec<Measure> = Measure::ALL.into_iter().filter(measured).collect();
     let names = measures.iter().map(|m| format!("{:>21}", m.name()));
-    println!("{:>4}{}", "K", names.collect::<String>());
+    say!("{:>4}{}", "K", names.collect::<String>());
     for row in &found.rows {
         let values = measures.iter().map(|m| {
             let value = row.value(*m).map_or("–".into(), |v| show_value(*m, v));
             format!("{value:>21}")
         });
         let k = row.write_steps.map_or("–".into(), |k| k.to_string());
-        println!("{k:>4}{}", values.collect::<String>());
+        say!("{k:>4}{}", values.collect::<String>());
     }
     if let Some(adaptive) = &found.adaptive {
         let rule = &adaptive.rule;
-        println!(
+        say!(
             "\nEach sample by itself, until its WRITE loss has not fallen by more than {} for {} steps, or {} \
              steps:\n{} exact match in {:.1} steps in the mean (rule chosen on {} training contexts: {})",
             rule.tolerance,
@@ -120,7 +121,7 @@ fn print_table(found: &Evaluation, method: &str, args: &args::Eval) {
                 None => text,
             }
         };
-        println!(
+        say!(
             "{mark} {} → {} (right: {})",
             clip(&shown.query),
             clip(&shown.answer),

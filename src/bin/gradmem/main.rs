@@ -7,7 +7,9 @@ mod backend;
 mod bench;
 mod commands;
 mod eval;
+mod memories;
 mod model;
+mod output;
 mod train;
 
 use std::io::Write as _;
@@ -81,8 +83,9 @@ fn main() -> ExitCode {
         Command::Train(args) => train::train(args),
         Command::Eval(args) => eval::eval(args),
         Command::Report(args) => commands::report(args),
-        Command::Write(args) => commands::write(args),
-        Command::Read(args) => commands::read(args),
+        Command::Write(args) => memories::write(args),
+        Command::Read(args) => memories::read(args),
+        Command::Inspect(args) => memories::inspect(args),
         Command::Generate(args) => commands::generate(args),
         Command::Export(args) => commands::export(args),
         Command::Parity(args) => commands::parity(args),

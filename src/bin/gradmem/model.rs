@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use gradmem::Error;
-use gradmem::data::TextTokenizer;
+use gradmem::data::{DataConfig, TextTokenizer, tokenizer_fingerprint};
 use gradmem::kernels::KernelBackend;
 use gradmem::method::AnyMethod;
 use gradmem::model::generate::GenerateConfig;
@@ -24,9 +24,12 @@ impl<B: KernelBackend> Model<B> {
     pub fn open(folder: &Path, device: &B::Device) -> Result<Self, Error> {
         if folder.join("config.toml").is_file() {
             let Trained {
-                method, tokenizer, ..
+                method,
+                tokenizer,
+                config,
+                ..
             } = Trained::open(folder, device)?;
-            let text = Text::Task(Box::new(tokenizer));
+            let text = Text::Task(Box::new(tokenizer), Box::new(config.data));
             return Ok(Self { method, text });
         }
         let method = open_method(folder, device)?;
@@ -45,7 +48,7 @@ impl<B: KernelBackend> Model<B> {
 /// Text to tokens and back.
 pub enum Text {
     /// As the run's task does it.
-    Task(Box<TextTokenizer>),
+    Task(Box<TextTokenizer>, Box<DataConfig>),
     /// As a `tokenizer.json` says; answers end with the token that the model's `config.json` names.
     Any(Box<Tokenizer>, Option<u32>),
 }
@@ -53,7 +56,7 @@ pub enum Text {
 impl Text {
     pub fn encode(&self, text: &str, begin: Begin) -> Result<Vec<u32>, Error> {
         match self {
-            Self::Task(tokenizer) => {
+            Self::Task(tokenizer, _) => {
                 let ids = tokenizer.encode(text)?;
                 let unknown = ids.iter().filter(|id| tokenizer.is_unknown(**id)).count();
                 if unknown > 0 {
@@ -71,10 +74,34 @@ impl Text {
         }
     }
 
+    /// Tokens of a context, in the form that the model was trained with.
+    pub fn encode_context(&self, context: &str) -> Result<Vec<u32>, Error> {
+        match self {
+            Self::Task(_, data) => self.encode(&data.context_form(context), Begin::Bare),
+            Self::Any(..) => self.encode(context, Begin::Bare),
+        }
+    }
+
+    /// Tokens of a question, likewise.
+    pub fn encode_question(&self, question: &str) -> Result<Vec<u32>, Error> {
+        match self {
+            Self::Task(_, data) => self.encode(&data.query_form(question), Begin::Bare),
+            Self::Any(..) => self.encode(question, Begin::Bare),
+        }
+    }
+
+    /// The tokenizer's.
+    pub fn fingerprint(&self) -> String {
+        match self {
+            Self::Task(tokenizer, _) => tokenizer.fingerprint(),
+            Self::Any(tokenizer, _) => tokenizer_fingerprint(tokenizer),
+        }
+    }
+
     /// The text of an answer.
     pub fn decode(&self, ids: &[u32]) -> Result<String, Error> {
         match self {
-            Self::Task(tokenizer) => tokenizer.decode_answer(ids),
+            Self::Task(tokenizer, _) => tokenizer.decode_answer(ids),
             Self::Any(tokenizer, _) => tokenizer
                 .decode(ids, true)
                 .map_err(|e| Error::Input(format!("tokens {ids:?} cannot be decoded: {e}"))),
@@ -86,7 +113,7 @@ impl Text {
     pub fn continued(&self, prompt: &[u32], answer: &[u32]) -> Result<String, Error> {
         let ids = [prompt, answer].concat();
         match self {
-            Self::Task(tokenizer) => tokenizer.decode(&ids),
+            Self::Task(tokenizer, _) => tokenizer.decode(&ids),
             Self::Any(..) => self.decode(&ids),
         }
     }
@@ -94,7 +121,7 @@ impl Text {
     /// The token that ends an answer, if there is one.
     fn end(&self) -> Option<u32> {
         match self {
-            Self::Task(tokenizer) => Some(tokenizer.end()),
+            Self::Task(tokenizer, _) => Some(tokenizer.end()),
             Self::Any(_, end) => *end,
         }
     }

@@ -21,6 +21,7 @@ use crate::args;
 use crate::backend::{Job, dispatch};
 use crate::commands::program;
 use crate::eval::{numbers, show, show_value};
+use crate::output::{put, say};
 
 /// What a shell reports of a program stopped by Ctrl-C.
 const INTERRUPTED: u8 = 130;
@@ -71,7 +72,7 @@ pub fn train(args: args::Train) -> Result<ExitCode, Error> {
             break;
         }
     }
-    print!("{}", of_all(&config, &outcomes));
+    put(format_args!("{}", of_all(&config, &outcomes)));
     let last = outcomes
         .last()
         .map(|(_, outcome)| exit_code(&outcome.ending));
@@ -91,7 +92,7 @@ fn one(
     folder: &Path,
     interrupter: &Interrupter,
 ) -> Result<Outcome, Error> {
-    println!("{}", overview(config, folder));
+    say!("{}", overview(config, folder));
     let start = Instant::now();
     let outcome = dispatch(
         &args.backend,
@@ -105,7 +106,10 @@ fn one(
             },
         },
     )?;
-    print!("{}", summary(config, folder, &outcome, start.elapsed())?);
+    put(format_args!(
+        "{}",
+        summary(config, folder, &outcome, start.elapsed())?
+    ));
     Ok(outcome)
 }
 

@@ -1,0 +1,382 @@
+//! Memory files from a shell: `gradmem write`, `read` and `inspect`.
+
+use std::io::Write as _;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+use std::sync::OnceLock;
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+fn command(folder: &Path, args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_gradmem"));
+    command.args(args).current_dir(folder);
+    command
+}
+
+fn gradmem(folder: &Path, args: &[&str]) -> Output {
+    command(folder, args).output().unwrap()
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into()
+}
+
+fn succeeds(output: &Output) -> String {
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    text(&output.stdout)
+}
+
+fn refuses(output: &Output, words: &[&str]) {
+    let error = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{words:?}: {error}");
+    assert_eq!(error.trim_end().lines().count(), 1, "{error}");
+    for word in words {
+        assert!(error.contains(word), "`{word}` is not in: {error}");
+    }
+}
+
+/// A model that a second of training made, in a folder for all tests; each has a folder of its own.
+fn model() -> (&'static str, TempDir) {
+    static RUN: OnceLock<(TempDir, String)> = OnceLock::new();
+    let (_, run) = RUN.get_or_init(|| {
+        let folder = TempDir::new().unwrap();
+        let tiny = "train kv-quick --run run data.pairs=2 data.queries_per_context=1 \
+            data.valid_samples=20 model.hidden_size=8 model.intermediate_size=16 \
+            model.num_hidden_layers=1 model.num_attention_heads=1 memory.memory_tokens=2 \
+            train.batch_size=4 train.steps=6 train.eval_every=3 train.log_every=2 \
+            train.warmup_steps=2";
+        let args: Vec<&str> = tiny.split_whitespace().collect();
+        succeeds(&gradmem(folder.path(), &args));
+        let run = folder.path().join("run").display().to_string();
+        (folder, run)
+    });
+    (run, TempDir::new().unwrap())
+}
+
+/// Files in a folder, without the hidden ones.
+fn put(folder: &TempDir, files: &[(&str, &str)]) {
+    for (name, content) in files {
+        std::fs::write(folder.path().join(name), content).unwrap();
+    }
+}
+
+fn json_lines(text: &str) -> Vec<Value> {
+    let lines = text.lines().map(|line| serde_json::from_str(line).unwrap());
+    lines.collect()
+}
+
+const TEXTS: [(&str, &str); 3] = [
+    ("long.txt", "!a:1!!b:2!!c:3!!d:4!|\n"),
+    ("short.txt", "!a:5!|"),
+    ("middle.txt", "!a:6!!b:7!|\r\n"),
+];
+
+#[test]
+fn texts_become_memories_that_answer() {
+    let (run, folder) = model();
+    let at = folder.path();
+    put(&folder, &TEXTS);
+    let write = [
+        "write",
+        "--model",
+        run,
+        "long.txt",
+        "short.txt",
+        "middle.txt",
+    ];
+    let all = [&write[..], &["-o", "all.safetensors", "--batch", "2"]].concat();
+    let printed = succeeds(&gradmem(at, &all));
+    for word in [
+        "3 memories",
+        "2 vectors of width 8",
+        "long.txt: 21 tokens",
+        "key-value cache",
+        "a second",
+    ] {
+        assert!(printed.contains(word), "`{word}` is not in {printed}");
+    }
+    let inspect = |args: &[&str]| -> Value {
+        let args = [&["inspect", "--json"], args].concat();
+        serde_json::from_str(&succeeds(&gradmem(at, &args))).unwrap()
+    };
+    let about = inspect(&["all.safetensors"]);
+    assert_eq!(about["origin"]["method"], "gradmem");
+    assert_eq!(
+        (&about["memories"], &about["dtype"]),
+        (&3.into(), &"f32".into())
+    );
+    assert_eq!(about["bytes_each"], 2 * 8 * 4);
+    // In the order in which they were given, though they were written by length.
+    for ((name, content), (sample, tokens)) in TEXTS
+        .iter()
+        .zip(about["samples"].as_array().unwrap().iter().zip([21, 6, 11]))
+    {
+        assert_eq!(sample["name"], *name);
+        assert_eq!(sample["tokens"], tokens, "{content:?}");
+        // One layer's keys and values, of width 8, in f32.
+        assert_eq!(sample["cache_bytes"], 2 * 8 * 4 * tokens);
+        assert!(sample["loss_before"].is_f64() && sample["loss_after"].is_f64());
+        assert_eq!(
+            sample["context"],
+            Value::Null,
+            "a context is not kept unasked"
+        );
+        assert_eq!(sample["context_sha256"].as_str().unwrap().len(), 64);
+    }
+    let bytes = std::fs::read(at.join("all.safetensors")).unwrap();
+    assert!(!text(&bytes).contains("!a:1!"));
+    succeeds(&gradmem(at, &all));
+    assert_eq!(
+        std::fs::read(at.join("all.safetensors")).unwrap(),
+        bytes,
+        "the same bytes again"
+    );
+
+    // Alone, from standard input, in half the room, with its text.
+    let kept = [
+        "write",
+        "--model",
+        run,
+        "-",
+        "-o",
+        "one.safetensors",
+        "--bf16",
+        "--keep-context",
+        "--name",
+        "first",
+    ];
+    let mut child = command(at, &kept)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    child
+        .stdin
+        .take()
+        .unwrap()
+        .write_all(TEXTS[0].1.as_bytes())
+        .unwrap();
+    succeeds(&child.wait_with_output().unwrap());
+    let one = inspect(&["one.safetensors", "--context", "long.txt", "--model", run]);
+    let sample = &one["samples"][0];
+    assert_eq!(one["bytes_each"], 2 * 8 * 2);
+    assert_eq!(
+        (&sample["name"], &sample["context"]),
+        (&"first".into(), &"!a:1!!b:2!!c:3!!d:4!|".into())
+    );
+    assert_eq!(sample["same_context"], true);
+    let [told, after] =
+        ["reconstruction_loss", "loss_after"].map(|key| sample[key].as_f64().unwrap());
+    assert!((told - after).abs() < 0.01, "{told} {after}");
+    let other = inspect(&["one.safetensors", "--context", "short.txt", "--model", run]);
+    assert_eq!(other["samples"][0]["same_context"], false);
+    let shown = succeeds(&gradmem(at, &["inspect", "one.safetensors"]));
+    assert!(
+        shown.contains("bf16")
+            && shown.contains("first: 21 tokens")
+            && shown.contains("2 WRITE steps"),
+        "{shown}"
+    );
+
+    // Each memory answers each question as it does alone.
+    put(&folder, &[("questions.txt", "?!a:\n?!b:\n?!a:\n")]);
+    let read = ["read", "--model", run, "--max-tokens", "4"];
+    let asked = [
+        &read[..],
+        &["all.safetensors", "--questions", "questions.txt"],
+    ]
+    .concat();
+    let lines = json_lines(&succeeds(&gradmem(at, &asked)));
+    assert_eq!(lines.len(), 9);
+    for line in &lines {
+        let [memory, question] = ["memory", "question"].map(|key| line[key].as_str().unwrap());
+        let alone = [
+            &read[..],
+            &["all.safetensors", question, "--memory", memory],
+        ]
+        .concat();
+        let answer = succeeds(&gradmem(at, &alone));
+        assert_eq!(
+            line["answer"].as_str().unwrap(),
+            answer.strip_suffix('\n').unwrap()
+        );
+    }
+    let mut environment = command(
+        at,
+        &["read", "all.safetensors", "?!a:", "--memory", "1", "--json"],
+    );
+    let line = environment.env("GRADMEM_MODEL", run).output().unwrap();
+    assert_eq!(json_lines(&succeeds(&line))[0]["memory"], "short.txt");
+}
+
+#[test]
+fn what_cannot_be_is_said_before_any_work_and_leaves_what_was() {
+    let (run, folder) = model();
+    let at = folder.path();
+    put(&folder, &TEXTS);
+    put(
+        &folder,
+        &[
+            ("zero.txt", "!a:1!\0"),
+            ("old.safetensors", "old"),
+            ("fixed", "old"),
+            ("empty.txt", "\n"),
+            ("none", ""),
+        ],
+    );
+    std::fs::write(at.join("latin.txt"), b"caf\xe9").unwrap();
+    std::fs::create_dir(at.join("folder")).unwrap();
+    let mut rights = std::fs::metadata(at.join("fixed")).unwrap().permissions();
+    rights.set_readonly(true);
+    std::fs::set_permissions(at.join("fixed"), rights).unwrap();
+    let write = |args: &[&str]| gradmem(at, &[&["write", "--model", run], args].concat());
+    refuses(
+        &write(&["short.txt", "-o", "folder"]),
+        &["folder: is a folder", "name the file"],
+    );
+    refuses(
+        &write(&["short.txt", "-o", "no/where"]),
+        &["no/where: its folder does not exist"],
+    );
+    refuses(
+        &write(&["short.txt", "-o", "fixed"]),
+        &["fixed: is read-only"],
+    );
+    refuses(
+        &write(&["short.txt", "zero.txt", "-o", "n"]),
+        &["zero.txt", "zero at byte 5"],
+    );
+    refuses(
+        &write(&["short.txt", "latin.txt", "-o", "old.safetensors"]),
+        &["latin.txt", "UTF-8", "byte 3"],
+    );
+    refuses(
+        &write(&["short.txt", "empty.txt", "-o", "n"]),
+        &["empty.txt: is empty"],
+    );
+    refuses(&write(&["short.txt", "gone.txt", "-o", "n"]), &["gone.txt"]);
+    refuses(&write(&["short.txt", "folder", "-o", "n"]), &["folder"]);
+    refuses(
+        &write(&["short.txt", "--batch", "0", "-o", "n"]),
+        &["--batch"],
+    );
+    refuses(
+        &write(&["short.txt", "long.txt", "--name", "x", "-o", "n"]),
+        &["--name"],
+    );
+    assert_eq!(
+        std::fs::read_to_string(at.join("old.safetensors")).unwrap(),
+        "old"
+    );
+    assert!(!at.join("n").exists());
+
+    succeeds(&write(&["short.txt", "long.txt", "-o", "m.safetensors"]));
+    let read = |args: &[&str]| {
+        gradmem(
+            at,
+            &[&["read", "--model", run, "m.safetensors"], args].concat(),
+        )
+    };
+    let long = "a".repeat(127);
+    refuses(&read(&[&long]), &["127 tokens", "126 positions left"]);
+    put(&folder, &[("q.txt", &format!("?!a:\n{long}\n"))]);
+    refuses(
+        &read(&["--questions", "q.txt"]),
+        &["q.txt: line 2", "127 tokens"],
+    );
+    refuses(&read(&["--questions", "none"]), &["none: has no question"]);
+    refuses(
+        &read(&["?!a:", "--memory", "gone"]),
+        &["\"gone\"", "\"short.txt\", \"long.txt\""],
+    );
+    refuses(
+        &read(&["?!a:", "--memory", "2"]),
+        &["no memory is called \"2\""],
+    );
+    let inspect = |args: &[&str]| gradmem(at, &[&["inspect", "m.safetensors"], args].concat());
+    refuses(
+        &inspect(&["--context", "short.txt"]),
+        &["--context needs --model"],
+    );
+    refuses(
+        &inspect(&["--model", run, "--context", "short.txt"]),
+        &["1 texts for 2 memories"],
+    );
+    refuses(
+        &gradmem(at, &["inspect", "short.txt"]),
+        &["short.txt", "not a whole .safetensors file"],
+    );
+}
+
+#[test]
+fn two_programs_that_write_one_file_leave_one_of_both_memories() {
+    let (run, folder) = model();
+    let at = folder.path();
+    put(&folder, &TEXTS);
+    let args = |text: &'static str| ["write", "--model", run, text, "-o", "m.safetensors"];
+    for _ in 0..4 {
+        let both = ["short.txt", "long.txt"].map(|text| {
+            let mut child = command(at, &args(text));
+            child
+                .stdout(Stdio::null())
+                .stderr(Stdio::piped())
+                .spawn()
+                .unwrap()
+        });
+        for child in both {
+            succeeds(&child.wait_with_output().unwrap());
+        }
+        let shown = succeeds(&gradmem(at, &["inspect", "m.safetensors"]));
+        assert!(
+            shown.contains("short.txt: 6") || shown.contains("long.txt: 21"),
+            "{shown}"
+        );
+    }
+    let left = std::fs::read_dir(at).unwrap().count();
+    assert_eq!(left, TEXTS.len() + 1, "nothing else is left");
+}
+
+#[test]
+#[cfg(unix)]
+fn odd_shells_are_no_reason_to_fail() {
+    use std::os::unix::ffi::OsStrExt as _;
+    let (run, folder) = model();
+    let at = folder.path();
+    // A name that is no UTF-8, in a locale that knows none.
+    let name = std::ffi::OsStr::from_bytes(b"caf\xe9.txt");
+    std::fs::write(at.join(name), "!a:1!|").unwrap();
+    let mut write = command(at, &["write", "--model", run, "-o", "m.safetensors"]);
+    let written = write
+        .arg(name)
+        .env("LC_ALL", "C")
+        .env("LANG", "")
+        .output()
+        .unwrap();
+    assert!(succeeds(&written).contains("caf\u{fffd}.txt: 6 tokens"));
+    let mut question = command(at, &["read", "--model", run, "m.safetensors"]);
+    let refused = question
+        .arg(std::ffi::OsStr::from_bytes(b"?!\xe9:"))
+        .output()
+        .unwrap();
+    assert_eq!(refused.status.code(), Some(2));
+    assert!(text(&refused.stderr).contains("UTF-8"));
+
+    // A reader that has seen enough, and a disk without room.
+    let mut many = command(at, &["preset", "kv-quick"]);
+    let mut child = many
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(child.stdout.take());
+    let gone = child.wait_with_output().unwrap();
+    assert!(gone.status.success() || gone.status.code() == Some(141));
+    assert_eq!(text(&gone.stderr), "");
+    if let Ok(full) = std::fs::OpenOptions::new().write(true).open("/dev/full") {
+        let full = command(at, &["preset"]).stdout(full).output().unwrap();
+        assert_eq!(full.status.code(), Some(1));
+        assert!(text(&full.stderr).contains("standard output"));
+    }
+}

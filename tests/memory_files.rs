@@ -1,0 +1,415 @@
+//! Memories as files, from the library: what is kept, what is refused, and by whom.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+
+use burn::tensor::backend::Backend;
+use burn::tensor::{Int, Tensor, TensorData};
+use burn_flex::Flex;
+use burn_ndarray::NdArray;
+use gradmem::Error;
+use gradmem::data::{KvConfig, tokenizer_fingerprint};
+use gradmem::memory::{GradMem, GradMemConfig, MemProj, Memory, MemoryFile, MemoryFloat};
+use gradmem::model::generate::GenerateConfig;
+use gradmem::model::{AnyLm, LlamaConfig, ModelConfig, cache_bytes, weights};
+use gradmem_kernels::KernelBackend;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+const ENTRY: &str = "gradmem_memory";
+
+fn llama() -> LlamaConfig {
+    LlamaConfig {
+        initializer_range: 0.3,
+        ..LlamaConfig::new(40, 16, 2, 2)
+    }
+}
+
+fn gradmem<B: KernelBackend>(llama: LlamaConfig, proj: MemProj, seed: u64) -> GradMem<B, AnyLm<B>> {
+    let device = Default::default();
+    let model = ModelConfig::Llama(llama).init::<B>(seed, &device).unwrap();
+    GradMemConfig::new()
+        .with_memory_tokens(3)
+        .with_write_lr(0.5)
+        .with_mem_proj(proj)
+        .init(model, seed, &device)
+        .unwrap()
+}
+
+fn contexts<B: Backend>() -> Tensor<B, 2, Int> {
+    let ids = [[5, 6, 7, 8, 9], [9, 8, 7, 0, 0], [11, 30, 2, 17, 0]];
+    Tensor::from_data(ids, &Default::default())
+}
+
+fn message<T>(result: Result<T, Error>) -> String {
+    match result {
+        Ok(_) => panic!("accepted"),
+        Err(error) => {
+            let text = error.to_string();
+            assert_eq!(text.lines().count(), 1, "{text}");
+            assert!(error.is_user_error(), "{text}");
+            text
+        }
+    }
+}
+
+fn values<B: Backend, const D: usize>(x: &Tensor<B, D>) -> Vec<f64> {
+    x.to_data().iter::<f64>().collect()
+}
+
+#[test]
+fn a_file_gives_back_what_went_in() {
+    let folder = TempDir::new().unwrap();
+    let path = folder.path().join("m.safetensors");
+    for proj in [MemProj::None, MemProj::Proj, MemProj::PerSample] {
+        let gradmem = gradmem::<Flex>(llama(), proj, 1);
+        let memory = gradmem.write(contexts()).unwrap();
+        let mut file = gradmem.pack(&memory).unwrap();
+        file.origin.tokenizer = Some("abc".into());
+        file.samples[1].name = Some("β \"quoted\"\n".into());
+        file.samples[1].tokens = Some(3);
+        file.samples[2].loss_after = Some(1.0 / 3.0);
+        file.samples[2] = file.samples[2].clone().with_hash_of("the text");
+        file.save(&path).unwrap();
+        let bytes = std::fs::read(&path).unwrap();
+        file.save(&path).unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), bytes, "the same bytes again");
+
+        let opened = MemoryFile::open(&path).unwrap();
+        assert_eq!(opened.origin, file.origin);
+        assert_eq!(opened.samples, file.samples);
+        assert_eq!((opened.shape(), opened.len()), ([3, 3, 16], 3));
+        assert_eq!(opened.samples[2].is_of("the text"), Some(true));
+        assert_eq!(opened.samples[2].is_of("another"), Some(false));
+        assert_eq!(opened.samples[0].is_of("the text"), None);
+        let before = values(&memory.losses[0]);
+        assert_eq!(opened.samples[0].loss_before, Some(before[0]));
+        let back = gradmem.unpack(&opened).unwrap();
+        assert_eq!(back.vectors.to_data(), memory.vectors.to_data());
+        assert_eq!(back.projection.is_some(), proj == MemProj::PerSample);
+        for (back, ours) in back
+            .projection
+            .iter()
+            .flatten()
+            .zip(memory.projection.iter().flatten())
+        {
+            assert_eq!(back.to_data(), ours.to_data());
+        }
+
+        // In half the room.
+        let half = file.clone().with_float(MemoryFloat::Bf16);
+        half.save(&path).unwrap();
+        assert_eq!(half.bytes_each() * 2, file.bytes_each());
+        let rounded = gradmem.load_memory(&path).unwrap();
+        for (a, b) in values(&rounded.vectors).iter().zip(values(&memory.vectors)) {
+            assert!((a - b).abs() <= b.abs() / 256.0, "{a} is not {b} in bf16");
+        }
+
+        // The same model of another precision reads it too.
+        let f64s = crate::gradmem::<NdArray<f64>>(llama(), proj, 1);
+        assert_eq!(f64s.fingerprint(), gradmem.fingerprint());
+        let there = f64s.unpack(&opened).unwrap();
+        assert_eq!(values(&there.vectors), values(&memory.vectors));
+    }
+}
+
+#[test]
+fn only_what_wrote_a_memory_reads_it() {
+    let own = gradmem::<Flex>(llama(), MemProj::None, 1);
+    let file = own.pack(&own.write(contexts()).unwrap()).unwrap();
+    let ours = own.fingerprint();
+    // Other weights, and the same weights in a model that computes something else with them.
+    let heads = LlamaConfig {
+        num_attention_heads: 4,
+        num_key_value_heads: Some(4),
+        ..llama()
+    };
+    let turned = LlamaConfig {
+        rope_theta: 500.0,
+        ..llama()
+    };
+    for (other, seed) in [(llama(), 2), (heads, 1), (turned, 1)] {
+        let other = gradmem::<Flex>(other, MemProj::None, seed);
+        let error = message(other.unpack(&file));
+        assert!(
+            error.contains(&ours) && error.contains(&other.fingerprint()),
+            "{error}"
+        );
+    }
+    // α and K may differ: they do not matter to who reads.
+    let patient = own.clone().with_write_steps(9).with_write_lr(0.1).unwrap();
+    assert!(patient.unpack(&file).is_ok());
+    // What only matters to random weights does not count.
+    let drawn = LlamaConfig {
+        initializer_range: 0.02,
+        ..llama()
+    };
+    let blank = GradMemConfig::new().with_memory_tokens(3);
+    let blank = blank.blank(
+        ModelConfig::Llama(drawn)
+            .blank::<Flex>(&Default::default())
+            .unwrap(),
+        &Default::default(),
+    );
+    let folder = TempDir::new().unwrap();
+    let path = folder.path().join("weights.safetensors");
+    let bytes = weights::encode(&weights::parameters(&own), HashMap::new()).unwrap();
+    std::fs::write(&path, bytes).unwrap();
+    let loaded = weights::Tensors::open(&path)
+        .unwrap()
+        .fill(blank.unwrap())
+        .unwrap();
+    assert_eq!(loaded.fingerprint(), ours);
+
+    let mut file = file;
+    file.check_tokenizer("anything").unwrap();
+    let tokenizer = KvConfig::default().tokenizer().unwrap();
+    file.origin.tokenizer = Some(tokenizer.fingerprint());
+    file.check_tokenizer(&tokenizer_fingerprint(tokenizer.as_tokenizer()))
+        .unwrap();
+    let error = message(file.check_tokenizer("0123456789abcdef"));
+    assert!(
+        error.contains("0123456789abcdef") && error.contains(&tokenizer.fingerprint()),
+        "{error}"
+    );
+    let other = KvConfig {
+        alphabet: 512,
+        ..KvConfig::default()
+    }
+    .tokenizer()
+    .unwrap();
+    assert_ne!(other.fingerprint(), tokenizer.fingerprint());
+}
+
+type Tensors = Vec<(String, TensorData)>;
+
+/// A file's tensors and its metadata's entry, to be changed.
+struct Parts {
+    folder: TempDir,
+    tensors: Tensors,
+    entry: Value,
+}
+
+impl Parts {
+    fn of(memory: &MemoryFile) -> Self {
+        let folder = TempDir::new().unwrap();
+        let path = folder.path().join("m.safetensors");
+        memory.save(&path).unwrap();
+        let file = weights::Tensors::open(&path).unwrap();
+        let tensors = file
+            .names()
+            .map(|name| (name.to_string(), file.get(name).unwrap()));
+        Self {
+            tensors: tensors.collect(),
+            entry: serde_json::from_str(&file.metadata()[ENTRY]).unwrap(),
+            folder,
+        }
+    }
+
+    fn path(&self) -> PathBuf {
+        self.folder.path().join("m.safetensors")
+    }
+
+    fn open(&self, entry: &str, tensors: &[(String, TensorData)]) -> Result<MemoryFile, Error> {
+        let metadata = HashMap::from([(ENTRY.to_string(), entry.to_string())]);
+        std::fs::write(self.path(), weights::encode(tensors, metadata).unwrap()).unwrap();
+        MemoryFile::open(self.path())
+    }
+}
+
+#[test]
+fn damaged_and_contradicting_files_are_refused() {
+    let gradmem = gradmem::<Flex>(llama(), MemProj::PerSample, 1);
+    let memory = gradmem.write(contexts()).unwrap();
+    let parts = Parts::of(&gradmem.pack(&memory).unwrap());
+    let whole = std::fs::read(parts.path()).unwrap();
+    assert!(parts.open(&parts.entry.to_string(), &parts.tensors).is_ok());
+
+    // Cut at every byte of the header, and somewhere in the numbers.
+    let header = 8 + u64::from_le_bytes(whole[..8].try_into().unwrap()) as usize;
+    for len in (0..=header).chain([header + 1, whole.len() / 2, whole.len() - 1]) {
+        std::fs::write(parts.path(), &whole[..len]).unwrap();
+        let error = message(MemoryFile::open(parts.path()));
+        assert!(
+            error.contains("not a whole .safetensors file"),
+            "{len}: {error}"
+        );
+    }
+
+    // What the metadata may not say.
+    let says = |change: &dyn Fn(&mut Value)| {
+        let mut entry = parts.entry.clone();
+        change(&mut entry);
+        message(parts.open(&entry.to_string(), &parts.tensors))
+    };
+    let error = says(&|entry| entry["version"] = json!(2));
+    assert!(
+        error.contains("version 2") && error.contains("version 1 is what"),
+        "{error}"
+    );
+    for wrong in [json!("1"), json!(-1), json!(null), json!(1.5)] {
+        assert!(
+            says(&|entry| entry["version"] = wrong.clone()).contains("without a format version")
+        );
+    }
+    for key in ["method", "model", "write_steps", "samples"] {
+        let error = says(&|entry| drop(entry.as_object_mut().unwrap().remove(key)));
+        assert!(error.contains(key), "{error}");
+        says(&|entry| entry[key] = json!({"a": 1}));
+    }
+    says(&|entry| entry["write_steps"] = json!(-1));
+    says(&|entry| entry["samples"][0]["tokens"] = json!("three"));
+    says(&|entry| entry["samples"][0]["loss_before"] = json!("NaN"));
+    let error = says(&|entry| drop(entry["samples"].as_array_mut().unwrap().pop()));
+    assert!(
+        error.contains("[3, 3, 16]") && error.contains("2 contexts"),
+        "{error}"
+    );
+    for entry in ["", "{", "[]", "7", "null", "\"x\""] {
+        message(parts.open(entry, &parts.tensors));
+    }
+    std::fs::write(
+        parts.path(),
+        weights::encode(&parts.tensors, HashMap::new()).unwrap(),
+    )
+    .unwrap();
+    assert!(message(MemoryFile::open(parts.path())).contains("is not a memory file"));
+    assert!(message(MemoryFile::open(parts.folder.path())).contains("is not a file"));
+
+    // What the tensors may not be.
+    let entry = parts.entry.to_string();
+    let holds = |change: &dyn Fn(&mut Tensors)| {
+        let mut tensors = parts.tensors.clone();
+        change(&mut tensors);
+        message(parts.open(&entry, &tensors))
+    };
+    let zeros = |shape: &[usize]| TensorData::zeros::<f32, _>(shape.to_vec());
+    assert!(holds(&|tensors| tensors.clear()).contains("has no tensor `memory`"));
+    assert!(holds(&|tensors| drop(tensors.remove(0))).contains("half of a projection"));
+    assert!(holds(&|tensors| drop(tensors.remove(2))).contains("half of a projection"));
+    let error = holds(&|tensors| tensors.push(("more".into(), zeros(&[1]))));
+    assert!(error.contains("`more`"), "{error}");
+    for shape in [&[3, 48][..], &[2, 3, 16], &[3, 0, 16], &[3, 3, 0], &[144]] {
+        assert!(holds(&|tensors| tensors[0].1 = zeros(shape)).contains("`memory` is"));
+    }
+    let error = holds(&|tensors| tensors[0].1 = zeros(&[3, 3, 8]));
+    assert!(
+        error.contains("`projection.weight` is [3, 16, 16], not [3, 8, 8]"),
+        "{error}"
+    );
+    let error = holds(&|tensors| tensors[2].1 = zeros(&[3, 16, 8]));
+    assert!(error.contains("projection"), "{error}");
+    let error = holds(&|tensors| tensors[0].1 = TensorData::zeros::<i64, _>([3, 3, 16]));
+    assert!(error.contains("I64, not floats"), "{error}");
+    for value in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+        for at in 0..3 {
+            let error = holds(&|tensors| {
+                let shape = tensors[at].1.shape.to_vec();
+                let mut values: Vec<f32> = tensors[at].1.iter().collect();
+                values[7] = value;
+                tensors[at].1 = TensorData::new(values, shape);
+            });
+            assert!(error.contains("not finite"), "{error}");
+        }
+    }
+
+    // A memory of other sizes, of the same model as far as the file says.
+    let smaller: Vec<_> = [[3, 2, 16], [3, 16, 16], [3, 1, 16]]
+        .iter()
+        .zip(&parts.tensors)
+        .map(|(shape, (name, _))| (name.clone(), zeros(shape)))
+        .collect();
+    let file = parts.open(&entry, &smaller).unwrap();
+    let error = message(gradmem.unpack(&file));
+    assert!(
+        error.contains("2 vectors of width 16") && error.contains("reads 3"),
+        "{error}"
+    );
+}
+
+#[test]
+fn many_memories_and_queries_at_once_answer_as_one_by_one() {
+    type B = Flex;
+    let gradmem = gradmem::<B>(llama(), MemProj::None, 1);
+    let contexts = contexts::<B>();
+    let all = gradmem.write(contexts.clone()).unwrap();
+    let rows = || (0..3).map(|row| contexts.clone().narrow(0, row, 1));
+    let each: Vec<Memory<B>> = rows().map(|row| gradmem.write(row).unwrap()).collect();
+    let near = |a: &[f64], b: &[f64], of: f64| {
+        assert_eq!(a.len(), b.len());
+        assert!(
+            a.iter().zip(b).all(|(a, b)| (a - b).abs() < of),
+            "{a:?} {b:?}"
+        );
+    };
+
+    let queries: Vec<Vec<u32>> = vec![vec![3, 4], vec![5], vec![6, 7, 8]];
+    let config = GenerateConfig::greedy(6);
+    let asked: Vec<_> = (0..3).flat_map(|_| queries.clone()).collect();
+    let together = gradmem
+        .reader(&all)
+        .unwrap()
+        .generate(&asked, &config)
+        .unwrap();
+    for (row, memory) in each.iter().enumerate() {
+        near(
+            &values(&memory.vectors),
+            &values(&all.vectors.clone().narrow(0, row, 1)),
+            1e-5,
+        );
+        let reader = gradmem.reader(memory).unwrap();
+        for (at, query) in queries.iter().enumerate() {
+            let alone = reader
+                .generate(std::slice::from_ref(query), &config)
+                .unwrap();
+            assert_eq!(alone[0], together[row * 3 + at]);
+        }
+        let query: Tensor<B, 2, Int> = Tensor::from_data([[3, 4]], &Default::default());
+        let three = query.clone().repeat_dim(0, 3);
+        let many = gradmem.read(&all, three).unwrap().narrow(0, row, 1);
+        near(
+            &values(&gradmem.read(memory, query).unwrap()),
+            &values(&many),
+            1e-5,
+        );
+    }
+
+    // Put together and taken apart again.
+    let joined = Memory::cat(each.clone()).unwrap();
+    near(&values(&joined.vectors), &values(&all.vectors), 1e-5);
+    near(&values(&joined.losses[1]), &values(&all.losses[1]), 1e-5);
+    let file = gradmem.pack(&all).unwrap();
+    let turned = file.select(&[2, 0, 2]).unwrap();
+    assert_eq!(turned.samples[1], file.samples[0]);
+    let turned = gradmem.unpack(&turned).unwrap();
+    let third = values(&all.vectors.clone().narrow(0, 2, 1));
+    assert_eq!(values(&turned.vectors.clone().narrow(0, 0, 1)), third);
+    assert_eq!(values(&turned.vectors.narrow(0, 2, 1)), third);
+    assert!(message(file.select(&[3])).contains("there are 3"));
+    message(file.select(&[]));
+    message(Memory::<B>::cat(Vec::new()));
+    let wider = Memory::from_vectors(Tensor::zeros([1, 3, 8], &Default::default()));
+    assert!(message(Memory::cat(vec![all, wider.clone()])).contains("width 8"));
+    message(gradmem.pack(&wider));
+}
+
+#[test]
+fn the_cache_that_a_memory_replaces_is_what_the_model_would_keep() {
+    type B = Flex;
+    let device = Default::default();
+    let prefix = |model: &AnyLm<B>, tokens: usize| {
+        let embeds = Tensor::<B, 3>::zeros([1, tokens, 16], &device);
+        let prefix = gradmem::model::generate::Prefix::new(model, embeds).unwrap();
+        prefix.cache().bytes()
+    };
+    let mamba = gradmem::model::MambaConfig::new(40, 16, 2);
+    for config in [ModelConfig::Llama(llama()), ModelConfig::Mamba(mamba)] {
+        let model = config.init::<B>(1, &device).unwrap();
+        for tokens in [1, 2, 7, 30] {
+            assert_eq!(cache_bytes(&model, tokens), prefix(&model, tokens));
+        }
+    }
+    // Keys and values, of two layers, of width 16, in f32.
+    let model = ModelConfig::Llama(llama()).init::<B>(1, &device).unwrap();
+    assert_eq!(cache_bytes(&model, 100), 2 * 2 * 16 * 4 * 100);
+}
