@@ -1,44 +1,114 @@
-//! The README's shell commands, run as they stand, with the trainings cut short.
+//! What the README and the pages of docs/ say: their shell commands, run as they stand, with the trainings cut short
+//! and on the CPU; and the messages that docs/troubleshooting.md explains are messages of the program.
 #![cfg(unix)]
 
+use std::fs::read_to_string;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use tempfile::TempDir;
 
-/// What makes a training a matter of seconds.
-const SHORT: &str = "train.steps=4 train.eval_every=2 data.valid_samples=20 train.batch_size=4 \
-    model.hidden_size=8 model.intermediate_size=16 model.num_hidden_layers=1";
+/// A training is a matter of seconds, a GPU is the CPU, and nothing is installed.
+const SHELL: &str = r#"
+set -e
+short="train.steps=4 train.eval_every=2 data.valid_samples=20 train.batch_size=4
+    model.hidden_size=8 model.intermediate_size=16 model.num_hidden_layers=1"
+gradmem() {
+    case $1 in train) more=$short ;; bench) more="--iters 1 --warmup 0" ;; *) more= ;; esac
+    for arg; do
+        shift
+        case $arg in cuda | vulkan | metal) arg=flex ;; esac
+        set -- "$@" "$arg"
+    done
+    "$BIN" "$@" $more
+}
+cargo() {
+    while [ $# -gt 0 ] && [ "$1" != -- ]; do shift; done
+    if [ $# -gt 0 ]; then shift; gradmem "$@"; fi
+}
+git() { :; }
+pip() { :; }
+cd() { :; }
+"#;
 
-#[test]
-fn the_readmes_commands_work() {
-    let readme = include_str!("../README.md");
-    let mut script = format!(
-        "set -e
-        gradmem() {{ if [ \"$1\" = train ]; then \"$BIN\" \"$@\" {SHORT}; else \"$BIN\" \"$@\"; fi; }}
-        cargo() {{ if [ \"$1 $2 $3\" = 'run --release --' ]; then shift 3; gradmem \"$@\"; fi; }}
-        "
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// Files below `folder` whose names end so.
+fn files(folder: &Path, end: &str) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(folder).unwrap();
+    let paths = entries.map(|entry| entry.unwrap().path());
+    let found = paths.flat_map(|path| match path.is_dir() {
+        true => files(&path, end),
+        false => vec![path],
+    });
+    found
+        .filter(|path| path.to_string_lossy().ends_with(end))
+        .collect()
+}
+
+/// Runs a page's `sh` blocks, in a folder of its own.
+fn run(page: &str) {
+    let text = read_to_string(root().join(page)).unwrap();
+    let blocks = text.split("```sh\n").skip(1);
+    let blocks: String = blocks
+        .map(|block| block.split("```").next().unwrap())
+        .collect();
+    assert!(
+        blocks.matches("gradmem ").count() >= 3,
+        "{page} has lost its commands"
     );
-    let mut commands = 0;
-    for block in readme.split("```sh\n").skip(1) {
-        let block = block.split("```").next().unwrap();
-        commands += block.matches("gradmem ").count() + block.matches("cargo run").count();
-        script += block;
-    }
-    assert!(commands >= 5, "the README has lost its commands");
     let folder = TempDir::new().unwrap();
     // `parity` is shown on the tests' own cases.
-    std::os::unix::fs::symlink(
-        concat!(env!("CARGO_MANIFEST_DIR"), "/tests"),
-        folder.path().join("tests"),
-    )
-    .unwrap();
+    std::os::unix::fs::symlink(root().join("tests"), folder.path().join("tests")).unwrap();
     let output = Command::new("sh")
-        .args(["-c", &script])
+        .args(["-c", &format!("{SHELL}{blocks}")])
         .env("BIN", env!("CARGO_BIN_EXE_gradmem"))
         .current_dir(&folder)
         .output()
         .unwrap();
     let printed = String::from_utf8_lossy(&output.stdout);
     let errors = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{printed}\n{errors}");
+    assert!(output.status.success(), "{page}: {printed}\n{errors}");
+}
+
+#[test]
+fn the_readmes_commands_work() {
+    run("README.md");
+}
+
+#[test]
+fn the_commands_of_the_cuda_page_work() {
+    run("docs/cuda.md");
+}
+
+#[test]
+fn the_commands_of_the_pytorch_page_work() {
+    run("docs/from-pytorch.md");
+}
+
+#[test]
+fn the_commands_of_the_troubleshooting_page_work() {
+    run("docs/troubleshooting.md");
+}
+
+/// A message opens an item of a list, in backquotes; `…` stands for what differs.
+#[test]
+fn the_messages_that_are_explained_are_ours() {
+    let folders = ["src", "kernels-cubecl/src"].map(|folder| root().join(folder));
+    let sources = folders.iter().flat_map(|folder| files(folder, ".rs"));
+    let source: String = sources.map(|path| read_to_string(path).unwrap()).collect();
+    // A string that goes on in the next line is one.
+    let source = source.replace("\\\n", "").replace("\\\"", "\"");
+    let source = source.split_whitespace().collect::<Vec<_>>().join(" ");
+    let page = read_to_string(root().join("docs/troubleshooting.md")).unwrap();
+    let items = page.lines().filter_map(|line| line.strip_prefix("- `"));
+    let messages: Vec<_> = items.map(|item| item.split('`').next().unwrap()).collect();
+    assert!(messages.len() > 20, "the page has lost its messages");
+    for message in messages {
+        for part in message.split('…').map(str::trim) {
+            assert!(source.contains(part), "no message has `{part}`: {message}");
+        }
+    }
 }
