@@ -1,8 +1,8 @@
-//! A language model of one's own is written through: anything that implements `CausalLm` on every
-//! backend, out of operations that can be differentiated twice.
+//! A language model of one's own is meta-trained and written through: anything that implements `CausalLm`
+//! on every backend, out of operations that can be differentiated twice.
 
 use burn::backend::Autodiff;
-use burn::module::Module;
+use burn::module::{AutodiffModule, Module};
 use burn::optim::{AdamWConfig, GradientsParams, Optimizer};
 use burn::tensor::backend::Backend;
 use burn::tensor::{Int, Tensor};
@@ -81,5 +81,15 @@ fn main() -> Result<(), Error> {
         let gradients = GradientsParams::from_grads(loss.backward(), &gradmem);
         gradmem = optimizer.step(1e-2, gradmem, gradients);
     }
+
+    // Without a tape: what is written now is a memory to keep.
+    let gradmem = gradmem.valid();
+    let memory = gradmem.write(contexts.inner())?;
+    let file = std::env::temp_dir().join("custom_model.mem.safetensors");
+    gradmem.save_memory(&memory, &file)?;
+    let memory = gradmem.load_memory(&file)?;
+    let question = Tensor::from_data([[1], [1]], &device);
+    let answers = gradmem.read(&memory, question)?.narrow(1, 1, 1).argmax(2);
+    println!("{}: told {}", file.display(), answers.to_data());
     Ok(())
 }

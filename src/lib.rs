@@ -76,6 +76,7 @@ pub mod reference;
 #[cfg(feature = "command")]
 pub mod report;
 pub mod timing;
+#[cfg(feature = "train")]
 pub mod train;
 
 pub use error::Error;

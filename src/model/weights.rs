@@ -93,6 +93,7 @@ pub fn encode(
 /// # Errors
 ///
 /// Names what one has and the other has not.
+#[cfg(feature = "train")]
 pub(crate) fn transfer<B: Backend, M: Module<B>, N: Module<B>>(
     from: &M,
     to: N,

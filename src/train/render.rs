@@ -1,22 +1,26 @@
 //! What a training shows: burn-train's dashboard on a terminal, lines elsewhere.
 
 use std::collections::HashMap;
-use std::io::{IsTerminal, Write};
+use std::io::Write;
 use std::time::{Duration, Instant};
 
 use burn::train::metric::{MetricDefinition, MetricId, NumericEntry};
-use burn::train::renderer::tui::TuiMetricsRendererWrapper;
 use burn::train::renderer::{
     EvaluationName, EvaluationProgress, MetricState, MetricsRenderer, MetricsRendererEvaluation,
     MetricsRendererTraining, ProgressType, TrainingProgress,
 };
 use burn::train::{Interrupter, LearnerSummary};
-use thread_priority::{ThreadPriority, set_current_thread_priority};
 
 use super::metrics::Measure;
 
 /// burn-train's dashboard, if `stdout` is a terminal and `plain` does not forbid it.
-pub fn dashboard(plain: bool, interrupter: &Interrupter) -> Option<TuiMetricsRendererWrapper> {
+#[cfg(feature = "dashboard")]
+pub fn dashboard(plain: bool, interrupter: &Interrupter) -> Option<impl MetricsRenderer + 'static> {
+    use std::io::IsTerminal;
+
+    use burn::train::renderer::tui::TuiMetricsRendererWrapper;
+    use thread_priority::{ThreadPriority, set_current_thread_priority};
+
     if plain || !std::io::stdout().is_terminal() {
         return None;
     }
@@ -28,6 +32,12 @@ pub fn dashboard(plain: bool, interrupter: &Interrupter) -> Option<TuiMetricsRen
         TuiMetricsRendererWrapper::new(interrupter, None)
     });
     start.join().ok()
+}
+
+/// None: this build has no dashboard.
+#[cfg(not(feature = "dashboard"))]
+pub fn dashboard(_plain: bool, _interrupter: &Interrupter) -> Option<LineRenderer> {
+    None
 }
 
 /// One line per log interval and one per evaluation, with the metrics, the rate and the time left.
