@@ -5,7 +5,7 @@
 #   FOLDER/gpu.sh [TABLE.md]       there, without a network: runs it and writes the table
 #
 # There it needs the driver, the run-time compiler (libnvrtc, no newer than the driver) and CUDA's
-# headers: a toolkit, or the pip packages that PyTorch brings. With PyTorch and transformers the same
+# headers: a toolkit, or the pip packages that PyTorch brings and nvidia-cuda-crt. With PyTorch and transformers the same
 # training step is timed in both. The card's clocks, modes and partitions are left as they are.
 #
 # MAX_SEQ (4096), ITERS (10) and STEP_ITERS (5) shorten a run.

@@ -52,15 +52,32 @@
 //! # }
 //! ```
 //!
-//! - [`memory`]: the method: WRITE, READ, the outer loss
-//! - [`model`]: what a language model must be to be written through; Llama, GPT-2, GPT-NeoX and Mamba,
-//!   pretrained ones too; generation
-//! - [`baselines`]: RMT, and the whole context in the prompt; [`method`]: all of these as one
-//! - [`data`]: contexts and questions as batches
-//! - [`train`]: meta-training on burn-train, with runs that can be stopped and go on
-//! - `report` (with the feature `command`): plots and tables of runs, on a page of their own
-//! - [`parity`] and [`mod@reference`]: the reference implementation's numbers and checkpoints
-//! - [`kernels`]: attention and the linear scan, differentiable twice
+//! | where | what |
+//! |---|---|
+//! | [`memory`] | the method: WRITE, READ, the outer loss; memories as files |
+//! | [`model`] | what a language model must be to be written through; Llama, GPT-2, GPT-NeoX and Mamba, pretrained ones too; generation |
+//! | [`baselines`], [`method`] | RMT, and the whole context in the prompt; all of these as one |
+//! | [`data`] | contexts and questions as batches |
+//! | `train` | meta-training on burn-train, in runs that can be stopped and go on |
+//! | `report` | plots and tables of runs, on a page of their own |
+//! | [`parity`], [`mod@reference`] | the reference implementation's numbers and checkpoints |
+//! | [`kernels`] | attention, layers and the linear scan, differentiable twice |
+//!
+//! [`guide`] teaches: the method and its shapes, what each way to the outer gradient costs, how to choose α
+//! and K and to read the metrics, what a memory file holds; CUDA from nothing; the authors' PyTorch options
+//! one by one; troubleshooting.
+//!
+//! # Features
+//!
+//! All are additive; without any there is the library and no backend.
+//!
+//! | feature | brings |
+//! |---|---|
+//! | `flex` (default), `ndarray`, `wgpu`, `vulkan`, `metal`, `cuda` | backends, as Burn names them |
+//! | `fusion`, `autotune` | Burn's, for GPUs |
+//! | `train` | the module of that name, on burn-train |
+//! | `dashboard` | burn-train's terminal dashboard |
+//! | `command` (default) | the program `gradmem` and the module `report`; implies the two above |
 #![warn(missing_docs)]
 #![recursion_limit = "256"]
 
@@ -68,6 +85,7 @@ pub mod baselines;
 pub mod data;
 mod error;
 mod files;
+pub mod guide;
 pub mod memory;
 pub mod method;
 pub mod model;

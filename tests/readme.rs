@@ -79,6 +79,11 @@ fn the_readmes_commands_work() {
 }
 
 #[test]
+fn the_commands_of_the_guide_work() {
+    run("docs/guide.md");
+}
+
+#[test]
 fn the_commands_of_the_cuda_page_work() {
     run("docs/cuda.md");
 }

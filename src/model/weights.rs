@@ -93,11 +93,7 @@ pub fn encode(
 /// # Errors
 ///
 /// Names what one has and the other has not.
-#[cfg(feature = "train")]
-pub(crate) fn transfer<B: Backend, M: Module<B>, N: Module<B>>(
-    from: &M,
-    to: N,
-) -> Result<N, String> {
+pub fn transfer<B: Backend, M: Module<B>, N: Module<B>>(from: &M, to: N) -> Result<N, Error> {
     struct Transfer {
         path: ModulePath,
         from: BTreeMap<String, TensorData>,
@@ -120,8 +116,10 @@ pub(crate) fn transfer<B: Backend, M: Module<B>, N: Module<B>>(
                     param.transform_for_load(tensor, id)
                 }
                 other => {
-                    let found = other.map_or("missing".into(), |data| format!("{:?}", data.shape));
-                    let problem = format!("`{name}` is {found} where this run has {shape:?}");
+                    let found = other.map_or("missing".into(), |data| {
+                        format!("{:?}", data.shape.as_slice())
+                    });
+                    let problem = format!("`{name}` is {found}, not {:?}", shape.as_slice());
                     self.problem.get_or_insert(problem);
                     param
                 }
@@ -135,10 +133,10 @@ pub(crate) fn transfer<B: Backend, M: Module<B>, N: Module<B>>(
     };
     let to = to.map(&mut transfer);
     let left = transfer.from.into_keys().next();
-    let left = left.map(|name| format!("`{name}` is there, which this run does not have"));
+    let left = left.map(|name| format!("`{name}` has no place"));
     match transfer.problem.or(left) {
         None => Ok(to),
-        Some(problem) => Err(problem),
+        Some(problem) => Err(Error::Input(problem)),
     }
 }
 

@@ -31,7 +31,40 @@ pub fn dashboard(plain: bool, interrupter: &Interrupter) -> Option<impl MetricsR
         set_current_thread_priority(ThreadPriority::Min).ok();
         TuiMetricsRendererWrapper::new(interrupter, None)
     });
-    start.join().ok()
+    let dashboard = start.join().ok();
+    #[cfg(unix)]
+    let_ctrl_c_interrupt();
+    dashboard
+}
+
+/// A dashboard's terminal sends Ctrl-C as one of its keys, which burn-train's does not know: it interrupts
+/// the program again, as everywhere.
+#[cfg(all(unix, feature = "dashboard"))]
+fn let_ctrl_c_interrupt() {
+    use rustix::termios::{LocalModes, OptionalActions, tcgetattr, tcsetattr};
+    let terminal = std::io::stdin();
+    // The dashboard's thread sets the terminal up at a moment of its own.
+    for _ in 0..100 {
+        let Ok(mut modes) = tcgetattr(&terminal) else {
+            return;
+        };
+        if !modes.local_modes.contains(LocalModes::ICANON) {
+            modes.local_modes.insert(LocalModes::ISIG);
+            tcsetattr(&terminal, OptionalActions::Now, &modes).ok();
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// Gives the terminal back as it was before a dashboard, for a program that ends without waiting for it.
+pub fn leave_dashboard() {
+    #[cfg(feature = "dashboard")]
+    if crossterm::terminal::is_raw_mode_enabled().unwrap_or(false) {
+        use crossterm::{cursor::Show, execute, terminal};
+        execute!(std::io::stdout(), terminal::LeaveAlternateScreen, Show).ok();
+        terminal::disable_raw_mode().ok();
+    }
 }
 
 /// None: this build has no dashboard.

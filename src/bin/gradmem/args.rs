@@ -34,7 +34,7 @@ pub enum Command {
 /// Meta-train a model, or go on with a training that was stopped.
 ///
 /// The same command resumes where the run's last checkpoint stands, with the same result as if it
-/// had never stopped. On a terminal a dashboard is shown (q stops and saves); elsewhere one line per
+/// had never stopped. On a terminal a dashboard is shown (q and then s stops and saves); elsewhere one line per
 /// log interval. Ctrl-C saves and says how to go on.
 #[derive(Parser)]
 #[command(after_help = "Examples:
@@ -334,6 +334,27 @@ impl From<MetaGradient> for gradmem::memory::MetaGradient {
     }
 }
 
+/// How the outer gradient passes through WRITE, as `memory.grad_mode` of a run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum GradMode {
+    /// Not at all: M0 is not trained.
+    None,
+    /// With the inner gradient as a constant.
+    First,
+    /// In full.
+    Second,
+}
+
+impl From<GradMode> for gradmem::memory::GradMode {
+    fn from(mode: GradMode) -> Self {
+        match mode {
+            GradMode::None => Self::None,
+            GradMode::First => Self::First,
+            GradMode::Second => Self::Second,
+        }
+    }
+}
+
 /// List the presets, or print one to copy and edit.
 #[derive(Parser)]
 pub struct Preset {
@@ -351,7 +372,8 @@ pub struct Preset {
     args_conflicts_with_subcommands = true,
     after_help = "Examples:
   gradmem bench --batch 64 --context 64 --steps 2
-  gradmem bench attention --seq 1024 --backend cuda --attention reference"
+  gradmem bench attention --seq 1024 --backend cuda --attention reference
+  gradmem bench read --model runs/kv-quick --context 512 --queries 1000"
 )]
 pub struct Bench {
     #[command(subcommand)]
@@ -363,6 +385,7 @@ pub struct Bench {
 #[derive(clap::Subcommand)]
 pub enum BenchPart {
     Attention(AttentionBench),
+    Read(ReadBench),
 }
 
 #[derive(clap::Args)]
@@ -392,6 +415,9 @@ pub struct StepBench {
     /// Queries to each context.
     #[arg(long, default_value_t = 1)]
     pub queries: usize,
+    /// How the outer gradient passes through the WRITE steps.
+    #[arg(long, value_enum, default_value_t = GradMode::Second)]
+    pub grad_mode: GradMode,
     /// The way to the outer gradient.
     #[arg(long, value_enum, default_value_t = MetaGradient::Auto)]
     pub meta_gradient: MetaGradient,
@@ -412,6 +438,42 @@ pub struct StepBench {
     pub seed: u64,
     #[arg(long, default_value_t = 0.04)]
     pub write_lr: f64,
+    /// Print one line of JSON.
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    pub backend: Backend,
+}
+
+/// Time many questions to one context: from its memory, with the context in every prompt, and from the
+/// key-value cache of a prompt that is read once.
+///
+/// The model is a run's; if it has fewer positions than the longest prompt, it is given more, which
+/// changes its answers and not its speed. Answers are decoded greedily and do not end early. Times are
+/// medians, taken in turns.
+#[derive(clap::Args)]
+pub struct ReadBench {
+    /// Folder of the run.
+    #[arg(long, value_name = "FOLDER", env = "GRADMEM_MODEL")]
+    pub model: PathBuf,
+    /// Tokens of the context.
+    #[arg(long, default_value_t = 512)]
+    pub context: usize,
+    /// Questions.
+    #[arg(long, default_value_t = 1000)]
+    pub queries: usize,
+    /// Tokens of a question.
+    #[arg(long, default_value_t = 4)]
+    pub query: usize,
+    /// Tokens of an answer.
+    #[arg(long, default_value_t = 2)]
+    pub answer: usize,
+    /// Questions at once.
+    #[arg(long, default_value_t = 50)]
+    pub batch: usize,
+    /// Rounds that are timed, after one that is not.
+    #[arg(long, default_value_t = 3)]
+    pub iters: usize,
     /// Print one line of JSON.
     #[arg(long)]
     pub json: bool,

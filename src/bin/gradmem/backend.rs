@@ -76,7 +76,7 @@ pub fn device_bytes(name: &str) -> Option<u64> {
 /// Everything of CUDA is loaded when it is first used, and what is missing would be a panic then.
 #[cfg(feature = "cuda")]
 fn find_cuda() -> Result<(), Error> {
-    use std::path::{Path, PathBuf};
+    use std::path::PathBuf;
     let missing = |what: &str, remedy: &str| Err(Error::Input(format!("cuda: {what}; {remedy}")));
     // SAFETY: both only try to open a library.
     let (driver, compiler) = unsafe {
@@ -108,12 +108,24 @@ fn find_cuda() -> Result<(), Error> {
             .map(PathBuf::from)
             .to_vec(),
     };
-    let has_headers = |folder: &Path| folder.join("include/cuda_runtime.h").exists();
-    if cfg!(target_os = "linux") && !folders.iter().any(|folder| has_headers(folder)) {
-        return missing(
-            "its headers are not found (include/cuda_runtime.h)",
-            "set CUDA_PATH to the folder that has include/, of a toolkit or of pip's nvidia-cuda-runtime",
-        );
+    let lacking = |folder: &PathBuf| {
+        let headers = ["include/cuda_runtime.h", "include/crt/mma.h"];
+        headers
+            .into_iter()
+            .find(|header| !folder.join(header).exists())
+    };
+    if cfg!(target_os = "linux") {
+        let Some(folder) = folders.iter().find(|folder| lacking(folder).is_none()) else {
+            let header = folders.iter().filter_map(lacking).min();
+            return missing(
+                &format!("its headers are not found ({})", header.unwrap_or_default()),
+                "set CUDA_PATH to the folder that has include/, of a toolkit or of pip's nvidia-cuda-runtime and \
+                 nvidia-cuda-crt",
+            );
+        };
+        // CubeCL, which looks for itself, would take another that exists.
+        // SAFETY: no other thread runs yet that could look at the environment.
+        unsafe { std::env::set_var("CUDA_PATH", folder) };
     }
     Ok(())
 }

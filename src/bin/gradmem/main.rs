@@ -55,6 +55,16 @@ fn end_with_device_threads() {
             );
             std::process::exit(2);
         }
+        // What the dashboard's k key does; it has given the terminal back.
+        if info
+            .to_string()
+            .contains("Killing training from user input")
+        {
+            eprintln!(
+                "gradmem: killed; the last checkpoint is whole, and the same command goes on from it"
+            );
+            std::process::exit(train::INTERRUPTED.into());
+        }
         hook(info);
         if of_device {
             eprintln!(

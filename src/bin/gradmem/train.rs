@@ -15,6 +15,7 @@ use gradmem::train::TrainOptions;
 use gradmem::train::config::RunConfig;
 use gradmem::train::metrics::{Measure, Scores};
 use gradmem::train::render::duration;
+use gradmem::train::render::leave_dashboard;
 use gradmem::train::strategy::{Ending, Outcome};
 
 use crate::args;
@@ -24,7 +25,7 @@ use crate::eval::{numbers, show, show_value};
 use crate::output::{put, say};
 
 /// What a shell reports of a program stopped by Ctrl-C.
-const INTERRUPTED: u8 = 130;
+pub const INTERRUPTED: u8 = 130;
 
 pub fn train(args: args::Train) -> Result<ExitCode, Error> {
     let mut overrides = args.overrides.clone();
@@ -289,6 +290,7 @@ fn stop_on_ctrl_c(interrupter: &Interrupter) -> Result<(), Error> {
     let interrupter = interrupter.clone();
     ctrlc::set_handler(move || {
         if ASKED.swap(true, Ordering::Relaxed) {
+            leave_dashboard();
             std::process::exit(INTERRUPTED.into());
         }
         eprintln!("gradmem: stopping at the next step, to save; once more stops at once");

@@ -1,4 +1,7 @@
-//! `gradmem bench`: how long a training step takes, or attention alone, and in how much memory.
+//! `gradmem bench`: how long a training step takes, attention alone, or many questions to one context, and in
+//! how much memory.
+
+mod read;
 
 use std::process::ExitCode;
 use std::time::Instant;
@@ -24,6 +27,7 @@ pub fn bench(args: Bench) -> Result<ExitCode, Error> {
     match args.part {
         None => step(args.step),
         Some(BenchPart::Attention(args)) => attention(args),
+        Some(BenchPart::Read(args)) => read::read(args),
     }
 }
 
@@ -88,6 +92,7 @@ impl Job for StepBench {
             .with_memory_tokens(self.memory)
             .with_write_steps(self.steps)
             .with_write_lr(self.write_lr)
+            .with_grad_mode(self.grad_mode.into())
             .init(model, self.seed, device)?;
         let mut optimizer = AdamWConfig::new().with_weight_decay(0.0).init();
 

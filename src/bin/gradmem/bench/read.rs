@@ -1,0 +1,186 @@
+//! `gradmem bench read`: many questions to one context.
+
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::Instant;
+
+use burn::tensor::{Int, Tensor, TensorData};
+use gradmem::Error;
+use gradmem::kernels::KernelBackend;
+use gradmem::memory::GradMem;
+use gradmem::method::AnyMethod;
+use gradmem::model::generate::{GenerateConfig, Prefix, continue_prompts};
+use gradmem::model::{AnyLm, CausalLm as _, ModelConfig, weights};
+use gradmem::train::open_method;
+use serde::Serialize;
+
+use super::{bounded, median, print_json, synchronize};
+use crate::args::ReadBench;
+use crate::backend::{Job, dispatch};
+use crate::output::say;
+
+#[derive(Default, Serialize)]
+pub struct Report {
+    write_seconds: f64,
+    /// All questions, WRITE not included.
+    read_seconds: f64,
+    /// All questions, each with the context in its prompt.
+    prompt_seconds: f64,
+    /// All questions behind a prompt that is read once, that reading included.
+    cached_seconds: f64,
+    /// What `prompt_seconds` is of WRITE and READ together.
+    times_cheaper: f64,
+    times_cheaper_than_cached: f64,
+    memory_bytes: usize,
+    cache_bytes: usize,
+}
+
+pub fn read(args: ReadBench) -> Result<ExitCode, Error> {
+    let (backend, json) = (args.backend.clone(), args.json);
+    let (queries, context) = (args.queries, args.context);
+    let report = dispatch(&backend, args)?;
+    if json {
+        print_json(&report)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let all = report.write_seconds + report.read_seconds;
+    let kib = |bytes: usize| bytes as f64 / 1024.0;
+    say!("{queries} questions to a context of {context} tokens");
+    say!(
+        "from its memory:        {all:8.3} s (WRITE {:.3} s), {:.1} KiB",
+        report.write_seconds,
+        kib(report.memory_bytes)
+    );
+    say!(
+        "context in each prompt: {:8.3} s: {:.1} times as long",
+        report.prompt_seconds,
+        report.times_cheaper
+    );
+    say!(
+        "prompt read once:       {:8.3} s: {:.1} times as long, {:.1} KiB",
+        report.cached_seconds,
+        report.times_cheaper_than_cached,
+        kib(report.cache_bytes)
+    );
+    Ok(ExitCode::SUCCESS)
+}
+
+impl Job for ReadBench {
+    type Output = Report;
+
+    fn run<B: KernelBackend>(self, device: &B::Device) -> Result<Report, Error> {
+        bounded(&[self.queries, self.query, self.answer, self.iters])?;
+        bounded(&[self.batch, self.context + self.query + self.answer])?;
+        let positions = self.context + self.query + self.answer;
+        let gradmem = with_positions::<B>(&self.model, positions, device)?;
+        let model = &gradmem.model;
+        let vocab = model.vocab_size() as u32;
+        let first = 4.min(vocab - 1);
+        let ids = |count: usize, seed: u32| -> Vec<u32> {
+            let id = |at: u32| {
+                first + at.wrapping_mul(2_654_435_761).wrapping_add(seed) / 7 % (vocab - first)
+            };
+            (0..count as u32).map(id).collect()
+        };
+        let context = ids(self.context, 1);
+        let queries: Vec<Vec<u32>> = (0..self.queries)
+            .map(|at| ids(self.query, 40_503 * (at as u32 + 1)))
+            .collect();
+        let prompts: Vec<_> = queries
+            .iter()
+            .map(|query| [&context[..], query].concat())
+            .collect();
+        let tokens = || -> Tensor<B, 2, Int> {
+            let ids = context.iter().map(|id| i64::from(*id)).collect();
+            Tensor::from_data(TensorData::new(ids, [1, self.context]), device)
+        };
+        let config = GenerateConfig::greedy(self.answer);
+        let ask = |reader: &Prefix<'_, B, AnyLm<B>>| {
+            queries
+                .chunks(self.batch)
+                .try_for_each(|queries| reader.generate(queries, &config).map(drop))
+        };
+        let timed = |work: &mut dyn FnMut() -> Result<(), Error>| -> Result<f64, Error> {
+            let start = Instant::now();
+            work()?;
+            synchronize::<B>(device)?;
+            Ok(start.elapsed().as_secs_f64())
+        };
+
+        let mut seconds: [Vec<f64>; 4] = Default::default();
+        let mut report = Report::default();
+        for round in 0..=self.iters {
+            let mut memory = None;
+            let write = timed(&mut || {
+                memory = Some(gradmem.write(tokens())?);
+                Ok(())
+            })?;
+            let memory = memory.ok_or_else(|| Error::Failed("nothing was written".into()))?;
+            let read = timed(&mut || ask(&gradmem.reader(&memory)?))?;
+            let prompt = timed(&mut || {
+                prompts.chunks(self.batch).try_for_each(|prompts| {
+                    continue_prompts(model, prompts, &config, device).map(drop)
+                })
+            })?;
+            let cached = timed(&mut || {
+                let reader = Prefix::new(model, model.embed(tokens()))?;
+                report.cache_bytes = reader.cache().bytes();
+                ask(&reader)
+            })?;
+            report.memory_bytes = gradmem.pack(&memory)?.bytes_each();
+            if round > 0 {
+                for (all, one) in seconds.iter_mut().zip([write, read, prompt, cached]) {
+                    all.push(one);
+                }
+            }
+        }
+        let [write, read, prompt, cached] = seconds.each_mut().map(|all| median(all));
+        Ok(Report {
+            write_seconds: write,
+            read_seconds: read,
+            prompt_seconds: prompt,
+            cached_seconds: cached,
+            times_cheaper: prompt / (write + read),
+            times_cheaper_than_cached: cached / (write + read),
+            ..report
+        })
+    }
+}
+
+/// A run's GradMem, with at least so many positions.
+fn with_positions<B: KernelBackend>(
+    run: &Path,
+    positions: usize,
+    device: &B::Device,
+) -> Result<GradMem<B, AnyLm<B>>, Error> {
+    let method = open_method::<B>(run, device)?;
+    let mut config = method.model().config();
+    let gradmem = match &method {
+        AnyMethod::GradMem(gradmem) => gradmem,
+        other => {
+            return Err(Error::Input(format!(
+                "{}: {} keeps no memory that gradient steps write",
+                run.display(),
+                other.config().name().as_str()
+            )));
+        }
+    };
+    let needed = positions + gradmem.config().prefix_len();
+    match &mut config {
+        ModelConfig::Llama(config) => {
+            config.max_position_embeddings = config.max_position_embeddings.max(needed)
+        }
+        ModelConfig::GptNeoX(config) => {
+            config.max_position_embeddings = config.max_position_embeddings.max(needed)
+        }
+        ModelConfig::Gpt2(config) if config.n_positions < needed => {
+            return Err(Error::Input(format!(
+                "{needed} positions are needed, but this GPT-2 has learned {}: try a shorter --context",
+                config.n_positions
+            )));
+        }
+        ModelConfig::Gpt2(_) | ModelConfig::Mamba(_) => {}
+    }
+    let blank = gradmem.config().blank(config.blank(device)?, device)?;
+    weights::transfer(gradmem, blank)
+}
