@@ -314,7 +314,7 @@ fn damaged_and_contradicting_files_are_refused() {
     }
 
     // A memory of other sizes, of the same model as far as the file says.
-    let smaller: Vec<_> = [[3, 2, 16], [3, 16, 16], [3, 1, 16]]
+    let smaller: Vec<_> = [[3, 2, 16], [3, 1, 16], [3, 16, 16]]
         .iter()
         .zip(&parts.tensors)
         .map(|(shape, (name, _))| (name.clone(), zeros(shape)))
