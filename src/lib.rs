@@ -68,6 +68,7 @@ pub mod baselines;
 pub mod data;
 mod error;
 mod files;
+mod guard;
 pub mod memory;
 pub mod method;
 pub mod model;

@@ -6,9 +6,9 @@ use tokenizers::models::wordlevel::WordLevel;
 use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
 use tokenizers::tokenizer::normalizer::SplitDelimiterBehavior;
 
-use super::source::check_file;
 use super::{Asked, Question};
 use crate::error::Error;
+use crate::model::tokenizer_json::{self, guarded};
 
 /// `[PAD]` `[BOS]` `[EOS]` `[UNK]`: tokens 0 to 3 of the tokenizers that are made here.
 pub(super) const SPECIAL: [&str; 4] = ["[PAD]", "[BOS]", "[EOS]", "[UNK]"];
@@ -156,9 +156,7 @@ impl TextTokenizer {
     ///
     /// With a closed alphabet, names the first character outside it and where it stands.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>, Error> {
-        let encoding = self
-            .tokenizer
-            .encode_fast(text, false)
+        let encoding = guarded(|| self.tokenizer.encode_fast(text, false))
             .map_err(|e| Error::Input(format!("{text:?} cannot be tokenized: {e}")))?;
         let ids = encoding.get_ids().to_vec();
         match self
@@ -193,9 +191,7 @@ impl TextTokenizer {
             // One token a character.
             Some(_) => (self.encode(&text)?, query.chars().count()),
             None => {
-                let encoding = self
-                    .tokenizer
-                    .encode(text.as_str(), false)
+                let encoding = guarded(|| self.tokenizer.encode(text.as_str(), false))
                     .map_err(|e| Error::Input(format!("{text:?} cannot be tokenized: {e}")))?;
                 let ends = encoding.get_offsets().iter();
                 let meets = |(start, end): &(usize, usize)| *end > query.len() && end > start;
@@ -244,9 +240,7 @@ impl TextTokenizer {
                 .iter()
                 .map(|id| self.tokenizer.id_to_token(*id).unwrap_or_default())
                 .collect()),
-            None => self
-                .tokenizer
-                .decode(ids, true)
+            None => guarded(|| self.tokenizer.decode(ids, true))
                 .map_err(|e| Error::Input(format!("tokens {ids:?} cannot be decoded: {e}"))),
         }
     }
@@ -268,7 +262,7 @@ impl TextTokenizer {
 
     /// Saves it as a Hugging Face `tokenizer.json`.
     pub fn to_json(&self) -> Result<String, Error> {
-        self.tokenizer.to_string(true).map_err(problem)
+        guarded(|| self.tokenizer.to_string(true)).map_err(problem)
     }
 
     /// Checks that a `tokenizer.json` has these very tokens.
@@ -278,7 +272,7 @@ impl TextTokenizer {
     /// If it cannot be read or holds another one.
     pub fn check(&self, path: impl AsRef<Path>) -> Result<(), Error> {
         let path = path.as_ref();
-        let found = open_tokenizer(path)?;
+        let found = tokenizer_json::open(path)?;
         let ours = self.tokenizer.get_vocab(true);
         match found.get_vocab(true) == ours {
             true => Ok(()),
@@ -295,18 +289,6 @@ impl TextTokenizer {
 
 fn tokens_of(encoding: &tokenizers::Encoding) -> usize {
     encoding.get_ids().len()
-}
-
-/// Reads a `tokenizer.json`.
-pub(super) fn open_tokenizer(path: &Path) -> Result<Tokenizer, Error> {
-    check_file(path)?;
-    let bytes = std::fs::read(path).map_err(Error::io(path, "cannot read"))?;
-    let mut tokenizer = Tokenizer::from_bytes(&bytes)
-        .map_err(|e| Error::file(path, format!("is no Hugging Face tokenizer.json: {e}")))?;
-    // How long a text may be and what fills a batch is decided here, not there.
-    let plain = tokenizer.with_truncation(None).map_err(problem)?;
-    plain.with_padding(None);
-    Ok(tokenizer)
 }
 
 /// One token a character: the special tokens, then `alphabet` in this order.

@@ -21,6 +21,7 @@ use serde_json::{Map, Value};
 use tokenizers::Tokenizer;
 
 use super::any::read_object;
+use super::tokenizer_json;
 use super::weights::{self, Tensors};
 use super::{AnyLm, ModelConfig};
 use crate::error::Error;
@@ -134,14 +135,7 @@ pub fn tokenizer(folder: impl AsRef<Path>, vocab_size: usize) -> Result<Option<T
     if !path.exists() {
         return Ok(None);
     }
-    let bytes = std::fs::read(&path).map_err(Error::io(&path, "cannot read"))?;
-    let mut tokenizer = Tokenizer::from_bytes(&bytes)
-        .map_err(|e| Error::file(&path, format!("is not a tokenizer: {e}")))?;
-    // Some files say how some training cut and filled its texts; here nothing is cut unasked.
-    tokenizer
-        .with_padding(None)
-        .with_truncation(None)
-        .map_err(|e| Error::file(&path, format!("is not a tokenizer: {e}")))?;
+    let tokenizer = tokenizer_json::open(&path)?;
     let largest = tokenizer.get_vocab(true).into_values().max();
     match largest {
         Some(largest) if largest as usize >= vocab_size => {
