@@ -1,5 +1,6 @@
 //! One error type: what went wrong, where, and what would be right.
 
+use std::fmt::{self, Display, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -11,7 +12,7 @@ use std::sync::Arc;
 #[non_exhaustive]
 pub enum Error {
     /// A setting has a value that cannot work.
-    #[error("`{key}` = {value}: {problem}")]
+    #[error("{}", OneLine(format_args!("`{key}` = {value}: {problem}")))]
     Config {
         /// The setting, as it is written in a preset (`memory.write_lr`).
         key: String,
@@ -21,10 +22,10 @@ pub enum Error {
         problem: String,
     },
     /// An argument, tensor or text that a function cannot take.
-    #[error("{0}")]
+    #[error("{}", OneLine(format_args!("{_0}")))]
     Input(String),
     /// A file that holds something else than it should.
-    #[error("{}: {problem}", path.display())]
+    #[error("{}", OneLine(format_args!("{}: {problem}", path.display())))]
     File {
         /// The file.
         path: PathBuf,
@@ -32,7 +33,7 @@ pub enum Error {
         problem: String,
     },
     /// The operating system could not read or write a file.
-    #[error("{}: {action}: {source}", path.display())]
+    #[error("{}", OneLine(format_args!("{}: {action}: {source}", path.display())))]
     Io {
         /// The file.
         path: PathBuf,
@@ -56,8 +57,46 @@ pub enum Error {
         hint: String,
     },
     /// A check that was asked for did not hold.
-    #[error("{0}")]
+    #[error("{}", OneLine(format_args!("{_0}")))]
     Failed(String),
+}
+
+/// The longest message, in characters.
+const LONGEST: usize = 2000;
+
+/// A message as a single line that is not endless. It repeats what a file holds, which may be anything:
+/// characters that end lines, turn the writing's direction or command a terminal are written as escapes.
+struct OneLine<'a>(fmt::Arguments<'a>);
+
+impl Display for OneLine<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut line = Line { left: LONGEST, f };
+        line.write_fmt(self.0)
+    }
+}
+
+struct Line<'a, 'b> {
+    /// Characters there is still room for.
+    left: usize,
+    f: &'a mut fmt::Formatter<'b>,
+}
+
+impl Write for Line<'_, '_> {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        let commands = |c: char| {
+            c.is_control() || matches!(c, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+        };
+        for c in text.chars() {
+            match self.left {
+                0 => return Ok(()),
+                1 => self.f.write_str(" …")?,
+                _ if commands(c) => write!(self.f, "{}", c.escape_default())?,
+                _ => self.f.write_char(c)?,
+            }
+            self.left -= 1;
+        }
+        Ok(())
+    }
 }
 
 impl Error {
@@ -119,6 +158,8 @@ impl Error {
                     | std::io::ErrorKind::IsADirectory
                     | std::io::ErrorKind::NotADirectory
                     | std::io::ErrorKind::AlreadyExists
+                    | std::io::ErrorKind::InvalidInput
+                    | std::io::ErrorKind::InvalidFilename
             ),
             Self::NotFinite { .. } | Self::Failed(_) => false,
         }
@@ -168,4 +209,19 @@ pub(crate) fn positive(
         let positive = value > 0.0 && value.is_finite();
         require(positive, key, value, "must be a positive number")
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_message_is_one_line_whatever_it_repeats() {
+        let error = Error::file("a\nb", "has `\u{1b}[2J\u{202e}é\r\n`");
+        assert_eq!(error.to_string(), "a\\nb: has `\\u{1b}[2J\\u{202e}é\\r\\n`");
+        let long = Error::Input("é".repeat(10_000)).to_string();
+        assert!(long.chars().count() <= LONGEST + 1 && long.ends_with("é …"));
+        let longest = "a".repeat(LONGEST - 1);
+        assert_eq!(Error::Input(longest.clone()).to_string(), longest);
+    }
 }

@@ -10,24 +10,53 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
+/// A file's text.
+///
+/// # Errors
+///
+/// If it cannot be read or is not UTF-8.
+pub(crate) fn read_text(path: impl AsRef<Path>) -> Result<String, Error> {
+    let path = path.as_ref();
+    let bytes = std::fs::read(path).map_err(Error::io(path, "cannot read"))?;
+    String::from_utf8(bytes).map_err(|e| {
+        let at = e.utf8_error().valid_up_to();
+        Error::file(path, format!("byte {at}: is not UTF-8"))
+    })
+}
+
+/// Fails on what can be read but once or has no end, a pipe or a device; says nothing of what is not there.
+pub(crate) fn check_file(path: &Path) -> Result<(), Error> {
+    match std::fs::metadata(path) {
+        Ok(about) if !about.is_file() => Err(Error::file(path, "is not a regular file")),
+        _ => Ok(()),
+    }
+}
+
 /// Puts `bytes` at `path`: written beside it, flushed to the disk, then moved into place. If anything
-/// fails, what was there before stays.
+/// fails, what was there before stays; what a program left that was killed meanwhile goes with the next
+/// writing.
 pub(crate) fn write_atomically(path: impl AsRef<Path>, bytes: &[u8]) -> Result<(), Error> {
     let path = path.as_ref();
     let folder = match path.parent() {
         Some(folder) if !folder.as_os_str().is_empty() => folder,
         _ => Path::new("."),
     };
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let prefix: String = [".", &name].concat().chars().take(60).collect();
     let write = || -> std::io::Result<()> {
         let mut builder = tempfile::Builder::new();
-        builder.prefix(".").suffix(".tmp");
+        builder.prefix(&prefix).suffix(UNFINISHED);
         // A temporary file is private by default; this one becomes an ordinary file.
         #[cfg(unix)]
         {
             use std::os::unix::fs::PermissionsExt;
             builder.permissions(std::fs::Permissions::from_mode(0o666));
         }
+        // First: so that there is never more than one of them.
+        remove_unfinished(folder, &prefix);
         let mut file = builder.tempfile_in(folder)?;
+        // Says that it is not left. Where there are no locks, nothing is removed either.
+        file.as_file().try_lock().ok();
         file.write_all(bytes)?;
         file.as_file().sync_all()?;
         file.persist(path).map_err(|e| e.error)?;
@@ -37,5 +66,60 @@ pub(crate) fn write_atomically(path: impl AsRef<Path>, bytes: &[u8]) -> Result<(
         }
         Ok(())
     };
-    write().map_err(Error::io(path, "cannot write"))
+    let written = match write() {
+        // Taken for one that was left, in the moment before it was locked.
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => write(),
+        written => written,
+    };
+    written.map_err(Error::io(path, "cannot write"))
+}
+
+/// How files end that are not yet in place.
+const UNFINISHED: &str = ".tmp";
+
+/// Removes what programs that were killed left of files whose names begin so: nobody has it locked. Left
+/// over at worst; the next writing tries again.
+pub(crate) fn remove_unfinished(folder: &Path, prefix: &str) {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    for entry in entries {
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        let unfinished = name.starts_with(prefix) && name.ends_with(UNFINISHED);
+        if unfinished
+            && let Ok(file) = std::fs::File::open(entry.path())
+            && file.try_lock().is_ok()
+        {
+            std::fs::remove_file(entry.path()).ok();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_left_goes_and_what_is_being_written_stays() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        for name in [".a.json1.tmp", ".a.json2.tmp", ".b.json1.tmp", "a.json.tmp"] {
+            std::fs::write(path(name), name).unwrap();
+        }
+        let busy = std::fs::File::open(path(".a.json2.tmp")).unwrap();
+        busy.try_lock().unwrap();
+        write_atomically(path("a.json"), b"new").unwrap();
+        let mut names: Vec<_> = std::fs::read_dir(&folder)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        assert_eq!(
+            names,
+            [".a.json2.tmp", ".b.json1.tmp", "a.json", "a.json.tmp"]
+        );
+        assert_eq!(std::fs::read(path("a.json")).unwrap(), b"new");
+        let long = "é".repeat(120);
+        write_atomically(path(&long), b"long").unwrap();
+        assert_eq!(std::fs::read(path(&long)).unwrap(), b"long");
+    }
 }

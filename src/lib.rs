@@ -85,6 +85,7 @@ pub mod baselines;
 pub mod data;
 mod error;
 mod files;
+mod guard;
 pub mod guide;
 pub mod memory;
 pub mod method;

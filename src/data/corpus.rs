@@ -6,8 +6,9 @@ use std::io::{BufReader, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use super::sentences::Splitter;
-use super::source::{BOM, check_file};
+use super::source::BOM;
 use crate::error::{Error, require};
+use crate::files::check_file;
 
 /// Bytes read at once.
 const BLOCK: usize = 1 << 16;

@@ -6,6 +6,7 @@ use burn::data::dataset::Dataset;
 
 use super::Example;
 use crate::error::Error;
+use crate::files::check_file;
 
 /// The examples of any source, one form for all: those read from a disk while training can fail.
 pub type Examples = Box<dyn Dataset<Result<Example, Error>>>;
@@ -58,14 +59,6 @@ pub(crate) fn read_text(path: &Path, key: &str, published: &str) -> Result<Strin
     match text.trim().is_empty() {
         true => Err(Error::file(path, format!("is empty: {published}"))),
         false => Ok(text),
-    }
-}
-
-/// Fails on what can be read but once or has no end, a pipe or a device; says nothing of what is not there.
-pub(crate) fn check_file(path: &Path) -> Result<(), Error> {
-    match std::fs::metadata(path) {
-        Ok(about) if !about.is_file() => Err(Error::file(path, "is not a regular file")),
-        _ => Ok(()),
     }
 }
 

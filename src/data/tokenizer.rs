@@ -7,10 +7,11 @@ use tokenizers::models::wordlevel::WordLevel;
 use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
 use tokenizers::tokenizer::normalizer::SplitDelimiterBehavior;
 
-use super::source::check_file;
 use super::{Asked, Question};
 use crate::error::Error;
 use crate::files::hex;
+use crate::model::pretrained;
+use crate::model::tokenizer_json::{self, guarded};
 
 /// `[PAD]` `[BOS]` `[EOS]` `[UNK]`: tokens 0 to 3 of the tokenizers that are made here.
 pub(super) const SPECIAL: [&str; 4] = ["[PAD]", "[BOS]", "[EOS]", "[UNK]"];
@@ -154,11 +155,7 @@ impl TextTokenizer {
     ///
     /// With a closed alphabet, names the first character outside it and where it stands.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>, Error> {
-        let encoding = self
-            .tokenizer
-            .encode_fast(text, false)
-            .map_err(|e| Error::Input(format!("{text:?} cannot be tokenized: {e}")))?;
-        let ids = encoding.get_ids().to_vec();
+        let ids = pretrained::encode(&self.tokenizer, text, false)?;
         let unknown = || ids.iter().position(|id| self.is_unknown(*id));
         match self.closed.then(unknown).flatten() {
             Some(at) => {
@@ -189,9 +186,7 @@ impl TextTokenizer {
             // One token a character.
             true => (self.encode(&text)?, query.chars().count()),
             false => {
-                let encoding = self
-                    .tokenizer
-                    .encode(text.as_str(), false)
+                let encoding = guarded(|| self.tokenizer.encode(text.as_str(), false))
                     .map_err(|e| Error::Input(format!("{text:?} cannot be tokenized: {e}")))?;
                 let ids = encoding.get_ids().to_vec();
                 let meets = |(start, end): &(usize, usize)| *end > query.len() && end > start;
@@ -238,10 +233,7 @@ impl TextTokenizer {
                 .iter()
                 .map(|id| self.tokenizer.id_to_token(*id).unwrap_or_default())
                 .collect()),
-            false => self
-                .tokenizer
-                .decode(ids, true)
-                .map_err(|e| Error::Input(format!("tokens {ids:?} cannot be decoded: {e}"))),
+            false => pretrained::decode(&self.tokenizer, ids),
         }
     }
 
@@ -262,7 +254,7 @@ impl TextTokenizer {
 
     /// Saves it as a Hugging Face `tokenizer.json`.
     pub fn to_json(&self) -> Result<String, Error> {
-        self.tokenizer.to_string(true).map_err(problem)
+        guarded(|| self.tokenizer.to_string(true)).map_err(problem)
     }
 
     /// See [`tokenizer_fingerprint`].
@@ -277,7 +269,7 @@ impl TextTokenizer {
     /// If it cannot be read or holds another one.
     pub fn check(&self, path: impl AsRef<Path>) -> Result<(), Error> {
         let path = path.as_ref();
-        let found = open_tokenizer(path)?;
+        let found = tokenizer_json::open(path)?;
         let ours = self.tokenizer.get_vocab(true);
         match found.get_vocab(true) == ours {
             true => Ok(()),
@@ -295,24 +287,12 @@ impl TextTokenizer {
 /// A short hash of all that a `tokenizer.json` says, beside how texts are cut and filled: two of the same
 /// hash make the same tokens of any text.
 pub fn tokenizer_fingerprint(tokenizer: &Tokenizer) -> String {
-    let json = tokenizer.to_string(false);
+    let json = guarded(|| tokenizer.to_string(false));
     let json = json.ok().and_then(|json| serde_json::from_str(&json).ok());
     let mut json: serde_json::Map<String, serde_json::Value> = json.unwrap_or_default();
     json.retain(|key, _| !["padding", "truncation"].contains(&key.as_str()));
     let digest = Sha256::digest(serde_json::Value::Object(json).to_string());
     hex(&digest[..8])
-}
-
-/// Reads a `tokenizer.json`.
-pub(super) fn open_tokenizer(path: &Path) -> Result<Tokenizer, Error> {
-    check_file(path)?;
-    let bytes = std::fs::read(path).map_err(Error::io(path, "cannot read"))?;
-    let mut tokenizer = Tokenizer::from_bytes(&bytes)
-        .map_err(|e| Error::file(path, format!("is no Hugging Face tokenizer.json: {e}")))?;
-    // How long a text may be and what fills a batch is decided here, not there.
-    let plain = tokenizer.with_truncation(None).map_err(problem)?;
-    plain.with_padding(None);
-    Ok(tokenizer)
 }
 
 /// One token a character: the special tokens, then `alphabet` in this order.

@@ -12,8 +12,9 @@ use tokenizers::pre_tokenizers::whitespace::Whitespace;
 use tokenizers::{AddedToken, Tokenizer};
 
 use super::TextTokenizer;
-use super::tokenizer::{SPECIAL, characters, open_tokenizer, problem};
+use super::tokenizer::{SPECIAL, characters, problem};
 use crate::error::{Error, require, sizes};
+use crate::model::tokenizer_json;
 
 /// How texts become tokens. (Key-value retrieval has tokens of its own.)
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -89,7 +90,7 @@ impl TokensConfig {
         I: Iterator<Item = String> + Send,
     {
         let tokenizer = match self.file() {
-            Some(file) => open_tokenizer(&file)?,
+            Some(file) => tokenizer_json::open(&file)?,
             None => self.train(texts()?)?,
         };
         self.of(tokenizer)
@@ -101,7 +102,7 @@ impl TokensConfig {
     ///
     /// As [`TokensConfig::make`].
     pub fn open(&self, path: impl AsRef<Path>) -> Result<TextTokenizer, Error> {
-        self.of(open_tokenizer(path.as_ref())?)
+        self.of(tokenizer_json::open(path.as_ref())?)
     }
 
     fn of(&self, tokenizer: Tokenizer) -> Result<TextTokenizer, Error> {
@@ -141,7 +142,9 @@ impl TokensConfig {
                     (tokenizer, trainer.into())
                 }
             };
-        tokenizer.train(&mut trainer, texts).map_err(problem)?;
+        tokenizer
+            .train(&mut trainer, texts.flat_map(broken))
+            .map_err(problem)?;
         Ok(tokenizer)
     }
 
@@ -159,5 +162,42 @@ impl TokensConfig {
         let mut alphabet: Vec<char> = found.into_iter().map(|(c, _)| c).collect();
         alphabet.sort_unstable();
         alphabet
+    }
+}
+
+/// The longest word that a tokenizer learns from, in bytes.
+const LONGEST_WORD: usize = 1 << 12;
+
+/// A text in pieces, so that no word is endless: merging tokens takes the square of a word's length.
+fn broken(text: String) -> Vec<String> {
+    let (mut ends, mut start) = (Vec::new(), 0);
+    for (at, c) in text.char_indices() {
+        if c.is_whitespace() {
+            start = at;
+        } else if at - start >= LONGEST_WORD {
+            ends.push(at);
+            start = at;
+        }
+    }
+    if ends.is_empty() {
+        return vec![text];
+    }
+    let starts = std::iter::once(0).chain(ends.clone());
+    let ends = ends.into_iter().chain([text.len()]);
+    starts.zip(ends).map(|(a, b)| text[a..b].into()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_endless_words_are_broken() {
+        let plain = "é word\n ".repeat(5000);
+        assert_eq!(broken(plain.clone()), [plain]);
+        let endless = format!("a {} b", "é".repeat(5000));
+        let pieces = broken(endless.clone());
+        assert_eq!(pieces.len(), 3);
+        assert_eq!(pieces.concat(), endless);
     }
 }

@@ -15,6 +15,7 @@ use super::{
     MambaConfig,
 };
 use crate::error::Error;
+use crate::files::read_text;
 
 /// The settings of a language model, by its Hugging Face type.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -275,7 +276,7 @@ fn blame(json: &Map<String, Value>, model_type: &str) -> Option<String> {
 
 /// A file that holds one JSON object.
 pub(crate) fn read_object(path: &Path) -> Result<Map<String, Value>, Error> {
-    let text = std::fs::read_to_string(path).map_err(Error::io(path, "cannot read"))?;
+    let text = read_text(path)?;
     serde_json::from_str(&text).map_err(|e| Error::file(path, format!("is not a JSON object: {e}")))
 }
 

@@ -21,6 +21,7 @@ use serde_json::{Map, Value};
 use tokenizers::Tokenizer;
 
 use super::any::read_object;
+use super::tokenizer_json::{self, guarded};
 use super::weights::{self, Tensors};
 use super::{AnyLm, ModelConfig};
 use crate::error::Error;
@@ -124,6 +125,27 @@ fn trunk(config: &ModelConfig) -> &'static str {
     }
 }
 
+/// Token ids of a text, with what the tokenizer puts around one if `special`.
+///
+/// # Errors
+///
+/// If the tokenizer cannot take it.
+pub fn encode(tokenizer: &Tokenizer, text: &str, special: bool) -> Result<Vec<u32>, Error> {
+    guarded(|| tokenizer.encode_fast(text, special))
+        .map(|encoding| encoding.get_ids().to_vec())
+        .map_err(|e| Error::Input(format!("{text:?} cannot be tokenized: {e}")))
+}
+
+/// The text of token ids, without special tokens.
+///
+/// # Errors
+///
+/// If the tokenizer cannot put it together.
+pub fn decode(tokenizer: &Tokenizer, ids: &[u32]) -> Result<String, Error> {
+    guarded(|| tokenizer.decode(ids, true))
+        .map_err(|e| Error::Input(format!("tokens {ids:?} cannot be decoded: {e}")))
+}
+
 /// The `tokenizer.json` of a folder, if there is one, for a model of `vocab_size` tokens.
 ///
 /// # Errors
@@ -134,14 +156,7 @@ pub fn tokenizer(folder: impl AsRef<Path>, vocab_size: usize) -> Result<Option<T
     if !path.exists() {
         return Ok(None);
     }
-    let bytes = std::fs::read(&path).map_err(Error::io(&path, "cannot read"))?;
-    let mut tokenizer = Tokenizer::from_bytes(&bytes)
-        .map_err(|e| Error::file(&path, format!("is not a tokenizer: {e}")))?;
-    // Some files say how some training cut and filled its texts; here nothing is cut unasked.
-    tokenizer
-        .with_padding(None)
-        .with_truncation(None)
-        .map_err(|e| Error::file(&path, format!("is not a tokenizer: {e}")))?;
+    let tokenizer = tokenizer_json::open(&path)?;
     let largest = tokenizer.get_vocab(true).into_values().max();
     match largest {
         Some(largest) if largest as usize >= vocab_size => {

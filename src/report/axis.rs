@@ -19,7 +19,12 @@ impl Axis {
     /// From 0 to a round number not below any value.
     pub fn from_zero(label: impl Into<String>, values: impl IntoIterator<Item = f64>) -> Self {
         let highest = values.into_iter().fold(0.0, f64::max);
-        let highest = if highest > 0.0 { highest } else { 1.0 };
+        // Beyond these a step is no number any more.
+        let highest = if highest > 1e-300 {
+            highest.min(1e300)
+        } else {
+            1.0
+        };
         let rough = highest / 4.0;
         let magnitude = 10f64.powf(rough.log10().floor());
         let step = [1.0, 2.0, 2.5, 5.0, 10.0]
@@ -143,5 +148,21 @@ impl Ranged for Ticked {
 
     fn range(&self) -> std::ops::Range<f64> {
         self.range.0..self.range.1
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_smallest_and_the_largest_numbers_have_an_axis() {
+        for value in [0.0, 5e-324, 1e-301, 1e-299, 3.0, 1e299, 1.7e308] {
+            let axis = Axis::from_zero("", [value]);
+            assert!((2..=11).contains(&axis.ticks.len()), "{value}: {axis:?}");
+            assert!(axis.range.1.is_finite() && axis.range.1 > 0.0);
+            let axis = Axis::counting("", [value]);
+            assert!((2..=11).contains(&axis.ticks.len()), "{value}: {axis:?}");
+        }
     }
 }

@@ -23,7 +23,8 @@ use burn::module::{Module, ModuleMapper, Param, ParamId, list_param_ids};
 use burn::record::{BinBytesRecorder, FullPrecisionSettings, Record, Recorder};
 use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
-use serde::{Deserialize, Serialize};
+use serde::de::{SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::config::RunConfig;
@@ -31,7 +32,8 @@ use super::evaluation::Evaluation;
 use super::metrics::{Measure, Scores};
 use crate::data::TextTokenizer;
 use crate::error::Error;
-use crate::files::{hex, write_atomically};
+use crate::files::{hex, remove_unfinished, write_atomically};
+use crate::guard::guarded;
 use crate::model::weights::{self, Tensors};
 
 /// The tokenizer's file.
@@ -78,6 +80,57 @@ pub struct RunFolder {
 }
 
 type Bytes = BinBytesRecorder<FullPrecisionSettings>;
+
+/// What [`Bytes`] writes of an optimizer, as far as lengths go: its metadata, and of each parameter its id,
+/// two variants, the steps and the moments. [`Bytes`] believes any length, and sets as much memory aside;
+/// reading this sets none aside, and fails where the file ends before a length does.
+type Written = ([String; 5], Vec<(String, u32, u32, u64, Moments)>);
+type Moments = (Moment, Moment, Option<Moment>);
+/// Bytes, shape and element type.
+type Moment = (Skipped, Vec<u64>, u32);
+
+/// Bytes that are counted and not kept.
+struct Skipped(u64);
+
+impl<'de> Deserialize<'de> for Skipped {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Count;
+        impl<'de> Visitor<'de> for Count {
+            type Value = Skipped;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("bytes")
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut bytes: A) -> Result<Skipped, A::Error> {
+                let mut count = 0;
+                while bytes.next_element::<u8>()?.is_some() {
+                    count += 1;
+                }
+                Ok(Skipped(count))
+            }
+        }
+        deserializer.deserialize_seq(Count)
+    }
+}
+
+/// Whether an optimizer's file is as long as it says, and its tensors are.
+fn is_whole(file: &[u8]) -> bool {
+    let read = bincode::serde::decode_from_slice::<Written, _>(file, bincode::config::standard());
+    let Ok(((_, parameters), length)) = read else {
+        return false;
+    };
+    // A number has eight bytes at most.
+    let fits = |(Skipped(bytes), shape, _): &Moment| {
+        let numbers = shape
+            .iter()
+            .try_fold(1u64, |count, size| count.checked_mul(*size));
+        numbers.is_some_and(|numbers| numbers <= *bytes && *bytes <= numbers.saturating_mul(8))
+    };
+    let mut moments = parameters.iter().map(|(.., moments)| moments);
+    length == file.len()
+        && moments.all(|(a, b, c)| fits(a) && fits(b) && c.as_ref().is_none_or(fits))
+}
 
 impl RunFolder {
     /// A folder with a run in it, to read from.
@@ -163,6 +216,7 @@ impl RunFolder {
             }
             Err(TryLockError::Error(e)) => return Err(Error::io(&lock_file, "cannot lock")(e)),
         }
+        remove_unfinished(path, ".");
         let folder = Self {
             path: path.into(),
             lock: Some(lock),
@@ -185,8 +239,8 @@ impl RunFolder {
     /// If they are others.
     pub(super) fn check_data(&self, data: &str) -> Result<(), Error> {
         let file = self.path.join(DATA);
-        let begun = match std::fs::read_to_string(&file) {
-            Ok(begun) => begun,
+        let begun = match std::fs::read(&file) {
+            Ok(begun) => String::from_utf8_lossy(&begun).into_owned(),
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
             Err(e) => return Err(Error::io(&file, "cannot read")(e)),
         };
@@ -227,7 +281,12 @@ impl RunFolder {
     ///
     /// If there are none yet, or they are damaged or of another model.
     pub fn load_best<B: Backend, M: Module<B>>(&self, module: M) -> Result<M, Error> {
-        Tensors::open(self.weights()?)?.fill(module)
+        self.best()?.fill(module)
+    }
+
+    /// The best weights, or the latest ones if no evaluation chose any.
+    pub(super) fn best(&self) -> Result<Tensors, Error> {
+        Tensors::open(self.weights()?)
     }
 
     /// Adds what an evaluation of the best weights found to what earlier ones of the same weights did, and
@@ -343,16 +402,22 @@ impl RunFolder {
         if hash(&optimizer) != optimizer_hash {
             return Err(damaged());
         }
-        let record = Recorder::<B>::load(&Bytes::default(), optimizer, device);
-        Ok((module, record.map_err(|_| damaged())?, state))
+        if !is_whole(&optimizer) {
+            return Err(damaged());
+        }
+        // What is still wrong with it, such as an element type of no number, panics.
+        let record = guarded(|| Recorder::<B>::load(&Bytes::default(), optimizer, device));
+        let record = record.and_then(Result::ok).ok_or_else(damaged)?;
+        Ok((module, record, state))
     }
 
     /// Opens the log of metrics, and drops from it what came after `step`: a run that goes on from
     /// `step` will write that again.
     pub fn metrics(&self, step: usize) -> Result<MetricsLog, Error> {
         let path = self.path.join("metrics.jsonl");
-        let text = match std::fs::read_to_string(&path) {
-            Ok(text) => text,
+        let text = match std::fs::read(&path) {
+            // What is not UTF-8 is no line of a log, and dropped like any other.
+            Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => String::new(),
             Err(e) => return Err(Error::io(&path, "cannot read")(e)),
         };
@@ -386,8 +451,7 @@ impl RunFolder {
             let name = entry.file_name();
             let name = name.to_string_lossy();
             let old = name.starts_with("optimizer-") && entry.path() != keep;
-            let unfinished = name.starts_with('.') && name.ends_with(".tmp");
-            if self.lock.is_some() && (old || unfinished) {
+            if self.lock.is_some() && old {
                 // Left over at worst; the next checkpoint tries again.
                 std::fs::remove_file(entry.path()).ok();
             }

@@ -9,6 +9,7 @@ use super::metrics::Measure;
 use crate::baselines::{InContextConfig, RmtConfig};
 use crate::data::{DataConfig, Lengths, TextTokenizer, TokensConfig};
 use crate::error::{Error, at_least_one, require};
+use crate::files::read_text;
 use crate::memory::{GradMemConfig, MetaGradient};
 use crate::method::{MethodConfig, MethodName};
 use crate::model::ModelConfig;
@@ -182,7 +183,7 @@ impl RunConfig {
     pub fn open(path: impl AsRef<Path>) -> Result<Self, Error> {
         let path = path.as_ref();
         let name = path.display().to_string();
-        let text = std::fs::read_to_string(path).map_err(Error::io(path, "cannot read"))?;
+        let text = read_text(path)?;
         Self::from_table(parse(&text, &name)?, &name)
     }
 
@@ -348,7 +349,7 @@ fn preset_text(preset: &str) -> Result<String, Error> {
         return Ok((*text).into());
     }
     if preset.ends_with(".toml") {
-        return std::fs::read_to_string(preset).map_err(Error::io(preset, "cannot read"));
+        return read_text(preset);
     }
     let names: Vec<_> = PRESETS.iter().map(|(name, _)| *name).collect();
     Err(Error::Input(format!(

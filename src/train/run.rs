@@ -6,10 +6,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use burn::backend::Autodiff;
 use burn::data::dataloader::DataLoaderBuilder;
-use burn::optim::AdamWConfig;
-use burn::optim::Optimizer;
+use burn::module::{Module, ModuleVisitor, Param, ParamId};
 use burn::optim::lr_scheduler::linear::{LinearLrScheduler, LinearLrSchedulerConfig};
-use burn::tensor::backend::Backend;
+use burn::optim::record::{AdaptorRecord, AdaptorRecordV1};
+use burn::optim::{AdamW, AdamWConfig, AdamWState, AdaptiveMomentumState, Optimizer};
+use burn::tensor::Tensor;
+use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::train::metric::LearningRateMetric;
 use burn::train::{Interrupter, Learner, SupervisedTraining, TrainingStrategy};
 use gradmem_kernels::KernelBackend;
@@ -27,7 +29,8 @@ use crate::data::{Cycle, DataConfig, ExampleBatcher, Task, TextTokenizer};
 use crate::error::Error;
 use crate::memory::{GradMem, MetaGradient};
 use crate::method::{AnyMethod, MethodName};
-use crate::model::{AnyLm, ModelConfig, settings, weights};
+use crate::model::weights::{self, ModulePath};
+use crate::model::{AnyLm, ModelConfig, settings};
 use crate::reference;
 
 /// What a training is started with, beside its settings.
@@ -84,8 +87,9 @@ pub fn train<B: KernelBackend>(
     let mut optimizer = SharedOptimizer::new(adamw.init());
     let mut state = RunState::default();
     if resumes {
-        let record;
+        let record: RecordOf<Autodiff<B>>;
         (method, record, state) = folder.load_last(method, device)?;
+        check_moments(&method, &|id| record.get(id)).map_err(|e| Error::file(folder.path(), e))?;
         optimizer = Optimizer::load_record(optimizer, record);
     }
     let learner = Learner::new(
@@ -160,6 +164,75 @@ pub fn train<B: KernelBackend>(
         .unwrap_or_else(PoisonError::into_inner)
         .take();
     outcome.unwrap_or_else(|| Err(Error::Failed("the training ended without a result".into())))
+}
+
+/// What an optimizer keeps of a method.
+type RecordOf<B> =
+    <SharedOptimizer<B, AnyMethod<B>> as Optimizer<MetaLearner<B, AnyMethod<B>>, B>>::Record;
+
+/// What it keeps of a parameter, by its id.
+type Moments<'a, B> = &'a dyn Fn(&ParamId) -> Option<&'a AdaptorRecord<AdamW, B>>;
+
+/// Fails unless an optimizer's moments are such as their parameters can have.
+fn check_moments<B: AutodiffBackend, M: Module<B>>(
+    module: &M,
+    moments: Moments<'_, B>,
+) -> Result<(), String> {
+    struct Check<'a, B: AutodiffBackend> {
+        moments: Moments<'a, B>,
+        path: ModulePath,
+        problem: Option<String>,
+    }
+    impl<B: AutodiffBackend> ModuleVisitor<B> for Check<'_, B> {
+        fn enter_module(&mut self, name: &str, container: &str) {
+            self.path.enter(name, container);
+        }
+        fn exit_module(&mut self, _: &str, container: &str) {
+            self.path.exit(container);
+        }
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
+            use AdaptorRecordV1::{Rank1, Rank2, Rank3, Rank4};
+            let Some(AdaptorRecord::V1(moments)) = (self.moments)(&param.id) else {
+                return;
+            };
+            let shape = param.lazy_shape().to_vec();
+            let fits = match moments {
+                Rank1(state) => fits(state, &shape),
+                Rank2(state) => fits(state, &shape),
+                Rank3(state) => fits(state, &shape),
+                Rank4(state) => fits(state, &shape),
+                _ => false,
+            };
+            if !fits {
+                let name = self.path.name();
+                let problem = format!("has an optimizer's state that `{name}` cannot have");
+                self.problem.get_or_insert(problem);
+            }
+        }
+    }
+    /// Whether means of gradients and of their squares are of a parameter's shape, and numbers.
+    fn fits<B: Backend, const D: usize>(state: &AdamWState<B, D>, shape: &[usize]) -> bool {
+        let AdaptiveMomentumState {
+            moment_1,
+            moment_2,
+            max_moment_2,
+            ..
+        } = &state.momentum;
+        let fits = |moment: &Tensor<B, D>, least: f64| {
+            let numbers = least..=f64::MAX;
+            moment.dims() == *shape && moment.to_data().iter::<f64>().all(|x| numbers.contains(&x))
+        };
+        fits(moment_1, f64::MIN)
+            && fits(moment_2, 0.0)
+            && max_moment_2.as_ref().is_none_or(|moment| fits(moment, 0.0))
+    }
+    let mut check = Check {
+        moments,
+        path: ModulePath::default(),
+        problem: None,
+    };
+    module.visit(&mut check);
+    check.problem.map_or(Ok(()), Err)
 }
 
 /// The versions of the task that a training goes through, by one tokenizer: the one the run in `folder`
@@ -348,8 +421,9 @@ impl<B: KernelBackend> Trained<B> {
         let config = folder.config()?;
         let kept = folder.path().join(TOKENIZER);
         let tokenizer = config.data.kept_tokenizer(&config.tokens, kept)?;
-        let blank = config.method_config().blank(&config.model, device)?;
-        let method = folder.load_best(blank)?;
+        let weights = folder.best()?;
+        weights.check_layers(config.model.layers())?;
+        let method = weights.fill(config.method_config().blank(&config.model, device)?)?;
         Ok(Self {
             config,
             method,

@@ -205,7 +205,8 @@ where
     fn steps(&mut self, stop: impl Fn() -> Option<String>) -> Result<Ending, Error> {
         let config = &self.strategy.config;
         let mut log = self.strategy.folder.metrics(self.state.step)?;
-        for _ in 0..self.state.step {
+        // The learning rate stays as it is after the warm-up.
+        for _ in 0..self.state.step.min(config.warmup_steps.saturating_add(1)) {
             self.learner.lr_step();
         }
         loop {

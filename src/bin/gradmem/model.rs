@@ -67,10 +67,9 @@ impl Text {
                 }
                 Ok(ids)
             }
-            Self::Any(tokenizer, _) => tokenizer
-                .encode_fast(text, begin == Begin::AsATextDoes)
-                .map(|encoding| encoding.get_ids().to_vec())
-                .map_err(|e| Error::Input(format!("{text:?} cannot be tokenized: {e}"))),
+            Self::Any(tokenizer, _) => {
+                pretrained::encode(tokenizer, text, begin == Begin::AsATextDoes)
+            }
         }
     }
 
@@ -102,9 +101,7 @@ impl Text {
     pub fn decode(&self, ids: &[u32]) -> Result<String, Error> {
         match self {
             Self::Task(tokenizer, _) => tokenizer.decode_answer(ids),
-            Self::Any(tokenizer, _) => tokenizer
-                .decode(ids, true)
-                .map_err(|e| Error::Input(format!("tokens {ids:?} cannot be decoded: {e}"))),
+            Self::Any(tokenizer, _) => pretrained::decode(tokenizer, ids),
         }
     }
 

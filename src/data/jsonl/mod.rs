@@ -17,8 +17,9 @@ use self::record::{Sample, parse};
 use super::Example;
 use super::json::shorten;
 use super::positioned::Positioned;
-use super::source::{BOM, Sources, check_file};
+use super::source::{BOM, Sources};
 use crate::error::{Error, at_least_one, require};
+use crate::files::check_file;
 
 /// Longest line in bytes.
 const LONGEST: usize = 64 << 20;
