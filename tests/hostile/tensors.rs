@@ -168,7 +168,7 @@ fn tensors(rng: &mut ChaCha8Rng, parts: &mut Parts) {
     let count = parts.tensors.len();
     let at = rng.random_range(0..count);
     let other = rng.random_range(0..count);
-    match rng.random_range(0..14) {
+    match rng.random_range(0..17) {
         0 => {
             parts.tensors.remove(at);
         }
@@ -233,7 +233,7 @@ fn tensors(rng: &mut ChaCha8Rng, parts: &mut Parts) {
             let swapped = parts.tensors[other].bytes.clone();
             parts.tensors[at].bytes = swapped;
         }
-        11 => {
+        11..=14 => {
             for (_, value) in &mut parts.metadata {
                 let mut text = value.as_str().unwrap_or_default().to_string();
                 match once_in(rng, 3) {
