@@ -39,7 +39,12 @@ const TEXTS: [&str; 4] = [
 pub(crate) fn open(path: &Path) -> Result<Tokenizer, Error> {
     check_file(path)?;
     let text = read_text(path)?;
-    let problem = |e: String| Error::file(path, format!("is no Hugging Face tokenizer.json: {e}"));
+    let problem = |e: String| {
+        Error::file(
+            path,
+            format!("is not a tokenizer.json of Hugging Face's: {e}"),
+        )
+    };
     let json: Value = serde_json::from_str(&text).map_err(|e| problem(e.to_string()))?;
     check(&json).map_err(problem)?;
     let mut tokenizer = guarded(|| Tokenizer::from_bytes(&text)).map_err(problem)?;
