@@ -291,8 +291,7 @@ impl RunFolder {
 
     /// Adds what an evaluation of the best weights found to what earlier ones of the same weights did, and
     /// says where.
-    pub fn save_evaluation(&self, mut found: Evaluation) -> Result<PathBuf, Error> {
-        found.weights = self.weights_hash()?;
+    pub fn save_evaluation(&self, found: Evaluation) -> Result<PathBuf, Error> {
         let path = self.path.join("eval.json");
         let earlier = std::fs::read(&path).ok();
         let earlier = earlier.and_then(|bytes| serde_json::from_slice::<Evaluation>(&bytes).ok());

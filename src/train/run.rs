@@ -407,6 +407,8 @@ pub struct Trained<B: Backend> {
     pub method: AnyMethod<B>,
     /// Its tokenizer.
     pub tokenizer: TextTokenizer,
+    /// Hash of the weights' file: a training that goes on may replace it.
+    pub(super) weights: String,
     path: PathBuf,
 }
 
@@ -421,6 +423,7 @@ impl<B: KernelBackend> Trained<B> {
         let config = folder.config()?;
         let kept = folder.path().join(TOKENIZER);
         let tokenizer = config.data.kept_tokenizer(&config.tokens, kept)?;
+        let hash = folder.weights_hash()?;
         let weights = folder.best()?;
         weights.check_layers(config.model.layers())?;
         let method = weights.fill(config.method_config().blank(&config.model, device)?)?;
@@ -428,6 +431,7 @@ impl<B: KernelBackend> Trained<B> {
             config,
             method,
             tokenizer,
+            weights: hash,
             path: folder.path().into(),
         })
     }

@@ -12,13 +12,16 @@ use gradmem::memory::{Memory, MemoryFile, MemoryFloat, Written};
 use gradmem::method::AnyMethod;
 use gradmem::model::generate::GenerateConfig;
 use gradmem::model::{CausalLm as _, cache_bytes};
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{ProgressBar, ProgressState, ProgressStyle};
 use serde_json::json;
 
 use crate::args;
 use crate::backend::{Job, dispatch};
 use crate::model::{Model, Text};
 use crate::output::say;
+
+/// Memories that `write` tells of; `inspect` tells of all.
+const SHOWN: usize = 8;
 
 /// Questions that are answered at once.
 const AT_ONCE: usize = 64;
@@ -76,9 +79,9 @@ impl Job for WriteJob {
         file.save(&args.output)?;
 
         let total: usize = contexts.iter().map(Vec::len).sum();
-        say!("{}", describe(&args.output, &file));
+        say!("{}", describe(&args.output, &file, SHOWN));
         say!(
-            "{total} tokens in {seconds:.1} s: {:.0} a second",
+            "{total} tokens in {seconds:.2} s: {:.0} a second",
             total as f64 / seconds
         );
         Ok(())
@@ -116,9 +119,12 @@ fn write_all<B: KernelBackend>(
     order.sort_by_key(|at| contexts[*at].len());
     let bar = ProgressBar::new(contexts.iter().map(|ids| ids.len() as u64).sum());
     if let Ok(style) =
-        ProgressStyle::with_template("{bar:30} {pos}/{len} tokens  {per_sec}  {eta} left")
+        ProgressStyle::with_template("{bar:30} {pos}/{len} tokens, {rate} a second, {eta} left")
     {
-        bar.set_style(style.progress_chars("=> "));
+        let rate = |state: &ProgressState, out: &mut dyn std::fmt::Write| {
+            write!(out, "{:.0}", state.per_sec()).ok();
+        };
+        bar.set_style(style.with_key("rate", rate).progress_chars("=> "));
     }
     let (mut memories, mut losses) = (Vec::new(), Vec::new());
     for batch in order.chunks(batch) {
@@ -266,7 +272,7 @@ pub fn inspect(args: args::Inspect) -> Result<ExitCode, Error> {
         say!("{}", inspected(&file, told.as_deref()));
         return Ok(ExitCode::SUCCESS);
     }
-    say!("{}", describe(&args.file, &file));
+    say!("{}", describe(&args.file, &file, usize::MAX));
     let origin = &file.origin;
     let steps = match (origin.method.as_str(), origin.write_lr) {
         ("gradmem", Some(lr)) => format!("{} WRITE steps of size {lr}", origin.write_steps),
@@ -373,8 +379,8 @@ fn inspected(file: &MemoryFile, told: Option<&[Told]>) -> serde_json::Value {
     })
 }
 
-/// A file and each of its memories in a line.
-fn describe(path: &Path, file: &MemoryFile) -> String {
+/// A file and each of its memories in a line, of the first few.
+fn describe(path: &Path, file: &MemoryFile, shown: usize) -> String {
     let [n, m, d] = file.shape();
     let bytes = file.bytes_each();
     let dtype = format!("{:?}", file.dtype()).to_lowercase();
@@ -384,7 +390,7 @@ fn describe(path: &Path, file: &MemoryFile) -> String {
         path.display(),
         grouped(bytes)
     )];
-    for (at, sample) in file.samples.iter().enumerate() {
+    for (at, sample) in file.samples.iter().enumerate().take(shown) {
         let mut parts = Vec::new();
         if let Some(tokens) = sample.tokens {
             parts.push(format!("{} tokens", grouped(tokens)));
@@ -408,6 +414,9 @@ fn describe(path: &Path, file: &MemoryFile) -> String {
         if !parts.is_empty() {
             lines.push(format!("{}: {}", called(sample, at), parts.join("; ")));
         }
+    }
+    if n > shown {
+        lines.push(format!("… and {} more", n - shown));
     }
     lines.join("\n")
 }
