@@ -79,6 +79,7 @@
 //! | `dashboard` | burn-train's terminal dashboard |
 //! | `command` (default) | the program `gradmem` and the module `report`; implies the two above |
 #![warn(missing_docs)]
+#![cfg_attr(docsrs, feature(doc_cfg))]
 #![recursion_limit = "256"]
 
 pub mod baselines;
