@@ -95,6 +95,8 @@ pub mod parity;
 pub mod reference;
 #[cfg(feature = "command")]
 pub mod report;
+// For the program's `bench`; no part of the library's interface.
+#[doc(hidden)]
 pub mod timing;
 #[cfg(feature = "train")]
 pub mod train;

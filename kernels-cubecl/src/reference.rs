@@ -164,7 +164,7 @@ fn wide_double_backward<B: Backend>(
 }
 
 /// The type that sums of a type's numbers are kept in: at least f32.
-pub fn summed(dtype: DType) -> DType {
+pub(crate) fn summed(dtype: DType) -> DType {
     match dtype {
         DType::F16 | DType::BF16 => DType::F32,
         wide => wide,

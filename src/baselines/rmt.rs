@@ -193,7 +193,7 @@ impl RmtConfig {
     }
 
     /// Vectors beside the context in WRITE.
-    pub fn written_with(&self) -> usize {
+    pub(crate) fn written_with(&self) -> usize {
         let behind = self.memory_tokens.saturating_add(self.ctrl_tokens);
         self.prefix_len().saturating_add(behind)
     }

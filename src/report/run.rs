@@ -47,7 +47,8 @@ impl Run {
     /// # Errors
     ///
     /// A configuration that is missing or wrong; a log or evaluation that is damaged.
-    pub fn open(folder: &Path) -> Result<Self, Error> {
+    pub fn open(folder: impl AsRef<Path>) -> Result<Self, Error> {
+        let folder = folder.as_ref();
         let config = RunConfig::open(folder.join("config.toml"))?;
         let log = folder.join("metrics.jsonl");
         let (valid, step) = match read(&log)? {

@@ -231,7 +231,7 @@ impl Adaptor<Scores> for Scores {
 
 /// A [`Measure`] as burn-train's dashboard wants it.
 #[derive(Clone)]
-pub struct MeasureMetric {
+pub(super) struct MeasureMetric {
     measure: Measure,
     name: MetricName,
     state: NumericMetricState,
@@ -239,7 +239,7 @@ pub struct MeasureMetric {
 
 impl MeasureMetric {
     /// The metric of this measure.
-    pub fn new(measure: Measure) -> Self {
+    pub(super) fn new(measure: Measure) -> Self {
         Self {
             measure,
             name: Arc::new(measure.name().into()),

@@ -11,12 +11,9 @@ use gradmem::Error;
 use gradmem::data::{DataConfig, KvDataset, Split};
 use gradmem::kernels::KernelBackend;
 use gradmem::method::MethodName;
-use gradmem::train::TrainOptions;
 use gradmem::train::config::RunConfig;
 use gradmem::train::metrics::{Measure, Scores};
-use gradmem::train::render::duration;
-use gradmem::train::render::leave_dashboard;
-use gradmem::train::strategy::{Ending, Outcome};
+use gradmem::train::{Ending, Outcome, TrainOptions, duration, leave_dashboard};
 
 use crate::args;
 use crate::backend::{Job, dispatch};
