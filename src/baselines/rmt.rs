@@ -97,7 +97,11 @@ impl RmtConfig {
         self
     }
 
-    /// Says which value cannot work, and why.
+    /// Checks every value.
+    ///
+    /// # Errors
+    ///
+    /// The first value that cannot work, by its key and with the reason: [`Error::Config`].
     pub fn validate(&self) -> Result<(), Error> {
         sizes([
             ("memory_tokens", self.memory_tokens),

@@ -70,7 +70,11 @@ impl SquadVariant {
 }
 
 impl SquadConfig {
-    /// Says which value cannot work, and why.
+    /// Checks every value.
+    ///
+    /// # Errors
+    ///
+    /// The first value that cannot work, by its key and with the reason: [`Error::Config`].
     pub fn validate(&self) -> Result<(), Error> {
         let named = !self.train_file.as_os_str().is_empty();
         require(
@@ -93,6 +97,10 @@ impl SquadConfig {
     }
 
     /// The same as [`SquadConfig::open`], in memory.
+    ///
+    /// # Errors
+    ///
+    /// As [`SquadConfig::open`].
     pub fn load(&self) -> Result<(SquadDataset, SquadDataset), Error> {
         self.validate()?;
         let train = read(&self.train_file, "train_file")?;

@@ -97,7 +97,11 @@ impl DataConfig {
         })
     }
 
-    /// Says which value cannot work, and why.
+    /// Checks every value.
+    ///
+    /// # Errors
+    ///
+    /// The first value that cannot work, by its key and with the reason: [`Error::Config`].
     pub fn validate(&self) -> Result<(), Error> {
         match self {
             Self::Kv(config) => config.validate(),

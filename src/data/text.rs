@@ -60,7 +60,11 @@ impl Default for TextConfig {
 }
 
 impl TextConfig {
-    /// Says which value cannot work, and why.
+    /// Checks every value.
+    ///
+    /// # Errors
+    ///
+    /// The first value that cannot work, by its key and with the reason: [`Error::Config`].
     pub fn validate(&self) -> Result<(), Error> {
         let named = !self.path.as_os_str().is_empty();
         let problem =

@@ -52,7 +52,11 @@ impl TokensConfig {
     /// The tokenizers that are made here.
     pub const KINDS: [&'static str; 3] = ["words", "characters", "bpe"];
 
-    /// Says which value cannot work, and why.
+    /// Checks every value.
+    ///
+    /// # Errors
+    ///
+    /// The first value that cannot work, by its key and with the reason: [`Error::Config`].
     pub fn validate(&self) -> Result<(), Error> {
         sizes([("vocab_size", self.vocab_size)])?;
         let max = self.max_context;

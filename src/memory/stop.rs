@@ -24,7 +24,11 @@ pub struct StopRule {
 }
 
 impl StopRule {
-    /// Says which value cannot work.
+    /// Checks every value.
+    ///
+    /// # Errors
+    ///
+    /// The first value that cannot work: [`Error::Config`].
     pub fn validate(&self) -> Result<(), Error> {
         at_least_one([("patience", self.patience), ("cap", self.cap)])?;
         let tolerance = self.tolerance;

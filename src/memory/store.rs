@@ -278,8 +278,12 @@ impl MemoryFile {
         })
     }
 
-    /// Fails unless the contexts went through the tokenizer of this fingerprint. A file that does not say
+    /// Checks that the contexts went through the tokenizer of this fingerprint. A file that does not say
     /// which it was passes.
+    ///
+    /// # Errors
+    ///
+    /// If they went through another one; both are named.
     pub fn check_tokenizer(&self, ours: &str) -> Result<(), Error> {
         match self.origin.tokenizer.as_deref() {
             Some(theirs) if theirs != ours => Err(Error::file(

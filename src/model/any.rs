@@ -121,7 +121,11 @@ impl ModelConfig {
         each!(self, Self, config => config.tie_word_embeddings)
     }
 
-    /// Says which value cannot work, and why.
+    /// Checks every value.
+    ///
+    /// # Errors
+    ///
+    /// The first value that cannot work, by its key and with the reason: [`Error::Config`].
     pub fn validate(&self) -> Result<(), Error> {
         each!(self, Self, config => config.validate())
     }

@@ -66,7 +66,11 @@ impl GenerateConfig {
         self
     }
 
-    /// Says which value cannot work, and why.
+    /// Checks every value.
+    ///
+    /// # Errors
+    ///
+    /// The first value that cannot work, by its key and with the reason: [`Error::Config`].
     pub fn validate(&self) -> Result<(), Error> {
         let t = self.temperature;
         let fits = t >= 0.0 && t.is_finite();

@@ -107,7 +107,11 @@ impl LlamaConfig {
         self
     }
 
-    /// Says which value cannot work, and why.
+    /// Checks every value.
+    ///
+    /// # Errors
+    ///
+    /// The first value that cannot work, by its key and with the reason: [`Error::Config`].
     pub fn validate(&self) -> Result<(), Error> {
         sizes([
             ("vocab_size", self.vocab_size),

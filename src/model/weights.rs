@@ -68,6 +68,10 @@ pub fn parameters<B: Backend, M: Module<B>>(module: &M) -> Vec<(String, TensorDa
 }
 
 /// A `.safetensors` file's bytes: `tensors` and free-form `metadata`.
+///
+/// # Errors
+///
+/// A tensor of a type that the format does not know.
 pub fn encode(
     tensors: &[(String, TensorData)],
     metadata: HashMap<String, String>,
@@ -341,6 +345,10 @@ impl Tensors {
 
     /// The same where the file has other names: `name` of a parameter's path; tensors that no parameter
     /// has and `ignored` accepts are let be.
+    ///
+    /// # Errors
+    ///
+    /// As [`Tensors::fill`].
     pub fn fill_as<B: Backend, M: Module<B>>(
         &self,
         module: M,

@@ -271,6 +271,10 @@ impl RunFolder {
     }
 
     /// The run's settings.
+    ///
+    /// # Errors
+    ///
+    /// As [`RunConfig::open`].
     pub fn config(&self) -> Result<RunConfig, Error> {
         RunConfig::open(self.path.join("config.toml"))
     }
@@ -291,6 +295,10 @@ impl RunFolder {
 
     /// Adds what an evaluation of the best weights found to what earlier ones of the same weights did, and
     /// says where.
+    ///
+    /// # Errors
+    ///
+    /// If there are no weights, the file cannot be written, or it keeps what was found on more samples.
     pub fn save_evaluation(&self, mut found: Evaluation) -> Result<PathBuf, Error> {
         found.weights = self.weights_hash()?;
         let path = self.path.join("eval.json");

@@ -81,7 +81,11 @@ pub enum RopeType {
 }
 
 impl RopeScaling {
-    /// Says which value cannot work, and why.
+    /// Checks every value.
+    ///
+    /// # Errors
+    ///
+    /// The first value that cannot work, by its key and with the reason: [`Error::Config`].
     pub fn validate(&self) -> Result<(), Error> {
         for (key, value) in [
             ("rope_scaling.factor", self.factor),
