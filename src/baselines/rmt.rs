@@ -22,6 +22,7 @@ use crate::model::rows::pick;
 /// Linear maps between the memory and the model.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum RmtProj {
     /// None.
     #[default]
@@ -237,6 +238,7 @@ pub struct Rmt<B: Backend, M> {
 
 /// The outer loss of a batch and what it was made of.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct RmtOuter<B: Backend> {
     /// Mean `−log p` of the labelled tokens, `[1]`.
     pub read_loss: Tensor<B, 1>,

@@ -17,6 +17,7 @@ use crate::files::hex;
 /// What is asked for behind a piece of text.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
+#[non_exhaustive]
 pub enum Objective {
     /// The piece itself, from memory alone.
     #[default]

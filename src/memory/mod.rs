@@ -55,6 +55,7 @@ pub enum GradMode {
 /// A linear map between the memory and the model, `mem′ = W mem + b`, the identity at the start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum MemProj {
     /// None: `mem′ = mem`.
     #[default]

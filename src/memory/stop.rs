@@ -98,7 +98,11 @@ impl<B: Backend, M: Writable<B>> GradMem<B, M> {
     ///
     /// A sample's memory does not depend on the others of its batch.
     ///
-    /// # Shapes and errors
+    /// # Shapes
+    ///
+    /// As [`GradMem::write`].
+    ///
+    /// # Errors
     ///
     /// As [`GradMem::write`]; also a rule that cannot work.
     pub fn write_until(

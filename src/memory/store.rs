@@ -30,6 +30,7 @@ const VERSION: u64 = 1;
 
 /// What wrote a file's memories.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct Origin {
     /// The method: `gradmem` or `rmt`.
     pub method: String,
@@ -45,6 +46,7 @@ pub struct Origin {
 
 /// What is known of one memory and its context. Nothing here is needed to read it.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct Written {
     /// What it is called.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -94,6 +96,7 @@ struct Header {
 
 /// How a file holds its numbers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum MemoryFloat {
     /// As they are.
     #[default]

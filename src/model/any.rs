@@ -20,6 +20,7 @@ use crate::files::read_text;
 /// The settings of a language model, by its Hugging Face type.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "model_type", rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum ModelConfig {
     /// [`Gpt2`]
     Gpt2(Gpt2Config),
@@ -287,6 +288,7 @@ pub(crate) fn read_object(path: &Path) -> Result<Map<String, Value>, Error> {
 /// A language model of a type that is known at run time only. The library asks for any [`CausalLm`];
 /// this one is for programs that read a type's name from a file.
 #[derive(Module, Debug)]
+#[non_exhaustive]
 pub enum AnyLm<B: Backend> {
     /// `gpt2`
     Gpt2(Gpt2<B>),

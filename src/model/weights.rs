@@ -145,6 +145,7 @@ pub fn transfer<B: Backend, M: Module<B>, N: Module<B>>(from: &M, to: N) -> Resu
 }
 
 /// The tensors of a `.safetensors` file, or of several that share one index, mapped and checked.
+#[derive(Debug)]
 pub struct Tensors {
     /// Where they came from, for messages.
     path: PathBuf,
@@ -154,6 +155,7 @@ pub struct Tensors {
     metadata: HashMap<String, String>,
 }
 
+#[derive(Debug)]
 struct Entry {
     file: usize,
     dtype: Dtype,

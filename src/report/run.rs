@@ -17,6 +17,7 @@ pub type Values = Map<String, Json>;
 
 /// An evaluation on the validation set during training.
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct Point {
     /// Optimizer step.
     pub step: usize,
@@ -28,6 +29,7 @@ pub struct Point {
 
 /// A run, as far as it has come.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct Run {
     /// Its folder's name.
     pub name: String,

@@ -47,6 +47,7 @@ const STATE: &str = "gradmem_run";
 
 /// Where a run stands.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct RunState {
     /// Optimizer steps taken.
     pub step: usize,

@@ -17,6 +17,7 @@ use crate::method::MethodName;
 /// One of the quantities a run measures.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum Measure {
     /// Share of questions all of whose scored target tokens are predicted, teacher-forced.
     ExactMatch,

@@ -1,6 +1,7 @@
 //! A run from its settings to its result.
 
 use std::collections::BTreeSet;
+use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -43,6 +44,15 @@ pub struct TrainOptions {
     pub plain: bool,
     /// Stops the training when asked to.
     pub interrupter: Interrupter,
+}
+
+impl fmt::Debug for TrainOptions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TrainOptions")
+            .field("init_from", &self.init_from)
+            .field("plain", &self.plain)
+            .finish_non_exhaustive()
+    }
 }
 
 /// Trains, or goes on training, in `folder`.
@@ -399,6 +409,8 @@ fn schedule(config: &TrainConfig) -> Result<LinearLrScheduler, Error> {
 }
 
 /// A trained run, ready to be used.
+#[derive(Debug)]
+#[non_exhaustive]
 pub struct Trained<B: Backend> {
     /// Its settings.
     pub config: RunConfig,

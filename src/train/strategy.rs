@@ -97,6 +97,7 @@ where
 
 /// Why a training ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Ending {
     /// All steps are done.
     Steps,
@@ -108,6 +109,7 @@ pub enum Ending {
 
 /// How a training ended.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct Outcome {
     /// Why.
     pub ending: Ending,

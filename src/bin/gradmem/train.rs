@@ -80,7 +80,7 @@ pub fn train(args: args::Train) -> Result<ExitCode, Error> {
 fn exit_code(ending: &Ending) -> ExitCode {
     match ending {
         Ending::Interrupted(_) => ExitCode::from(INTERRUPTED),
-        Ending::Steps | Ending::Reached => ExitCode::SUCCESS,
+        _ => ExitCode::SUCCESS,
     }
 }
 
@@ -137,6 +137,7 @@ fn overview(config: &RunConfig, folder: &Path) -> String {
             rmt.memory_tokens, rmt.write_steps
         ),
         MethodName::InContext => "in the prompt".into(),
+        other => format!("by {}", other.as_str()),
     };
     let questions = match config.data.queries_per_context() {
         None | Some(1) => String::new(),
@@ -203,7 +204,7 @@ fn written(method: MethodName, valid: &Scores) -> String {
             write(Measure::WriteLossBefore),
             write(Measure::WriteLossAfter)
         ),
-        MethodName::Rmt | MethodName::InContext => String::new(),
+        _ => String::new(),
     }
 }
 
@@ -226,7 +227,6 @@ fn next(config: &RunConfig, folder: &Path) -> Result<String, Error> {
         return Ok(String::new());
     };
     Ok(match config.method {
-        MethodName::InContext => String::new(),
         MethodName::GradMem | MethodName::Rmt => format!(
             "
 Write a context of your own to a file, and ask it:
@@ -237,6 +237,7 @@ Write a context of your own to a file, and ask it:
 ",
             example.context, question.query
         ),
+        _ => String::new(),
     })
 }
 
@@ -250,7 +251,7 @@ fn of_all(config: &RunConfig, outcomes: &[(u64, Outcome)]) -> String {
         let Outcome { ending, state, .. } = outcome;
         let so_far = match ending {
             Ending::Interrupted(_) => ", interrupted",
-            Ending::Steps | Ending::Reached => "",
+            _ => "",
         };
         let best = match state.best {
             Some((value, step)) => {
