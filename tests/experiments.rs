@@ -304,7 +304,7 @@ fn one_pass_gives_what_each_number_of_steps_gives() {
             .with_write_steps(row.write_steps.unwrap())
             .unwrap();
         let scores = evaluate(&method, loader.iter().next().unwrap().unwrap()).unwrap();
-        for measure in Measure::ALL {
+        for measure in Measure::ALL.iter().copied() {
             let (a, b) = (row.value(measure), scores.mean(measure));
             let same = match (a, b) {
                 (Some(a), Some(b)) => (a - b).abs() < 1e-5,

@@ -36,6 +36,7 @@ pub enum RmtProj {
 /// Settings of an [`Rmt`].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
+#[must_use]
 pub struct RmtConfig {
     /// `m`: memory vectors.
     pub memory_tokens: usize,
@@ -95,6 +96,42 @@ impl RmtConfig {
     /// Sets the weight of the reconstruction loss.
     pub fn with_reconstruction_loss_weight(mut self, weight: f64) -> Self {
         self.reconstruction_loss_weight = weight;
+        self
+    }
+
+    /// Sets the maps between the memory and the model.
+    pub fn with_mem_proj(mut self, mem_proj: RmtProj) -> Self {
+        self.mem_proj = mem_proj;
+        self
+    }
+
+    /// Sets the number of control tokens on either side of the memory.
+    pub fn with_ctrl_tokens(mut self, ctrl_tokens: usize) -> Self {
+        self.ctrl_tokens = ctrl_tokens;
+        self
+    }
+
+    /// Lets passes after the first add to the memory.
+    pub fn with_mem_residual(mut self, mem_residual: bool) -> Self {
+        self.mem_residual = mem_residual;
+        self
+    }
+
+    /// Reconstructs with a head of its own.
+    pub fn with_write_head(mut self, write_head: bool) -> Self {
+        self.write_head = write_head;
+        self
+    }
+
+    /// Sets the standard deviation of the initial memory and control tokens.
+    pub fn with_memory_std(mut self, std: f64) -> Self {
+        self.memory_std = std;
+        self
+    }
+
+    /// Sets the token that fills shorter contexts.
+    pub fn with_pad_token(mut self, pad_token: usize) -> Self {
+        self.pad_token = pad_token;
         self
     }
 

@@ -50,7 +50,7 @@ impl Default for TokensConfig {
 
 impl TokensConfig {
     /// The tokenizers that are made here.
-    pub const KINDS: [&'static str; 3] = ["words", "characters", "bpe"];
+    pub const KINDS: &'static [&'static str] = &["words", "characters", "bpe"];
 
     /// Checks every value.
     ///

@@ -108,6 +108,7 @@ pub enum MemoryFloat {
 /// Memories of n contexts outside of any backend: made by [`GradMem::pack`] or opened from a file, and
 /// given back to the model that wrote them by [`GradMem::unpack`].
 #[derive(Clone, Debug)]
+#[must_use]
 pub struct MemoryFile {
     /// What wrote them.
     pub origin: Origin,
@@ -196,8 +197,10 @@ impl MemoryFile {
     ///
     /// # Errors
     ///
-    /// If it cannot be written; what was there before then stays.
+    /// If `samples` are not as many as the memories, or it cannot be written; what was there before then
+    /// stays.
     pub fn save(&self, path: impl AsRef<Path>) -> Result<(), Error> {
+        self.check()?;
         let header = Header {
             version: VERSION,
             origin: self.origin.clone(),
@@ -213,12 +216,23 @@ impl MemoryFile {
 
     /// How many memories there are.
     pub fn len(&self) -> usize {
-        self.samples.len()
+        self.shape()[0]
+    }
+
+    /// Fails unless there is one of `samples` to each memory: anybody may change them.
+    fn check(&self) -> Result<(), Error> {
+        let (memories, samples) = (self.len(), self.samples.len());
+        match memories == samples {
+            true => Ok(()),
+            false => Err(Error::Input(format!(
+                "there are {memories} memories, but {samples} descriptions of them"
+            ))),
+        }
     }
 
     /// Whether there are none, which no file has.
     pub fn is_empty(&self) -> bool {
-        self.samples.is_empty()
+        self.len() == 0
     }
 
     /// `[n, memory_tokens, d_model]`
@@ -252,8 +266,9 @@ impl MemoryFile {
     ///
     /// # Errors
     ///
-    /// An index beyond them, or none.
+    /// An index beyond them, or none; `samples` that are not as many as the memories.
     pub fn select(&self, indices: &[usize]) -> Result<Self, Error> {
+        self.check()?;
         let n = self.len();
         if let Some(index) = indices.iter().find(|index| **index >= n) {
             return Err(Error::Input(format!(

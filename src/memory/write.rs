@@ -20,6 +20,7 @@ use crate::timing::{Phase, timed};
 /// What WRITE leaves of a batch of contexts, and how it went.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
+#[must_use]
 pub struct Memory<B: Backend> {
     /// M_K: `[batch, memory_tokens, d_model]`.
     pub vectors: Tensor<B, 3>,

@@ -53,7 +53,7 @@ macro_rules! each {
 
 impl ModelConfig {
     /// The types there are.
-    pub const TYPES: [&str; 4] = ["gpt2", "gpt_neox", "llama", "mamba"];
+    pub const TYPES: &'static [&'static str] = &["gpt2", "gpt_neox", "llama", "mamba"];
 
     /// The type's name.
     pub fn model_type(&self) -> &'static str {

@@ -16,6 +16,7 @@ use crate::error::{Error, require};
 /// How a continuation is chosen.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
+#[must_use]
 pub struct GenerateConfig {
     /// Longest continuation, in tokens.
     pub max_tokens: usize,
@@ -63,6 +64,18 @@ impl GenerateConfig {
     pub fn with_sampling(mut self, temperature: f64, seed: u64) -> Self {
         self.temperature = temperature;
         self.seed = seed;
+        self
+    }
+
+    /// Samples among the likeliest `k` tokens only.
+    pub fn with_top_k(mut self, k: Option<usize>) -> Self {
+        self.top_k = k;
+        self
+    }
+
+    /// Samples among the likeliest tokens that together have this probability.
+    pub fn with_top_p(mut self, p: f64) -> Self {
+        self.top_p = p;
         self
     }
 

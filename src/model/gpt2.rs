@@ -15,6 +15,7 @@ use crate::error::{Error, positive, require, sizes};
 /// Sizes of a [`Gpt2`], under the names of Hugging Face's `config.json`. There is no dropout.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
+#[must_use]
 pub struct Gpt2Config {
     /// Number of tokens.
     pub vocab_size: usize,
@@ -71,6 +72,18 @@ impl Gpt2Config {
             n_head: n_heads,
             ..Self::default()
         }
+    }
+
+    /// Gives the model a head of its own (`false`) or ties it to the embedding (`true`).
+    pub fn with_tied_head(mut self, tied: bool) -> Self {
+        self.tie_word_embeddings = tied;
+        self
+    }
+
+    /// Sets the longest sequence.
+    pub fn with_max_positions(mut self, max_positions: usize) -> Self {
+        self.n_positions = max_positions;
+        self
     }
 
     /// Checks every value.

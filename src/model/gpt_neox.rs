@@ -17,6 +17,7 @@ use crate::error::{Error, positive, require, sizes};
 /// Sizes of a [`GptNeoX`], under the names of Hugging Face's `config.json`. There is no dropout.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
+#[must_use]
 pub struct GptNeoXConfig {
     /// Number of tokens.
     pub vocab_size: usize,
@@ -85,6 +86,18 @@ impl GptNeoXConfig {
             num_attention_heads: n_heads,
             ..Self::default()
         }
+    }
+
+    /// Gives the model a head of its own (`false`) or ties it to the embedding (`true`).
+    pub fn with_tied_head(mut self, tied: bool) -> Self {
+        self.tie_word_embeddings = tied;
+        self
+    }
+
+    /// Sets the longest sequence.
+    pub fn with_max_positions(mut self, max_positions: usize) -> Self {
+        self.max_position_embeddings = max_positions;
+        self
     }
 
     /// Checks every value.

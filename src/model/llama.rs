@@ -18,6 +18,7 @@ use crate::error::{Error, positive, require, sizes};
 /// Sizes of a [`Llama`], under the names of Hugging Face's `config.json`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
+#[must_use]
 pub struct LlamaConfig {
     /// Number of tokens.
     pub vocab_size: usize,
@@ -104,6 +105,12 @@ impl LlamaConfig {
     /// Sets the longest sequence.
     pub fn with_max_positions(mut self, max_positions: usize) -> Self {
         self.max_position_embeddings = max_positions;
+        self
+    }
+
+    /// Stretches the rotary positions.
+    pub fn with_rope_scaling(mut self, scaling: Option<RopeScaling>) -> Self {
+        self.rope_scaling = scaling;
         self
     }
 
