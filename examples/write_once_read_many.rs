@@ -14,7 +14,7 @@ type B = burn_flex::Flex;
 fn main() -> Result<(), Error> {
     let device = Default::default();
     let run = std::env::args().nth(1).unwrap_or("runs/kv-quick".into());
-    let gradmem = Trained::<B>::open(run, &device)?.gradmem()?;
+    let gradmem = Trained::<B>::open(run, &device)?.into_gradmem()?;
     let tokenizer = KvConfig::default().tokenizer()?;
     let ids = |text: &str| -> Result<Vec<i64>, Error> {
         Ok(tokenizer.encode(text)?.into_iter().map(i64::from).collect())

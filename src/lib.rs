@@ -79,6 +79,7 @@
 //! | `dashboard` | burn-train's terminal dashboard |
 //! | `command` (default) | the program `gradmem` and the module `report`; implies the two above |
 #![warn(missing_docs)]
+#![cfg_attr(docsrs, feature(doc_cfg))]
 #![recursion_limit = "256"]
 
 pub mod baselines;
@@ -94,6 +95,8 @@ pub mod parity;
 pub mod reference;
 #[cfg(feature = "command")]
 pub mod report;
+// For the program's `bench`; no part of the library's interface.
+#[doc(hidden)]
 pub mod timing;
 #[cfg(feature = "train")]
 pub mod train;

@@ -40,7 +40,11 @@ pub trait Method<B: Backend>: Module<B> + ModuleDisplay {
     /// The gradient of what training minimises, for a batch or a part that counts as `share` of one, and
     /// the answers it belongs to. `how` says nothing to a method whose gradient has one way only.
     ///
-    /// # Shapes and errors
+    /// # Shapes
+    ///
+    /// As [`Method::answers`].
+    ///
+    /// # Errors
     ///
     /// As [`Method::answers`].
     fn gradient(
@@ -232,6 +236,7 @@ impl<B: Backend, M: CausalLm<B>> Method<B> for InContext<B, M> {
 /// A method's name, as it is written in settings.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
 pub enum MethodName {
     /// [`GradMem`]
     #[default]
@@ -256,6 +261,7 @@ impl MethodName {
 
 /// The settings of a method.
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub enum MethodConfig {
     /// [`GradMem`]
     GradMem(GradMemConfig),
@@ -341,6 +347,7 @@ macro_rules! each {
 /// A method that is known at run time only, on a model that is.
 #[derive(Module, Debug)]
 #[allow(clippy::large_enum_variant)] // A program has one.
+#[non_exhaustive]
 pub enum AnyMethod<B: Backend> {
     /// `gradmem`
     GradMem(GradMem<B, AnyLm<B>>),

@@ -27,6 +27,7 @@ use crate::reference;
 
 /// One compared tensor.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct Row {
     /// Its name in `expected.safetensors`.
     pub tensor: String,
@@ -37,6 +38,7 @@ pub struct Row {
 
 /// What [`compare`] found.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct Report {
     /// A row for each expected tensor, and for each gradient that was not expected.
     pub rows: Vec<Row>,

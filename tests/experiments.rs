@@ -304,7 +304,7 @@ fn one_pass_gives_what_each_number_of_steps_gives() {
             .with_write_steps(row.write_steps.unwrap())
             .unwrap();
         let scores = evaluate(&method, loader.iter().next().unwrap().unwrap()).unwrap();
-        for measure in Measure::ALL {
+        for measure in Measure::ALL.iter().copied() {
             let (a, b) = (row.value(measure), scores.mean(measure));
             let same = match (a, b) {
                 (Some(a), Some(b)) => (a - b).abs() < 1e-5,
@@ -321,7 +321,7 @@ fn one_pass_gives_what_each_number_of_steps_gives() {
     // The rule's own WRITE gives the number of steps that the pass says.
     let adaptive = found.adaptive.unwrap();
     let batch = loader.iter().next().unwrap().unwrap();
-    let gradmem = trained.gradmem().unwrap();
+    let gradmem = trained.into_gradmem().unwrap();
     let (memory, steps) = gradmem.write_until(batch.contexts, &adaptive.rule).unwrap();
     assert_eq!(memory.vectors.dims()[0], 10);
     let mean = steps.iter().sum::<usize>() as f64 / 10.0;

@@ -121,8 +121,9 @@ fn step(method: &AnyMethod<B>, settings: OuterStep) -> (Vec<TensorData>, Vec<Opt
     assert!(output.item.error.is_none(), "{:?}", output.item.error);
     let mut collected = Collect(&output.grads, Vec::new());
     method.visit(&mut collected);
-    let scores = Measure::ALL.map(|measure| output.item.scores.mean(measure));
-    (collected.1, scores.to_vec())
+    let scores = Measure::ALL.iter();
+    let scores = scores.map(|measure| output.item.scores.mean(*measure));
+    (collected.1, scores.collect())
 }
 
 fn check(method: AnyMethod<B>, what: &str) {

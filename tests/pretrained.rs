@@ -508,7 +508,7 @@ fn weights_to_be_loaded_take_no_room() {
         .with_ctrl_tokens(1)
         .with_write_head(true)
         .with_write_lora(2, 4.0)
-        .with_frozen_backbone(true);
+        .with_freeze_backbone(true);
     for config in configs() {
         for method in [
             MethodConfig::GradMem(gradmem.clone()),
@@ -895,7 +895,7 @@ fn options_start_where_they_change_nothing() {
             .with_write_lora(4, 8.0)
             .with_write_lora_targets(["q_proj", "v_proj"]),
         plain.clone().with_write_head(true),
-        plain.clone().with_frozen_backbone(true),
+        plain.clone().with_freeze_backbone(true),
     ] {
         let found = write(config.clone());
         for (a, b) in found.iter::<f64>().zip(expected.iter::<f64>()) {

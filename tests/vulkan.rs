@@ -94,7 +94,7 @@ fn case(folder: &Path, write_steps: usize, freeze_backbone: bool) {
         .with_memory_tokens(8)
         .with_write_steps(write_steps)
         .with_write_lr(0.1)
-        .with_frozen_backbone(freeze_backbone)
+        .with_freeze_backbone(freeze_backbone)
         .init(model, 8, &device)
         .unwrap();
     reference::save(folder, &AnyMethod::GradMem(gradmem), None, None).unwrap();

@@ -214,6 +214,7 @@ fn check([q, k, v]: [[usize; 4]; 3], types: [DType; 3]) -> Result<(), AttentionE
 
 /// Which code computes attention on backends that have kernels for it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Attention {
     /// Plain tensor operations, as on every other backend; memory grows with the sequence's square.
     Reference,

@@ -28,6 +28,7 @@ use burn::tensor::{Bool, DType, Tensor};
 
 /// Where a derivative is taken: the forward's inputs and outputs, with the query heads of each
 /// group stacked as rows (`[batch, kv_heads, group · query_len, …]`).
+#[derive(Debug)]
 pub struct Point<B: Backend> {
     q: Tensor<B, 4>,
     k: Tensor<B, 4>,
@@ -164,7 +165,7 @@ fn wide_double_backward<B: Backend>(
 }
 
 /// The type that sums of a type's numbers are kept in: at least f32.
-pub fn summed(dtype: DType) -> DType {
+pub(crate) fn summed(dtype: DType) -> DType {
     match dtype {
         DType::F16 | DType::BF16 => DType::F32,
         wide => wide,
@@ -196,7 +197,7 @@ fn plus<B: Backend>(x: Tensor<B, 4>, y: Option<Tensor<B, 4>>) -> Tensor<B, 4> {
 }
 
 /// How query heads stack into the rows of their key/value head.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 struct Heads {
     heads: usize,
     kv_heads: usize,

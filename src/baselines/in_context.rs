@@ -14,12 +14,24 @@ use crate::model::{CausalLm, check_tokens};
 /// Settings of the prompt.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
+#[must_use]
 pub struct InContextConfig {
     /// The token that fills a batch's shorter contexts on the right; the model never reads it.
     pub pad_token: usize,
 }
 
 impl InContextConfig {
+    /// The defaults: token 0 fills shorter contexts.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Sets the token that fills shorter contexts.
+    pub fn with_pad_token(mut self, pad_token: usize) -> Self {
+        self.pad_token = pad_token;
+        self
+    }
+
     /// Wraps a model.
     ///
     /// # Errors

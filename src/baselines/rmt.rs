@@ -22,6 +22,7 @@ use crate::model::rows::pick;
 /// Linear maps between the memory and the model.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum RmtProj {
     /// None.
     #[default]
@@ -35,6 +36,7 @@ pub enum RmtProj {
 /// Settings of an [`Rmt`].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
+#[must_use]
 pub struct RmtConfig {
     /// `m`: memory vectors.
     pub memory_tokens: usize,
@@ -97,7 +99,47 @@ impl RmtConfig {
         self
     }
 
-    /// Says which value cannot work, and why.
+    /// Sets the maps between the memory and the model.
+    pub fn with_mem_proj(mut self, mem_proj: RmtProj) -> Self {
+        self.mem_proj = mem_proj;
+        self
+    }
+
+    /// Sets the number of control tokens on either side of the memory.
+    pub fn with_ctrl_tokens(mut self, ctrl_tokens: usize) -> Self {
+        self.ctrl_tokens = ctrl_tokens;
+        self
+    }
+
+    /// Lets passes after the first add to the memory.
+    pub fn with_mem_residual(mut self, mem_residual: bool) -> Self {
+        self.mem_residual = mem_residual;
+        self
+    }
+
+    /// Reconstructs with a head of its own.
+    pub fn with_write_head(mut self, write_head: bool) -> Self {
+        self.write_head = write_head;
+        self
+    }
+
+    /// Sets the standard deviation of the initial memory and control tokens.
+    pub fn with_memory_std(mut self, std: f64) -> Self {
+        self.memory_std = std;
+        self
+    }
+
+    /// Sets the token that fills shorter contexts.
+    pub fn with_pad_token(mut self, pad_token: usize) -> Self {
+        self.pad_token = pad_token;
+        self
+    }
+
+    /// Checks every value.
+    ///
+    /// # Errors
+    ///
+    /// The first value that cannot work, by its key and with the reason: [`Error::Config`].
     pub fn validate(&self) -> Result<(), Error> {
         sizes([
             ("memory_tokens", self.memory_tokens),
@@ -193,7 +235,7 @@ impl RmtConfig {
     }
 
     /// Vectors beside the context in WRITE.
-    pub fn written_with(&self) -> usize {
+    pub(crate) fn written_with(&self) -> usize {
         let behind = self.memory_tokens.saturating_add(self.ctrl_tokens);
         self.prefix_len().saturating_add(behind)
     }
@@ -233,6 +275,7 @@ pub struct Rmt<B: Backend, M> {
 
 /// The outer loss of a batch and what it was made of.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct RmtOuter<B: Backend> {
     /// Mean `−log p` of the labelled tokens, `[1]`.
     pub read_loss: Tensor<B, 1>,

@@ -77,7 +77,11 @@ impl Default for KvConfig {
 }
 
 impl KvConfig {
-    /// Says which value cannot work, and why.
+    /// Checks every value.
+    ///
+    /// # Errors
+    ///
+    /// The first value that cannot work, by its key and with the reason: [`Error::Config`].
     pub fn validate(&self) -> Result<(), Error> {
         sizes([
             ("key_len", self.key_len),

@@ -28,7 +28,7 @@ mod tokens;
 
 pub use babi::{BabiConfig, BabiDataset};
 pub use batcher::{Batch, ExampleBatcher};
-pub use corpus::Corpus;
+use corpus::Corpus;
 pub use example::{Asked, Example, Question, Sample};
 pub use jsonl::{JsonlConfig, JsonlDataset};
 pub use kv::{KvConfig, KvDataset};

@@ -4,6 +4,7 @@ use burn::data::dataset::Dataset;
 
 /// A data set repeated without end, up to `len` items: each time in the same order, or, with a seed, each
 /// time in another.
+#[derive(Clone, Debug)]
 pub struct Cycle<D> {
     dataset: D,
     len: usize,

@@ -60,7 +60,11 @@ impl Default for PhonebookConfig {
 }
 
 impl PhonebookConfig {
-    /// Says which value cannot work, and why.
+    /// Checks every value.
+    ///
+    /// # Errors
+    ///
+    /// The first value that cannot work, by its key and with the reason: [`Error::Config`].
     pub fn validate(&self) -> Result<(), Error> {
         let (entries, queries) = (self.entries, self.queries_per_context);
         sizes([("entries", entries), ("queries_per_context", queries)])?;

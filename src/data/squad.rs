@@ -1,6 +1,7 @@
 //! SQuAD 1.1 and 2.0: paragraphs of Wikipedia, and questions whose answers stand in them.
 
 use std::collections::{HashMap, HashSet};
+use std::fmt;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
@@ -47,6 +48,7 @@ impl Default for SquadConfig {
 /// What is written and what is asked.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum SquadVariant {
     /// The paragraph is written, the question is the query.
     #[default]
@@ -70,7 +72,11 @@ impl SquadVariant {
 }
 
 impl SquadConfig {
-    /// Says which value cannot work, and why.
+    /// Checks every value.
+    ///
+    /// # Errors
+    ///
+    /// The first value that cannot work, by its key and with the reason: [`Error::Config`].
     pub fn validate(&self) -> Result<(), Error> {
         let named = !self.train_file.as_os_str().is_empty();
         require(
@@ -93,6 +99,10 @@ impl SquadConfig {
     }
 
     /// The same as [`SquadConfig::open`], in memory.
+    ///
+    /// # Errors
+    ///
+    /// As [`SquadConfig::open`].
     pub fn load(&self) -> Result<(SquadDataset, SquadDataset), Error> {
         self.validate()?;
         let train = read(&self.train_file, "train_file")?;
@@ -123,6 +133,15 @@ impl SquadConfig {
 
 /// The answerable questions of a file, each an example with its paragraph; held in memory.
 pub struct SquadDataset(InMemDataset<Example>);
+
+impl fmt::Debug for SquadDataset {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let questions = self.0.len();
+        f.debug_struct("SquadDataset")
+            .field("questions", &questions)
+            .finish_non_exhaustive()
+    }
+}
 
 impl SquadDataset {
     /// Reads a file as published. Unanswerable questions are left out.

@@ -1,5 +1,6 @@
 //! A task by its name, and its samples.
 
+use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -18,6 +19,7 @@ use crate::files::hex;
 /// Where contexts, queries and targets come from.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "task", rename_all = "kebab-case")]
+#[non_exhaustive]
 pub enum DataConfig {
     /// Key-value retrieval.
     Kv(KvConfig),
@@ -44,6 +46,7 @@ pub type Samples = Arc<dyn Dataset<Result<Sample, Error>>>;
 
 /// A task's samples and their tokenizer.
 #[derive(Clone)]
+#[non_exhaustive]
 pub struct Task {
     /// What is learned from.
     pub train: Samples,
@@ -59,8 +62,21 @@ pub struct Task {
     pub fingerprint: Option<String>,
 }
 
+impl fmt::Debug for Task {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Task")
+            .field("train", &self.train.len())
+            .field("valid", &self.valid.len())
+            .field("shuffle", &self.shuffle)
+            .field("lengths", &self.lengths)
+            .field("fingerprint", &self.fingerprint)
+            .finish_non_exhaustive()
+    }
+}
+
 /// How long a task's samples are.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Lengths {
     /// Tokens of the longest context.
     pub context: usize,
@@ -82,7 +98,8 @@ fn looked_at(is_file: bool) -> usize {
 
 impl DataConfig {
     /// The tasks' names.
-    pub const TASKS: [&'static str; 6] = ["kv", "babi", "squad", "phonebook", "text", "jsonl"];
+    pub const TASKS: &'static [&'static str] =
+        &["kv", "babi", "squad", "phonebook", "text", "jsonl"];
 
     /// A task's default settings.
     pub fn of_task(name: &str) -> Option<Self> {
@@ -97,7 +114,11 @@ impl DataConfig {
         })
     }
 
-    /// Says which value cannot work, and why.
+    /// Checks every value.
+    ///
+    /// # Errors
+    ///
+    /// The first value that cannot work, by its key and with the reason: [`Error::Config`].
     pub fn validate(&self) -> Result<(), Error> {
         match self {
             Self::Kv(config) => config.validate(),

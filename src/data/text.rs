@@ -17,6 +17,7 @@ use crate::files::hex;
 /// What is asked for behind a piece of text.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
+#[non_exhaustive]
 pub enum Objective {
     /// The piece itself, from memory alone.
     #[default]
@@ -60,7 +61,11 @@ impl Default for TextConfig {
 }
 
 impl TextConfig {
-    /// Says which value cannot work, and why.
+    /// Checks every value.
+    ///
+    /// # Errors
+    ///
+    /// The first value that cannot work, by its key and with the reason: [`Error::Config`].
     pub fn validate(&self) -> Result<(), Error> {
         let named = !self.path.as_os_str().is_empty();
         let problem =

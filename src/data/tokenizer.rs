@@ -252,7 +252,11 @@ impl TextTokenizer {
         &self.tokenizer
     }
 
-    /// Saves it as a Hugging Face `tokenizer.json`.
+    /// The text of a Hugging Face `tokenizer.json`.
+    ///
+    /// # Errors
+    ///
+    /// If it has a part that the format cannot hold.
     pub fn to_json(&self) -> Result<String, Error> {
         guarded(|| self.tokenizer.to_string(true)).map_err(problem)
     }

@@ -50,9 +50,13 @@ impl Default for TokensConfig {
 
 impl TokensConfig {
     /// The tokenizers that are made here.
-    pub const KINDS: [&'static str; 3] = ["words", "characters", "bpe"];
+    pub const KINDS: &'static [&'static str] = &["words", "characters", "bpe"];
 
-    /// Says which value cannot work, and why.
+    /// Checks every value.
+    ///
+    /// # Errors
+    ///
+    /// The first value that cannot work, by its key and with the reason: [`Error::Config`].
     pub fn validate(&self) -> Result<(), Error> {
         sizes([("vocab_size", self.vocab_size)])?;
         let max = self.max_context;

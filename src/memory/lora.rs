@@ -66,7 +66,7 @@ impl<B: Backend> Lora<B> {
     /// # Errors
     ///
     /// A rank or α that is not positive; a target that the model does not have.
-    pub fn new<M: Module<B>>(
+    pub(super) fn new<M: Module<B>>(
         model: &M,
         rank: usize,
         alpha: f64,

@@ -23,6 +23,7 @@ use crate::timing::{Phase, timed};
 /// How the outer gradient is computed; its numbers are the same to rounding.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
+#[non_exhaustive]
 pub enum MetaGradient {
     /// Unrolled if its graphs fit into half of the memory that is free, else Replay.
     #[default]
@@ -70,6 +71,7 @@ impl Share {
 
 /// The outer loss of a batch and what it was made of.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct Outer<B: Backend> {
     /// Mean `−log p` of the labelled tokens, `[1]`.
     pub read_loss: Tensor<B, 1>,
@@ -149,7 +151,11 @@ where
     /// The meta-gradient of a batch, or of a part that counts as `share` of one, and the outer loss it
     /// belongs to.
     ///
-    /// # Shapes and errors
+    /// # Shapes
+    ///
+    /// As [`GradMem::outer`].
+    ///
+    /// # Errors
     ///
     /// As [`GradMem::outer`].
     pub fn outer_gradient(

@@ -40,7 +40,7 @@ use crate::model::CausalLm;
 use crate::model::layers::{Init, Linear};
 
 /// How the outer gradient passes through the WRITE steps.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum GradMode {
     /// It does not: the memory is cut from the outer graph and its start M0 is not trained.
@@ -49,12 +49,14 @@ pub enum GradMode {
     /// The inner gradient counts as a constant (first-order MAML): M0 gets the gradient of M_K.
     First,
     /// In full, through the inner gradient: WRITE itself is trained. The paper's method.
+    #[default]
     Second,
 }
 
 /// A linear map between the memory and the model, `mem′ = W mem + b`, the identity at the start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum MemProj {
     /// None: `mem′ = mem`.
     #[default]
@@ -69,6 +71,7 @@ pub enum MemProj {
 /// Settings of WRITE and READ, and of what is trained beside the model.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
+#[must_use]
 pub struct GradMemConfig {
     /// `m`: memory vectors.
     pub memory_tokens: usize,
@@ -211,7 +214,7 @@ impl GradMemConfig {
     }
 
     /// Keeps the model's own weights as they are.
-    pub fn with_frozen_backbone(mut self, freeze: bool) -> Self {
+    pub fn with_freeze_backbone(mut self, freeze: bool) -> Self {
         self.freeze_backbone = freeze;
         self
     }
@@ -234,7 +237,17 @@ impl GradMemConfig {
         self
     }
 
-    /// Says which value cannot work, and why.
+    /// Sets the standard deviation of M0's initial values.
+    pub fn with_memory_std(mut self, std: f64) -> Self {
+        self.memory_std = std;
+        self
+    }
+
+    /// Checks every value.
+    ///
+    /// # Errors
+    ///
+    /// The first value that cannot work, by its key and with the reason: [`Error::Config`].
     pub fn validate(&self) -> Result<(), Error> {
         sizes([
             ("memory_tokens", self.memory_tokens),

@@ -127,6 +127,10 @@ pub(crate) fn read_behind<B: Backend, M: CausalLm<B>>(
 ///   beyond the labels and is left out
 /// - `labels`: `[batch, seq]`, not shifted; a negative label counts for nothing
 /// - output: `[1]`
+///
+/// # Panics
+///
+/// If there are not more rows of logits than labels, or a label is beyond the vocabulary.
 pub fn next_token_loss<B: Backend>(
     logits: Tensor<B, 3>,
     labels: Tensor<B, 2, Int>,

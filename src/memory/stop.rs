@@ -24,7 +24,11 @@ pub struct StopRule {
 }
 
 impl StopRule {
-    /// Says which value cannot work.
+    /// Checks every value.
+    ///
+    /// # Errors
+    ///
+    /// The first value that cannot work: [`Error::Config`].
     pub fn validate(&self) -> Result<(), Error> {
         at_least_one([("patience", self.patience), ("cap", self.cap)])?;
         let tolerance = self.tolerance;
@@ -94,7 +98,11 @@ impl<B: Backend, M: Writable<B>> GradMem<B, M> {
     ///
     /// A sample's memory does not depend on the others of its batch.
     ///
-    /// # Shapes and errors
+    /// # Shapes
+    ///
+    /// As [`GradMem::write`].
+    ///
+    /// # Errors
     ///
     /// As [`GradMem::write`]; also a rule that cannot work.
     pub fn write_until(

@@ -30,6 +30,7 @@ const VERSION: u64 = 1;
 
 /// What wrote a file's memories.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct Origin {
     /// The method: `gradmem` or `rmt`.
     pub method: String,
@@ -45,6 +46,7 @@ pub struct Origin {
 
 /// What is known of one memory and its context. Nothing here is needed to read it.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct Written {
     /// What it is called.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -94,6 +96,7 @@ struct Header {
 
 /// How a file holds its numbers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum MemoryFloat {
     /// As they are.
     #[default]
@@ -105,6 +108,7 @@ pub enum MemoryFloat {
 /// Memories of n contexts outside of any backend: made by [`GradMem::pack`] or opened from a file, and
 /// given back to the model that wrote them by [`GradMem::unpack`].
 #[derive(Clone, Debug)]
+#[must_use]
 pub struct MemoryFile {
     /// What wrote them.
     pub origin: Origin,
@@ -193,8 +197,10 @@ impl MemoryFile {
     ///
     /// # Errors
     ///
-    /// If it cannot be written; what was there before then stays.
+    /// If `samples` are not as many as the memories, or it cannot be written; what was there before then
+    /// stays.
     pub fn save(&self, path: impl AsRef<Path>) -> Result<(), Error> {
+        self.check()?;
         let header = Header {
             version: VERSION,
             origin: self.origin.clone(),
@@ -210,12 +216,23 @@ impl MemoryFile {
 
     /// How many memories there are.
     pub fn len(&self) -> usize {
-        self.samples.len()
+        self.shape()[0]
+    }
+
+    /// Fails unless there is one of `samples` to each memory: anybody may change them.
+    fn check(&self) -> Result<(), Error> {
+        let (memories, samples) = (self.len(), self.samples.len());
+        match memories == samples {
+            true => Ok(()),
+            false => Err(Error::Input(format!(
+                "there are {memories} memories, but {samples} descriptions of them"
+            ))),
+        }
     }
 
     /// Whether there are none, which no file has.
     pub fn is_empty(&self) -> bool {
-        self.samples.is_empty()
+        self.len() == 0
     }
 
     /// `[n, memory_tokens, d_model]`
@@ -249,8 +266,9 @@ impl MemoryFile {
     ///
     /// # Errors
     ///
-    /// An index beyond them, or none.
+    /// An index beyond them, or none; `samples` that are not as many as the memories.
     pub fn select(&self, indices: &[usize]) -> Result<Self, Error> {
+        self.check()?;
         let n = self.len();
         if let Some(index) = indices.iter().find(|index| **index >= n) {
             return Err(Error::Input(format!(
@@ -278,8 +296,12 @@ impl MemoryFile {
         })
     }
 
-    /// Fails unless the contexts went through the tokenizer of this fingerprint. A file that does not say
+    /// Checks that the contexts went through the tokenizer of this fingerprint. A file that does not say
     /// which it was passes.
+    ///
+    /// # Errors
+    ///
+    /// If they went through another one; both are named.
     pub fn check_tokenizer(&self, ours: &str) -> Result<(), Error> {
         match self.origin.tokenizer.as_deref() {
             Some(theirs) if theirs != ours => Err(Error::file(

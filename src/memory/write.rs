@@ -19,6 +19,8 @@ use crate::timing::{Phase, timed};
 
 /// What WRITE leaves of a batch of contexts, and how it went.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
+#[must_use]
 pub struct Memory<B: Backend> {
     /// M_K: `[batch, memory_tokens, d_model]`.
     pub vectors: Tensor<B, 3>,
@@ -164,7 +166,11 @@ impl<B: Backend, M: Writable<B>> GradMem<B, M> {
     /// `M_0, M_1, M_2, …` of each context, without end: what other numbers of WRITE steps would give, each
     /// for the price of one step more. For test time: no graph for an outer gradient is kept.
     ///
-    /// # Shapes and errors
+    /// # Shapes
+    ///
+    /// As [`GradMem::write`].
+    ///
+    /// # Errors
     ///
     /// As [`GradMem::write`].
     pub fn trajectory(
@@ -338,6 +344,7 @@ fn detached<B: Backend>(tensors: &[Tensor<B, 3>]) -> Vec<Tensor<B, 3>> {
 
 /// How well memories reconstruct their contexts.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct Reconstruction<B: Backend> {
     /// Each sample's WRITE loss, in nats a token: `[batch]`.
     pub loss: Tensor<B, 1>,

@@ -20,6 +20,7 @@ use crate::files::read_text;
 /// The settings of a language model, by its Hugging Face type.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "model_type", rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum ModelConfig {
     /// [`Gpt2`]
     Gpt2(Gpt2Config),
@@ -52,7 +53,7 @@ macro_rules! each {
 
 impl ModelConfig {
     /// The types there are.
-    pub const TYPES: [&str; 4] = ["gpt2", "gpt_neox", "llama", "mamba"];
+    pub const TYPES: &'static [&'static str] = &["gpt2", "gpt_neox", "llama", "mamba"];
 
     /// The type's name.
     pub fn model_type(&self) -> &'static str {
@@ -121,7 +122,11 @@ impl ModelConfig {
         each!(self, Self, config => config.tie_word_embeddings)
     }
 
-    /// Says which value cannot work, and why.
+    /// Checks every value.
+    ///
+    /// # Errors
+    ///
+    /// The first value that cannot work, by its key and with the reason: [`Error::Config`].
     pub fn validate(&self) -> Result<(), Error> {
         each!(self, Self, config => config.validate())
     }
@@ -283,6 +288,7 @@ pub(crate) fn read_object(path: &Path) -> Result<Map<String, Value>, Error> {
 /// A language model of a type that is known at run time only. The library asks for any [`CausalLm`];
 /// this one is for programs that read a type's name from a file.
 #[derive(Module, Debug)]
+#[non_exhaustive]
 pub enum AnyLm<B: Backend> {
     /// `gpt2`
     Gpt2(Gpt2<B>),

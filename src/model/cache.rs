@@ -82,6 +82,10 @@ impl<B: Backend> Cache<B> {
     }
 
     /// The samples of these indices, one after the other; one may come several times.
+    ///
+    /// # Panics
+    ///
+    /// If an index is beyond the batch.
     pub fn select(&self, samples: &[usize]) -> Self {
         self.map(|x| select(x, samples))
     }

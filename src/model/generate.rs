@@ -16,6 +16,7 @@ use crate::error::{Error, require};
 /// How a continuation is chosen.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
+#[must_use]
 pub struct GenerateConfig {
     /// Longest continuation, in tokens.
     pub max_tokens: usize,
@@ -66,7 +67,23 @@ impl GenerateConfig {
         self
     }
 
-    /// Says which value cannot work, and why.
+    /// Samples among the likeliest `k` tokens only.
+    pub fn with_top_k(mut self, k: Option<usize>) -> Self {
+        self.top_k = k;
+        self
+    }
+
+    /// Samples among the likeliest tokens that together have this probability.
+    pub fn with_top_p(mut self, p: f64) -> Self {
+        self.top_p = p;
+        self
+    }
+
+    /// Checks every value.
+    ///
+    /// # Errors
+    ///
+    /// The first value that cannot work, by its key and with the reason: [`Error::Config`].
     pub fn validate(&self) -> Result<(), Error> {
         let t = self.temperature;
         let fits = t >= 0.0 && t.is_finite();

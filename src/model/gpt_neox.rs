@@ -17,6 +17,7 @@ use crate::error::{Error, positive, require, sizes};
 /// Sizes of a [`GptNeoX`], under the names of Hugging Face's `config.json`. There is no dropout.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
+#[must_use]
 pub struct GptNeoXConfig {
     /// Number of tokens.
     pub vocab_size: usize,
@@ -87,7 +88,23 @@ impl GptNeoXConfig {
         }
     }
 
-    /// Says which value cannot work, and why.
+    /// Gives the model a head of its own (`false`) or ties it to the embedding (`true`).
+    pub fn with_tied_head(mut self, tied: bool) -> Self {
+        self.tie_word_embeddings = tied;
+        self
+    }
+
+    /// Sets the longest sequence.
+    pub fn with_max_positions(mut self, max_positions: usize) -> Self {
+        self.max_position_embeddings = max_positions;
+        self
+    }
+
+    /// Checks every value.
+    ///
+    /// # Errors
+    ///
+    /// The first value that cannot work, by its key and with the reason: [`Error::Config`].
     pub fn validate(&self) -> Result<(), Error> {
         sizes([
             ("vocab_size", self.vocab_size),

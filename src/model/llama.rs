@@ -18,6 +18,7 @@ use crate::error::{Error, positive, require, sizes};
 /// Sizes of a [`Llama`], under the names of Hugging Face's `config.json`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
+#[must_use]
 pub struct LlamaConfig {
     /// Number of tokens.
     pub vocab_size: usize,
@@ -107,7 +108,17 @@ impl LlamaConfig {
         self
     }
 
-    /// Says which value cannot work, and why.
+    /// Stretches the rotary positions.
+    pub fn with_rope_scaling(mut self, scaling: Option<RopeScaling>) -> Self {
+        self.rope_scaling = scaling;
+        self
+    }
+
+    /// Checks every value.
+    ///
+    /// # Errors
+    ///
+    /// The first value that cannot work, by its key and with the reason: [`Error::Config`].
     pub fn validate(&self) -> Result<(), Error> {
         sizes([
             ("vocab_size", self.vocab_size),

@@ -27,6 +27,7 @@ use crate::error::{Error, positive, require, sizes};
 /// Sizes of a [`Mamba`], under the names of Hugging Face's `config.json`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
+#[must_use]
 pub struct MambaConfig {
     /// Number of tokens.
     pub vocab_size: usize,
@@ -124,7 +125,17 @@ impl MambaConfig {
         }
     }
 
-    /// Says which value cannot work, and why.
+    /// Gives the model a head of its own (`false`) or ties it to the embedding (`true`).
+    pub fn with_tied_head(mut self, tied: bool) -> Self {
+        self.tie_word_embeddings = tied;
+        self
+    }
+
+    /// Checks every value.
+    ///
+    /// # Errors
+    ///
+    /// The first value that cannot work, by its key and with the reason: [`Error::Config`].
     pub fn validate(&self) -> Result<(), Error> {
         sizes([
             ("vocab_size", self.vocab_size),

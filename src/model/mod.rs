@@ -113,6 +113,10 @@ pub(crate) fn settings(config: &impl Serialize) -> Value {
 }
 
 /// `−log p` of each target: logits `[batch, seq, vocab_size]`, targets `[batch, seq]` → `[batch, seq]`.
+///
+/// # Panics
+///
+/// If the shapes do not fit, or a target is no token; what backends do with the latter differs.
 pub fn token_losses<B: Backend>(logits: Tensor<B, 3>, targets: Tensor<B, 2, Int>) -> Tensor<B, 2> {
     let shape = targets.dims();
     log_softmax(logits, 2)

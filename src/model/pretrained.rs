@@ -29,6 +29,7 @@ use crate::files::write_atomically;
 
 /// What a folder holds.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct Pretrained<B: Backend> {
     /// The model.
     pub model: AnyLm<B>,

@@ -68,6 +68,10 @@ pub fn parameters<B: Backend, M: Module<B>>(module: &M) -> Vec<(String, TensorDa
 }
 
 /// A `.safetensors` file's bytes: `tensors` and free-form `metadata`.
+///
+/// # Errors
+///
+/// A tensor of a type that the format does not know.
 pub fn encode(
     tensors: &[(String, TensorData)],
     metadata: HashMap<String, String>,
@@ -141,6 +145,7 @@ pub fn transfer<B: Backend, M: Module<B>, N: Module<B>>(from: &M, to: N) -> Resu
 }
 
 /// The tensors of a `.safetensors` file, or of several that share one index, mapped and checked.
+#[derive(Debug)]
 pub struct Tensors {
     /// Where they came from, for messages.
     path: PathBuf,
@@ -150,6 +155,7 @@ pub struct Tensors {
     metadata: HashMap<String, String>,
 }
 
+#[derive(Debug)]
 struct Entry {
     file: usize,
     dtype: Dtype,
@@ -341,6 +347,10 @@ impl Tensors {
 
     /// The same where the file has other names: `name` of a parameter's path; tensors that no parameter
     /// has and `ignored` accepts are let be.
+    ///
+    /// # Errors
+    ///
+    /// As [`Tensors::fill`].
     pub fn fill_as<B: Backend, M: Module<B>>(
         &self,
         module: M,

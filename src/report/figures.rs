@@ -12,6 +12,7 @@ use crate::train::metrics::Measure;
 
 /// A picture with words.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct Figure {
     /// The name of its file, without an ending.
     pub name: String,

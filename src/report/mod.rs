@@ -37,20 +37,18 @@ use crate::error::Error;
 use crate::files::write_atomically;
 use crate::train::metrics::Measure;
 pub use figures::Figure;
-pub use floats::kept;
-pub use group::{Group, Part};
+use group::Group;
 pub use pen::Svg;
 pub use run::{Point, Run, Values};
-pub use settings::Settings;
 pub use table::Table;
 
 /// Runs, read and put in groups.
 #[derive(Clone, Debug)]
 pub struct Report {
     /// Groups in the order they are shown in.
-    pub groups: Vec<Group>,
-    /// What the runs are compared by: their `train.stop_metric` if they agree on one.
-    pub measure: Measure,
+    groups: Vec<Group>,
+    /// See [`Report::measure`].
+    measure: Measure,
 }
 
 impl Report {
@@ -62,7 +60,7 @@ impl Report {
     pub fn open(folders: &[impl AsRef<Path>]) -> Result<Self, Error> {
         let runs = run::find(folders)?
             .iter()
-            .map(|folder| Run::open(folder))
+            .map(Run::open)
             .collect::<Result<Vec<_>, _>>()?;
         Ok(Self::of(runs))
     }
@@ -81,7 +79,12 @@ impl Report {
         }
     }
 
-    /// All runs, group by group.
+    /// What the runs are compared by: their `train.stop_metric` if they agree on one, or else exact match.
+    pub fn measure(&self) -> Measure {
+        self.measure
+    }
+
+    /// All runs, group by group; a group differs in its seeds alone.
     pub fn runs(&self) -> impl Iterator<Item = &Run> {
         self.groups.iter().flat_map(|group| &group.runs)
     }
@@ -114,7 +117,12 @@ impl Report {
     /// # Errors
     ///
     /// If a figure cannot be drawn or a file cannot be written.
-    pub fn save(&self, html: &Path, folder: Option<&Path>) -> Result<Vec<PathBuf>, Error> {
+    pub fn save(
+        &self,
+        html: impl AsRef<Path>,
+        folder: Option<&Path>,
+    ) -> Result<Vec<PathBuf>, Error> {
+        let html = html.as_ref();
         let markdown = html.with_extension("md");
         let extension = html.extension().unwrap_or_default();
         if extension != "html" && extension != "htm" {

@@ -24,6 +24,7 @@ pub type Drawn = Result<(), DrawingAreaErrorKind<std::io::Error>>;
 
 /// A picture.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct Svg {
     /// In CSS pixels.
     pub width: i32,

@@ -17,6 +17,7 @@ pub type Values = Map<String, Json>;
 
 /// An evaluation on the validation set during training.
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct Point {
     /// Optimizer step.
     pub step: usize,
@@ -28,6 +29,7 @@ pub struct Point {
 
 /// A run, as far as it has come.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct Run {
     /// Its folder's name.
     pub name: String,
@@ -47,7 +49,8 @@ impl Run {
     /// # Errors
     ///
     /// A configuration that is missing or wrong; a log or evaluation that is damaged.
-    pub fn open(folder: &Path) -> Result<Self, Error> {
+    pub fn open(folder: impl AsRef<Path>) -> Result<Self, Error> {
+        let folder = folder.as_ref();
         let config = RunConfig::open(folder.join("config.toml"))?;
         let log = folder.join("metrics.jsonl");
         let (valid, step) = match read(&log)? {

@@ -14,6 +14,7 @@ const LEARNED: f64 = 0.9;
 
 /// Words and numbers in rows; the first column says what a row is of.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct Table {
     /// What it shows.
     pub title: String,

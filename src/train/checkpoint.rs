@@ -47,6 +47,7 @@ const STATE: &str = "gradmem_run";
 
 /// Where a run stands.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct RunState {
     /// Optimizer steps taken.
     pub step: usize,
@@ -159,7 +160,7 @@ impl RunFolder {
     ///
     /// If the folder belongs to another configuration, another process trains in it, or it holds other
     /// things than a run.
-    pub fn for_training(
+    pub(super) fn for_training(
         path: impl AsRef<Path>,
         config: &RunConfig,
         tokenizer: &TextTokenizer,
@@ -271,6 +272,10 @@ impl RunFolder {
     }
 
     /// The run's settings.
+    ///
+    /// # Errors
+    ///
+    /// As [`RunConfig::open`].
     pub fn config(&self) -> Result<RunConfig, Error> {
         RunConfig::open(self.path.join("config.toml"))
     }
@@ -291,6 +296,10 @@ impl RunFolder {
 
     /// Adds what an evaluation of the best weights found to what earlier ones of the same weights did, and
     /// says where.
+    ///
+    /// # Errors
+    ///
+    /// If the file cannot be written, or it keeps what was found on more samples.
     pub fn save_evaluation(&self, found: Evaluation) -> Result<PathBuf, Error> {
         let path = self.path.join("eval.json");
         let earlier = std::fs::read(&path).ok();
@@ -330,7 +339,7 @@ impl RunFolder {
     }
 
     /// Replaces the best weights, which have this `value` of `measure` at `step`.
-    pub fn save_best<B: Backend, M: Module<B>>(
+    pub(super) fn save_best<B: Backend, M: Module<B>>(
         &self,
         module: &M,
         step: usize,
@@ -345,7 +354,7 @@ impl RunFolder {
     }
 
     /// Replaces the latest weights and state; `optimizer` is its record.
-    pub fn save_last<B: Backend, M: Module<B>, R: Record<B>>(
+    pub(super) fn save_last<B: Backend, M: Module<B>, R: Record<B>>(
         &self,
         module: &M,
         optimizer: R,
@@ -373,7 +382,7 @@ impl RunFolder {
     /// # Errors
     ///
     /// If any of the files is missing, cut short, or not of this run.
-    pub fn load_last<B: Backend, M: Module<B>, R: Record<B>>(
+    pub(super) fn load_last<B: Backend, M: Module<B>, R: Record<B>>(
         &self,
         module: M,
         device: &B::Device,
@@ -412,7 +421,7 @@ impl RunFolder {
 
     /// Opens the log of metrics, and drops from it what came after `step`: a run that goes on from
     /// `step` will write that again.
-    pub fn metrics(&self, step: usize) -> Result<MetricsLog, Error> {
+    pub(super) fn metrics(&self, step: usize) -> Result<MetricsLog, Error> {
         let path = self.path.join("metrics.jsonl");
         let text = match std::fs::read(&path) {
             // What is not UTF-8 is no line of a log, and dropped like any other.
@@ -460,14 +469,14 @@ impl RunFolder {
 
 /// `metrics.jsonl`, open at its end.
 #[derive(Debug)]
-pub struct MetricsLog {
+pub(super) struct MetricsLog {
     file: File,
     path: PathBuf,
 }
 
 impl MetricsLog {
     /// Adds a line.
-    pub fn push(&mut self, line: serde_json::Value) -> Result<(), Error> {
+    pub(super) fn push(&mut self, line: serde_json::Value) -> Result<(), Error> {
         let written = self.file.write_all(format!("{line}\n").as_bytes());
         written.map_err(Error::io(&self.path, "cannot write"))
     }

@@ -180,6 +180,10 @@ impl RunConfig {
     }
 
     /// Reads a whole configuration, as a run folder holds it.
+    ///
+    /// # Errors
+    ///
+    /// If the file cannot be read, is no TOML, lacks a key or has one too many, or its values cannot work.
     pub fn open(path: impl AsRef<Path>) -> Result<Self, Error> {
         let path = path.as_ref();
         let name = path.display().to_string();
@@ -188,6 +192,10 @@ impl RunConfig {
     }
 
     /// The configuration as TOML, every value spelled out.
+    ///
+    /// # Errors
+    ///
+    /// If a number is beyond what TOML can hold.
     pub fn to_toml(&self) -> Result<String, Error> {
         toml::to_string(self).map_err(|e| Error::Input(format!("configuration: {e}")))
     }
@@ -203,7 +211,11 @@ impl RunConfig {
         Ok(config)
     }
 
-    /// Says which value cannot work, alone or with the others.
+    /// Checks every value, alone and with the others.
+    ///
+    /// # Errors
+    ///
+    /// The first value that cannot work, by its key and with the reason: [`Error::Config`].
     pub fn validate(&self) -> Result<(), Error> {
         self.data.validate().map_err(|e| e.in_section("data"))?;
         self.tokens.validate().map_err(|e| e.in_section("tokens"))?;

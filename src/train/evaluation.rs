@@ -36,6 +36,7 @@ pub struct EvalOptions {
 
 /// What was found.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct Evaluation {
     /// Hash of the weights that were evaluated.
     #[serde(default)]
@@ -56,6 +57,7 @@ pub struct Evaluation {
 
 /// The scores at a number of WRITE steps.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct Row {
     /// None if the method writes nothing.
     pub write_steps: Option<usize>,
@@ -80,6 +82,7 @@ impl Row {
 
 /// What a stop rule gives.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct Adaptive {
     /// The rule.
     pub rule: StopRule,
@@ -93,6 +96,7 @@ pub struct Adaptive {
 
 /// An answer.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct Shown {
     /// What was written.
     pub context: String,

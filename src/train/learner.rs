@@ -46,6 +46,7 @@ impl<B: Backend, M> MetaLearner<B, M> {
 
 /// What a step measured, or why it could not be taken.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct StepOutput {
     /// The measures of the batch.
     pub scores: Scores,
@@ -54,11 +55,14 @@ pub struct StepOutput {
 }
 
 /// Why a step could not be taken.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum Fault {
     /// The batch could not be made or did not fit the model.
+    #[error(transparent)]
     Error(Error),
     /// WRITE left the finite numbers in this sample of the batch; `value` says which number.
+    #[error("WRITE became {value} in sample {sample}")]
     NotFinite {
         /// Index in the batch.
         sample: usize,
@@ -66,6 +70,7 @@ pub enum Fault {
         value: String,
     },
     /// The outer gradient has this norm.
+    #[error("the outer gradient's norm became {0}")]
     Gradient(f64),
 }
 

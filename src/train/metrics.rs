@@ -15,8 +15,9 @@ use serde::{Deserialize, Serialize};
 use crate::method::MethodName;
 
 /// One of the quantities a run measures.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum Measure {
     /// Share of questions all of whose scored target tokens are predicted, teacher-forced.
     ExactMatch,
@@ -44,7 +45,7 @@ pub enum Measure {
 
 impl Measure {
     /// All of them, in the order they are shown.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: &'static [Self] = &[
         Self::ExactMatch,
         Self::TokenAccuracy,
         Self::ReadLoss,
@@ -171,7 +172,7 @@ impl From<BTreeMap<Measure, Tally>> for Scores {
 
 impl From<Scores> for BTreeMap<Measure, Tally> {
     fn from(scores: Scores) -> Self {
-        let all = Measure::ALL.into_iter().map(|m| (m, scores.tally(m)));
+        let all = Measure::ALL.iter().map(|m| (*m, scores.tally(*m)));
         all.filter(|(_, tally)| tally.count > 0).collect()
     }
 }
@@ -187,8 +188,8 @@ impl Scores {
     /// Counts all that `other` has counted.
     pub fn merge(&mut self, other: &Self) {
         for measure in Measure::ALL {
-            let tally = other.tally(measure);
-            self.add(measure, tally.sum, tally.count);
+            let tally = other.tally(*measure);
+            self.add(*measure, tally.sum, tally.count);
         }
     }
 
@@ -209,8 +210,8 @@ impl Scores {
     /// The means as JSON fields, `"exact_match": 0.97, …`.
     pub fn to_json(&self) -> serde_json::Map<String, serde_json::Value> {
         Measure::ALL
-            .into_iter()
-            .filter_map(|m| Some((m.key().to_string(), self.mean(m)?.into())))
+            .iter()
+            .filter_map(|m| Some((m.key().to_string(), self.mean(*m)?.into())))
             .collect()
     }
 }
@@ -231,7 +232,7 @@ impl Adaptor<Scores> for Scores {
 
 /// A [`Measure`] as burn-train's dashboard wants it.
 #[derive(Clone)]
-pub struct MeasureMetric {
+pub(super) struct MeasureMetric {
     measure: Measure,
     name: MetricName,
     state: NumericMetricState,
@@ -239,7 +240,7 @@ pub struct MeasureMetric {
 
 impl MeasureMetric {
     /// The metric of this measure.
-    pub fn new(measure: Measure) -> Self {
+    pub(super) fn new(measure: Measure) -> Self {
         Self {
             measure,
             name: Arc::new(measure.name().into()),

@@ -5,8 +5,10 @@ pub mod config;
 pub mod evaluation;
 pub mod learner;
 pub mod metrics;
-pub mod render;
+mod render;
 mod run;
-pub mod strategy;
+mod strategy;
 
-pub use run::{TrainOptions, Trained, model, open_method, train};
+pub use render::{duration, leave_dashboard};
+pub use run::{TrainOptions, Trained, open_method, train};
+pub use strategy::{Ending, Outcome};

@@ -15,7 +15,10 @@ use super::metrics::Measure;
 
 /// burn-train's dashboard, if `stdout` is a terminal and `plain` does not forbid it.
 #[cfg(feature = "dashboard")]
-pub fn dashboard(plain: bool, interrupter: &Interrupter) -> Option<impl MetricsRenderer + 'static> {
+pub(super) fn dashboard(
+    plain: bool,
+    interrupter: &Interrupter,
+) -> Option<impl MetricsRenderer + 'static> {
     use std::io::IsTerminal;
 
     use burn::train::renderer::tui::TuiMetricsRendererWrapper;
@@ -69,12 +72,12 @@ pub fn leave_dashboard() {
 
 /// None: this build has no dashboard.
 #[cfg(not(feature = "dashboard"))]
-pub fn dashboard(_plain: bool, _interrupter: &Interrupter) -> Option<LineRenderer> {
+pub(super) fn dashboard(_plain: bool, _interrupter: &Interrupter) -> Option<LineRenderer> {
     None
 }
 
 /// One line per log interval and one per evaluation, with the metrics, the rate and the time left.
-pub struct LineRenderer {
+pub(super) struct LineRenderer {
     log_every: usize,
     steps: usize,
     names: HashMap<MetricId, String>,
@@ -90,7 +93,7 @@ type Means = HashMap<String, (f64, f64)>;
 
 impl LineRenderer {
     /// A line every `log_every` of `steps` optimizer steps.
-    pub fn new(log_every: usize, steps: usize) -> Self {
+    pub(super) fn new(log_every: usize, steps: usize) -> Self {
         Self {
             log_every,
             steps,
@@ -153,7 +156,7 @@ impl LineRenderer {
     }
 }
 
-/// `75 s`, `4 min 12 s`, `3 h 05 min`
+/// A time as a run shows it: `75 s`, `4 min 12 s`, `3 h 05 min`.
 pub fn duration(time: Duration) -> String {
     let seconds = time.as_secs();
     match seconds {

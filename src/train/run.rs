@@ -1,6 +1,7 @@
 //! A run from its settings to its result.
 
 use std::collections::BTreeSet;
+use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -45,6 +46,15 @@ pub struct TrainOptions {
     pub interrupter: Interrupter,
 }
 
+impl fmt::Debug for TrainOptions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TrainOptions")
+            .field("init_from", &self.init_from)
+            .field("plain", &self.plain)
+            .finish_non_exhaustive()
+    }
+}
+
 /// Trains, or goes on training, in `folder`.
 ///
 /// # Errors
@@ -53,10 +63,11 @@ pub struct TrainOptions {
 /// anything is written. If the training itself fails, its last checkpoint stays.
 pub fn train<B: KernelBackend>(
     config: &RunConfig,
-    folder: &Path,
+    folder: impl AsRef<Path>,
     options: TrainOptions,
     device: &B::Device,
 ) -> Result<Outcome, Error> {
+    let folder = folder.as_ref();
     config.validate()?;
     let resumes = folder.join("last.safetensors").exists();
     let from = options.init_from.as_deref().filter(|_| !resumes);
@@ -317,10 +328,7 @@ pub(super) const VALID_BATCH: usize = 100;
 /// # Errors
 ///
 /// See [`RunConfig::validate`].
-pub fn model<B: KernelBackend>(
-    config: &RunConfig,
-    device: &B::Device,
-) -> Result<AnyMethod<B>, Error> {
+fn model<B: KernelBackend>(config: &RunConfig, device: &B::Device) -> Result<AnyMethod<B>, Error> {
     config.validate()?;
     let section = match config.method {
         MethodName::GradMem => "memory",
@@ -340,9 +348,10 @@ pub fn model<B: KernelBackend>(
 ///
 /// If the folder is none of these, or is damaged.
 pub fn open_method<B: KernelBackend>(
-    folder: &Path,
+    folder: impl AsRef<Path>,
     device: &B::Device,
 ) -> Result<AnyMethod<B>, Error> {
+    let folder = folder.as_ref();
     let (run, checkpoint) = (folder.join("config.toml"), folder.join("config.json"));
     match (run.is_file(), checkpoint.is_file()) {
         (true, _) => Ok(Trained::open(folder, device)?.method),
@@ -400,6 +409,8 @@ fn schedule(config: &TrainConfig) -> Result<LinearLrScheduler, Error> {
 }
 
 /// A trained run, ready to be used.
+#[derive(Debug)]
+#[non_exhaustive]
 pub struct Trained<B: Backend> {
     /// Its settings.
     pub config: RunConfig,
@@ -441,7 +452,7 @@ impl<B: KernelBackend> Trained<B> {
     /// # Errors
     ///
     /// If it is another one.
-    pub fn gradmem(self) -> Result<GradMem<B, AnyLm<B>>, Error> {
+    pub fn into_gradmem(self) -> Result<GradMem<B, AnyLm<B>>, Error> {
         match self.method {
             AnyMethod::GradMem(gradmem) => Ok(gradmem),
             _ => Err(Error::Input(format!(

@@ -29,7 +29,7 @@ use crate::method::Method;
 use crate::timing::{self, Phase, timed};
 
 /// The parts burn-train needs to know of a training.
-pub type Components<B, M> =
+pub(super) type Components<B, M> =
     LearningComponentsMarker<B, LinearLrScheduler, MetaLearner<B, M>, SharedOptimizer<B, M>>;
 
 type AdamWOf<B, M> = OptimizerAdaptor<AdamW, MetaLearner<B, M>, B>;
@@ -37,7 +37,7 @@ type AdamWOf<B, M> = OptimizerAdaptor<AdamW, MetaLearner<B, M>, B>;
 /// An optimizer with two owners. burn-train's learner keeps its optimizer to itself, and a
 /// checkpoint needs the optimizer's state.
 #[derive(Clone)]
-pub struct SharedOptimizer<B, M>(Arc<Mutex<AdamWOf<B, M>>>)
+pub(super) struct SharedOptimizer<B, M>(Arc<Mutex<AdamWOf<B, M>>>)
 where
     B: AutodiffBackend,
     M: AutodiffModule<B> + ModuleDisplay,
@@ -50,7 +50,7 @@ where
     M::InnerModule: ModuleDisplay,
 {
     /// Shares `optimizer`.
-    pub fn new(optimizer: AdamWOf<B, M>) -> Self {
+    pub(super) fn new(optimizer: AdamWOf<B, M>) -> Self {
         Self(Arc::new(Mutex::new(optimizer)))
     }
 
@@ -97,6 +97,7 @@ where
 
 /// Why a training ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Ending {
     /// All steps are done.
     Steps,
@@ -108,6 +109,7 @@ pub enum Ending {
 
 /// How a training ended.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct Outcome {
     /// Why.
     pub ending: Ending,
@@ -118,30 +120,30 @@ pub struct Outcome {
 }
 
 /// Batches of samples, or what was wrong with one of them.
-pub type Batches<B> = Arc<dyn DataLoader<B, Result<Batch<B>, Error>>>;
+pub(super) type Batches<B> = Arc<dyn DataLoader<B, Result<Batch<B>, Error>>>;
 
 /// The training and the validation batches of one version of the task.
-pub type Loaders<B> = (Batches<B>, Batches<<B as AutodiffBackend>::InnerBackend>);
+pub(super) type Loaders<B> = (Batches<B>, Batches<<B as AutodiffBackend>::InnerBackend>);
 
 /// The strategy.
-pub struct MetaTraining<B, M>
+pub(super) struct MetaTraining<B, M>
 where
     B: AutodiffBackend,
     M: AutodiffModule<B> + ModuleDisplay,
     M::InnerModule: ModuleDisplay,
 {
     /// Settings of the outer loop.
-    pub config: TrainConfig,
+    pub(super) config: TrainConfig,
     /// Where the run is kept.
-    pub folder: RunFolder,
+    pub(super) folder: RunFolder,
     /// Where it begins.
-    pub start: RunState,
+    pub(super) start: RunState,
     /// The learner's optimizer.
-    pub optimizer: SharedOptimizer<B, M>,
+    pub(super) optimizer: SharedOptimizer<B, M>,
     /// The versions of the task that it goes through, each with its training and validation batches.
-    pub stages: Vec<Loaders<B>>,
+    pub(super) stages: Vec<Loaders<B>>,
     /// What came of it, for whoever launched it: burn-train's own result cannot say.
-    pub outcome: Arc<Mutex<Option<Result<Outcome, Error>>>>,
+    pub(super) outcome: Arc<Mutex<Option<Result<Outcome, Error>>>>,
 }
 
 impl<B, M> SupervisedLearningStrategy<Components<B, M>> for MetaTraining<B, M>
@@ -410,7 +412,7 @@ pub(super) fn blame(fault: Fault, step: usize, batch: usize) -> Error {
 
 /// burn-train's own log, which this crate does not keep: its file would not survive going on in the
 /// middle of an interval. `metrics.jsonl` takes its place.
-pub struct NoMetricLogger;
+pub(super) struct NoMetricLogger;
 
 impl MetricLogger for NoMetricLogger {
     fn log(&mut self, _: MetricsUpdate, _: usize, _: &Split) {}

@@ -70,7 +70,7 @@ pub fn open(folder: &Path) -> Result<(), Error> {
     let steps = match method.config() {
         MethodConfig::GradMem(config) => config.write_steps,
         MethodConfig::Rmt(config) => config.write_steps,
-        MethodConfig::InContext(_) => 0,
+        _ => 0,
     };
     let tokens = Tensor::<B, 2, Int>::from_data([[3, 4, 5]], &device);
     if let AnyMethod::InContext(_) = method {

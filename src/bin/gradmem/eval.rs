@@ -86,7 +86,7 @@ fn print_table(found: &Evaluation, method: &str, args: &args::Eval) {
         args.run.display()
     );
     let measured = |measure: &Measure| found.rows.iter().any(|row| row.value(*measure).is_some());
-    let measures: Vec<Measure> = Measure::ALL.into_iter().filter(measured).collect();
+    let measures: Vec<Measure> = Measure::ALL.iter().copied().filter(measured).collect();
     let names = measures.iter().map(|m| format!("{:>21}", m.name()));
     say!("{:>4}{}", "K", names.collect::<String>());
     for row in &found.rows {

@@ -11,12 +11,9 @@ use gradmem::Error;
 use gradmem::data::{DataConfig, KvDataset, Split};
 use gradmem::kernels::KernelBackend;
 use gradmem::method::MethodName;
-use gradmem::train::TrainOptions;
 use gradmem::train::config::RunConfig;
 use gradmem::train::metrics::{Measure, Scores};
-use gradmem::train::render::duration;
-use gradmem::train::render::leave_dashboard;
-use gradmem::train::strategy::{Ending, Outcome};
+use gradmem::train::{Ending, Outcome, TrainOptions, duration, leave_dashboard};
 
 use crate::args;
 use crate::backend::{Job, dispatch};
@@ -83,7 +80,7 @@ pub fn train(args: args::Train) -> Result<ExitCode, Error> {
 fn exit_code(ending: &Ending) -> ExitCode {
     match ending {
         Ending::Interrupted(_) => ExitCode::from(INTERRUPTED),
-        Ending::Steps | Ending::Reached => ExitCode::SUCCESS,
+        _ => ExitCode::SUCCESS,
     }
 }
 
@@ -140,6 +137,7 @@ fn overview(config: &RunConfig, folder: &Path) -> String {
             rmt.memory_tokens, rmt.write_steps
         ),
         MethodName::InContext => "in the prompt".into(),
+        other => format!("by {}", other.as_str()),
     };
     let questions = match config.data.queries_per_context() {
         None | Some(1) => String::new(),
@@ -206,7 +204,7 @@ fn written(method: MethodName, valid: &Scores) -> String {
             write(Measure::WriteLossBefore),
             write(Measure::WriteLossAfter)
         ),
-        MethodName::Rmt | MethodName::InContext => String::new(),
+        _ => String::new(),
     }
 }
 
@@ -229,7 +227,6 @@ fn next(config: &RunConfig, folder: &Path) -> Result<String, Error> {
         return Ok(String::new());
     };
     Ok(match config.method {
-        MethodName::InContext => String::new(),
         MethodName::GradMem | MethodName::Rmt => format!(
             "
 Write a context of your own to a file, and ask it:
@@ -240,6 +237,7 @@ Write a context of your own to a file, and ask it:
 ",
             example.context, question.query
         ),
+        _ => String::new(),
     })
 }
 
@@ -253,7 +251,7 @@ fn of_all(config: &RunConfig, outcomes: &[(u64, Outcome)]) -> String {
         let Outcome { ending, state, .. } = outcome;
         let so_far = match ending {
             Ending::Interrupted(_) => ", interrupted",
-            Ending::Steps | Ending::Reached => "",
+            _ => "",
         };
         let best = match state.best {
             Some((value, step)) => {

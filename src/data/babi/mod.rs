@@ -50,7 +50,11 @@ impl Default for BabiConfig {
 }
 
 impl BabiConfig {
-    /// Says which value cannot work, and why.
+    /// Checks every value.
+    ///
+    /// # Errors
+    ///
+    /// The first value that cannot work, by its key and with the reason: [`Error::Config`].
     pub fn validate(&self) -> Result<(), Error> {
         let tasks = &self.tasks;
         let shown = format!("{tasks:?}");

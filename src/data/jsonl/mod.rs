@@ -47,7 +47,11 @@ impl Default for JsonlConfig {
 }
 
 impl JsonlConfig {
-    /// Says which value cannot work, and why.
+    /// Checks every value.
+    ///
+    /// # Errors
+    ///
+    /// The first value that cannot work, by its key and with the reason: [`Error::Config`].
     pub fn validate(&self) -> Result<(), Error> {
         let named = !self.train_file.as_os_str().is_empty();
         let problem = "must name a file with one JSON object a line: \
@@ -67,6 +71,10 @@ impl JsonlConfig {
     }
 
     /// The same as [`JsonlConfig::open`], as [`JsonlDataset`]s.
+    ///
+    /// # Errors
+    ///
+    /// As [`JsonlConfig::open`].
     pub fn load(&self) -> Result<(JsonlDataset, JsonlDataset), Error> {
         self.validate()?;
         let train = JsonlDataset::open(&self.train_file)?;

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 /// A feed-forward layer's nonlinearity, under Hugging Face's names.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum Activation {
     /// `x Φ(x)` (arXiv 1606.08415)
     Gelu,

@@ -40,7 +40,7 @@ impl<B: Backend> Linear<B> {
     }
 
     /// A copy of a model's head; `head` is asked only if weights are not to be loaded.
-    pub fn copy(
+    pub(crate) fn copy(
         shape: [usize; 2],
         head: impl FnOnce() -> Tensor<B, 2>,
         init: &Init,

@@ -70,6 +70,7 @@ fn llama3_length() -> usize {
 /// A rule of [`RopeScaling`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
+#[non_exhaustive]
 pub enum RopeType {
     /// None.
     #[default]
@@ -81,7 +82,11 @@ pub enum RopeType {
 }
 
 impl RopeScaling {
-    /// Says which value cannot work, and why.
+    /// Checks every value.
+    ///
+    /// # Errors
+    ///
+    /// The first value that cannot work, by its key and with the reason: [`Error::Config`].
     pub fn validate(&self) -> Result<(), Error> {
         for (key, value) in [
             ("rope_scaling.factor", self.factor),
@@ -123,6 +128,10 @@ impl RopeScaling {
 
 impl RotaryConfig {
     /// The table for positions `start … start + seq − 1`.
+    ///
+    /// # Panics
+    ///
+    /// If more dimensions turn than a head has.
     pub fn table<B: Backend>(&self, start: usize, seq: usize, device: &B::Device) -> Rotary<B> {
         let (head_dim, rotary_dim) = (self.head_dim, self.rotary_dim);
         let half = rotary_dim.div_ceil(2);

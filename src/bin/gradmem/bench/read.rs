@@ -179,7 +179,7 @@ fn with_positions<B: KernelBackend>(
                 config.n_positions
             )));
         }
-        ModelConfig::Gpt2(_) | ModelConfig::Mamba(_) => {}
+        _ => {}
     }
     let blank = gradmem.config().blank(config.blank(device)?, device)?;
     weights::transfer(gradmem, blank)
