@@ -67,6 +67,13 @@
 //! and K and to read the metrics, what a memory file holds; CUDA from nothing; the authors' PyTorch options
 //! one by one; troubleshooting.
 //!
+//! # What stays as it is
+//!
+//! Settings are made by `new` or `Default` and `with_…`, or as `Settings { …, ..Default::default() }`: they may
+//! gain fields. Results and choices are `#[non_exhaustive]`. What takes tokens, files or settings returns an
+//! [`Error`]; layers, which take what others have checked, panic on shapes that do not fit, as Burn's do. Messages
+//! are for people and may change.
+//!
 //! # Features
 //!
 //! All are additive; without any there is the library and no backend.
@@ -104,3 +111,24 @@ pub mod train;
 pub use error::Error;
 /// Attention and the linear scan, differentiable twice.
 pub use gradmem_kernels as kernels;
+
+#[cfg(test)]
+mod tests {
+    use crate::kernels::KernelBackend;
+
+    fn crosses_threads<T: Send + Sync + 'static>() {}
+
+    /// It compiles.
+    #[allow(dead_code)]
+    fn what_is_public_crosses_threads<B: KernelBackend>() {
+        crosses_threads::<crate::Error>();
+        crosses_threads::<crate::data::Task>();
+        crosses_threads::<crate::memory::Memory<B>>();
+        crosses_threads::<crate::memory::MemoryFile>();
+        crosses_threads::<crate::method::AnyMethod<B>>();
+        crosses_threads::<crate::model::Cache<B>>();
+        crosses_threads::<crate::model::weights::Tensors>();
+        #[cfg(feature = "train")]
+        crosses_threads::<crate::train::Trained<B>>();
+    }
+}

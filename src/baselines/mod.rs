@@ -4,6 +4,24 @@
 //! |---|---|
 //! | [`Rmt`] | memory vectors, written by forward passes |
 //! | [`InContext`] | all of it, in the prompt |
+//!
+//! ```
+//! # #[cfg(feature = "flex")] {
+//! use burn::tensor::Tensor;
+//! use gradmem::{baselines::RmtConfig, model::LlamaConfig};
+//! # fn main() -> Result<(), gradmem::Error> {
+//! type B = burn_flex::Flex;
+//!
+//! let device = Default::default();
+//! let lm = LlamaConfig::new(70, 16, 1, 2).init::<B>(0, &device)?;
+//! let rmt = RmtConfig::new().with_memory_tokens(4).init(lm, 1, &device)?;
+//! let memory = rmt.write(Tensor::from_data([[9, 4, 7, 5]], &device))?; // one forward pass
+//! let logits = rmt.read(&memory, Tensor::from_data([[9, 4]], &device))?;
+//! assert_eq!(logits.dims(), [1, 3, 70]);
+//! # Ok(()) }
+//! # main().unwrap();
+//! # }
+//! ```
 
 mod in_context;
 mod rmt;

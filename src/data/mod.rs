@@ -5,6 +5,22 @@
 //! [`TextTokenizer`] makes [`Sample`]s of token ids of them; running text ([`TextConfig`]) is cut by tokens
 //! to begin with. [`DataConfig::open`] is all of this: a [`Task`]. [`ExampleBatcher`] lays samples side by
 //! side as a [`Batch`].
+//!
+//! ```
+//! # #[cfg(feature = "flex")] {
+//! use burn::data::dataset::Dataset as _;
+//! use gradmem::data::{DataConfig, ExampleBatcher, TokensConfig};
+//! # fn main() -> Result<(), gradmem::Error> {
+//! type B = burn_flex::Flex;
+//!
+//! let task = DataConfig::default().open(&TokensConfig::default(), 0, None)?; // key-value pairs
+//! let samples = (0..8).filter_map(|index| task.train.get(index)).collect();
+//! let batch = ExampleBatcher::new(task.tokenizer).try_batch::<B>(samples, &Default::default())?;
+//! assert_eq!(batch.contexts.dims()[0], 8);
+//! # Ok(()) }
+//! # main().unwrap();
+//! # }
+//! ```
 
 pub mod answers;
 mod babi;

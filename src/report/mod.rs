@@ -4,6 +4,14 @@
 //! A run is a run folder: its settings, the log of its training, and what `gradmem eval` found. Runs that
 //! differ only in their seed are one group. The same runs make the same bytes.
 //!
+//! ```no_run
+//! # fn main() -> Result<(), gradmem::Error> {
+//! let report = gradmem::report::Report::open(&["runs/kv-small", "runs/babi-small"])?;
+//! report.save("report.html", None)?;
+//! println!("{}", report.markdown());
+//! # Ok(()) }
+//! ```
+//!
 //! | file | what it does |
 //! |---|---|
 //! | `run` | reads a run folder |
