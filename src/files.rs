@@ -57,7 +57,8 @@ pub(crate) fn write_atomically(path: impl AsRef<Path>, bytes: &[u8]) -> Result<(
         let mut file = builder.tempfile_in(folder)?;
         // Says that it is not left. Where there are no locks, nothing is removed either.
         file.as_file().try_lock().ok();
-        file.write_all(bytes)?;
+        // By the file itself, whose errors do not name the temporary path.
+        file.as_file_mut().write_all(bytes)?;
         file.as_file().sync_all()?;
         file.persist(path).map_err(|e| e.error)?;
         // The rename itself is durable once the folder is; not every system can say so.

@@ -63,13 +63,16 @@ impl Job for WriteJob {
         let mut file = write_all(&method, &contexts, &args.contexts, args.batch, device)?;
         let seconds = begun.elapsed().as_secs_f64();
         file.origin.tokenizer = Some(text.fingerprint());
+        // What a cache takes grows evenly.
+        let [one, two] = [1, 2].map(|tokens| cache_bytes(method.model(), tokens));
+        let cache = |tokens: usize| one + two.saturating_sub(one) * (tokens - 1);
         let about = args.contexts.iter().zip(&texts).zip(&contexts);
         for (sample, ((path, context), ids)) in file.samples.iter_mut().zip(about) {
             let file_name = path.file_name().filter(|name| *name != "-");
             let file_name = file_name.map(|name| name.to_string_lossy().into_owned());
             sample.name = args.called.clone().or(file_name);
             sample.tokens = Some(ids.len());
-            sample.cache_bytes = Some(cache_bytes(method.model(), ids.len()));
+            sample.cache_bytes = Some(cache(ids.len()));
             sample.context = args.keep_context.then(|| context.clone());
             *sample = std::mem::take(sample).with_hash_of(context);
         }
