@@ -386,6 +386,13 @@ fn many_memories_and_queries_at_once_answer_as_one_by_one() {
     assert_eq!(values(&turned.vectors.clone().narrow(0, 0, 1)), third);
     assert_eq!(values(&turned.vectors.narrow(0, 2, 1)), third);
     assert!(message(file.select(&[3])).contains("there are 3"));
+    let mut short = file.clone();
+    short.samples.pop();
+    let path = tempfile::tempdir().unwrap();
+    let path = path.path().join("m.safetensors");
+    assert!(message(short.save(&path)).contains("3 memories, but 2 descriptions"));
+    assert!(message(short.select(&[0])).contains("3 memories, but 2 descriptions"));
+    assert!(!path.exists());
     message(file.select(&[]));
     message(Memory::<B>::cat(Vec::new()));
     let wider = Memory::from_vectors(Tensor::zeros([1, 3, 8], &Default::default()));
