@@ -112,15 +112,19 @@ pub use error::Error;
 /// Attention and the linear scan, differentiable twice.
 pub use gradmem_kernels as kernels;
 
-#[cfg(test)]
+#[cfg(all(test, feature = "flex"))]
 mod tests {
     use crate::kernels::KernelBackend;
 
     fn crosses_threads<T: Send + Sync + 'static>() {}
 
-    /// It compiles.
-    #[allow(dead_code)]
-    fn what_is_public_crosses_threads<B: KernelBackend>() {
+    /// It compiles, for any backend.
+    #[test]
+    fn what_is_public_crosses_threads() {
+        all_cross_threads::<burn_flex::Flex>();
+    }
+
+    fn all_cross_threads<B: KernelBackend>() {
         crosses_threads::<crate::Error>();
         crosses_threads::<crate::data::Task>();
         crosses_threads::<crate::memory::Memory<B>>();

@@ -382,6 +382,12 @@ fn many_memories_and_queries_at_once_answer_as_one_by_one() {
     let turned = file.select(&[2, 0, 2]).unwrap();
     assert_eq!(turned.samples[1], file.samples[0]);
     let turned = gradmem.unpack(&turned).unwrap();
+    let chosen = all.select(&[2, 0, 2]).unwrap();
+    assert_eq!(values(&chosen.vectors), values(&turned.vectors));
+    let (some, each) = (values(&chosen.losses[1]), values(&all.losses[1]));
+    assert_eq!(some, [each[2], each[0], each[2]]);
+    assert!(message(all.select(&[3])).contains("there are 3"));
+    message(all.select(&[]));
     let third = values(&all.vectors.clone().narrow(0, 2, 1));
     assert_eq!(values(&turned.vectors.clone().narrow(0, 0, 1)), third);
     assert_eq!(values(&turned.vectors.narrow(0, 2, 1)), third);
@@ -413,10 +419,10 @@ fn the_cache_that_a_memory_replaces_is_what_the_model_would_keep() {
     for config in [ModelConfig::Llama(llama()), ModelConfig::Mamba(mamba)] {
         let model = config.init::<B>(1, &device).unwrap();
         for tokens in [1, 2, 7, 30] {
-            assert_eq!(cache_bytes(&model, tokens), prefix(&model, tokens));
+            assert_eq!(cache_bytes(&model)(tokens), prefix(&model, tokens));
         }
     }
     // Keys and values, of two layers, of width 16, in f32.
     let model = ModelConfig::Llama(llama()).init::<B>(1, &device).unwrap();
-    assert_eq!(cache_bytes(&model, 100), 2 * 2 * 16 * 4 * 100);
+    assert_eq!(cache_bytes(&model)(100), 2 * 2 * 16 * 4 * 100);
 }

@@ -157,18 +157,9 @@ impl DataConfig {
         }
     }
 
-    /// A text in the form that this task's contexts have.
-    pub fn context_form(&self, text: &str) -> String {
-        self.form(text)
-    }
-
-    /// A question in the form that this task's queries have.
-    pub fn query_form(&self, question: &str) -> String {
-        self.form(question)
-    }
-
-    /// Stories, paragraphs and their questions end with a space; whatever else is written as it is.
-    fn form(&self, text: &str) -> String {
+    /// A user's text or question in the form that this task's contexts and queries have: stories, paragraphs
+    /// and their questions end with a space; whatever else is as it is.
+    pub fn form(&self, text: &str) -> String {
         match self {
             Self::Babi(_) => format!("{} ", text.trim()),
             Self::Squad(config) if config.variant.asks() => format!("{} ", text.trim()),

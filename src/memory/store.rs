@@ -15,6 +15,7 @@ use burn::tensor::{DType, Element, Tensor, TensorData};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use super::write::check_indices;
 use super::{GradMem, MemProj, Memory};
 use crate::error::Error;
 use crate::files::{hex, write_atomically};
@@ -270,14 +271,7 @@ impl MemoryFile {
     pub fn select(&self, indices: &[usize]) -> Result<Self, Error> {
         self.check()?;
         let n = self.len();
-        if let Some(index) = indices.iter().find(|index| **index >= n) {
-            return Err(Error::Input(format!(
-                "there is no memory {index}: there are {n}, from 0 on"
-            )));
-        }
-        if indices.is_empty() {
-            return Err(Error::Input("no memory is selected".into()));
-        }
+        check_indices(indices, n)?;
         let tensors = self.tensors.iter().map(|data| {
             let each = data.bytes.len() / n;
             let bytes: Vec<u8> = indices

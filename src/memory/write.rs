@@ -14,6 +14,7 @@ use burn::tensor::{Int, Tensor};
 
 use super::{Contexts, GradMem, GradMode, MemProj, frame};
 use crate::error::Error;
+use crate::model::rows::select;
 use crate::model::{Cache, CausalLm, Writable, check_positions};
 use crate::timing::{Phase, timed};
 
@@ -90,6 +91,25 @@ impl<B: Backend> Memory<B> {
         })
     }
 
+    /// The memories of these indices, in this order, with what is known of them.
+    ///
+    /// # Errors
+    ///
+    /// An index beyond them, or none.
+    pub fn select(&self, indices: &[usize]) -> Result<Self, Error> {
+        check_indices(indices, self.vectors.dims()[0])?;
+        let fast = self.fast().into_iter().map(|x| select(x, indices));
+        let of_each = |values: &[Tensor<B, 1>]| {
+            let values = values.iter().cloned();
+            values.map(|x| select(x, indices)).collect()
+        };
+        Ok(Self {
+            losses: of_each(&self.losses),
+            grad_norms: of_each(&self.grad_norms),
+            ..Self::from_fast(fast.collect())
+        })
+    }
+
     /// A memory from all that WRITE changes.
     pub(super) fn from_fast(mut fast: Vec<Tensor<B, 3>>) -> Self {
         let projection = fast.split_off(1).try_into().ok();
@@ -107,6 +127,19 @@ impl<B: Backend> Memory<B> {
         std::iter::once(self.vectors.clone())
             .chain(projection)
             .collect()
+    }
+}
+
+/// Fails unless there are indices, all of them of one of `n` memories.
+pub(super) fn check_indices(indices: &[usize], n: usize) -> Result<(), Error> {
+    if let Some(index) = indices.iter().find(|index| **index >= n) {
+        return Err(Error::Input(format!(
+            "there is no memory {index}: there are {n}, from 0 on"
+        )));
+    }
+    match indices.is_empty() {
+        true => Err(Error::Input("no memory is selected".into())),
+        false => Ok(()),
     }
 }
 

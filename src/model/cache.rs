@@ -104,9 +104,9 @@ impl<B: Backend> Cache<B> {
     }
 }
 
-/// Bytes that `model` keeps of a sequence of so many `tokens`: what a memory of a context replaces. It is
-/// found by reading one and two of them, and grows evenly.
-pub fn cache_bytes<B: Backend, M: CausalLm<B>>(model: &M, tokens: usize) -> usize {
+/// Bytes that `model` keeps of a sequence, by its number of tokens: what a memory of a context replaces. They
+/// are found by reading one token and two, and grow evenly.
+pub fn cache_bytes<B: Backend, M: CausalLm<B>>(model: &M) -> impl Fn(usize) -> usize + use<B, M> {
     let device = model.head().device();
     let [one, two] = [1, 2].map(|seq| {
         let mut cache = Cache::new();
@@ -116,5 +116,5 @@ pub fn cache_bytes<B: Backend, M: CausalLm<B>>(model: &M, tokens: usize) -> usiz
         );
         cache.bytes()
     });
-    one + two.saturating_sub(one) * tokens.saturating_sub(1)
+    move |tokens| one + two.saturating_sub(one) * tokens.saturating_sub(1)
 }

@@ -16,9 +16,13 @@ use memmap2::Mmap;
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView};
 use serde_json::Value;
+#[cfg(feature = "train")]
+use sha2::{Digest, Sha256};
 
 use super::any::read_object;
 use crate::error::Error;
+#[cfg(feature = "train")]
+use crate::files::hex;
 
 /// Where a walk through a module stands. An enum's variants do not count: they name a choice, not a
 /// place.
@@ -283,6 +287,16 @@ impl Tensors {
     /// The file's free-form metadata.
     pub fn metadata(&self) -> &HashMap<String, String> {
         &self.metadata
+    }
+
+    /// SHA-256 of the files' bytes, as hexadecimal digits.
+    #[cfg(feature = "train")]
+    pub(crate) fn sha256(&self) -> String {
+        let mut hash = Sha256::new();
+        for file in &self.files {
+            hash.update(file);
+        }
+        hex(&hash.finalize())
     }
 
     /// Fails on a configuration of more layers than there are tensors, before anybody makes them.

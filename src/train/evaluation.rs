@@ -128,7 +128,7 @@ impl<B: KernelBackend> Trained<B> {
         let samples = samples.min(task.valid.len());
         let own = self.method.write_steps();
         let mut found = Evaluation {
-            weights: self.weights.clone(),
+            weights: self.weights.sha256(),
             samples,
             ..Evaluation::default()
         };

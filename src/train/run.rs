@@ -30,7 +30,7 @@ use crate::data::{Cycle, DataConfig, ExampleBatcher, Task, TextTokenizer};
 use crate::error::Error;
 use crate::memory::{GradMem, MetaGradient};
 use crate::method::{AnyMethod, MethodName};
-use crate::model::weights::{self, ModulePath};
+use crate::model::weights::{self, ModulePath, Tensors};
 use crate::model::{AnyLm, ModelConfig, settings};
 use crate::reference;
 
@@ -418,8 +418,8 @@ pub struct Trained<B: Backend> {
     pub method: AnyMethod<B>,
     /// Its tokenizer.
     pub tokenizer: TextTokenizer,
-    /// Hash of the weights' file: a training that goes on may replace it.
-    pub(super) weights: String,
+    /// The weights' file as it was opened: a training that goes on may replace it.
+    pub(super) weights: Tensors,
     path: PathBuf,
 }
 
@@ -434,7 +434,6 @@ impl<B: KernelBackend> Trained<B> {
         let config = folder.config()?;
         let kept = folder.path().join(TOKENIZER);
         let tokenizer = config.data.kept_tokenizer(&config.tokens, kept)?;
-        let hash = folder.weights_hash()?;
         let weights = folder.best()?;
         weights.check_layers(config.model.layers())?;
         let method = weights.fill(config.method_config().blank(&config.model, device)?)?;
@@ -442,7 +441,7 @@ impl<B: KernelBackend> Trained<B> {
             config,
             method,
             tokenizer,
-            weights: hash,
+            weights,
             path: folder.path().into(),
         })
     }

@@ -453,9 +453,8 @@ pub struct StepBench {
 /// medians, taken in turns.
 #[derive(clap::Args)]
 pub struct ReadBench {
-    /// Folder of the run.
-    #[arg(long, value_name = "FOLDER", env = "GRADMEM_MODEL")]
-    pub model: PathBuf,
+    #[command(flatten)]
+    pub model: ModelFolder,
     /// Tokens of the context.
     #[arg(long, default_value_t = 512)]
     pub context: usize,

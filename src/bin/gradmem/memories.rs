@@ -63,9 +63,7 @@ impl Job for WriteJob {
         let mut file = write_all(&method, &contexts, &args.contexts, args.batch, device)?;
         let seconds = begun.elapsed().as_secs_f64();
         file.origin.tokenizer = Some(text.fingerprint());
-        // What a cache takes grows evenly.
-        let [one, two] = [1, 2].map(|tokens| cache_bytes(method.model(), tokens));
-        let cache = |tokens: usize| one + two.saturating_sub(one) * (tokens - 1);
+        let cache = cache_bytes(method.model());
         let about = args.contexts.iter().zip(&texts).zip(&contexts);
         for (sample, ((path, context), ids)) in file.samples.iter_mut().zip(about) {
             let file_name = path.file_name().filter(|name| *name != "-");
@@ -97,7 +95,7 @@ fn tokens_of<B: KernelBackend>(
     text: &Text,
     context: &str,
 ) -> Result<Vec<u32>, Error> {
-    let ids = text.encode_context(context)?;
+    let ids = text.encode_as_trained(context)?;
     if ids.is_empty() {
         return Err(Error::Input("is empty: there is nothing to write".into()));
     }
@@ -211,7 +209,7 @@ impl Job for ReadJob {
                 ))),
                 _ => Ok(ids),
             };
-            let ids = text.encode_question(question).and_then(fits);
+            let ids = text.encode_as_trained(question).and_then(fits);
             ids.map_err(|e| match &args.questions {
                 Some(path) => Error::Input(format!("{}: line {}: {e}", path.display(), at + 1)),
                 None => Error::Input(format!("the question {e}")),
@@ -339,14 +337,14 @@ impl Job for InspectJob {
                 "only memories of GradMem tell their contexts: RMT's are not made to".into(),
             ));
         };
+        let memories = gradmem.unpack(&file)?;
         let each = contexts.iter().enumerate().map(|(at, path)| {
             let context = read_text(path)?;
             let ids = tokens_of(&method, &text, &context).map_err(|e| of_file(path, e))?;
-            let one = file.select(&[at])?;
             let tokens = padded(&[&ids[..]], method.pad_token(), device);
-            let found = gradmem.reconstruction(&gradmem.unpack(&one)?, tokens)?;
+            let found = gradmem.reconstruction(&memories.select(&[at])?, tokens)?;
             Ok(Told {
-                same: one.samples[0].is_of(&context),
+                same: file.samples[at].is_of(&context),
                 loss: first(found.loss),
                 accuracy: first(found.accuracy),
             })

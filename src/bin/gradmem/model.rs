@@ -73,19 +73,11 @@ impl Text {
         }
     }
 
-    /// Tokens of a context, in the form that the model was trained with.
-    pub fn encode_context(&self, context: &str) -> Result<Vec<u32>, Error> {
+    /// Tokens of a context or a question, in the form that the model was trained with.
+    pub fn encode_as_trained(&self, text: &str) -> Result<Vec<u32>, Error> {
         match self {
-            Self::Task(_, data) => self.encode(&data.context_form(context), Begin::Bare),
-            Self::Any(..) => self.encode(context, Begin::Bare),
-        }
-    }
-
-    /// Tokens of a question, likewise.
-    pub fn encode_question(&self, question: &str) -> Result<Vec<u32>, Error> {
-        match self {
-            Self::Task(_, data) => self.encode(&data.query_form(question), Begin::Bare),
-            Self::Any(..) => self.encode(question, Begin::Bare),
+            Self::Task(_, data) => self.encode(&data.form(text), Begin::Bare),
+            Self::Any(..) => self.encode(text, Begin::Bare),
         }
     }
 

@@ -72,7 +72,7 @@ impl Job for ReadBench {
         bounded(&[self.queries, self.query, self.answer, self.iters])?;
         bounded(&[self.batch, self.context + self.query + self.answer])?;
         let positions = self.context + self.query + self.answer;
-        let gradmem = with_positions::<B>(&self.model, positions, device)?;
+        let gradmem = with_positions::<B>(&self.model.folder, positions, device)?;
         let model = &gradmem.model;
         let vocab = model.vocab_size() as u32;
         let first = 4.min(vocab - 1);
