@@ -60,7 +60,7 @@
 //! | [`data`] | contexts and questions as batches |
 //! | `train` | meta-training on burn-train, in runs that can be stopped and go on |
 //! | `report` | plots and tables of runs, on a page of their own |
-//! | [`parity`], [`mod@reference`] | the reference implementation's numbers and checkpoints |
+//! | [`interop`] | the reference implementation's numbers and checkpoints |
 //! | [`kernels`] | attention, layers and the linear scan, differentiable twice |
 //!
 //! [`guide`] teaches: the method and its shapes, what each way to the outer gradient costs, how to choose α
@@ -92,19 +92,16 @@
 pub mod baselines;
 pub mod data;
 mod error;
-mod files;
-mod guard;
 pub mod guide;
+pub mod interop;
 pub mod memory;
 pub mod method;
 pub mod model;
-pub mod parity;
-pub mod reference;
 #[cfg(feature = "command")]
 pub mod report;
-// For the program's `bench`; no part of the library's interface.
 #[doc(hidden)]
-pub mod timing;
+pub mod support;
+mod tokenizer;
 #[cfg(feature = "train")]
 pub mod train;
 

@@ -7,8 +7,8 @@
 use std::path::Path;
 
 use burn_ndarray::NdArray;
+use gradmem::interop::parity;
 use gradmem::memory::MetaGradient;
-use gradmem::parity;
 
 fn check(folder: &str, case: &str, f64_tolerance: f64) {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR"))

@@ -10,10 +10,10 @@ use burn::tensor::{Int, Tensor, TensorData};
 use burn::train::TrainStep;
 use gradmem::baselines::{InContextConfig, RmtConfig};
 use gradmem::data::Batch;
+use gradmem::interop::parity;
 use gradmem::memory::{GradMemConfig, GradMode, MemProj, MetaGradient};
 use gradmem::method::{AnyMethod, MethodConfig};
 use gradmem::model::{LlamaConfig, ModelConfig};
-use gradmem::parity;
 use gradmem::train::learner::{MetaLearner, OuterStep};
 use gradmem::train::metrics::Measure;
 

@@ -7,6 +7,7 @@ use std::path::Path;
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
 use burn::tensor::{DType, Int, Tensor, TensorData};
 use gradmem::baselines::{InContextConfig, RmtConfig, RmtProj};
+use gradmem::interop::checkpoint;
 use gradmem::memory::{GradMemConfig, MemProj, MemoryFile};
 use gradmem::method::{AnyMethod, MethodConfig};
 use gradmem::model::generate::{GenerateConfig, Prefix, continue_prompts};
@@ -14,7 +15,6 @@ use gradmem::model::weights::{self, Tensors};
 use gradmem::model::{
     CausalLm, Gpt2Config, GptNeoXConfig, LlamaConfig, MambaConfig, ModelConfig, pretrained,
 };
-use gradmem::reference;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -719,10 +719,10 @@ fn checkpoints_of_the_reference_are_read_and_written_back() {
             continue;
         }
         let name = case.display();
-        let method = reference::load::<B>(&case, &Default::default());
+        let method = checkpoint::load::<B>(&case, &Default::default());
         let method = method.unwrap_or_else(|e| panic!("{e}"));
         let folder = TempDir::new().unwrap();
-        reference::save(&folder, &method, None, None).unwrap();
+        checkpoint::save(&folder, &method, None, None).unwrap();
         // Every tensor under its name, every setting of theirs as it was.
         let (before, after) = (tensors(&case), tensors(folder.path()));
         assert_eq!(before.len(), after.len(), "{name}");
@@ -762,7 +762,7 @@ fn checkpoints_of_the_reference_are_read_and_written_back() {
             };
             assert!(same, "{name}: {key} was {:?}, is {value}", before.get(key));
         }
-        let again = reference::load::<B>(&folder, &Default::default()).unwrap();
+        let again = checkpoint::load::<B>(&folder, &Default::default()).unwrap();
         assert_eq!(again.config(), method.config(), "{name}");
         assert_eq!(again.model().config(), method.model().config(), "{name}");
     }
@@ -792,7 +792,7 @@ fn the_references_settings_are_checked() {
         edit_config(folder.path(), |json| {
             json.insert(key.into(), value.clone());
         });
-        let error = reference::open_config(folder.path().join("config.json")).unwrap_err();
+        let error = checkpoint::open_config(folder.path().join("config.json")).unwrap_err();
         assert!(error.is_user_error());
         let error = error.to_string();
         for word in words {
@@ -860,7 +860,7 @@ fn the_references_settings_are_checked() {
             json!(["q_proj", "w_proj"]),
         );
     });
-    let error = reference::load::<B>(&folder, &Default::default())
+    let error = checkpoint::load::<B>(&folder, &Default::default())
         .unwrap_err()
         .to_string();
     assert!(

@@ -8,13 +8,13 @@ use std::path::{Path, PathBuf};
 
 use burn::tensor::TensorData;
 use burn_wgpu::{CubeBackend, WgpuRuntime};
+use gradmem::interop::checkpoint;
+use gradmem::interop::parity;
 use gradmem::kernels::{self, Attention, KernelBackend};
 use gradmem::memory::GradMemConfig;
 use gradmem::memory::MetaGradient;
 use gradmem::method::AnyMethod;
 use gradmem::model::{AnyLm, LlamaConfig};
-use gradmem::parity;
-use gradmem::reference;
 use safetensors::tensor::{Dtype, TensorView};
 
 type Flex = burn_flex::Flex;
@@ -97,7 +97,7 @@ fn case(folder: &Path, write_steps: usize, freeze_backbone: bool) {
         .with_freeze_backbone(freeze_backbone)
         .init(model, 8, &device)
         .unwrap();
-    reference::save(folder, &AnyMethod::GradMem(gradmem), None, None).unwrap();
+    checkpoint::save(folder, &AnyMethod::GradMem(gradmem), None, None).unwrap();
     let ids = |rows: usize, columns: usize, seed: usize| -> Vec<i64> {
         (0..rows * columns)
             .map(|i| ((i * 7919 + seed * 31 + i * i % 101) % (VOCAB - 1) + 1) as i64)

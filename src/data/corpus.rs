@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use super::sentences::Splitter;
 use super::source::BOM;
 use crate::error::{Error, require};
-use crate::files::check_file;
+use crate::support::fs::check_file;
 
 /// Bytes read at once.
 const BLOCK: usize = 1 << 16;

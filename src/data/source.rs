@@ -6,7 +6,7 @@ use burn::data::dataset::Dataset;
 
 use super::Example;
 use crate::error::Error;
-use crate::files::check_file;
+use crate::support::fs::check_file;
 
 /// The examples of any source, one form for all: those read from a disk while training can fail.
 pub type Examples = Box<dyn Dataset<Result<Example, Error>>>;

@@ -14,7 +14,7 @@ use super::{
     TextConfig, TextTokenizer, TokensConfig,
 };
 use crate::error::Error;
-use crate::files::hex;
+use crate::support::fs::hex;
 
 /// Where contexts, queries and targets come from.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

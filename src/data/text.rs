@@ -12,7 +12,7 @@ use sha2::{Digest, Sha256};
 use super::task::{Lengths, Samples, Task};
 use super::{Asked, Corpus, Sample, Split, TextTokenizer, TokensConfig};
 use crate::error::{Error, at_least_one, require, sizes};
-use crate::files::hex;
+use crate::support::fs::hex;
 
 /// What is asked for behind a piece of text.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -9,9 +9,9 @@ use tokenizers::tokenizer::normalizer::SplitDelimiterBehavior;
 
 use super::{Asked, Question};
 use crate::error::Error;
-use crate::files::hex;
 use crate::model::pretrained;
-use crate::model::tokenizer_json::{self, guarded};
+use crate::support::fs::hex;
+use crate::tokenizer::json::{self as tokenizer_json, guarded};
 
 /// `[PAD]` `[BOS]` `[EOS]` `[UNK]`: tokens 0 to 3 of the tokenizers that are made here.
 pub(super) const SPECIAL: [&str; 4] = ["[PAD]", "[BOS]", "[EOS]", "[UNK]"];

@@ -14,7 +14,7 @@ use tokenizers::{AddedToken, Tokenizer};
 use super::TextTokenizer;
 use super::tokenizer::{SPECIAL, characters, problem};
 use crate::error::{Error, require, sizes};
-use crate::model::tokenizer_json;
+use crate::tokenizer::json as tokenizer_json;
 
 /// How texts become tokens. (Key-value retrieval has tokens of its own.)
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -5,7 +5,7 @@ use burn::tensor::backend::Backend;
 
 use super::{GradMem, MetaGradient};
 use crate::model::CausalLm;
-use crate::timing::host_bytes;
+use crate::support::profile::host_bytes;
 
 /// A graph's floats for each token that is read and each float of the weights it is multiplied with,
 /// times `d_model`: 2.6 to 2.7 were measured on a Llama of width 128 (benches/README.md).

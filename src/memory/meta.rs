@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use super::{Contexts, GradMem, GradMode, Memory, next_token_loss};
 use crate::error::Error;
 use crate::model::Writable;
-use crate::timing::{Phase, timed};
+use crate::support::profile::{Phase, timed};
 
 /// How the outer gradient is computed; its numbers are the same to rounding.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

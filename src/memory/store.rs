@@ -18,9 +18,9 @@ use sha2::{Digest, Sha256};
 use super::write::check_indices;
 use super::{GradMem, MemProj, Memory};
 use crate::error::Error;
-use crate::files::{hex, write_atomically};
 use crate::model::CausalLm;
 use crate::model::weights::{self, Tensors};
+use crate::support::fs::{hex, write_atomically};
 
 /// The tensors: the vectors, and each sample's own projection if it has one.
 const TENSORS: [&str; 3] = ["memory", "projection.weight", "projection.bias"];

@@ -16,7 +16,7 @@ use super::{Contexts, GradMem, GradMode, MemProj, frame};
 use crate::error::Error;
 use crate::model::rows::select;
 use crate::model::{Cache, CausalLm, Writable, check_positions};
-use crate::timing::{Phase, timed};
+use crate::support::profile::{Phase, timed};
 
 /// What WRITE leaves of a batch of contexts, and how it went.
 #[derive(Clone, Debug)]

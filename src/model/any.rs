@@ -15,7 +15,7 @@ use super::{
     MambaConfig,
 };
 use crate::error::Error;
-use crate::files::read_text;
+use crate::support::fs::read_text;
 
 /// The settings of a language model, by its Hugging Face type.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -16,7 +16,6 @@ mod llama;
 mod mamba;
 pub mod pretrained;
 pub(crate) mod rows;
-pub(crate) mod tokenizer_json;
 pub mod weights;
 
 use burn::backend::Autodiff;

@@ -21,11 +21,11 @@ use serde_json::{Map, Value};
 use tokenizers::Tokenizer;
 
 use super::any::read_object;
-use super::tokenizer_json::{self, guarded};
 use super::weights::{self, Tensors};
 use super::{AnyLm, ModelConfig};
 use crate::error::Error;
-use crate::files::write_atomically;
+use crate::support::fs::write_atomically;
+use crate::tokenizer::json::{self as tokenizer_json, guarded};
 
 /// What a folder holds.
 #[derive(Clone, Debug)]

@@ -22,7 +22,7 @@ use sha2::{Digest, Sha256};
 use super::any::read_object;
 use crate::error::Error;
 #[cfg(feature = "train")]
-use crate::files::hex;
+use crate::support::fs::hex;
 
 /// Where a walk through a module stands. An enum's variants do not count: they name a choice, not a
 /// place.

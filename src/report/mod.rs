@@ -42,7 +42,7 @@ mod text;
 use std::path::{Path, PathBuf};
 
 use crate::error::Error;
-use crate::files::write_atomically;
+use crate::support::fs::write_atomically;
 use crate::train::metrics::Measure;
 pub use figures::Figure;
 use group::Group;

@@ -32,9 +32,9 @@ use super::evaluation::Evaluation;
 use super::metrics::{Measure, Scores};
 use crate::data::TextTokenizer;
 use crate::error::Error;
-use crate::files::{hex, remove_unfinished, write_atomically};
-use crate::guard::guarded;
 use crate::model::weights::{self, Tensors};
+use crate::support::fs::{hex, remove_unfinished, write_atomically};
+use crate::support::panics::guarded;
 
 /// The tokenizer's file.
 pub(super) const TOKENIZER: &str = "tokenizer.json";

@@ -9,10 +9,10 @@ use super::metrics::Measure;
 use crate::baselines::{InContextConfig, RmtConfig};
 use crate::data::{DataConfig, Lengths, TextTokenizer, TokensConfig};
 use crate::error::{Error, at_least_one, require};
-use crate::files::read_text;
 use crate::memory::{GradMemConfig, MetaGradient};
 use crate::method::{MethodConfig, MethodName};
 use crate::model::ModelConfig;
+use crate::support::fs::read_text;
 
 /// Each preset's name and file.
 macro_rules! presets {

@@ -28,11 +28,11 @@ use super::strategy::{
 };
 use crate::data::{Cycle, DataConfig, ExampleBatcher, Task, TextTokenizer};
 use crate::error::Error;
+use crate::interop::checkpoint;
 use crate::memory::{GradMem, MetaGradient};
 use crate::method::{AnyMethod, MethodName};
 use crate::model::weights::{self, ModulePath, Tensors};
 use crate::model::{AnyLm, ModelConfig, settings};
-use crate::reference;
 
 /// What a training is started with, beside its settings.
 #[derive(Clone, Default)]
@@ -355,7 +355,7 @@ pub fn open_method<B: KernelBackend>(
     let (run, checkpoint) = (folder.join("config.toml"), folder.join("config.json"));
     match (run.is_file(), checkpoint.is_file()) {
         (true, _) => Ok(Trained::open(folder, device)?.method),
-        (false, true) => reference::load(folder, device),
+        (false, true) => checkpoint::load(folder, device),
         (false, false) => Err(Error::file(
             folder,
             "is not a run folder (it has no config.toml; `gradmem train` makes one) \

@@ -26,7 +26,7 @@ use super::metrics::Scores;
 use crate::data::Batch;
 use crate::error::Error;
 use crate::method::Method;
-use crate::timing::{self, Phase, timed};
+use crate::support::profile::{self, Phase, timed};
 
 /// The parts burn-train needs to know of a training.
 pub(super) type Components<B, M> =
@@ -305,7 +305,7 @@ where
         timed::<B, _>(Phase::Optimizer, &device, || {
             self.learner.optimizer_step(output.grads);
         });
-        timing::report(step);
+        profile::report(step);
         self.state.step = step;
         self.state.since_log.merge(&output.item.scores);
         let lr = self.learner.lr_current();

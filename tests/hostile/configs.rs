@@ -5,10 +5,11 @@ use std::path::Path;
 use burn::tensor::{Int, Tensor};
 use gradmem::Error;
 use gradmem::baselines::RmtConfig;
+use gradmem::interop::checkpoint;
 use gradmem::memory::{GradMemConfig, MemProj};
 use gradmem::method::{AnyMethod, Method, MethodConfig};
 use gradmem::model::pretrained;
-use gradmem::{reference, train};
+use gradmem::train;
 
 use crate::read::{Count, Folder, hammer};
 use crate::{B, mutate, weights};
@@ -42,7 +43,7 @@ pub fn folder() -> Folder {
         ("rmt_2segm", MethodConfig::Rmt(rmt), &llama),
     ] {
         let method = method.init::<B>(model, 4, &device).unwrap();
-        reference::save(folder.path().join(name), &method, None, Some(1)).unwrap();
+        checkpoint::save(folder.path().join(name), &method, None, Some(1)).unwrap();
     }
     // What a published configuration has more of.
     for (name, path) in [("scaled", "llama"), ("turned", "gpt_neox")] {
@@ -64,7 +65,7 @@ pub fn folder() -> Folder {
 /// Opens a folder as a program does that knows nothing of it.
 pub fn open(folder: &Path) -> Result<(), Error> {
     let device = Default::default();
-    reference::end_token(folder)?;
+    checkpoint::end_token(folder)?;
     let method = train::open_method::<B>(folder, &device)?;
     // As many steps as a configuration asks for are taken where that ends.
     let steps = match method.config() {

@@ -4,10 +4,10 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use gradmem::Error;
+use gradmem::interop::checkpoint;
 use gradmem::kernels::KernelBackend;
 use gradmem::memory::MetaGradient;
 use gradmem::model::generate;
-use gradmem::reference;
 use gradmem::report::Report;
 use gradmem::train::Trained;
 use gradmem::train::config::presets;
@@ -65,7 +65,7 @@ impl Job for ExportJob {
         let trained = Trained::<B>::open(&args.run, device)?;
         let tokenizer = &trained.tokenizer;
         let (tokens, end) = (Some(tokenizer.as_tokenizer()), Some(tokenizer.end()));
-        reference::save(&args.output, &trained.method, tokens, end)?;
+        checkpoint::save(&args.output, &trained.method, tokens, end)?;
         say!(
             "{}: {} on {}, as config.json, model.safetensors and tokenizer.json",
             args.output.display(),
@@ -119,10 +119,10 @@ pub fn parity(args: args::Parity) -> Result<ExitCode, Error> {
 struct ParityJob(PathBuf, MetaGradient);
 
 impl Job for ParityJob {
-    type Output = gradmem::parity::Report;
+    type Output = gradmem::interop::parity::Report;
 
     fn run<B: KernelBackend>(self, device: &B::Device) -> Result<Self::Output, Error> {
-        gradmem::parity::compare::<B>(self.0, self.1, device)
+        gradmem::interop::parity::compare::<B>(self.0, self.1, device)
     }
 }
 

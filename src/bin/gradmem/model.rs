@@ -4,11 +4,11 @@ use std::path::Path;
 
 use gradmem::Error;
 use gradmem::data::{DataConfig, TextTokenizer, tokenizer_fingerprint};
+use gradmem::interop::checkpoint;
 use gradmem::kernels::KernelBackend;
 use gradmem::method::AnyMethod;
 use gradmem::model::generate::GenerateConfig;
 use gradmem::model::pretrained;
-use gradmem::reference;
 use gradmem::train::{Trained, open_method};
 use tokenizers::Tokenizer;
 
@@ -40,7 +40,7 @@ impl<B: KernelBackend> Model<B> {
                 folder.display()
             ))
         })?;
-        let text = Text::Any(Box::new(tokenizer), reference::end_token(folder)?);
+        let text = Text::Any(Box::new(tokenizer), checkpoint::end_token(folder)?);
         Ok(Self { method, text })
     }
 }

@@ -19,7 +19,7 @@ use super::json::shorten;
 use super::positioned::Positioned;
 use super::source::{BOM, Sources};
 use crate::error::{Error, at_least_one, require};
-use crate::files::check_file;
+use crate::support::fs::check_file;
 
 /// Longest line in bytes.
 const LONGEST: usize = 64 << 20;

@@ -16,7 +16,7 @@ use gradmem::data::Batch;
 use gradmem::kernels::KernelBackend;
 use gradmem::memory::{GradMemConfig, MetaGradient, Share};
 use gradmem::model::LlamaConfig;
-use gradmem::timing::{self, Phase, timed};
+use gradmem::support::profile::{self, Phase, timed};
 use serde::Serialize;
 
 use crate::args::{AttentionBench, Bench, BenchPart, Float, StepBench};
@@ -156,7 +156,7 @@ impl Job for StepBench {
                     optimizer.step(1e-4, gradmem, total.grads())
                 });
             }
-            timing::report(iteration + 1);
+            profile::report(iteration + 1);
             synchronize::<B>(device)?;
             if iteration >= self.warmup {
                 seconds.push(start.elapsed().as_secs_f64());
@@ -363,7 +363,7 @@ fn median(seconds: &mut [f64]) -> f64 {
 
 /// The most memory this process ever had resident; known on Linux.
 fn peak_rss_bytes() -> Option<u64> {
-    timing::host_bytes("/proc/self/status", "VmHWM")
+    profile::host_bytes("/proc/self/status", "VmHWM")
 }
 
 fn print_json(report: &impl Serialize) -> Result<(), Error> {

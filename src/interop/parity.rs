@@ -19,11 +19,11 @@ use gradmem_kernels::KernelBackend;
 
 use crate::baselines::Rmt;
 use crate::error::Error;
+use crate::interop::checkpoint;
 use crate::memory::{GradMem, MetaGradient, Share, check_labels, next_token_loss};
 use crate::method::AnyMethod;
 use crate::model::weights::{ModulePath, Tensors};
 use crate::model::{AnyLm, CausalLm, check_tokens};
-use crate::reference;
 
 /// One compared tensor.
 #[derive(Clone, Debug)]
@@ -82,7 +82,7 @@ pub fn compute<B: KernelBackend>(
         file: Tensors::open(folder.join("batch.safetensors"))?,
         device: device.clone(),
     };
-    let method = reference::load::<Autodiff<B>>(folder, device)?;
+    let method = checkpoint::load::<Autodiff<B>>(folder, device)?;
     let (mut computed, gradients) = match &method {
         AnyMethod::GradMem(gradmem) => gradmem_case(gradmem, how, &batch)?,
         AnyMethod::Rmt(rmt) => rmt_case(rmt, &batch)?,
@@ -287,7 +287,7 @@ fn collect_gradients<B: KernelBackend + AutodiffBackend>(
     }
     method.visit(&mut Collect {
         gradients,
-        name: &reference::name(method),
+        name: &checkpoint::name(method),
         path: ModulePath::default(),
         computed,
     });

@@ -7,7 +7,7 @@ use serde_json::Value;
 use tokenizers::Tokenizer;
 
 use crate::error::Error;
-use crate::files::{check_file, read_text};
+use crate::support::fs::{check_file, read_text};
 
 /// So many numbers a vocabulary may leave out: the library walks over all up to the largest when it saves
 /// one, and a model has a row for each.
@@ -81,7 +81,7 @@ pub(crate) fn open(path: &Path) -> Result<Tokenizer, Error> {
 /// checking it beforehand would be writing it again. It keeps nothing half done: a tokenizer is not
 /// changed by what it tokenizes.
 pub(crate) fn guarded<T>(run: impl FnOnce() -> tokenizers::Result<T>) -> Result<T, String> {
-    match crate::guard::guarded(run) {
+    match crate::support::panics::guarded(run) {
         Some(result) => result.map_err(|e| e.to_string()),
         None => Err("it contradicts itself".into()),
     }

@@ -1,0 +1,4 @@
+//! The reference implementation (the authors' PyTorch code): its checkpoints, and its numbers reproduced.
+
+pub mod checkpoint;
+pub mod parity;

@@ -1,0 +1,7 @@
+//! What every other module may use: files, panics of dependencies, where a step's time goes.
+
+pub(crate) mod fs;
+pub(crate) mod panics;
+// For the program's `bench`; no part of the library's interface.
+#[doc(hidden)]
+pub mod profile;

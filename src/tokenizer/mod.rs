@@ -1,0 +1,3 @@
+//! Hugging Face's `tokenizer.json`: opened with checks, encoding and decoding without panics.
+
+pub(crate) mod json;
