@@ -91,6 +91,7 @@
 
 pub mod baselines;
 pub mod data;
+pub mod episode;
 mod error;
 pub mod guide;
 pub mod interop;

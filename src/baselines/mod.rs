@@ -7,16 +7,15 @@
 //!
 //! ```
 //! # #[cfg(feature = "flex")] {
-//! use burn::tensor::Tensor;
-//! use gradmem::{baselines::RmtConfig, model::LlamaConfig};
+//! use gradmem::{baselines::RmtConfig, episode::Tokens, model::LlamaConfig};
 //! # fn main() -> Result<(), gradmem::Error> {
 //! type B = burn_flex::Flex;
 //!
 //! let device = Default::default();
 //! let lm = LlamaConfig::new(70, 16, 1, 2).init::<B>(0, &device)?;
 //! let rmt = RmtConfig::new().with_memory_tokens(4).init(lm, 1, &device)?;
-//! let memory = rmt.write(Tensor::from_data([[9, 4, 7, 5]], &device))?; // one forward pass
-//! let logits = rmt.read(&memory, Tensor::from_data([[9, 4]], &device))?;
+//! let memory = rmt.write(&Tokens::new(&[[9, 4, 7, 5]], &device)?)?; // one forward pass
+//! let logits = rmt.read(&memory, &Tokens::new(&[[9, 4]], &device)?)?;
 //! assert_eq!(logits.dims(), [1, 3, 70]);
 //! # Ok(()) }
 //! # main().unwrap();
@@ -26,5 +25,5 @@
 mod in_context;
 mod rmt;
 
-pub use in_context::{InContext, InContextConfig};
+pub use in_context::InContext;
 pub use rmt::{Rmt, RmtConfig, RmtOuter, RmtProj};

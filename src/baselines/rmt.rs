@@ -5,19 +5,18 @@
 //! passes. READ is `[mem; Q]`.
 
 use burn::module::{Module, Param};
+use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
-use burn::tensor::{Int, Tensor};
 use serde::{Deserialize, Serialize};
 
+use crate::episode::{Episode, Tokens, check_contexts};
 use crate::error::{Error, at_least_one, require, sizes};
-use crate::memory::{
-    Contexts, Memory, MemoryFile, Origin, check_labels, check_memory, check_pad, check_room,
-    control_tokens, copy_of_head, frame, next_token_loss, read_behind, store,
+use crate::memory::kinds::{
+    self, Attach, Layout, Memory, MemoryFile, Origin, Prefix, check_room, control_tokens,
 };
-use crate::model::CausalLm;
-use crate::model::generate::Prefix;
 use crate::model::layers::{Init, LayerNorm, Linear};
 use crate::model::rows::pick;
+use crate::model::{CausalLm, generate, token_losses};
 
 /// Linear maps between the memory and the model.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -55,8 +54,6 @@ pub struct RmtConfig {
     pub write_head: bool,
     /// Standard deviation of the initial memory and control tokens.
     pub memory_std: f64,
-    /// The token that fills a batch's shorter contexts on the right; it is never written.
-    pub pad_token: usize,
 }
 
 impl Default for RmtConfig {
@@ -70,7 +67,6 @@ impl Default for RmtConfig {
             reconstruction_loss_weight: 0.0,
             write_head: false,
             memory_std: 0.02,
-            pad_token: 0,
         }
     }
 }
@@ -126,12 +122,6 @@ impl RmtConfig {
     /// Sets the standard deviation of the initial memory and control tokens.
     pub fn with_memory_std(mut self, std: f64) -> Self {
         self.memory_std = std;
-        self
-    }
-
-    /// Sets the token that fills shorter contexts.
-    pub fn with_pad_token(mut self, pad_token: usize) -> Self {
-        self.pad_token = pad_token;
         self
     }
 
@@ -194,7 +184,6 @@ impl RmtConfig {
     ) -> Result<Rmt<B, M>, Error> {
         self.validate()?;
         check_room(&model, "memory_tokens", self.written_with())?;
-        check_pad(&model, self.pad_token)?;
         let d = model.d_model();
         let std = self.memory_std;
         let mem = init.normal([self.memory_tokens, d], std, device);
@@ -212,7 +201,10 @@ impl RmtConfig {
         let mem_residual_ln = self
             .mem_residual
             .then(|| LayerNorm::new(d, 1e-5, &init, device));
-        let write_head = self.write_head.then(|| copy_of_head(&model, &init, device));
+        let write_head = self.write_head.then(|| {
+            let shape = [model.vocab_size(), d];
+            Linear::copy(shape, || model.head(), &init, device)
+        });
         Ok(Rmt {
             model,
             mem,
@@ -325,19 +317,14 @@ impl<B: Backend, M: Module<B>> Rmt<B, M> {
 impl<B: Backend, M: CausalLm<B>> Rmt<B, M> {
     /// Writes each context into memory vectors of its own by K forward passes.
     ///
-    /// # Shapes
-    ///
-    /// - `contexts`: token ids `[batch, seq]`, shorter ones filled with `pad_token` on the right; a sample
-    ///   is read as if it were alone
+    /// A sample is read as if it were alone, whatever the others' lengths.
     ///
     /// # Errors
     ///
-    /// An empty context, a token the model does not have, padding between tokens, or more tokens
-    /// than the model has positions.
-    pub fn write(&self, contexts: Tensor<B, 2, Int>) -> Result<Memory<B>, Error> {
-        let contexts = self.contexts(contexts)?;
-        let memories = self.passes(&contexts).0;
-        Ok(Memory::from_vectors(last(memories)))
+    /// An empty context, a token the model does not have, or more tokens than the model has positions.
+    pub fn write(&self, contexts: &Tokens<B>) -> Result<Memory<B>, Error> {
+        self.check_contexts(contexts)?;
+        Ok(Memory::from_vectors(last(self.passes(contexts).0)))
     }
 
     /// Next-token logits of `queries` given the memory, as
@@ -346,12 +333,9 @@ impl<B: Backend, M: CausalLm<B>> Rmt<B, M> {
     /// # Errors
     ///
     /// Shapes that do not fit, a token the model does not have, or more tokens than positions.
-    pub fn read(
-        &self,
-        memory: &Memory<B>,
-        queries: Tensor<B, 2, Int>,
-    ) -> Result<Tensor<B, 3>, Error> {
-        read_behind(&self.model, self.prefix(memory)?, queries)
+    pub fn read(&self, memory: &Memory<B>, queries: &Tokens<B>) -> Result<Tensor<B, 3>, Error> {
+        memory.check(self.layout())?;
+        kinds::read(&self.in_read(), &self.model, memory, queries)
     }
 
     /// Reads the memories once, for any number of queries.
@@ -359,35 +343,24 @@ impl<B: Backend, M: CausalLm<B>> Rmt<B, M> {
     /// # Errors
     ///
     /// If the memory is of another shape than this model's.
-    pub fn reader(&self, memory: &Memory<B>) -> Result<Prefix<'_, B, M>, Error> {
-        Prefix::new(&self.model, self.prefix(memory)?)
+    pub fn reader(&self, memory: &Memory<B>) -> Result<generate::Prefix<'_, B, M>, Error> {
+        memory.check(self.layout())?;
+        self.in_read().reader(&self.model, memory.fast())
     }
 
-    /// Writes `contexts`, reads `queries` and takes the outer loss. A label in the first column counts for
-    /// nothing: no query token stands before it.
-    ///
-    /// # Shapes
-    ///
-    /// As [`GradMem::outer`](crate::memory::GradMem::outer).
+    /// Writes the contexts, reads the queries and takes the outer loss. A label in the first column is not
+    /// counted: no query token stands before it.
     ///
     /// # Errors
     ///
-    /// As [`Rmt::write`] and [`Rmt::read`]; also labels of another shape than the queries, or beyond the
-    /// vocabulary.
-    pub fn outer(
-        &self,
-        contexts: Tensor<B, 2, Int>,
-        queries: Tensor<B, 2, Int>,
-        labels: Tensor<B, 2, Int>,
-    ) -> Result<RmtOuter<B>, Error> {
-        check_labels(&queries, &labels, self.model.vocab_size())?;
-        let contexts = self.contexts(contexts)?;
-        let (memories, losses) = self.passes(&contexts);
+    /// As [`Rmt::write`] and [`Rmt::read`]; also labels beyond the vocabulary.
+    pub fn outer(&self, episode: &Episode<B>) -> Result<RmtOuter<B>, Error> {
+        self.check_contexts(episode.contexts())?;
+        episode.check_questions(&self.model, self.config.prefix_len())?;
+        let (memories, losses) = self.passes(episode.contexts());
         let memory = Memory::from_vectors(last(memories.clone()));
-        let logits = self.read(&memory, queries)?;
-        let [rows, _] = labels.dims();
-        let labels = labels.slice_fill([0..rows, 0..1], -1);
-        let read_loss = next_token_loss(logits.clone(), labels);
+        let logits = self.read(&memory, episode.queries())?;
+        let read_loss = episode.labels().mean_loss(logits.clone(), 1, token_losses);
         let count = losses.len() as f64;
         let total = losses.into_iter().reduce(|sum, loss| sum + loss);
         Ok(RmtOuter {
@@ -403,7 +376,7 @@ impl<B: Backend, M: CausalLm<B>> Rmt<B, M> {
     ///
     /// [`GradMem::fingerprint`]: crate::memory::GradMem::fingerprint
     pub fn fingerprint(&self) -> String {
-        store::fingerprint(self, &self.model.settings())
+        kinds::fingerprint(self, &self.model.settings())
     }
 
     /// Takes memories out of the backend, as [`GradMem::pack`].
@@ -414,7 +387,7 @@ impl<B: Backend, M: CausalLm<B>> Rmt<B, M> {
     ///
     /// [`GradMem::pack`]: crate::memory::GradMem::pack
     pub fn pack(&self, memory: &Memory<B>) -> Result<MemoryFile, Error> {
-        check_memory(memory, self.memory_shape(), false)?;
+        memory.check(self.layout())?;
         let origin = Origin {
             method: RMT.into(),
             model: self.fingerprint(),
@@ -422,7 +395,7 @@ impl<B: Backend, M: CausalLm<B>> Rmt<B, M> {
             write_lr: None,
             tokenizer: None,
         };
-        store::pack(memory, origin)
+        kinds::pack(memory, origin)
     }
 
     /// Memories that this model wrote, back on its backend.
@@ -433,31 +406,55 @@ impl<B: Backend, M: CausalLm<B>> Rmt<B, M> {
     pub fn unpack(&self, file: &MemoryFile) -> Result<Memory<B>, Error> {
         let reader = [RMT, &self.fingerprint()];
         let device = self.mem.val().device();
-        store::unpack(file, reader, self.memory_shape(), false, &device)
+        kinds::unpack(file, reader, self.layout(), &device)
     }
 
-    /// `[memory_tokens, d_model]`
-    fn memory_shape(&self) -> [usize; 2] {
-        [self.config.memory_tokens, self.model.d_model()]
+    /// What one sample's memory is made of.
+    fn layout(&self) -> Layout {
+        Layout {
+            vectors: [self.config.memory_tokens, self.model.d_model()],
+            own_projection: false,
+        }
     }
 
-    fn contexts(&self, tokens: Tensor<B, 2, Int>) -> Result<Contexts<B>, Error> {
-        let config = &self.config;
-        Contexts::new(&self.model, tokens, config.pad_token, config.written_with())
+    /// The memory before the context in WRITE.
+    fn in_write(&self) -> Prefix<'_, B> {
+        Prefix {
+            start: self.write_st.as_ref(),
+            memory_tokens: self.config.memory_tokens,
+            projection: self.mem_proj.as_ref(),
+            end: self.write_end.as_ref(),
+        }
+    }
+
+    /// The memory as READ attaches it.
+    fn in_read(&self) -> Prefix<'_, B> {
+        Prefix {
+            start: self.read_st.as_ref(),
+            memory_tokens: self.config.memory_tokens,
+            projection: self.read_mem_proj.as_ref(),
+            end: self.read_end.as_ref(),
+        }
+    }
+
+    fn check_contexts(&self, contexts: &Tokens<B>) -> Result<(), Error> {
+        check_contexts(contexts)?;
+        contexts.check(&self.model, self.config.written_with(), "context")
     }
 
     /// The memory after each pass, and the reconstruction losses of those after the first.
-    fn passes(&self, contexts: &Contexts<B>) -> (Vec<Tensor<B, 3>>, Vec<Tensor<B, 1>>) {
+    fn passes(&self, contexts: &Tokens<B>) -> (Vec<Tensor<B, 3>>, Vec<Tensor<B, 1>>) {
         let config = &self.config;
         let reconstructs = config.reconstruction_loss_weight > 0.0;
-        let embeds = self.model.embed(contexts.tokens.clone());
-        let batch = contexts.lengths.len();
+        let embeds = self.model.embed(contexts.ids());
+        let lengths: Vec<usize> = contexts.lengths().collect();
+        let batch = lengths.len();
         let start = self.mem.val().unsqueeze::<3>();
         let [_, m, d] = start.dims();
         let mut memory = start.expand([batch, m, d]);
         let (mut memories, mut losses) = (Vec::new(), Vec::new());
         for pass in 0..config.write_steps + usize::from(reconstructs) {
-            let hidden = self.pass(memory.clone(), embeds.clone(), &contexts.lengths);
+            let hidden = self.pass(memory.clone(), embeds.clone(), &lengths);
             if pass > 0 && reconstructs {
                 losses.push(self.reconstruction_loss(hidden.clone(), contexts));
             }
@@ -466,10 +463,7 @@ impl<B: Backend, M: CausalLm<B>> Rmt<B, M> {
             }
             // The last vectors of each sample's own sequence.
             let end = |length: &usize| config.written_with() + length;
-            let rows = contexts
-                .lengths
-                .iter()
-                .map(|l| (end(l) - m..end(l)).collect());
+            let rows = lengths.iter().map(|l| (end(l) - m..end(l)).collect());
             let new = pick(hidden, &rows.collect::<Vec<_>>());
             memory = match &self.mem_residual_ln {
                 Some(norm) if pass > 0 => memory + norm.forward(new),
@@ -484,13 +478,10 @@ impl<B: Backend, M: CausalLm<B>> Rmt<B, M> {
     /// once by what stands behind it; its padding goes to the end, where nothing looks back at it. So no
     /// mask is needed and positions count what is read.
     fn pass(&self, memory: Tensor<B, 3>, embeds: Tensor<B, 3>, lengths: &[usize]) -> Tensor<B, 3> {
-        let projected = match &self.mem_proj {
-            Some(proj) => proj.forward(memory),
-            None => memory,
-        };
-        let start = self.write_st.as_ref();
-        let front = frame(start, projected.clone(), self.write_end.as_ref());
-        let behind = frame(start, projected, None);
+        let front = self.in_write();
+        let behind = Prefix { end: None, ..front };
+        let projected = front.project(&[memory]);
+        let (front, behind) = (front.frame(projected.clone()), behind.frame(projected));
         let (before, seq, after) = (front.dims()[1], embeds.dims()[1], behind.dims()[1]);
         let x = Tensor::cat(vec![front, embeds, behind], 1);
         let x = match lengths.iter().all(|length| *length == seq) {
@@ -509,32 +500,17 @@ impl<B: Backend, M: CausalLm<B>> Rmt<B, M> {
     }
 
     /// The mean of −log p(c_i | …) over all tokens of the batch, `[1]`.
-    fn reconstruction_loss(&self, hidden: Tensor<B, 3>, contexts: &Contexts<B>) -> Tensor<B, 1> {
-        let [_, seq] = contexts.tokens.dims();
-        let hidden = hidden.narrow(1, self.config.prefix_len() - 1, seq);
+    fn reconstruction_loss(&self, hidden: Tensor<B, 3>, contexts: &Tokens<B>) -> Tensor<B, 1> {
+        let hidden = hidden.narrow(1, self.config.prefix_len() - 1, contexts.width());
         let logits = match &self.write_head {
             Some(head) => head.forward(hidden),
             None => self.model.logits(hidden),
         };
-        let pad = self.config.pad_token as i64;
-        let counted = contexts.tokens.clone().not_equal_elem(pad).float();
-        let losses = self.model.token_losses(logits, contexts.tokens.clone());
-        let total: usize = contexts.lengths.iter().sum();
-        (losses * counted).sum().mul_scalar(1.0 / total as f64)
-    }
-
-    /// What READ begins with.
-    fn prefix(&self, memory: &Memory<B>) -> Result<Tensor<B, 3>, Error> {
-        check_memory(memory, self.memory_shape(), false)?;
-        let vectors = match &self.read_mem_proj {
-            Some(proj) => proj.forward(memory.vectors.clone()),
-            None => memory.vectors.clone(),
-        };
-        Ok(frame(
-            self.read_st.as_ref(),
-            vectors,
-            self.read_end.as_ref(),
-        ))
+        let losses = self.model.token_losses(logits, contexts.ids());
+        let counted = contexts.mask();
+        (losses * counted)
+            .sum()
+            .mul_scalar(1.0 / contexts.count() as f64)
     }
 }
 

@@ -2,57 +2,48 @@ use std::sync::Arc;
 
 use burn::data::dataloader::batcher::Batcher;
 use burn::tensor::backend::{AutodiffBackend, Backend};
-use burn::tensor::{Int, Tensor, TensorData};
 
 use super::{Asked, Sample, TextTokenizer};
+use crate::episode::{Episode, Tokens};
 use crate::error::Error;
 
-/// Samples side by side: `batch` contexts, and `r` questions to each.
+/// An [`Episode`] of samples side by side, and what its answers are compared with.
 #[derive(Clone, Debug)]
 pub struct Batch<B: Backend> {
-    /// `[batch, context_len]`, padded on the right.
-    pub contexts: Tensor<B, 2, Int>,
-    /// Query and target together, a context's questions in a row: `[batch · r, seq]`.
-    pub queries: Tensor<B, 2, Int>,
-    /// The tokens to predict, −1 where there is none: `[batch · r, seq]`.
-    pub labels: Tensor<B, 2, Int>,
-    /// The labels that the metrics count, −1 elsewhere, on the host: `batch · r` rows of `seq`.
+    /// Contexts, queries (query and target together) and labels.
+    pub episode: Episode<B>,
+    /// The labels that the metrics count, negative elsewhere, on the host: a row to each query, as wide as the
+    /// queries.
     pub scored: Vec<Vec<i64>>,
-    /// The questions themselves, where they are known: `batch · r`, or none.
+    /// The questions themselves, where they are known: one to each query, or none.
     pub asked: Vec<Asked>,
 }
 
 impl<B: Backend> Batch<B> {
     /// Number of contexts.
     pub fn len(&self) -> usize {
-        self.contexts.dims()[0]
-    }
-
-    /// The same in parts of at most `contexts` contexts, each with its questions.
-    pub fn split(self, contexts: usize) -> Vec<Self> {
-        let (batch, contexts) = (self.len(), contexts.max(1));
-        if batch <= contexts {
-            return vec![self];
-        }
-        let questions = self.queries.dims()[0] / batch;
-        let part = |start: usize| {
-            let count = contexts.min(batch - start);
-            let rows = start * questions..(start + count) * questions;
-            let of = |x: &Tensor<B, 2, Int>| x.clone().narrow(0, rows.start, rows.len());
-            Self {
-                contexts: self.contexts.clone().narrow(0, start, count),
-                queries: of(&self.queries),
-                labels: of(&self.labels),
-                scored: self.scored[rows.clone()].to_vec(),
-                asked: self.asked.get(rows).unwrap_or_default().to_vec(),
-            }
-        };
-        (0..batch).step_by(contexts).map(part).collect()
+        self.episode.len()
     }
 
     /// Whether it holds nothing.
     pub fn is_empty(&self) -> bool {
-        self.len() == 0
+        self.episode.is_empty()
+    }
+
+    /// The same in parts of at most `contexts` contexts, each with its queries.
+    pub fn split(self, contexts: usize) -> Vec<Self> {
+        let mut start = 0;
+        let part = |episode: Episode<B>| {
+            let rows = start..start + episode.queries().len();
+            start = rows.end;
+            Self {
+                episode,
+                scored: self.scored[rows.clone()].to_vec(),
+                asked: self.asked.get(rows).unwrap_or_default().to_vec(),
+            }
+        };
+        let parts = self.episode.split(contexts).into_iter();
+        parts.map(part).collect()
     }
 }
 
@@ -60,9 +51,7 @@ impl<B: AutodiffBackend> Batch<B> {
     /// The same without the tape.
     pub fn valid(self) -> Batch<B::InnerBackend> {
         Batch {
-            contexts: self.contexts.inner(),
-            queries: self.queries.inner(),
-            labels: self.labels.inner(),
+            episode: self.episode.inner(),
             scored: self.scored,
             asked: self.asked,
         }
@@ -102,12 +91,12 @@ impl ExampleBatcher {
         let mut contexts = Vec::new();
         let mut asked = Vec::new();
         for sample in samples {
-            contexts.push(sample.context.into_iter().map(i64::from).collect());
+            contexts.push(sample.context);
             asked.extend(sample.asked);
         }
-        let pad = i64::from(self.tokenizer.pad());
-        let width = asked.iter().map(|asked: &Asked| asked.tokens.len()).max();
-        let width = width.unwrap_or(0);
+        let queries: Vec<_> = asked.iter().map(|asked: &Asked| &asked.tokens).collect();
+        let queries = Tokens::new(&queries, device)?;
+        let width = queries.width();
         let of = |asked: &Asked, keep: &dyn Fn(usize, u32) -> bool| -> Vec<i64> {
             let token = |(at, token): (usize, &u32)| match keep(at, *token) {
                 true => i64::from(*token),
@@ -115,10 +104,10 @@ impl ExampleBatcher {
             };
             asked.tokens.iter().enumerate().map(token).collect()
         };
-        let queries = asked.iter().map(|asked| of(asked, &|_, _| true));
         let labels = asked
             .iter()
             .map(|asked| of(asked, &|at, _| at >= asked.target));
+        let labels: Vec<_> = labels.collect();
         let scored = asked.iter().map(|asked| {
             let mut row = of(asked, &|at, token| {
                 at >= asked.target && !self.tokenizer.is_mark(token)
@@ -132,11 +121,11 @@ impl ExampleBatcher {
             row.resize(width, -1);
             row
         });
+        let scored = scored.collect();
+        let contexts = Tokens::new(&contexts, device)?;
         Ok(Batch {
-            contexts: rows(contexts, pad, device),
-            queries: rows(queries.collect(), pad, device),
-            labels: rows(labels.collect(), -1, device),
-            scored: scored.collect(),
+            episode: Episode::new(contexts, queries, &labels)?,
+            scored,
             asked,
         })
     }
@@ -150,17 +139,6 @@ impl<B: Backend> Batcher<B, Result<Sample, Error>, Result<Batch<B>, Error>> for 
     ) -> Result<Batch<B>, Error> {
         self.try_batch(samples, device)
     }
-}
-
-/// `[rows, longest row]`, shorter rows filled on the right.
-fn rows<B: Backend>(rows: Vec<Vec<i64>>, fill: i64, device: &B::Device) -> Tensor<B, 2, Int> {
-    let width = rows.iter().map(Vec::len).max().unwrap_or(0);
-    let shape = [rows.len(), width];
-    let filled = rows.into_iter().flat_map(|mut row| {
-        row.resize(width, fill);
-        row
-    });
-    Tensor::from_data(TensorData::new(filled.collect(), shape), device)
 }
 
 #[cfg(test)]
@@ -193,18 +171,19 @@ mod tests {
         let batch: Batch<B> = batcher
             .try_batch(samples.into(), &Default::default())
             .unwrap();
-        let ids = |x: &Tensor<B, 2, Int>| x.to_data().iter::<i64>().collect::<Vec<_>>();
+        let ids = |x: &Tokens<B>| x.ids().to_data().iter::<i64>().collect::<Vec<_>>();
         assert_eq!(
-            ids(&batch.contexts),
+            ids(batch.episode.contexts()),
             [66, 4, 68, 5, 66, 69, 4, 0, 0, 0, 0, 0]
         );
         assert_eq!(
-            ids(&batch.queries),
+            ids(batch.episode.queries()),
             [67, 66, 4, 68, 5, 66, 69, 5, 6, 0, 0, 0, 0, 0]
         );
+        let labels: Vec<_> = batch.episode.labels().rows().collect();
         assert_eq!(
-            ids(&batch.labels),
-            [-1, -1, -1, -1, 5, 66, 69, -1, 6, -1, -1, -1, -1, -1]
+            labels,
+            [[-1, -1, -1, -1, 5, 66, 69], [-1, 6, -1, -1, -1, -1, -1]]
         );
         assert_eq!(batch.scored[0], [-1, -1, -1, -1, 5, -1, -1]);
         assert_eq!(batch.scored[1], [-1, 6, -1, -1, -1, -1, -1]);

@@ -12,7 +12,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use tokenizers::Tokenizer;
 
-use crate::baselines::{InContextConfig, RmtConfig, RmtProj};
+use crate::baselines::{InContext, RmtConfig, RmtProj};
 use crate::error::Error;
 use crate::memory::{GradMem, GradMemConfig, GradMode, MemProj};
 use crate::method::{AnyMethod, MethodConfig};
@@ -34,17 +34,16 @@ pub fn open_config(path: impl AsRef<Path>) -> Result<(ModelConfig, MethodConfig)
     };
     match config.json.get("model_type").and_then(Value::as_str) {
         Some("grad_memgpt") => {
-            let (model, pad) = config.base()?;
-            Ok((model, MethodConfig::GradMem(config.gradmem(pad)?)))
+            let method = MethodConfig::GradMem(config.gradmem()?);
+            Ok((config.base()?, method))
         }
         Some("rmt_2segm") => {
-            let (model, pad) = config.base()?;
-            Ok((model, MethodConfig::Rmt(config.rmt(pad)?)))
+            let method = MethodConfig::Rmt(config.rmt()?);
+            Ok((config.base()?, method))
         }
         Some(known) if ModelConfig::TYPES.contains(&known) => {
-            let pad_token = pretrained::pad_token(&config.json);
-            let method = MethodConfig::InContext(InContextConfig { pad_token });
-            Ok((ModelConfig::from_json(&config.json, path)?, method))
+            let model = ModelConfig::from_json(&config.json, path)?;
+            Ok((model, MethodConfig::InContext))
         }
         found => Err(config.problem(format!(
             "`model_type` is {}, not one of grad_memgpt, rmt_2segm, {}",
@@ -65,9 +64,9 @@ pub fn load<B: KernelBackend>(
 ) -> Result<AnyMethod<B>, Error> {
     let folder = folder.as_ref();
     let (model, method) = open_config(folder.join("config.json"))?;
-    if let MethodConfig::InContext(config) = method {
+    if method == MethodConfig::InContext {
         let model = pretrained::load_weights(&model, folder, device)?;
-        return Ok(AnyMethod::InContext(config.init(model)?));
+        return Ok(AnyMethod::InContext(InContext::new(model)));
     }
     let tensors = Tensors::open_folder(folder)?;
     tensors.check_layers(model.layers())?;
@@ -79,8 +78,35 @@ pub fn load<B: KernelBackend>(
     tensors.fill_as(method, |path| names.theirs(path), ignored)
 }
 
+/// Tokens that a checkpoint's `config.json` names.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SpecialTokens {
+    /// What the reference fills shorter rows with.
+    pub pad: u32,
+    /// What ends an answer, if anything does.
+    pub end: Option<u32>,
+}
+
+impl SpecialTokens {
+    /// Those of a folder; without a padding token the one that ends a text, or else 0.
+    ///
+    /// # Errors
+    ///
+    /// If its `config.json` cannot be read.
+    pub fn open(folder: impl AsRef<Path>) -> Result<Self, Error> {
+        let json = read_object(&folder.as_ref().join("config.json"))?;
+        let base = json.get("base_config").and_then(Value::as_object);
+        let base = base.unwrap_or(&json);
+        let id = |token: usize| u32::try_from(token).ok();
+        Ok(Self {
+            pad: id(pretrained::pad_token(base)).unwrap_or(0),
+            end: pretrained::token(base, "eos_token_id").and_then(id),
+        })
+    }
+}
+
 /// Saves a checkpoint that [`load`] and the reference read; for the in-context baseline, the language
-/// model alone. `end` is the token that ends an answer, if one does.
+/// model alone.
 ///
 /// # Errors
 ///
@@ -89,11 +115,14 @@ pub fn save<B: KernelBackend>(
     folder: impl AsRef<Path>,
     method: &AnyMethod<B>,
     tokenizer: Option<&Tokenizer>,
-    end: Option<u32>,
+    special: SpecialTokens,
 ) -> Result<(), Error> {
     let mut base = method.model().config().to_json();
-    if let Some(end) = end {
+    if let Some(end) = special.end {
         base.insert("eos_token_id".into(), end.into());
+    }
+    if !matches!(method, AnyMethod::InContext(_)) {
+        base.insert("pad_token_id".into(), special.pad.into());
     }
     let mut config = to_json(base, &method.config());
     if let AnyMethod::GradMem(GradMem {
@@ -118,23 +147,10 @@ pub fn save<B: KernelBackend>(
     pretrained::write_folder(folder.as_ref(), tensors, config, tokenizer)
 }
 
-/// The token that ends an answer of a folder's model, if its `config.json` names one.
-///
-/// # Errors
-///
-/// If it cannot be read.
-pub fn end_token(folder: impl AsRef<Path>) -> Result<Option<u32>, Error> {
-    let json = read_object(&folder.as_ref().join("config.json"))?;
-    let base = json.get("base_config").and_then(Value::as_object);
-    let token = pretrained::token(base.unwrap_or(&json), "eos_token_id");
-    Ok(token.and_then(|token| u32::try_from(token).ok()))
-}
-
 /// The settings as the reference writes them.
-fn to_json(mut base: Map<String, Value>, method: &MethodConfig) -> Map<String, Value> {
+fn to_json(base: Map<String, Value>, method: &MethodConfig) -> Map<String, Value> {
     let json = match method {
         MethodConfig::GradMem(config) => {
-            base.insert("pad_token_id".into(), config.pad_token.into());
             let second = match config.grad_mode {
                 GradMode::Second => config.second_order_steps.unwrap_or(config.write_steps),
                 GradMode::First | GradMode::None => 0,
@@ -171,7 +187,6 @@ fn to_json(mut base: Map<String, Value>, method: &MethodConfig) -> Map<String, V
             })
         }
         MethodConfig::Rmt(config) => {
-            base.insert("pad_token_id".into(), config.pad_token.into());
             let reconstructs = config.reconstruction_loss_weight > 0.0;
             json!({
                 "model_type": "rmt_2segm",
@@ -188,7 +203,7 @@ fn to_json(mut base: Map<String, Value>, method: &MethodConfig) -> Map<String, V
                 "use_write_head": config.write_head,
             })
         }
-        MethodConfig::InContext(_) => Value::Object(base),
+        MethodConfig::InContext => Value::Object(base),
     };
     match json {
         Value::Object(json) => json,
@@ -346,7 +361,7 @@ struct Rmt2Segm {
 
 impl Config<'_> {
     /// The language model's settings and its padding token.
-    fn base(&self) -> Result<(ModelConfig, usize), Error> {
+    fn base(&self) -> Result<ModelConfig, Error> {
         let Some(Value::Object(base)) = self.json.get("base_config") else {
             if let Some(Value::String(name)) = self.json.get("pretrained_model") {
                 return Err(self.problem(format!(
@@ -362,10 +377,10 @@ impl Config<'_> {
         };
         let model = ModelConfig::from_json(base, self.path)
             .map_err(|e| self.problem(format!("base_config: {}", bare(&e))))?;
-        Ok((model, pretrained::pad_token(base)))
+        Ok(model)
     }
 
-    fn gradmem(&self, pad_token: usize) -> Result<GradMemConfig, Error> {
+    fn gradmem(&self) -> Result<GradMemConfig, Error> {
         self.is_off("use_adam", &[false.into()])?;
         self.is_off("memory_update", &["gradient".into()])?;
         self.is_off("use_hopfield_memory", &[false.into()])?;
@@ -397,14 +412,13 @@ impl Config<'_> {
             freeze_backbone: read.freeze_backbone,
             write_head: read.use_write_head,
             inner_loss_weight: weight,
-            pad_token,
             ..GradMemConfig::default()
         };
         config.validate().map_err(|e| self.problem(e.to_string()))?;
         Ok(config)
     }
 
-    fn rmt(&self, pad_token: usize) -> Result<RmtConfig, Error> {
+    fn rmt(&self) -> Result<RmtConfig, Error> {
         let off = [false.into()];
         self.is_off("use_reconstruction_loss_at_first_step", &off)?;
         self.is_off("use_reconstruction_loss_all_steps", &off)?;
@@ -421,7 +435,6 @@ impl Config<'_> {
             mem_residual: read.use_mem_residual,
             reconstruction_loss_weight: weight,
             write_head: read.use_write_head,
-            pad_token,
             ..RmtConfig::default()
         };
         config.validate().map_err(|e| self.problem(e.to_string()))?;

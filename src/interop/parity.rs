@@ -18,12 +18,13 @@ use burn::tensor::{Int, Tensor, TensorData};
 use gradmem_kernels::KernelBackend;
 
 use crate::baselines::Rmt;
+use crate::episode::{Episode, Labels, Tokens};
 use crate::error::Error;
-use crate::interop::checkpoint;
-use crate::memory::{GradMem, MetaGradient, Share, check_labels, next_token_loss};
+use crate::interop::checkpoint::{self, SpecialTokens};
+use crate::memory::{GradMem, MetaGradient};
 use crate::method::AnyMethod;
 use crate::model::weights::{ModulePath, Tensors};
-use crate::model::{AnyLm, CausalLm, check_tokens};
+use crate::model::{AnyLm, CausalLm, token_losses};
 
 /// One compared tensor.
 #[derive(Clone, Debug)]
@@ -58,12 +59,12 @@ impl Report {
 /// If a file is missing, is not what it should be, or asks for something this crate does not have.
 pub fn compare<B: KernelBackend>(
     folder: impl AsRef<Path>,
-    how: MetaGradient,
+    strategy: MetaGradient,
     device: &B::Device,
 ) -> Result<Report, Error> {
     let folder = folder.as_ref();
     let expected = Tensors::open(folder.join("expected.safetensors"))?;
-    report(&expected, compute::<B>(folder, how, device)?)
+    report(&expected, compute::<B>(folder, strategy, device)?)
 }
 
 /// The numbers of the case in `folder` on backend `B`, each with its name in the table above; what is
@@ -74,17 +75,18 @@ pub fn compare<B: KernelBackend>(
 /// As [`compare`].
 pub fn compute<B: KernelBackend>(
     folder: impl AsRef<Path>,
-    how: MetaGradient,
+    strategy: MetaGradient,
     device: &B::Device,
 ) -> Result<Vec<(String, TensorData)>, Error> {
     let folder = folder.as_ref();
     let batch = Batch::<Autodiff<B>> {
         file: Tensors::open(folder.join("batch.safetensors"))?,
+        pad: SpecialTokens::open(folder)?.pad,
         device: device.clone(),
     };
     let method = checkpoint::load::<Autodiff<B>>(folder, device)?;
     let (mut computed, gradients) = match &method {
-        AnyMethod::GradMem(gradmem) => gradmem_case(gradmem, how, &batch)?,
+        AnyMethod::GradMem(gradmem) => gradmem_case(gradmem, strategy, &batch)?,
         AnyMethod::Rmt(rmt) => rmt_case(rmt, &batch)?,
         AnyMethod::InContext(plain) => plain_case(&plain.model, &batch)?,
     };
@@ -94,6 +96,7 @@ pub fn compute<B: KernelBackend>(
 
 struct Batch<B: Backend> {
     file: Tensors,
+    pad: u32,
     device: B::Device,
 }
 
@@ -107,40 +110,58 @@ impl<B: Backend> Batch<B> {
             ))),
         }
     }
+
+    /// The labels, as rows of the queries' width.
+    fn labels(&self, queries: &Tokens<B>) -> Result<Vec<Vec<i64>>, Error> {
+        let labels = self.ids("labels")?;
+        let shape = [queries.len(), queries.width()];
+        if labels.dims() != shape {
+            return Err(Error::Input(format!(
+                "queries are {shape:?}, but labels {:?}",
+                labels.dims()
+            )));
+        }
+        let labels: Vec<i64> = labels.to_data().iter::<i64>().collect();
+        let rows = labels.chunks(queries.width().max(1));
+        Ok(rows.map(<[i64]>::to_vec).collect())
+    }
+
+    fn episode(&self) -> Result<Episode<B>, Error> {
+        let contexts = Tokens::from_padded(self.ids("context_input_ids")?, self.pad)?;
+        // Padding of queries has no labels; as tokens it changes nothing that is compared.
+        let queries = Tokens::from_tensor(self.ids("query_input_ids")?)?;
+        let labels = self.labels(&queries)?;
+        Episode::new(contexts, queries, &labels)
+    }
 }
 
 type Computed = Vec<(String, TensorData)>;
 
 fn gradmem_case<B: KernelBackend + AutodiffBackend>(
     gradmem: &GradMem<B, AnyLm<B>>,
-    how: MetaGradient,
+    strategy: MetaGradient,
     batch: &Batch<B>,
 ) -> Result<(Computed, GradientsParams), Error>
 where
     B::InnerBackend: KernelBackend,
 {
-    let (gradients, outer) = gradmem.outer_gradient(
-        batch.ids("context_input_ids")?,
-        batch.ids("query_input_ids")?,
-        batch.ids("labels")?,
-        how,
-        Share::WHOLE,
-    )?;
+    let (gradients, outer) = gradmem.outer_gradient(&batch.episode()?, strategy)?;
     let loss = outer.loss();
     let start: Tensor<B, 3> = gradmem.mem.val().unsqueeze();
     let memory = &outer.memory;
+    let vectors = memory.vectors();
     let mut computed = vec![
         ("loss".into(), loss.to_data()),
         ("logits".into(), outer.logits.to_data()),
-        ("memory".into(), memory.vectors.to_data()),
+        ("memory".into(), vectors.to_data()),
         ("stats.target_loss".into(), outer.read_loss.to_data()),
         (
             "stats.mem_norm_mean".into(),
-            mean_norm(memory.vectors.clone()).to_data(),
+            mean_norm(vectors.clone()).to_data(),
         ),
         (
             "stats.delta_mem_norm_mean".into(),
-            mean_norm(memory.vectors.clone() - start).to_data(),
+            mean_norm(vectors - start).to_data(),
         ),
     ];
     if let Some(loss) = memory.losses.last() {
@@ -171,12 +192,8 @@ fn rmt_case<B: KernelBackend + AutodiffBackend>(
 where
     B::InnerBackend: KernelBackend,
 {
-    let queries = batch.ids("query_input_ids")?;
-    let outer = rmt.outer(
-        batch.ids("context_input_ids")?,
-        queries.clone(),
-        batch.ids("labels")?,
-    )?;
+    let episode = batch.episode()?;
+    let outer = rmt.outer(&episode)?;
     let loss = outer.loss();
     let gradients = GradientsParams::from_grads(loss.backward(), rmt);
     let [rows, seq, vocab] = outer.logits.dims();
@@ -191,7 +208,7 @@ where
         ("loss".into(), loss.to_data()),
         (
             "logits".into(),
-            without_padding(logits, &queries, rmt.config().pad_token),
+            without_padding(logits, episode.queries(), batch.pad),
         ),
         ("memory".into(), last.to_data()),
         ("stats.target_loss".into(), outer.read_loss.to_data()),
@@ -214,12 +231,12 @@ where
 /// them but not at themselves, and nothing reads what comes of it.
 fn without_padding<B: Backend>(
     mut logits: TensorData,
-    queries: &Tensor<B, 2, Int>,
-    pad: usize,
+    queries: &Tokens<B>,
+    pad: u32,
 ) -> TensorData {
     let vocab = logits.shape[2];
-    let ids: Vec<i64> = queries.to_data().iter::<i64>().collect();
-    let is_padding = |element: usize| ids[element / vocab] == pad as i64;
+    let ids: Vec<u32> = queries.rows().flatten().copied().collect();
+    let is_padding = |element: usize| ids[element / vocab] == pad;
     let values = logits.iter::<f64>().enumerate();
     let values = values.map(|(at, value)| if is_padding(at) { UNCOMPARED } else { value });
     let shape = logits.shape.clone();
@@ -237,18 +254,20 @@ fn plain_case<B: KernelBackend + AutodiffBackend>(
 where
     B::InnerBackend: KernelBackend,
 {
-    let (tokens, labels) = (batch.ids("input_ids")?, batch.ids("labels")?);
-    check_labels(&tokens, &labels, model.vocab_size())?;
-    check_tokens(model, &tokens, 0, "row of input_ids")?;
-    if tokens.dims()[1] < 2 {
+    let tokens = Tokens::from_tensor(batch.ids("input_ids")?)?;
+    tokens.check(model, 0, "row of input_ids")?;
+    if tokens.width() < 2 {
         return Err(Error::Input(
             "`input_ids` need at least two tokens: the first predicts the second".into(),
         ));
     }
-    let logits = model.logits(model.hidden(model.embed(tokens)));
     // Labels of a plain language model are shifted: row i predicts label i + 1.
-    let [_, seq] = labels.dims();
-    let loss = next_token_loss(logits.clone(), labels.narrow(1, 1, seq - 1));
+    let labels = batch.labels(&tokens)?;
+    let labels: Vec<_> = labels.iter().map(|row| &row[1..]).collect();
+    let labels = Labels::new(&labels, tokens.width() - 1, &batch.device)?;
+    labels.check(model)?;
+    let logits = model.logits(model.hidden(model.embed(tokens.ids())));
+    let loss = labels.mean_loss(logits.clone(), 0, token_losses);
     let gradients = GradientsParams::from_grads(loss.backward(), model);
     let computed = vec![
         ("loss".into(), loss.to_data()),

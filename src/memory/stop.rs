@@ -4,14 +4,16 @@
 //! what WRITE has anyway, the loss it lowers.
 
 use burn::tensor::backend::Backend;
-use burn::tensor::{Bool, Int, Tensor, TensorData};
+use burn::tensor::{Bool, Tensor, TensorData};
 use serde::{Deserialize, Serialize};
 
+use super::write::{Order, StepModels, detached};
 use super::{GradMem, Memory};
+use crate::episode::Tokens;
 use crate::error::{Error, at_least_one, require};
 use crate::model::Writable;
 
-/// WRITE goes on until a sample's loss has not fallen by more than `tolerance` below its last progress
+/// WRITE continues until a sample's loss has not fallen by more than `tolerance` below its last progress
 /// `patience` times in a row, or `cap` steps are done; the sample gets the memory of its last progress.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct StopRule {
@@ -93,25 +95,47 @@ impl Progress {
 }
 
 impl<B: Backend, M: Writable<B>> GradMem<B, M> {
+    /// `M_0, M_1, M_2, …` of each context, without end: what other numbers of WRITE steps would give, each for
+    /// the price of one step more. For test time: no graph for an outer gradient is kept.
+    ///
+    /// # Errors
+    ///
+    /// As [`GradMem::write`].
+    pub fn trajectory<'a>(
+        &'a self,
+        contexts: &'a Tokens<B>,
+    ) -> Result<impl Iterator<Item = Memory<B>> + use<'a, B, M>, Error> {
+        self.check_contexts(contexts)?;
+        let mut models = StepModels::default();
+        let mut memory = Memory::from_fast(detached(&self.start(contexts.len())));
+        let mut is_started = false;
+        Ok(std::iter::from_fn(move || {
+            if std::mem::replace(&mut is_started, true) {
+                let fast = memory.fast().to_vec();
+                let (loss, norm, fast) = models.step(self, contexts, fast, Order::None);
+                let losses = [std::mem::take(&mut memory.losses), vec![loss]].concat();
+                let norms = [std::mem::take(&mut memory.grad_norms), vec![norm]].concat();
+                memory = Memory::after(fast, losses, norms);
+            }
+            Some(memory.clone())
+        }))
+    }
+
     /// Writes each context for as many steps as `rule` gives it; also says how many steps each memory
     /// took. The memory keeps the losses and norms of all steps that were taken for any sample.
     ///
     /// A sample's memory does not depend on the others of its batch.
-    ///
-    /// # Shapes
-    ///
-    /// As [`GradMem::write`].
     ///
     /// # Errors
     ///
     /// As [`GradMem::write`]; also a rule that cannot work.
     pub fn write_until(
         &self,
-        contexts: Tensor<B, 2, Int>,
+        contexts: &Tokens<B>,
         rule: &StopRule,
     ) -> Result<(Memory<B>, Vec<usize>), Error> {
         rule.validate()?;
-        let batch = contexts.dims()[0];
+        let batch = contexts.len();
         let device = contexts.device();
         let mut progress = vec![Progress::default(); batch];
         let mut kept: Option<Memory<B>> = None;
@@ -152,16 +176,12 @@ fn choose<B: Backend>(
 ) -> Memory<B> {
     let mask = TensorData::new(better.to_vec(), [better.len(), 1, 1]);
     let mask: Tensor<B, 3, Bool> = Tensor::from_data(mask, device);
-    let fast = old.fast().into_iter().zip(new.fast());
+    let fast = old.fast().iter().zip(new.fast());
     let fast = fast.map(|(old, new)| {
         let mask = mask.clone().expand(old.shape());
-        old.mask_where(mask, new)
+        old.clone().mask_where(mask, new.clone())
     });
-    Memory {
-        losses: new.losses.clone(),
-        grad_norms: new.grad_norms.clone(),
-        ..Memory::from_fast(fast.collect())
-    }
+    Memory::after(fast.collect(), new.losses, new.grad_norms)
 }
 
 #[cfg(test)]
@@ -200,24 +220,15 @@ mod tests {
             .with_write_lr(3.0)
             .init(lm, 1, &device)
             .unwrap();
-        let contexts = [
-            [4, 5, 6, 7, 8],
-            [9, 4, 4, 4, 4],
-            [11, 3, 0, 0, 0],
-            [2, 1, 7, 0, 0],
-        ];
-        let contexts: Tensor<B, 2, Int> = Tensor::from_data(contexts, &device);
+        let contexts = [&[4, 5, 6, 7, 8][..], &[9, 4, 4, 4, 4], &[11, 3], &[2, 1, 7]];
+        let contexts = Tokens::<B>::new(&contexts, &device).unwrap();
         let rule = StopRule {
             tolerance: 1e-3,
             patience: 2,
             cap: 12,
         };
-        let (memory, steps) = gradmem.write_until(contexts.clone(), &rule).unwrap();
-        let path: Vec<_> = gradmem
-            .trajectory(contexts.clone())
-            .unwrap()
-            .take(14)
-            .collect();
+        let (memory, steps) = gradmem.write_until(&contexts, &rule).unwrap();
+        let path: Vec<_> = gradmem.trajectory(&contexts).unwrap().take(14).collect();
         let losses: Vec<Vec<f64>> = path[13]
             .losses
             .iter()
@@ -225,13 +236,13 @@ mod tests {
             .collect();
         for (row, steps) in steps.iter().enumerate() {
             assert_eq!(*steps, rule.steps(losses.iter().map(|losses| losses[row])));
-            let one = |memory: &Memory<B>| memory.vectors.clone().narrow(0, row, 1).into_data();
+            let one = |memory: &Memory<B>| memory.vectors().narrow(0, row, 1).into_data();
             assert_eq!(one(&memory), one(&path[*steps]));
-            let alone = contexts.clone().narrow(0, row, 1);
-            let (alone, count) = gradmem.write_until(alone, &rule).unwrap();
+            let alone = contexts.slice(row..row + 1);
+            let (alone, count) = gradmem.write_until(&alone, &rule).unwrap();
             assert_eq!(count, [*steps]);
             one(&memory).assert_approx_eq::<f32>(
-                &alone.vectors.into_data(),
+                &alone.vectors().into_data(),
                 burn::tensor::Tolerance::absolute(1e-5),
             );
         }
@@ -240,10 +251,7 @@ mod tests {
             "{steps:?}: the test says little"
         );
         // Writing K steps is the K-th of the path.
-        let written = gradmem.with_write_steps(3).write(contexts).unwrap();
-        assert_eq!(
-            written.vectors.into_data(),
-            path[3].vectors.clone().into_data()
-        );
+        let written = gradmem.with_write_steps(3).write(&contexts).unwrap();
+        assert_eq!(written.vectors().into_data(), path[3].vectors().into_data());
     }
 }

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
 
 use super::metrics::Measure;
-use crate::baselines::{InContextConfig, RmtConfig};
+use crate::baselines::RmtConfig;
 use crate::data::{DataConfig, Lengths, TextTokenizer, TokensConfig};
 use crate::error::{Error, at_least_one, require};
 use crate::memory::{GradMemConfig, MetaGradient};
@@ -336,9 +336,7 @@ impl RunConfig {
         match self.method {
             MethodName::GradMem => MethodConfig::GradMem(self.memory.clone()),
             MethodName::Rmt => MethodConfig::Rmt(self.rmt.clone()),
-            MethodName::InContext => MethodConfig::InContext(InContextConfig {
-                pad_token: self.memory.pad_token,
-            }),
+            MethodName::InContext => MethodConfig::InContext,
         }
     }
 

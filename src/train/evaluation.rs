@@ -2,21 +2,23 @@
 //! each sample chooses for itself, and in answers of its own words.
 
 use burn::data::dataloader::DataLoaderBuilder;
-use burn::tensor::{Int, Tensor};
 use gradmem_kernels::KernelBackend;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::learner::{Hits, add_reconstruction, evaluate, hits, write_scores};
+use super::learner::evaluate;
 use super::metrics::{Measure, Scores};
 use super::run::{Trained, VALID_BATCH};
+use super::scoring::{Hits, PendingHits, PendingReconstruction, UnreadHits, write_scores};
 use super::strategy::blame;
 use crate::data::{Asked, Batch, ExampleBatcher, Samples, Task, answers};
 use crate::error::{Error, at_least_one};
-use crate::memory::{GradMem, Memory, StopRule, next_token_loss};
-use crate::method::{AnyMethod, Method};
+use crate::memory::{GradMem, StopRule};
+use crate::method::AnyMethod;
 use crate::model::AnyLm;
 use crate::model::generate::GenerateConfig;
+use crate::model::token_losses;
+use crate::support::readback::{Readback, Slot};
 
 /// What to find out.
 #[derive(Clone, Debug, Default)]
@@ -243,29 +245,37 @@ impl<B: KernelBackend> Trained<B> {
         let last = wanted.iter().copied().chain(cap.map(|cap| cap + 1)).max();
         let last = last.unwrap_or(0);
         self.each_batch(set, samples, |_, batch| {
-            let contexts = batch.len();
+            let path = path_of(gradmem, &batch, last, |k| {
+                wanted.contains(&k) || cap.is_some_and(|cap| k <= cap)
+            })?;
+            let (values, steps, places) = (path.readback.read(), path.steps, path.places);
             let start = paths.losses.len();
-            paths.losses.resize(start + contexts, Vec::new());
-            paths.matches.resize(start + contexts, Vec::new());
-            let path = gradmem.trajectory(batch.contexts.clone())?.take(last + 1);
-            for (k, memory) in path.enumerate() {
-                let row = wanted.iter().position(|wanted| *wanted == k);
-                let follows = cap.is_some_and(|cap| k <= cap);
-                if row.is_some() || follows {
-                    let logits = gradmem.read(&memory, batch.queries.clone())?;
-                    let hits = hits(&logits, &batch);
-                    if follows {
-                        paths.add_matches(start, &hits);
-                    }
-                    if let Some(row) = row {
-                        add_scores(&mut scores[row], gradmem, &memory, &batch, logits, &hits)?;
-                    }
+            paths.losses.resize(start + batch.len(), Vec::new());
+            paths.matches.resize(start + batch.len(), Vec::new());
+            for place in places {
+                let hits = place.hits.hits(&values);
+                if cap.is_some_and(|cap| place.k <= cap) {
+                    paths.add_matches(start, &hits);
                 }
-                if let Some(losses) = memory.losses.last() {
-                    let losses = losses.to_data();
-                    for (at, loss) in losses.iter::<f64>().enumerate() {
-                        paths.losses[start + at].push(loss);
-                    }
+                let Some(row) = wanted.iter().position(|wanted| *wanted == place.k) else {
+                    continue;
+                };
+                let scores = &mut scores[row];
+                let labels = batch.episode.totals().labels;
+                let loss: f64 = values.of(place.read_loss).iter().sum();
+                scores.add(Measure::ReadLoss, loss * labels as f64, labels);
+                hits.iter().for_each(|hits| hits.add_to(scores));
+                // What is non-finite shows in the mean.
+                let (losses, norms): (Vec<_>, Vec<_>) = steps[..place.k].iter().copied().unzip();
+                write_scores(&losses, &norms, &values, scores).ok();
+                let written = place.reconstruction.add_to(&values, place.k == 0, scores);
+                if written.is_err() {
+                    scores.add(Measure::WriteLossAfter, f64::NAN, batch.len());
+                }
+            }
+            for (losses, _) in steps {
+                for (at, loss) in values.of(losses).iter().enumerate() {
+                    paths.losses[start + at].push(*loss);
                 }
             }
             Ok(())
@@ -310,19 +320,16 @@ impl<B: KernelBackend> Trained<B> {
         };
         let (mut right, mut wrong) = (0, 0);
         self.each_batch(&task.valid, samples, |_, batch| {
-            let contexts = host_rows(&batch.contexts, tokenizer.pad());
+            let contexts = batch.episode.contexts();
             let memory = match self.method.write_steps() {
-                Some(_) => Some(self.method.write(batch.contexts.clone())?),
+                Some(_) => Some(self.method.write(contexts)?),
                 None => None,
             };
             let prompt = |asked: &Asked| asked.tokens[..asked.target].to_vec();
             let prompts: Vec<_> = batch.asked.iter().map(prompt).collect();
             let said = match &memory {
                 Some(memory) => self.method.reader(memory)?.generate(&prompts, &config)?,
-                None => {
-                    let contexts = batch.contexts.clone();
-                    self.method.generate(contexts, &prompts, &config)?
-                }
+                None => self.method.generate(contexts, &prompts, &config)?,
             };
             let questions = batch.asked.len() / batch.len();
             for (row, (asked, said)) in batch.asked.iter().zip(&said).enumerate() {
@@ -347,7 +354,7 @@ impl<B: KernelBackend> Trained<B> {
                 if *kept < examples {
                     *kept += 1;
                     shown.push(Shown {
-                        context: tokenizer.decode(&contexts[row / questions])?,
+                        context: tokenizer.decode(contexts.row(row / questions))?,
                         query: tokenizer.decode(&prompts[row])?,
                         target: asked.answers.first().cloned().unwrap_or_default(),
                         answer: text,
@@ -356,9 +363,10 @@ impl<B: KernelBackend> Trained<B> {
                 }
             }
             if let (AnyMethod::GradMem(gradmem), Some(memory)) = (&self.method, &memory) {
-                let lengths: Vec<usize> = contexts.iter().map(Vec::len).collect();
-                for (told, context) in gradmem.tell(memory, &lengths)?.iter().zip(&contexts) {
-                    let same = told.iter().zip(context).filter(|(a, b)| a == b).count();
+                let lengths: Vec<usize> = contexts.lengths().collect();
+                let rows = gradmem.reconstruct(memory, &lengths)?;
+                for (row, context) in rows.iter().zip(contexts.rows()) {
+                    let same = row.iter().zip(context).filter(|(a, b)| a == b).count();
                     let share = same as f64 / context.len().max(1) as f64;
                     scores.add(Measure::Retold, share, 1);
                 }
@@ -369,37 +377,57 @@ impl<B: KernelBackend> Trained<B> {
     }
 }
 
-/// The rows of `[batch, seq]` without the padding at their ends.
-fn host_rows<B: KernelBackend>(tokens: &Tensor<B, 2, Int>, pad: u32) -> Vec<Vec<u32>> {
-    let seq = tokens.dims()[1].max(1);
-    let ids: Vec<u32> = tokens.to_data().iter::<u32>().collect();
-    let rows = ids.chunks(seq).map(|row| {
-        let length = row.iter().rposition(|id| *id != pad).map_or(0, |at| at + 1);
-        row[..length].to_vec()
-    });
-    rows.collect()
+/// What a batch's memories after any number of WRITE steps answer, as tensors that wait for one transfer.
+struct Path<B: KernelBackend> {
+    readback: Readback<B>,
+    /// The losses before each step, and the norms of its gradients.
+    steps: Vec<(Slot, Slot)>,
+    /// Where the answers were looked at.
+    places: Vec<Place>,
 }
 
-fn add_scores<B: KernelBackend>(
-    scores: &mut Scores,
+/// The answers from M_k.
+struct Place {
+    k: usize,
+    read_loss: Slot,
+    hits: PendingHits,
+    reconstruction: PendingReconstruction,
+}
+
+/// Takes `steps` WRITE steps and answers at those numbers of them that are `wanted`.
+fn path_of<B: KernelBackend>(
     gradmem: &GradMem<B, AnyLm<B>>,
-    memory: &Memory<B>,
     batch: &Batch<B>,
-    logits: Tensor<B, 3>,
-    hits: &[Hits],
-) -> Result<(), Error> {
-    let labels = gradmem.counted(&batch.contexts, &batch.labels).labels;
-    let loss = next_token_loss(logits, batch.labels.clone()).to_data();
-    let loss: f64 = loss.iter::<f64>().sum();
-    scores.add(Measure::ReadLoss, loss * labels as f64, labels);
-    hits.iter().for_each(|hits| hits.add_to(scores));
-    // What is not finite shows in the mean.
-    write_scores(memory, scores).ok();
-    let written = gradmem.reconstruction(memory, batch.contexts.clone())?;
-    if add_reconstruction(scores, &written, memory.losses.is_empty()).is_err() {
-        scores.add(Measure::WriteLossAfter, f64::NAN, batch.len());
+    steps: usize,
+    wanted: impl Fn(usize) -> bool,
+) -> Result<Path<B>, Error> {
+    let episode = &batch.episode;
+    let mut path = Path {
+        readback: Readback::new(),
+        steps: Vec::new(),
+        places: Vec::new(),
+    };
+    let memories = gradmem.trajectory(episode.contexts())?;
+    for (k, memory) in memories.take(steps + 1).enumerate() {
+        let readback = &mut path.readback;
+        if let (Some(loss), Some(norm)) = (memory.losses.last(), memory.grad_norms.last()) {
+            let step = (readback.push(loss.clone()), readback.push(norm.clone()));
+            path.steps.push(step);
+        }
+        if wanted(k) {
+            let logits = gradmem.read(&memory, episode.queries())?;
+            let hits = UnreadHits::of(logits.clone(), batch);
+            let read_loss = episode.labels().mean_loss(logits, 0, token_losses);
+            let written = gradmem.reconstruction(&memory, episode.contexts())?;
+            path.places.push(Place {
+                k,
+                read_loss: readback.push(read_loss),
+                hits: hits.pend(readback),
+                reconstruction: PendingReconstruction::new(written, readback),
+            });
+        }
     }
-    Ok(())
+    Ok(path)
 }
 
 /// What becomes of each sample with every number of steps.

@@ -6,11 +6,13 @@ use burn::tensor::Tensor;
 use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::train::{InferenceStep, ItemLazy, TrainOutput, TrainStep};
 
-use super::metrics::{Measure, Scores};
+use super::metrics::Scores;
+use super::scoring::{Pending, Unread};
 use crate::data::Batch;
 use crate::error::Error;
-use crate::memory::{Memory, MetaGradient, Reconstruction};
-use crate::method::{Answers, Counted, Method};
+use crate::memory::MetaGradient;
+use crate::method::Method;
+use crate::support::readback::Readback;
 
 /// A [`Method`] and how its outer loop steps.
 #[derive(Module, Debug)]
@@ -61,7 +63,7 @@ pub enum Fault {
     /// The batch could not be made or did not fit the model.
     #[error(transparent)]
     Error(Error),
-    /// WRITE left the finite numbers in this sample of the batch; `value` says which number.
+    /// WRITE became non-finite in this sample of the batch; `value` says which number.
     #[error("WRITE became {value} in sample {sample}")]
     NotFinite {
         /// Index in the batch.
@@ -148,7 +150,7 @@ where
     M: Method<B> + AutodiffModule<B>,
     M::InnerModule: ModuleDisplay,
 {
-    /// The batch's clipped outer gradient and its scores.
+    /// The batch's clipped outer gradient and its scores: one read-back from the device for all numbers.
     fn gradients(&self, batch: Batch<B>) -> Result<(GradientsParams, Scores), Fault> {
         let OuterStep {
             meta_gradient,
@@ -157,30 +159,27 @@ where
         } = self.settings;
         let method = &self.method;
         let contexts = micro_batch.unwrap_or(batch.len());
-        let parts = batch.split(contexts);
-        let counted = parts
-            .iter()
-            .map(|part| method.counted(&part.contexts, &part.labels));
-        let counted: Vec<Counted> = counted.collect();
-        let whole = counted.iter().copied().sum();
         let mut total = GradientsAccumulator::new();
-        let mut scores = Scores::default();
-        for (index, (part, counted)) in parts.into_iter().zip(counted).enumerate() {
-            let (grads, answers) = method
-                .gradient(
-                    part.contexts.clone(),
-                    part.queries.clone(),
-                    part.labels.clone(),
-                    meta_gradient,
-                    counted.share(whole),
-                )
-                .map_err(Fault::Error)?;
-            let of_part = self::scores(&answers, &part, counted.labels);
-            scores.merge(&of_part.map_err(|fault| fault.behind(index * contexts))?);
+        let mut readback = Readback::new();
+        let mut parts = Vec::new();
+        for part in batch.split(contexts) {
+            let gradient = method.gradient(&part.episode, meta_gradient);
+            let (grads, answers) = gradient.map_err(Fault::Error)?;
+            let labels = method.counted_labels(part.episode.totals());
+            let unread = Unread::of(&answers, &part, labels).inner();
+            parts.push(Pending::new(unread, &mut readback));
             total.accumulate(method, grads);
         }
         let mut grads = total.grads();
-        let norm = global_norm(&grads, method);
+        let squares = sum_of_squares(&grads, method).map(|sum| readback.push(sum));
+        let values = readback.read();
+
+        let mut scores = Scores::default();
+        for (index, part) in parts.iter().enumerate() {
+            let part = part.scores(&values);
+            scores.merge(&part.map_err(|fault| fault.behind(index * contexts))?);
+        }
+        let norm = squares.map_or(0.0, |sum| values.of(sum)[0]).sqrt();
         if !norm.is_finite() {
             return Err(Fault::Gradient(norm));
         }
@@ -195,141 +194,27 @@ where
     }
 }
 
-/// Scores of a batch on a backend without outer tape, WRITE loss at M_K included.
+/// Scores of a batch on a backend without outer tape, WRITE loss at M_K included: one read-back.
 ///
 /// # Errors
 ///
-/// If the batch does not fit the model, or WRITE leaves the finite numbers.
+/// If the batch does not fit the model, or WRITE becomes non-finite.
 pub fn evaluate<B: Backend, M: Method<B>>(method: &M, batch: Batch<B>) -> Result<Scores, Fault> {
-    let answers = answers(method, &batch)?;
-    let labels = method.counted(&batch.contexts, &batch.labels).labels;
-    let mut scores = scores(&answers, &batch, labels)?;
-    let written = method.reconstruction(&answers, batch.contexts);
-    if let Some(written) = written.map_err(Fault::Error)? {
-        let starts = answers
-            .memory
-            .is_some_and(|memory| memory.losses.is_empty());
-        add_reconstruction(&mut scores, &written, starts)?;
-    }
-    Ok(scores)
+    let answers = method.answers(&batch.episode).map_err(Fault::Error)?;
+    let labels = method.counted_labels(batch.episode.totals());
+    let mut unread = Unread::of(&answers, &batch, labels);
+    let written = method.reconstruction(&answers, &batch.episode);
+    unread.reconstruction = written.map_err(Fault::Error)?;
+    let mut readback = Readback::new();
+    let pending = Pending::new(unread, &mut readback);
+    pending.scores(&readback.read())
 }
 
-/// Counts how well memories reconstruct; `starts` if they are M0 still.
-pub(super) fn add_reconstruction<B: Backend>(
-    scores: &mut Scores,
-    written: &Reconstruction<B>,
-    starts: bool,
-) -> Result<(), Fault> {
-    let after = finite(&written.loss, "loss after the last step")?;
-    let (sum, count) = (after.iter().sum(), after.len());
-    scores.add(Measure::WriteLossAfter, sum, count);
-    if starts {
-        scores.add(Measure::WriteLossBefore, sum, count);
-    }
-    let accuracy = written.accuracy.to_data().iter::<f64>().sum();
-    scores.add(Measure::WriteAccuracy, accuracy, count);
-    Ok(())
-}
-
-fn answers<B: Backend, M: Method<B>>(method: &M, batch: &Batch<B>) -> Result<Answers<B>, Fault> {
-    method
-        .answers(
-            batch.contexts.clone(),
-            batch.queries.clone(),
-            batch.labels.clone(),
-        )
-        .map_err(Fault::Error)
-}
-
-/// Reads a step's numbers back to the host and checks WRITE's.
-/// `labels` are those that the READ loss is a mean over.
-fn scores<B: Backend>(
-    answers: &Answers<B>,
-    batch: &Batch<B>,
-    labels: usize,
-) -> Result<Scores, Fault> {
-    let mut scores = Scores::default();
-    if let Some(memory) = &answers.memory {
-        write_scores(memory, &mut scores)?;
-    }
-    let read_loss: f64 = answers.read_loss.to_data().iter::<f64>().sum();
-    scores.add(Measure::ReadLoss, read_loss * labels as f64, labels);
-
-    for hits in hits(&answers.logits, batch) {
-        hits.add_to(&mut scores);
-    }
-    Ok(scores)
-}
-
-/// How many of a question's scored tokens are predicted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Hits {
-    right: usize,
-    count: usize,
-}
-
-impl Hits {
-    pub fn is_match(self) -> bool {
-        self.right == self.count
-    }
-
-    pub fn add_to(self, scores: &mut Scores) {
-        scores.add(Measure::TokenAccuracy, self.right as f64, self.count);
-        scores.add(Measure::ExactMatch, f64::from(self.is_match()), 1);
-    }
-}
-
-/// Of each question of a batch, from logits `[batch · r, seq + 1, vocab_size]`.
-pub(super) fn hits<B: Backend>(logits: &Tensor<B, 3>, batch: &Batch<B>) -> Vec<Hits> {
-    let seq = batch.labels.dims()[1];
-    let predicted = logits.clone().detach().argmax(2).to_data();
-    let predicted: Vec<i64> = predicted.iter::<i64>().collect();
-    let rows = batch.scored.iter().zip(predicted.chunks(seq + 1));
-    rows.map(|(labels, predicted)| {
-        let scored = labels.iter().zip(predicted);
-        let scored = scored.filter(|(label, _)| **label >= 0);
-        scored.fold(Hits { right: 0, count: 0 }, |hits, (label, predicted)| {
-            Hits {
-                right: hits.right + usize::from(label == predicted),
-                count: hits.count + 1,
-            }
-        })
-    })
-    .collect()
-}
-
-pub(super) fn write_scores<B: Backend>(
-    memory: &Memory<B>,
-    scores: &mut Scores,
-) -> Result<(), Fault> {
-    for (k, (loss, norm)) in memory.losses.iter().zip(&memory.grad_norms).enumerate() {
-        let loss = finite(loss, &format!("loss before step {k}"))?;
-        let norm = finite(norm, &format!("gradient of step {k}"))?;
-        if k == 0 {
-            scores.add(Measure::WriteLossBefore, loss.iter().sum(), loss.len());
-        }
-        scores.add(Measure::InnerGradNorm, norm.iter().sum(), norm.len());
-    }
-    Ok(())
-}
-
-/// The values of `[batch]`, if all are finite.
-fn finite<B: Backend>(values: &Tensor<B, 1>, what: &str) -> Result<Vec<f64>, Fault> {
-    let values: Vec<f64> = values.to_data().iter::<f64>().collect();
-    match values.iter().position(|value| !value.is_finite()) {
-        None => Ok(values),
-        Some(sample) => Err(Fault::NotFinite {
-            sample,
-            value: format!("{} ({what})", values[sample]),
-        }),
-    }
-}
-
-/// The L2 norm of all gradients together.
-fn global_norm<B: AutodiffBackend, M: AutodiffModule<B>>(
+/// The sum of all gradients' squares, `[1]`, if there are any.
+fn sum_of_squares<B: AutodiffBackend, M: AutodiffModule<B>>(
     grads: &GradientsParams,
     module: &M,
-) -> f64 {
+) -> Option<Tensor<B::InnerBackend, 1>> {
     struct Squares<'a, B: AutodiffBackend> {
         grads: &'a GradientsParams,
         sum: Option<Tensor<B::InnerBackend, 1>>,
@@ -347,10 +232,7 @@ fn global_norm<B: AutodiffBackend, M: AutodiffModule<B>>(
     }
     let mut squares = Squares::<B> { grads, sum: None };
     module.visit(&mut squares);
-    let sum = squares
-        .sum
-        .map(|sum| sum.to_data().iter::<f64>().sum::<f64>());
-    sum.unwrap_or(0.0).sqrt()
+    squares.sum
 }
 
 /// Multiplies every gradient by `factor`.

@@ -21,6 +21,7 @@ pub mod learner;
 pub mod metrics;
 mod render;
 mod run;
+mod scoring;
 mod strategy;
 
 pub use render::{duration, leave_dashboard};

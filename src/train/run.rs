@@ -74,8 +74,6 @@ pub fn train<B: KernelBackend>(
     let tasks = stages(config, folder, from)?;
     let tokenizer = tasks[0].tokenizer.clone();
     let mut config = config.clone();
-    let pad = tokenizer.pad() as usize;
-    (config.memory.pad_token, config.rmt.pad_token) = (pad, pad);
     let mut method = match &options.init_from {
         Some(from) if !resumes => begin_with::<Autodiff<B>>(&config, from, device)?,
         _ => model(&config, device)?,

@@ -295,7 +295,7 @@ where
     ) -> Result<(), Error> {
         let config = &self.strategy.config;
         self.learner.lr_step();
-        let device = batch.as_ref().map(|batch| batch.contexts.device());
+        let device = batch.as_ref().map(|batch| batch.episode.device());
         let device = device.unwrap_or_default();
         let output = self.learner.train_step(batch);
         let step = self.state.step + 1;

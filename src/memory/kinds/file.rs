@@ -1,7 +1,7 @@
 //! Memories as a file: their vectors, what wrote them, and how well.
 //!
 //! A `.safetensors` file holds the tensor `memory` `[n, memory_tokens, d_model]` of n contexts, with
-//! [`MemProj::PerSample`] also `projection.weight` `[n, d_model, d_model]` and `projection.bias`
+//! [`MemProj::PerSample`](crate::memory::MemProj::PerSample) also `projection.weight` `[n, d_model, d_model]` and `projection.bias`
 //! `[n, 1, d_model]`, and in its metadata, under `gradmem_memory`, one object of JSON: a format version,
 //! an [`Origin`] and n [`Written`]. Everything is checked when a file is opened, and what only the model
 //! can tell when it takes the memory.
@@ -15,10 +15,8 @@ use burn::tensor::{DType, Element, Tensor, TensorData};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::write::check_indices;
-use super::{GradMem, MemProj, Memory};
+use super::{Layout, Memory, check_indices};
 use crate::error::Error;
-use crate::model::CausalLm;
 use crate::model::weights::{self, Tensors};
 use crate::support::fs::{hex, write_atomically};
 
@@ -35,7 +33,7 @@ const VERSION: u64 = 1;
 pub struct Origin {
     /// The method: `gradmem` or `rmt`.
     pub method: String,
-    /// The [fingerprint](GradMem::fingerprint) of the model and all else that reads them.
+    /// The [fingerprint](crate::memory::GradMem::fingerprint) of the model and all else that reads them.
     pub model: String,
     /// K: WRITE steps, or passes of RMT.
     pub write_steps: usize,
@@ -106,8 +104,8 @@ pub enum MemoryFloat {
     Bf16,
 }
 
-/// Memories of n contexts outside of any backend: made by [`GradMem::pack`] or opened from a file, and
-/// given back to the model that wrote them by [`GradMem::unpack`].
+/// Memories of n contexts outside of any backend: made by [`GradMem::pack`](crate::memory::GradMem::pack) or opened from a file, and
+/// given back to the model that wrote them by [`GradMem::unpack`](crate::memory::GradMem::unpack).
 #[derive(Clone, Debug)]
 #[must_use]
 pub struct MemoryFile {
@@ -321,9 +319,8 @@ pub(crate) fn fingerprint<B: Backend, M: Module<B>>(module: &M, settings: &str) 
 
 /// A memory outside of its backend.
 pub(crate) fn pack<B: Backend>(memory: &Memory<B>, origin: Origin) -> Result<MemoryFile, Error> {
-    let fast = memory.fast();
-    let tensors: Vec<_> = fast.into_iter().map(|x| x.to_data()).collect();
-    let n = memory.vectors.dims()[0];
+    let tensors: Vec<_> = memory.fast().iter().map(Tensor::to_data).collect();
+    let n = memory.len();
     for data in &tensors {
         let each = data.num_elements() / n.max(1);
         let wrong = data.iter::<f64>().position(|value| !value.is_finite());
@@ -351,13 +348,12 @@ pub(crate) fn pack<B: Backend>(memory: &Memory<B>, origin: Origin) -> Result<Mem
     Ok(file.with_float(MemoryFloat::F32))
 }
 
-/// The memories of a file on a backend, for a reader that is as `origin` says: `m` vectors of width `d`
-/// each, and a projection of its own if it `projects`.
+/// The memories of a file on a backend, for a method and model of these names that read memories of this
+/// layout.
 pub(crate) fn unpack<B: Backend>(
     file: &MemoryFile,
     [method, model]: [&str; 2],
-    [m, d]: [usize; 2],
-    projects: bool,
+    reads: Layout,
     device: &B::Device,
 ) -> Result<Memory<B>, Error> {
     let problem = |problem: String| Err(Error::file(&file.path, problem));
@@ -374,13 +370,13 @@ pub(crate) fn unpack<B: Backend>(
             "was written by model {theirs}, but this is model {model}"
         ));
     }
-    let [_, rows, width] = file.shape();
+    let ([_, rows, width], [m, d]) = (file.shape(), reads.vectors);
     if [rows, width] != [m, d] {
         return problem(format!(
             "has memories of {rows} vectors of width {width}, but this model reads {m} of width {d}"
         ));
     }
-    match (file.tensors.len() > 1, projects) {
+    match (file.tensors.len() > 1, reads.own_projection) {
         (false, true) => {
             return problem(
                 "has no projections of its memories' own, which this model reads".into(),
@@ -400,68 +396,3 @@ pub(crate) fn unpack<B: Backend>(
     });
     Ok(Memory::from_fast(tensors.collect()))
 }
-
-impl<B: Backend, M: CausalLm<B>> GradMem<B, M> {
-    /// A short hash of all weights and the model's [settings](CausalLm::settings): a memory can only be
-    /// read by the model that wrote it.
-    pub fn fingerprint(&self) -> String {
-        fingerprint(self, &self.model.settings())
-    }
-
-    /// Takes memories out of the backend, to be described further and saved. Their WRITE losses at M0
-    /// come along.
-    ///
-    /// # Errors
-    ///
-    /// If they are of another shape than this model's or hold numbers that are not finite.
-    pub fn pack(&self, memory: &Memory<B>) -> Result<MemoryFile, Error> {
-        self.check(memory)?;
-        let origin = Origin {
-            method: GRADMEM.into(),
-            model: self.fingerprint(),
-            write_steps: self.config.write_steps,
-            write_lr: Some(self.config.write_lr),
-            tokenizer: None,
-        };
-        pack(memory, origin)
-    }
-
-    /// Memories that this model wrote, back on its backend.
-    ///
-    /// # Errors
-    ///
-    /// If another method or model wrote them, with both fingerprints named, or they are of another shape.
-    pub fn unpack(&self, file: &MemoryFile) -> Result<Memory<B>, Error> {
-        let shape = [self.config.memory_tokens, self.model.d_model()];
-        let projects = self.config.mem_proj == MemProj::PerSample;
-        let device = self.mem.val().device();
-        unpack(
-            file,
-            [GRADMEM, &self.fingerprint()],
-            shape,
-            projects,
-            &device,
-        )
-    }
-
-    /// Saves memories as `.safetensors`: [`GradMem::pack`], and [`MemoryFile::save`].
-    ///
-    /// # Errors
-    ///
-    /// As these.
-    pub fn save_memory(&self, memory: &Memory<B>, path: impl AsRef<Path>) -> Result<(), Error> {
-        self.pack(memory)?.save(path)
-    }
-
-    /// Loads memories that this model wrote: [`MemoryFile::open`], and [`GradMem::unpack`].
-    ///
-    /// # Errors
-    ///
-    /// As these.
-    pub fn load_memory(&self, path: impl AsRef<Path>) -> Result<Memory<B>, Error> {
-        self.unpack(&MemoryFile::open(path)?)
-    }
-}
-
-/// The method's name in a file.
-const GRADMEM: &str = "gradmem";

@@ -1,0 +1,125 @@
+use burn::module::Param;
+use burn::tensor::Tensor;
+use burn::tensor::backend::Backend;
+
+use super::Attach;
+use crate::error::{Error, require};
+use crate::model::layers::{Init, Linear};
+use crate::model::{CausalLm, generate};
+
+/// A memory that stands in front of the tokens: `[start; W mem + b; end]`.
+///
+/// What it is made of belongs to the method that uses it, such as
+/// [`GradMem`](crate::memory::GradMem), under the names of its checkpoints; this is a view of it for one
+/// phase, WRITE or READ.
+#[derive(Clone, Copy, Debug)]
+pub struct Prefix<'a, B: Backend> {
+    /// Learned vectors before the memory: `[n, d_model]`.
+    pub start: Option<&'a Param<Tensor<B, 2>>>,
+    /// Number of memory vectors.
+    pub memory_tokens: usize,
+    /// The map from memory to model, if all samples share one. A sample's own is a part of its memory.
+    pub projection: Option<&'a Linear<B>>,
+    /// Learned vectors behind the memory: `[n, d_model]`.
+    pub end: Option<&'a Param<Tensor<B, 2>>>,
+}
+
+impl<B: Backend> Prefix<'_, B> {
+    /// What the model is given for memories: [`Prefix::project`], then [`Prefix::frame`].
+    pub fn vectors(&self, fast: &[Tensor<B, 3>]) -> Tensor<B, 3> {
+        self.frame(self.project(fast))
+    }
+
+    /// `W mem + b`: `[batch, memory_tokens, d_model]`, by the shared map or by each sample's own.
+    ///
+    /// # Shapes
+    ///
+    /// - `fast`: the vectors `[batch, memory_tokens, d_model]` and, if each sample has its own map, its weight
+    ///   `[batch, d_model, d_model]` and bias `[batch, 1, d_model]`
+    pub fn project(&self, fast: &[Tensor<B, 3>]) -> Tensor<B, 3> {
+        match (fast, self.projection) {
+            ([vectors, weight, bias], _) => {
+                vectors.clone().matmul(weight.clone().swap_dims(1, 2)) + bias.clone()
+            }
+            ([vectors, ..], Some(shared)) => shared.forward(vectors.clone()),
+            ([vectors, ..], None) => vectors.clone(),
+            ([], _) => unreachable!("a memory has vectors"),
+        }
+    }
+
+    /// `[start; vectors; end]`: `[batch, positions, d_model]`.
+    pub fn frame(&self, vectors: Tensor<B, 3>) -> Tensor<B, 3> {
+        let batch = vectors.dims()[0];
+        let each = |control: &Param<Tensor<B, 2>>| {
+            let [n, d] = control.val().dims();
+            control.val().unsqueeze::<3>().expand([batch, n, d])
+        };
+        let parts = [self.start.map(each), Some(vectors), self.end.map(each)];
+        let mut parts: Vec<_> = parts.into_iter().flatten().collect();
+        match parts.len() {
+            1 => parts.remove(0),
+            _ => Tensor::cat(parts, 1),
+        }
+    }
+}
+
+impl<B: Backend, M: CausalLm<B>> Attach<B, M> for Prefix<'_, B> {
+    fn positions(&self) -> usize {
+        let control = [self.start, self.end].into_iter().flatten();
+        let control = control.map(|tokens| tokens.lazy_shape()[0]);
+        self.memory_tokens + control.sum::<usize>()
+    }
+
+    fn first(&self) -> usize {
+        0
+    }
+
+    fn hidden(
+        &self,
+        model: &M,
+        fast: &[Tensor<B, 3>],
+        embeds: Option<Tensor<B, 3>>,
+    ) -> Tensor<B, 3> {
+        let prefix = self.vectors(fast);
+        let before = prefix.dims()[1];
+        let (x, seq) = match embeds {
+            None => (prefix, 0),
+            Some(embeds) => {
+                let seq = embeds.dims()[1];
+                (Tensor::cat(vec![prefix, embeds], 1), seq)
+            }
+        };
+        model.hidden(x).narrow(1, before - 1, seq + 1)
+    }
+
+    fn reader<'a>(
+        &self,
+        model: &'a M,
+        fast: &[Tensor<B, 3>],
+    ) -> Result<generate::Prefix<'a, B, M>, Error> {
+        generate::Prefix::new(model, self.vectors(fast))
+    }
+}
+
+/// Fails unless the model has positions for `prefix` vectors and a token.
+pub(crate) fn check_room<B: Backend, M: CausalLm<B>>(
+    model: &M,
+    key: &str,
+    prefix: usize,
+) -> Result<(), Error> {
+    let Some(positions) = model.max_positions() else {
+        return Ok(());
+    };
+    let problem = format!("must leave room for tokens in the model's {positions} positions");
+    require(prefix < positions, key, prefix, problem)
+}
+
+/// Control tokens `[n, d_model]` for WRITE's and READ's two sides of the memory, if n is not 0.
+pub(crate) fn control_tokens<B: Backend>(
+    shape: [usize; 2],
+    std: f64,
+    init: &mut Init,
+    device: &B::Device,
+) -> [Option<Param<Tensor<B, 2>>>; 4] {
+    [(); 4].map(|()| (shape[0] > 0).then(|| init.normal(shape, std, device)))
+}

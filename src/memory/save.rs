@@ -1,0 +1,66 @@
+//! GradMem's memories as files.
+
+use std::path::Path;
+
+use burn::tensor::backend::Backend;
+
+use super::kinds::{fingerprint, pack, unpack};
+use super::{GradMem, Memory, MemoryFile, Origin};
+use crate::error::Error;
+use crate::model::CausalLm;
+
+/// The method's name in a file.
+const GRADMEM: &str = "gradmem";
+
+impl<B: Backend, M: CausalLm<B>> GradMem<B, M> {
+    /// A short hash of all weights and the model's [settings](CausalLm::settings): a memory can only be read by
+    /// the model that wrote it.
+    pub fn fingerprint(&self) -> String {
+        fingerprint(self, &self.model.settings())
+    }
+
+    /// Takes memories out of the backend, to be described further and saved, with their WRITE losses at M0.
+    ///
+    /// # Errors
+    ///
+    /// If they are of another shape than this model's or hold non-finite numbers.
+    pub fn pack(&self, memory: &Memory<B>) -> Result<MemoryFile, Error> {
+        memory.check(self.layout())?;
+        let origin = Origin {
+            method: GRADMEM.into(),
+            model: self.fingerprint(),
+            write_steps: self.config.write_steps,
+            write_lr: Some(self.config.write_lr),
+            tokenizer: None,
+        };
+        pack(memory, origin)
+    }
+
+    /// Memories that this model wrote, back on its backend.
+    ///
+    /// # Errors
+    ///
+    /// If another method or model wrote them, with both fingerprints named, or they are of another shape.
+    pub fn unpack(&self, file: &MemoryFile) -> Result<Memory<B>, Error> {
+        let device = self.mem.val().device();
+        unpack(file, [GRADMEM, &self.fingerprint()], self.layout(), &device)
+    }
+
+    /// Saves memories as `.safetensors`: [`GradMem::pack`], and [`MemoryFile::save`].
+    ///
+    /// # Errors
+    ///
+    /// As these.
+    pub fn save_memory(&self, memory: &Memory<B>, path: impl AsRef<Path>) -> Result<(), Error> {
+        self.pack(memory)?.save(path)
+    }
+
+    /// Loads memories that this model wrote: [`MemoryFile::open`], and [`GradMem::unpack`].
+    ///
+    /// # Errors
+    ///
+    /// As these.
+    pub fn load_memory(&self, path: impl AsRef<Path>) -> Result<Memory<B>, Error> {
+        self.unpack(&MemoryFile::open(path)?)
+    }
+}

@@ -1,0 +1,315 @@
+use burn::module::{AutodiffModule, Module};
+use burn::optim::GradientsParams;
+use burn::tensor::backend::{AutodiffBackend, Backend};
+use gradmem_kernels::KernelBackend;
+use serde::{Deserialize, Serialize};
+
+use super::{Answers, Method};
+use crate::baselines::{InContext, Rmt, RmtConfig};
+use crate::episode::{Episode, Tokens, Totals};
+use crate::error::Error;
+use crate::memory::{GradMem, GradMemConfig, Memory, MemoryFile, MetaGradient, Reconstruction};
+use crate::model::generate::{GenerateConfig, Prefix};
+use crate::model::{AnyLm, CausalLm, ModelConfig};
+
+/// A method's name, as it is written in settings.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum MethodName {
+    /// [`GradMem`]
+    #[default]
+    #[serde(rename = "gradmem")]
+    GradMem,
+    /// [`Rmt`]
+    Rmt,
+    /// [`InContext`]
+    InContext,
+}
+
+impl MethodName {
+    /// The name.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::GradMem => "gradmem",
+            Self::Rmt => "rmt",
+            Self::InContext => "in-context",
+        }
+    }
+}
+
+/// The settings of a method.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub enum MethodConfig {
+    /// [`GradMem`]
+    GradMem(GradMemConfig),
+    /// [`Rmt`]
+    Rmt(RmtConfig),
+    /// [`InContext`], which has none.
+    InContext,
+}
+
+impl MethodConfig {
+    /// The method on a model with random weights, all drawn by `seed`.
+    ///
+    /// # Errors
+    ///
+    /// Settings that cannot work, alone or together.
+    pub fn init<B: KernelBackend>(
+        &self,
+        model: &ModelConfig,
+        seed: u64,
+        device: &B::Device,
+    ) -> Result<AnyMethod<B>, Error> {
+        // The memory draws from a stream of its own.
+        self.attach(model.init(seed, device)?, !seed, device)
+    }
+
+    /// The method on a model that is there already, with what it adds drawn by `seed`.
+    ///
+    /// # Errors
+    ///
+    /// As [`MethodConfig::init`].
+    pub fn attach<B: KernelBackend>(
+        &self,
+        model: AnyLm<B>,
+        seed: u64,
+        device: &B::Device,
+    ) -> Result<AnyMethod<B>, Error> {
+        Ok(match self {
+            Self::GradMem(config) => AnyMethod::GradMem(config.init(model, seed, device)?),
+            Self::Rmt(config) => AnyMethod::Rmt(config.init(model, seed, device)?),
+            Self::InContext => AnyMethod::InContext(InContext::new(model)),
+        })
+    }
+
+    /// The method's name.
+    pub fn name(&self) -> MethodName {
+        match self {
+            Self::GradMem(_) => MethodName::GradMem,
+            Self::Rmt(_) => MethodName::Rmt,
+            Self::InContext => MethodName::InContext,
+        }
+    }
+
+    /// The method on a model, all weights yet to be loaded.
+    ///
+    /// # Errors
+    ///
+    /// As [`MethodConfig::init`].
+    pub fn blank<B: KernelBackend>(
+        &self,
+        model: &ModelConfig,
+        device: &B::Device,
+    ) -> Result<AnyMethod<B>, Error> {
+        let model = model.blank(device)?;
+        Ok(match self {
+            Self::GradMem(config) => AnyMethod::GradMem(config.blank(model, device)?),
+            Self::Rmt(config) => AnyMethod::Rmt(config.blank(model, device)?),
+            Self::InContext => AnyMethod::InContext(InContext::new(model)),
+        })
+    }
+}
+
+/// Does the same with whichever there is.
+macro_rules! each {
+    ($value:expr, $inner:ident => $body:expr) => {
+        match $value {
+            AnyMethod::GradMem($inner) => $body,
+            AnyMethod::Rmt($inner) => $body,
+            AnyMethod::InContext($inner) => $body,
+        }
+    };
+}
+
+/// A method that is known at run time only, on a model that is.
+#[derive(Module, Debug)]
+#[allow(clippy::large_enum_variant)] // A program has one.
+#[non_exhaustive]
+pub enum AnyMethod<B: Backend> {
+    /// `gradmem`
+    GradMem(GradMem<B, AnyLm<B>>),
+    /// `rmt`
+    Rmt(Rmt<B, AnyLm<B>>),
+    /// `in-context`
+    InContext(InContext<B, AnyLm<B>>),
+}
+
+impl<B: KernelBackend> AnyMethod<B> {
+    /// The settings it was made with.
+    pub fn config(&self) -> MethodConfig {
+        match self {
+            Self::GradMem(method) => MethodConfig::GradMem(method.config().clone()),
+            Self::Rmt(method) => MethodConfig::Rmt(method.config().clone()),
+            Self::InContext(_) => MethodConfig::InContext,
+        }
+    }
+
+    /// Its language model.
+    pub fn model(&self) -> &AnyLm<B> {
+        each!(self, method => &method.model)
+    }
+
+    /// Where its weights are.
+    pub fn device(&self) -> B::Device {
+        self.model().head().device()
+    }
+
+    /// WRITE steps or passes; none if nothing is written.
+    pub fn write_steps(&self) -> Option<usize> {
+        match self {
+            Self::GradMem(method) => Some(method.config().write_steps),
+            Self::Rmt(method) => Some(method.config().write_steps),
+            Self::InContext(_) => None,
+        }
+    }
+
+    /// The same weights with another number of WRITE steps.
+    ///
+    /// # Errors
+    ///
+    /// If the method has no such number of steps.
+    pub fn with_write_steps(self, write_steps: usize) -> Result<Self, Error> {
+        Ok(match self {
+            Self::GradMem(method) => Self::GradMem(method.with_write_steps(write_steps)),
+            Self::Rmt(method) => Self::Rmt(method.with_write_steps(write_steps)?),
+            Self::InContext(_) => {
+                return Err(writes_nothing());
+            }
+        })
+    }
+
+    /// Writes contexts into memory.
+    ///
+    /// # Errors
+    ///
+    /// Contexts that do not fit the model; a method that writes nothing.
+    pub fn write(&self, contexts: &Tokens<B>) -> Result<Memory<B>, Error> {
+        match self {
+            Self::GradMem(method) => method.write(contexts),
+            Self::Rmt(method) => method.write(contexts),
+            Self::InContext(_) => Err(writes_nothing()),
+        }
+    }
+
+    /// Reads memories once, for any number of queries.
+    ///
+    /// # Errors
+    ///
+    /// Memories of another model; a method that writes nothing.
+    pub fn reader(&self, memory: &Memory<B>) -> Result<Prefix<'_, B, AnyLm<B>>, Error> {
+        match self {
+            Self::GradMem(method) => method.reader(memory),
+            Self::Rmt(method) => method.reader(memory),
+            Self::InContext(_) => Err(writes_nothing()),
+        }
+    }
+
+    /// Takes in `contexts` and goes on from each of the `prompts`, of which every context has as many in a
+    /// row, as `config` says.
+    ///
+    /// # Errors
+    ///
+    /// Contexts or prompts that do not fit the model.
+    pub fn generate(
+        &self,
+        contexts: &Tokens<B>,
+        prompts: &[Vec<u32>],
+        config: &GenerateConfig,
+    ) -> Result<Vec<Vec<u32>>, Error> {
+        match self {
+            Self::InContext(method) => method.generate(contexts, prompts, config),
+            _ => {
+                let memory = self.write(contexts)?;
+                self.reader(&memory)?.generate(prompts, config)
+            }
+        }
+    }
+
+    /// Takes memories out of the backend, to be described further and saved.
+    ///
+    /// # Errors
+    ///
+    /// Memories of another model or with numbers that are not finite; a method that writes nothing.
+    pub fn pack(&self, memory: &Memory<B>) -> Result<MemoryFile, Error> {
+        match self {
+            Self::GradMem(method) => method.pack(memory),
+            Self::Rmt(method) => method.pack(memory),
+            Self::InContext(_) => Err(writes_nothing()),
+        }
+    }
+
+    /// Memories that this model wrote, back on its backend.
+    ///
+    /// # Errors
+    ///
+    /// If another model wrote them; a method that writes nothing.
+    pub fn unpack(&self, file: &MemoryFile) -> Result<Memory<B>, Error> {
+        match self {
+            Self::GradMem(method) => method.unpack(file),
+            Self::Rmt(method) => method.unpack(file),
+            Self::InContext(_) => Err(writes_nothing()),
+        }
+    }
+
+    /// The longest context that can be written, in tokens; `None` if there is no limit.
+    ///
+    /// # Errors
+    ///
+    /// A method that writes nothing.
+    pub fn longest_context(&self) -> Result<Option<usize>, Error> {
+        let beside = match self {
+            Self::GradMem(method) => method.config().prefix_len(),
+            Self::Rmt(method) => method.config().written_with(),
+            Self::InContext(_) => return Err(writes_nothing()),
+        };
+        let positions = self.model().max_positions();
+        Ok(positions.map(|positions| positions.saturating_sub(beside)))
+    }
+}
+
+/// The language model alone.
+impl<B: KernelBackend> From<AnyMethod<B>> for AnyLm<B> {
+    fn from(method: AnyMethod<B>) -> Self {
+        each!(method, method => method.model)
+    }
+}
+
+fn writes_nothing() -> Error {
+    Error::Input(
+        "the in-context baseline keeps the whole context and writes no memory: \
+         use a model trained with gradmem or rmt"
+            .into(),
+    )
+}
+
+impl<B: KernelBackend> Method<B> for AnyMethod<B> {
+    fn answers(&self, episode: &Episode<B>) -> Result<Answers<B>, Error> {
+        each!(self, method => method.answers(episode))
+    }
+
+    fn gradient(
+        &self,
+        episode: &Episode<B>,
+        strategy: MetaGradient,
+    ) -> Result<(GradientsParams, Answers<B>), Error>
+    where
+        B: AutodiffBackend,
+        Self: AutodiffModule<B>,
+    {
+        each!(self, method => method.gradient(episode, strategy))
+    }
+
+    fn counted_labels(&self, totals: Totals) -> usize {
+        each!(self, method => method.counted_labels(totals))
+    }
+
+    fn reconstruction(
+        &self,
+        answers: &Answers<B>,
+        episode: &Episode<B>,
+    ) -> Result<Option<Reconstruction<B>>, Error> {
+        each!(self, method => Method::reconstruction(method, answers, episode))
+    }
+}

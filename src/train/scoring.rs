@@ -1,0 +1,248 @@
+//! From answers to scores: what is on the device is collected, read in one transfer, and added up on the host.
+
+use burn::tensor::backend::{AutodiffBackend, Backend};
+use burn::tensor::{Int, Tensor, TensorData};
+
+use super::learner::Fault;
+use super::metrics::{Measure, Scores};
+use crate::data::Batch;
+use crate::memory::Reconstruction;
+use crate::method::Answers;
+use crate::support::readback::{Readback, Slot, Values};
+
+/// The scores of a batch as tensors on its device.
+pub(super) struct Unread<B: Backend> {
+    /// Each sample's WRITE loss before each step: K tensors `[batch]`.
+    losses: Vec<Tensor<B, 1>>,
+    /// Each sample's norm of the inner gradient at each step: K tensors `[batch]`.
+    grad_norms: Vec<Tensor<B, 1>>,
+    /// Whether a memory was written.
+    writes: bool,
+    /// `[1]`
+    read_loss: Tensor<B, 1>,
+    /// Labels that the READ loss is a mean over.
+    labels: usize,
+    hits: UnreadHits<B>,
+    /// At M_K.
+    pub reconstruction: Option<Reconstruction<B>>,
+}
+
+impl<B: Backend> Unread<B> {
+    /// Of answers whose READ loss is a mean over so many `labels`.
+    pub fn of(answers: &Answers<B>, batch: &Batch<B>, labels: usize) -> Self {
+        let memory = answers.memory.as_ref();
+        let steps = |of: fn(&crate::memory::Memory<B>) -> &Vec<Tensor<B, 1>>| {
+            memory.map_or_else(Vec::new, |memory| of(memory).clone())
+        };
+        Self {
+            losses: steps(|memory| &memory.losses),
+            grad_norms: steps(|memory| &memory.grad_norms),
+            writes: memory.is_some(),
+            read_loss: answers.read_loss.clone(),
+            labels,
+            hits: UnreadHits::of(answers.logits.clone(), batch),
+            reconstruction: None,
+        }
+    }
+}
+
+impl<B: AutodiffBackend> Unread<B> {
+    /// The same without the tape; a reconstruction is not taken on one.
+    pub fn inner(self) -> Unread<B::InnerBackend> {
+        let all = |tensors: Vec<Tensor<B, 1>>| tensors.into_iter().map(Tensor::inner).collect();
+        Unread {
+            losses: all(self.losses),
+            grad_norms: all(self.grad_norms),
+            writes: self.writes,
+            read_loss: self.read_loss.inner(),
+            labels: self.labels,
+            hits: UnreadHits {
+                right: self.hits.right.inner(),
+                counts: self.hits.counts,
+            },
+            reconstruction: None,
+        }
+    }
+}
+
+/// How many of each query's scored tokens are predicted, on the device.
+pub(super) struct UnreadHits<B: Backend> {
+    /// `[batch · r]`
+    right: Tensor<B, 1>,
+    /// Scored tokens of each query.
+    counts: Vec<usize>,
+}
+
+impl<B: Backend> UnreadHits<B> {
+    /// Of logits `[batch · r, seq + 1, vocab_size]`.
+    pub fn of(logits: Tensor<B, 3>, batch: &Batch<B>) -> Self {
+        let [rows, places, _] = logits.dims();
+        let seq = places - 1;
+        // No prediction is negative, so neither is what has no label or none that can be met.
+        let labels = batch.scored.iter().flatten();
+        let labels = labels.map(|id| i32::try_from(*id).map_or(-1, i64::from));
+        let labels = TensorData::new(labels.collect::<Vec<i64>>(), [rows, seq]);
+        let labels: Tensor<B, 2, Int> = Tensor::from_data(labels, &logits.device());
+        let predicted = logits.detach().narrow(1, 0, seq).argmax(2);
+        let right = predicted.reshape([rows, seq]).equal(labels).int();
+        let counts = batch.scored.iter();
+        let counts = counts.map(|row| row.iter().filter(|id| **id >= 0).count());
+        Self {
+            right: right.sum_dim(1).reshape([rows]).float(),
+            counts: counts.collect(),
+        }
+    }
+
+    /// Waits for the next transfer.
+    pub fn pend(self, readback: &mut Readback<B>) -> PendingHits {
+        PendingHits {
+            right: readback.push(self.right),
+            counts: self.counts,
+        }
+    }
+}
+
+/// [`UnreadHits`] whose transfer is due.
+pub(super) struct PendingHits {
+    right: Slot,
+    counts: Vec<usize>,
+}
+
+impl PendingHits {
+    /// Each query's.
+    pub fn hits(&self, values: &Values) -> Vec<Hits> {
+        let pairs = values.of(self.right).iter().zip(&self.counts);
+        let hits = pairs.map(|(right, count)| Hits {
+            right: *right as usize,
+            count: *count,
+        });
+        hits.collect()
+    }
+}
+
+/// How many of a query's scored tokens are predicted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Hits {
+    right: usize,
+    count: usize,
+}
+
+impl Hits {
+    pub fn is_match(self) -> bool {
+        self.right == self.count
+    }
+
+    pub fn add_to(self, scores: &mut Scores) {
+        scores.add(Measure::TokenAccuracy, self.right as f64, self.count);
+        scores.add(Measure::ExactMatch, f64::from(self.is_match()), 1);
+    }
+}
+
+/// [`Unread`] scores whose transfer is due.
+pub(super) struct Pending {
+    losses: Vec<Slot>,
+    grad_norms: Vec<Slot>,
+    writes: bool,
+    read_loss: Slot,
+    labels: usize,
+    hits: PendingHits,
+    reconstruction: Option<PendingReconstruction>,
+}
+
+impl Pending {
+    /// Adds all tensors to the next transfer.
+    pub fn new<B: Backend>(unread: Unread<B>, readback: &mut Readback<B>) -> Self {
+        let mut all = |tensors: Vec<Tensor<B, 1>>| -> Vec<Slot> {
+            tensors.into_iter().map(|x| readback.push(x)).collect()
+        };
+        let (losses, grad_norms) = (all(unread.losses), all(unread.grad_norms));
+        let written = unread.reconstruction;
+        Self {
+            losses,
+            grad_norms,
+            writes: unread.writes,
+            read_loss: readback.push(unread.read_loss),
+            labels: unread.labels,
+            hits: unread.hits.pend(readback),
+            reconstruction: written.map(|written| PendingReconstruction::new(written, readback)),
+        }
+    }
+
+    /// Adds everything up, if WRITE's numbers are finite.
+    pub fn scores(&self, values: &Values) -> Result<Scores, Fault> {
+        let mut scores = Scores::default();
+        write_scores(&self.losses, &self.grad_norms, values, &mut scores)?;
+        let read_loss: f64 = values.of(self.read_loss).iter().sum();
+        scores.add(
+            Measure::ReadLoss,
+            read_loss * self.labels as f64,
+            self.labels,
+        );
+        for hits in self.hits.hits(values) {
+            hits.add_to(&mut scores);
+        }
+        if let Some(written) = &self.reconstruction {
+            let starts = self.writes && self.losses.is_empty();
+            written.add_to(values, starts, &mut scores)?;
+        }
+        Ok(scores)
+    }
+}
+
+/// A [`Reconstruction`] whose transfer is due.
+pub(super) struct PendingReconstruction {
+    loss: Slot,
+    accuracy: Slot,
+}
+
+impl PendingReconstruction {
+    /// Adds its tensors to the next transfer.
+    pub fn new<B: Backend>(written: Reconstruction<B>, readback: &mut Readback<B>) -> Self {
+        Self {
+            loss: readback.push(written.loss),
+            accuracy: readback.push(written.accuracy),
+        }
+    }
+
+    /// Adds the means; `starts` if the memory is M0 still.
+    pub fn add_to(&self, values: &Values, starts: bool, scores: &mut Scores) -> Result<(), Fault> {
+        let after = finite(values.of(self.loss), "loss after the last step")?;
+        let (sum, count) = (after.iter().sum(), after.len());
+        scores.add(Measure::WriteLossAfter, sum, count);
+        if starts {
+            scores.add(Measure::WriteLossBefore, sum, count);
+        }
+        let accuracy = values.of(self.accuracy).iter().sum();
+        scores.add(Measure::WriteAccuracy, accuracy, count);
+        Ok(())
+    }
+}
+
+/// Adds WRITE's losses and norms, one slot a step.
+pub(super) fn write_scores(
+    losses: &[Slot],
+    grad_norms: &[Slot],
+    values: &Values,
+    scores: &mut Scores,
+) -> Result<(), Fault> {
+    for (k, (loss, norm)) in losses.iter().zip(grad_norms).enumerate() {
+        let loss = finite(values.of(*loss), &format!("loss before step {k}"))?;
+        let norm = finite(values.of(*norm), &format!("gradient of step {k}"))?;
+        if k == 0 {
+            scores.add(Measure::WriteLossBefore, loss.iter().sum(), loss.len());
+        }
+        scores.add(Measure::InnerGradNorm, norm.iter().sum(), norm.len());
+    }
+    Ok(())
+}
+
+/// The values of a batch's samples, if all are finite.
+fn finite<'a>(values: &'a [f64], what: &str) -> Result<&'a [f64], Fault> {
+    match values.iter().position(|value| !value.is_finite()) {
+        None => Ok(values),
+        Some(sample) => Err(Fault::NotFinite {
+            sample,
+            value: format!("{} ({what})", values[sample]),
+        }),
+    }
+}
