@@ -69,11 +69,10 @@ fn main() -> Result<(), Error> {
     let mut optimizer = AdamWConfig::new().init();
 
     // Which of two letters is in the context? The memory has to say so.
-    let contexts: Tensor<B, 2, Int> = Tensor::from_data([[4, 4, 6], [6, 5, 5]], &device);
-    let queries: Tensor<B, 2, Int> = Tensor::from_data([[1, 4], [1, 5]], &device);
-    let labels: Tensor<B, 2, Int> = Tensor::from_data([[-1, 4], [-1, 5]], &device);
+    let contexts = Tokens::new(&[[4, 4, 6], [6, 5, 5]], &device)?;
+    let episode = Episode::from_answers(contexts, &[([1], [4]), ([1], [5])])?;
     for step in 0..=60 {
-        let outer = gradmem.outer(contexts.clone(), queries.clone(), labels.clone())?;
+        let outer = gradmem.outer(&episode)?;
         let loss = outer.loss();
         if step % 20 == 0 {
             println!("step {step:2}: READ loss {:.4}", loss.clone().into_scalar());
@@ -84,12 +83,12 @@ fn main() -> Result<(), Error> {
 
     // Without a tape: what is written now is a memory to keep.
     let gradmem = gradmem.valid();
-    let memory = gradmem.write(contexts.inner())?;
+    let memory = gradmem.write(&episode.contexts().inner())?;
     let file = std::env::temp_dir().join("custom_model.mem.safetensors");
     gradmem.save_memory(&memory, &file)?;
     let memory = gradmem.load_memory(&file)?;
-    let question = Tensor::from_data([[1], [1]], &device);
-    let answers = gradmem.read(&memory, question)?.narrow(1, 1, 1).argmax(2);
-    println!("{}: told {}", file.display(), answers.to_data());
+    let questions = Tokens::new(&[[1], [1]], &device)?;
+    let answers = gradmem.read(&memory, &questions)?.narrow(1, 1, 1).argmax(2);
+    println!("{}: answers {}", file.display(), answers.to_data());
     Ok(())
 }

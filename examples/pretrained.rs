@@ -6,11 +6,10 @@
 
 use gradmem::Error;
 use gradmem::data::KvConfig;
+use gradmem::episode::Tokens;
 use gradmem::memory::GradMemConfig;
 use gradmem::model::generate::GenerateConfig;
 use gradmem::model::{Gpt2Config, ModelConfig, pretrained};
-
-use burn::tensor::{Int, Tensor, TensorData};
 
 type B = burn_flex::Flex;
 
@@ -37,14 +36,10 @@ fn main() -> Result<(), Error> {
         .with_memory_tokens(8)
         .with_write_steps(5)
         .with_write_lr(0.4)
-        .with_pad_token(loaded.pad_token)
         .init(loaded.model, 1, &device)?;
 
     let context = encode("!a:1!!b:2!!c:3!|")?;
-    let shape = [1, context.len()];
-    let ids: Vec<i64> = context.iter().map(|id| i64::from(*id)).collect();
-    let contexts: Tensor<B, 2, Int> = Tensor::from_data(TensorData::new(ids, shape), &device);
-    let memory = gradmem.write(contexts)?;
+    let memory = gradmem.write(&Tokens::new(&[&context], &device)?)?;
     for (step, loss) in memory.losses.iter().enumerate() {
         println!(
             "WRITE step {step}: {:.4} nats a token",

@@ -322,8 +322,10 @@ fn one_pass_gives_what_each_number_of_steps_gives() {
     let adaptive = found.adaptive.unwrap();
     let batch = loader.iter().next().unwrap().unwrap();
     let gradmem = trained.into_gradmem().unwrap();
-    let (memory, steps) = gradmem.write_until(batch.contexts, &adaptive.rule).unwrap();
-    assert_eq!(memory.vectors.dims()[0], 10);
+    let (memory, steps) = gradmem
+        .write_until(batch.episode.contexts(), &adaptive.rule)
+        .unwrap();
+    assert_eq!(memory.len(), 10);
     let mean = steps.iter().sum::<usize>() as f64 / 10.0;
     assert!((mean - adaptive.mean_write_steps).abs() < 1e-9);
 }

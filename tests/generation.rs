@@ -5,7 +5,8 @@ use burn::module::Module;
 use burn::tensor::backend::Backend;
 use burn::tensor::{Int, Tensor, TensorData};
 use burn_ndarray::NdArray;
-use gradmem::baselines::{InContextConfig, RmtConfig, RmtProj};
+use gradmem::baselines::{InContext, RmtConfig, RmtProj};
+use gradmem::episode::Tokens;
 use gradmem::kernels::KernelBackend;
 use gradmem::memory::{GradMemConfig, MemProj};
 use gradmem::model::generate::{GenerateConfig, Prefix, continue_prompts};
@@ -58,6 +59,11 @@ fn tokens(rows: &[&[i64]]) -> Tensor<B, 2, Int> {
     let shape = [rows.len(), rows[0].len()];
     let data = TensorData::new(rows.concat(), shape);
     Tensor::from_data(data, &Default::default())
+}
+
+/// Rows with padding 0.
+fn padded(rows: &[&[i64]]) -> Tokens<B> {
+    Tokens::from_padded(tokens(rows), 0).unwrap()
 }
 
 fn values<const D: usize>(x: Tensor<B, D>) -> Vec<f64> {
@@ -143,8 +149,8 @@ fn a_model_without_a_cache_of_its_own_says_the_same() {
         ours.generate(&prompts, &config).unwrap(),
         theirs.generate(&prompts, &config).unwrap()
     );
-    let more = || tokens(&[&[1, 2], &[3, 4], &[5, 6], &[7, 8]]);
-    let [a, b] = [ours.logits(more()), theirs.logits(more())];
+    let more = padded(&[&[1, 2], &[3, 4], &[5, 6], &[7, 8]]);
+    let [a, b] = [ours.logits(&more), theirs.logits(&more)];
     assert_close("plain", &values(a.unwrap()), &values(b.unwrap()));
 }
 
@@ -259,47 +265,47 @@ fn a_batch_of_n_is_n_batches_of_one() {
             ..RmtConfig::default()
         };
         let rmt = rmt.init(model.clone(), 6, &device).unwrap();
-        let prompt = InContextConfig::default().init(model).unwrap();
+        let prompt = InContext::new(model);
 
-        let written = gradmem.write(tokens(&CONTEXTS)).unwrap();
-        let passed = rmt.write(tokens(&CONTEXTS)).unwrap();
+        let written = gradmem.write(&padded(&CONTEXTS)).unwrap();
+        let passed = rmt.write(&padded(&CONTEXTS)).unwrap();
         let answers = [
-            gradmem.read(&written, tokens(&QUERIES)).unwrap(),
-            rmt.read(&passed, tokens(&QUERIES)).unwrap(),
-            prompt.logits(tokens(&CONTEXTS), tokens(&QUERIES)).unwrap(),
+            gradmem.read(&written, &padded(&QUERIES)).unwrap(),
+            rmt.read(&passed, &padded(&QUERIES)).unwrap(),
+            prompt.logits(&padded(&CONTEXTS), &padded(&QUERIES)).unwrap(),
         ];
         for row in 0..3 {
-            let context = tokens(&[&unpadded(CONTEXTS[row])]);
+            let context = padded(&[&unpadded(CONTEXTS[row])]);
             let query = unpadded(QUERIES[row]);
-            let alone = gradmem.write(context.clone()).unwrap();
+            let alone = gradmem.write(&context).unwrap();
             let same = |what: &str, all: &Tensor<B, 3>, one: Tensor<B, 3>| {
                 let rows = one.dims()[1];
                 let own = all.clone().narrow(0, row, 1).narrow(1, 0, rows);
                 assert_close(&format!("{name} {what} {row}"), &values(own), &values(one));
             };
-            same("WRITE", &written.vectors, alone.vectors.clone());
-            let passed_alone = rmt.write(context.clone()).unwrap();
-            same("RMT", &passed.vectors, passed_alone.vectors.clone());
-            let queries = || tokens(&[&query]);
+            same("WRITE", &written.vectors(), alone.vectors());
+            let passed_alone = rmt.write(&context).unwrap();
+            same("RMT", &passed.vectors(), passed_alone.vectors());
+            let queries = padded(&[&query]);
             let [read, rmt_read, prompted] = &answers;
-            same("READ", read, gradmem.read(&alone, queries()).unwrap());
+            same("READ", read, gradmem.read(&alone, &queries).unwrap());
             same(
                 "RMT READ",
                 rmt_read,
-                rmt.read(&passed_alone, queries()).unwrap(),
+                rmt.read(&passed_alone, &queries).unwrap(),
             );
             same(
                 "prompt",
                 prompted,
-                prompt.logits(context.clone(), queries()).unwrap(),
+                prompt.logits(&context, &queries).unwrap(),
             );
             // The prefix that is read once gives what reading all at once gives.
             let once = gradmem.reader(&alone).unwrap();
-            same("reader", read, once.logits(queries()).unwrap());
+            same("reader", read, once.logits(&queries).unwrap());
             let once = rmt.reader(&passed_alone).unwrap();
-            same("RMT reader", rmt_read, once.logits(queries()).unwrap());
-            let once = prompt.reader(context).unwrap();
-            same("prompt reader", prompted, once.logits(queries()).unwrap());
+            same("RMT reader", rmt_read, once.logits(&queries).unwrap());
+            let once = prompt.reader(&context).unwrap();
+            same("prompt reader", prompted, once.logits(&queries).unwrap());
         }
     }
 }
@@ -312,14 +318,14 @@ fn many_queries_share_one_prefix() {
             .with_write_lr(0.3)
             .init(model, 5, &Default::default())
             .unwrap();
-        let memory = gradmem.write(tokens(&CONTEXTS[..2])).unwrap();
-        let queries = tokens(&[&[5, 6], &[7, 8], &[4, 16], &[3, 2]]);
+        let memory = gradmem.write(&padded(&CONTEXTS[..2])).unwrap();
+        let queries = padded(&[&[5, 6], &[7, 8], &[4, 16], &[3, 2]]);
         let reader = gradmem.reader(&memory).unwrap();
-        let shared = values(reader.logits(queries.clone()).unwrap());
-        let whole = values(gradmem.read(&memory, queries).unwrap());
+        let shared = values(reader.logits(&queries).unwrap());
+        let whole = values(gradmem.read(&memory, &queries).unwrap());
         assert_close(name, &shared, &whole);
         assert!(reader.cache().bytes() > 0);
-        let uneven = reader.logits(tokens(&[&[1], &[2], &[3]]));
+        let uneven = reader.logits(&padded(&[&[1], &[2], &[3]]));
         assert!(uneven.unwrap_err().to_string().contains("evenly"));
         let uneven = reader.generate(&[vec![1]], &GenerateConfig::default());
         assert!(uneven.unwrap_err().to_string().contains("evenly"));

@@ -9,6 +9,7 @@ use burn_flex::Flex;
 use burn_ndarray::NdArray;
 use gradmem::Error;
 use gradmem::data::{KvConfig, tokenizer_fingerprint};
+use gradmem::episode::Tokens;
 use gradmem::memory::{GradMem, GradMemConfig, MemProj, Memory, MemoryFile, MemoryFloat};
 use gradmem::model::generate::GenerateConfig;
 use gradmem::model::{AnyLm, LlamaConfig, ModelConfig, cache_bytes, weights};
@@ -36,9 +37,9 @@ fn gradmem<B: KernelBackend>(llama: LlamaConfig, proj: MemProj, seed: u64) -> Gr
         .unwrap()
 }
 
-fn contexts<B: Backend>() -> Tensor<B, 2, Int> {
-    let ids = [[5, 6, 7, 8, 9], [9, 8, 7, 0, 0], [11, 30, 2, 17, 0]];
-    Tensor::from_data(ids, &Default::default())
+fn contexts<B: Backend>() -> Tokens<B> {
+    let ids: [&[u32]; 3] = [&[5, 6, 7, 8, 9], &[9, 8, 7], &[11, 30, 2, 17]];
+    Tokens::new(&ids, &Default::default()).unwrap()
 }
 
 fn message<T>(result: Result<T, Error>) -> String {
@@ -63,7 +64,7 @@ fn a_file_gives_back_what_went_in() {
     let path = folder.path().join("m.safetensors");
     for proj in [MemProj::None, MemProj::Proj, MemProj::PerSample] {
         let gradmem = gradmem::<Flex>(llama(), proj, 1);
-        let memory = gradmem.write(contexts()).unwrap();
+        let memory = gradmem.write(&contexts()).unwrap();
         let mut file = gradmem.pack(&memory).unwrap();
         file.origin.tokenizer = Some("abc".into());
         file.samples[1].name = Some("β \"quoted\"\n".into());
@@ -85,13 +86,13 @@ fn a_file_gives_back_what_went_in() {
         let before = values(&memory.losses[0]);
         assert_eq!(opened.samples[0].loss_before, Some(before[0]));
         let back = gradmem.unpack(&opened).unwrap();
-        assert_eq!(back.vectors.to_data(), memory.vectors.to_data());
-        assert_eq!(back.projection.is_some(), proj == MemProj::PerSample);
+        assert_eq!(back.vectors().to_data(), memory.vectors().to_data());
+        assert_eq!(back.projection().is_some(), proj == MemProj::PerSample);
         for (back, ours) in back
-            .projection
+            .projection()
             .iter()
             .flatten()
-            .zip(memory.projection.iter().flatten())
+            .zip(memory.projection().iter().flatten())
         {
             assert_eq!(back.to_data(), ours.to_data());
         }
@@ -101,7 +102,7 @@ fn a_file_gives_back_what_went_in() {
         half.save(&path).unwrap();
         assert_eq!(half.bytes_each() * 2, file.bytes_each());
         let rounded = gradmem.load_memory(&path).unwrap();
-        for (a, b) in values(&rounded.vectors).iter().zip(values(&memory.vectors)) {
+        for (a, b) in values(&rounded.vectors()).iter().zip(values(&memory.vectors())) {
             assert!((a - b).abs() <= b.abs() / 256.0, "{a} is not {b} in bf16");
         }
 
@@ -109,14 +110,14 @@ fn a_file_gives_back_what_went_in() {
         let f64s = crate::gradmem::<NdArray<f64>>(llama(), proj, 1);
         assert_eq!(f64s.fingerprint(), gradmem.fingerprint());
         let there = f64s.unpack(&opened).unwrap();
-        assert_eq!(values(&there.vectors), values(&memory.vectors));
+        assert_eq!(values(&there.vectors()), values(&memory.vectors()));
     }
 }
 
 #[test]
 fn only_what_wrote_a_memory_reads_it() {
     let own = gradmem::<Flex>(llama(), MemProj::None, 1);
-    let file = own.pack(&own.write(contexts()).unwrap()).unwrap();
+    let file = own.pack(&own.write(&contexts()).unwrap()).unwrap();
     let ours = own.fingerprint();
     // Other weights, and the same weights in a model that computes something else with them.
     let heads = LlamaConfig {
@@ -220,7 +221,7 @@ impl Parts {
 #[test]
 fn damaged_and_contradicting_files_are_refused() {
     let gradmem = gradmem::<Flex>(llama(), MemProj::PerSample, 1);
-    let memory = gradmem.write(contexts()).unwrap();
+    let memory = gradmem.write(&contexts()).unwrap();
     let parts = Parts::of(&gradmem.pack(&memory).unwrap());
     let whole = std::fs::read(parts.path()).unwrap();
     assert!(parts.open(&parts.entry.to_string(), &parts.tensors).is_ok());
@@ -332,9 +333,9 @@ fn many_memories_and_queries_at_once_answer_as_one_by_one() {
     type B = Flex;
     let gradmem = gradmem::<B>(llama(), MemProj::None, 1);
     let contexts = contexts::<B>();
-    let all = gradmem.write(contexts.clone()).unwrap();
-    let rows = || (0..3).map(|row| contexts.clone().narrow(0, row, 1));
-    let each: Vec<Memory<B>> = rows().map(|row| gradmem.write(row).unwrap()).collect();
+    let all = gradmem.write(&contexts).unwrap();
+    let rows = (0..3).map(|row| contexts.slice(row..row + 1));
+    let each: Vec<Memory<B>> = rows.map(|row| gradmem.write(&row).unwrap()).collect();
     let near = |a: &[f64], b: &[f64], of: f64| {
         assert_eq!(a.len(), b.len());
         assert!(
@@ -353,8 +354,8 @@ fn many_memories_and_queries_at_once_answer_as_one_by_one() {
         .unwrap();
     for (row, memory) in each.iter().enumerate() {
         near(
-            &values(&memory.vectors),
-            &values(&all.vectors.clone().narrow(0, row, 1)),
+            &values(&memory.vectors()),
+            &values(&all.vectors().narrow(0, row, 1)),
             1e-5,
         );
         let reader = gradmem.reader(memory).unwrap();
@@ -364,11 +365,13 @@ fn many_memories_and_queries_at_once_answer_as_one_by_one() {
                 .unwrap();
             assert_eq!(alone[0], together[row * 3 + at]);
         }
-        let query: Tensor<B, 2, Int> = Tensor::from_data([[3, 4]], &Default::default());
-        let three = query.clone().repeat_dim(0, 3);
-        let many = gradmem.read(&all, three).unwrap().narrow(0, row, 1);
+        let query = |times: usize| {
+            let rows = vec![[3, 4]; times];
+            Tokens::<B>::new(&rows, &Default::default()).unwrap()
+        };
+        let many = gradmem.read(&all, &query(3)).unwrap().narrow(0, row, 1);
         near(
-            &values(&gradmem.read(memory, query).unwrap()),
+            &values(&gradmem.read(memory, &query(1)).unwrap()),
             &values(&many),
             1e-5,
         );
@@ -376,21 +379,21 @@ fn many_memories_and_queries_at_once_answer_as_one_by_one() {
 
     // Put together and taken apart again.
     let joined = Memory::cat(each.clone()).unwrap();
-    near(&values(&joined.vectors), &values(&all.vectors), 1e-5);
+    near(&values(&joined.vectors()), &values(&all.vectors()), 1e-5);
     near(&values(&joined.losses[1]), &values(&all.losses[1]), 1e-5);
     let file = gradmem.pack(&all).unwrap();
     let turned = file.select(&[2, 0, 2]).unwrap();
     assert_eq!(turned.samples[1], file.samples[0]);
     let turned = gradmem.unpack(&turned).unwrap();
     let chosen = all.select(&[2, 0, 2]).unwrap();
-    assert_eq!(values(&chosen.vectors), values(&turned.vectors));
+    assert_eq!(values(&chosen.vectors()), values(&turned.vectors()));
     let (some, each) = (values(&chosen.losses[1]), values(&all.losses[1]));
     assert_eq!(some, [each[2], each[0], each[2]]);
     assert!(message(all.select(&[3])).contains("there are 3"));
     message(all.select(&[]));
-    let third = values(&all.vectors.clone().narrow(0, 2, 1));
-    assert_eq!(values(&turned.vectors.clone().narrow(0, 0, 1)), third);
-    assert_eq!(values(&turned.vectors.narrow(0, 2, 1)), third);
+    let third = values(&all.vectors().narrow(0, 2, 1));
+    assert_eq!(values(&turned.vectors().narrow(0, 0, 1)), third);
+    assert_eq!(values(&turned.vectors().narrow(0, 2, 1)), third);
     assert!(message(file.select(&[3])).contains("there are 3"));
     let mut short = file.clone();
     short.samples.pop();

@@ -6,9 +6,10 @@ use std::path::Path;
 use burn::backend::Autodiff;
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::optim::GradientsParams;
-use burn::tensor::{Int, Tensor, TensorData};
+use burn::tensor::{Tensor, TensorData};
 use burn::train::TrainStep;
-use gradmem::baselines::{InContextConfig, RmtConfig};
+use gradmem::baselines::RmtConfig;
+use gradmem::episode::{Episode, Tokens};
 use gradmem::data::Batch;
 use gradmem::interop::parity;
 use gradmem::memory::{GradMemConfig, GradMode, MemProj, MetaGradient};
@@ -78,31 +79,31 @@ fn gradmem(change: impl FnOnce(&mut GradMemConfig)) -> AnyMethod<B> {
 
 /// Contexts of different lengths, queries with different numbers of labels.
 fn batch() -> Batch<B> {
-    let ids = |rows: &[[i64; 5]]| -> Tensor<B, 2, Int> {
-        let shape = [rows.len(), 5];
-        Tensor::from_data(TensorData::new(rows.concat(), shape), &Default::default())
-    };
-    let contexts = ids(&[
-        [4, 7, 2, 9, 4],
-        [5, 10, 3, 0, 0],
-        [6, 1, 0, 0, 0],
-        [8, 8, 8, 2, 0],
-        [3, 9, 5, 7, 1],
-    ]);
-    let queries: Vec<[i64; 5]> = (0..10)
+    let device = Default::default();
+    let contexts: [&[u32]; 5] = [
+        &[4, 7, 2, 9, 4],
+        &[5, 10, 3],
+        &[6, 1],
+        &[8, 8, 8, 2],
+        &[3, 9, 5, 7, 1],
+    ];
+    let contexts = Tokens::new(&contexts, &device).unwrap();
+    let queries: Vec<[u32; 5]> = (0..10)
         .map(|i| [1 + i % 10, 2, 3 + i % 7, 4, 5 + i % 5])
         .collect();
-    let labels: Vec<[i64; 5]> = queries
+    let labels: Vec<Vec<i64>> = queries
         .iter()
         .enumerate()
-        .map(|(i, row)| [0, 1, 2, 3, 4].map(|at| if at > i % 5 { row[at] } else { -1 }))
+        .map(|(i, row)| {
+            let label = |at: usize| if at > i % 5 { i64::from(row[at]) } else { -1 };
+            (0..5).map(label).collect()
+        })
         .collect();
+    let queries = Tokens::new(&queries, &device).unwrap();
     Batch {
-        contexts,
-        queries: ids(&queries),
-        scored: labels.iter().map(|row| row.to_vec()).collect(),
+        episode: Episode::new(contexts, queries, &labels).unwrap(),
+        scored: labels,
         asked: Vec::new(),
-        labels: ids(&labels),
     }
 }
 
@@ -211,6 +212,5 @@ fn the_baselines_too() {
         ..RmtConfig::default()
     };
     check(method(MethodConfig::Rmt(rmt)), "RMT");
-    let in_context = InContextConfig { pad_token: 0 };
-    check(method(MethodConfig::InContext(in_context)), "in-context");
+    check(method(MethodConfig::InContext), "in-context");
 }

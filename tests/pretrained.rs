@@ -6,8 +6,9 @@ use std::path::Path;
 
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
 use burn::tensor::{DType, Int, Tensor, TensorData};
-use gradmem::baselines::{InContextConfig, RmtConfig, RmtProj};
-use gradmem::interop::checkpoint;
+use gradmem::baselines::{InContext, RmtConfig, RmtProj};
+use gradmem::episode::{Episode, Tokens};
+use gradmem::interop::checkpoint::{self, SpecialTokens};
 use gradmem::memory::{GradMemConfig, MemProj, MemoryFile};
 use gradmem::method::{AnyMethod, MethodConfig};
 use gradmem::model::generate::{GenerateConfig, Prefix, continue_prompts};
@@ -546,21 +547,21 @@ fn memories_of_another_kind_are_refused() {
         .with_memory_tokens(2)
         .init(model(), 2, &device)
         .unwrap();
-    let contexts = || -> Tensor<B, 2, Int> { Tensor::from_data([[5, 6, 7], [8, 9, 0]], &device) };
+    let contexts = Tokens::<B>::new(&[vec![5, 6, 7], vec![8, 9]], &device).unwrap();
     let path = |name: &str| folder.path().join(name);
 
-    let memory = own.write(contexts()).unwrap();
+    let memory = own.write(&contexts).unwrap();
     own.save_memory(&memory, path("own")).unwrap();
     let back = own.load_memory(path("own")).unwrap();
-    assert_eq!(back.vectors.to_data(), memory.vectors.to_data());
-    let [weight, _] = back.projection.clone().unwrap();
+    assert_eq!(back.vectors().to_data(), memory.vectors().to_data());
+    let [weight, _] = back.projection().unwrap();
     assert_eq!(weight.dims(), [2, 16, 16]);
     shared
-        .save_memory(&shared.write(contexts()).unwrap(), path("shared"))
+        .save_memory(&shared.write(&contexts).unwrap(), path("shared"))
         .unwrap();
-    none.save_memory(&none.write(contexts()).unwrap(), path("none"))
+    none.save_memory(&none.write(&contexts).unwrap(), path("none"))
         .unwrap();
-    let by_passes = rmt.pack(&rmt.write(contexts()).unwrap()).unwrap();
+    let by_passes = rmt.pack(&rmt.write(&contexts).unwrap()).unwrap();
     by_passes.save(path("rmt")).unwrap();
     assert!(rmt.unpack(&by_passes).is_ok());
 
@@ -576,16 +577,16 @@ fn memories_of_another_kind_are_refused() {
     refused(none.load_memory(path("rmt")), "rmt");
     let by_steps = MemoryFile::open(path("none")).unwrap();
     refused(rmt.unpack(&by_steps), "gradmem");
-    let queries = || -> Tensor<B, 2, Int> { Tensor::from_data([[5], [6]], &device) };
-    assert!(shared.read(&memory, queries()).is_err());
-    assert!(rmt.read(&memory, queries()).is_err());
+    let queries = Tokens::<B>::new(&[[5], [6]], &device).unwrap();
+    assert!(shared.read(&memory, &queries).is_err());
+    assert!(rmt.read(&memory, &queries).is_err());
     assert!(
-        own.write_loss(&none.write(contexts()).unwrap(), contexts())
+        own.write_loss(&none.write(&contexts).unwrap(), &contexts)
             .is_err()
     );
-    let one: Tensor<B, 2, Int> = Tensor::from_data([[5, 6, 7]], &device);
+    let one = Tokens::<B>::new(&[[5, 6, 7]], &device).unwrap();
     let error = none
-        .write_loss(&none.write(one).unwrap(), contexts())
+        .write_loss(&none.write(&one).unwrap(), &contexts)
         .unwrap_err();
     assert!(
         error.to_string().contains("1 memories, but 2 contexts"),
@@ -596,10 +597,11 @@ fn memories_of_another_kind_are_refused() {
 #[test]
 fn nothing_is_an_error_not_a_panic() {
     let device = Default::default();
-    let none = |shape: [usize; 2]| -> Tensor<B, 2, Int> {
-        Tensor::from_data(TensorData::new(Vec::<i64>::new(), shape), &device)
+    let none = |shape: [usize; 2]| {
+        let ids = Tensor::<B, 2, Int>::from_data(TensorData::new(Vec::<i64>::new(), shape), &device);
+        Tokens::from_tensor(ids).unwrap()
     };
-    let some = || -> Tensor<B, 2, Int> { Tensor::from_data([[5, 6, 7]], &device) };
+    let some = Tokens::<B>::new(&[[5, 6, 7]], &device).unwrap();
     for config in configs() {
         let model = || config.init::<B>(1, &device).unwrap();
         let gradmem = GradMemConfig::new()
@@ -607,37 +609,37 @@ fn nothing_is_an_error_not_a_panic() {
             .init(model(), 2, &device)
             .unwrap();
         let rmt = RmtConfig::new().init(model(), 2, &device).unwrap();
-        let prompt = InContextConfig::default().init(model()).unwrap();
-        let (written, passed) = (gradmem.write(some()).unwrap(), rmt.write(some()).unwrap());
+        let prompt = InContext::new(model());
+        let (written, passed) = (gradmem.write(&some).unwrap(), rmt.write(&some).unwrap());
         for shape in [[0, 3], [1, 0]] {
-            assert!(gradmem.write(none(shape)).is_err());
-            assert!(rmt.write(none(shape)).is_err());
-            assert!(prompt.logits(none(shape), some()).is_err());
-            assert!(prompt.reader(none(shape)).is_err());
+            assert!(gradmem.write(&none(shape)).is_err());
+            assert!(rmt.write(&none(shape)).is_err());
+            assert!(prompt.logits(&none(shape), &some).is_err());
+            assert!(prompt.reader(&none(shape)).is_err());
         }
         for queries in [none([0, 3]), none([0, 0])] {
-            assert!(gradmem.read(&written, queries.clone()).is_err());
-            assert!(rmt.read(&passed, queries.clone()).is_err());
+            assert!(gradmem.read(&written, &queries).is_err());
+            assert!(rmt.read(&passed, &queries).is_err());
             assert!(
                 gradmem
                     .reader(&written)
                     .unwrap()
-                    .logits(queries.clone())
+                    .logits(&queries)
                     .is_err()
             );
-            assert!(prompt.logits(some(), queries).is_err());
+            assert!(prompt.logits(&some, &queries).is_err());
         }
         // No tokens after the memory is a question, but nothing to be trained on.
         assert_eq!(
-            gradmem.read(&written, none([1, 0])).unwrap().dims(),
+            gradmem.read(&written, &none([1, 0])).unwrap().dims(),
             [1, 1, 24]
         );
         assert_eq!(
-            prompt.logits(some(), none([1, 0])).unwrap().dims(),
+            prompt.logits(&some, &none([1, 0])).unwrap().dims(),
             [1, 1, 24]
         );
-        assert!(gradmem.outer(some(), none([1, 0]), none([1, 0])).is_err());
-        assert!(rmt.outer(some(), none([1, 0]), none([1, 0])).is_err());
+        let unlabelled = Episode::new(some.clone(), none([1, 0]), &[[0i64; 0]]);
+        assert!(unlabelled.is_err());
         let empty = Tensor::<B, 3>::zeros([0, 2, 16], &device);
         assert!(Prefix::new(&gradmem.model, empty).is_err());
     }
@@ -660,7 +662,7 @@ fn what_is_not_a_number_is_neither_decoded_nor_saved() {
     let decoded = continue_prompts(&spoiled, &[vec![3]], &GenerateConfig::default(), &device);
     assert!(decoded.unwrap_err().to_string().contains("no numbers"));
     let rmt = RmtConfig::new().init(spoiled, 2, &device).unwrap();
-    let memory = rmt.write(Tensor::from_data([[5, 6, 7]], &device)).unwrap();
+    let memory = rmt.write(&Tokens::new(&[[5, 6, 7]], &device).unwrap()).unwrap();
     let packed = rmt.pack(&memory).unwrap_err().to_string();
     assert!(
         packed.contains("memory 0 of 1") && packed.contains("not finite"),
@@ -722,7 +724,7 @@ fn checkpoints_of_the_reference_are_read_and_written_back() {
         let method = checkpoint::load::<B>(&case, &Default::default());
         let method = method.unwrap_or_else(|e| panic!("{e}"));
         let folder = TempDir::new().unwrap();
-        checkpoint::save(&folder, &method, None, None).unwrap();
+        checkpoint::save(&folder, &method, None, SpecialTokens::default()).unwrap();
         // Every tensor under its name, every setting of theirs as it was.
         let (before, after) = (tensors(&case), tensors(folder.path()));
         assert_eq!(before.len(), after.len(), "{name}");
@@ -877,14 +879,13 @@ fn options_start_where_they_change_nothing() {
             .init::<B>(1, &device)
             .unwrap()
     };
-    let contexts =
-        || -> Tensor<B, 2, Int> { Tensor::from_data([[5, 6, 7, 8], [9, 3, 0, 0]], &device) };
+    let contexts = Tokens::<B>::new(&[vec![5, 6, 7, 8], vec![9, 3]], &device).unwrap();
     let plain = GradMemConfig::new()
         .with_memory_tokens(3)
         .with_write_lr(0.5);
     let write = |config: GradMemConfig| {
         let gradmem = config.init(model(), 2, &device).unwrap();
-        gradmem.write(contexts()).unwrap().vectors.to_data()
+        gradmem.write(&contexts).unwrap().vectors().to_data()
     };
     let expected = write(plain.clone());
     for config in [

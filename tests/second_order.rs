@@ -5,8 +5,10 @@
 
 use burn::backend::Autodiff;
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
-use burn::tensor::{Int, Tensor, TensorData};
-use gradmem::memory::{GradMem, GradMemConfig, GradMode, Memory, next_token_loss};
+use burn::tensor::{Tensor, TensorData};
+use gradmem::Error;
+use gradmem::episode::{Episode, Tokens};
+use gradmem::memory::{GradMem, GradMemConfig, GradMode, Memory};
 use gradmem::model::{Llama, LlamaConfig};
 
 type I = burn_ndarray::NdArray<f64>;
@@ -30,9 +32,19 @@ fn model<T: gradmem::kernels::KernelBackend>(config: &GradMemConfig) -> Model<T>
     config.init(lm, 4, &Default::default()).unwrap()
 }
 
-fn ids<T: burn::tensor::backend::Backend>(rows: &[&[i64]]) -> Tensor<T, 2, Int> {
+/// Rows with padding 0.
+fn padded<T: burn::tensor::backend::Backend>(rows: &[&[i64]]) -> Result<Tokens<T>, Error> {
     let shape = [rows.len(), rows[0].len()];
-    Tensor::from_data(TensorData::new(rows.concat(), shape), &Default::default())
+    let data = TensorData::new(rows.concat(), shape);
+    Tokens::from_padded(Tensor::from_data(data, &Default::default()), 0)
+}
+
+fn ids<T: burn::tensor::backend::Backend>(rows: &[&[i64]]) -> Tokens<T> {
+    padded(rows).unwrap()
+}
+
+fn episode<T: burn::tensor::backend::Backend>() -> Episode<T> {
+    Episode::new(ids(&CONTEXTS), ids(&QUERIES), &LABELS).unwrap()
 }
 
 const CONTEXTS: [&[i64]; 2] = [&[4, 7, 2, 9, 4], &[5, 10, 3, 0, 0]];
@@ -40,8 +52,7 @@ const QUERIES: [&[i64]; 4] = [&[4, 7, 2], &[9, 1, 2], &[5, 10, 6], &[2, 2, 0]];
 const LABELS: [&[i64]; 4] = [&[-1, 7, 2], &[-1, -1, 2], &[-1, 10, 6], &[2, 2, -1]];
 
 fn outer_loss<T: gradmem::kernels::KernelBackend>(model: &Model<T>) -> Tensor<T, 1> {
-    let (contexts, queries, labels) = (ids(&CONTEXTS), ids(&QUERIES), ids(&LABELS));
-    model.outer(contexts, queries, labels).unwrap().loss()
+    model.outer(&episode()).unwrap().loss()
 }
 
 fn number<T: burn::tensor::backend::Backend>(x: Tensor<T, 1>) -> f64 {
@@ -158,15 +169,15 @@ fn full(model: &Model<I>, at: (usize, usize), by: f64) -> f64 {
 /// What first order is defined to be: WRITE's updates come from the weights as they are, and only
 /// READ, and M0 where the updates are added to it, feel the nudge.
 fn constant_updates(model: &Model<I>, at: (usize, usize), by: f64, start_moves: bool) -> f64 {
-    let written = model.write(ids(&CONTEXTS)).unwrap();
+    let written = model.write(&ids(&CONTEXTS)).unwrap();
     let moved = nudged(model, at, by);
     let start = |model: &Model<I>| -> Tensor<I, 3> { model.mem.val().unsqueeze() };
     let vectors = match start_moves {
-        true => written.vectors + (start(&moved) - start(model)),
-        false => written.vectors,
+        true => written.vectors() + (start(&moved) - start(model)),
+        false => written.vectors(),
     };
-    let logits = moved.read(&Memory::from_vectors(vectors), ids(&QUERIES));
-    number(next_token_loss(logits.unwrap(), ids(&LABELS)))
+    let logits = moved.read(&Memory::from_vectors(vectors), &ids(&QUERIES));
+    number(episode().read_loss(logits.unwrap()))
 }
 
 fn config(steps: usize) -> GradMemConfig {
@@ -186,7 +197,7 @@ fn second_order_is_the_derivative_of_the_whole() {
 #[test]
 fn second_order_goes_through_clipping_and_the_inner_loss() {
     let norms = {
-        let memory = model::<I>(&config(2)).write(ids(&CONTEXTS)).unwrap();
+        let memory = model::<I>(&config(2)).write(&ids(&CONTEXTS)).unwrap();
         let norms: Vec<f64> = memory.grad_norms[0].to_data().iter::<f64>().collect();
         norms
     };
@@ -268,9 +279,9 @@ fn the_last_steps_alone_can_be_second_order() {
 fn write_gives_the_same_memory_on_a_plain_backend() {
     for mode in [GradMode::None, GradMode::First, GradMode::Second] {
         let config = config(3).with_grad_mode(mode);
-        let tracked = model::<B>(&config).write(ids(&CONTEXTS)).unwrap();
-        let plain = model::<I>(&config).write(ids(&CONTEXTS)).unwrap();
-        let gap = (tracked.vectors.inner() - plain.vectors).abs().max();
+        let tracked = model::<B>(&config).write(&ids(&CONTEXTS)).unwrap();
+        let plain = model::<I>(&config).write(&ids(&CONTEXTS)).unwrap();
+        let gap = (tracked.vectors().inner() - plain.vectors()).abs().max();
         assert!(number(gap) < 1e-13);
     }
 }
@@ -279,13 +290,13 @@ fn write_gives_the_same_memory_on_a_plain_backend() {
 #[test]
 fn a_batch_is_its_samples() {
     let model = model::<I>(&config(2).with_inner_clip_norm(Some(0.1)));
-    let together = model.write(ids(&CONTEXTS)).unwrap();
+    let together = model.write(&ids(&CONTEXTS)).unwrap();
     for (sample, context) in [&CONTEXTS[0][..5], &CONTEXTS[1][..3]]
         .into_iter()
         .enumerate()
     {
-        let alone = model.write(ids(&[context])).unwrap();
-        let gap = together.vectors.clone().narrow(0, sample, 1) - alone.vectors;
+        let alone = model.write(&ids(&[context])).unwrap();
+        let gap = together.vectors().narrow(0, sample, 1) - alone.vectors();
         assert!(number(gap.abs().max()) < 1e-13, "sample {sample}");
     }
 }
@@ -293,20 +304,23 @@ fn a_batch_is_its_samples() {
 #[test]
 fn what_cannot_be_written_or_read_is_an_error() {
     let model = model::<I>(&config(2));
-    let write = |rows: &[&[i64]]| model.write(ids(rows)).unwrap_err().to_string();
+    let write = |rows: &[&[i64]]| {
+        let written = padded(rows).and_then(|contexts| model.write(&contexts));
+        written.unwrap_err().to_string()
+    };
     assert!(write(&[&[4, 5], &[0, 0]]).contains("context 1 of 2 is empty"));
     assert!(write(&[&[4, 11]]).contains("context 0 has token 11 at 1"));
-    assert!(write(&[&[4, -1]]).contains("token -1"));
+    assert!(write(&[&[4, -1]]).contains("row 0 has -1 at 1, which is no token id"));
     assert!(write(&[&[4, 0, 5]]).contains("padding token 0 at 1"));
     assert!(write(&[&[4_i64; 1022][..]]).contains("needs 1025 positions"));
-    let memory = model.write(ids(&CONTEXTS)).unwrap();
-    let read = |rows: &[&[i64]]| model.read(&memory, ids(rows)).unwrap_err().to_string();
+    let memory = model.write(&ids(&CONTEXTS)).unwrap();
+    let read = |rows: &[&[i64]]| model.read(&memory, &ids(rows)).unwrap_err().to_string();
     assert!(read(&[&[4_i64][..]; 3]).contains("3 queries cannot be shared evenly by 2 memories"));
     assert!(read(&[&[4_i64, 99][..]; 2]).contains("query 0 has token 99 at 1"));
-    let narrow = Memory::from_vectors(memory.vectors.clone().narrow(1, 0, 2));
+    let narrow = Memory::from_vectors(memory.vectors().narrow(1, 0, 2));
     assert!(
         model
-            .read(&narrow, ids(&QUERIES))
+            .read(&narrow, &ids(&QUERIES))
             .unwrap_err()
             .to_string()
             .contains("2 vectors")

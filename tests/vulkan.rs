@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use burn::tensor::TensorData;
 use burn_wgpu::{CubeBackend, WgpuRuntime};
-use gradmem::interop::checkpoint;
+use gradmem::interop::checkpoint::{self, SpecialTokens};
 use gradmem::interop::parity;
 use gradmem::kernels::{self, Attention, KernelBackend};
 use gradmem::memory::GradMemConfig;
@@ -97,7 +97,7 @@ fn case(folder: &Path, write_steps: usize, freeze_backbone: bool) {
         .with_freeze_backbone(freeze_backbone)
         .init(model, 8, &device)
         .unwrap();
-    checkpoint::save(folder, &AnyMethod::GradMem(gradmem), None, None).unwrap();
+    checkpoint::save(folder, &AnyMethod::GradMem(gradmem), None, SpecialTokens::default()).unwrap();
     let ids = |rows: usize, columns: usize, seed: usize| -> Vec<i64> {
         (0..rows * columns)
             .map(|i| ((i * 7919 + seed * 31 + i * i % 101) % (VOCAB - 1) + 1) as i64)

@@ -21,16 +21,16 @@
 //! ```
 
 mod labels;
-mod tokens;
 
 use burn::tensor::Tensor;
 use burn::tensor::backend::{AutodiffBackend, Backend};
 
 pub use labels::Labels;
-pub use tokens::Tokens;
+
+pub use crate::model::Tokens;
 
 use crate::error::Error;
-use crate::model::CausalLm;
+use crate::model::{CausalLm, token_losses};
 use crate::model::rows::share;
 
 /// A batch of contexts, `r` queries to each, and what is to be predicted; or a part of such a batch.
@@ -193,6 +193,16 @@ impl<B: Backend> Episode<B> {
             }
         };
         (0..batch).step_by(contexts).map(part).collect()
+    }
+
+    /// The READ loss of logits `[batch · r, seq + 1, vocab_size]` as READ gives them: the mean of `−log p` over
+    /// all labelled tokens, `[1]`; zero without a label.
+    ///
+    /// # Panics
+    ///
+    /// If the logits are of other queries.
+    pub fn read_loss(&self, logits: Tensor<B, 3>) -> Tensor<B, 1> {
+        self.labels.mean_loss(logits, 0, token_losses)
     }
 
     /// What a mean over `count` of this part, `[1]`, adds to the same mean over the whole batch.

@@ -20,7 +20,7 @@ use super::write::detached;
 use super::{GradMem, GradMode, Memory};
 use crate::episode::Episode;
 use crate::error::Error;
-use crate::model::{Writable, token_losses};
+use crate::model::Writable;
 use crate::support::profile::{Phase, timed};
 
 /// The strategy by which the outer gradient is computed; all give the same numbers to rounding.
@@ -93,7 +93,7 @@ impl<B: Backend, M: Writable<B>> GradMem<B, M> {
     fn read_out(&self, memory: Memory<B>, episode: &Episode<B>) -> Result<Outer<B>, Error> {
         let (logits, read_loss) = timed::<B, _>(Phase::Read, &episode.device(), || {
             let logits = self.read(&memory, episode.queries())?;
-            let read_loss = episode.labels().mean_loss(logits.clone(), 0, token_losses);
+            let read_loss = episode.read_loss(logits.clone());
             Ok::<_, Error>((logits, read_loss))
         })?;
         let weight = self.config.inner_loss_weight;

@@ -14,7 +14,7 @@ use crate::baselines::{InContext, Rmt};
 use crate::episode::{Episode, Totals};
 use crate::error::Error;
 use crate::memory::{GradMem, Memory, MetaGradient, Outer, Reconstruction};
-use crate::model::{CausalLm, Writable, token_losses};
+use crate::model::{CausalLm, Writable};
 
 /// Something that answers queries about contexts and can be trained to.
 pub trait Method<B: Backend>: Module<B> + ModuleDisplay {
@@ -147,7 +147,7 @@ impl<B: Backend, M: CausalLm<B>> Method<B> for InContext<B, M> {
     fn answers(&self, episode: &Episode<B>) -> Result<Answers<B>, Error> {
         episode.labels().check(&self.model)?;
         let logits = self.logits(episode.contexts(), episode.queries())?;
-        let read_loss = episode.labels().mean_loss(logits.clone(), 0, token_losses);
+        let read_loss = episode.read_loss(logits.clone());
         Ok(Answers {
             read_loss,
             write_term: None,

@@ -10,7 +10,7 @@ use rand_distr::{Distribution, Uniform};
 use serde::{Deserialize, Serialize};
 
 use super::rows::{repeat, select, share};
-use super::{Cache, CausalLm, check_tokens};
+use super::{Cache, CausalLm, Tokens};
 use crate::error::{Error, require};
 
 /// How a continuation is chosen.
@@ -216,13 +216,10 @@ impl<'a, B: Backend, M: CausalLm<B>> Prefix<'a, B, M> {
     /// # Errors
     ///
     /// Rows that cannot be shared evenly, a token the model does not have, or more tokens than positions.
-    pub fn logits(&self, tokens: Tensor<B, 2, Int>) -> Result<Tensor<B, 3>, Error> {
-        let [rows, seq] = tokens.dims();
-        share(rows, self.batch())?;
-        if seq > 0 {
-            check_tokens(self.model, &tokens, self.cache.len(), "continuation")?;
-        }
-        Ok(self.logits_of_checked(tokens))
+    pub fn logits(&self, tokens: &Tokens<B>) -> Result<Tensor<B, 3>, Error> {
+        share(tokens.len(), self.batch())?;
+        tokens.check(self.model, self.cache.len(), "continuation")?;
+        Ok(self.logits_of_checked(tokens.ids()))
     }
 
     /// The same of tokens that passed these checks.
@@ -293,10 +290,10 @@ fn decode<B: Backend, M: CausalLm<B>>(
             None => (Cache::new(), None),
         };
         if seq > 0 {
-            let tokens = rows.iter().flat_map(|row| prompts[*row].iter().copied());
-            let tokens = ids(tokens.collect(), seq, device);
-            check_tokens(model, &tokens, cache.len(), "prompt")?;
-            let hidden = model.hidden_after(model.embed(tokens), &mut cache);
+            let prompts: Vec<_> = rows.iter().map(|row| &prompts[*row]).collect();
+            let tokens = Tokens::new(&prompts, device)?;
+            tokens.check(model, cache.len(), "prompt")?;
+            let hidden = model.hidden_after(model.embed(tokens.ids()), &mut cache);
             last = Some(hidden.narrow(1, seq - 1, 1));
         }
         let Some(last) = last else { continue };

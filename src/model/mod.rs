@@ -16,6 +16,7 @@ mod llama;
 mod mamba;
 pub mod pretrained;
 pub(crate) mod rows;
+mod tokens;
 pub mod weights;
 
 use burn::backend::Autodiff;
@@ -35,6 +36,7 @@ pub use gpt_neox::{GptNeoX, GptNeoXConfig};
 pub use gpt2::{Gpt2, Gpt2Config};
 pub use llama::{Llama, LlamaConfig};
 pub use mamba::{Mamba, MambaConfig, TimeStepRank};
+pub use tokens::Tokens;
 
 /// A decoder-only language model, in the three stages GradMem needs apart: memory vectors enter
 /// between [`embed`](CausalLm::embed) and [`hidden`](CausalLm::hidden), and a separate WRITE head
@@ -142,20 +144,6 @@ where
     type Lifted = L;
 }
 
-/// Fails on tokens `[batch, seq]` that the model does not have, or has no positions for behind `before`
-/// others.
-pub(crate) fn check_tokens<B: Backend, M: CausalLm<B>>(
-    model: &M,
-    tokens: &Tensor<B, 2, Int>,
-    before: usize,
-    what: &str,
-) -> Result<(), Error> {
-    let [_, seq] = tokens.dims();
-    check_positions(model, seq, before, what)?;
-    let ids: Vec<i64> = tokens.to_data().iter::<i64>().collect();
-    check_ids(model, &ids, seq, what)
-}
-
 /// Fails on more tokens than the model has positions for behind `before` others.
 pub(crate) fn check_positions<B: Backend, M: CausalLm<B>>(
     model: &M,
@@ -170,25 +158,5 @@ pub(crate) fn check_positions<B: Backend, M: CausalLm<B>>(
             before + seq
         ))),
         _ => Ok(()),
-    }
-}
-
-/// Fails on token ids, `seq` to a row, that the model does not have.
-pub(crate) fn check_ids<B: Backend, M: CausalLm<B>>(
-    model: &M,
-    ids: &[i64],
-    seq: usize,
-    what: &str,
-) -> Result<(), Error> {
-    let vocab = model.vocab_size() as i64;
-    match ids.iter().position(|id| !(0..vocab).contains(id)) {
-        None => Ok(()),
-        Some(at) => Err(Error::Input(format!(
-            "{what} {} has token {} at {}, but the model's tokens are 0 … {}",
-            at / seq,
-            ids[at],
-            at % seq,
-            vocab - 1
-        ))),
     }
 }

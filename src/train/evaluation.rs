@@ -17,7 +17,6 @@ use crate::memory::{GradMem, StopRule};
 use crate::method::AnyMethod;
 use crate::model::AnyLm;
 use crate::model::generate::GenerateConfig;
-use crate::model::token_losses;
 use crate::support::readback::{Readback, Slot};
 
 /// What to find out.
@@ -417,7 +416,7 @@ fn path_of<B: KernelBackend>(
         if wanted(k) {
             let logits = gradmem.read(&memory, episode.queries())?;
             let hits = UnreadHits::of(logits.clone(), batch);
-            let read_loss = episode.labels().mean_loss(logits, 0, token_losses);
+            let read_loss = episode.read_loss(logits);
             let written = gradmem.reconstruction(&memory, episode.contexts())?;
             path.places.push(Place {
                 k,

@@ -5,7 +5,8 @@ use std::path::Path;
 use burn::tensor::{Int, Tensor};
 use gradmem::Error;
 use gradmem::baselines::RmtConfig;
-use gradmem::interop::checkpoint;
+use gradmem::episode::{Episode, Tokens};
+use gradmem::interop::checkpoint::{self, SpecialTokens};
 use gradmem::memory::{GradMemConfig, MemProj};
 use gradmem::method::{AnyMethod, Method, MethodConfig};
 use gradmem::model::pretrained;
@@ -43,7 +44,11 @@ pub fn folder() -> Folder {
         ("rmt_2segm", MethodConfig::Rmt(rmt), &llama),
     ] {
         let method = method.init::<B>(model, 4, &device).unwrap();
-        checkpoint::save(folder.path().join(name), &method, None, Some(1)).unwrap();
+        let special = SpecialTokens {
+            end: Some(1),
+            ..SpecialTokens::default()
+        };
+        checkpoint::save(folder.path().join(name), &method, None, special).unwrap();
     }
     // What a published configuration has more of.
     for (name, path) in [("scaled", "llama"), ("turned", "gpt_neox")] {
@@ -65,7 +70,7 @@ pub fn folder() -> Folder {
 /// Opens a folder as a program does that knows nothing of it.
 pub fn open(folder: &Path) -> Result<(), Error> {
     let device = Default::default();
-    checkpoint::end_token(folder)?;
+    SpecialTokens::open(folder)?;
     let method = train::open_method::<B>(folder, &device)?;
     // As many steps as a configuration asks for are taken where that ends.
     let steps = match method.config() {
@@ -73,14 +78,13 @@ pub fn open(folder: &Path) -> Result<(), Error> {
         MethodConfig::Rmt(config) => config.write_steps,
         _ => 0,
     };
-    let tokens = Tensor::<B, 2, Int>::from_data([[3, 4, 5]], &device);
+    let tokens = Tokens::<B>::new(&[[3, 4, 5]], &device)?;
+    let episode = Episode::new(tokens.clone(), tokens, &[[3i64, 4, 5]])?;
     if let AnyMethod::InContext(_) = method {
         weights::forward(&pretrained::load::<B>(folder, &device)?.model)?;
     }
     match steps <= 8 {
-        true => method
-            .answers(tokens.clone(), tokens.clone(), tokens)
-            .map(|_| ()),
+        true => method.answers(&episode).map(|_| ()),
         false => Ok(()),
     }
 }

@@ -21,17 +21,17 @@ pub fn gradmem(mem_proj: MemProj) -> GradMem<B, Llama<B>> {
 
 /// A memory of two contexts as a file.
 pub fn save(gradmem: &GradMem<B, Llama<B>>, path: &Path) {
-    let contexts = Tensor::<B, 2, Int>::from_data([[5, 6, 7], [8, 9, 0]], &Default::default());
-    let memory = gradmem.write(contexts).unwrap();
+    let contexts = Tokens::<B>::new(&[vec![5, 6, 7], vec![8, 9]], &Default::default()).unwrap();
+    let memory = gradmem.write(&contexts).unwrap();
     gradmem.save_memory(&memory, path).unwrap();
 }
 
 /// Loads a memory and reads from it.
 pub fn open(gradmem: &GradMem<B, Llama<B>>, path: &Path) -> Result<(), Error> {
     let memory = gradmem.load_memory(path)?;
-    let queries = Tensor::<B, 2, Int>::from_data([[3, 4], [4, 3]], &Default::default());
-    match memory.vectors.dims()[0] {
-        2 => gradmem.read(&memory, queries).map(|_| ()),
+    let queries = Tokens::<B>::new(&[[3, 4], [4, 3]], &Default::default())?;
+    match memory.len() {
+        2 => gradmem.read(&memory, &queries).map(|_| ()),
         _ => gradmem.reader(&memory).map(|_| ()),
     }
 }

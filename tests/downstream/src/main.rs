@@ -75,14 +75,17 @@ impl<B: Backend> CausalLm<B> for Net<B> {
     }
 }
 
-/// Contexts `[n, PLACES]`; each place as a query and its letter as the target, `[n · PLACES, 1]`.
-fn samples<B: Backend>(n: usize) -> [Tensor<B, 2, Int>; 3] {
+/// Contexts of PLACES letters; each place is a query, its letter the target.
+fn episode<B: Backend>(n: usize) -> Result<Episode<B>, Error> {
     let device = Default::default();
     let letters = Distribution::Uniform(FIRST_LETTER as f64, VOCAB as f64);
     let contexts = Tensor::<B, 2, Int>::random([n, PLACES], letters, &device);
-    let places = Tensor::arange(1..PLACES as i64 + 1, &device).repeat_dim(0, n);
-    let targets = contexts.clone().reshape([n * PLACES, 1]);
-    [contexts, places.reshape([n * PLACES, 1]), targets]
+    let contexts = Tokens::from_tensor(contexts)?;
+    let answers: Vec<_> = contexts
+        .rows()
+        .flat_map(|row| (1..).zip(row).map(|(place, letter)| ([place], [*letter])))
+        .collect();
+    Episode::from_answers(contexts, &answers)
 }
 
 fn main() -> Result<(), Error> {
@@ -92,10 +95,7 @@ fn main() -> Result<(), Error> {
     let mut gradmem = memory.init(Net::<B>::new(32, &device), 2, &device)?;
     let mut optimizer = AdamWConfig::new().init();
     for step in 0..=200 {
-        let [contexts, places, letters] = samples(64);
-        let queries = Tensor::cat(vec![places.clone(), letters.clone()], 1);
-        let labels = Tensor::cat(vec![places.full_like(-1), letters], 1);
-        let loss = gradmem.outer(contexts, queries, labels)?.loss();
+        let loss = gradmem.outer(&episode(64)?)?.loss();
         if step % 50 == 0 {
             println!("step {step}: READ loss {:.3}", loss.clone().into_scalar());
         }
@@ -105,14 +105,15 @@ fn main() -> Result<(), Error> {
 
     // From here on without a tape: write, save, load, ask.
     let gradmem = gradmem.valid();
-    let [contexts, places, letters] = samples(100);
+    let episode = episode(100)?;
     let file = std::env::temp_dir().join(format!("letters-{}.safetensors", std::process::id()));
-    gradmem.save_memory(&gradmem.write(contexts)?, &file)?;
-    let logits = gradmem.read(&gradmem.load_memory(&file)?, places)?;
+    gradmem.save_memory(&gradmem.write(episode.contexts())?, &file)?;
+    let logits = gradmem.read(&gradmem.load_memory(&file)?, episode.queries())?;
     std::fs::remove_file(&file).ok();
-    let told = logits.narrow(1, 1, 1).argmax(2).reshape([-1, 1]);
-    let right: i64 = told.equal(letters).int().sum().into_scalar().into();
-    println!("{right} of {} letters are told from memory", 100 * PLACES);
+    let found = logits.narrow(1, 1, 1).argmax(2).reshape([-1, 1]);
+    let letters = episode.queries().ids().narrow(1, 1, 1);
+    let right: i64 = found.equal(letters).int().sum().into_scalar().into();
+    println!("{right} of {} letters are read from memory", 100 * PLACES);
     assert!(right >= 95 * PLACES as i64, "these are too few");
     Ok(())
 }

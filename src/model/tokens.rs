@@ -4,8 +4,8 @@ use burn::backend::Autodiff;
 use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::tensor::{Int, Tensor, TensorData};
 
+use super::{CausalLm, check_positions};
 use crate::error::Error;
-use crate::model::{CausalLm, check_positions};
 
 /// Token ids in rows of different lengths: as they are on the host, and padded on the right to one width
 /// on the device.
