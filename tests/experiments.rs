@@ -162,7 +162,7 @@ fn every_task_is_trained_evaluated_and_answers() {
             ] {
                 assert!(row[key].is_f64(), "{run} has no {key}: {row}");
             }
-            assert_eq!(row["retold"].is_f64(), method == "gradmem", "{row}");
+            assert_eq!(row["reconstructed"].is_f64(), method == "gradmem", "{row}");
             let kept = std::fs::read_to_string(at.join(&run).join("eval.json")).unwrap();
             let kept: Value = serde_json::from_str(&kept).unwrap();
             assert_eq!(kept["rows"][0]["read_loss"], row["read_loss"]);

@@ -367,7 +367,7 @@ impl<B: KernelBackend> Trained<B> {
                 for (row, context) in rows.iter().zip(contexts.rows()) {
                     let same = row.iter().zip(context).filter(|(a, b)| a == b).count();
                     let share = same as f64 / context.len().max(1) as f64;
-                    scores.add(Measure::Retold, share, 1);
+                    scores.add(Measure::Reconstructed, share, 1);
                 }
             }
             Ok(())

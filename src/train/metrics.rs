@@ -39,8 +39,10 @@ pub enum Measure {
     AnswerMatch,
     /// F1 of these answers' words, the best over the right ones.
     AnswerF1,
-    /// Share of a context's tokens that are at their place when WRITE's model tells it from M_K alone.
-    Retold,
+    /// Share of a context's tokens that WRITE's model predicts right at their position when it reconstructs the
+    /// context greedily from M_K alone.
+    #[serde(alias = "retold")]
+    Reconstructed,
 }
 
 impl Measure {
@@ -55,7 +57,7 @@ impl Measure {
         Self::WriteAccuracy,
         Self::AnswerMatch,
         Self::AnswerF1,
-        Self::Retold,
+        Self::Reconstructed,
     ];
 
     /// Those that a method's training measures.
@@ -83,7 +85,7 @@ impl Measure {
             Self::WriteAccuracy => "write_accuracy",
             Self::AnswerMatch => "answer_match",
             Self::AnswerF1 => "answer_f1",
-            Self::Retold => "retold",
+            Self::Reconstructed => "reconstructed",
         }
     }
 
@@ -99,7 +101,7 @@ impl Measure {
             Self::WriteAccuracy => "WRITE accuracy",
             Self::AnswerMatch => "Answer match",
             Self::AnswerF1 => "Answer F1",
-            Self::Retold => "Retold",
+            Self::Reconstructed => "Reconstructed",
         }
     }
 
@@ -112,7 +114,7 @@ impl Measure {
                 | Self::WriteAccuracy
                 | Self::AnswerMatch
                 | Self::AnswerF1
-                | Self::Retold
+                | Self::Reconstructed
         )
     }
 
@@ -125,9 +127,11 @@ impl Measure {
         }
     }
 
-    /// Its value among others by their keys, if it is there and a number.
+    /// Its value among others by their keys, if it is there and a number. Evaluations of older versions call
+    /// [`Measure::Reconstructed`] `retold`.
     pub fn in_values(self, values: &serde_json::Map<String, serde_json::Value>) -> Option<f64> {
-        values.get(self.key())?.as_f64()
+        let older = || values.get("retold").filter(|_| self == Self::Reconstructed);
+        values.get(self.key()).or_else(older)?.as_f64()
     }
 
     /// Whether `a` is better than `b`.
