@@ -1,4 +1,4 @@
-//! A run's settings: a TOML file in parts, and `key=value` overrides.
+//! The settings of a run and their checks. They are read from TOML, with `key=value` overrides.
 
 use std::path::Path;
 
@@ -6,6 +6,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
 
 use super::metrics::Measure;
+use super::overrides::{self, one_line, parse};
+pub use super::presets::presets;
+use super::presets::text_of;
 use crate::baselines::RmtConfig;
 use crate::data::{DataConfig, Lengths, TextTokenizer, TokensConfig};
 use crate::error::{Error, at_least_one, require};
@@ -14,46 +17,24 @@ use crate::method::{MethodConfig, MethodName};
 use crate::model::ModelConfig;
 use crate::support::fs::read_text;
 
-/// Each preset's name and file.
-macro_rules! presets {
-    ($($name:literal),*) => {
-        [$(($name, include_str!(concat!("../../presets/", $name, ".toml")))),*]
-    };
-}
+/// Contexts in a batch of an evaluation.
+pub(super) const VALID_BATCH: usize = 100;
 
-/// The presets that come with the crate: the paper's experiments, and small ones of their kind.
-const PRESETS: [(&str, &str); 14] = presets![
-    "babi",
-    "babi-small",
-    "kv",
-    "kv-n8",
-    "kv-quick",
-    "kv-small",
-    "lm",
-    "lm-small",
-    "phonebook",
-    "phonebook-small",
-    "squad",
-    "squad-small",
-    "text",
-    "text-small"
-];
-
-/// Everything a run depends on.
+/// All settings of a run.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct RunConfig {
-    /// How contexts are taken in: `gradmem`, `rmt` or `in-context`.
+    /// The method: `gradmem`, `rmt` or `in-context`.
     pub method: MethodName,
-    /// What is learned.
+    /// The task and its data.
     pub data: DataConfig,
-    /// How its texts become tokens.
+    /// Tokenizer and lengths of the task's texts.
     pub tokens: TokensConfig,
     /// The language model.
     pub model: ModelConfig,
     /// GradMem's WRITE and READ.
     pub memory: GradMemConfig,
-    /// The settings of RMT, if that is the method.
+    /// RMT's settings, if that is the method.
     pub rmt: RmtConfig,
     /// The outer loop.
     pub train: TrainConfig,
@@ -63,36 +44,35 @@ pub struct RunConfig {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct TrainConfig {
-    /// Fixes everything: initial weights, data, and so the whole run.
+    /// Seed of the initial weights and of the data.
     pub seed: u64,
-    /// Optimizer steps.
+    /// Number of optimizer steps.
     pub steps: usize,
-    /// Contexts a step.
+    /// Contexts per step.
     pub batch_size: usize,
-    /// Learning rate of AdamW, constant after the warm-up.
+    /// Learning rate of AdamW after the warm-up.
     pub lr: f64,
-    /// Steps over which the learning rate rises linearly from zero.
+    /// Steps in which the learning rate rises linearly from zero.
     pub warmup_steps: usize,
-    /// Decoupled weight decay.
+    /// Decoupled weight decay of AdamW.
     pub weight_decay: f64,
-    /// Rescales the outer gradient to at most this global L2 norm.
+    /// Largest global L2 norm of the outer gradient; a larger gradient is scaled down to it.
     pub clip_norm: Option<f64>,
-    /// How GradMem's outer gradient is computed. A run keeps what `auto` chose when it began.
+    /// Outer-gradient strategy of GradMem. `auto` chooses when a run begins, and the run keeps that choice.
     pub meta_gradient: MetaGradient,
-    /// Takes at most so many of a step's contexts at once: less memory, the same gradient to rounding.
+    /// Largest number of contexts computed at once. Less memory, and the same gradient up to rounding.
     pub micro_batch: Option<usize>,
     /// Steps between evaluations on the validation set, and between checkpoints.
     pub eval_every: usize,
-    /// Steps between lines of the log.
+    /// Steps between lines of the metrics log.
     pub log_every: usize,
-    /// Stops the run when this metric of the validation set reaches `stop_value`; it also chooses the
-    /// best checkpoint.
+    /// Validation metric that selects the best checkpoint. Training stops when it reaches `stop_value`.
     pub stop_metric: Measure,
     /// See `stop_metric`.
     pub stop_value: Option<f64>,
-    /// Easier versions of the task that come before it, each as `[data]` settings that differ, such as
-    /// `"pairs=2 queries_per_context=2"`, without a space inside a value. The run goes on to the next when `stop_metric` reaches
-    /// `curriculum_value`.
+    /// Easier versions of the task to train on first, each as the `[data]` settings that differ, such as
+    /// `"pairs=2 queries_per_context=2"` (no spaces inside a value). The next version begins when `stop_metric`
+    /// reaches `curriculum_value`.
     pub curriculum: Vec<String>,
     /// See `curriculum`.
     pub curriculum_value: f64,
@@ -169,21 +149,20 @@ impl RunConfig {
     ///
     /// # Errors
     ///
-    /// Names the key that is unknown, has a value of the wrong kind or a value that cannot work.
+    /// If there is no such preset or file. Otherwise names the first key that is unknown or has an invalid value.
     pub fn resolve(preset: &str, overrides: &[String]) -> Result<Self, Error> {
-        let text = preset_text(preset)?;
-        let mut table = parse(&text, preset)?;
+        let mut table = parse(&text_of(preset)?, preset)?;
         for text in overrides {
-            apply_override(&mut table, text)?;
+            overrides::apply(&mut table, text)?;
         }
         Self::from_table(table, preset)
     }
 
-    /// Reads a whole configuration, as a run folder holds it.
+    /// Reads the settings from a TOML file, such as a run folder's `config.toml`.
     ///
     /// # Errors
     ///
-    /// If the file cannot be read, is no TOML, lacks a key or has one too many, or its values cannot work.
+    /// If the file cannot be read, is not TOML, or has an unknown key or an invalid value.
     pub fn open(path: impl AsRef<Path>) -> Result<Self, Error> {
         let path = path.as_ref();
         let name = path.display().to_string();
@@ -191,19 +170,20 @@ impl RunConfig {
         Self::from_table(parse(&text, &name)?, &name)
     }
 
-    /// The configuration as TOML, every value spelled out.
+    /// The settings as TOML, defaults included.
     ///
     /// # Errors
     ///
-    /// If a number is beyond what TOML can hold.
+    /// If a number is too large for TOML.
     pub fn to_toml(&self) -> Result<String, Error> {
         toml::to_string(self).map_err(|e| Error::Input(format!("configuration: {e}")))
     }
 
     fn from_table(table: toml::Table, name: &str) -> Result<Self, Error> {
-        check_keys(&table, &known(&table)?, "")?;
+        overrides::check_keys(&table, &known(&table)?, "")?;
         let config = toml::Value::Table(table.clone()).try_into::<Self>();
-        let config = config.map_err(|e| match misfit(&table) {
+        let wrong_type = || overrides::wrong_type::<Self>(&table, &["task", "model_type"]);
+        let config = config.map_err(|e| match wrong_type() {
             Some(error) => error,
             None => Error::Input(format!("{name}: {}", one_line(&e.to_string()))),
         })?;
@@ -211,11 +191,11 @@ impl RunConfig {
         Ok(config)
     }
 
-    /// Checks every value, alone and with the others.
+    /// Checks every value, alone and in combination with the others.
     ///
     /// # Errors
     ///
-    /// The first value that cannot work, by its key and with the reason: [`Error::Config`].
+    /// [`Error::Config`] for the first invalid value, with its key and the reason.
     pub fn validate(&self) -> Result<(), Error> {
         self.data.validate().map_err(|e| e.in_section("data"))?;
         self.tokens.validate().map_err(|e| e.in_section("tokens"))?;
@@ -238,11 +218,11 @@ impl RunConfig {
         let fits = !own || self.tokens.tokenizer == default.tokenizer;
         require(fits, "tokens.tokenizer", &self.tokens.tokenizer, problem)?;
         match &self.data {
-            // All is known without a file being opened.
+            // The only task whose lengths are known without opening files.
             DataConfig::Kv(data) => {
                 self.check_vocab(&data.tokenizer()?)?;
                 let context = data.context_len();
-                self.check_room(&Lengths {
+                self.check_positions(&Lengths {
                     context: context.min(self.tokens.max_context.unwrap_or(context)),
                     question: data.question_len(),
                     ..Lengths::default()
@@ -252,51 +232,51 @@ impl RunConfig {
         }
     }
 
-    /// The versions of the task that a run goes through, the task itself last.
+    /// The versions of the task in the order of the curriculum, the task itself last.
     ///
     /// # Errors
     ///
-    /// Names the version that no task can be, or is another one.
+    /// The first entry of `train.curriculum` that is no valid version of this task.
     pub fn stages(&self) -> Result<Vec<DataConfig>, Error> {
-        let table = |data: &DataConfig| {
-            let table = toml::Table::try_from(data);
-            table.map_err(|e| Error::Input(format!("data: {}", one_line(&e.to_string()))))
-        };
-        let own = table(&self.data)?;
-        let task = own.get("task").cloned();
+        let own = toml::Table::try_from(&self.data);
+        let own = own.map_err(|e| Error::Input(format!("data: {}", one_line(&e.to_string()))))?;
         let stage = |text: &String| {
-            let wrong = |e: &dyn std::fmt::Display| {
-                Error::config(
-                    "train.curriculum",
-                    format!("{text:?}"),
-                    one_line(&e.to_string()),
-                )
-            };
-            let mut stage = toml::Table::from_iter([("data".into(), own.clone().into())]);
-            if text.trim().is_empty() {
-                return Err(wrong(&"must name a setting of [data] that differs"));
-            }
-            for part in text.split_whitespace() {
-                apply_override(&mut stage, &format!("data.{part}")).map_err(|e| wrong(&e))?;
-            }
-            let known = serde_json::to_value(RunConfig {
-                data: self.data.clone(),
-                ..RunConfig::default()
-            });
-            check_keys(&stage, &known.unwrap_or_default(), "").map_err(|e| wrong(&e))?;
-            let data = stage.remove("data").unwrap_or_else(|| own.clone().into());
-            if data.get("task") != task.as_ref() {
-                return Err(wrong(&"must be the same task"));
-            }
-            let data: DataConfig = data.try_into().map_err(|e: toml::de::Error| wrong(&e))?;
-            data.validate().map_err(|e| wrong(&e))?;
-            Ok(data)
+            self.stage(&own, text).map_err(|problem| {
+                Error::config("train.curriculum", format!("{text:?}"), one_line(&problem))
+            })
         };
         let stages = self.train.curriculum.iter().map(stage);
         stages.chain([Ok(self.data.clone())]).collect()
     }
 
-    /// Fails unless the model has a row for each of the tokens.
+    /// The task of `own`, the `[data]` section, with the settings that `text` changes. The error is the
+    /// problem with `text`.
+    fn stage(&self, own: &toml::Table, text: &str) -> Result<DataConfig, String> {
+        if text.trim().is_empty() {
+            return Err("must name a setting of [data] that differs".into());
+        }
+        let problem = |e: Error| e.to_string();
+        let mut stage = toml::Table::from_iter([("data".into(), own.clone().into())]);
+        for part in text.split_whitespace() {
+            overrides::apply(&mut stage, &format!("data.{part}")).map_err(problem)?;
+        }
+        let known = serde_json::to_value(RunConfig {
+            data: self.data.clone(),
+            ..RunConfig::default()
+        });
+        overrides::check_keys(&stage, &known.unwrap_or_default(), "").map_err(problem)?;
+        let data = stage.remove("data").unwrap_or_else(|| own.clone().into());
+        if data.get("task") != own.get("task") {
+            return Err("must be the same task".into());
+        }
+        let data: DataConfig = data
+            .try_into()
+            .map_err(|e: toml::de::Error| e.to_string())?;
+        data.validate().map_err(problem)?;
+        Ok(data)
+    }
+
+    /// Fails unless the model's vocabulary has a row for each of the tokens.
     pub(crate) fn check_vocab(&self, tokenizer: &TextTokenizer) -> Result<(), Error> {
         let tokens = tokenizer.vocab_size();
         let vocab = self.model.vocab_size();
@@ -304,8 +284,8 @@ impl RunConfig {
         require(vocab >= tokens, "model.vocab_size", vocab, problem)
     }
 
-    /// Fails unless the model has positions for samples of these lengths.
-    pub(crate) fn check_room(&self, lengths: &Lengths) -> Result<(), Error> {
+    /// Fails unless the model has enough positions for samples of these lengths.
+    pub(crate) fn check_positions(&self, lengths: &Lengths) -> Result<(), Error> {
         let Some((key, positions)) = self.model.max_positions() else {
             return Ok(());
         };
@@ -343,74 +323,11 @@ impl RunConfig {
     /// The keys whose values differ from `other`'s, with both values.
     pub fn differences(&self, other: &Self) -> Vec<(String, String, String)> {
         let json = |config: &Self| serde_json::to_value(config).unwrap_or_default();
-        let mut found = Vec::new();
-        compare("", &json(self), &json(other), &mut found);
-        found
+        overrides::differences(&json(self), &json(other))
     }
 }
 
-/// The names and texts of the presets that come with the crate.
-pub fn presets() -> impl Iterator<Item = (&'static str, &'static str)> {
-    PRESETS.into_iter()
-}
-
-fn preset_text(preset: &str) -> Result<String, Error> {
-    if let Some((_, text)) = PRESETS.iter().find(|(name, _)| *name == preset) {
-        return Ok((*text).into());
-    }
-    if preset.ends_with(".toml") {
-        return read_text(preset);
-    }
-    let names: Vec<_> = PRESETS.iter().map(|(name, _)| *name).collect();
-    Err(Error::Input(format!(
-        "unknown preset `{preset}`: it is neither one of {} nor a .toml file",
-        names.join(", ")
-    )))
-}
-
-fn parse(text: &str, name: &str) -> Result<toml::Table, Error> {
-    text.parse().map_err(|e: toml::de::Error| {
-        let line = e.span().map_or(1, |span| {
-            1 + text[..span.start.min(text.len())].matches('\n').count()
-        });
-        Error::Input(format!("{name}, line {line}: {}", one_line(e.message())))
-    })
-}
-
-fn apply_override(table: &mut toml::Table, text: &str) -> Result<(), Error> {
-    let Some((key, value)) = text.split_once('=') else {
-        return Err(Error::Input(format!(
-            "override `{text}` is not KEY=VALUE (for example memory.write_steps=5)"
-        )));
-    };
-    let (key, value) = (key.trim(), value.trim());
-    let parsed = format!("value = {value}").parse::<toml::Table>();
-    let value = match parsed.ok().and_then(|mut table| table.remove("value")) {
-        Some(value) => value,
-        // A word without quotes is a word.
-        None => toml::Value::String(value.into()),
-    };
-    let mut parts: Vec<&str> = key.split('.').collect();
-    let last = parts.pop().unwrap_or_default();
-    let mut section = table;
-    for part in parts {
-        let entry = section
-            .entry(part)
-            .or_insert_with(|| toml::Value::Table(toml::Table::new()));
-        let toml::Value::Table(inner) = entry else {
-            return Err(Error::config(
-                key,
-                &value,
-                format!("`{part}` is no section"),
-            ));
-        };
-        section = inner;
-    }
-    section.insert(last.into(), value);
-    Ok(())
-}
-
-/// Every key there is, with the model's and the task's own.
+/// All keys, with those of the model type and task that `table` names.
 fn known(table: &toml::Table) -> Result<Json, Error> {
     let model_type = table.get("model").and_then(|model| model.get("model_type"));
     let model = match model_type {
@@ -441,83 +358,6 @@ fn known(table: &toml::Table) -> Result<Json, Error> {
     Ok(serde_json::to_value(config).unwrap_or_default())
 }
 
-/// Fails on the first key of `table` that the configuration does not have.
-fn check_keys(table: &toml::Table, known: &Json, path: &str) -> Result<(), Error> {
-    for (key, value) in table {
-        let full = match path {
-            "" => key.clone(),
-            _ => format!("{path}.{key}"),
-        };
-        match (known.get(key), value) {
-            (None, _) => {
-                let names: Vec<_> = known
-                    .as_object()
-                    .map(|o| o.keys().map(String::as_str).collect())
-                    .unwrap_or_default();
-                let place = if path.is_empty() { "the file" } else { path };
-                return Err(Error::Input(format!(
-                    "unknown key `{full}`: {place} has {}",
-                    names.join(", ")
-                )));
-            }
-            (Some(inner @ Json::Object(_)), toml::Value::Table(table)) => {
-                check_keys(table, inner, &full)?;
-            }
-            (Some(Json::Object(_)), value) => {
-                return Err(Error::config(full, value, "must be a section"));
-            }
-            _ => {}
-        }
-    }
-    Ok(())
-}
-
-/// Finds the value of the wrong kind in a table that is no configuration.
-fn misfit(table: &toml::Table) -> Option<Error> {
-    let sections = table
-        .iter()
-        .filter_map(|(name, v)| Some((name, v.as_table()?)));
-    for (name, section) in sections {
-        for (key, value) in section {
-            let alone = toml::Table::from_iter(
-                ["task", "model_type"]
-                    .iter()
-                    .filter_map(|tag| Some((tag.to_string(), section.get(*tag)?.clone())))
-                    .chain([(key.clone(), value.clone())]),
-            );
-            let alone = toml::Table::from_iter([(name.clone(), toml::Value::Table(alone))]);
-            if let Err(e) = toml::Value::Table(alone).try_into::<RunConfig>() {
-                let problem = one_line(e.message());
-                return Some(Error::config(format!("{name}.{key}"), value, problem));
-            }
-        }
-    }
-    None
-}
-
-fn compare(path: &str, a: &Json, b: &Json, found: &mut Vec<(String, String, String)>) {
-    match (a, b) {
-        (Json::Object(a), Json::Object(b)) => {
-            let keys: std::collections::BTreeSet<_> = a.keys().chain(b.keys()).collect();
-            for key in keys {
-                let full = match path {
-                    "" => key.clone(),
-                    _ => format!("{path}.{key}"),
-                };
-                let null = Json::Null;
-                let (a, b) = (a.get(key).unwrap_or(&null), b.get(key).unwrap_or(&null));
-                compare(&full, a, b, found);
-            }
-        }
-        _ if a != b => found.push((path.into(), a.to_string(), b.to_string())),
-        _ => {}
-    }
-}
-
-fn one_line(text: &str) -> String {
-    text.split_whitespace().collect::<Vec<_>>().join(" ")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -532,7 +372,7 @@ mod tests {
     }
 
     #[test]
-    fn every_preset_resolves_and_survives_its_own_toml() {
+    fn every_preset_resolves_and_equals_its_toml_read_back() {
         for (name, _) in presets() {
             let config = RunConfig::resolve(name, &[]).unwrap();
             let again = parse(&config.to_toml().unwrap(), name).unwrap();
@@ -543,7 +383,7 @@ mod tests {
     }
 
     #[test]
-    fn methods_and_models_have_settings_of_their_own() {
+    fn settings_are_checked_for_the_method_and_model() {
         let resolve = |overrides: &[&str]| {
             let overrides: Vec<String> = overrides.iter().map(|o| o.to_string()).collect();
             RunConfig::resolve("kv-quick", &overrides)
@@ -575,7 +415,7 @@ mod tests {
     }
 
     #[test]
-    fn overrides_reach_every_section() {
+    fn overrides_apply_to_every_section() {
         let overrides = [
             "memory.write_steps=5",
             "train.lr = 1e-4",
@@ -591,7 +431,7 @@ mod tests {
     }
 
     #[test]
-    fn mistakes_are_named_on_one_line() {
+    fn errors_name_the_key_on_one_line() {
         assert!(fails("kv-quik", &[]).contains("unknown preset `kv-quik`"));
         assert!(fails("kv-quick", &["memory.stepz=2"]).contains("unknown key `memory.stepz`"));
         assert!(fails("kv-quick", &["memory.write_steps"]).contains("not KEY=VALUE"));

@@ -3,14 +3,13 @@
 
 use burn::data::dataloader::DataLoaderBuilder;
 use gradmem_kernels::KernelBackend;
-use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
 
+use super::config::VALID_BATCH;
 use super::learner::evaluate;
 use super::metrics::{Measure, Scores};
-use super::run::{Trained, VALID_BATCH};
+pub use super::results::{Adaptive, Evaluation, Row, Shown};
 use super::scoring::{Hits, PendingHits, PendingReconstruction, UnreadHits, write_scores};
-use super::strategy::blame;
+use super::trained::Trained;
 use crate::data::{Asked, Batch, ExampleBatcher, Samples, Task, answers};
 use crate::error::{Error, at_least_one};
 use crate::memory::{GradMem, StopRule};
@@ -33,82 +32,6 @@ pub struct EvalOptions {
     pub generate: bool,
     /// The most right and the most wrong answers to keep.
     pub examples: usize,
-}
-
-/// What was found.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
-#[non_exhaustive]
-pub struct Evaluation {
-    /// Hash of the weights that were evaluated.
-    #[serde(default)]
-    pub weights: String,
-    /// Held-out contexts.
-    #[serde(default)]
-    pub samples: usize,
-    /// A row for each number of WRITE steps.
-    #[serde(default)]
-    pub rows: Vec<Row>,
-    /// With each sample's own number.
-    #[serde(default)]
-    pub adaptive: Option<Adaptive>,
-    /// Some answers.
-    #[serde(default)]
-    pub examples: Vec<Shown>,
-}
-
-/// The scores at a number of WRITE steps.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-#[non_exhaustive]
-pub struct Row {
-    /// None if the method writes nothing.
-    pub write_steps: Option<usize>,
-    /// By their keys.
-    #[serde(flatten)]
-    pub scores: Map<String, Value>,
-}
-
-impl Row {
-    fn new(write_steps: Option<usize>, scores: &Scores) -> Self {
-        Self {
-            write_steps,
-            scores: scores.to_json(),
-        }
-    }
-
-    /// A measure's value, if it was measured.
-    pub fn value(&self, measure: Measure) -> Option<f64> {
-        measure.in_values(&self.scores)
-    }
-}
-
-/// What a stop rule gives.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-#[non_exhaustive]
-pub struct Adaptive {
-    /// The rule.
-    pub rule: StopRule,
-    /// The contexts of the training set that it was chosen on, and its exact match there.
-    pub chosen_on: (usize, f64),
-    /// The mean number of steps whose memory a held-out sample gets.
-    pub mean_write_steps: f64,
-    /// Exact match of the held-out samples.
-    pub exact_match: f64,
-}
-
-/// An answer.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[non_exhaustive]
-pub struct Shown {
-    /// What was written.
-    pub context: String,
-    /// What was asked.
-    pub query: String,
-    /// What is right.
-    pub target: String,
-    /// What was answered.
-    pub answer: String,
-    /// Whether that counts as right.
-    pub right: bool,
 }
 
 /// The rules that are tried: every tolerance with every patience.
@@ -202,7 +125,7 @@ impl<B: KernelBackend> Trained<B> {
             let mut scores = Scores::default();
             self.each_batch(&task.valid, found.samples, |index, batch| {
                 let part = evaluate(&method, batch);
-                scores.merge(&part.map_err(|fault| blame(fault, index + 1, index))?);
+                scores.merge(&part.map_err(|fault| fault.locate(index + 1, index))?);
                 Ok(())
             })?;
             found.rows.push(Row::new(method.write_steps(), &scores));
@@ -480,34 +403,4 @@ fn best_rule(paths: &Paths, cap: usize) -> (StopRule, f64, f64) {
             if better { next } else { best }
         })
         .expect("there are rules")
-}
-
-impl Evaluation {
-    /// What both found, this one's where both have it; this one alone if they are of other weights or
-    /// samples.
-    pub fn or(mut self, earlier: Self) -> Self {
-        if (&self.weights, self.samples) != (&earlier.weights, earlier.samples) {
-            return self;
-        }
-        for row in earlier.rows {
-            match self
-                .rows
-                .iter_mut()
-                .find(|r| r.write_steps == row.write_steps)
-            {
-                Some(ours) => {
-                    for (key, value) in row.scores {
-                        ours.scores.entry(key).or_insert(value);
-                    }
-                }
-                None => self.rows.push(row),
-            }
-        }
-        self.rows.sort_by_key(|row| row.write_steps);
-        self.adaptive = self.adaptive.or(earlier.adaptive);
-        if self.examples.is_empty() {
-            self.examples = earlier.examples;
-        }
-        self
-    }
 }

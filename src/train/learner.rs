@@ -6,6 +6,7 @@ use burn::tensor::Tensor;
 use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::train::{InferenceStep, ItemLazy, TrainOutput, TrainStep};
 
+pub use super::fault::Fault;
 use super::metrics::Scores;
 use super::scoring::{Pending, Unread};
 use crate::data::Batch;
@@ -54,39 +55,6 @@ pub struct StepOutput {
     pub scores: Scores,
     /// What went wrong; the gradients of such a step are not to be used.
     pub error: Option<Fault>,
-}
-
-/// Why a step could not be taken.
-#[derive(Clone, Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum Fault {
-    /// The batch could not be made or did not fit the model.
-    #[error(transparent)]
-    Error(Error),
-    /// WRITE became non-finite in this sample of the batch; `value` says which number.
-    #[error("WRITE became {value} in sample {sample}")]
-    NotFinite {
-        /// Index in the batch.
-        sample: usize,
-        /// The quantity and its value.
-        value: String,
-    },
-    /// The outer gradient has this norm.
-    #[error("the outer gradient's norm became {0}")]
-    Gradient(f64),
-}
-
-impl Fault {
-    /// The same in a batch that begins with `samples` others.
-    fn behind(self, samples: usize) -> Self {
-        match self {
-            Self::NotFinite { sample, value } => Self::NotFinite {
-                sample: samples + sample,
-                value,
-            },
-            other => other,
-        }
-    }
 }
 
 impl ItemLazy for StepOutput {

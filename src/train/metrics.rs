@@ -1,5 +1,5 @@
-//! What a run measures: exact match, token accuracy, the losses of READ and WRITE, the inner
-//! gradient's norm; and, where answers are generated, how these fare.
+//! The measures of a run: exact match, token accuracy, READ and WRITE losses, the norm of the inner
+//! gradient, and the scores of generated answers.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -46,7 +46,7 @@ pub enum Measure {
 }
 
 impl Measure {
-    /// All of them, in the order they are shown.
+    /// All measures, in display order.
     pub const ALL: &'static [Self] = &[
         Self::ExactMatch,
         Self::TokenAccuracy,
@@ -60,7 +60,7 @@ impl Measure {
         Self::Reconstructed,
     ];
 
-    /// Those that a method's training measures.
+    /// The measures of a method's training.
     pub fn of(method: MethodName) -> &'static [Self] {
         match method {
             MethodName::GradMem => &Self::ALL[..7],
@@ -68,7 +68,7 @@ impl Measure {
         }
     }
 
-    /// Whether it is measured on the validation set alone.
+    /// Whether it is measured on the validation set only.
     pub fn is_of_validation(self) -> bool {
         matches!(self, Self::WriteLossAfter | Self::WriteAccuracy)
     }
@@ -89,7 +89,7 @@ impl Measure {
         }
     }
 
-    /// Its name for people.
+    /// Its display name.
     pub fn name(self) -> &'static str {
         match self {
             Self::ExactMatch => "Exact match",
@@ -105,7 +105,7 @@ impl Measure {
         }
     }
 
-    /// Whether it is a share of one, shown in percent.
+    /// Whether it is a share between 0 and 1, shown in percent.
     pub fn is_share(self) -> bool {
         matches!(
             self,
@@ -127,8 +127,8 @@ impl Measure {
         }
     }
 
-    /// Its value among others by their keys, if it is there and a number. Evaluations of older versions call
-    /// [`Measure::Reconstructed`] `retold`.
+    /// Its value in a map by [`Measure::key`], if there is one and it is a number. Evaluations of older versions
+    /// call [`Measure::Reconstructed`] `retold`.
     pub fn in_values(self, values: &serde_json::Map<String, serde_json::Value>) -> Option<f64> {
         let older = || values.get("retold").filter(|_| self == Self::Reconstructed);
         values.get(self.key()).or_else(older)?.as_f64()
@@ -143,23 +143,23 @@ impl Measure {
     }
 }
 
-/// A mean in the making.
+/// A sum and a count, for a mean.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Tally {
     /// Sum of the values.
     pub sum: f64,
-    /// How many there are.
+    /// Number of values.
     pub count: usize,
 }
 
 impl Tally {
-    /// The mean, if there is anything to take it of.
+    /// The mean; none without values.
     pub fn mean(self) -> Option<f64> {
         (self.count > 0).then(|| self.sum / self.count as f64)
     }
 }
 
-/// The measures of a batch, or of many together.
+/// The sums and counts of all measures over one or more batches.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(from = "BTreeMap<Measure, Tally>", into = "BTreeMap<Measure, Tally>")]
 pub struct Scores([Tally; Measure::ALL.len()]);
@@ -182,14 +182,14 @@ impl From<Scores> for BTreeMap<Measure, Tally> {
 }
 
 impl Scores {
-    /// Counts `count` values that sum up to `sum`.
+    /// Adds `count` values whose sum is `sum`.
     pub fn add(&mut self, measure: Measure, sum: f64, count: usize) {
         let tally = &mut self.0[measure as usize];
         tally.sum += sum;
         tally.count += count;
     }
 
-    /// Counts all that `other` has counted.
+    /// Adds all values of `other`.
     pub fn merge(&mut self, other: &Self) {
         for measure in Measure::ALL {
             let tally = other.tally(*measure);
@@ -202,7 +202,7 @@ impl Scores {
         self.tally(measure).mean()
     }
 
-    /// How many values a measure is the mean of.
+    /// Number of values of a measure.
     pub fn count(&self, measure: Measure) -> usize {
         self.tally(measure).count
     }
@@ -234,7 +234,7 @@ impl Adaptor<Scores> for Scores {
     }
 }
 
-/// A [`Measure`] as burn-train's dashboard wants it.
+/// A [`Measure`] as a metric of burn-train.
 #[derive(Clone)]
 pub(super) struct MeasureMetric {
     measure: Measure,
@@ -252,7 +252,7 @@ impl MeasureMetric {
         }
     }
 
-    /// Shares are shown in percent.
+    /// 100 for shares, which are shown in percent.
     fn scale(&self) -> f64 {
         if self.measure.is_share() { 100.0 } else { 1.0 }
     }

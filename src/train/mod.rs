@@ -1,4 +1,4 @@
-//! Meta-training on burn-train: settings, steps, metrics, and runs that can be stopped and go on.
+//! Meta-training on burn-train: settings, the outer loop, metrics, checkpoints and evaluation.
 //!
 //! ```no_run
 //! # #[cfg(feature = "flex")] {
@@ -8,8 +8,10 @@
 //!
 //! let device = Default::default();
 //! let config = RunConfig::resolve("kv-quick", &["train.seed=2".into()])?;
-//! train::train::<B>(&config, "runs/two", TrainOptions::default(), &device)?; // goes on if it was stopped
-//! let gradmem = Trained::<B>::open("runs/two", &device)?.into_gradmem()?; // its best weights
+//! // Begins a run, or resumes the one in the folder.
+//! train::train::<B>(&config, "runs/two", TrainOptions::default(), &device)?;
+//! // Opens the best weights.
+//! let gradmem = Trained::<B>::open("runs/two", &device)?.into_gradmem()?;
 //! # Ok(()) }
 //! # }
 //! ```
@@ -17,13 +19,22 @@
 pub mod checkpoint;
 pub mod config;
 pub mod evaluation;
+mod fault;
+mod folder;
 pub mod learner;
 pub mod metrics;
+mod metrics_log;
+mod optimizer;
+mod overrides;
+mod presets;
 mod render;
+mod results;
 mod run;
 mod scoring;
 mod strategy;
+mod trained;
 
 pub use render::{duration, leave_dashboard};
-pub use run::{TrainOptions, Trained, open_method, train};
+pub use run::{TrainOptions, train};
 pub use strategy::{Ending, Outcome};
+pub use trained::{Trained, open_method};

@@ -1,4 +1,4 @@
-//! What a training shows: burn-train's dashboard on a terminal, lines elsewhere.
+//! Progress output of a training: burn-train's dashboard on a terminal, lines elsewhere.
 
 use std::collections::HashMap;
 use std::io::Write;
@@ -13,7 +13,7 @@ use burn::train::{Interrupter, LearnerSummary};
 
 use super::metrics::Measure;
 
-/// burn-train's dashboard, if `stdout` is a terminal and `plain` does not forbid it.
+/// burn-train's dashboard, if standard output is a terminal and `plain` is not set.
 #[cfg(feature = "dashboard")]
 pub(super) fn dashboard(
     plain: bool,
@@ -28,8 +28,8 @@ pub(super) fn dashboard(
         return None;
     }
     let interrupter = interrupter.clone();
-    // The dashboard's thread never sleeps between frames. It inherits the priority of the thread that
-    // starts it, and at the lowest one it leaves the processors to the training.
+    // The dashboard's thread never sleeps between frames. It inherits its priority from the thread that
+    // starts it; at the lowest priority it does not slow the training down.
     let start = std::thread::spawn(move || {
         set_current_thread_priority(ThreadPriority::Min).ok();
         TuiMetricsRendererWrapper::new(interrupter, None)
@@ -40,13 +40,13 @@ pub(super) fn dashboard(
     dashboard
 }
 
-/// A dashboard's terminal sends Ctrl-C as one of its keys, which burn-train's does not know: it interrupts
-/// the program again, as everywhere.
+/// Makes Ctrl-C interrupt the program under the dashboard. The dashboard sets the terminal to raw mode, where
+/// Ctrl-C is a key, and burn-train does not handle that key.
 #[cfg(all(unix, feature = "dashboard"))]
 fn let_ctrl_c_interrupt() {
     use rustix::termios::{LocalModes, OptionalActions, tcgetattr, tcsetattr};
     let terminal = std::io::stdin();
-    // The dashboard's thread sets the terminal up at a moment of its own.
+    // Wait until the dashboard's thread has set raw mode.
     for _ in 0..100 {
         let Ok(mut modes) = tcgetattr(&terminal) else {
             return;
@@ -60,7 +60,7 @@ fn let_ctrl_c_interrupt() {
     }
 }
 
-/// Gives the terminal back as it was before a dashboard, for a program that ends without waiting for it.
+/// Restores the terminal after a dashboard, for a program that exits without dropping it.
 pub fn leave_dashboard() {
     #[cfg(feature = "dashboard")]
     if crossterm::terminal::is_raw_mode_enabled().unwrap_or(false) {
@@ -76,15 +76,16 @@ pub(super) fn dashboard(_plain: bool, _interrupter: &Interrupter) -> Option<Line
     None
 }
 
-/// One line per log interval and one per evaluation, with the metrics, the rate and the time left.
+/// Prints a line per log interval and per evaluation: metrics, steps per second and time left.
 pub(super) struct LineRenderer {
     log_every: usize,
     steps: usize,
     names: HashMap<MetricId, String>,
     train: Means,
     valid: Means,
-    /// When and at which step the last line was printed, and at which the run began.
+    /// Time and step of the last line.
     last: (Instant, usize),
+    /// Time and step of the first step of this process.
     begin: Option<(Instant, usize)>,
 }
 
@@ -149,14 +150,14 @@ impl LineRenderer {
         ];
         let parts: Vec<String> = parts.into_iter().flatten().collect();
         let mut out = std::io::stdout().lock();
-        // A reader that has gone away is no reason to stop training.
+        // A closed pipe must not stop the training.
         writeln!(out, "{split} {step:width$}/{steps}  {}", parts.join("  ")).ok();
         out.flush().ok();
         means.clear();
     }
 }
 
-/// A time as a run shows it: `75 s`, `4 min 12 s`, `3 h 05 min`.
+/// Formats a time: `75 s`, `4 min 12 s`, `3 h 05 min`.
 pub fn duration(time: Duration) -> String {
     let seconds = time.as_secs();
     match seconds {
@@ -178,7 +179,7 @@ impl MetricsRendererTraining for LineRenderer {
     fn render_train(&mut self, item: TrainingProgress, _: Vec<ProgressType>) {
         let Some(step) = item.iteration else { return };
         let now = Instant::now();
-        // The first step bears the start-up; the rate is counted from its end.
+        // The rate is measured from the end of the first step, which includes the start-up.
         let (start, first) = *self.begin.get_or_insert_with(|| {
             self.last = (now, step);
             (now, step)
@@ -207,7 +208,7 @@ impl MetricsRendererTraining for LineRenderer {
             .is_some_and(|p| p.items_processed >= p.items_total);
         if let (true, Some(step)) = (done, item.iteration) {
             Self::line("valid", step, self.steps, &mut self.valid, "");
-            // The rate of the next line is the training's alone.
+            // The next line's rate must not include the evaluation.
             self.last = (Instant::now(), step);
         }
     }

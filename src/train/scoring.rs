@@ -3,7 +3,7 @@
 use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::tensor::{Int, Tensor, TensorData};
 
-use super::learner::Fault;
+use super::fault::Fault;
 use super::metrics::{Measure, Scores};
 use crate::data::Batch;
 use crate::memory::Reconstruction;

@@ -1,131 +1,66 @@
-//! The outer loop, as a burn-train strategy: steps, evaluations, checkpoints, and the reasons to stop.
+//! The outer loop as a burn-train strategy: steps, evaluations, checkpoints and stopping.
 //!
-//! burn-train's own strategies checkpoint whole epochs; this one can stop and go on at any step.
+//! burn-train's own strategies save checkpoints after whole epochs. This one can stop and resume at any step.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
 use burn::data::dataloader::{DataLoader, Progress};
 use burn::module::{AutodiffModule, ModuleDisplay};
-use burn::optim::adaptor::OptimizerAdaptor;
+use burn::optim::Optimizer;
 use burn::optim::lr_scheduler::linear::LinearLrScheduler;
-use burn::optim::{AdamW, GradientsParams, LearningRate, MultiGradientsParams, Optimizer};
 use burn::tensor::backend::AutodiffBackend;
-use burn::train::logger::MetricLogger;
-use burn::train::metric::store::{EpochSummary, MetricsUpdate, Split};
-use burn::train::metric::{MetricDefinition, NumericEntry};
 use burn::train::{
     EventProcessorTraining, InferenceStep, Learner, LearnerEvent, LearningComponentsMarker,
     SupervisedLearningStrategy, SupervisedTrainingEventProcessor, TrainLoader, TrainingComponents,
     TrainingItem, ValidLoader,
 };
 
-use super::checkpoint::{MetricsLog, RunFolder, RunState};
+use super::checkpoint::{RunFolder, RunState};
 use super::config::TrainConfig;
-use super::learner::{Fault, MetaLearner};
+use super::learner::MetaLearner;
 use super::metrics::Scores;
+use super::metrics_log::MetricsLog;
+use super::optimizer::SharedOptimizer;
 use crate::data::Batch;
 use crate::error::Error;
 use crate::method::Method;
 use crate::support::profile::{self, Phase, timed};
 
-/// The parts burn-train needs to know of a training.
+/// The types of the components that burn-train trains with.
 pub(super) type Components<B, M> =
     LearningComponentsMarker<B, LinearLrScheduler, MetaLearner<B, M>, SharedOptimizer<B, M>>;
-
-type AdamWOf<B, M> = OptimizerAdaptor<AdamW, MetaLearner<B, M>, B>;
-
-/// An optimizer with two owners. burn-train's learner keeps its optimizer to itself, and a
-/// checkpoint needs the optimizer's state.
-#[derive(Clone)]
-pub(super) struct SharedOptimizer<B, M>(Arc<Mutex<AdamWOf<B, M>>>)
-where
-    B: AutodiffBackend,
-    M: AutodiffModule<B> + ModuleDisplay,
-    M::InnerModule: ModuleDisplay;
-
-impl<B, M> SharedOptimizer<B, M>
-where
-    B: AutodiffBackend,
-    M: AutodiffModule<B> + ModuleDisplay,
-    M::InnerModule: ModuleDisplay,
-{
-    /// Shares `optimizer`.
-    pub(super) fn new(optimizer: AdamWOf<B, M>) -> Self {
-        Self(Arc::new(Mutex::new(optimizer)))
-    }
-
-    fn with<R>(&self, run: impl FnOnce(&mut AdamWOf<B, M>) -> R) -> R {
-        run(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
-    }
-}
-
-impl<B, M> Optimizer<MetaLearner<B, M>, B> for SharedOptimizer<B, M>
-where
-    B: AutodiffBackend,
-    M: AutodiffModule<B> + ModuleDisplay,
-    M::InnerModule: ModuleDisplay,
-{
-    type Record = <AdamWOf<B, M> as Optimizer<MetaLearner<B, M>, B>>::Record;
-
-    fn step(
-        &mut self,
-        lr: LearningRate,
-        module: MetaLearner<B, M>,
-        grads: GradientsParams,
-    ) -> MetaLearner<B, M> {
-        self.with(|optimizer| optimizer.step(lr, module, grads))
-    }
-
-    fn step_multi(
-        &mut self,
-        lr: LearningRate,
-        module: MetaLearner<B, M>,
-        grads: MultiGradientsParams,
-    ) -> MetaLearner<B, M> {
-        self.with(|optimizer| optimizer.step_multi(lr, module, grads))
-    }
-
-    fn to_record(&self) -> Self::Record {
-        self.with(|optimizer| optimizer.to_record())
-    }
-
-    fn load_record(self, record: Self::Record) -> Self {
-        self.with(|optimizer| *optimizer = optimizer.clone().load_record(record));
-        self
-    }
-}
 
 /// Why a training ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Ending {
-    /// All steps are done.
+    /// All `train.steps` were taken.
     Steps,
-    /// `stop_value` was reached.
+    /// The stop metric reached `train.stop_value`.
     Reached,
-    /// Somebody asked for it, in these words.
+    /// The training was interrupted, with this message.
     Interrupted(String),
 }
 
-/// How a training ended.
+/// The result of a training.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Outcome {
-    /// Why.
+    /// Why it ended.
     pub ending: Ending,
-    /// Where the run stands.
+    /// The run's progress.
     pub state: RunState,
-    /// The last evaluation, if there was one.
+    /// The scores of the last evaluation, if there was one.
     pub valid: Option<Scores>,
 }
 
-/// Batches of samples, or what was wrong with one of them.
+/// Batches of samples, or the error of making one.
 pub(super) type Batches<B> = Arc<dyn DataLoader<B, Result<Batch<B>, Error>>>;
 
 /// The training and the validation batches of one version of the task.
 pub(super) type Loaders<B> = (Batches<B>, Batches<<B as AutodiffBackend>::InnerBackend>);
 
-/// The strategy.
+/// The strategy and what it needs.
 pub(super) struct MetaTraining<B, M>
 where
     B: AutodiffBackend,
@@ -134,15 +69,15 @@ where
 {
     /// Settings of the outer loop.
     pub(super) config: TrainConfig,
-    /// Where the run is kept.
+    /// The run's folder.
     pub(super) folder: RunFolder,
-    /// Where it begins.
+    /// The state to start from.
     pub(super) start: RunState,
     /// The learner's optimizer.
     pub(super) optimizer: SharedOptimizer<B, M>,
-    /// The versions of the task that it goes through, each with its training and validation batches.
+    /// The batches of each version of the task, in the curriculum's order.
     pub(super) stages: Vec<Loaders<B>>,
-    /// What came of it, for whoever launched it: burn-train's own result cannot say.
+    /// The result, set at the end: burn-train's own result has no place for it.
     pub(super) outcome: Arc<Mutex<Option<Result<Outcome, Error>>>>,
 }
 
@@ -185,6 +120,7 @@ where
     }
 }
 
+/// A training in progress.
 struct Run<'a, B, M>
 where
     B: AutodiffBackend,
@@ -204,10 +140,11 @@ where
     M: Method<B> + AutodiffModule<B> + 'static,
     M::InnerModule: Method<B::InnerBackend>,
 {
+    /// Steps and evaluations until one of the reasons to end.
     fn steps(&mut self, stop: impl Fn() -> Option<String>) -> Result<Ending, Error> {
         let config = &self.strategy.config;
         let mut log = self.strategy.folder.metrics(self.state.step)?;
-        // The learning rate stays as it is after the warm-up.
+        // After the warm-up the learning rate is constant.
         for _ in 0..self.state.step.min(config.warmup_steps.saturating_add(1)) {
             self.learner.lr_step();
         }
@@ -220,7 +157,7 @@ where
             let due = step == config.steps || step.is_multiple_of(config.eval_every);
             if due && step > self.state.evaluated {
                 self.evaluate(&mut log)?;
-                while self.may_go_on() {
+                while self.may_advance() {
                     self.state.stage += 1;
                     self.state.best = None;
                     self.evaluate(&mut log)?;
@@ -248,14 +185,14 @@ where
         }
     }
 
-    /// Whether the best weights are as good as asked for.
+    /// Whether the best weights have reached `stop_value`.
     fn reached(&self) -> bool {
         let stop = self.strategy.config.stop_value;
         self.is_last_stage() && stop.is_some_and(|stop| self.has(stop))
     }
 
     /// Whether the curriculum's next version of the task is due.
-    fn may_go_on(&self) -> bool {
+    fn may_advance(&self) -> bool {
         !self.is_last_stage() && self.has(self.strategy.config.curriculum_value)
     }
 
@@ -263,7 +200,7 @@ where
         self.state.stage + 1 == self.strategy.stages.len()
     }
 
-    /// Whether the best weights have this value of the stop metric or a better one.
+    /// Whether the best weights have at least this value of the stop metric.
     fn has(&self, value: f64) -> bool {
         let measure = self.strategy.config.stop_metric;
         let best = self.state.best.map(|(best, _)| best);
@@ -277,7 +214,7 @@ where
         next.min(config.steps)
     }
 
-    /// The evaluation interval the run is in, from 1.
+    /// The current evaluation interval, from 1.
     fn epoch(&self) -> usize {
         self.state.step.div_ceil(self.strategy.config.eval_every)
     }
@@ -287,6 +224,7 @@ where
         Progress::new(self.epoch(), config.steps.div_ceil(config.eval_every))
     }
 
+    /// One step of the outer loop.
     fn step(
         &mut self,
         batch: Result<Batch<B>, Error>,
@@ -300,7 +238,7 @@ where
         let output = self.learner.train_step(batch);
         let step = self.state.step + 1;
         if let Some(fault) = output.item.error {
-            return Err(blame(fault, step, step - 1));
+            return Err(fault.locate(step, step - 1));
         }
         timed::<B, _>(Phase::Optimizer, &device, || {
             self.learner.optimizer_step(output.grads);
@@ -324,8 +262,8 @@ where
         Ok(())
     }
 
-    /// Scores the validation set, logs it, and keeps the weights if they are the best so far, or as good
-    /// as the best: those that have learned longer.
+    /// Scores the validation set, logs the scores, and saves the weights if they are the best so far. Of equally
+    /// good weights the later ones are kept: they were trained longer.
     fn evaluate(&mut self, log: &mut MetricsLog) -> Result<(), Error> {
         let strategy = self.strategy;
         let config = &strategy.config;
@@ -338,7 +276,7 @@ where
         while let Some(batch) = iterator.next() {
             let output = InferenceStep::step(&model, batch);
             if let Some(fault) = output.error {
-                return Err(blame(fault, step, index));
+                return Err(fault.locate(step, index));
             }
             index += 1;
             scores.merge(&output.scores);
@@ -369,7 +307,7 @@ where
         Ok(())
     }
 
-    /// A line of the log.
+    /// A line of the metrics log.
     fn line(&self, split: &str, lr: Option<f64>, scores: &Scores) -> serde_json::Value {
         let mut line = serde_json::Map::new();
         line.insert("step".into(), self.state.step.into());
@@ -389,39 +327,4 @@ where
             .folder
             .save_last::<B, _, _>(&model.method, record, &self.state)
     }
-}
-
-/// The error a fault is, with the step and batch it happened in.
-pub(super) fn blame(fault: Fault, step: usize, batch: usize) -> Error {
-    let hint = "try a smaller train.lr or, with gradmem, a smaller memory.write_lr, \
-                or set memory.inner_clip_norm";
-    match fault {
-        Fault::Error(error) => error,
-        Fault::Gradient(norm) => Error::Failed(format!(
-            "the outer gradient's norm became {norm} at step {step}, batch {batch}: {hint}"
-        )),
-        Fault::NotFinite { sample, value } => Error::NotFinite {
-            value,
-            step,
-            batch,
-            sample,
-            hint: hint.into(),
-        },
-    }
-}
-
-/// burn-train's own log, which this crate does not keep: its file would not survive going on in the
-/// middle of an interval. `metrics.jsonl` takes its place.
-pub(super) struct NoMetricLogger;
-
-impl MetricLogger for NoMetricLogger {
-    fn log(&mut self, _: MetricsUpdate, _: usize, _: &Split) {}
-
-    fn read_numeric(&mut self, _: &str, _: usize, _: &Split) -> Result<Vec<NumericEntry>, String> {
-        Ok(Vec::new())
-    }
-
-    fn log_metric_definition(&mut self, _: MetricDefinition) {}
-
-    fn log_epoch_summary(&mut self, _: EpochSummary) {}
 }

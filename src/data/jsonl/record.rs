@@ -80,7 +80,7 @@ pub(super) fn parse(line: &str, number: usize) -> Result<ParsedLine, String> {
         if target.is_empty() {
             return Err(error("target", "is empty: there is nothing to predict"));
         }
-        let mut answers = answers.unwrap_or_deerror();
+        let mut answers = answers.unwrap_or_default();
         if !answers.is_empty() && !answers.contains(&target) {
             answers.insert(0, target.clone());
         }

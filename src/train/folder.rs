@@ -1,0 +1,264 @@
+//! The folder of a run.
+//!
+//! | file | contents |
+//! |---|---|
+//! | `config.toml` | every setting of the run |
+//! | `tokenizer.json` | the task's tokenizer |
+//! | `data.sha256` | hashes of the tokenized samples, one line for each version of the task |
+//! | `metrics.jsonl` | a line for each log interval and each evaluation |
+//! | `eval.json` | results of `gradmem eval` |
+//! | `best.safetensors` | the weights with the best validation metric |
+//! | `last.safetensors` | the latest weights and the run's state |
+//! | `optimizer-STEP.bin` | the optimizer's moments at that state |
+
+use std::fs::{File, OpenOptions, TryLockError};
+use std::path::{Path, PathBuf};
+
+use sha2::{Digest, Sha256};
+
+use super::config::RunConfig;
+use super::metrics_log::MetricsLog;
+use super::results::Evaluation;
+use crate::data::TextTokenizer;
+use crate::error::Error;
+use crate::support::fs::{hex, remove_unfinished, write_atomically};
+
+/// The settings. A folder with this file is a run.
+pub(super) const CONFIG: &str = "config.toml";
+/// The tokenizer.
+pub(super) const TOKENIZER: &str = "tokenizer.json";
+/// The best weights.
+pub(super) const BEST: &str = "best.safetensors";
+/// The latest weights.
+pub(super) const LAST: &str = "last.safetensors";
+/// The hashes of the samples that the run began with.
+const DATA: &str = "data.sha256";
+
+/// The settings that may change when a run resumes.
+const MAY_CHANGE: [&str; 5] = [
+    "train.steps",
+    "train.stop_metric",
+    "train.stop_value",
+    "train.meta_gradient",
+    "train.micro_batch",
+];
+
+/// A run's folder.
+#[derive(Debug)]
+pub struct RunFolder {
+    path: PathBuf,
+    /// Held while a training runs in the folder.
+    lock: Option<File>,
+}
+
+impl RunFolder {
+    /// The folder of an existing run, for reading.
+    ///
+    /// # Errors
+    ///
+    /// If the folder holds no run.
+    pub fn open(path: impl AsRef<Path>) -> Result<Self, Error> {
+        let path = path.as_ref();
+        if !path.join(CONFIG).is_file() {
+            return Err(Error::file(
+                path,
+                "is not a run folder (it has no config.toml); `gradmem train` makes one",
+            ));
+        }
+        Ok(Self {
+            path: path.into(),
+            lock: None,
+        })
+    }
+
+    /// The folder for a training: a new one, or that of a run to resume. A run to resume may differ from
+    /// `config` in `train.steps`, `train.stop_metric`, `train.stop_value`, `train.meta_gradient` and
+    /// `train.micro_batch` only. `data` has the hashes of the samples, one line for each version of the task.
+    ///
+    /// # Errors
+    ///
+    /// If the folder holds a run of another configuration or other samples, another process trains in it,
+    /// or it holds files that belong to no run.
+    pub(super) fn for_training(
+        path: impl AsRef<Path>,
+        config: &RunConfig,
+        tokenizer: &TextTokenizer,
+        data: &str,
+    ) -> Result<Self, Error> {
+        let path = path.as_ref();
+        let config_file = path.join(CONFIG);
+        match config_file.exists() {
+            true => check_config(path, config, &RunConfig::open(&config_file)?)?,
+            false if path.is_dir() => check_empty(path)?,
+            false => {}
+        }
+        std::fs::create_dir_all(path).map_err(Error::io(path, "cannot make the folder"))?;
+        let lock = lock(path)?;
+        remove_unfinished(path, ".");
+        let folder = Self {
+            path: path.into(),
+            lock: Some(lock),
+        };
+        match config_file.exists() {
+            true => folder.check_data(data)?,
+            false => write_atomically(path.join(DATA), data.as_bytes())?,
+        }
+        write_atomically(path.join(TOKENIZER), tokenizer.to_json()?.as_bytes())?;
+        // Last: this file makes the folder a run.
+        write_atomically(&config_file, config.to_toml()?.as_bytes())?;
+        Ok(folder)
+    }
+
+    /// Fails unless `data`, hashes of samples, are those that the run began with: of all versions of its
+    /// task, or of the last version.
+    pub(super) fn check_data(&self, data: &str) -> Result<(), Error> {
+        let file = self.path.join(DATA);
+        let begun = match std::fs::read(&file) {
+            Ok(begun) => String::from_utf8_lossy(&begun).into_owned(),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+            Err(e) => return Err(Error::io(&file, "cannot read")(e)),
+        };
+        match begun == data || begun.lines().last() == Some(data) {
+            true => Ok(()),
+            false => Err(Error::file(
+                &self.path,
+                "began with other samples or another tokenizer than there are now: \
+                 put its files back, or begin another run",
+            )),
+        }
+    }
+
+    /// The path of the folder.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Whether this process trains in the folder.
+    pub(super) fn is_locked(&self) -> bool {
+        self.lock.is_some()
+    }
+
+    /// The run's settings.
+    ///
+    /// # Errors
+    ///
+    /// As [`RunConfig::open`].
+    pub fn config(&self) -> Result<RunConfig, Error> {
+        RunConfig::open(self.path.join(CONFIG))
+    }
+
+    /// The file of the best weights, or of the latest weights if there has been no evaluation.
+    pub(super) fn weights(&self) -> Result<PathBuf, Error> {
+        let found = [BEST, LAST].map(|name| self.path.join(name));
+        let found = found.into_iter().find(|path| path.exists());
+        found.ok_or_else(|| {
+            Error::file(
+                &self.path,
+                "has no weights yet: its training has not reached a checkpoint",
+            )
+        })
+    }
+
+    /// SHA-256 of the file of the best weights, or of the latest weights if there has been no evaluation, as
+    /// hexadecimal digits.
+    ///
+    /// # Errors
+    ///
+    /// If there are no weights yet, or the file cannot be read.
+    pub fn weights_hash(&self) -> Result<String, Error> {
+        let weights = self.weights()?;
+        let bytes = std::fs::read(&weights).map_err(Error::io(&weights, "cannot read"))?;
+        Ok(hash(&bytes))
+    }
+
+    /// Opens the log of metrics of a run that begins or resumes at `step`.
+    pub(super) fn metrics(&self, step: usize) -> Result<MetricsLog, Error> {
+        MetricsLog::open(self.path.join("metrics.jsonl"), step)
+    }
+
+    /// Saves the results of an evaluation and returns the file's path. Earlier results of the same weights
+    /// and samples are kept where `found` has none.
+    ///
+    /// # Errors
+    ///
+    /// If the file cannot be written, or it holds results of the same weights on more samples.
+    pub fn save_evaluation(&self, found: Evaluation) -> Result<PathBuf, Error> {
+        let path = self.path.join("eval.json");
+        let earlier = std::fs::read(&path).ok();
+        let earlier = earlier.and_then(|bytes| serde_json::from_slice::<Evaluation>(&bytes).ok());
+        let all = match earlier {
+            Some(earlier)
+                if earlier.weights == found.weights && earlier.samples > found.samples =>
+            {
+                return Err(Error::file(
+                    &path,
+                    format!(
+                        "keeps what was found on {} contexts; this evaluation of {} is not kept",
+                        earlier.samples, found.samples
+                    ),
+                ));
+            }
+            Some(earlier) => found.or(earlier),
+            None => found,
+        };
+        let json = serde_json::to_string_pretty(&all)
+            .map_err(|e| Error::Failed(format!("the evaluation cannot be saved: {e}")))?;
+        write_atomically(&path, (json + "\n").as_bytes())?;
+        Ok(path)
+    }
+}
+
+/// Fails if `config` differs from that of the run in `path` in a setting that may not change.
+fn check_config(path: &Path, config: &RunConfig, existing: &RunConfig) -> Result<(), Error> {
+    let differs = config
+        .differences(existing)
+        .into_iter()
+        .find(|(key, ..)| !MAY_CHANGE.contains(&key.as_str()));
+    match differs {
+        None => Ok(()),
+        Some((key, ours, theirs)) => Err(Error::file(
+            path,
+            format!(
+                "is a run with {key} = {theirs}, not {ours}: \
+                 use its values, or another folder with --run"
+            ),
+        )),
+    }
+}
+
+/// Fails if the folder has files that a run which was killed at its start cannot have left.
+fn check_empty(path: &Path) -> Result<(), Error> {
+    let entries = std::fs::read_dir(path).map_err(Error::io(path, "cannot read"))?;
+    let left = |name: &str| name.starts_with('.') || [TOKENIZER, DATA].contains(&name);
+    let foreign = |name: std::ffi::OsString| !left(&name.to_string_lossy());
+    match entries.flatten().any(|entry| foreign(entry.file_name())) {
+        false => Ok(()),
+        true => Err(Error::file(
+            path,
+            "is neither empty nor a run folder: name another one with --run",
+        )),
+    }
+}
+
+/// Locks the folder for this process, until the file is dropped.
+fn lock(path: &Path) -> Result<File, Error> {
+    let lock_file = path.join(".lock");
+    let lock = OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(&lock_file)
+        .map_err(Error::io(&lock_file, "cannot open"))?;
+    match lock.try_lock() {
+        Ok(()) => Ok(lock),
+        Err(TryLockError::WouldBlock) => {
+            Err(Error::file(path, "is being trained in by another process"))
+        }
+        Err(TryLockError::Error(e)) => Err(Error::io(&lock_file, "cannot lock")(e)),
+    }
+}
+
+/// SHA-256 as hexadecimal digits.
+pub(super) fn hash(bytes: &[u8]) -> String {
+    hex(&Sha256::digest(bytes))
+}

@@ -1,0 +1,113 @@
+//! What an evaluation finds: the contents of `eval.json`.
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use super::metrics::{Measure, Scores};
+use crate::memory::StopRule;
+
+/// Results on held-out samples.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct Evaluation {
+    /// SHA-256 of the weights' file, as hexadecimal digits.
+    #[serde(default)]
+    pub weights: String,
+    /// Number of held-out contexts.
+    #[serde(default)]
+    pub samples: usize,
+    /// One row for each number of WRITE steps.
+    #[serde(default)]
+    pub rows: Vec<Row>,
+    /// Results where each sample chooses its number of WRITE steps.
+    #[serde(default)]
+    pub adaptive: Option<Adaptive>,
+    /// Some generated answers.
+    #[serde(default)]
+    pub examples: Vec<Shown>,
+}
+
+impl Evaluation {
+    /// The results of both, `self`'s where both have one. `self` alone if they are of different weights or
+    /// numbers of samples.
+    pub fn or(mut self, earlier: Self) -> Self {
+        if (&self.weights, self.samples) != (&earlier.weights, earlier.samples) {
+            return self;
+        }
+        for row in earlier.rows {
+            match self
+                .rows
+                .iter_mut()
+                .find(|r| r.write_steps == row.write_steps)
+            {
+                Some(ours) => {
+                    for (key, value) in row.scores {
+                        ours.scores.entry(key).or_insert(value);
+                    }
+                }
+                None => self.rows.push(row),
+            }
+        }
+        self.rows.sort_by_key(|row| row.write_steps);
+        self.adaptive = self.adaptive.or(earlier.adaptive);
+        if self.examples.is_empty() {
+            self.examples = earlier.examples;
+        }
+        self
+    }
+}
+
+/// The scores at one number of WRITE steps.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct Row {
+    /// None if the method has no WRITE.
+    pub write_steps: Option<usize>,
+    /// Means by [`Measure::key`].
+    #[serde(flatten)]
+    pub scores: Map<String, Value>,
+}
+
+impl Row {
+    pub(super) fn new(write_steps: Option<usize>, scores: &Scores) -> Self {
+        Self {
+            write_steps,
+            scores: scores.to_json(),
+        }
+    }
+
+    /// A measure's value, if it was measured.
+    pub fn value(&self, measure: Measure) -> Option<f64> {
+        measure.in_values(&self.scores)
+    }
+}
+
+/// The results of a stop rule.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct Adaptive {
+    /// The rule.
+    pub rule: StopRule,
+    /// The number of training contexts that the rule was chosen on, and its exact match on them.
+    pub chosen_on: (usize, f64),
+    /// Mean number of WRITE steps of the held-out samples.
+    pub mean_write_steps: f64,
+    /// Exact match on the held-out samples.
+    pub exact_match: f64,
+}
+
+/// A generated answer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct Shown {
+    /// The context that was written.
+    pub context: String,
+    /// The query.
+    pub query: String,
+    /// The first of the right answers.
+    pub target: String,
+    /// The generated answer.
+    pub answer: String,
+    /// Whether the generated answer counts as right.
+    pub right: bool,
+}

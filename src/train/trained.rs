@@ -1,0 +1,113 @@
+//! Trained runs and checkpoints, opened for use.
+
+use std::path::{Path, PathBuf};
+
+use burn::tensor::backend::Backend;
+use gradmem_kernels::KernelBackend;
+
+use super::checkpoint::RunFolder;
+use super::config::RunConfig;
+use super::folder::{CONFIG, TOKENIZER};
+use crate::data::{Task, TextTokenizer};
+use crate::error::Error;
+use crate::interop::checkpoint;
+use crate::memory::GradMem;
+use crate::method::AnyMethod;
+use crate::model::AnyLm;
+use crate::model::weights::Tensors;
+
+/// A trained run, opened with its best weights.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct Trained<B: Backend> {
+    /// The run's settings.
+    pub config: RunConfig,
+    /// The method and its model, with the best weights.
+    pub method: AnyMethod<B>,
+    /// The run's tokenizer.
+    pub tokenizer: TextTokenizer,
+    /// The weights' file as it was when opened: a training in the same folder may replace it.
+    pub(super) weights: Tensors,
+    path: PathBuf,
+}
+
+impl<B: KernelBackend> Trained<B> {
+    /// Loads the best weights of a run, or the latest weights if there has been no evaluation.
+    ///
+    /// # Errors
+    ///
+    /// If the folder is no run, has no weights yet, or they are damaged.
+    pub fn open(folder: impl AsRef<Path>, device: &B::Device) -> Result<Self, Error> {
+        let folder = RunFolder::open(folder)?;
+        let config = folder.config()?;
+        let kept = folder.path().join(TOKENIZER);
+        let tokenizer = config.data.kept_tokenizer(&config.tokens, kept)?;
+        let weights = folder.best()?;
+        weights.check_layers(config.model.layers())?;
+        let method = weights.fill(config.method_config().blank(&config.model, device)?)?;
+        Ok(Self {
+            config,
+            method,
+            tokenizer,
+            weights,
+            path: folder.path().into(),
+        })
+    }
+
+    /// The method, if it is GradMem.
+    ///
+    /// # Errors
+    ///
+    /// If the run trained another method.
+    pub fn into_gradmem(self) -> Result<GradMem<B, AnyLm<B>>, Error> {
+        match self.method {
+            AnyMethod::GradMem(gradmem) => Ok(gradmem),
+            _ => Err(Error::Input(format!(
+                "the run trained {}, not gradmem",
+                self.config.method.as_str()
+            ))),
+        }
+    }
+
+    /// The run's task, in the last version of its curriculum.
+    ///
+    /// # Errors
+    ///
+    /// If its files are missing or have changed since the run began.
+    pub fn task(&self) -> Result<Task, Error> {
+        let RunConfig {
+            data,
+            tokens,
+            train,
+            ..
+        } = &self.config;
+        let task = data.open(tokens, train.seed, Some(self.tokenizer.clone()))?;
+        if let Some(print) = &task.fingerprint {
+            RunFolder::open(&self.path)?.check_data(print)?;
+        }
+        Ok(task)
+    }
+}
+
+/// Opens the method in a folder: that of a trained run, that of a checkpoint of the reference implementation,
+/// or a pretrained language model as the in-context baseline.
+///
+/// # Errors
+///
+/// If the folder is none of these, or is damaged.
+pub fn open_method<B: KernelBackend>(
+    folder: impl AsRef<Path>,
+    device: &B::Device,
+) -> Result<AnyMethod<B>, Error> {
+    let folder = folder.as_ref();
+    let (run, checkpoint) = (folder.join(CONFIG), folder.join("config.json"));
+    match (run.is_file(), checkpoint.is_file()) {
+        (true, _) => Ok(Trained::open(folder, device)?.method),
+        (false, true) => checkpoint::load(folder, device),
+        (false, false) => Err(Error::file(
+            folder,
+            "is not a run folder (it has no config.toml; `gradmem train` makes one) \
+             and not a checkpoint (it has no config.json)",
+        )),
+    }
+}
