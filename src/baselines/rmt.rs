@@ -16,7 +16,7 @@ use crate::memory::{
 };
 use crate::model::CausalLm;
 use crate::model::generate::Prefix;
-use crate::model::layers::{Init, LayerNorm, Linear};
+use crate::model::layers::{Init, LayerNorm, Linear, affine};
 use crate::model::rows::pick;
 
 /// Linear maps between the memory and the model.
@@ -485,7 +485,7 @@ impl<B: Backend, M: CausalLm<B>> Rmt<B, M> {
     /// mask is needed and positions count what is read.
     fn pass(&self, memory: Tensor<B, 3>, embeds: Tensor<B, 3>, lengths: &[usize]) -> Tensor<B, 3> {
         let projected = match &self.mem_proj {
-            Some(proj) => proj.forward(memory),
+            Some(proj) => affine(proj, memory),
             None => memory,
         };
         let start = self.write_st.as_ref();
@@ -513,7 +513,7 @@ impl<B: Backend, M: CausalLm<B>> Rmt<B, M> {
         let [_, seq] = contexts.tokens.dims();
         let hidden = hidden.narrow(1, self.config.prefix_len() - 1, seq);
         let logits = match &self.write_head {
-            Some(head) => head.forward(hidden),
+            Some(head) => affine(head, hidden),
             None => self.model.logits(hidden),
         };
         let pad = self.config.pad_token as i64;
@@ -527,7 +527,7 @@ impl<B: Backend, M: CausalLm<B>> Rmt<B, M> {
     fn prefix(&self, memory: &Memory<B>) -> Result<Tensor<B, 3>, Error> {
         check_memory(memory, self.memory_shape(), false)?;
         let vectors = match &self.read_mem_proj {
-            Some(proj) => proj.forward(memory.vectors.clone()),
+            Some(proj) => affine(proj, memory.vectors.clone()),
             None => memory.vectors.clone(),
         };
         Ok(frame(

@@ -37,7 +37,7 @@ pub use write::{Memory, Reconstruction};
 
 use crate::error::{Error, positive, require, sizes};
 use crate::model::CausalLm;
-use crate::model::layers::{Init, Linear};
+use crate::model::layers::{Init, Linear, affine};
 
 /// How the outer gradient passes through the WRITE steps.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -501,7 +501,7 @@ impl<B: Backend, M: Module<B>> GradMem<B, M> {
             ([vectors, weight, bias], _) => {
                 vectors.clone().matmul(weight.clone().swap_dims(1, 2)) + bias.clone()
             }
-            ([vectors, ..], Some(shared)) => shared.forward(vectors.clone()),
+            ([vectors, ..], Some(shared)) => affine(shared, vectors.clone()),
             ([vectors, ..], None) => vectors.clone(),
             ([], _) => unreachable!("a memory has vectors"),
         }

@@ -14,6 +14,7 @@ use burn::tensor::{Int, Tensor};
 
 use super::{Contexts, GradMem, GradMode, MemProj, frame};
 use crate::error::Error;
+use crate::model::layers::affine;
 use crate::model::rows::select;
 use crate::model::{Cache, CausalLm, Writable, check_positions};
 use crate::support::profile::{Phase, timed};
@@ -527,7 +528,7 @@ impl<B: Backend, M: CausalLm<B>> GradMem<B, M> {
     /// By WRITE's own head if it has one.
     fn write_logits(&self, hidden: Tensor<B, 3>) -> Tensor<B, 3> {
         match &self.write_head {
-            Some(head) => head.forward(hidden),
+            Some(head) => affine(head, hidden),
             None => self.model.logits(hidden),
         }
     }

@@ -9,6 +9,7 @@ use gradmem_kernels::KernelBackend;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use super::decoder::{DecoderConfig, Dimensions};
 use super::layers::Init;
 use super::{
     Cache, CausalLm, Gpt2, Gpt2Config, GptNeoX, GptNeoXConfig, Llama, LlamaConfig, Mamba,
@@ -78,43 +79,26 @@ impl ModelConfig {
 
     /// Number of tokens.
     pub fn vocab_size(&self) -> usize {
-        each!(self, Self, config => config.vocab_size)
+        self.dimensions().vocab_size
     }
 
     /// Number of blocks.
     pub fn layers(&self) -> usize {
-        match self {
-            Self::Gpt2(config) => config.n_layer,
-            Self::GptNeoX(config) => config.num_hidden_layers,
-            Self::Llama(config) => config.num_hidden_layers,
-            Self::Mamba(config) => config.num_hidden_layers,
-        }
+        self.dimensions().layers
     }
 
     /// Width of an embedding.
     pub fn d_model(&self) -> usize {
-        match self {
-            Self::Gpt2(config) => config.n_embd,
-            Self::GptNeoX(config) => config.hidden_size,
-            Self::Llama(config) => config.hidden_size,
-            Self::Mamba(config) => config.hidden_size,
-        }
+        self.dimensions().d_model
     }
 
-    /// Longest sequence and the setting that says so; `None` if there is no limit.
+    /// Longest sequence and the setting that limits it; `None` if there is no limit.
     pub fn max_positions(&self) -> Option<(&'static str, usize)> {
-        match self {
-            Self::Gpt2(config) => Some(("n_positions", config.n_positions)),
-            Self::GptNeoX(GptNeoXConfig {
-                max_position_embeddings: positions,
-                ..
-            })
-            | Self::Llama(LlamaConfig {
-                max_position_embeddings: positions,
-                ..
-            }) => Some(("max_position_embeddings", *positions)),
-            Self::Mamba(_) => None,
-        }
+        self.dimensions().max_positions
+    }
+
+    fn dimensions(&self) -> Dimensions {
+        each!(self, Self, config => config.dimensions())
     }
 
     /// Whether the head is the embedding, transposed.

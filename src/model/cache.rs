@@ -18,7 +18,7 @@ pub struct Cache<B: Backend> {
 pub type LayerCache<B> = Option<[Tensor<B, 4>; 2]>;
 
 /// Passes `x` `[batch, seq, d_model]` through layers that each keep a part of `cache`, if there is one.
-pub fn through<B: Backend, L>(
+pub fn forward_layers<B: Backend, L>(
     layers: &[L],
     x: Tensor<B, 3>,
     mut cache: Option<&mut Cache<B>>,

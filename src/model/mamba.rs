@@ -14,14 +14,14 @@
 
 use burn::module::{Module, Param};
 use burn::tensor::backend::Backend;
-use burn::tensor::{DType, Int, Tensor};
+use burn::tensor::{DType, Tensor};
 use gradmem_kernels::{KernelBackend, linear_scan};
 use rand_distr::{Distribution, Uniform};
 use serde::{Deserialize, Serialize};
 
-use super::CausalLm;
-use super::cache::{Cache, LayerCache, through};
-use super::layers::{Activation, Embedding, Init, Linear, RmsNorm};
+use super::cache::{Cache, LayerCache, forward_layers};
+use super::decoder::{Decoder, DecoderConfig, Dimensions};
+use super::layers::{Activation, Embedding, Init, Linear, LinearConfig, RmsNorm};
 use crate::error::{Error, positive, require, sizes};
 
 /// Sizes of a [`Mamba`], under the names of Hugging Face's `config.json`.
@@ -191,14 +191,14 @@ impl MambaConfig {
             })
             .collect();
         let norm_f = norm(init);
-        let head = !self.tie_word_embeddings;
+        let head = LinearConfig::new(d, vocab).with_bias(false);
         Ok(Mamba {
             backbone: MambaTrunk {
                 embeddings,
                 layers,
                 norm_f,
             },
-            lm_head: head.then(|| Linear::new([vocab, d], false, std, init, device)),
+            lm_head: (!self.tie_word_embeddings).then(|| head.init(std, init, device)),
             config: self.clone(),
         })
     }
@@ -251,6 +251,17 @@ impl MambaConfig {
         match self.time_step_rank {
             TimeStepRank::Rank(rank) => rank,
             TimeStepRank::Auto => self.hidden_size.div_ceil(16),
+        }
+    }
+}
+
+impl DecoderConfig for MambaConfig {
+    fn dimensions(&self) -> Dimensions {
+        Dimensions {
+            vocab_size: self.vocab_size,
+            d_model: self.hidden_size,
+            layers: self.num_hidden_layers,
+            max_positions: None,
         }
     }
 }
@@ -343,26 +354,22 @@ impl<B: KernelBackend> MambaMixer<B> {
             None => (None, None),
         };
 
-        let projected = self.in_proj.forward_fused(x);
+        let projected = self.in_proj.forward(x);
         let gate = projected.clone().narrow(2, inner, inner);
         let (x, inputs) = self
             .conv1d
             .forward(projected.narrow(2, 0, inner), past_inputs);
         let x = self.activation.forward(x);
 
-        let selected = self.x_proj.forward_fused(x.clone());
-        let step = softplus(
-            self.dt_proj
-                .forward_fused(selected.clone().narrow(2, 0, rank)),
-        );
+        let selected = self.x_proj.forward(x.clone());
+        let step = softplus(self.dt_proj.forward(selected.clone().narrow(2, 0, rank)));
         let [b, c] = [rank, rank + n].map(|at| selected.clone().narrow(2, at, n));
         let (y, state) = self.select(x.clone(), step, b, c, past_state);
         if let Some(cache) = cache {
             *cache = Some([inputs.unsqueeze_dim(1), state]);
         }
         let y = y + x * self.D.val().unsqueeze();
-        self.out_proj
-            .forward_fused(y * self.activation.forward(gate))
+        self.out_proj.forward(y * self.activation.forward(gate))
     }
 
     /// The selective scan: `C_t h_t`, and the last state `[batch, 1, d_inner, N]`.
@@ -470,51 +477,27 @@ impl<B: Backend> Mamba<B> {
     }
 }
 
-impl<B: KernelBackend> Mamba<B> {
-    /// `[batch, seq, d_model]` → `[batch, seq, d_model]`, after what the cache has read if there is one.
+impl<B: KernelBackend> Decoder for Mamba<B> {
+    type Backend = B;
+    type Config = MambaConfig;
+
+    fn config(&self) -> &MambaConfig {
+        &self.config
+    }
+
+    fn embedding(&self) -> &Embedding<B> {
+        &self.backbone.embeddings
+    }
+
+    fn own_head(&self) -> Option<&Linear<B>> {
+        self.lm_head.as_ref()
+    }
+
     fn forward(&self, embeds: Tensor<B, 3>, cache: Option<&mut Cache<B>>) -> Tensor<B, 3> {
         let trunk = &self.backbone;
-        let x = through(&trunk.layers, embeds, cache, |block, x, cache| {
+        let x = forward_layers(&trunk.layers, embeds, cache, |block, x, cache| {
             x.clone() + block.mixer.forward(block.norm.forward(x), cache)
         });
         trunk.norm_f.forward(x)
-    }
-}
-
-impl<B: KernelBackend> CausalLm<B> for Mamba<B> {
-    fn d_model(&self) -> usize {
-        self.config.hidden_size
-    }
-
-    fn vocab_size(&self) -> usize {
-        self.config.vocab_size
-    }
-
-    fn max_positions(&self) -> Option<usize> {
-        None
-    }
-
-    fn settings(&self) -> String {
-        super::settings(&self.config).to_string()
-    }
-
-    fn embed(&self, tokens: Tensor<B, 2, Int>) -> Tensor<B, 3> {
-        self.backbone.embeddings.forward(tokens)
-    }
-
-    fn hidden(&self, embeds: Tensor<B, 3>) -> Tensor<B, 3> {
-        self.forward(embeds, None)
-    }
-
-    fn hidden_after(&self, embeds: Tensor<B, 3>, past: &mut Cache<B>) -> Tensor<B, 3> {
-        self.forward(embeds, Some(past))
-    }
-
-    fn token_losses(&self, logits: Tensor<B, 3>, targets: Tensor<B, 2, Int>) -> Tensor<B, 2> {
-        gradmem_kernels::token_losses(logits, targets)
-    }
-
-    fn head(&self) -> Tensor<B, 2> {
-        self.backbone.embeddings.head(self.lm_head.as_ref())
     }
 }

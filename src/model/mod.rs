@@ -8,6 +8,7 @@
 
 pub(crate) mod any;
 mod cache;
+mod decoder;
 pub mod generate;
 mod gpt2;
 mod gpt_neox;
@@ -30,7 +31,7 @@ use crate::error::Error;
 use layers::matmul_transposed;
 
 pub use any::{AnyLm, ModelConfig};
-pub use cache::{Cache, LayerCache, cache_bytes, through};
+pub use cache::{Cache, LayerCache, cache_bytes, forward_layers};
 pub use gpt_neox::{GptNeoX, GptNeoXConfig};
 pub use gpt2::{Gpt2, Gpt2Config};
 pub use llama::{Llama, LlamaConfig};
