@@ -9,8 +9,8 @@ use tokenizers::tokenizer::normalizer::SplitDelimiterBehavior;
 
 use super::{Asked, Question};
 use crate::error::Error;
-use crate::model::pretrained;
 use crate::support::fs::hex;
+use crate::tokenizer;
 use crate::tokenizer::json::{self as tokenizer_json, guarded};
 
 /// `[PAD]` `[BOS]` `[EOS]` `[UNK]`: tokens 0 to 3 of the tokenizers that are made here.
@@ -155,7 +155,7 @@ impl TextTokenizer {
     ///
     /// With a closed alphabet, names the first character outside it and where it stands.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>, Error> {
-        let ids = pretrained::encode(&self.tokenizer, text, false)?;
+        let ids = tokenizer::encode(&self.tokenizer, text, false)?;
         let unknown = || ids.iter().position(|id| self.is_unknown(*id));
         match self.closed.then(unknown).flatten() {
             Some(at) => {
@@ -233,7 +233,7 @@ impl TextTokenizer {
                 .iter()
                 .map(|id| self.tokenizer.id_to_token(*id).unwrap_or_default())
                 .collect()),
-            false => pretrained::decode(&self.tokenizer, ids),
+            false => tokenizer::decode(&self.tokenizer, ids),
         }
     }
 
