@@ -74,7 +74,7 @@ impl Gpt2Config {
         }
     }
 
-    /// Gives the model a head of its own (`false`) or ties it to the embedding (`true`).
+    /// Sets whether the head is the embedding, transposed (`true`), or has weights of its own (`false`).
     pub fn with_tied_head(mut self, tied: bool) -> Self {
         self.tie_word_embeddings = tied;
         self
@@ -114,8 +114,8 @@ impl Gpt2Config {
         ])
     }
 
-    /// A model with weights drawn from N(0, `initializer_range`²) by `seed`, those that end a block
-    /// narrower by `√(2 · n_layer)`.
+    /// A model with weights drawn from N(0, `initializer_range`²) by `seed`, those of each block's
+    /// output projections with a standard deviation smaller by `√(2 · n_layer)`.
     ///
     /// # Errors
     ///
@@ -228,7 +228,7 @@ impl<B: KernelBackend> Gpt2Block<B> {
 
 #[derive(Module, Debug)]
 struct Gpt2Attention<B: Backend> {
-    /// Queries, keys and values side by side.
+    /// Queries, keys and values, concatenated.
     c_attn: Conv1D<B>,
     c_proj: Conv1D<B>,
     #[module(skip)]

@@ -1,5 +1,5 @@
 //! GPT-NeoX (arXiv 2204.06745), the architecture of Pythia: rotary positions on part of each head,
-//! attention and feed-forward layer side by side, a head of its own.
+//! attention and feed-forward layer in parallel, a head of its own.
 
 use burn::module::Module;
 use burn::tensor::Tensor;
@@ -34,17 +34,18 @@ pub struct GptNeoXConfig {
     pub max_position_embeddings: usize,
     /// The feed-forward layer's nonlinearity.
     pub hidden_act: Activation,
-    /// Share of each head's dimensions that turn with the position.
+    /// Fraction of each head's dimensions that are rotated by the position.
     #[serde(alias = "partial_rotary_factor")]
     pub rotary_pct: f64,
     /// Base θ of the rotary frequencies.
     #[serde(alias = "rope_theta")]
     pub rotary_emb_base: f64,
-    /// How the rotary frequencies were stretched for longer sequences, if they were.
+    /// How the rotary frequencies are scaled for longer sequences; not at all unless given.
     pub rope_scaling: Option<RopeScaling>,
     /// ε of the norms.
     pub layer_norm_eps: f64,
-    /// Whether attention and feed-forward layer read the same stream, or one after the other.
+    /// Whether attention and feed-forward layer both read the block's input (`true`), or the second reads the
+    /// first's output.
     pub use_parallel_residual: bool,
     /// Whether the attention projections have biases.
     pub attention_bias: bool,
@@ -89,7 +90,7 @@ impl GptNeoXConfig {
         }
     }
 
-    /// Gives the model a head of its own (`false`) or ties it to the embedding (`true`).
+    /// Sets whether the head is the embedding, transposed (`true`), or has weights of its own (`false`).
     pub fn with_tied_head(mut self, tied: bool) -> Self {
         self.tie_word_embeddings = tied;
         self
@@ -261,7 +262,7 @@ impl<B: KernelBackend> NeoXBlock<B> {
 
 #[derive(Module, Debug)]
 struct NeoXAttention<B: Backend> {
-    /// Head by head, its query, key and value.
+    /// For each head its query, key and value.
     query_key_value: Linear<B>,
     dense: Linear<B>,
     #[module(skip)]

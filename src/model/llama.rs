@@ -1,5 +1,5 @@
 //! Llama (arXiv 2302.13971): RMSNorm before each block, rotary positions, grouped-query attention,
-//! SwiGLU, and a head of its own or tied to the embedding.
+//! SwiGLU, a head of its own or tied to the embedding.
 
 use burn::module::Module;
 use burn::tensor::Tensor;
@@ -30,7 +30,7 @@ pub struct LlamaConfig {
     pub num_hidden_layers: usize,
     /// `n_heads`: query heads.
     pub num_attention_heads: usize,
-    /// Key/value heads; as many as query heads unless given.
+    /// Key/value heads; `num_attention_heads` unless given.
     pub num_key_value_heads: Option<usize>,
     /// Width of one head; `hidden_size / num_attention_heads` unless given.
     pub head_dim: Option<usize>,
@@ -40,7 +40,7 @@ pub struct LlamaConfig {
     pub rms_norm_eps: f64,
     /// Base θ of the rotary frequencies.
     pub rope_theta: f64,
-    /// How the rotary frequencies were stretched for longer sequences, if they were.
+    /// How the rotary frequencies are scaled for longer sequences; not at all unless given.
     pub rope_scaling: Option<RopeScaling>,
     /// The feed-forward layer's nonlinearity.
     pub hidden_act: Activation,
@@ -96,7 +96,7 @@ impl LlamaConfig {
         self
     }
 
-    /// Gives the model a head of its own (`false`) or ties it to the embedding (`true`).
+    /// Sets whether the head is the embedding, transposed (`true`), or has weights of its own (`false`).
     pub fn with_tied_head(mut self, tied: bool) -> Self {
         self.tie_word_embeddings = tied;
         self
@@ -108,7 +108,7 @@ impl LlamaConfig {
         self
     }
 
-    /// Stretches the rotary positions.
+    /// Sets how the rotary frequencies are scaled for longer sequences.
     pub fn with_rope_scaling(mut self, scaling: Option<RopeScaling>) -> Self {
         self.rope_scaling = scaling;
         self

@@ -1,13 +1,13 @@
 //! Mamba (arXiv 2312.00752): a selective state-space model, without attention and without positions.
 //!
-//! Each of `d_inner` channels keeps a state of `N` numbers, which it forgets and feeds as the input
-//! says (section 3.2, algorithm 2):
+//! Each of `d_inner` channels has a state of `N` numbers, whose decay and input depend on the token
+//! (section 3.2, algorithm 2):
 //!
 //! ```text
 //! h_t = exp(Δ_t A) ∘ h_{t−1} + Δ_t B_t x_t        y_t = C_t h_t + D x_t
 //! ```
 //!
-//! The recurrence over the sequence is one [`linear_scan`], parallel and differentiable twice.
+//! The recurrence over the sequence is one [`linear_scan`], which is parallel and differentiable twice.
 
 // Fields are named as the checkpoints name their tensors.
 #![allow(non_snake_case)]
@@ -33,7 +33,7 @@ pub struct MambaConfig {
     pub vocab_size: usize,
     /// `d_model`: width of the residual stream and of a memory vector.
     pub hidden_size: usize,
-    /// `N`: numbers of state a channel.
+    /// `N`: size of each channel's state.
     pub state_size: usize,
     /// Number of blocks.
     pub num_hidden_layers: usize,
@@ -67,7 +67,7 @@ pub struct MambaConfig {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged, expecting = "a number or \"auto\"")]
 pub enum TimeStepRank {
-    /// This many.
+    /// A given rank.
     Rank(usize),
     /// `⌈hidden_size / 16⌉`
     #[default]
@@ -75,7 +75,7 @@ pub enum TimeStepRank {
     Auto,
 }
 
-/// The word `auto`.
+/// The string `auto`.
 mod auto {
     use serde::{Deserialize, Deserializer, Serializer, de::Error};
 
@@ -125,7 +125,7 @@ impl MambaConfig {
         }
     }
 
-    /// Gives the model a head of its own (`false`) or ties it to the embedding (`true`).
+    /// Sets whether the head is the embedding, transposed (`true`), or has weights of its own (`false`).
     pub fn with_tied_head(mut self, tied: bool) -> Self {
         self.tie_word_embeddings = tied;
         self
@@ -162,7 +162,7 @@ impl MambaConfig {
         require(max >= min, "time_step_max", max, problem)
     }
 
-    /// A model with weights drawn by `seed`: state matrices A = −1 … −N, step sizes Δ spread evenly in
+    /// A model with weights drawn by `seed`: state matrices A = −1 … −N, step sizes Δ uniform in
     /// logarithm over their range (arXiv 2312.00752, section 3.6), linear weights uniform in
     /// ± 1/√d_input.
     ///
@@ -266,7 +266,7 @@ impl DecoderConfig for MambaConfig {
     }
 }
 
-/// The bias whose softplus is a step size, even in logarithm between two bounds.
+/// A bias whose softplus is a step size that is uniform in logarithm between two bounds.
 struct StepBias {
     low: f64,
     high: f64,
@@ -281,7 +281,7 @@ impl Distribution<f64> for StepBias {
     }
 }
 
-/// ln 1, ln 2, … ln N, over and over.
+/// ln 1, ln 2, … ln N, repeated.
 struct Ramp {
     n: usize,
     next: std::cell::Cell<usize>,
@@ -326,10 +326,10 @@ struct MambaBlock<B: Backend> {
 
 #[derive(Module, Debug)]
 struct MambaMixer<B: Backend> {
-    /// To what is mixed and to its gate, side by side: `[2 · d_inner, d_model]`
+    /// To the scan's input and its gate, concatenated: `[2 · d_inner, d_model]`
     in_proj: Linear<B>,
     conv1d: CausalConv<B>,
-    /// To Δ's low rank, B and C, side by side: `[rank + 2 N, d_inner]`
+    /// To the low-rank Δ, B and C, concatenated: `[rank + 2 N, d_inner]`
     x_proj: Linear<B>,
     /// `[d_inner, rank]`
     dt_proj: Linear<B>,
@@ -344,7 +344,9 @@ struct MambaMixer<B: Backend> {
 }
 
 impl<B: KernelBackend> MambaMixer<B> {
-    /// `[batch, seq, d_model]` → `[batch, seq, d_model]`
+    /// # Shapes
+    ///
+    /// - `x` and output: `[batch, seq, d_model]`
     fn forward(&self, x: Tensor<B, 3>, mut cache: Option<&mut LayerCache<B>>) -> Tensor<B, 3> {
         let [inner, n] = self.A_log.val().dims();
         let rank = self.dt_proj.weight.val().dims()[1];
@@ -390,7 +392,7 @@ impl<B: KernelBackend> MambaMixer<B> {
         let [batch, seq, inner] = x.dims();
         let n = b.dims()[2];
         let dtype = x.dtype();
-        // Products of many factors: half precision would not do.
+        // Half precision is too coarse for products of many factors.
         let wide = match dtype {
             DType::F16 | DType::BF16 => DType::F32,
             other => other,
@@ -421,7 +423,7 @@ impl<B: KernelBackend> MambaMixer<B> {
     }
 }
 
-/// A causal convolution of each channel with itself.
+/// A causal depthwise convolution.
 #[derive(Module, Debug)]
 struct CausalConv<B: Backend> {
     /// `[d_inner, 1, kernel]`
@@ -431,8 +433,12 @@ struct CausalConv<B: Backend> {
 }
 
 impl<B: Backend> CausalConv<B> {
-    /// `x` `[batch, seq, d_inner]` and the `kernel − 1` inputs before it (zeros unless given) → the same
-    /// shape, and the last `kernel − 1` inputs.
+    /// The output, and the last `kernel − 1` inputs.
+    ///
+    /// # Shapes
+    ///
+    /// - `x` and output: `[batch, seq, d_inner]`
+    /// - `past`: the inputs before `x`, `[batch, kernel − 1, d_inner]`; zeros unless given
     fn forward(&self, x: Tensor<B, 3>, past: Option<Tensor<B, 3>>) -> (Tensor<B, 3>, Tensor<B, 3>) {
         let [batch, seq, inner] = x.dims();
         let weight = self.weight.val();
@@ -463,7 +469,7 @@ impl<B: Backend> CausalConv<B> {
     }
 }
 
-/// `ln(1 + eˣ)`; beyond 20 that is x.
+/// `ln(1 + eˣ)`; x itself above 20.
 fn softplus<B: Backend>(x: Tensor<B, 3>) -> Tensor<B, 3> {
     let large = x.clone().greater_elem(20.0);
     let small = x.clone().mask_fill(large.clone(), 0.0);
