@@ -1,5 +1,5 @@
 //! A language model of one's own is meta-trained and written through: anything that implements `CausalLm`
-//! on every backend, out of operations that can be differentiated twice.
+//! out of operations that can be differentiated twice. `Linear` needs the kernels' `LayerBackend`.
 
 use burn::backend::Autodiff;
 use burn::module::{AutodiffModule, Module};
@@ -7,9 +7,10 @@ use burn::optim::{AdamWConfig, GradientsParams, Optimizer};
 use burn::tensor::backend::Backend;
 use burn::tensor::{Int, Tensor};
 use gradmem::Error;
+use gradmem::kernels::LayerBackend;
 use gradmem::memory::GradMemConfig;
 use gradmem::model::CausalLm;
-use gradmem::model::layers::{Embedding, Init, Linear};
+use gradmem::model::layers::{Embedding, Init, Linear, LinearConfig};
 
 /// A running mean of everything so far, through one hidden layer: small, but causal.
 #[derive(Module, Debug)]
@@ -24,13 +25,13 @@ impl<B: Backend> MeanLm<B> {
         let mut init = Init::new(1);
         Self {
             embedding: Embedding::new([vocab, d], 0.5, &mut init, device),
-            up: Linear::new([4 * d, d], true, 0.3, &mut init, device),
-            down: Linear::new([d, 4 * d], true, 0.3, &mut init, device),
+            up: LinearConfig::new(d, 4 * d).init(0.3, &mut init, device),
+            down: LinearConfig::new(4 * d, d).init(0.3, &mut init, device),
         }
     }
 }
 
-impl<B: Backend> CausalLm<B> for MeanLm<B> {
+impl<B: LayerBackend> CausalLm<B> for MeanLm<B> {
     fn d_model(&self) -> usize {
         self.embedding.weight.dims()[1]
     }

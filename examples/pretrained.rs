@@ -10,6 +10,7 @@ use gradmem::episode::Tokens;
 use gradmem::memory::GradMemConfig;
 use gradmem::model::generate::GenerateConfig;
 use gradmem::model::{Gpt2Config, ModelConfig, pretrained};
+use gradmem::tokenizer;
 
 type B = burn_flex::Flex;
 
@@ -26,11 +27,7 @@ fn main() -> Result<(), Error> {
             folder.display()
         )));
     };
-    let encode = |text: &str| -> Result<Vec<u32>, Error> {
-        let encoding = tokenizer.encode(text, false);
-        let encoding = encoding.map_err(|e| Error::Input(e.to_string()))?;
-        Ok(encoding.get_ids().to_vec())
-    };
+    let encode = |text: &str| tokenizer::encode(&tokenizer, text, false);
 
     let gradmem = GradMemConfig::new()
         .with_memory_tokens(8)

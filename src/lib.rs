@@ -58,6 +58,7 @@
 //! | [`model`] | what a language model must be to be written through; Llama, GPT-2, GPT-NeoX and Mamba, pretrained ones too; generation |
 //! | [`baselines`], [`method`] | RMT, and the whole context in the prompt; all of these as one |
 //! | [`data`] | contexts and questions as batches |
+//! | [`tokenizer`] | text to token ids and back |
 //! | `train` | meta-training on burn-train, in runs that can be stopped and go on |
 //! | `report` | plots and tables of runs, on a page of their own |
 //! | [`interop`] | the reference implementation's numbers and checkpoints |
@@ -102,7 +103,7 @@ pub mod model;
 pub mod report;
 #[doc(hidden)]
 pub mod support;
-mod tokenizer;
+pub mod tokenizer;
 #[cfg(feature = "train")]
 pub mod train;
 

@@ -272,7 +272,9 @@ fn a_batch_of_n_is_n_batches_of_one() {
         let answers = [
             gradmem.read(&written, &padded(&QUERIES)).unwrap(),
             rmt.read(&passed, &padded(&QUERIES)).unwrap(),
-            prompt.logits(&padded(&CONTEXTS), &padded(&QUERIES)).unwrap(),
+            prompt
+                .logits(&padded(&CONTEXTS), &padded(&QUERIES))
+                .unwrap(),
         ];
         for row in 0..3 {
             let context = padded(&[&unpadded(CONTEXTS[row])]);

@@ -102,7 +102,10 @@ fn a_file_gives_back_what_went_in() {
         half.save(&path).unwrap();
         assert_eq!(half.bytes_each() * 2, file.bytes_each());
         let rounded = gradmem.load_memory(&path).unwrap();
-        for (a, b) in values(&rounded.vectors()).iter().zip(values(&memory.vectors())) {
+        for (a, b) in values(&rounded.vectors())
+            .iter()
+            .zip(values(&memory.vectors()))
+        {
             assert!((a - b).abs() <= b.abs() / 256.0, "{a} is not {b} in bf16");
         }
 

@@ -97,7 +97,13 @@ fn case(folder: &Path, write_steps: usize, freeze_backbone: bool) {
         .with_freeze_backbone(freeze_backbone)
         .init(model, 8, &device)
         .unwrap();
-    checkpoint::save(folder, &AnyMethod::GradMem(gradmem), None, SpecialTokens::default()).unwrap();
+    checkpoint::save(
+        folder,
+        &AnyMethod::GradMem(gradmem),
+        None,
+        SpecialTokens::default(),
+    )
+    .unwrap();
     let ids = |rows: usize, columns: usize, seed: usize| -> Vec<i64> {
         (0..rows * columns)
             .map(|i| ((i * 7919 + seed * 31 + i * i % 101) % (VOCAB - 1) + 1) as i64)

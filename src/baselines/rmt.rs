@@ -14,7 +14,7 @@ use crate::error::{Error, at_least_one, require, sizes};
 use crate::memory::kinds::{
     self, Attach, Layout, Memory, MemoryFile, Origin, Prefix, check_room, control_tokens,
 };
-use crate::model::layers::{Init, LayerNorm, Linear};
+use crate::model::layers::{Init, LayerNorm, Linear, affine};
 use crate::model::rows::pick;
 use crate::model::{CausalLm, generate, token_losses};
 
@@ -503,7 +503,7 @@ impl<B: Backend, M: CausalLm<B>> Rmt<B, M> {
     fn reconstruction_loss(&self, hidden: Tensor<B, 3>, contexts: &Tokens<B>) -> Tensor<B, 1> {
         let hidden = hidden.narrow(1, self.config.prefix_len() - 1, contexts.width());
         let logits = match &self.write_head {
-            Some(head) => head.forward(hidden),
+            Some(head) => affine(head, hidden),
             None => self.model.logits(hidden),
         };
         let losses = self.model.token_losses(logits, contexts.ids());

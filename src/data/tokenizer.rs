@@ -9,8 +9,8 @@ use tokenizers::tokenizer::normalizer::SplitDelimiterBehavior;
 
 use super::{Asked, Question};
 use crate::error::Error;
-use crate::model::pretrained;
 use crate::support::fs::hex;
+use crate::tokenizer;
 use crate::tokenizer::json::{self as tokenizer_json, guarded};
 
 /// Tokens 0 to 3 of the tokenizers that this crate makes.
@@ -154,7 +154,7 @@ impl TextTokenizer {
     ///
     /// With a closed alphabet: a character outside it. The error names the first one and its position.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>, Error> {
-        let ids = pretrained::encode(&self.tokenizer, text, false)?;
+        let ids = tokenizer::encode(&self.tokenizer, text, false)?;
         let unknown = || ids.iter().position(|id| self.is_unknown(*id));
         match self.closed.then(unknown).flatten() {
             Some(at) => {
@@ -232,7 +232,7 @@ impl TextTokenizer {
                 .iter()
                 .map(|id| self.tokenizer.id_to_token(*id).unwrap_or_default())
                 .collect()),
-            false => pretrained::decode(&self.tokenizer, ids),
+            false => tokenizer::decode(&self.tokenizer, ids),
         }
     }
 

@@ -30,8 +30,8 @@ pub use labels::Labels;
 pub use crate::model::Tokens;
 
 use crate::error::Error;
-use crate::model::{CausalLm, token_losses};
 use crate::model::rows::share;
+use crate::model::{CausalLm, token_losses};
 
 /// A batch of contexts, `r` queries to each, and what is to be predicted; or a part of such a batch.
 #[derive(Clone, Debug)]

@@ -15,6 +15,7 @@ use super::kinds::Attach;
 use super::{GradMem, GradMode, Memory};
 use crate::episode::Tokens;
 use crate::error::Error;
+use crate::model::layers::affine;
 use crate::model::{CausalLm, Writable};
 use crate::support::profile::{Phase, timed};
 
@@ -220,7 +221,7 @@ impl<B: Backend, M: CausalLm<B>> GradMem<B, M> {
     /// By WRITE's own head if it has one.
     pub(super) fn write_logits(&self, hidden: Tensor<B, 3>) -> Tensor<B, 3> {
         match &self.write_head {
-            Some(head) => head.forward(hidden),
+            Some(head) => affine(head, hidden),
             None => self.model.logits(hidden),
         }
     }

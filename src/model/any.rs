@@ -1,4 +1,4 @@
-//! Whichever model a configuration names.
+//! The models of this crate as one type, by the name of their configuration.
 
 use std::path::Path;
 
@@ -9,6 +9,7 @@ use gradmem_kernels::KernelBackend;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use super::decoder::{DecoderConfig, Dimensions};
 use super::layers::Init;
 use super::{
     Cache, CausalLm, Gpt2, Gpt2Config, GptNeoX, GptNeoXConfig, Llama, LlamaConfig, Mamba,
@@ -39,7 +40,7 @@ impl Default for ModelConfig {
     }
 }
 
-/// Does the same with whichever there is.
+/// Evaluates the same expression for each variant.
 macro_rules! each {
     ($value:expr, $enum:ident, $inner:ident => $body:expr) => {
         match $value {
@@ -52,10 +53,10 @@ macro_rules! each {
 }
 
 impl ModelConfig {
-    /// The types there are.
+    /// The names of all types.
     pub const TYPES: &'static [&'static str] = &["gpt2", "gpt_neox", "llama", "mamba"];
 
-    /// The type's name.
+    /// The name of this type.
     pub fn model_type(&self) -> &'static str {
         match self {
             Self::Gpt2(_) => "gpt2",
@@ -78,43 +79,26 @@ impl ModelConfig {
 
     /// Number of tokens.
     pub fn vocab_size(&self) -> usize {
-        each!(self, Self, config => config.vocab_size)
+        self.dimensions().vocab_size
     }
 
     /// Number of blocks.
     pub fn layers(&self) -> usize {
-        match self {
-            Self::Gpt2(config) => config.n_layer,
-            Self::GptNeoX(config) => config.num_hidden_layers,
-            Self::Llama(config) => config.num_hidden_layers,
-            Self::Mamba(config) => config.num_hidden_layers,
-        }
+        self.dimensions().layers
     }
 
     /// Width of an embedding.
     pub fn d_model(&self) -> usize {
-        match self {
-            Self::Gpt2(config) => config.n_embd,
-            Self::GptNeoX(config) => config.hidden_size,
-            Self::Llama(config) => config.hidden_size,
-            Self::Mamba(config) => config.hidden_size,
-        }
+        self.dimensions().d_model
     }
 
-    /// Longest sequence and the setting that says so; `None` if there is no limit.
+    /// Longest sequence and the setting that limits it; `None` if there is no limit.
     pub fn max_positions(&self) -> Option<(&'static str, usize)> {
-        match self {
-            Self::Gpt2(config) => Some(("n_positions", config.n_positions)),
-            Self::GptNeoX(GptNeoXConfig {
-                max_position_embeddings: positions,
-                ..
-            })
-            | Self::Llama(LlamaConfig {
-                max_position_embeddings: positions,
-                ..
-            }) => Some(("max_position_embeddings", *positions)),
-            Self::Mamba(_) => None,
-        }
+        self.dimensions().max_positions
+    }
+
+    fn dimensions(&self) -> Dimensions {
+        each!(self, Self, config => config.dimensions())
     }
 
     /// Whether the head is the embedding, transposed.
@@ -140,7 +124,7 @@ impl ModelConfig {
         self.build(Init::new(seed), device)
     }
 
-    /// A model whose weights are yet to be loaded, and take no room till then.
+    /// A model whose weights are not allocated until they are loaded.
     ///
     /// # Errors
     ///
@@ -162,14 +146,14 @@ impl ModelConfig {
     ///
     /// # Errors
     ///
-    /// An unknown `model_type`, a missing size, a value of the wrong kind, numbers that contradict each
-    /// other, or an activation or kind of rotary scaling that is not supported.
+    /// An unknown `model_type`, a missing size, a value of the wrong type, sizes that are inconsistent, or an
+    /// activation or type of rotary scaling that is not supported.
     pub fn open(path: impl AsRef<Path>) -> Result<Self, Error> {
         let path = path.as_ref();
         Self::from_json(&read_object(path)?, path)
     }
 
-    /// The same from an object that was read from `path`.
+    /// [`ModelConfig::open`] of an object that was read from `path`.
     pub(crate) fn from_json(json: &Map<String, Value>, path: &Path) -> Result<Self, Error> {
         let problem = |problem: String| Error::file(path, problem);
         let found = json.get("model_type");
@@ -198,9 +182,9 @@ impl ModelConfig {
         }
         let mut json = json.clone();
         json.retain(|_, value| !value.is_null());
-        unite_names(&mut json);
+        unify_keys(&mut json);
         if model_type == "llama" {
-            // What `transformers` takes where a file is silent; our own defaults are for small models.
+            // The defaults of `transformers`; those of `LlamaConfig` are for small models.
             for (key, value) in [
                 ("rope_theta", Value::from(10_000.0)),
                 ("rms_norm_eps", 1e-6.into()),
@@ -218,8 +202,9 @@ impl ModelConfig {
             let (one, two) = (ours.0.unwrap_or_default(), ours.1.unwrap_or_default());
             return Err(problem(format!("`{a}` = {one} contradicts `{b}` = {two}")));
         }
-        let config: Self = serde_json::from_value(Value::Object(json.clone()))
-            .map_err(|e| problem(blame(&json, model_type).unwrap_or_else(|| e.to_string())))?;
+        let config: Self = serde_json::from_value(Value::Object(json.clone())).map_err(|e| {
+            problem(unsupported_key(&json, model_type).unwrap_or_else(|| e.to_string()))
+        })?;
         config.validate().map_err(|e| problem(e.to_string()))?;
         Ok(config)
     }
@@ -241,9 +226,9 @@ impl ModelConfig {
     }
 }
 
-/// Newer `transformers` keep all that is rotary under one key, and both generations write some
-/// values twice; here each has one name.
-fn unite_names(json: &mut Map<String, Value>) {
+/// Reduces the keys of several versions of `transformers` to one name each. Newer versions put the rotary
+/// settings under one key, and some values are written under two names.
+fn unify_keys(json: &mut Map<String, Value>) {
     if let Some(Value::Object(rope)) = json.remove("rope_parameters") {
         for key in ["rope_theta", "partial_rotary_factor"] {
             if let Some(value) = rope.get(key) {
@@ -270,8 +255,8 @@ fn unite_names(json: &mut Map<String, Value>) {
     }
 }
 
-/// The key whose value cannot be read, found by reading each alone.
-fn blame(json: &Map<String, Value>, model_type: &str) -> Option<String> {
+/// The key whose value cannot be read, found by reading each one alone.
+fn unsupported_key(json: &Map<String, Value>, model_type: &str) -> Option<String> {
     json.iter().find_map(|(key, value)| {
         let alone = serde_json::json!({ "model_type": model_type, key: value });
         let error = serde_json::from_value::<ModelConfig>(alone).err()?;
@@ -279,14 +264,13 @@ fn blame(json: &Map<String, Value>, model_type: &str) -> Option<String> {
     })
 }
 
-/// A file that holds one JSON object.
+/// Reads a file that holds one JSON object.
 pub(crate) fn read_object(path: &Path) -> Result<Map<String, Value>, Error> {
     let text = read_text(path)?;
     serde_json::from_str(&text).map_err(|e| Error::file(path, format!("is not a JSON object: {e}")))
 }
 
-/// A language model of a type that is known at run time only. The library asks for any [`CausalLm`];
-/// this one is for programs that read a type's name from a file.
+/// A language model whose type is known at run time only, for programs that read the type's name from a file.
 #[derive(Module, Debug)]
 #[non_exhaustive]
 pub enum AnyLm<B: Backend> {

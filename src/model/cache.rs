@@ -1,4 +1,4 @@
-//! What a model keeps of the tokens it has read, so that those to come need not read them again.
+//! The cache of a model: what it keeps of the tokens it has read, so that later tokens need not read them again.
 
 use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
@@ -6,19 +6,23 @@ use burn::tensor::backend::Backend;
 use super::CausalLm;
 use super::rows::{repeat, select};
 
-/// What a model keeps of a sequence: attention its keys and values, Mamba its state. A cache can be
-/// cloned, and several continuations grown from one beginning.
+/// What a model keeps of a sequence: attention the keys and values, Mamba the inputs of its convolution and
+/// its state. Clones of a cache can be continued independently.
 #[derive(Clone, Debug)]
 pub struct Cache<B: Backend> {
     len: usize,
     layers: Vec<LayerCache<B>>,
 }
 
-/// One layer's part, with the batch as first dimension; nothing before the first token.
+/// One layer's part: two tensors whose first dimension is the batch; `None` before the first token.
 pub type LayerCache<B> = Option<[Tensor<B, 4>; 2]>;
 
-/// Passes `x` `[batch, seq, d_model]` through layers that each keep a part of `cache`, if there is one.
-pub fn through<B: Backend, L>(
+/// Applies `forward` with each layer in turn, with the layer's part of `cache` if there is one.
+///
+/// # Shapes
+///
+/// - `x` and output: `[batch, seq, d_model]`
+pub fn forward_layers<B: Backend, L>(
     layers: &[L],
     x: Tensor<B, 3>,
     mut cache: Option<&mut Cache<B>>,
@@ -45,17 +49,17 @@ impl<B: Backend> Default for Cache<B> {
 }
 
 impl<B: Backend> Cache<B> {
-    /// Of nothing.
+    /// An empty cache.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Positions read so far.
+    /// Number of positions read so far.
     pub fn len(&self) -> usize {
         self.len
     }
 
-    /// Whether nothing was read yet.
+    /// Whether nothing has been read yet.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
@@ -68,7 +72,7 @@ impl<B: Backend> Cache<B> {
             .sum()
     }
 
-    /// The part of layer `index`, made if there is none: for models to read and replace.
+    /// The part of layer `index`, for models to read and replace.
     pub fn layer(&mut self, index: usize) -> &mut LayerCache<B> {
         if self.layers.len() <= index {
             self.layers.resize_with(index + 1, || None);
@@ -76,21 +80,21 @@ impl<B: Backend> Cache<B> {
         &mut self.layers[index]
     }
 
-    /// Counts `seq` more positions: for models, once all their layers have read them.
+    /// Counts `seq` more positions. A model calls it once all its layers have read them.
     pub fn advance(&mut self, seq: usize) {
         self.len += seq;
     }
 
-    /// The samples of these indices, one after the other; one may come several times.
+    /// The samples at these indices, in this order; an index may occur several times.
     ///
     /// # Panics
     ///
-    /// If an index is beyond the batch.
+    /// If an index is not below the batch size.
     pub fn select(&self, samples: &[usize]) -> Self {
         self.map(|x| select(x, samples))
     }
 
-    /// Each sample `times` times, its copies side by side.
+    /// Each sample `times` times in a row.
     pub fn repeat(&self, times: usize) -> Self {
         self.map(|x| repeat(x, times))
     }
@@ -104,8 +108,8 @@ impl<B: Backend> Cache<B> {
     }
 }
 
-/// Bytes that `model` keeps of a sequence, by its number of tokens: what a memory of a context replaces. They
-/// are found by reading one token and two, and grow evenly.
+/// The bytes of `model`'s cache as a function of the number of tokens, for comparison with a memory's. They are
+/// measured with one token and with two, and extended linearly.
 pub fn cache_bytes<B: Backend, M: CausalLm<B>>(model: &M) -> impl Fn(usize) -> usize + use<B, M> {
     let device = model.head().device();
     let [one, two] = [1, 2].map(|seq| {

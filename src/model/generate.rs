@@ -1,4 +1,4 @@
-//! Decoding, greedy or sampled, from a beginning that is read once.
+//! Greedy and sampled decoding after a prefix that is read once.
 
 use std::collections::BTreeMap;
 
@@ -13,22 +13,23 @@ use super::rows::{repeat, select, share};
 use super::{Cache, CausalLm, Tokens};
 use crate::error::{Error, require};
 
-/// How a continuation is chosen.
+/// How the tokens of a continuation are chosen.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 #[must_use]
 pub struct GenerateConfig {
     /// Longest continuation, in tokens.
     pub max_tokens: usize,
-    /// Tokens that end it; they are not part of it.
+    /// Tokens that end a continuation; they are not part of it.
     pub stop: Vec<u32>,
-    /// 0 takes the likeliest token; 1 samples as the model says; in between sharpens, beyond flattens.
+    /// Divides the logits before sampling; 0 takes the most probable token.
     pub temperature: f64,
-    /// Samples among the likeliest so many tokens only.
+    /// Samples among this many of the most probable tokens only; among all unless given.
     pub top_k: Option<usize>,
-    /// Samples among the likeliest tokens that together have this probability.
+    /// Samples among the most probable tokens whose probabilities add up to this (nucleus sampling,
+    /// arXiv 1904.09751).
     pub top_p: f64,
-    /// Fixes what is sampled. A sample depends on its place in the list of prompts, not on the others.
+    /// Seed of the samples. A prompt's samples depend on its index, not on the other prompts.
     pub seed: u64,
 }
 
@@ -60,20 +61,20 @@ impl GenerateConfig {
         self
     }
 
-    /// Samples at this temperature, from this seed.
+    /// Samples at this temperature with this seed.
     pub fn with_sampling(mut self, temperature: f64, seed: u64) -> Self {
         self.temperature = temperature;
         self.seed = seed;
         self
     }
 
-    /// Samples among the likeliest `k` tokens only.
+    /// Samples among the `k` most probable tokens only.
     pub fn with_top_k(mut self, k: Option<usize>) -> Self {
         self.top_k = k;
         self
     }
 
-    /// Samples among the likeliest tokens that together have this probability.
+    /// Samples among the most probable tokens whose probabilities add up to `p`.
     pub fn with_top_p(mut self, p: f64) -> Self {
         self.top_p = p;
         self
@@ -104,7 +105,7 @@ impl GenerateConfig {
         )
     }
 
-    /// A token by its logits.
+    /// Chooses a token by its logits.
     fn choose(&self, logits: &[f64], rng: &mut ChaCha8Rng) -> u32 {
         let rank = |logit: f64| {
             if logit.is_nan() {
@@ -114,13 +115,14 @@ impl GenerateConfig {
             }
         };
         let mut order: Vec<usize> = (0..logits.len()).collect();
-        let likeliest = |a: &usize, b: &usize| rank(logits[*b]).total_cmp(&rank(logits[*a]));
+        let most_probable_first =
+            |a: &usize, b: &usize| rank(logits[*b]).total_cmp(&rank(logits[*a]));
         if self.temperature == 0.0 || self.top_k == Some(1) {
-            // The first of equals, whatever the order of the others.
-            let best = order.into_iter().min_by(likeliest);
+            // Of equal logits, the lowest token.
+            let best = order.into_iter().min_by(most_probable_first);
             return best.unwrap_or(0) as u32;
         }
-        order.sort_by(likeliest);
+        order.sort_by(most_probable_first);
         order.truncate(self.top_k.unwrap_or(logits.len()));
         let highest = order.first().map_or(0.0, |first| rank(logits[*first]));
         let weight = |token: &usize| ((rank(logits[*token]) - highest) / self.temperature).exp();
@@ -142,7 +144,7 @@ impl GenerateConfig {
     }
 }
 
-/// Continues prompts of at least one token each, of any lengths, by a language model alone.
+/// Continues prompts of any lengths, of at least one token each, by a language model without a memory.
 ///
 /// # Errors
 ///
@@ -155,19 +157,19 @@ pub fn continue_prompts<B: Backend, M: CausalLm<B>>(
 ) -> Result<Vec<Vec<u32>>, Error> {
     if let Some(empty) = prompts.iter().position(Vec::is_empty) {
         return Err(Error::Input(format!(
-            "prompt {empty} is empty: there is nothing to go on from"
+            "prompt {empty} is empty: it needs at least one token"
         )));
     }
     let nothing = |_: &[usize]| None;
     decode(model, nothing, prompts, config, device)
 }
 
-/// The beginnings of a batch of sequences, read once; any number of continuations share them.
+/// The first vectors of a batch of sequences, read once, for any number of continuations.
 #[derive(Debug)]
 pub struct Prefix<'a, B: Backend, M> {
     model: &'a M,
     cache: Cache<B>,
-    /// What the model makes of the last row: `[batch, 1, d_model]`.
+    /// The hidden state of the last row: `[batch, 1, d_model]`.
     last: Tensor<B, 3>,
 }
 
@@ -176,14 +178,14 @@ impl<'a, B: Backend, M: CausalLm<B>> Prefix<'a, B, M> {
     ///
     /// # Errors
     ///
-    /// If there are none, or more than the model has positions.
+    /// If `batch` or `seq` is 0, or `seq` is more than the model has positions.
     pub fn new(model: &'a M, embeds: Tensor<B, 3>) -> Result<Self, Error> {
         let mut cache = Cache::new();
         let [batch, seq, _] = embeds.dims();
         let positions = model.max_positions().unwrap_or(usize::MAX);
         if batch == 0 || seq == 0 || seq > positions {
             return Err(Error::Input(format!(
-                "{batch} beginnings of {seq} vectors cannot be read: there must be at least one of \
+                "{batch} prefixes of {seq} vectors cannot be read: there must be at least one of \
                  each, and the model has {positions} positions"
             )));
         }
@@ -195,34 +197,35 @@ impl<'a, B: Backend, M: CausalLm<B>> Prefix<'a, B, M> {
         })
     }
 
-    /// How many beginnings there are.
+    /// Number of prefixes.
     pub fn batch(&self) -> usize {
         self.last.dims()[0]
     }
 
-    /// What is kept of them.
+    /// The model's cache of the prefixes.
     pub fn cache(&self) -> &Cache<B> {
         &self.cache
     }
 
-    /// Next-token logits of continuations, several a beginning: with `batch · r` rows, each beginning has
-    /// `r` in a row.
+    /// Next-token logits of continuations. Of `batch · r` rows, the first `r` continue the first prefix, and so
+    /// on.
     ///
     /// # Shapes
     ///
     /// - `tokens`: `[batch · r, seq]`
-    /// - output: `[batch · r, seq + 1, vocab_size]`; row 0 is predicted from the beginning alone
+    /// - output: `[batch · r, seq + 1, vocab_size]`; row 0 is predicted from the prefix alone
     ///
     /// # Errors
     ///
-    /// Rows that cannot be shared evenly, a token the model does not have, or more tokens than positions.
+    /// A number of rows that is not a multiple of `batch`, a token outside the vocabulary, or more tokens than
+    /// the model has positions.
     pub fn logits(&self, tokens: &Tokens<B>) -> Result<Tensor<B, 3>, Error> {
         share(tokens.len(), self.batch())?;
         tokens.check(self.model, self.cache.len(), "continuation")?;
         Ok(self.logits_of_checked(tokens.ids()))
     }
 
-    /// The same of tokens that passed these checks.
+    /// [`Prefix::logits`] of tokens that passed these checks.
     pub(crate) fn logits_of_checked(&self, tokens: Tensor<B, 2, Int>) -> Tensor<B, 3> {
         let [rows, seq] = tokens.dims();
         let times = rows / self.batch();
@@ -239,10 +242,10 @@ impl<'a, B: Backend, M: CausalLm<B>> Prefix<'a, B, M> {
         self.model.logits(hidden)
     }
 
-    /// Continues each of the prompts, which may be of different lengths, and share the beginnings as in
-    /// [`Prefix::logits`]. A prompt may be empty.
+    /// Continues prompts of any lengths; a prompt may be empty. They share the prefixes as the rows of
+    /// [`Prefix::logits`] do.
     ///
-    /// A continuation ends before a stop token, after `max_tokens`, or where the model's positions end.
+    /// A continuation ends before a stop token, after `max_tokens`, or when the model has no more positions.
     ///
     /// # Errors
     ///
@@ -257,35 +260,35 @@ impl<'a, B: Backend, M: CausalLm<B>> Prefix<'a, B, M> {
         }
         let times = share(prompts.len(), self.batch())?;
         let device = self.last.device();
-        let beginnings = |rows: &[usize]| {
+        let prefixes = |rows: &[usize]| {
             let rows: Vec<usize> = rows.iter().map(|row| row / times).collect();
             let last = select(self.last.clone(), &rows);
             Some((self.cache.select(&rows), last))
         };
-        decode(self.model, beginnings, prompts, config, &device)
+        decode(self.model, prefixes, prompts, config, &device)
     }
 }
 
-/// A beginning as it was read: what is kept of it, and its last row.
-type Beginning<B> = (Cache<B>, Tensor<B, 3>);
+/// What a model has read: its cache, and the hidden state of the last row.
+type ReadState<B> = (Cache<B>, Tensor<B, 3>);
 
-/// Continues each of the prompts, behind the `beginnings` of the rows it is given.
+/// Continues each of the prompts after the prefixes that `prefixes` returns for the prompts' indices.
 fn decode<B: Backend, M: CausalLm<B>>(
     model: &M,
-    beginnings: impl Fn(&[usize]) -> Option<Beginning<B>>,
+    prefixes: impl Fn(&[usize]) -> Option<ReadState<B>>,
     prompts: &[Vec<u32>],
     config: &GenerateConfig,
     device: &B::Device,
 ) -> Result<Vec<Vec<u32>>, Error> {
     config.validate()?;
-    // Prompts of one length go together, so that no row needs padding.
+    // Prompts of one length form a batch, so that no row needs padding.
     let mut lengths: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
     for (row, prompt) in prompts.iter().enumerate() {
         lengths.entry(prompt.len()).or_default().push(row);
     }
     let mut answers = vec![Vec::new(); prompts.len()];
     for (seq, rows) in lengths {
-        let (mut cache, mut last) = match beginnings(&rows) {
+        let (mut cache, mut last) = match prefixes(&rows) {
             Some((cache, last)) => (cache, Some(last)),
             None => (Cache::new(), None),
         };
@@ -307,15 +310,15 @@ fn decode<B: Backend, M: CausalLm<B>>(
 
 fn continue_rows<B: Backend, M: CausalLm<B>>(
     model: &M,
-    (mut cache, mut last): Beginning<B>,
+    (mut cache, mut last): ReadState<B>,
     rows: &[usize],
     config: &GenerateConfig,
     device: &B::Device,
 ) -> Result<Vec<Vec<u32>>, Error> {
     let positions = model.max_positions().unwrap_or(usize::MAX);
-    // The last token chosen need not be read.
-    let room = positions.saturating_sub(cache.len()).saturating_add(1);
-    let limit = config.max_tokens.min(room);
+    // The last token chosen is not read.
+    let remaining = positions.saturating_sub(cache.len()).saturating_add(1);
+    let limit = config.max_tokens.min(remaining);
     let rng = |row: &usize| {
         let mut rng = ChaCha8Rng::seed_from_u64(config.seed);
         rng.set_stream(*row as u64);
@@ -331,7 +334,7 @@ fn continue_rows<B: Backend, M: CausalLm<B>>(
         for (at, logits) in logits.chunks(model.vocab_size()).enumerate() {
             if !logits.iter().any(|logit| logit.is_finite()) {
                 return Err(Error::Failed(format!(
-                    "the model's logits for token {step} behind prompt {} are no numbers",
+                    "the model's logits for token {step} after prompt {} are non-finite",
                     rows[at]
                 )));
             }

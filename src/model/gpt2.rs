@@ -2,14 +2,14 @@
 //! embedding.
 
 use burn::module::Module;
+use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
-use burn::tensor::{Int, Tensor};
 use gradmem_kernels::KernelBackend;
 use serde::{Deserialize, Serialize};
 
-use super::CausalLm;
-use super::cache::{Cache, LayerCache, through};
-use super::layers::{Activation, Conv1D, Embedding, Init, LayerNorm, Linear, attend};
+use super::cache::{Cache, LayerCache, forward_layers};
+use super::decoder::{Decoder, DecoderConfig, Dimensions};
+use super::layers::{Activation, Conv1D, Embedding, Init, LayerNorm, Linear, LinearConfig, attend};
 use crate::error::{Error, positive, require, sizes};
 
 /// Sizes of a [`Gpt2`], under the names of Hugging Face's `config.json`. There is no dropout.
@@ -74,7 +74,7 @@ impl Gpt2Config {
         }
     }
 
-    /// Gives the model a head of its own (`false`) or ties it to the embedding (`true`).
+    /// Sets whether the head is the embedding, transposed (`true`), or has weights of its own (`false`).
     pub fn with_tied_head(mut self, tied: bool) -> Self {
         self.tie_word_embeddings = tied;
         self
@@ -114,8 +114,8 @@ impl Gpt2Config {
         ])
     }
 
-    /// A model with weights drawn from N(0, `initializer_range`²) by `seed`, those that end a block
-    /// narrower by `√(2 · n_layer)`.
+    /// A model with weights drawn from N(0, `initializer_range`²) by `seed`, those of each block's
+    /// output projections with a standard deviation smaller by `√(2 · n_layer)`.
     ///
     /// # Errors
     ///
@@ -155,10 +155,10 @@ impl Gpt2Config {
             })
             .collect();
         let ln_f = norm(init);
-        let head = !self.tie_word_embeddings;
+        let head = LinearConfig::new(d, vocab).with_bias(false);
         Ok(Gpt2 {
             transformer: Gpt2Trunk { wte, wpe, h, ln_f },
-            lm_head: head.then(|| Linear::new([vocab, d], false, std, init, device)),
+            lm_head: (!self.tie_word_embeddings).then(|| head.init(std, init, device)),
             config: self.clone(),
         })
     }
@@ -177,6 +177,17 @@ impl Gpt2Config {
         match self.scale_attn_by_inverse_layer_idx {
             true => scale / (layer + 1) as f64,
             false => scale,
+        }
+    }
+}
+
+impl DecoderConfig for Gpt2Config {
+    fn dimensions(&self) -> Dimensions {
+        Dimensions {
+            vocab_size: self.vocab_size,
+            d_model: self.n_embd,
+            layers: self.n_layer,
+            max_positions: Some(("n_positions", self.n_positions)),
         }
     }
 }
@@ -217,7 +228,7 @@ impl<B: KernelBackend> Gpt2Block<B> {
 
 #[derive(Module, Debug)]
 struct Gpt2Attention<B: Backend> {
-    /// Queries, keys and values side by side.
+    /// Queries, keys and values, concatenated.
     c_attn: Conv1D<B>,
     c_proj: Conv1D<B>,
     #[module(skip)]
@@ -260,8 +271,22 @@ impl<B: Backend> Gpt2<B> {
     }
 }
 
-impl<B: KernelBackend> Gpt2<B> {
-    /// `[batch, seq, d_model]` → `[batch, seq, d_model]`, after what the cache has read if there is one.
+impl<B: KernelBackend> Decoder for Gpt2<B> {
+    type Backend = B;
+    type Config = Gpt2Config;
+
+    fn config(&self) -> &Gpt2Config {
+        &self.config
+    }
+
+    fn embedding(&self) -> &Embedding<B> {
+        &self.transformer.wte
+    }
+
+    fn own_head(&self) -> Option<&Linear<B>> {
+        self.lm_head.as_ref()
+    }
+
     fn forward(&self, embeds: Tensor<B, 3>, cache: Option<&mut Cache<B>>) -> Tensor<B, 3> {
         let seq = embeds.dims()[1];
         let start = cache.as_ref().map_or(0, |cache| cache.len());
@@ -270,44 +295,6 @@ impl<B: KernelBackend> Gpt2<B> {
         let x = embeds + positions.unsqueeze();
         trunk
             .ln_f
-            .forward(through(&trunk.h, x, cache, Gpt2Block::forward))
-    }
-}
-
-impl<B: KernelBackend> CausalLm<B> for Gpt2<B> {
-    fn d_model(&self) -> usize {
-        self.config.n_embd
-    }
-
-    fn vocab_size(&self) -> usize {
-        self.config.vocab_size
-    }
-
-    fn max_positions(&self) -> Option<usize> {
-        Some(self.config.n_positions)
-    }
-
-    fn settings(&self) -> String {
-        super::settings(&self.config).to_string()
-    }
-
-    fn embed(&self, tokens: Tensor<B, 2, Int>) -> Tensor<B, 3> {
-        self.transformer.wte.forward(tokens)
-    }
-
-    fn hidden(&self, embeds: Tensor<B, 3>) -> Tensor<B, 3> {
-        self.forward(embeds, None)
-    }
-
-    fn hidden_after(&self, embeds: Tensor<B, 3>, past: &mut Cache<B>) -> Tensor<B, 3> {
-        self.forward(embeds, Some(past))
-    }
-
-    fn token_losses(&self, logits: Tensor<B, 3>, targets: Tensor<B, 2, Int>) -> Tensor<B, 2> {
-        gradmem_kernels::token_losses(logits, targets)
-    }
-
-    fn head(&self) -> Tensor<B, 2> {
-        self.transformer.wte.head(self.lm_head.as_ref())
+            .forward(forward_layers(&trunk.h, x, cache, Gpt2Block::forward))
     }
 }

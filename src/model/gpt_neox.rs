@@ -1,16 +1,17 @@
 //! GPT-NeoX (arXiv 2204.06745), the architecture of Pythia: rotary positions on part of each head,
-//! attention and feed-forward layer side by side, a head of its own.
+//! attention and feed-forward layer in parallel, a head of its own.
 
 use burn::module::Module;
+use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
-use burn::tensor::{Int, Tensor};
 use gradmem_kernels::KernelBackend;
 use serde::{Deserialize, Serialize};
 
-use super::CausalLm;
-use super::cache::{Cache, LayerCache, through};
+use super::cache::{Cache, LayerCache, forward_layers};
+use super::decoder::{Decoder, DecoderConfig, Dimensions};
 use super::layers::{
-    Activation, Embedding, Init, LayerNorm, Linear, RopeScaling, Rotary, RotaryConfig, attend,
+    Activation, Embedding, Init, LayerNorm, Linear, LinearConfig, RopeScaling, Rotary,
+    RotaryConfig, attend,
 };
 use crate::error::{Error, positive, require, sizes};
 
@@ -33,17 +34,18 @@ pub struct GptNeoXConfig {
     pub max_position_embeddings: usize,
     /// The feed-forward layer's nonlinearity.
     pub hidden_act: Activation,
-    /// Share of each head's dimensions that turn with the position.
+    /// Fraction of each head's dimensions that are rotated by the position.
     #[serde(alias = "partial_rotary_factor")]
     pub rotary_pct: f64,
     /// Base θ of the rotary frequencies.
     #[serde(alias = "rope_theta")]
     pub rotary_emb_base: f64,
-    /// How the rotary frequencies were stretched for longer sequences, if they were.
+    /// How the rotary frequencies are scaled for longer sequences; not at all unless given.
     pub rope_scaling: Option<RopeScaling>,
     /// ε of the norms.
     pub layer_norm_eps: f64,
-    /// Whether attention and feed-forward layer read the same stream, or one after the other.
+    /// Whether attention and feed-forward layer both read the block's input (`true`), or the second reads the
+    /// first's output.
     pub use_parallel_residual: bool,
     /// Whether the attention projections have biases.
     pub attention_bias: bool,
@@ -88,7 +90,7 @@ impl GptNeoXConfig {
         }
     }
 
-    /// Gives the model a head of its own (`false`) or ties it to the embedding (`true`).
+    /// Sets whether the head is the embedding, transposed (`true`), or has weights of its own (`false`).
     pub fn with_tied_head(mut self, tied: bool) -> Self {
         self.tie_word_embeddings = tied;
         self
@@ -158,33 +160,37 @@ impl GptNeoXConfig {
         let bias = self.attention_bias;
         let init = &mut init;
         let norm = |init: &Init| LayerNorm::new(d, self.layer_norm_eps, init, device);
+        let linear = |d_input, d_output, bias, init: &mut Init| {
+            let config = LinearConfig::new(d_input, d_output).with_bias(bias);
+            config.init(std, init, device)
+        };
         let embed_in = Embedding::new([vocab, d], std, init, device);
         let layers = (0..self.num_hidden_layers)
             .map(|_| NeoXBlock {
                 input_layernorm: norm(init),
                 post_attention_layernorm: norm(init),
                 attention: NeoXAttention {
-                    query_key_value: Linear::new([3 * d, d], bias, std, init, device),
-                    dense: Linear::new([d, d], bias, std, init, device),
+                    query_key_value: linear(d, 3 * d, bias, init),
+                    dense: linear(d, d, bias, init),
                     n_heads: self.num_attention_heads,
                 },
                 mlp: NeoXMlp {
-                    dense_h_to_4h: Linear::new([d_ff, d], true, std, init, device),
-                    dense_4h_to_h: Linear::new([d, d_ff], true, std, init, device),
+                    dense_h_to_4h: linear(d, d_ff, true, init),
+                    dense_4h_to_h: linear(d_ff, d, true, init),
                     activation: self.hidden_act,
                 },
                 parallel: self.use_parallel_residual,
             })
             .collect();
         let final_layer_norm = norm(init);
-        let head = !self.tie_word_embeddings;
+        let head = LinearConfig::new(d, vocab).with_bias(false);
         Ok(GptNeoX {
             gpt_neox: NeoXTrunk {
                 embed_in,
                 layers,
                 final_layer_norm,
             },
-            embed_out: head.then(|| Linear::new([vocab, d], false, std, init, device)),
+            embed_out: (!self.tie_word_embeddings).then(|| head.init(std, init, device)),
             config: self.clone(),
         })
     }
@@ -196,6 +202,17 @@ impl GptNeoXConfig {
             rotary_dim: (head_dim as f64 * self.rotary_pct) as usize,
             theta: self.rotary_emb_base,
             scaling: self.rope_scaling.clone(),
+        }
+    }
+}
+
+impl DecoderConfig for GptNeoXConfig {
+    fn dimensions(&self) -> Dimensions {
+        Dimensions {
+            vocab_size: self.vocab_size,
+            d_model: self.hidden_size,
+            layers: self.num_hidden_layers,
+            max_positions: Some(("max_position_embeddings", self.max_position_embeddings)),
         }
     }
 }
@@ -245,7 +262,7 @@ impl<B: KernelBackend> NeoXBlock<B> {
 
 #[derive(Module, Debug)]
 struct NeoXAttention<B: Backend> {
-    /// Head by head, its query, key and value.
+    /// For each head its query, key and value.
     query_key_value: Linear<B>,
     dense: Linear<B>,
     #[module(skip)]
@@ -261,12 +278,12 @@ impl<B: KernelBackend> NeoXAttention<B> {
     ) -> Tensor<B, 3> {
         let [batch, seq, d] = x.dims();
         let head_dim = d / self.n_heads;
-        let qkv = self.query_key_value.forward_fused(x);
+        let qkv = self.query_key_value.forward(x);
         let qkv = qkv.reshape([batch, seq, self.n_heads, 3 * head_dim]);
         let [q, k, v] = [0, 1, 2].map(|i| qkv.clone().narrow(3, i * head_dim, head_dim));
         let scale = 1.0 / (head_dim as f64).sqrt();
         let out = attend(rotary.apply(q), rotary.apply(k), v, scale, cache);
-        self.dense.forward_fused(out)
+        self.dense.forward(out)
     }
 }
 
@@ -280,8 +297,8 @@ struct NeoXMlp<B: Backend> {
 
 impl<B: KernelBackend> NeoXMlp<B> {
     fn forward(&self, x: Tensor<B, 3>) -> Tensor<B, 3> {
-        let y = self.activation.forward(self.dense_h_to_4h.forward_fused(x));
-        self.dense_4h_to_h.forward_fused(y)
+        let y = self.activation.forward(self.dense_h_to_4h.forward(x));
+        self.dense_4h_to_h.forward(y)
     }
 }
 
@@ -292,54 +309,30 @@ impl<B: Backend> GptNeoX<B> {
     }
 }
 
-impl<B: KernelBackend> GptNeoX<B> {
-    /// `[batch, seq, d_model]` → `[batch, seq, d_model]`, after what the cache has read if there is one.
+impl<B: KernelBackend> Decoder for GptNeoX<B> {
+    type Backend = B;
+    type Config = GptNeoXConfig;
+
+    fn config(&self) -> &GptNeoXConfig {
+        &self.config
+    }
+
+    fn embedding(&self) -> &Embedding<B> {
+        &self.gpt_neox.embed_in
+    }
+
+    fn own_head(&self) -> Option<&Linear<B>> {
+        self.embed_out.as_ref()
+    }
+
     fn forward(&self, embeds: Tensor<B, 3>, cache: Option<&mut Cache<B>>) -> Tensor<B, 3> {
         let (seq, device) = (embeds.dims()[1], embeds.device());
         let start = cache.as_ref().map_or(0, |cache| cache.len());
         let rotary = self.config.rotary().table(start, seq, &device);
         let trunk = &self.gpt_neox;
-        let x = through(&trunk.layers, embeds, cache, |block, x, cache| {
+        let x = forward_layers(&trunk.layers, embeds, cache, |block, x, cache| {
             block.forward(x, &rotary, cache)
         });
         trunk.final_layer_norm.forward(x)
-    }
-}
-
-impl<B: KernelBackend> CausalLm<B> for GptNeoX<B> {
-    fn d_model(&self) -> usize {
-        self.config.hidden_size
-    }
-
-    fn vocab_size(&self) -> usize {
-        self.config.vocab_size
-    }
-
-    fn max_positions(&self) -> Option<usize> {
-        Some(self.config.max_position_embeddings)
-    }
-
-    fn settings(&self) -> String {
-        super::settings(&self.config).to_string()
-    }
-
-    fn embed(&self, tokens: Tensor<B, 2, Int>) -> Tensor<B, 3> {
-        self.gpt_neox.embed_in.forward(tokens)
-    }
-
-    fn hidden(&self, embeds: Tensor<B, 3>) -> Tensor<B, 3> {
-        self.forward(embeds, None)
-    }
-
-    fn hidden_after(&self, embeds: Tensor<B, 3>, past: &mut Cache<B>) -> Tensor<B, 3> {
-        self.forward(embeds, Some(past))
-    }
-
-    fn token_losses(&self, logits: Tensor<B, 3>, targets: Tensor<B, 2, Int>) -> Tensor<B, 2> {
-        gradmem_kernels::token_losses(logits, targets)
-    }
-
-    fn head(&self) -> Tensor<B, 2> {
-        self.gpt_neox.embed_in.head(self.embed_out.as_ref())
     }
 }

@@ -1,17 +1,17 @@
 //! Llama (arXiv 2302.13971): RMSNorm before each block, rotary positions, grouped-query attention,
-//! SwiGLU, and a head of its own or tied to the embedding.
+//! SwiGLU, a head of its own or tied to the embedding.
 
 use burn::module::Module;
+use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
-use burn::tensor::{Int, Tensor};
 use gradmem_kernels::KernelBackend;
 use serde::{Deserialize, Serialize};
 
-use super::CausalLm;
-use super::cache::{Cache, LayerCache, through};
+use super::cache::{Cache, LayerCache, forward_layers};
+use super::decoder::{Decoder, DecoderConfig, Dimensions};
 use super::layers::{
-    Activation, Embedding, GatedMlp, Init, Linear, RmsNorm, RopeScaling, Rotary, RotaryConfig,
-    SelfAttention, SelfAttentionConfig,
+    Activation, Embedding, GatedMlp, GatedMlpConfig, Init, Linear, LinearConfig, RmsNorm,
+    RopeScaling, Rotary, RotaryConfig, SelfAttention, SelfAttentionConfig,
 };
 use crate::error::{Error, positive, require, sizes};
 
@@ -30,7 +30,7 @@ pub struct LlamaConfig {
     pub num_hidden_layers: usize,
     /// `n_heads`: query heads.
     pub num_attention_heads: usize,
-    /// Key/value heads; as many as query heads unless given.
+    /// Key/value heads; `num_attention_heads` unless given.
     pub num_key_value_heads: Option<usize>,
     /// Width of one head; `hidden_size / num_attention_heads` unless given.
     pub head_dim: Option<usize>,
@@ -40,7 +40,7 @@ pub struct LlamaConfig {
     pub rms_norm_eps: f64,
     /// Base θ of the rotary frequencies.
     pub rope_theta: f64,
-    /// How the rotary frequencies were stretched for longer sequences, if they were.
+    /// How the rotary frequencies are scaled for longer sequences; not at all unless given.
     pub rope_scaling: Option<RopeScaling>,
     /// The feed-forward layer's nonlinearity.
     pub hidden_act: Activation,
@@ -96,7 +96,7 @@ impl LlamaConfig {
         self
     }
 
-    /// Gives the model a head of its own (`false`) or ties it to the embedding (`true`).
+    /// Sets whether the head is the embedding, transposed (`true`), or has weights of its own (`false`).
     pub fn with_tied_head(mut self, tied: bool) -> Self {
         self.tie_word_embeddings = tied;
         self
@@ -108,7 +108,7 @@ impl LlamaConfig {
         self
     }
 
-    /// Stretches the rotary positions.
+    /// Sets how the rotary frequencies are scaled for longer sequences.
     pub fn with_rope_scaling(mut self, scaling: Option<RopeScaling>) -> Self {
         self.rope_scaling = scaling;
         self
@@ -176,7 +176,12 @@ impl LlamaConfig {
             head_dim: self.head_dim(),
             bias: self.attention_bias,
         };
-        let d_ff = self.intermediate_size;
+        let mlp = GatedMlpConfig {
+            d_model,
+            d_ff: self.intermediate_size,
+            bias: self.mlp_bias,
+            activation: self.hidden_act,
+        };
         let norm = |init: &Init| RmsNorm::new(d_model, self.rms_norm_eps, init, device);
         let embed_tokens = Embedding::new([vocab, d_model], std, &mut init, device);
         let layers = (0..self.num_hidden_layers)
@@ -184,24 +189,17 @@ impl LlamaConfig {
                 input_layernorm: norm(&init),
                 self_attn: attention.init(std, &mut init, device),
                 post_attention_layernorm: norm(&init),
-                mlp: GatedMlp::new(
-                    [d_model, d_ff],
-                    self.mlp_bias,
-                    self.hidden_act,
-                    std,
-                    &mut init,
-                    device,
-                ),
+                mlp: mlp.init(std, &mut init, device),
             })
             .collect();
-        let head = !self.tie_word_embeddings;
+        let head = LinearConfig::new(d_model, vocab).with_bias(false);
         Ok(Llama {
             model: LlamaTrunk {
                 embed_tokens,
                 layers,
                 norm: norm(&init),
             },
-            lm_head: head.then(|| Linear::new([vocab, d_model], false, std, &mut init, device)),
+            lm_head: (!self.tie_word_embeddings).then(|| head.init(std, &mut init, device)),
             config: self.clone(),
         })
     }
@@ -221,6 +219,17 @@ impl LlamaConfig {
             rotary_dim: self.head_dim(),
             theta: self.rope_theta,
             scaling: self.rope_scaling.clone(),
+        }
+    }
+}
+
+impl DecoderConfig for LlamaConfig {
+    fn dimensions(&self) -> Dimensions {
+        Dimensions {
+            vocab_size: self.vocab_size,
+            d_model: self.hidden_size,
+            layers: self.num_hidden_layers,
+            max_positions: Some(("max_position_embeddings", self.max_position_embeddings)),
         }
     }
 }
@@ -270,53 +279,29 @@ impl<B: Backend> Llama<B> {
     }
 }
 
-impl<B: KernelBackend> Llama<B> {
-    /// `[batch, seq, d_model]` → `[batch, seq, d_model]`, after what the cache has read if there is one.
+impl<B: KernelBackend> Decoder for Llama<B> {
+    type Backend = B;
+    type Config = LlamaConfig;
+
+    fn config(&self) -> &LlamaConfig {
+        &self.config
+    }
+
+    fn embedding(&self) -> &Embedding<B> {
+        &self.model.embed_tokens
+    }
+
+    fn own_head(&self) -> Option<&Linear<B>> {
+        self.lm_head.as_ref()
+    }
+
     fn forward(&self, embeds: Tensor<B, 3>, cache: Option<&mut Cache<B>>) -> Tensor<B, 3> {
         let (seq, device) = (embeds.dims()[1], embeds.device());
         let start = cache.as_ref().map_or(0, |cache| cache.len());
         let rotary = self.config.rotary().table(start, seq, &device);
-        let x = through(&self.model.layers, embeds, cache, |block, x, cache| {
+        let x = forward_layers(&self.model.layers, embeds, cache, |block, x, cache| {
             block.forward(x, &rotary, cache)
         });
         self.model.norm.forward(x)
-    }
-}
-
-impl<B: KernelBackend> CausalLm<B> for Llama<B> {
-    fn d_model(&self) -> usize {
-        self.config.hidden_size
-    }
-
-    fn vocab_size(&self) -> usize {
-        self.config.vocab_size
-    }
-
-    fn max_positions(&self) -> Option<usize> {
-        Some(self.config.max_position_embeddings)
-    }
-
-    fn settings(&self) -> String {
-        super::settings(&self.config).to_string()
-    }
-
-    fn embed(&self, tokens: Tensor<B, 2, Int>) -> Tensor<B, 3> {
-        self.model.embed_tokens.forward(tokens)
-    }
-
-    fn hidden(&self, embeds: Tensor<B, 3>) -> Tensor<B, 3> {
-        self.forward(embeds, None)
-    }
-
-    fn hidden_after(&self, embeds: Tensor<B, 3>, past: &mut Cache<B>) -> Tensor<B, 3> {
-        self.forward(embeds, Some(past))
-    }
-
-    fn token_losses(&self, logits: Tensor<B, 3>, targets: Tensor<B, 2, Int>) -> Tensor<B, 2> {
-        gradmem_kernels::token_losses(logits, targets)
-    }
-
-    fn head(&self) -> Tensor<B, 2> {
-        self.model.embed_tokens.head(self.lm_head.as_ref())
     }
 }

@@ -1,27 +1,27 @@
 //! Mamba (arXiv 2312.00752): a selective state-space model, without attention and without positions.
 //!
-//! Each of `d_inner` channels keeps a state of `N` numbers, which it forgets and feeds as the input
-//! says (section 3.2, algorithm 2):
+//! Each of `d_inner` channels has a state of `N` numbers, whose decay and input depend on the token
+//! (section 3.2, algorithm 2):
 //!
 //! ```text
 //! h_t = exp(Δ_t A) ∘ h_{t−1} + Δ_t B_t x_t        y_t = C_t h_t + D x_t
 //! ```
 //!
-//! The recurrence over the sequence is one [`linear_scan`], parallel and differentiable twice.
+//! The recurrence over the sequence is one [`linear_scan`], which is parallel and differentiable twice.
 
 // Fields are named as the checkpoints name their tensors.
 #![allow(non_snake_case)]
 
 use burn::module::{Module, Param};
 use burn::tensor::backend::Backend;
-use burn::tensor::{DType, Int, Tensor};
+use burn::tensor::{DType, Tensor};
 use gradmem_kernels::{KernelBackend, linear_scan};
 use rand_distr::{Distribution, Uniform};
 use serde::{Deserialize, Serialize};
 
-use super::CausalLm;
-use super::cache::{Cache, LayerCache, through};
-use super::layers::{Activation, Embedding, Init, Linear, RmsNorm};
+use super::cache::{Cache, LayerCache, forward_layers};
+use super::decoder::{Decoder, DecoderConfig, Dimensions};
+use super::layers::{Activation, Embedding, Init, Linear, LinearConfig, RmsNorm};
 use crate::error::{Error, positive, require, sizes};
 
 /// Sizes of a [`Mamba`], under the names of Hugging Face's `config.json`.
@@ -33,7 +33,7 @@ pub struct MambaConfig {
     pub vocab_size: usize,
     /// `d_model`: width of the residual stream and of a memory vector.
     pub hidden_size: usize,
-    /// `N`: numbers of state a channel.
+    /// `N`: size of each channel's state.
     pub state_size: usize,
     /// Number of blocks.
     pub num_hidden_layers: usize,
@@ -67,7 +67,7 @@ pub struct MambaConfig {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged, expecting = "a number or \"auto\"")]
 pub enum TimeStepRank {
-    /// This many.
+    /// A given rank.
     Rank(usize),
     /// `⌈hidden_size / 16⌉`
     #[default]
@@ -75,7 +75,7 @@ pub enum TimeStepRank {
     Auto,
 }
 
-/// The word `auto`.
+/// The string `auto`.
 mod auto {
     use serde::{Deserialize, Deserializer, Serializer, de::Error};
 
@@ -125,7 +125,7 @@ impl MambaConfig {
         }
     }
 
-    /// Gives the model a head of its own (`false`) or ties it to the embedding (`true`).
+    /// Sets whether the head is the embedding, transposed (`true`), or has weights of its own (`false`).
     pub fn with_tied_head(mut self, tied: bool) -> Self {
         self.tie_word_embeddings = tied;
         self
@@ -162,7 +162,7 @@ impl MambaConfig {
         require(max >= min, "time_step_max", max, problem)
     }
 
-    /// A model with weights drawn by `seed`: state matrices A = −1 … −N, step sizes Δ spread evenly in
+    /// A model with weights drawn by `seed`: state matrices A = −1 … −N, step sizes Δ uniform in
     /// logarithm over their range (arXiv 2312.00752, section 3.6), linear weights uniform in
     /// ± 1/√d_input.
     ///
@@ -191,14 +191,14 @@ impl MambaConfig {
             })
             .collect();
         let norm_f = norm(init);
-        let head = !self.tie_word_embeddings;
+        let head = LinearConfig::new(d, vocab).with_bias(false);
         Ok(Mamba {
             backbone: MambaTrunk {
                 embeddings,
                 layers,
                 norm_f,
             },
-            lm_head: head.then(|| Linear::new([vocab, d], false, std, init, device)),
+            lm_head: (!self.tie_word_embeddings).then(|| head.init(std, init, device)),
             config: self.clone(),
         })
     }
@@ -255,7 +255,18 @@ impl MambaConfig {
     }
 }
 
-/// The bias whose softplus is a step size, even in logarithm between two bounds.
+impl DecoderConfig for MambaConfig {
+    fn dimensions(&self) -> Dimensions {
+        Dimensions {
+            vocab_size: self.vocab_size,
+            d_model: self.hidden_size,
+            layers: self.num_hidden_layers,
+            max_positions: None,
+        }
+    }
+}
+
+/// A bias whose softplus is a step size that is uniform in logarithm between two bounds.
 struct StepBias {
     low: f64,
     high: f64,
@@ -270,7 +281,7 @@ impl Distribution<f64> for StepBias {
     }
 }
 
-/// ln 1, ln 2, … ln N, over and over.
+/// ln 1, ln 2, … ln N, repeated.
 struct Ramp {
     n: usize,
     next: std::cell::Cell<usize>,
@@ -315,10 +326,10 @@ struct MambaBlock<B: Backend> {
 
 #[derive(Module, Debug)]
 struct MambaMixer<B: Backend> {
-    /// To what is mixed and to its gate, side by side: `[2 · d_inner, d_model]`
+    /// To the scan's input and its gate, concatenated: `[2 · d_inner, d_model]`
     in_proj: Linear<B>,
     conv1d: CausalConv<B>,
-    /// To Δ's low rank, B and C, side by side: `[rank + 2 N, d_inner]`
+    /// To the low-rank Δ, B and C, concatenated: `[rank + 2 N, d_inner]`
     x_proj: Linear<B>,
     /// `[d_inner, rank]`
     dt_proj: Linear<B>,
@@ -333,7 +344,9 @@ struct MambaMixer<B: Backend> {
 }
 
 impl<B: KernelBackend> MambaMixer<B> {
-    /// `[batch, seq, d_model]` → `[batch, seq, d_model]`
+    /// # Shapes
+    ///
+    /// - `x` and output: `[batch, seq, d_model]`
     fn forward(&self, x: Tensor<B, 3>, mut cache: Option<&mut LayerCache<B>>) -> Tensor<B, 3> {
         let [inner, n] = self.A_log.val().dims();
         let rank = self.dt_proj.weight.val().dims()[1];
@@ -343,26 +356,22 @@ impl<B: KernelBackend> MambaMixer<B> {
             None => (None, None),
         };
 
-        let projected = self.in_proj.forward_fused(x);
+        let projected = self.in_proj.forward(x);
         let gate = projected.clone().narrow(2, inner, inner);
         let (x, inputs) = self
             .conv1d
             .forward(projected.narrow(2, 0, inner), past_inputs);
         let x = self.activation.forward(x);
 
-        let selected = self.x_proj.forward_fused(x.clone());
-        let step = softplus(
-            self.dt_proj
-                .forward_fused(selected.clone().narrow(2, 0, rank)),
-        );
+        let selected = self.x_proj.forward(x.clone());
+        let step = softplus(self.dt_proj.forward(selected.clone().narrow(2, 0, rank)));
         let [b, c] = [rank, rank + n].map(|at| selected.clone().narrow(2, at, n));
         let (y, state) = self.select(x.clone(), step, b, c, past_state);
         if let Some(cache) = cache {
             *cache = Some([inputs.unsqueeze_dim(1), state]);
         }
         let y = y + x * self.D.val().unsqueeze();
-        self.out_proj
-            .forward_fused(y * self.activation.forward(gate))
+        self.out_proj.forward(y * self.activation.forward(gate))
     }
 
     /// The selective scan: `C_t h_t`, and the last state `[batch, 1, d_inner, N]`.
@@ -383,7 +392,7 @@ impl<B: KernelBackend> MambaMixer<B> {
         let [batch, seq, inner] = x.dims();
         let n = b.dims()[2];
         let dtype = x.dtype();
-        // Products of many factors: half precision would not do.
+        // Half precision is too coarse for products of many factors.
         let wide = match dtype {
             DType::F16 | DType::BF16 => DType::F32,
             other => other,
@@ -414,7 +423,7 @@ impl<B: KernelBackend> MambaMixer<B> {
     }
 }
 
-/// A causal convolution of each channel with itself.
+/// A causal depthwise convolution.
 #[derive(Module, Debug)]
 struct CausalConv<B: Backend> {
     /// `[d_inner, 1, kernel]`
@@ -424,8 +433,12 @@ struct CausalConv<B: Backend> {
 }
 
 impl<B: Backend> CausalConv<B> {
-    /// `x` `[batch, seq, d_inner]` and the `kernel − 1` inputs before it (zeros unless given) → the same
-    /// shape, and the last `kernel − 1` inputs.
+    /// The output, and the last `kernel − 1` inputs.
+    ///
+    /// # Shapes
+    ///
+    /// - `x` and output: `[batch, seq, d_inner]`
+    /// - `past`: the inputs before `x`, `[batch, kernel − 1, d_inner]`; zeros unless given
     fn forward(&self, x: Tensor<B, 3>, past: Option<Tensor<B, 3>>) -> (Tensor<B, 3>, Tensor<B, 3>) {
         let [batch, seq, inner] = x.dims();
         let weight = self.weight.val();
@@ -456,7 +469,7 @@ impl<B: Backend> CausalConv<B> {
     }
 }
 
-/// `ln(1 + eˣ)`; beyond 20 that is x.
+/// `ln(1 + eˣ)`; x itself above 20.
 fn softplus<B: Backend>(x: Tensor<B, 3>) -> Tensor<B, 3> {
     let large = x.clone().greater_elem(20.0);
     let small = x.clone().mask_fill(large.clone(), 0.0);
@@ -470,51 +483,27 @@ impl<B: Backend> Mamba<B> {
     }
 }
 
-impl<B: KernelBackend> Mamba<B> {
-    /// `[batch, seq, d_model]` → `[batch, seq, d_model]`, after what the cache has read if there is one.
+impl<B: KernelBackend> Decoder for Mamba<B> {
+    type Backend = B;
+    type Config = MambaConfig;
+
+    fn config(&self) -> &MambaConfig {
+        &self.config
+    }
+
+    fn embedding(&self) -> &Embedding<B> {
+        &self.backbone.embeddings
+    }
+
+    fn own_head(&self) -> Option<&Linear<B>> {
+        self.lm_head.as_ref()
+    }
+
     fn forward(&self, embeds: Tensor<B, 3>, cache: Option<&mut Cache<B>>) -> Tensor<B, 3> {
         let trunk = &self.backbone;
-        let x = through(&trunk.layers, embeds, cache, |block, x, cache| {
+        let x = forward_layers(&trunk.layers, embeds, cache, |block, x, cache| {
             x.clone() + block.mixer.forward(block.norm.forward(x), cache)
         });
         trunk.norm_f.forward(x)
-    }
-}
-
-impl<B: KernelBackend> CausalLm<B> for Mamba<B> {
-    fn d_model(&self) -> usize {
-        self.config.hidden_size
-    }
-
-    fn vocab_size(&self) -> usize {
-        self.config.vocab_size
-    }
-
-    fn max_positions(&self) -> Option<usize> {
-        None
-    }
-
-    fn settings(&self) -> String {
-        super::settings(&self.config).to_string()
-    }
-
-    fn embed(&self, tokens: Tensor<B, 2, Int>) -> Tensor<B, 3> {
-        self.backbone.embeddings.forward(tokens)
-    }
-
-    fn hidden(&self, embeds: Tensor<B, 3>) -> Tensor<B, 3> {
-        self.forward(embeds, None)
-    }
-
-    fn hidden_after(&self, embeds: Tensor<B, 3>, past: &mut Cache<B>) -> Tensor<B, 3> {
-        self.forward(embeds, Some(past))
-    }
-
-    fn token_losses(&self, logits: Tensor<B, 3>, targets: Tensor<B, 2, Int>) -> Tensor<B, 2> {
-        gradmem_kernels::token_losses(logits, targets)
-    }
-
-    fn head(&self) -> Tensor<B, 2> {
-        self.backbone.embeddings.head(self.lm_head.as_ref())
     }
 }

@@ -1,13 +1,14 @@
 //! Causal language models, generic over the backend.
 //!
-//! [`CausalLm`] is all that GradMem asks of a model; [`Writable`] says that it can be lifted onto
-//! one more autodiff tape, which Burn's `#[derive(Module)]` gives every model for free.
+//! [`CausalLm`] is what GradMem needs of a model. [`Writable`] is a model that can be lifted onto one more
+//! autodiff tape; Burn's `#[derive(Module)]` provides that for every model.
 //!
-//! [`AnyLm`] is whichever model a configuration names; [`pretrained`] reads and writes the folders that
-//! Hugging Face's `transformers` reads and writes.
+//! [`Llama`], [`Gpt2`], [`GptNeoX`] and [`Mamba`] are such models, and [`AnyLm`] is the one of them that a
+//! configuration names. [`pretrained`] reads and writes the folders of Hugging Face's `transformers`.
 
 pub(crate) mod any;
 mod cache;
+mod decoder;
 pub mod generate;
 mod gpt2;
 mod gpt_neox;
@@ -31,20 +32,19 @@ use crate::error::Error;
 use layers::matmul_transposed;
 
 pub use any::{AnyLm, ModelConfig};
-pub use cache::{Cache, LayerCache, cache_bytes, through};
+pub use cache::{Cache, LayerCache, cache_bytes, forward_layers};
 pub use gpt_neox::{GptNeoX, GptNeoXConfig};
 pub use gpt2::{Gpt2, Gpt2Config};
 pub use llama::{Llama, LlamaConfig};
 pub use mamba::{Mamba, MambaConfig, TimeStepRank};
 pub use tokens::Tokens;
 
-/// A decoder-only language model, in the three stages GradMem needs apart: memory vectors enter
-/// between [`embed`](CausalLm::embed) and [`hidden`](CausalLm::hidden), and a separate WRITE head
-/// may stand in for [`logits`](CausalLm::logits).
+/// A decoder-only language model in three stages: memory vectors are inserted between
+/// [`embed`](CausalLm::embed) and [`hidden`](CausalLm::hidden), and a separate WRITE head may replace
+/// [`logits`](CausalLm::logits).
 ///
-/// To be trained or written through, every operation must be differentiable twice:
-/// [`layers`] has such layers, and
-/// [`causal_attention`](gradmem_kernels::causal_attention) such an attention.
+/// For training and for WRITE, every operation must be differentiable twice. The layers of [`layers`] and
+/// [`causal_attention`](gradmem_kernels::causal_attention) are.
 pub trait CausalLm<B: Backend>: Module<B> + ModuleDisplay {
     /// Width of an embedding and of a memory vector.
     fn d_model(&self) -> usize;
@@ -55,22 +55,36 @@ pub trait CausalLm<B: Backend>: Module<B> + ModuleDisplay {
     /// Longest sequence, memory vectors included; `None` if there is no limit.
     fn max_positions(&self) -> Option<usize>;
 
-    /// What, beside its weights, decides what the model computes, as text: heads, rotary base and the like.
-    /// It goes into a memory's [fingerprint](crate::memory::GradMem::fingerprint), so that models which
-    /// share weights but not settings do not read each other's memories.
+    /// The settings that, beside the weights, determine what the model computes, as text: number of heads,
+    /// rotary base and so on. They are part of the [fingerprint](crate::memory::GradMem::fingerprint) in a
+    /// memory's file, so that a model with the same weights and other settings does not read it.
     fn settings(&self) -> String {
         String::new()
     }
 
-    /// `[batch, seq]` → `[batch, seq, d_model]`
+    /// The token embedding.
+    ///
+    /// # Shapes
+    ///
+    /// - `tokens`: `[batch, seq]`
+    /// - output: `[batch, seq, d_model]`
     fn embed(&self, tokens: Tensor<B, 2, Int>) -> Tensor<B, 3>;
 
-    /// `[batch, seq, d_model]` → `[batch, seq, d_model]`, causally: row `i` sees rows `0 … i`.
+    /// The hidden states before the head, causally: row `i` depends on rows `0 … i` only.
+    ///
+    /// # Shapes
+    ///
+    /// - `embeds` and output: `[batch, seq, d_model]`
     fn hidden(&self, embeds: Tensor<B, 3>) -> Tensor<B, 3>;
 
-    /// The same for rows that come after those `past` has read; they join it.
+    /// [`hidden`](CausalLm::hidden) of rows that follow those in `past`; they are added to it.
     ///
-    /// Unless a model can do better, it reads the whole sequence again: `past` keeps its embeddings.
+    /// The default keeps the embeddings in `past` and computes the whole sequence again; models with a
+    /// key/value cache or a state override it.
+    ///
+    /// # Shapes
+    ///
+    /// - `embeds` and output: `[batch, seq, d_model]`
     fn hidden_after(&self, embeds: Tensor<B, 3>, past: &mut Cache<B>) -> Tensor<B, 3> {
         let seq = embeds.dims()[1];
         let kept = past.layer(0);
@@ -85,26 +99,36 @@ pub trait CausalLm<B: Backend>: Module<B> + ModuleDisplay {
         self.hidden(embeds).narrow(1, start, seq)
     }
 
-    /// The head's weight `[vocab_size, d_model]`, from which a WRITE head starts.
+    /// The head's weight `[vocab_size, d_model]`; a WRITE head starts as a copy of it.
     fn head(&self) -> Tensor<B, 2>;
 
-    /// `[batch, seq, d_model]` → `[batch, seq, vocab_size]`, by the head alone unless a model does more.
+    /// Next-token logits; by default the product with the head's weight.
+    ///
+    /// # Shapes
+    ///
+    /// - `hidden`: `[batch, seq, d_model]`
+    /// - output: `[batch, seq, vocab_size]`
     fn logits(&self, hidden: Tensor<B, 3>) -> Tensor<B, 3> {
         matmul_transposed(hidden, self.head())
     }
 
-    /// [`token_losses`], for a model whose backend has a faster way:
-    /// [`kernels::token_losses`](gradmem_kernels::token_losses).
+    /// By default [`token_losses`]; a model on a [`LayerBackend`](gradmem_kernels::LayerBackend) can use the
+    /// faster [`kernels::token_losses`](gradmem_kernels::token_losses).
+    ///
+    /// # Shapes
+    ///
+    /// - `logits`: `[batch, seq, vocab_size]`
+    /// - `targets` and output: `[batch, seq]`
     fn token_losses(&self, logits: Tensor<B, 3>, targets: Tensor<B, 2, Int>) -> Tensor<B, 2> {
         token_losses(logits, targets)
     }
 }
 
-/// Those of a configuration's settings that decide what a model with given weights computes.
+/// The settings of a configuration that determine what a model with given weights computes.
 pub(crate) fn settings(config: &impl Serialize) -> Value {
     let mut json = serde_json::to_value(config).unwrap_or_default();
     if let Value::Object(json) = &mut json {
-        // What only matters to random weights.
+        // These only affect the random initial weights.
         for key in ["initializer_range", "time_step_min", "time_step_max"] {
             json.remove(key);
         }
@@ -113,11 +137,16 @@ pub(crate) fn settings(config: &impl Serialize) -> Value {
     json
 }
 
-/// `−log p` of each target: logits `[batch, seq, vocab_size]`, targets `[batch, seq]` → `[batch, seq]`.
+/// `−log p` of each target.
+///
+/// # Shapes
+///
+/// - `logits`: `[batch, seq, vocab_size]`
+/// - `targets` and output: `[batch, seq]`
 ///
 /// # Panics
 ///
-/// If the shapes do not fit, or a target is no token; what backends do with the latter differs.
+/// If the shapes do not fit. What a target outside the vocabulary does depends on the backend.
 pub fn token_losses<B: Backend>(logits: Tensor<B, 3>, targets: Tensor<B, 2, Int>) -> Tensor<B, 2> {
     let shape = targets.dims();
     log_softmax(logits, 2)
@@ -144,7 +173,7 @@ where
     type Lifted = L;
 }
 
-/// Fails on more tokens than the model has positions for behind `before` others.
+/// Fails if the model has too few positions for `seq` tokens after `before` others.
 pub(crate) fn check_positions<B: Backend, M: CausalLm<B>>(
     model: &M,
     seq: usize,
@@ -153,7 +182,7 @@ pub(crate) fn check_positions<B: Backend, M: CausalLm<B>>(
 ) -> Result<(), Error> {
     match model.max_positions() {
         Some(positions) if before + seq > positions => Err(Error::Input(format!(
-            "a {what} of {seq} tokens behind {before} vectors needs {} positions, \
+            "a {what} of {seq} tokens after {before} vectors needs {} positions, \
              but the model has {positions}",
             before + seq
         ))),

@@ -1,4 +1,4 @@
-//! Folders of Hugging Face's `transformers`: `config.json`, `model.safetensors` (or several files and
+//! Model folders of Hugging Face's `transformers`: `config.json`, `model.safetensors` (or several files and
 //! their index), `tokenizer.json`.
 //!
 //! ```no_run
@@ -25,9 +25,9 @@ use super::weights::{self, Tensors};
 use super::{AnyLm, ModelConfig};
 use crate::error::Error;
 use crate::support::fs::write_atomically;
-use crate::tokenizer::json::{self as tokenizer_json, guarded};
+use crate::tokenizer;
 
-/// What a folder holds.
+/// The contents of a folder.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Pretrained<B: Backend> {
@@ -35,16 +35,16 @@ pub struct Pretrained<B: Backend> {
     pub model: AnyLm<B>,
     /// Its tokenizer, if the folder has one.
     pub tokenizer: Option<Tokenizer>,
-    /// What it pads with: its padding token, or else the token that ends a text, or else 0.
+    /// The token for padding: `pad_token_id` of `config.json`, or else `eos_token_id`, or else 0.
     pub pad_token: usize,
 }
 
-/// Loads a model, in the backend's element type, from files in f32, f16, bf16 or f64.
+/// Loads a model from files in f32, f16, bf16 or f64, and converts it to the backend's element type.
 ///
 /// # Errors
 ///
-/// As [`ModelConfig::open`]; a file that is missing or cut short; tensors that are missing, unexpected,
-/// of another shape or not finite; a tokenizer with more tokens than the model.
+/// As [`ModelConfig::open`]; a file that is missing or truncated; tensors that are missing, unexpected, of
+/// another shape or non-finite; a tokenizer with more tokens than the model.
 pub fn load<B: Backend>(
     folder: impl AsRef<Path>,
     device: &B::Device,
@@ -53,7 +53,7 @@ pub fn load<B: Backend>(
     let path = folder.join("config.json");
     let json = read_object(&path)?;
     let config = ModelConfig::from_json(&json, &path)?;
-    let tokenizer = tokenizer(folder, config.vocab_size())?;
+    let tokenizer = tokenizer::open_folder(folder, config.vocab_size())?;
     Ok(Pretrained {
         model: load_weights(&config, folder, device)?,
         tokenizer,
@@ -61,7 +61,7 @@ pub fn load<B: Backend>(
     })
 }
 
-/// The token that a configuration pads with.
+/// The token for padding that a configuration names, or else 0.
 pub(crate) fn pad_token(json: &Map<String, Value>) -> usize {
     let token = token(json, "pad_token_id").or(token(json, "eos_token_id"));
     token.unwrap_or(0)
@@ -86,14 +86,14 @@ pub(crate) fn load_weights<B: Backend>(
     tensors.check_layers(config.layers())?;
     let model = config.blank(device)?;
     let trunk = trunk(config);
-    // Checkpoints of the bare trunk leave its name out.
+    // Checkpoints of a model without its head leave out this prefix.
     let bare = !tensors.names().any(|name| name.starts_with(trunk));
     let name = |path: &str| {
         let name = match path.strip_prefix(trunk) {
             Some(rest) if bare => rest.to_string(),
             _ => path.to_string(),
         };
-        // The first Mamba checkpoints have this in the singular.
+        // The first Mamba checkpoints call it `embedding`.
         match name.replace("embeddings.", "embedding.") {
             old if !tensors.contains(&name) && tensors.contains(&old) => old,
             _ => name,
@@ -107,7 +107,7 @@ pub(crate) fn load_weights<B: Backend>(
     tensors.fill_as(model, name, ignored)
 }
 
-/// What old checkpoints hold beside the weights: masks, and frequencies that are computed.
+/// Tensors of old checkpoints that are not weights: masks and rotary frequencies.
 const BUFFERS: [&str; 5] = [
     ".attn.bias",
     ".attn.masked_bias",
@@ -116,7 +116,7 @@ const BUFFERS: [&str; 5] = [
     ".rotary_emb.inv_freq",
 ];
 
-/// The name of the part below the head.
+/// The prefix of the names of all tensors but the head's.
 fn trunk(config: &ModelConfig) -> &'static str {
     match config {
         ModelConfig::Gpt2(_) => "transformer.",
@@ -126,57 +126,9 @@ fn trunk(config: &ModelConfig) -> &'static str {
     }
 }
 
-/// Token ids of a text, with what the tokenizer puts around one if `special`.
-///
-/// # Errors
-///
-/// If the tokenizer cannot take it.
-pub fn encode(tokenizer: &Tokenizer, text: &str, special: bool) -> Result<Vec<u32>, Error> {
-    guarded(|| tokenizer.encode_fast(text, special))
-        .map(|encoding| encoding.get_ids().to_vec())
-        .map_err(|e| Error::Input(format!("{text:?} cannot be tokenized: {e}")))
-}
-
-/// The text of token ids, without special tokens.
-///
-/// # Errors
-///
-/// If the tokenizer cannot put it together.
-pub fn decode(tokenizer: &Tokenizer, ids: &[u32]) -> Result<String, Error> {
-    guarded(|| tokenizer.decode(ids, true))
-        .map_err(|e| Error::Input(format!("tokens {ids:?} cannot be decoded: {e}")))
-}
-
-/// The `tokenizer.json` of a folder, if there is one, for a model of `vocab_size` tokens.
-///
-/// # Errors
-///
-/// If it cannot be read or has tokens that the model does not have.
-pub fn tokenizer(folder: impl AsRef<Path>, vocab_size: usize) -> Result<Option<Tokenizer>, Error> {
-    let path = folder.as_ref().join("tokenizer.json");
-    if !path.exists() {
-        return Ok(None);
-    }
-    let tokenizer = tokenizer_json::open(&path)?;
-    let largest = tokenizer.get_vocab(true).into_values().max();
-    match largest {
-        Some(largest) if largest as usize >= vocab_size => {
-            let token = tokenizer.id_to_token(largest).unwrap_or_default();
-            Err(Error::file(
-                &path,
-                format!(
-                    "has a token {largest} ({token:?}), but the model's embedding has {vocab_size} \
-                     rows: they do not belong together"
-                ),
-            ))
-        }
-        _ => Ok(Some(tokenizer)),
-    }
-}
-
-/// Saves a model so that `transformers` and [`load`] read it. Each file is either the old one or the
-/// new one, whatever happens meanwhile; `config.json` goes first and comes last, so that none describes
-/// weights that are not its own.
+/// Saves a model in the format that `transformers` and [`load`] read. If the process is interrupted, each file
+/// is either the old or the new one. The old `config.json` is removed first and the new one written last, so
+/// that it never describes other weights.
 ///
 /// # Errors
 ///
@@ -195,7 +147,7 @@ pub fn save<B: Backend>(
     )
 }
 
-/// Writes tensors, configuration and tokenizer in place of those of a folder.
+/// Replaces a folder's tensors, configuration and tokenizer.
 pub(crate) fn write_folder(
     folder: &Path,
     tensors: Vec<(String, TensorData)>,
@@ -222,7 +174,7 @@ pub(crate) fn write_folder(
         };
         config.insert("torch_dtype".into(), dtype.into());
     }
-    // `transformers` asks for this entry.
+    // `transformers` requires this entry.
     let metadata = HashMap::from([("format".to_string(), "pt".to_string())]);
     let bytes = weights::encode(&tensors, metadata)?;
     write_atomically(folder.join("model.safetensors"), &bytes)?;

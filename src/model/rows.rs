@@ -1,11 +1,11 @@
-//! Rows of batches: shared, repeated, chosen.
+//! Rows of batches: shared out, repeated, selected.
 
 use burn::tensor::backend::Backend;
 use burn::tensor::{Tensor, TensorData};
 
 use crate::error::Error;
 
-/// How many of `rows` queries each of `batch` memories answers.
+/// How many of `rows` queries each of `batch` memories gets.
 pub(crate) fn share(rows: usize, batch: usize) -> Result<usize, Error> {
     match batch > 0 && rows > 0 && rows.is_multiple_of(batch) {
         true => Ok(rows / batch),
@@ -15,7 +15,7 @@ pub(crate) fn share(rows: usize, batch: usize) -> Result<usize, Error> {
     }
 }
 
-/// Each sample `times` times, its copies side by side: `[batch, …]` → `[batch · times, …]`.
+/// Each sample `times` times in a row: `[batch, …]` → `[batch · times, …]`.
 pub(crate) fn repeat<B: Backend, const D: usize>(x: Tensor<B, D>, times: usize) -> Tensor<B, D> {
     if times == 1 {
         return x;
@@ -28,7 +28,7 @@ pub(crate) fn repeat<B: Backend, const D: usize>(x: Tensor<B, D>, times: usize) 
         .reshape(shape)
 }
 
-/// The rows of these indices, one after the other.
+/// The rows at these indices, in this order.
 pub(crate) fn select<B: Backend, const D: usize>(x: Tensor<B, D>, rows: &[usize]) -> Tensor<B, D> {
     let rows: Vec<i64> = rows.iter().map(|row| *row as i64).collect();
     let shape = [rows.len()];
@@ -37,7 +37,7 @@ pub(crate) fn select<B: Backend, const D: usize>(x: Tensor<B, D>, rows: &[usize]
     x.select(0, rows)
 }
 
-/// Of each sample the rows at its own `indices`, as many of each: `[batch, rows, d]` →
+/// The rows of each sample at its own `indices`, the same number for each sample: `[batch, rows, d]` →
 /// `[batch, count, d]`.
 pub(crate) fn pick<B: Backend>(x: Tensor<B, 3>, indices: &[Vec<usize>]) -> Tensor<B, 3> {
     let [batch, rows, d] = x.dims();

@@ -1,9 +1,9 @@
 //! A module's parameters as `.safetensors` files, each under its path in the module.
 //!
-//! Files are mapped into memory and read tensor by tensor, so that loading holds the weights once; a
-//! file must not be changed while it is read. Tensors are converted to the element type of the
-//! parameter they fill, so that a bf16 file loads into an f32 model; every missing, unexpected or
-//! misshapen tensor is named.
+//! Files are mapped into memory and read tensor by tensor, so that loading does not hold the weights
+//! twice; a file must not be changed while it is read. Tensors are converted to the element type of the
+//! parameter they fill, so that a bf16 file loads into an f32 model. Errors name every tensor that is
+//! missing, unexpected or of another shape.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::File;
@@ -24,8 +24,7 @@ use crate::error::Error;
 #[cfg(feature = "train")]
 use crate::support::fs::hex;
 
-/// Where a walk through a module stands. An enum's variants do not count: they name a choice, not a
-/// place.
+/// The path of the module that a visitor is in, without the variants of enums.
 #[derive(Debug, Default)]
 pub(crate) struct ModulePath(Vec<String>);
 
@@ -42,7 +41,7 @@ impl ModulePath {
         }
     }
 
-    /// Names joined by points.
+    /// The names, joined by dots.
     pub(crate) fn name(&self) -> String {
         self.0.join(".")
     }
@@ -75,7 +74,7 @@ pub fn parameters<B: Backend, M: Module<B>>(module: &M) -> Vec<(String, TensorDa
 ///
 /// # Errors
 ///
-/// A tensor of a type that the format does not know.
+/// A tensor of an element type that the format does not have.
 pub fn encode(
     tensors: &[(String, TensorData)],
     metadata: HashMap<String, String>,
@@ -96,11 +95,11 @@ pub fn encode(
         .map_err(|e| Error::Input(format!("tensors cannot be saved: {e}")))
 }
 
-/// `to` with the parameters of `from`, which must be of the same names and shapes.
+/// `to` with the parameters of `from`, which must have the same names and shapes.
 ///
 /// # Errors
 ///
-/// Names what one has and the other has not.
+/// Names a parameter that only one of them has, or that has another shape.
 pub fn transfer<B: Backend, M: Module<B>, N: Module<B>>(from: &M, to: N) -> Result<N, Error> {
     struct Transfer {
         path: ModulePath,
@@ -141,7 +140,7 @@ pub fn transfer<B: Backend, M: Module<B>, N: Module<B>>(from: &M, to: N) -> Resu
     };
     let to = to.map(&mut transfer);
     let left = transfer.from.into_keys().next();
-    let left = left.map(|name| format!("`{name}` has no place"));
+    let left = left.map(|name| format!("`{name}` is unexpected"));
     match transfer.problem.or(left) {
         None => Ok(to),
         Some(problem) => Err(Error::Input(problem)),
@@ -151,10 +150,10 @@ pub fn transfer<B: Backend, M: Module<B>, N: Module<B>>(from: &M, to: N) -> Resu
 /// The tensors of a `.safetensors` file, or of several that share one index, mapped and checked.
 #[derive(Debug)]
 pub struct Tensors {
-    /// Where they came from, for messages.
+    /// The file they were read from, for messages.
     path: PathBuf,
     files: Vec<Mmap>,
-    /// What there is and where.
+    /// What the files contain and where.
     tensors: BTreeMap<String, Entry>,
     metadata: HashMap<String, String>,
 }
@@ -173,7 +172,7 @@ impl Tensors {
     ///
     /// # Errors
     ///
-    /// If it cannot be read, is cut short or is no `.safetensors` file.
+    /// If it cannot be read, is truncated or is not a `.safetensors` file.
     pub fn open(path: impl AsRef<Path>) -> Result<Self, Error> {
         let path = path.as_ref();
         let mut tensors = Self::none(path);
@@ -186,7 +185,7 @@ impl Tensors {
     ///
     /// # Errors
     ///
-    /// If a file is missing, cut short or not what the index says.
+    /// If a file is missing or truncated, or its tensors are not those that the index lists.
     pub fn open_folder(folder: impl AsRef<Path>) -> Result<Self, Error> {
         let folder = folder.as_ref();
         let whole = folder.join("model.safetensors");
@@ -200,14 +199,14 @@ impl Tensors {
         };
         let mut shards = BTreeSet::new();
         for (tensor, shard) in map {
-            // A name, not a path: nothing outside the folder is read.
+            // A path is refused, so that nothing outside the folder is read.
             let name = shard.as_str().filter(|name| {
                 Path::new(name)
                     .file_name()
                     .is_some_and(|file| file == *name)
             });
             let Some(name) = name else {
-                let problem = format!("`{tensor}` is said to be in {shard}, which is no file name");
+                let problem = format!("lists `{tensor}` in {shard}, which is not a file name");
                 return Err(Error::file(&index, problem));
             };
             shards.insert(name);
@@ -232,7 +231,7 @@ impl Tensors {
             None => Ok(tensors),
             Some((name, shard)) => Err(Error::file(
                 &index,
-                format!("says that `{name}` is in {shard}, but it is not"),
+                format!("lists `{name}` in {shard}, but it is not there"),
             )),
         }
     }
@@ -259,9 +258,9 @@ impl Tensors {
         if about.len() < 8 {
             return Err(damaged(&"it is shorter than a header"));
         }
-        // SAFETY: nothing writes to the mapping through this process. Another process that changes or cuts
-        // the file while it is mapped breaks what Rust assumes of it, as with every mapped file; that none
-        // must is said in this module's docs.
+        // SAFETY: nothing writes to the mapping through this process. Another process that changes or
+        // truncates the file while it is mapped breaks what Rust assumes of it, as with every mapped file; this
+        // module's docs forbid it.
         let map = unsafe { Mmap::map(&file) }.map_err(Error::io(path, "cannot map"))?;
         let (_, header) = SafeTensors::read_metadata(&map).map_err(|e| damaged(&e))?;
         self.metadata
@@ -284,7 +283,7 @@ impl Tensors {
         Ok(())
     }
 
-    /// The file's free-form metadata.
+    /// The free-form metadata of the file or files.
     pub fn metadata(&self) -> &HashMap<String, String> {
         &self.metadata
     }
@@ -299,7 +298,7 @@ impl Tensors {
         hex(&hash.finalize())
     }
 
-    /// Fails on a configuration of more layers than there are tensors, before anybody makes them.
+    /// Fails on a configuration of more layers than there are tensors, before the layers are made.
     pub(crate) fn check_layers(&self, layers: usize) -> Result<(), Error> {
         let tensors = self.tensors.len();
         match layers <= tensors {
@@ -311,7 +310,7 @@ impl Tensors {
         }
     }
 
-    /// The names of its tensors, sorted.
+    /// The names of the tensors, sorted.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.tensors.keys().map(String::as_str)
     }
@@ -325,7 +324,7 @@ impl Tensors {
     ///
     /// # Errors
     ///
-    /// If there is none, or its element type is not one of ours.
+    /// If there is none of this name, or its element type is not supported.
     pub fn get(&self, name: &str) -> Result<TensorData, Error> {
         let entry = self.tensors.get(name);
         let entry =
@@ -335,7 +334,7 @@ impl Tensors {
     }
 
     fn read(&self, entry: &Entry) -> Result<TensorData, String> {
-        /// Bytes of the file that are in memory beside the weights, at most.
+        /// The most bytes of the file that are in memory beside the weights.
         const CHUNK: usize = 8 << 20;
         let dtype = from_safetensors(entry.dtype)?;
         let map = &self.files[entry.file];
@@ -354,13 +353,13 @@ impl Tensors {
     /// # Errors
     ///
     /// Names every parameter without a tensor, tensor without a parameter, tensor of another shape, and
-    /// tensor that holds a number which is not finite.
+    /// tensor with a non-finite element.
     pub fn fill<B: Backend, M: Module<B>>(&self, module: M) -> Result<M, Error> {
         self.fill_as(module, |path| path.into(), |_| false)
     }
 
-    /// The same where the file has other names: `name` of a parameter's path; tensors that no parameter
-    /// has and `ignored` accepts are let be.
+    /// [`Tensors::fill`] of a file with other names: `name` maps a parameter's path to the tensor's name.
+    /// Tensors without a parameter are no error if `ignored` returns true.
     ///
     /// # Errors
     ///
@@ -398,11 +397,11 @@ impl Tensors {
     }
 }
 
-/// Lets the system take back the memory that holds this part of a file.
+/// Lets the system reclaim the memory that holds this part of a file.
 #[allow(unsafe_code)]
 fn drop_pages(map: &Mmap, start: usize, len: usize) {
-    // SAFETY: a page of a read-only mapping of a file can be dropped; whoever looks again reads it from
-    // the file again. Only advice: it does not matter whether it is taken.
+    // SAFETY: a page of a read-only mapping of a file can be dropped; the next access reads it from the file
+    // again. This is advice: the system may ignore it.
     #[cfg(unix)]
     unsafe {
         let _ = map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, start, len);
@@ -420,7 +419,7 @@ struct Fill<'a> {
 }
 
 impl Fill<'_> {
-    /// The tensor of this name as elements of this type.
+    /// The tensor of this name, checked and converted to `dtype`.
     fn find(&mut self, name: &str, shape: &[usize], dtype: DType) -> Result<TensorData, String> {
         let entry = self.file.tensors.get(name);
         let entry = entry.ok_or_else(|| format!("missing `{name}`"))?;
@@ -439,15 +438,15 @@ impl Fill<'_> {
             .read(entry)
             .map_err(|e| format!("`{name}`: {e}"))?
             .convert_dtype(dtype);
-        match first_not_finite(&data) {
+        match first_non_finite(&data) {
             None => Ok(data),
             Some((at, value)) => Err(format!("`{name}` holds {value} (element {at})")),
         }
     }
 }
 
-/// The first element that is not a finite number, and its value.
-fn first_not_finite(data: &TensorData) -> Option<(usize, f64)> {
+/// The first non-finite element: its index and value.
+fn first_non_finite(data: &TensorData) -> Option<(usize, f64)> {
     if let Ok(values) = data.as_slice::<f32>() {
         let at = values.iter().position(|value| !value.is_finite())?;
         return Some((at, values[at].into()));
@@ -467,7 +466,7 @@ impl<B: Backend> ModuleMapper<B> for Fill<'_> {
     }
 
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<B, D>>) -> Param<Tensor<B, D>> {
-        // Parameters that wait for their weights are not made first.
+        // A parameter whose weights are not loaded yet must not be allocated with zeros first.
         let (shape, device) = (param.lazy_shape(), param.lazy_device());
         let dtype = match param.is_initialized() {
             true => param.val().dtype(),

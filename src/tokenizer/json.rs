@@ -1,5 +1,5 @@
-//! `tokenizer.json`, read with care. The library behind it takes a file at its word: it panics on some that
-//! contradict themselves, and does whatever work a file asks for.
+//! Checks of a `tokenizer.json` before and after the `tokenizers` crate reads it. That crate panics on some
+//! inconsistent files, and does not limit the memory and time that a file can cost.
 
 use std::path::Path;
 
@@ -9,21 +9,22 @@ use tokenizers::Tokenizer;
 use crate::error::Error;
 use crate::support::fs::{check_file, read_text};
 
-/// So many numbers a vocabulary may leave out: the library walks over all up to the largest when it saves
-/// one, and a model has a row for each.
+/// The most ids below the largest that may have no token: the crate iterates over all ids when it saves a
+/// vocabulary, and a model's embedding has a row for each.
 const HOLES: usize = 1 << 16;
 
-/// The most that replacements may lengthen a text, all one after the other.
+/// The largest factor by which all replacements together may lengthen a text.
 const GROWTH: f64 = 1e4;
 
-/// The longest token in bytes. The search for special ones is prepared in the square of it, and a tree of
-/// all is taken down by calls as deep.
+/// The longest token in bytes. Preparing the search for special tokens takes the square of it, and the tree of
+/// all tokens is dropped by recursion of this depth.
 const LONGEST: usize = 1000;
 
-/// Deeper than any tokenizer is nested. The library tries every kind of part at every level.
+/// The deepest nesting of the file, more than any known tokenizer has. The crate tries every type of component
+/// at every level.
 const DEEPEST: usize = 16;
 
-/// Texts that a tokenizer must not panic on, to be taken for one.
+/// Texts that a tokenizer must encode and decode without a panic.
 const TEXTS: [&str; 4] = [
     "Mary went to the garden.",
     "  é e\u{301}\t\n\n中文 👩‍👩‍👧 0123456789",
@@ -31,11 +32,12 @@ const TEXTS: [&str; 4] = [
     "\u{0}\u{ad}\u{200b}\u{feff}ﬁ ▁ ## <0x41>",
 ];
 
-/// Reads a `tokenizer.json`. How long a text may be and what fills a batch is not its affair.
+/// Reads a `tokenizer.json`, without its truncation and padding.
 ///
 /// # Errors
 ///
-/// If it cannot be read, is none, or is one that would fail on ordinary texts or ask for absurd work.
+/// If it cannot be read, is not a `tokenizer.json`, panics on ordinary texts, or would take far too much memory
+/// or time.
 pub(crate) fn open(path: &Path) -> Result<Tokenizer, Error> {
     check_file(path)?;
     let text = read_text(path)?;
@@ -58,36 +60,36 @@ pub(crate) fn open(path: &Path) -> Result<Tokenizer, Error> {
         && id as usize > count + HOLES
     {
         return Err(problem(format!(
-            "it has {count} tokens, and {token:?} is number {id}: they must count up from 0"
+            "it has {count} tokens, and {token:?} is number {id}: ids must count up from 0"
         )));
     }
     for text in TEXTS {
         let round = || {
             let ids = tokenizer.encode_fast(text, true);
             let ids = ids.map(|encoding| encoding.get_ids().to_vec());
-            // A text that it has no tokens for is no fault of the file.
+            // An error for a text that it has no tokens for is allowed.
             let _ = tokenizer.decode(&ids.unwrap_or_default(), false);
             Ok(())
         };
-        guarded(round).map_err(|e| problem(format!("it cannot take {text:?}: {e}")))?;
+        guarded(round).map_err(|e| problem(format!("it fails on {text:?}: {e}")))?;
     }
     Ok(tokenizer)
 }
 
-/// Does something with a tokenizer, and makes an error of a panic, which is not printed.
+/// Calls a tokenizer, and turns a panic into an error without printing it.
 ///
-/// What the library relies on is spread over all its parts (a decoder that strips more than a token has, a
-/// merge of two tokens without their prefix, a table of replacements that points behind its end), so that
-/// checking it beforehand would be writing it again. It keeps nothing half done: a tokenizer is not
-/// changed by what it tokenizes.
+/// The crate's assumptions are spread over all its components (a decoder that strips more than a token has, a
+/// merge of two tokens without their prefix, a table of replacements that points beyond its end), so they cannot
+/// be checked beforehand without writing it again. A panic leaves no partial state: tokenizing does not change
+/// the tokenizer.
 pub(crate) fn guarded<T>(run: impl FnOnce() -> tokenizers::Result<T>) -> Result<T, String> {
     match crate::support::panics::guarded(run) {
         Some(result) => result.map_err(|e| e.to_string()),
-        None => Err("it contradicts itself".into()),
+        None => Err("it is inconsistent".into()),
     }
 }
 
-/// Says what about a file is too much, before the library sees it.
+/// Fails on a file whose size or work is beyond the limits, before the crate reads it.
 fn check(json: &Value) -> Result<(), String> {
     let added = json.get("added_tokens").and_then(Value::as_array);
     let added = added.into_iter().flatten();
@@ -128,8 +130,8 @@ fn check(json: &Value) -> Result<(), String> {
     }
 }
 
-/// Fails on a table of replacements, bytes as base64, that claims more than it has: the library sets that
-/// much memory aside. It begins with the length of its first half, the lower bytes first.
+/// Fails on a table of replacements (bytes in base64) that claims more bytes than it has, because the crate
+/// allocates as many. The table begins with the length of its first half, a little-endian u32.
 fn table(part: &Value) -> Result<(), String> {
     const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     let table = part.get("precompiled_charsmap");
@@ -140,7 +142,7 @@ fn table(part: &Value) -> Result<(), String> {
     let digits = table.as_bytes().iter().take(6).map(value);
     let digits: Option<Vec<usize>> = digits.collect();
     let Some(Ok([a, b, c, d, e, f])) = digits.map(<[usize; 6]>::try_from) else {
-        return Err("its `precompiled_charsmap` is no table in base64".into());
+        return Err("its `precompiled_charsmap` is not a table in base64".into());
     };
     let bytes = [
         a << 2 | b >> 4,
@@ -158,18 +160,18 @@ fn table(part: &Value) -> Result<(), String> {
     }
 }
 
-/// How many times longer a replacement makes a text, at most.
+/// The largest factor by which a replacement lengthens a text.
 fn lengthens(part: &Value) -> f64 {
     let content = part
         .get("content")
         .and_then(Value::as_str)
         .map_or(0, str::len);
     let Some(pattern) = part.get("pattern") else {
-        // What is put before each piece; pieces have a character at least.
+        // Prepended to each piece, which has at least one character.
         let prepended = part.get("prepend").and_then(Value::as_str);
         return 1.0 + prepended.map_or(0, str::len) as f64 / 16.0;
     };
-    // An expression may match nothing at all, and then does so at every character.
+    // A regular expression may match the empty string at every character.
     let pattern = pattern.get("String").and_then(Value::as_str);
     let matched = pattern.map_or(1, str::len).max(1);
     (content as f64 / matched as f64).max(1.0)
@@ -193,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn what_would_panic_or_never_end_is_an_error() {
+    fn files_that_would_panic_or_not_terminate_are_errors() {
         opened(&words(r#"{"a": 0, "b": 65537}"#, "")).unwrap();
         let bomb = r#"{"type": "Replace", "pattern": {"String": "a"}, "content": "aaaaaaaaaa"},"#;
         let bomb = format!(
@@ -217,9 +219,12 @@ mod tests {
                 words(r#"{"a": 0}"#, &table("qgAAAA==")),
                 "claims 170 bytes and has 6",
             ),
-            (words(r#"{"a": 0}"#, &table("AABp")), "no table in base64"),
-            (words(r#"{"a": 0}"#, strip), "it cannot take"),
-            (words(r#"{"a": 0}"#, empty), "it cannot take"),
+            (
+                words(r#"{"a": 0}"#, &table("AABp")),
+                "not a table in base64",
+            ),
+            (words(r#"{"a": 0}"#, strip), "it fails on"),
+            (words(r#"{"a": 0}"#, empty), "it fails on"),
             (
                 words(
                     r#"{"a": 0}"#,

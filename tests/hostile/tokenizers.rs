@@ -4,7 +4,7 @@ use std::path::Path;
 
 use gradmem::Error;
 use gradmem::data::{DataConfig, JsonlConfig, Question, TextTokenizer, TokensConfig};
-use gradmem::model::pretrained;
+use gradmem::tokenizer::open_folder;
 
 use crate::mutate;
 use crate::read::{Count, Folder, hammer};
@@ -66,7 +66,7 @@ pub fn open(path: &Path) -> Result<(), Error> {
         task.train.get(at).unwrap()?;
     }
     // As a model's folder has it.
-    pretrained::tokenizer(path.parent().unwrap(), 5000).map(|_| ())
+    open_folder(path.parent().unwrap(), 5000).map(|_| ())
 }
 
 fn round_trips(tokenizer: &TextTokenizer) -> Result<(), Error> {

@@ -8,9 +8,8 @@ use gradmem::interop::checkpoint;
 use gradmem::kernels::KernelBackend;
 use gradmem::method::AnyMethod;
 use gradmem::model::generate::GenerateConfig;
-use gradmem::model::pretrained;
+use gradmem::tokenizer::{self, Tokenizer};
 use gradmem::train::{Trained, open_method};
-use tokenizers::Tokenizer;
 
 use crate::args;
 
@@ -34,7 +33,7 @@ impl<B: KernelBackend> Model<B> {
         }
         let method = open_method(folder, device)?;
         let vocab_size = method.model().config().vocab_size();
-        let tokenizer = pretrained::tokenizer(folder, vocab_size)?.ok_or_else(|| {
+        let tokenizer = tokenizer::open_folder(folder, vocab_size)?.ok_or_else(|| {
             Error::Input(format!(
                 "{} has no tokenizer.json: put the one the model was trained with there",
                 folder.display()
@@ -68,7 +67,7 @@ impl Text {
                 Ok(ids)
             }
             Self::Any(tokenizer, _) => {
-                pretrained::encode(tokenizer, text, begin == Begin::AsATextDoes)
+                tokenizer::encode(tokenizer, text, begin == Begin::AsATextDoes)
             }
         }
     }
@@ -93,7 +92,7 @@ impl Text {
     pub fn decode(&self, ids: &[u32]) -> Result<String, Error> {
         match self {
             Self::Task(tokenizer, _) => tokenizer.decode_answer(ids),
-            Self::Any(tokenizer, _) => pretrained::decode(tokenizer, ids),
+            Self::Any(tokenizer, _) => tokenizer::decode(tokenizer, ids),
         }
     }
 

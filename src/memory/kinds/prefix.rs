@@ -4,7 +4,7 @@ use burn::tensor::backend::Backend;
 
 use super::Attach;
 use crate::error::{Error, require};
-use crate::model::layers::{Init, Linear};
+use crate::model::layers::{Init, Linear, affine};
 use crate::model::{CausalLm, generate};
 
 /// A memory that stands in front of the tokens: `[start; W mem + b; end]`.
@@ -41,7 +41,7 @@ impl<B: Backend> Prefix<'_, B> {
             ([vectors, weight, bias], _) => {
                 vectors.clone().matmul(weight.clone().swap_dims(1, 2)) + bias.clone()
             }
-            ([vectors, ..], Some(shared)) => shared.forward(vectors.clone()),
+            ([vectors, ..], Some(shared)) => affine(shared, vectors.clone()),
             ([vectors, ..], None) => vectors.clone(),
             ([], _) => unreachable!("a memory has vectors"),
         }

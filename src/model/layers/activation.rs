@@ -42,7 +42,7 @@ impl Activation {
 
 fn silu<B: Backend, const D: usize>(x: Tensor<B, D>) -> Tensor<B, D> {
     match x.dtype() {
-        // Some backends compute the sigmoid in f32 whatever they are given; tanh they do not.
+        // Some backends compute an f64 sigmoid in f32, but not tanh.
         DType::F64 => {
             let half = x.mul_scalar(0.5);
             half.clone().tanh() * half.clone() + half

@@ -3,7 +3,7 @@ use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
 use gradmem_kernels::{KernelBackend, causal_attention, in_order};
 
-use super::{Init, Linear, Rotary};
+use super::{Init, Linear, LinearConfig, Rotary};
 use crate::model::cache::LayerCache;
 
 /// Causal self-attention with rotary positions and grouped-query heads.
@@ -44,17 +44,19 @@ impl SelfAttentionConfig {
         init: &mut Init,
         device: &B::Device,
     ) -> SelfAttention<B> {
-        let mut linear =
-            |d_output, d_input| Linear::new([d_output, d_input], self.bias, std, init, device);
+        let mut linear = |d_input, d_output| {
+            let config = LinearConfig::new(d_input, d_output).with_bias(self.bias);
+            config.init(std, init, device)
+        };
         let (d_q, d_kv) = (
             self.n_heads * self.head_dim,
             self.n_kv_heads * self.head_dim,
         );
         SelfAttention {
-            q_proj: linear(d_q, self.d_model),
-            k_proj: linear(d_kv, self.d_model),
-            v_proj: linear(d_kv, self.d_model),
-            o_proj: linear(self.d_model, d_q),
+            q_proj: linear(self.d_model, d_q),
+            k_proj: linear(self.d_model, d_kv),
+            v_proj: linear(self.d_model, d_kv),
+            o_proj: linear(d_q, self.d_model),
             head_dim: self.head_dim,
         }
     }
@@ -65,7 +67,7 @@ impl<B: KernelBackend> SelfAttention<B> {
     ///
     /// - `x` and output: `[batch, seq, d_model]`
     /// - `rotary`: for the positions of these `seq` tokens
-    /// - `cache`: what came before them, if it is kept
+    /// - `cache`: keys and values of the tokens before these, if they are kept
     pub fn forward(
         &self,
         x: Tensor<B, 3>,
@@ -77,20 +79,20 @@ impl<B: KernelBackend> SelfAttention<B> {
             let n_heads = y.dims()[2] / self.head_dim;
             y.reshape([batch, seq, n_heads, self.head_dim])
         };
-        let q = rotary.apply(heads(self.q_proj.forward_fused(x.clone())));
-        let k = rotary.apply(heads(self.k_proj.forward_fused(x.clone())));
-        let v = heads(self.v_proj.forward_fused(x));
+        let q = rotary.apply(heads(self.q_proj.forward(x.clone())));
+        let k = rotary.apply(heads(self.k_proj.forward(x.clone())));
+        let v = heads(self.v_proj.forward(x));
         let scale = 1.0 / (self.head_dim as f64).sqrt();
-        self.o_proj.forward_fused(attend(q, k, v, scale, cache))
+        self.o_proj.forward(attend(q, k, v, scale, cache))
     }
 }
 
-/// Causal attention of tokens to each other and to what came before them.
+/// Causal attention of tokens to each other and to those in the cache.
 ///
 /// # Shapes
 ///
 /// - `q`: `[batch, seq, n_heads, head_dim]`
-/// - `k`, `v`: `[batch, seq, n_kv_heads, head_dim]`; they join the cache, if there is one
+/// - `k`, `v`: `[batch, seq, n_kv_heads, head_dim]`; they are added to the cache, if there is one
 /// - output: `[batch, seq, n_heads · head_dim]`
 pub fn attend<B: KernelBackend>(
     q: Tensor<B, 4>,

@@ -4,7 +4,7 @@ use burn::tensor::{Int, Tensor};
 
 use super::{Init, Linear};
 
-/// A table of vectors, one a token; tied heads read it the other way round.
+/// A vector for each token. A tied head uses the same table, transposed.
 #[derive(Module, Debug)]
 pub struct Embedding<B: Backend> {
     /// `[vocab_size, d_model]`

@@ -7,23 +7,23 @@ use rand_distr::{Distribution, Normal, Uniform};
 
 /// A seeded source of initial weights.
 ///
-/// Numbers are drawn on the host, in the order the layers are made, so that one seed gives the same
-/// weights on every backend and in every thread.
+/// Numbers are drawn on the host, in the order in which the layers are made, so that one seed gives the
+/// same weights on every backend and in every thread.
 #[derive(Debug)]
 pub struct Init {
-    /// None if the weights are to be loaded: nothing is drawn, and nothing allocated.
+    /// `None` if the weights are to be loaded: nothing is drawn or allocated.
     rng: Option<ChaCha8Rng>,
 }
 
 impl Init {
-    /// The same `seed` gives the same weights.
+    /// A source of random weights; the same `seed` gives the same weights.
     pub fn new(seed: u64) -> Self {
         Self {
             rng: Some(ChaCha8Rng::seed_from_u64(seed)),
         }
     }
 
-    /// Weights that take no room until they are loaded; zeros if they never are.
+    /// Weights that are not allocated until they are loaded or used; zeros if they are never loaded.
     pub fn blank() -> Self {
         Self { rng: None }
     }
@@ -69,7 +69,7 @@ impl Init {
         Param::from_tensor(Tensor::from_data(TensorData::new(values, shape), device))
     }
 
-    /// Every element `value`.
+    /// Sets each element to `value`.
     pub fn constant<B: Backend, const D: usize>(
         &self,
         shape: [usize; D],
@@ -82,7 +82,7 @@ impl Init {
         }
     }
 
-    /// Whether weights are yet to be loaded.
+    /// Whether weights are to be loaded.
     pub fn is_blank(&self) -> bool {
         self.rng.is_none()
     }

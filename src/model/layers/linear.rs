@@ -14,21 +14,49 @@ pub struct Linear<B: Backend> {
     pub bias: Option<Param<Tensor<B, 1>>>,
 }
 
-impl<B: Backend> Linear<B> {
-    /// Weights from N(0, `std`²), a zero bias if there is one.
-    pub fn new(
-        [d_output, d_input]: [usize; 2],
-        bias: bool,
-        std: f64,
-        init: &mut Init,
-        device: &B::Device,
-    ) -> Self {
+/// The sizes of a [`Linear`].
+#[derive(Clone, Copy, Debug)]
+#[must_use]
+pub struct LinearConfig {
+    /// Width of the input.
+    pub d_input: usize,
+    /// Width of the output.
+    pub d_output: usize,
+    /// Whether there is a bias.
+    pub bias: bool,
+}
+
+impl LinearConfig {
+    /// A layer with a bias.
+    pub fn new(d_input: usize, d_output: usize) -> Self {
         Self {
+            d_input,
+            d_output,
+            bias: true,
+        }
+    }
+
+    /// Sets whether there is a bias.
+    pub fn with_bias(mut self, bias: bool) -> Self {
+        self.bias = bias;
+        self
+    }
+
+    /// Weights from N(0, `std`²), a zero bias if there is one.
+    pub fn init<B: Backend>(&self, std: f64, init: &mut Init, device: &B::Device) -> Linear<B> {
+        let Self {
+            d_input,
+            d_output,
+            bias,
+        } = *self;
+        Linear {
             weight: init.normal([d_output, d_input], std, device),
             bias: bias.then(|| init.constant([d_output], 0.0, device)),
         }
     }
+}
 
+impl<B: Backend> Linear<B> {
     /// The identity, with a zero bias.
     pub fn identity(d: usize, init: &Init, device: &B::Device) -> Self {
         let bias = Some(init.constant([d], 0.0, device));
@@ -39,7 +67,7 @@ impl<B: Backend> Linear<B> {
         Self { weight, bias }
     }
 
-    /// A copy of a model's head; `head` is asked only if weights are not to be loaded.
+    /// A copy of a model's head; `head` is called only if the weights are not to be loaded.
     pub(crate) fn copy(
         shape: [usize; 2],
         head: impl FnOnce() -> Tensor<B, 2>,
@@ -53,14 +81,6 @@ impl<B: Backend> Linear<B> {
         Self { weight, bias: None }
     }
 
-    /// # Shapes
-    ///
-    /// - `x`: `[…, d_input]`
-    /// - output: `[…, d_output]`
-    pub fn forward<const D: usize>(&self, x: Tensor<B, D>) -> Tensor<B, D> {
-        self.plus_bias(matmul_transposed(x, self.weight.val()))
-    }
-
     fn plus_bias<const D: usize>(&self, y: Tensor<B, D>) -> Tensor<B, D> {
         match &self.bias {
             Some(bias) => y + bias.val().unsqueeze(),
@@ -70,18 +90,16 @@ impl<B: Backend> Linear<B> {
 }
 
 impl<B: LayerBackend> Linear<B> {
-    /// [`Linear::forward`] by the kernels' matrix product, for the layers of a model.
-    ///
     /// # Shapes
     ///
     /// - `x`: `[…, d_input]`
     /// - output: `[…, d_output]`
-    pub fn forward_fused<const D: usize>(&self, x: Tensor<B, D>) -> Tensor<B, D> {
+    pub fn forward<const D: usize>(&self, x: Tensor<B, D>) -> Tensor<B, D> {
         self.plus_bias(rows_times(x, self.weight.val().transpose(), product))
     }
 }
 
-/// `y = x W + b`: a [`Linear`] whose weight lies the other way round, as GPT-2's do.
+/// `y = x W + b`: a [`Linear`] with the transposed weight, as GPT-2 stores it.
 #[derive(Module, Debug)]
 pub struct Conv1D<B: Backend> {
     /// `[d_input, d_output]`
@@ -115,6 +133,19 @@ impl<B: LayerBackend> Conv1D<B> {
     }
 }
 
+/// [`Linear::forward`] by plain tensor operations, for any backend.
+///
+/// # Shapes
+///
+/// - `x`: `[…, d_input]`
+/// - output: `[…, d_output]`
+pub(crate) fn affine<B: Backend, const D: usize>(
+    linear: &Linear<B>,
+    x: Tensor<B, D>,
+) -> Tensor<B, D> {
+    linear.plus_bias(matmul_transposed(x, linear.weight.val()))
+}
+
 /// `x Wᵀ` for `x` `[…, d_input]` and `weight` `[d_output, d_input]`.
 pub(crate) fn matmul_transposed<B: Backend, const D: usize>(
     x: Tensor<B, D>,
@@ -123,8 +154,8 @@ pub(crate) fn matmul_transposed<B: Backend, const D: usize>(
     rows_times(x, weight.transpose(), Tensor::matmul)
 }
 
-/// `x W` for `x` `[…, d_input]` and `weight` `[d_input, d_output]`, as one matrix product: batched
-/// with a broadcast weight it would be many small ones, and the weight's gradient a sum of copies.
+/// `x W` for `x` `[…, d_input]` and `weight` `[d_input, d_output]`, as one matrix product. A batched
+/// product with a broadcast weight would be many small ones, and the weight's gradient a sum over the batch.
 fn rows_times<B: Backend, const D: usize>(
     x: Tensor<B, D>,
     weight: Tensor<B, 2>,

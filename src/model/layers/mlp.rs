@@ -3,7 +3,7 @@ use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
 use gradmem_kernels::{LayerBackend, swiglu};
 
-use super::{Activation, Init, Linear};
+use super::{Activation, Init, Linear, LinearConfig};
 
 /// The gated feed-forward layer `W_down (act(W_gate x) ∘ W_up x)`; SwiGLU with silu (arXiv 2002.05202).
 #[derive(Module, Debug)]
@@ -18,23 +18,31 @@ pub struct GatedMlp<B: Backend> {
     activation: Activation,
 }
 
-impl<B: Backend> GatedMlp<B> {
+/// The sizes of a [`GatedMlp`].
+#[derive(Clone, Copy, Debug)]
+pub struct GatedMlpConfig {
+    /// Width of the residual stream.
+    pub d_model: usize,
+    /// Width between the projections.
+    pub d_ff: usize,
+    /// Whether the projections have biases.
+    pub bias: bool,
+    /// The nonlinearity of the gate.
+    pub activation: Activation,
+}
+
+impl GatedMlpConfig {
     /// Weights from N(0, `std`²).
-    pub fn new(
-        [d_model, d_ff]: [usize; 2],
-        bias: bool,
-        activation: Activation,
-        std: f64,
-        init: &mut Init,
-        device: &B::Device,
-    ) -> Self {
-        let mut linear =
-            |d_output, d_input| Linear::new([d_output, d_input], bias, std, init, device);
-        Self {
-            gate_proj: linear(d_ff, d_model),
-            up_proj: linear(d_ff, d_model),
-            down_proj: linear(d_model, d_ff),
-            activation,
+    pub fn init<B: Backend>(&self, std: f64, init: &mut Init, device: &B::Device) -> GatedMlp<B> {
+        let mut linear = |d_input, d_output| {
+            let config = LinearConfig::new(d_input, d_output).with_bias(self.bias);
+            config.init(std, init, device)
+        };
+        GatedMlp {
+            gate_proj: linear(self.d_model, self.d_ff),
+            up_proj: linear(self.d_model, self.d_ff),
+            down_proj: linear(self.d_ff, self.d_model),
+            activation: self.activation,
         }
     }
 }
@@ -44,9 +52,9 @@ impl<B: LayerBackend> GatedMlp<B> {
     ///
     /// - `x` and output: `[batch, seq, d_model]`
     pub fn forward(&self, x: Tensor<B, 3>) -> Tensor<B, 3> {
-        let gate = self.gate_proj.forward_fused(x.clone());
-        let up = self.up_proj.forward_fused(x);
-        self.down_proj.forward_fused(match self.activation {
+        let gate = self.gate_proj.forward(x.clone());
+        let up = self.up_proj.forward(x);
+        self.down_proj.forward(match self.activation {
             Activation::Silu => swiglu(gate, up),
             other => other.forward(gate) * up,
         })

@@ -6,51 +6,51 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, require};
 
 /// Rotary positions (arXiv 2104.09864), in the half-split form of Hugging Face's Llama:
-/// dimension `i` turns together with dimension `i + ⌈rotary_dim / 2⌉` by
-/// `position · θ^(−2i / rotary_dim)`; dimensions beyond these do not turn.
+/// dimension `i` is rotated together with dimension `i + ⌈rotary_dim / 2⌉` by the angle
+/// `position · θ^(−2i / rotary_dim)`; the remaining dimensions are not rotated.
 ///
-/// A table for a range of positions, made once a forward pass and shared by its layers.
+/// This is the table for a range of positions, made once per forward pass for all layers.
 #[derive(Clone, Debug)]
 pub struct Rotary<B: Backend> {
     /// `[1, seq, head_dim]`
     cos: Tensor<B, 3>,
     /// `[1, seq, head_dim]`
     sin: Tensor<B, 3>,
-    /// `[head_dim, head_dim]`: swaps a head's halves and negates the one that comes first.
+    /// `[head_dim, head_dim]`: swaps a head's halves and negates the new first half.
     turn: Tensor<B, 2>,
 }
 
-/// What turns how fast.
+/// The rotated dimensions and their frequencies.
 #[derive(Clone, Debug)]
 pub struct RotaryConfig {
     /// Width of one head.
     pub head_dim: usize,
-    /// How many of a head's dimensions turn, at most `head_dim`; an odd number takes one more.
+    /// Number of a head's dimensions that are rotated, at most `head_dim`; an odd number is rounded up.
     pub rotary_dim: usize,
     /// Base θ of the frequencies.
     pub theta: f64,
-    /// How the frequencies were stretched for longer sequences.
+    /// How the frequencies are scaled for longer sequences.
     pub scaling: Option<RopeScaling>,
 }
 
-/// How rotary frequencies were stretched for longer sequences: `rope_scaling` of a `config.json`.
+/// How rotary frequencies are scaled for longer sequences: `rope_scaling` of a `config.json`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RopeScaling {
     /// The rule.
     #[serde(alias = "type", default)]
     pub rope_type: RopeType,
-    /// How many times longer.
+    /// How many times longer the sequences are.
     #[serde(default = "one")]
     pub factor: f64,
     /// `llama3`: wavelengths longer than `original_max_position_embeddings / low_freq_factor` are
-    /// stretched in full.
+    /// multiplied by `factor`.
     #[serde(default = "one")]
     pub low_freq_factor: f64,
-    /// `llama3`: wavelengths shorter than `original_max_position_embeddings / high_freq_factor` stay
-    /// as they are.
+    /// `llama3`: wavelengths shorter than `original_max_position_embeddings / high_freq_factor` are
+    /// unchanged.
     #[serde(default = "four")]
     pub high_freq_factor: f64,
-    /// `llama3`: the length the model was first trained with.
+    /// `llama3`: the sequence length of the model's pretraining.
     #[serde(default = "llama3_length")]
     pub original_max_position_embeddings: usize,
 }
@@ -72,12 +72,13 @@ fn llama3_length() -> usize {
 #[serde(rename_all = "lowercase")]
 #[non_exhaustive]
 pub enum RopeType {
-    /// None.
+    /// No scaling.
     #[default]
     Default,
     /// Every frequency is divided by `factor`.
     Linear,
-    /// Low frequencies are divided by `factor`, high ones are not, those between partly (Llama 3.1).
+    /// Low frequencies are divided by `factor`, high ones are unchanged, and those between are interpolated
+    /// (Llama 3.1).
     Llama3,
 }
 
@@ -110,7 +111,7 @@ impl RopeScaling {
         require(length > 0, key, length, "must be at least 1")
     }
 
-    fn stretch(&self, frequency: f64) -> f64 {
+    fn scale(&self, frequency: f64) -> f64 {
         let slow = frequency / self.factor;
         match self.rope_type {
             RopeType::Default => frequency,
@@ -131,7 +132,7 @@ impl RotaryConfig {
     ///
     /// # Panics
     ///
-    /// If more dimensions turn than a head has.
+    /// If `rotary_dim` is larger than `head_dim`.
     pub fn table<B: Backend>(&self, start: usize, seq: usize, device: &B::Device) -> Rotary<B> {
         let (head_dim, rotary_dim) = (self.head_dim, self.rotary_dim);
         let half = rotary_dim.div_ceil(2);
@@ -143,10 +144,10 @@ impl RotaryConfig {
                 .theta
                 .powf(-2.0 * (i % half) as f64 / rotary_dim as f64);
             let scaling = self.scaling.as_ref();
-            scaling.map_or(frequency, |scaling| scaling.stretch(frequency))
+            scaling.map_or(frequency, |scaling| scaling.scale(frequency))
         };
         let frequencies: Vec<f64> = (0..head_dim).map(frequency).collect();
-        // Angles are computed on the host: far from the start, f32 would lose the fast ones' digits.
+        // Angles are computed on the host in f64: f32 is too coarse for high frequencies at large positions.
         let table = |value: fn(f64) -> f64| {
             let positions = start..start + seq;
             let values: Vec<f64> = positions

@@ -5,8 +5,9 @@ use burn::backend::Autodiff;
 use burn::module::{AutodiffModule, Module, Param};
 use burn::optim::{AdamWConfig, GradientsParams, Optimizer};
 use burn::tensor::{Distribution, Int, Tensor, activation::softmax, backend::Backend};
+use gradmem::kernels::LayerBackend;
 use gradmem::model::CausalLm;
-use gradmem::model::layers::{Embedding, Init, Linear};
+use gradmem::model::layers::{Embedding, Init, Linear, LinearConfig};
 use gradmem::{Error, memory::GradMemConfig};
 
 #[cfg(feature = "flex")]
@@ -34,13 +35,13 @@ impl<B: Backend> Net<B> {
         Self {
             embedding: Embedding::new([VOCAB, d], 0.5, &mut init, device),
             positions: init.normal([16, d], 0.5, device),
-            maps: [[d, d], [d, d], [d, d], [4 * d, d], [d, 4 * d]]
-                .map(|shape| Linear::new(shape, true, 0.15, &mut init, device)),
+            maps: [(d, d), (d, d), (d, d), (d, 4 * d), (4 * d, d)]
+                .map(|(i, o)| LinearConfig::new(i, o).init(0.15, &mut init, device)),
         }
     }
 }
 
-impl<B: Backend> CausalLm<B> for Net<B> {
+impl<B: LayerBackend> CausalLm<B> for Net<B> {
     fn d_model(&self) -> usize {
         self.positions.dims()[1]
     }

@@ -1,0 +1,92 @@
+//! The shape that this crate's models share: embedding → blocks → final norm → head.
+
+use burn::module::{Module, ModuleDisplay};
+use burn::tensor::{Int, Tensor};
+use gradmem_kernels::KernelBackend;
+use serde::Serialize;
+
+use super::layers::{Embedding, Linear};
+use super::{Cache, CausalLm, settings};
+
+/// A decoder in parts, from which its [`CausalLm`] follows.
+///
+/// The backend is an associated type: if it were a parameter, another crate could implement this trait for
+/// [`AnyLm`](super::AnyLm) with a backend of its own, and `AnyLm` could have no [`CausalLm`] of its own.
+pub(crate) trait Decoder: Module<Self::Backend> + ModuleDisplay {
+    type Backend: KernelBackend;
+    type Config: DecoderConfig;
+
+    /// The settings it was made with.
+    fn config(&self) -> &Self::Config;
+
+    /// The token embedding.
+    fn embedding(&self) -> &Embedding<Self::Backend>;
+
+    /// The head; `None` if it is the embedding, transposed.
+    fn own_head(&self) -> Option<&Linear<Self::Backend>>;
+
+    /// The blocks and the final norm.
+    ///
+    /// # Shapes
+    ///
+    /// - `embeds` and output: `[batch, seq, d_model]`
+    /// - `cache`: of the tokens before these, if it is kept; these are added to it
+    fn forward(
+        &self,
+        embeds: Tensor<Self::Backend, 3>,
+        cache: Option<&mut Cache<Self::Backend>>,
+    ) -> Tensor<Self::Backend, 3>;
+}
+
+/// The settings of a [`Decoder`].
+pub(crate) trait DecoderConfig: Serialize {
+    fn dimensions(&self) -> Dimensions;
+}
+
+/// The sizes that every decoder has, whatever its configuration calls them.
+pub(crate) struct Dimensions {
+    pub vocab_size: usize,
+    pub d_model: usize,
+    pub layers: usize,
+    /// The longest sequence and the setting that limits it; `None` if there is no limit.
+    pub max_positions: Option<(&'static str, usize)>,
+}
+
+impl<B: KernelBackend, M: Decoder<Backend = B>> CausalLm<B> for M {
+    fn d_model(&self) -> usize {
+        self.config().dimensions().d_model
+    }
+
+    fn vocab_size(&self) -> usize {
+        self.config().dimensions().vocab_size
+    }
+
+    fn max_positions(&self) -> Option<usize> {
+        let limit = self.config().dimensions().max_positions;
+        limit.map(|(_, positions)| positions)
+    }
+
+    fn settings(&self) -> String {
+        settings(self.config()).to_string()
+    }
+
+    fn embed(&self, tokens: Tensor<B, 2, Int>) -> Tensor<B, 3> {
+        self.embedding().forward(tokens)
+    }
+
+    fn hidden(&self, embeds: Tensor<B, 3>) -> Tensor<B, 3> {
+        self.forward(embeds, None)
+    }
+
+    fn hidden_after(&self, embeds: Tensor<B, 3>, past: &mut Cache<B>) -> Tensor<B, 3> {
+        self.forward(embeds, Some(past))
+    }
+
+    fn head(&self) -> Tensor<B, 2> {
+        self.embedding().head(self.own_head())
+    }
+
+    fn token_losses(&self, logits: Tensor<B, 3>, targets: Tensor<B, 2, Int>) -> Tensor<B, 2> {
+        gradmem_kernels::token_losses(logits, targets)
+    }
+}
