@@ -1,4 +1,4 @@
-//! `Fusion<B>`: attention joins the stream of operations as custom ones and runs as `B`'s.
+//! `Fusion<B>`: attention is registered as custom operations of the stream, which `B` computes.
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -9,7 +9,8 @@ use burn_fusion::stream::{Operation, OperationStreams};
 use burn_fusion::{Fusion, FusionBackend, FusionRuntime};
 use burn_ir::{CustomOpIr, HandleContainer, OperationIr, TensorIr};
 
-use crate::{AttentionBackend, LayerBackend, ScanBackend, reference};
+use crate::reference::accumulation_dtype;
+use crate::{AttentionBackend, LayerBackend, ScanBackend};
 
 type Handles<B> =
     HandleContainer<<<B as FusionBackend>::FusionRuntime as FusionRuntime>::FusionHandle>;
@@ -23,13 +24,16 @@ impl<B: FusionBackend + AttentionBackend> AttentionBackend for Fusion<B> {
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
         let [batch, heads, len, _] = q.shape.dims();
         let (shape, dtype) = (q.shape.clone(), q.dtype);
-        let lse = (Shape::new([batch, heads, len, 1]), reference::summed(dtype));
+        let lse = (
+            Shape::new([batch, heads, len, 1]),
+            accumulation_dtype(dtype),
+        );
         let [out, lse] = register::<B, 2>(
             "causal_attention",
             vec![q, k, v],
             [(shape, dtype), lse],
             move |inputs| {
-                let [q, k, v] = inputs.try_into().expect("three inputs were registered");
+                let [q, k, v] = inputs.try_into().expect("the operation has three inputs");
                 let (out, lse) = B::causal_attention(q, k, v, scale);
                 vec![out, lse]
             },
@@ -53,7 +57,7 @@ impl<B: FusionBackend + AttentionBackend> AttentionBackend for Fusion<B> {
             outputs,
             move |inputs| {
                 let [q, k, v, out, lse, grad_out] =
-                    inputs.try_into().expect("six inputs were registered");
+                    inputs.try_into().expect("the operation has six inputs");
                 B::causal_attention_backward(q, k, v, out, lse, grad_out, scale).into()
             },
         )
@@ -81,7 +85,7 @@ impl<B: FusionBackend + AttentionBackend> AttentionBackend for Fusion<B> {
                 let mut given = inputs.split_off(6).into_iter();
                 let cotangents = present.map(|present| present.then(|| given.next()).flatten());
                 let [q, k, v, out, lse, grad_out] =
-                    inputs.try_into().expect("six inputs were registered");
+                    inputs.try_into().expect("the operation has six inputs");
                 B::causal_attention_double_backward(q, k, v, out, lse, grad_out, cotangents, scale)
                     .into()
             },
@@ -89,12 +93,13 @@ impl<B: FusionBackend + AttentionBackend> AttentionBackend for Fusion<B> {
     }
 }
 
-/// In tensor operations, which fuse.
+/// Computed by the reference, whose tensor operations Burn fuses.
 impl<B: FusionBackend> LayerBackend for Fusion<B> {}
 
+/// Computed by the reference, whose tensor operations Burn fuses.
 impl<B: FusionBackend> ScanBackend for Fusion<B> {}
 
-/// Appends `run` to the stream: from `inputs` to outputs of the given shapes and types.
+/// Registers `run` in the stream: an operation from `inputs` to outputs of the given shapes and types.
 fn register<B: FusionBackend, const N: usize>(
     name: &'static str,
     inputs: Vec<FloatTensor<Fusion<B>>>,
@@ -115,9 +120,10 @@ fn register<B: FusionBackend, const N: usize>(
     let outputs = client.register(streams, OperationIr::Custom(desc), op);
     outputs
         .try_into()
-        .unwrap_or_else(|_| unreachable!("one tensor for each registered output"))
+        .unwrap_or_else(|_| unreachable!("the client returns one tensor for each output"))
 }
 
+/// A registered operation.
 struct Custom<B, Run> {
     desc: CustomOpIr,
     run: Run,

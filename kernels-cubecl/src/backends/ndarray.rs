@@ -1,22 +1,13 @@
-//! The backends that compute with the provided methods.
+//! `NdArray` computes with the provided methods.
 
-#[cfg(feature = "ndarray")]
+use burn_ndarray::NdArray;
+
 use crate::{AttentionBackend, LayerBackend, ScanBackend};
 
-#[cfg(feature = "ndarray")]
-impl AttentionBackend for burn_ndarray::NdArray<f32> {}
+impl AttentionBackend for NdArray<f32> {}
+impl LayerBackend for NdArray<f32> {}
+impl ScanBackend for NdArray<f32> {}
 
-#[cfg(feature = "ndarray")]
-impl LayerBackend for burn_ndarray::NdArray<f32> {}
-
-#[cfg(feature = "ndarray")]
-impl ScanBackend for burn_ndarray::NdArray<f32> {}
-
-#[cfg(feature = "ndarray")]
-impl AttentionBackend for burn_ndarray::NdArray<f64> {}
-
-#[cfg(feature = "ndarray")]
-impl LayerBackend for burn_ndarray::NdArray<f64> {}
-
-#[cfg(feature = "ndarray")]
-impl ScanBackend for burn_ndarray::NdArray<f64> {}
+impl AttentionBackend for NdArray<f64> {}
+impl LayerBackend for NdArray<f64> {}
+impl ScanBackend for NdArray<f64> {}

@@ -1,22 +1,20 @@
-//! The layers around attention: what a backend computes, and how it is called.
-
-pub mod reference;
+//! The layers around attention: the trait that backends implement and the checked calls on tensors.
 
 use burn::tensor::backend::Backend;
 use burn::tensor::ops::{FloatTensor, IntTensor};
 use burn::tensor::{Int, Tensor};
 
+use crate::reference::primitives;
 use crate::{lift, lower};
 
-/// A backend that computes matrix products, RMS normalisation, SwiGLU, rotary positions and cross-entropies,
-/// and the first two derivatives of each.
+/// A backend that computes matrix products, RMS normalisation, SwiGLU, rotary positions and
+/// cross-entropies, and the first two derivatives of each.
 ///
-/// The provided methods are the [`mod@reference`] in plain tensor operations, which any backend has;
-/// they trust their callers, which [`product`], [`rms_norm`], [`swiglu`], [`rotary`] and [`token_losses`]
-/// are. Tensors of a shape lie in
-/// memory however they like.
+/// The provided methods compute with [`reference::layers`](crate::reference::layers). The methods do not
+/// check their arguments; [`product`], [`rms_norm`], [`swiglu`], [`rotary`] and [`token_losses`] do.
+/// Tensors may have any strides.
 pub trait LayerBackend: Backend {
-    /// `lhs · rhs` for `lhs` `[m, k]` and `rhs` `[k, n]`. Its gradients are such products too.
+    /// `lhs · rhs` for `lhs` `[m, k]` and `rhs` `[k, n]`. Its gradients are products as well.
     fn product(lhs: FloatTensor<Self>, rhs: FloatTensor<Self>) -> FloatTensor<Self> {
         Self::float_matmul(lhs, rhs)
     }
@@ -30,15 +28,14 @@ pub trait LayerBackend: Backend {
         Self::float_add(to, Self::product(lhs, rhs))
     }
 
-    /// `x + y`, of one shape.
+    /// `x + y`, of the same shape.
     fn add(x: FloatTensor<Self>, y: FloatTensor<Self>) -> FloatTensor<Self> {
         Self::float_add(x, y)
     }
 
     /// `−log p` of each row's target: logits `[rows, vocab_size]`, targets `[rows]` → `[rows]`.
     fn token_losses(logits: FloatTensor<Self>, targets: IntTensor<Self>) -> FloatTensor<Self> {
-        let targets = Tensor::from_primitive(targets);
-        lower(reference::token_losses::<Self>(lift(logits), targets))
+        primitives::token_losses::<Self>(logits, targets)
     }
 
     /// The gradient of `⟨grad, token_losses(logits)⟩`, `[rows, vocab_size]`.
@@ -47,11 +44,7 @@ pub trait LayerBackend: Backend {
         targets: IntTensor<Self>,
         grad: FloatTensor<Self>,
     ) -> FloatTensor<Self> {
-        let targets = Tensor::from_primitive(targets);
-        let (logits, grad) = (lift(logits), lift(grad));
-        lower(reference::token_losses_backward::<Self>(
-            logits, targets, grad,
-        ))
+        primitives::token_losses_backward::<Self>(logits, targets, grad)
     }
 
     /// The gradients to `[grad, logits]` of `⟨a, dlogits⟩`.
@@ -61,16 +54,12 @@ pub trait LayerBackend: Backend {
         grad: FloatTensor<Self>,
         a: FloatTensor<Self>,
     ) -> [FloatTensor<Self>; 2] {
-        let targets = Tensor::from_primitive(targets);
-        let (logits, grad) = (lift(logits), lift(grad));
-        let (to_grad, to_logits) =
-            reference::token_losses_double_backward::<Self>(logits, targets, grad, lift(a));
-        [lower(to_grad), lower(to_logits)]
+        primitives::token_losses_double_backward::<Self>(logits, targets, grad, a)
     }
 
-    /// The same numbers, in the order of the shape: `[batch, seq, heads, head_dim]` → the same. Burn copies
-    /// where that matters; a backend that has a faster copy makes it here.
-    fn in_order(x: FloatTensor<Self>) -> FloatTensor<Self> {
+    /// `x` `[batch, seq, heads, head_dim]` in contiguous memory, where the backend has a faster copy than
+    /// Burn. The provided method returns `x` as it is: Burn copies it where an operation needs that.
+    fn contiguous(x: FloatTensor<Self>) -> FloatTensor<Self> {
         x
     }
 
@@ -80,10 +69,10 @@ pub trait LayerBackend: Backend {
         weight: FloatTensor<Self>,
         epsilon: f64,
     ) -> FloatTensor<Self> {
-        lower(reference::rms_norm::<Self>(lift(x), lift(weight), epsilon))
+        primitives::rms_norm::<Self>(x, weight, epsilon)
     }
 
-    /// The gradients `(dx, dw)` of `⟨grad, rms_norm(x, w)⟩`; dw if it is wanted.
+    /// The gradients `(dx, dw)` of `⟨grad, rms_norm(x, w)⟩`; `dw` only if `wants_weight`.
     fn rms_norm_backward(
         x: FloatTensor<Self>,
         weight: FloatTensor<Self>,
@@ -91,9 +80,7 @@ pub trait LayerBackend: Backend {
         epsilon: f64,
         wants_weight: bool,
     ) -> (FloatTensor<Self>, Option<FloatTensor<Self>>) {
-        let (x, weight, grad) = (lift(x), lift(weight), lift(grad));
-        let (dx, dw) = reference::rms_norm_backward::<Self>(x, weight, grad, epsilon, wants_weight);
-        (lower(dx), dw.map(lower))
+        primitives::rms_norm_backward::<Self>(x, weight, grad, epsilon, wants_weight)
     }
 
     /// The gradients to `[grad, x, w]` of `⟨a, dx⟩ + ⟨c, dw⟩`, where `cotangents = [a, c]` and an absent
@@ -102,19 +89,15 @@ pub trait LayerBackend: Backend {
         x: FloatTensor<Self>,
         weight: FloatTensor<Self>,
         grad: FloatTensor<Self>,
-        [a, c]: [Option<FloatTensor<Self>>; 2],
+        cotangents: [Option<FloatTensor<Self>>; 2],
         epsilon: f64,
     ) -> [FloatTensor<Self>; 3] {
-        let (x, weight, grad) = (lift(x), lift(weight), lift(grad));
-        let (a, c) = (a.map(lift), c.map(lift));
-        let (to_grad, to_x, to_weight) =
-            reference::rms_norm_double_backward::<Self>(x, weight, grad, a, c, epsilon);
-        [lower(to_grad), lower(to_x), lower(to_weight)]
+        primitives::rms_norm_double_backward::<Self>(x, weight, grad, cotangents, epsilon)
     }
 
-    /// `silu(gate) ∘ up`, all of one shape `[batch, seq, d_ff]`.
+    /// `silu(gate) ∘ up`, both `[batch, seq, d_ff]`.
     fn swiglu(gate: FloatTensor<Self>, up: FloatTensor<Self>) -> FloatTensor<Self> {
-        lower(reference::swiglu::<Self>(lift(gate), lift(up)))
+        primitives::swiglu::<Self>(gate, up)
     }
 
     /// The gradients to `[gate, up]` of `⟨grad, swiglu(gate, up)⟩`.
@@ -123,7 +106,7 @@ pub trait LayerBackend: Backend {
         up: FloatTensor<Self>,
         grad: FloatTensor<Self>,
     ) -> [FloatTensor<Self>; 2] {
-        reference::swiglu_backward::<Self>(lift(gate), lift(up), lift(grad)).map(lower)
+        primitives::swiglu_backward::<Self>(gate, up, grad)
     }
 
     /// The gradients to `[grad, gate, up]` of `⟨a, dgate⟩ + ⟨b, dup⟩`, where `cotangents = [a, b]` and an
@@ -134,26 +117,22 @@ pub trait LayerBackend: Backend {
         grad: FloatTensor<Self>,
         cotangents: [Option<FloatTensor<Self>>; 2],
     ) -> [FloatTensor<Self>; 3] {
-        let cotangents = cotangents.map(|x| x.map(lift));
-        reference::swiglu_double_backward::<Self>(lift(gate), lift(up), lift(grad), cotangents)
-            .map(lower)
+        primitives::swiglu_double_backward::<Self>(gate, up, grad, cotangents)
     }
 
-    /// Turns each head of `x` `[batch, seq, heads, head_dim]` by its position's angles; the others are as
-    /// [`rotary`] has them. Its gradient is the rotation back, by `−sin`.
+    /// Rotates each head of `x` `[batch, seq, heads, head_dim]` by the angles of its position; `cos`, `sin`
+    /// and `turn` as in [`rotary`]. The gradient is the same rotation with `−sin`.
     fn rotary(
         x: FloatTensor<Self>,
         cos: FloatTensor<Self>,
         sin: FloatTensor<Self>,
         turn: FloatTensor<Self>,
     ) -> FloatTensor<Self> {
-        let (cos, sin, turn) = (lift(cos), lift(sin), lift(turn));
-        lower(reference::rotary::<Self>(lift(x), cos, sin, turn))
+        primitives::rotary::<Self>(x, cos, sin, turn)
     }
 }
 
-/// The matrix product `lhs · rhs`, differentiable as often as `B` is nested: Burn's own, but for backends
-/// that have a faster one.
+/// The matrix product `lhs · rhs`: Burn's own, except on backends where this crate has a faster one.
 ///
 /// # Shapes
 ///
@@ -161,43 +140,51 @@ pub trait LayerBackend: Backend {
 ///
 /// # Panics
 ///
-/// If the shapes do not fit.
+/// If the inner dimensions differ.
 pub fn product<B: LayerBackend>(lhs: Tensor<B, 2>, rhs: Tensor<B, 2>) -> Tensor<B, 2> {
     let (left, right) = (lhs.dims(), rhs.dims());
-    assert_eq!(left[1], right[0], "product: {left:?} times {right:?}");
+    assert_eq!(
+        left[1], right[0],
+        "product: the inner dimensions of {left:?} and {right:?} differ"
+    );
     lift(B::product(lower(lhs), lower(rhs)))
 }
 
-/// `−log p` of each target, differentiable as often as `B` is nested.
+/// The cross-entropy `−log p` of each target, with `p` the softmax of its logits.
 ///
 /// # Shapes
 ///
 /// - `logits`: `[batch, seq, vocab_size]`
-/// - `targets` and output: `[batch, seq]`; targets are below `vocab_size`
+/// - `targets` and output: `[batch, seq]`; targets are below `vocab_size`, which is not checked
 ///
 /// # Panics
 ///
-/// If the shapes do not fit.
+/// If the shapes differ in `batch` or `seq`.
 pub fn token_losses<B: LayerBackend>(
     logits: Tensor<B, 3>,
     targets: Tensor<B, 2, Int>,
 ) -> Tensor<B, 2> {
     let [batch, seq, vocab] = logits.dims();
-    assert_eq!(targets.dims(), [batch, seq], "token_losses: a target a row");
+    assert_eq!(
+        targets.dims(),
+        [batch, seq],
+        "token_losses: the targets must have the shape [batch, seq] of the logits"
+    );
     let logits = lower(logits.reshape([batch * seq, vocab]));
     let targets = targets.reshape([batch * seq]).into_primitive();
     let losses: Tensor<B, 1> = lift(B::token_losses(logits, targets));
     losses.reshape([batch, seq])
 }
 
-/// `x` `[batch, seq, heads, head_dim]` itself; its gradient comes back in the order of the shape, so that
-/// undoing the split into heads copies nothing.
-pub fn in_order<B: LayerBackend>(x: Tensor<B, 4>) -> Tensor<B, 4> {
-    lift(B::in_order(lower(x)))
+/// `x` `[batch, seq, heads, head_dim]` with the same values; on backends with a fast copy
+/// ([`LayerBackend::contiguous`]) both it and its gradient are contiguous in memory, so that merging the heads
+/// needs no further copy.
+pub fn contiguous<B: LayerBackend>(x: Tensor<B, 4>) -> Tensor<B, 4> {
+    lift(B::contiguous(lower(x)))
 }
 
-/// Root mean square normalisation, `x / √(mean(x²) + ε) ∘ w` (arXiv 1910.07467), differentiable as often
-/// as `B` is nested. Inputs below 32 bits are normalised in f32.
+/// Root mean square normalisation, `x / √(mean(x²) + ε) ∘ w` (arXiv 1910.07467). 16-bit inputs are
+/// normalised in f32.
 ///
 /// # Shapes
 ///
@@ -206,18 +193,21 @@ pub fn in_order<B: LayerBackend>(x: Tensor<B, 4>) -> Tensor<B, 4> {
 ///
 /// # Panics
 ///
-/// If the widths differ.
+/// If the last dimensions differ.
 pub fn rms_norm<B: LayerBackend>(
     x: Tensor<B, 3>,
     weight: Tensor<B, 1>,
     epsilon: f64,
 ) -> Tensor<B, 3> {
     let ([_, _, width], [d]) = (x.dims(), weight.dims());
-    assert_eq!(width, d, "rms_norm: x and weight must be of one width");
+    assert_eq!(
+        width, d,
+        "rms_norm: the last dimensions of x and weight differ"
+    );
     lift(B::rms_norm(lower(x), lower(weight), epsilon))
 }
 
-/// `silu(gate) ∘ up`, with `silu(x) = x σ(x)` (arXiv 2002.05202), differentiable as often as `B` is nested.
+/// SwiGLU: `silu(gate) ∘ up`, with `silu(x) = x σ(x)` (arXiv 2002.05202).
 ///
 /// # Shapes
 ///
@@ -228,22 +218,25 @@ pub fn rms_norm<B: LayerBackend>(
 /// If the shapes differ.
 pub fn swiglu<B: LayerBackend>(gate: Tensor<B, 3>, up: Tensor<B, 3>) -> Tensor<B, 3> {
     let shapes = (gate.dims(), up.dims());
-    assert_eq!(shapes.0, shapes.1, "swiglu: both must be of one shape");
+    assert_eq!(
+        shapes.0, shapes.1,
+        "swiglu: the shapes of gate and up differ"
+    );
     lift(B::swiglu(lower(gate), lower(up)))
 }
 
-/// Rotary positions (arXiv 2104.09864): `x ∘ cos + (x T) ∘ sin`, differentiable as often as `B` is nested.
+/// Rotary positions (arXiv 2104.09864): `x ∘ cos + (x T) ∘ sin`.
 ///
 /// # Shapes
 ///
 /// - `x` and output: `[batch, seq, heads, head_dim]`
-/// - `cos`, `sin`: `[1, seq, head_dim]`, of each position's angles; both of a pair of dimensions that
-///   turn together have the same
-/// - `turn`: T, `[head_dim, head_dim]`, swaps each pair and negates the one that comes first
+/// - `cos`, `sin`: `[1, seq, head_dim]`, of each position's angles; the two dimensions of a rotated pair
+///   have the same angle
+/// - `turn`: T, `[head_dim, head_dim]`, swaps the dimensions of each pair and negates the first
 ///
 /// # Panics
 ///
-/// If the shapes do not fit.
+/// If the shapes of `cos`, `sin` or `turn` do not match `x`.
 pub fn rotary<B: LayerBackend>(
     x: Tensor<B, 4>,
     cos: Tensor<B, 3>,
@@ -254,7 +247,7 @@ pub fn rotary<B: LayerBackend>(
     let fits = [cos.dims(), sin.dims()] == [[1, seq, head_dim]; 2];
     assert!(
         fits && turn.dims() == [head_dim; 2],
-        "rotary: x is {:?}, but cos {:?}, sin {:?} and turn {:?}",
+        "rotary: the shapes do not match: x {:?}, cos {:?}, sin {:?}, turn {:?}",
         x.dims(),
         cos.dims(),
         sin.dims(),

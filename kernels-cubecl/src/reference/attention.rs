@@ -1,7 +1,7 @@
 //! Causal attention and its first two derivatives in plain tensor operations.
 //!
 //! With `P = softmax(s·QKᵀ)` under the causal mask, `O = PV`, `L` the row log-sum-exp and
-//! `δ = rowsum(dP∘P)`, which is `rowsum(dO∘O)` without a second look at `O`:
+//! `δ = rowsum(dP∘P)`, which equals `rowsum(dO∘O)` but does not need `O`:
 //!
 //! ```text
 //! backward          dP = dO Vᵀ    dS = P∘(dP − δ)    dQ = s dS K    dK = s dSᵀ Q    dV = Pᵀ dO
@@ -16,18 +16,20 @@
 //!                   to K: s (dSᵀ a + Ŝᵀ Q)    to V: Ŵᵀ dO
 //! ```
 //!
-//! `P` is rebuilt from `L` in each derivative rather than kept.
+//! Each derivative recomputes `P` from `L` instead of storing it.
 //!
-//! Tensors of 16-bit floats are computed in f32 and given back in their own type; `L` stays in f32.
+//! 16-bit tensors are converted to f32 and results are converted back; `L` stays in f32.
 //!
 //! Grouped-query heads need no copies of K and V: the query heads that share a key/value head are
-//! stacked as further rows of one matrix, so that products with `dSᵀ` and `Pᵀ` sum over the group.
+//! stacked as rows of one matrix, so that products with `dSᵀ` and `Pᵀ` sum over the group.
 
 use burn::tensor::backend::Backend;
 use burn::tensor::{Bool, DType, Tensor};
 
-/// Where a derivative is taken: the forward's inputs and outputs, with the query heads of each
-/// group stacked as rows (`[batch, kv_heads, group · query_len, …]`).
+use super::{cast, widen};
+
+/// The point at which a derivative is taken: the forward's inputs and probabilities, with the query heads
+/// of each group stacked as rows (`[batch, kv_heads, group · query_len, …]`).
 #[derive(Debug)]
 pub struct Point<B: Backend> {
     q: Tensor<B, 4>,
@@ -40,7 +42,7 @@ pub struct Point<B: Backend> {
 }
 
 impl<B: Backend> Point<B> {
-    /// Shapes as in [`AttentionBackend`](crate::AttentionBackend).
+    /// The forward's inputs and `lse`; shapes as in [`AttentionBackend`](crate::AttentionBackend).
     pub fn new(
         q: Tensor<B, 4>,
         k: Tensor<B, 4>,
@@ -49,7 +51,7 @@ impl<B: Backend> Point<B> {
         scale: f64,
     ) -> Self {
         let dtype = q.dtype();
-        let [q, k, v, lse] = [q, k, v, lse].map(wide);
+        let [q, k, v, lse] = [q, k, v, lse].map(widen);
         let heads = Heads::of(&q, &k);
         let q = heads.stack(q);
         let scores = heads.scores(q.clone(), k.clone(), scale);
@@ -66,7 +68,7 @@ impl<B: Backend> Point<B> {
     }
 }
 
-/// Returns `(out, lse)`; see [`AttentionBackend::causal_attention`](crate::AttentionBackend).
+/// Returns `(out, lse)`; see [`AttentionBackend::causal_attention`](crate::AttentionBackend::causal_attention).
 pub fn forward<B: Backend>(
     q: Tensor<B, 4>,
     k: Tensor<B, 4>,
@@ -74,7 +76,7 @@ pub fn forward<B: Backend>(
     scale: f64,
 ) -> (Tensor<B, 4>, Tensor<B, 4>) {
     let dtype = q.dtype();
-    let [q, k, v] = [q, k, v].map(wide);
+    let [q, k, v] = [q, k, v].map(widen);
     let heads = Heads::of(&q, &k);
     let scores = heads.scores(heads.stack(q), k, scale);
     let max = scores.clone().max_dim(3);
@@ -82,34 +84,34 @@ pub fn forward<B: Backend>(
     let denominator = weights.clone().sum_dim(3);
     let out = weights.matmul(v) / denominator.clone();
     let lse = max + denominator.log();
-    (like(heads.unstack(out), dtype), heads.unstack(lse))
+    (cast(heads.unstack(out), dtype), heads.unstack(lse))
 }
 
 /// Returns `[dq, dk, dv]`; see
-/// [`AttentionBackend::causal_attention_backward`](crate::AttentionBackend).
+/// [`AttentionBackend::causal_attention_backward`](crate::AttentionBackend::causal_attention_backward).
 pub fn backward<B: Backend>(at: Point<B>, grad_out: Tensor<B, 4>) -> [Tensor<B, 4>; 3] {
-    let grad_out = at.heads.stack(wide(grad_out));
+    let grad_out = at.heads.stack(widen(grad_out));
     let dp = grad_out.clone().matmul(at.v.transpose());
     let grad_scores = centred(&at.probabilities, dp).mul_scalar(at.scale);
     let dq = grad_scores.clone().matmul(at.k);
     let dk = grad_scores.transpose().matmul(at.q);
     let dv = at.probabilities.transpose().matmul(grad_out);
-    [at.heads.unstack(dq), dk, dv].map(|x| like(x, at.dtype))
+    [at.heads.unstack(dq), dk, dv].map(|x| cast(x, at.dtype))
 }
 
 /// Returns the gradients to `[grad_out, q, k, v]`; see
-/// [`AttentionBackend::causal_attention_double_backward`](crate::AttentionBackend).
+/// [`AttentionBackend::causal_attention_double_backward`](crate::AttentionBackend::causal_attention_double_backward).
 pub fn double_backward<B: Backend>(
     at: Point<B>,
     grad_out: Tensor<B, 4>,
     [a, b, c]: [Option<Tensor<B, 4>>; 3],
 ) -> [Tensor<B, 4>; 4] {
     let dtype = at.dtype;
-    let cotangents = [a, b, c].map(|x| x.map(wide));
-    wide_double_backward(at, wide(grad_out), cotangents).map(|x| like(x, dtype))
+    let cotangents = [a, b, c].map(|x| x.map(widen));
+    widened_double_backward(at, widen(grad_out), cotangents).map(|x| cast(x, dtype))
 }
 
-fn wide_double_backward<B: Backend>(
+fn widened_double_backward<B: Backend>(
     at: Point<B>,
     grad_out: Tensor<B, 4>,
     [a, b, c]: [Option<Tensor<B, 4>>; 3],
@@ -164,25 +166,6 @@ fn wide_double_backward<B: Backend>(
     [heads.unstack(to_grad_out), heads.unstack(to_q), to_k, to_v]
 }
 
-/// The type that sums of a type's numbers are kept in: at least f32.
-pub(crate) fn summed(dtype: DType) -> DType {
-    match dtype {
-        DType::F16 | DType::BF16 => DType::F32,
-        wide => wide,
-    }
-}
-
-/// The tensor in the type its sums are kept in.
-pub(crate) fn wide<B: Backend, const D: usize>(x: Tensor<B, D>) -> Tensor<B, D> {
-    let dtype = summed(x.dtype());
-    like(x, dtype)
-}
-
-/// The tensor in this type.
-pub(crate) fn like<B: Backend, const D: usize>(x: Tensor<B, D>, dtype: DType) -> Tensor<B, D> {
-    if x.dtype() == dtype { x } else { x.cast(dtype) }
-}
-
 /// `P∘(X − rowsum(X∘P))`: the softmax's Jacobian applied to `X`.
 fn centred<B: Backend>(p: &Tensor<B, 4>, x: Tensor<B, 4>) -> Tensor<B, 4> {
     let mean = (x.clone() * p.clone()).sum_dim(3);
@@ -232,20 +215,20 @@ impl Heads {
         }
     }
 
-    /// `scale · Q Kᵀ` for stacked queries, with what is hidden from a query far below the rest.
+    /// `scale · Q Kᵀ` for stacked queries; scores of masked keys are about −1e30.
     fn scores<B: Backend>(&self, q: Tensor<B, 4>, k: Tensor<B, 4>, scale: f64) -> Tensor<B, 4> {
         let [batch, kv_heads, rows, _] = q.dims();
         let (group, key_len) = (self.heads / self.kv_heads, self.key_len);
         let query_len = rows / group;
         let offset = (key_len - query_len) as i64;
         let (device, dtype) = (q.device(), q.dtype());
-        // A finite stand-in for −∞, which not every shader language can write down.
+        // Finite, because WGSL has no literal for −∞.
         let hidden = -1e30;
         let shape = [query_len, key_len];
         let mask = Tensor::<B, 2, Bool>::tril_mask(shape, offset, &device);
         let mask = Tensor::zeros(shape, (&device, dtype)).mask_fill(mask, hidden);
         let mask: Tensor<B, 2> = mask.repeat_dim(0, group);
-        // One row a head, so that the mask broadcasts along the first dimension only.
+        // One row per head, so that the mask broadcasts along the first dimension only.
         let row = rows * key_len;
         let scores = q.matmul(k.transpose()).mul_scalar(scale);
         let scores = scores.reshape([batch * kv_heads, row]) + mask.reshape([1, row]);

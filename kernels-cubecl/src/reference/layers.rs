@@ -1,20 +1,21 @@
-//! RMS normalisation, SwiGLU, rotary positions and cross-entropies in plain tensor operations, with the first two
-//! derivatives.
+//! RMS normalisation, SwiGLU, rotary positions and cross-entropies with their first two derivatives in
+//! plain tensor operations.
 //!
-//! Tensors of 16-bit floats are computed in f32 and given back in their own type.
+//! RMS normalisation and the derivatives of SwiGLU convert 16-bit tensors to f32 and convert the results
+//! back; the other functions compute in the type of their inputs.
 
 use burn::tensor::activation::{log_softmax, sigmoid, softmax};
 use burn::tensor::backend::Backend;
 use burn::tensor::{DType, IndexingUpdateOp, Int, Tensor};
 
-use crate::reference::{like, wide};
+use super::{cast, widen};
 
 /// `x r ∘ w` with `r = 1 / √(mean(x²) + ε)`.
 pub fn rms_norm<B: Backend>(x: Tensor<B, 3>, weight: Tensor<B, 1>, epsilon: f64) -> Tensor<B, 3> {
     let dtype = x.dtype();
-    let x = wide(x);
+    let x = widen(x);
     let r = inverse_rms(&x, epsilon);
-    like(x * r, dtype) * weight.unsqueeze()
+    cast(x * r, dtype) * weight.unsqueeze()
 }
 
 /// `u = w ∘ g`, then `dx = r u − r³ x ⟨x, u⟩ / d` and `dw = Σ g ∘ x r`.
@@ -26,15 +27,15 @@ pub fn rms_norm_backward<B: Backend>(
     wants_weight: bool,
 ) -> (Tensor<B, 3>, Option<Tensor<B, 1>>) {
     let dtype = x.dtype();
-    let (x, weight, grad) = (wide(x), wide(weight), wide(grad));
+    let (x, weight, grad) = (widen(x), widen(weight), widen(grad));
     let r = inverse_rms(&x, epsilon);
     let dx = jacobian(&x, &r, grad.clone() * weight.unsqueeze());
-    let dw = wants_weight.then(|| like(over_rows(grad * x * r), dtype));
-    (like(dx, dtype), dw)
+    let dw = wants_weight.then(|| cast(over_rows(grad * x * r), dtype));
+    (cast(dx, dtype), dw)
 }
 
-/// With `p = ⟨a, u⟩`, `q = ⟨a, x⟩`, `t = ⟨x, u⟩` and `z = ⟨c ∘ g, x⟩`, and J the Jacobian above, which is
-/// symmetric:
+/// With `p = ⟨a, u⟩`, `q = ⟨a, x⟩`, `t = ⟨x, u⟩`, `z = ⟨c ∘ g, x⟩`, and J the Jacobian of `x r`, which is
+/// symmetric (`J v = r v − r³ x ⟨x, v⟩ / d`):
 ///
 /// ```text
 /// to g   w ∘ J a + r c ∘ x         to w   Σ g ∘ J a
@@ -49,14 +50,14 @@ pub fn rms_norm_double_backward<B: Backend>(
     epsilon: f64,
 ) -> (Tensor<B, 3>, Tensor<B, 3>, Tensor<B, 1>) {
     let dtype = x.dtype();
-    let (x, weight, grad) = (wide(x), wide(weight), wide(grad));
+    let (x, weight, grad) = (widen(x), widen(weight), widen(grad));
     let d = x.dims()[2] as f64;
     let r = inverse_rms(&x, epsilon);
     let cube = r.clone().powi_scalar(3).mul_scalar(1.0 / d);
 
     let [mut to_grad, mut to_x] = [x.zeros_like(), x.zeros_like()];
     let mut to_weight = weight.zeros_like();
-    if let Some(a) = a.map(wide) {
+    if let Some(a) = a.map(widen) {
         let u = grad.clone() * weight.clone().unsqueeze();
         let [p, q, t] = [(&a, &u), (&a, &x), (&x, &u)].map(|(x, y)| dot(x, y));
         let ja = jacobian(&x, &r, a.clone());
@@ -65,7 +66,7 @@ pub fn rms_norm_double_backward<B: Backend>(
         let along_x = r.clone().square() * q.clone() * t.clone() * (3.0 / d) - p;
         to_x = cube.clone() * (x.clone() * along_x - a * t - u * q);
     }
-    if let Some(c) = c.map(wide) {
+    if let Some(c) = c.map(widen) {
         let c: Tensor<B, 3> = c.unsqueeze();
         let cg = grad * c.clone();
         let z = dot(&cg, &x);
@@ -73,13 +74,13 @@ pub fn rms_norm_double_backward<B: Backend>(
         to_x = to_x + cg * r - x * (cube * z);
     }
     (
-        like(to_grad, dtype),
-        like(to_x, dtype),
-        like(to_weight, dtype),
+        cast(to_grad, dtype),
+        cast(to_x, dtype),
+        cast(to_weight, dtype),
     )
 }
 
-/// `r v − r³ x ⟨x, v⟩ / d`: what a change of x does to `x r`, and, being symmetric, its transpose.
+/// `J v = r v − r³ x ⟨x, v⟩ / d`, with J the Jacobian of `x r`, which is symmetric.
 fn jacobian<B: Backend>(x: &Tensor<B, 3>, r: &Tensor<B, 3>, v: Tensor<B, 3>) -> Tensor<B, 3> {
     let d = x.dims()[2] as f64;
     let along = r.clone().square() * dot(x, &v).mul_scalar(1.0 / d);
@@ -108,17 +109,17 @@ pub fn swiglu<B: Backend>(gate: Tensor<B, 3>, up: Tensor<B, 3>) -> Tensor<B, 3> 
     gate * sigma * up
 }
 
-/// With `s` for silu: `dgate = g ∘ up ∘ s′` and `dup = g ∘ s`.
+/// With `s = silu(gate)`: `dgate = g ∘ up ∘ s′` and `dup = g ∘ s`.
 pub fn swiglu_backward<B: Backend>(
     gate: Tensor<B, 3>,
     up: Tensor<B, 3>,
     grad: Tensor<B, 3>,
 ) -> [Tensor<B, 3>; 2] {
     let dtype = gate.dtype();
-    let [gate, up, grad] = [gate, up, grad].map(wide);
+    let [gate, up, grad] = [gate, up, grad].map(widen);
     let [s, s1, _] = silu(gate);
     let dgate = grad.clone() * up * s1;
-    [dgate, grad * s].map(|x| like(x, dtype))
+    [dgate, grad * s].map(|x| cast(x, dtype))
 }
 
 /// `to g = a ∘ up ∘ s′ + b ∘ s`, `to gate = g ∘ (a ∘ up ∘ s″ + b ∘ s′)`, `to up = a ∘ g ∘ s′`.
@@ -129,13 +130,13 @@ pub fn swiglu_double_backward<B: Backend>(
     cotangents: [Option<Tensor<B, 3>>; 2],
 ) -> [Tensor<B, 3>; 3] {
     let dtype = gate.dtype();
-    let [gate, up, grad] = [gate, up, grad].map(wide);
-    let [a, b] = cotangents.map(|x| x.map_or_else(|| grad.zeros_like(), wide));
+    let [gate, up, grad] = [gate, up, grad].map(widen);
+    let [a, b] = cotangents.map(|x| x.map_or_else(|| grad.zeros_like(), widen));
     let [s, s1, s2] = silu(gate);
     let a_up = a.clone() * up;
     let to_grad = a_up.clone() * s1.clone() + b.clone() * s;
     let to_gate = grad.clone() * (a_up * s2 + b * s1.clone());
-    [to_grad, to_gate, a * grad * s1].map(|x| like(x, dtype))
+    [to_grad, to_gate, a * grad * s1].map(|x| cast(x, dtype))
 }
 
 /// silu and its first two derivatives: `x σ`, `σ (1 + x (1 − σ))`, `σ (1 − σ) (2 + x (1 − 2σ))`.
@@ -149,14 +150,14 @@ fn silu<B: Backend>(x: Tensor<B, 3>) -> [Tensor<B, 3>; 3] {
 
 fn sigma<B: Backend>(x: Tensor<B, 3>) -> Tensor<B, 3> {
     match x.dtype() {
-        // Some backends compute the sigmoid in f32 whatever they are given; tanh they do not.
+        // Some backends compute the sigmoid of f64 in f32, but not tanh.
         DType::F64 => x.mul_scalar(0.5).tanh().mul_scalar(0.5).add_scalar(0.5),
         _ => sigmoid(x),
     }
 }
 
-/// `x ∘ cos + (x T) ∘ sin`: unlike slices and their concatenation, the product with a constant matrix is
-/// one cheap operation.
+/// `x ∘ cos + (x T) ∘ sin`. The product with the constant matrix T is one operation, cheaper than slices
+/// and a concatenation.
 pub fn rotary<B: Backend>(
     x: Tensor<B, 4>,
     cos: Tensor<B, 3>,
@@ -164,7 +165,7 @@ pub fn rotary<B: Backend>(
     turn: Tensor<B, 2>,
 ) -> Tensor<B, 4> {
     let [batch, seq, heads, head_dim] = x.dims();
-    // A sample is one row, so that the tables broadcast along the first dimension only.
+    // One row per sample, so that the tables broadcast along the first dimension only.
     let row = seq * heads * head_dim;
     let table = |table: Tensor<B, 3>| {
         let table = table.repeat_dim(0, heads).swap_dims(0, 1);
@@ -184,7 +185,7 @@ pub fn token_losses<B: Backend>(logits: Tensor<B, 2>, targets: Tensor<B, 1, Int>
     at(log_softmax(logits, 1), targets).neg().squeeze_dim(1)
 }
 
-/// With `p = softmax(x)` and `e` one at the target: `g (p − e)`.
+/// With `p = softmax(x)` and `e` the one-hot vector of the target: `g (p − e)`.
 pub fn token_losses_backward<B: Backend>(
     logits: Tensor<B, 2>,
     targets: Tensor<B, 1, Int>,
@@ -210,7 +211,7 @@ pub fn token_losses_double_backward<B: Backend>(
     (to_grad.squeeze_dim(1), to_logits)
 }
 
-/// Each row's number at its target: `[rows, 1]`.
+/// The value of each row at its target: `[rows, 1]`.
 fn at<B: Backend>(x: Tensor<B, 2>, targets: Tensor<B, 1, Int>) -> Tensor<B, 2> {
     x.gather(1, targets.unsqueeze_dim(1))
 }

@@ -1,5 +1,5 @@
-//! Attention against an attention that knows none of its formulas: loops over plain numbers for the
-//! values, Burn's own autodiff of plain tensor operations for the derivatives.
+//! Attention against independent computations: loops over floats for the values, Burn's autodiff of plain
+//! tensor operations for the derivatives.
 
 use burn::backend::Autodiff;
 use burn::tensor::activation::softmax;
@@ -23,17 +23,9 @@ const SIZES: [Sizes; 7] = [
     [1, 3, 3, 33, 33, 8],
 ];
 
-/// Numbers that look random: the same for a seed, in [-1, 1].
+/// Pseudo-random values in [-1, 1], the same for equal seeds.
 fn numbers<B: Backend>(seed: u64, shape: [usize; 4], device: &B::Device) -> Tensor<B, 4> {
-    let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
-    let values: Vec<f64> = (0..shape.iter().product())
-        .map(|_| {
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            (state >> 11) as f64 / (1u64 << 52) as f64 - 1.0
-        })
-        .collect();
+    let values = crate::numbers(seed, shape.iter().product());
     Tensor::from_data(TensorData::new(values, shape), device)
 }
 
@@ -46,7 +38,7 @@ fn inputs<B: Backend>([b, h, hk, s, t, d]: Sizes) -> [Tensor<B, 4>; 3] {
     ]
 }
 
-/// The textbook's attention in plain tensor operations.
+/// The definition of attention in plain tensor operations.
 fn plain<B: Backend>(
     q: Tensor<B, 4>,
     k: Tensor<B, 4>,
@@ -77,13 +69,13 @@ fn assert_close<B: Backend, const D: usize>(
     for (x, y) in a.iter::<f64>().zip(b.iter::<f64>()) {
         assert!(
             (x - y).abs() <= tolerance * largest,
-            "{what}: {x} is not {y}"
+            "{what}: found {x}, expected {y}"
         );
     }
 }
 
 #[test]
-fn values_are_those_of_loops_over_numbers() {
+fn values_match_loops_over_floats() {
     for sizes in SIZES {
         let [b, h, hk, s, t, d] = sizes;
         let scale = 0.7;
@@ -117,7 +109,7 @@ fn values_are_those_of_loops_over_numbers() {
     }
 }
 
-/// The gradients of a scalar made of attention, and the gradients of a scalar made of those.
+/// The gradients of a function of attention, and the gradients of a function of those gradients.
 fn derivatives<I: Backend, B>(
     sizes: Sizes,
     used: [bool; 3],
@@ -141,7 +133,7 @@ where
         .sum()
         .backward();
     let first: Vec<Tensor<B, 4>> = inner.iter().map(|x| x.grad(&grads).unwrap()).collect();
-    // A sum of squares, so that the second derivative depends on the first; only `used` gradients.
+    // A sum of squares of the `used` gradients, so that the second derivative depends on the first.
     let total = first
         .iter()
         .zip(used)
@@ -189,17 +181,17 @@ fn check_derivatives<I: AttentionBackend>(tolerance: f64) {
 }
 
 #[test]
-fn both_derivatives_are_those_of_plain_operations_in_f64() {
+fn both_derivatives_match_plain_operations_in_f64() {
     check_derivatives::<F64>(1e-11);
 }
 
 #[test]
-fn both_derivatives_are_those_of_plain_operations_in_f32() {
+fn both_derivatives_match_plain_operations_in_f32() {
     check_derivatives::<F32>(2e-4);
 }
 
 #[test]
-fn checkpointing_changes_nothing() {
+fn balanced_checkpointing_gives_the_same_derivatives() {
     type Balanced = Autodiff<F64, BalancedCheckpointing>;
     let sizes = [2, 4, 2, 3, 8, 5];
     let plain = derivatives::<F64, Autodiff<F64>>(sizes, [true; 3], |q, k, v| {
@@ -212,10 +204,9 @@ fn checkpointing_changes_nothing() {
     }
 }
 
-/// Tracked, untracked and half-tracked inputs: what needs no gradient gets none, and the others' are
-/// unchanged.
+/// An untracked input gets no gradient and does not change the gradients of the others.
 #[test]
-fn an_input_without_gradient_leaves_the_others_alone() {
+fn an_untracked_input_does_not_change_other_gradients() {
     type B = Autodiff<F64>;
     let sizes = [1, 2, 1, 4, 4, 3];
     let gradients = |tracked: [bool; 3]| {
@@ -234,18 +225,23 @@ fn an_input_without_gradient_leaves_the_others_alone() {
         for (i, found) in some.iter().enumerate() {
             assert_eq!(found.is_some(), i == one);
         }
-        assert_close(some[one].as_ref().unwrap(), &all[one], 1e-14, "alone");
+        assert_close(
+            some[one].as_ref().unwrap(),
+            &all[one],
+            1e-14,
+            "one tracked input",
+        );
     }
 }
 
-/// What does not fit together is an error that says how it should, before anything is computed.
+/// Inconsistent shapes or types give an error with the violated rule and the shapes.
 #[test]
-fn mistakes_are_told() {
+fn inconsistent_inputs_are_errors() {
     let device = Default::default();
     let zeros = |shape: [usize; 4]| Tensor::<F32, 4>::zeros(shape, &device);
     let error = |q, k, v| {
         let result = try_causal_attention(zeros(q), zeros(k), zeros(v), 1.0);
-        result.expect_err("it should not fit").to_string()
+        result.expect_err("the shapes are inconsistent").to_string()
     };
     let good = [2, 4, 5, 8];
     for (q, k, v, rule) in [
@@ -253,16 +249,26 @@ fn mistakes_are_told() {
             [2, 3, 5, 8],
             [2, 2, 5, 8],
             [2, 2, 5, 8],
-            "share k's heads evenly",
+            "a multiple of k's heads",
         ),
-        (good, [2, 4, 5, 4], [2, 4, 5, 4], "one head dim"),
-        (good, [1, 4, 5, 8], [1, 4, 5, 8], "one batch size"),
-        (good, good, [2, 4, 6, 8], "k and v must have one shape"),
+        (
+            good,
+            [2, 4, 5, 4],
+            [2, 4, 5, 4],
+            "the same batch size and head dim",
+        ),
+        (
+            good,
+            [1, 4, 5, 8],
+            [1, 4, 5, 8],
+            "the same batch size and head dim",
+        ),
+        (good, good, [2, 4, 6, 8], "k and v must have the same shape"),
         (
             good,
             [2, 4, 4, 8],
             [2, 4, 4, 8],
-            "no more queries than keys",
+            "q must not be longer than k",
         ),
         ([2, 4, 0, 8], good, good, "at least 1"),
         ([2, 4, 0, 8], [2, 4, 0, 8], [2, 4, 0, 8], "at least 1"),
@@ -280,18 +286,18 @@ fn mistakes_are_told() {
         mixed
             .unwrap_err()
             .to_string()
-            .contains("of one type, but are F32, F16 and F32")
+            .contains("the same type, but are F32, F16 and F32")
     );
 }
 
-/// 16-bit tensors are computed in f32: only what is stored is rounded.
+/// 16-bit tensors are computed in f32: only inputs and outputs are rounded.
 #[test]
-fn halves_are_summed_in_f32() {
+fn f16_is_summed_in_f32() {
     let sizes = [2, 4, 2, 3, 8, 5];
-    let halves = inputs::<F32>(sizes).map(|x| x.cast(DType::F16));
-    let [q, k, v] = halves.clone().map(|x| x.cast(DType::F32));
+    let rounded = inputs::<F32>(sizes).map(|x| x.cast(DType::F16));
+    let [q, k, v] = rounded.clone().map(|x| x.cast(DType::F32));
     let exact = causal_attention(q, k, v, 0.7);
-    let [q, k, v] = halves;
+    let [q, k, v] = rounded;
     let found = causal_attention(q, k, v, 0.7);
     assert_eq!(found.dtype(), DType::F16);
     assert_close(&found.cast(DType::F32), &exact, 1e-3, "f16");

@@ -1,4 +1,4 @@
-//! Flex's kernels in f32 against the reference in f64: values, derivatives and second derivatives.
+//! Flex's attention in f32 against the reference in f64: values, first and second derivatives.
 
 use burn::tensor::backend::Backend;
 use burn::tensor::ops::FloatTensor;
@@ -29,13 +29,13 @@ const SIZES: [Sizes; 12] = [
 enum Memory {
     /// `[batch, heads, len, dim]`
     Contiguous,
-    /// `[batch, len, heads, dim]`, as a model's projections give it.
+    /// `[batch, len, heads, dim]`, the order of a model's projections.
     ByTokens,
     /// `[batch, heads, dim, len]`
     Transposed,
 }
 
-/// Numbers that look random, in [-1, 1], the same for a seed.
+/// Pseudo-random values in [-1, 1] that f32 represents exactly, the same for equal seeds.
 fn numbers(seed: u64, shape: [usize; 4]) -> Vec<f32> {
     let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
     let mut next = || {
@@ -52,13 +52,13 @@ fn tensor<B: Backend>(values: &[f32], shape: [usize; 4], memory: Memory) -> Tens
     let x = Tensor::from_data(data, &Default::default());
     match memory {
         Memory::Contiguous => x,
-        Memory::ByTokens => copied(x.swap_dims(1, 2)).swap_dims(1, 2),
-        Memory::Transposed => copied(x.transpose()).transpose(),
+        Memory::ByTokens => contiguous(x.swap_dims(1, 2)).swap_dims(1, 2),
+        Memory::Transposed => contiguous(x.transpose()).transpose(),
     }
 }
 
-/// In the order of its dimensions.
-fn copied<B: Backend>(x: Tensor<B, 4>) -> Tensor<B, 4> {
+/// A contiguous copy.
+fn contiguous<B: Backend>(x: Tensor<B, 4>) -> Tensor<B, 4> {
     Tensor::from_data(x.to_data(), &x.device())
 }
 
@@ -117,7 +117,7 @@ const NAMES: [&str; 9] = [
     "to v",
 ];
 
-/// The largest error of each of [`NAMES`], relative to its largest number.
+/// The largest error of each of [`NAMES`], relative to its largest value.
 fn errors(sizes: Sizes, memory: Memory, logits: f32, used: [bool; 3]) -> Vec<f64> {
     let found = all::<F32>(sizes, memory, logits, used);
     let exact = all::<F64>(sizes, Memory::Contiguous, logits, used);
@@ -138,13 +138,13 @@ fn check(sizes: Sizes, memory: Memory, logits: f32, used: [bool; 3], tolerance: 
     for (error, name) in errors(sizes, memory, logits, used).iter().zip(NAMES) {
         assert!(
             *error < tolerance,
-            "{name} of {sizes:?} with {used:?} is off by {error:.1e}"
+            "{name} of {sizes:?} with {used:?} has error {error:.1e}"
         );
     }
 }
 
 #[test]
-fn every_size_and_layout() {
+fn results_match_the_reference_for_all_sizes_and_layouts() {
     for sizes in SIZES {
         for memory in [Memory::Contiguous, Memory::ByTokens, Memory::Transposed] {
             check(sizes, memory, 2.0, [true; 3], 2e-6);
@@ -153,7 +153,7 @@ fn every_size_and_layout() {
 }
 
 #[test]
-fn every_pattern_of_cotangents() {
+fn results_match_the_reference_for_all_patterns_of_cotangents() {
     for pattern in 0..8 {
         let used = [1, 2, 4].map(|bit| pattern & bit != 0);
         for sizes in [SIZES[5], SIZES[7]] {
@@ -162,17 +162,17 @@ fn every_pattern_of_cotangents() {
     }
 }
 
-/// Softmaxes that are all but one-hot; the logits' own rounding grows with them.
+/// Softmaxes that are almost one-hot. The rounding error of logits grows with their size.
 #[test]
-fn large_logits() {
+fn results_match_the_reference_for_large_logits() {
     for sizes in [SIZES[5], SIZES[7], SIZES[10]] {
         check(sizes, Memory::ByTokens, 50.0, [true; 3], 2e-5);
     }
 }
 
-/// What undoes the split into heads copies nothing, and gradients add up without gaps.
+/// Merging the heads of the output needs no copy, and gradients are contiguous.
 #[test]
-fn the_order_of_memory() {
+fn outputs_and_gradients_have_the_expected_strides() {
     let [out, _, dq, ..] = &all::<F32>(SIZES[5], Memory::ByTokens, 1.0, [true; 3])[..] else {
         unreachable!()
     };
@@ -181,7 +181,7 @@ fn the_order_of_memory() {
 }
 
 #[test]
-fn a_nan_is_not_hidden() {
+fn nan_inputs_give_nan_results() {
     let shape = [1, 2, 20, 8];
     for poisoned in 0..4 {
         let [q, k, v, grad_out] = [0, 1, 2, 3].map(|i| {
@@ -204,7 +204,7 @@ fn a_nan_is_not_hidden() {
 }
 
 #[test]
-fn threads_change_nothing() {
+fn results_do_not_depend_on_the_number_of_threads() {
     let run = |threads| {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads);
         let results = || all::<F32>([3, 4, 2, 71, 71, 32], Memory::ByTokens, 2.0, [true; 3]);

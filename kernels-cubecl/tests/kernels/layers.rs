@@ -1,5 +1,5 @@
-//! The layers around attention against tensor operations that know none of their
-//! formulas, differentiated by Burn; and the CPU's own code for them in f32 against f64.
+//! The layers around attention against plain tensor operations differentiated by Burn, in f64, and the loops
+//! of Flex in f32 against f64.
 
 use burn::backend::Autodiff;
 use burn::tensor::activation::sigmoid;
@@ -13,9 +13,9 @@ type F32 = burn_flex::Flex;
 /// A function of flat tensors.
 trait Layer {
     fn sizes(&self) -> Vec<usize>;
-    /// This crate's.
+    /// This crate's function.
     fn ours<B: KernelBackend>(&self, inputs: &[Tensor<B, 1>]) -> Tensor<B, 1>;
-    /// Plain tensor operations.
+    /// The same in plain tensor operations.
     fn plain<B: Backend>(&self, inputs: &[Tensor<B, 1>]) -> Tensor<B, 1>;
 }
 
@@ -100,7 +100,7 @@ impl Layer for Product {
     fn ours<B: KernelBackend>(&self, x: &[Tensor<B, 1>]) -> Tensor<B, 1> {
         let [m, k, n] = self.0;
         let left: Tensor<B, 2> = x[0].clone().reshape([m, k]);
-        // The right side is used twice, so that its gradients add up; once as a view.
+        // `right` is used twice, so that its gradients are added.
         let right: Tensor<B, 2> = x[1].clone().reshape([n, k]);
         let once = product(left.clone(), right.clone().transpose());
         let twice = product(left.mul_scalar(0.5), right.transpose().mul_scalar(3));
@@ -115,7 +115,7 @@ impl Layer for Product {
     }
 }
 
-/// `[batch, seq, heads, head_dim]`; the last dimension of an odd head does not turn.
+/// `[batch, seq, heads, head_dim]`; the last dimension of an odd head dim is not rotated.
 struct Turn([usize; 4]);
 
 impl Turn {
@@ -153,7 +153,7 @@ impl Layer for Turn {
         }
         let turn = Tensor::from_data(TensorData::new(turn, [d, d]), &Default::default());
         let (cos, sin) = (self.table(f64::cos), self.table(f64::sin));
-        // As a projection leaves it, and as a view of another order.
+        // A transposed view, which is not contiguous.
         let [batch, seq, heads, d] = self.0;
         let x = x[0].clone().reshape([batch, heads, seq, d]).swap_dims(1, 2);
         rotary(x, cos, sin, turn).swap_dims(1, 2).flatten(0, 3)
@@ -182,22 +182,14 @@ impl Layer for Turn {
     }
 }
 
-/// Numbers that look random: the same for a seed, in [-1, 1].
+/// Pseudo-random values in [-1, 1], the same for equal seeds.
 fn numbers<B: Backend>(seed: u64, len: usize) -> Tensor<B, 1> {
-    let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
-    let values: Vec<f64> = (0..len)
-        .map(|_| {
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            (state >> 11) as f64 / (1u64 << 52) as f64 - 1.0
-        })
-        .collect();
+    let values = crate::numbers(seed, len);
     Tensor::from_data(TensorData::new(values, [len]), &Default::default())
 }
 
-/// The output; the gradients of `L = Σ w sin(output)` to the inputs tracked on the inner tape; and all
-/// inputs' gradients of `Σ ⟨u, gradient⟩`, which are second derivatives.
+/// The output; the gradients of `L = Σ w sin(output)` to the inputs tracked by the inner autodiff; and the
+/// gradients of `Σ ⟨u, gradient⟩` to all inputs, which are second derivatives.
 fn derivatives<B: KernelBackend>(
     layer: &impl Layer,
     f: impl Fn(&[Tensor<Autodiff<Autodiff<B>>, 1>]) -> Tensor<Autodiff<Autodiff<B>>, 1>,
@@ -225,7 +217,9 @@ fn derivatives<B: KernelBackend>(
         let u = numbers(11 + i as u64, gradient.dims()[0]);
         (gradient.clone() * u).sum()
     });
-    let along = along.reduce(|x, y| x + y).expect("something is tracked");
+    let along = along
+        .reduce(|x, y| x + y)
+        .expect("at least one input is tracked");
     let gradients = along.backward();
     let second = outer.iter().filter_map(|x| x.grad(&gradients));
     let output = values(output.inner().inner());
@@ -242,7 +236,7 @@ fn assert_close(found: &[Vec<f64>], expected: &[Vec<f64>], tolerance: f64, what:
         let largest = expected.iter().fold(1e-3, |m, x| f64::max(m, x.abs()));
         for (x, y) in found.iter().zip(expected) {
             let close = (x - y).abs() <= tolerance * largest;
-            assert!(close, "{what}, result {index}: {x} is not {y}");
+            assert!(close, "{what}, result {index}: found {x}, expected {y}");
         }
     }
 }
@@ -308,9 +302,9 @@ fn products_and_their_derivatives() {
     }
 }
 
-/// Where the exponential overflows, nothing else does.
+/// Values and gradients are finite where the exponential overflows.
 #[test]
-fn swiglu_of_large_numbers() {
+fn swiglu_of_large_values() {
     let gate = [-1e4, -200.0, -88.0, -0.0, 88.0, 200.0, 1e4];
     let at = |x: f64| Tensor::<Autodiff<F32>, 3>::from_data([[[x as f32]]], &Default::default());
     for x in gate {
@@ -327,7 +321,7 @@ fn swiglu_of_large_numbers() {
 }
 
 #[test]
-fn numbers_that_are_none_stay_so() {
+fn nan_inputs_give_nan_outputs() {
     let nan = |shape| Tensor::<F32, 3>::full(shape, f32::NAN, &Default::default());
     let ones = Tensor::<F32, 3>::ones([1, 2, 3], &Default::default());
     let weight = Tensor::<F32, 1>::ones([3], &Default::default());

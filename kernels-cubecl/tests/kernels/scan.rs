@@ -36,7 +36,7 @@ fn looped(a: &Tensor<B, 3>, b: &Tensor<B, 3>, direction: Direction) -> Tensor<B,
 }
 
 #[test]
-fn equals_the_loop_at_every_length_and_in_both_directions() {
+fn values_match_a_loop_in_both_directions() {
     B::seed(&Default::default(), 1);
     for seq in [1, 2, 3, 4, 5, 7, 8, 9, 16, 31, 33] {
         for direction in [Direction::Forward, Direction::Reverse] {
@@ -70,7 +70,7 @@ fn first_and_second_derivatives_match_central_differences() {
             let h = linear_scan(a.clone(), b.clone());
             values(&(h.sin() * w.clone()).sum())[0]
         };
-        // The derivative of the loss along (u, v), differentiated in turn.
+        // The derivative of the loss along (u, v), which is differentiated again.
         let (a2, b2) = (
             Tensor::<D1, 3>::from_inner(a.clone()).require_grad(),
             Tensor::<D1, 3>::from_inner(b.clone()).require_grad(),

@@ -1,4 +1,4 @@
-//! Causal attention on the tape.
+//! The autodiff implementation of causal attention.
 
 use burn::tensor::backend::AutodiffBackend;
 use burn::tensor::ops::FloatTensor;
@@ -39,7 +39,7 @@ impl<B: AttentionBackend> Operation<B, 3> for CausalAttention {
 
 fn pair<T>(saved: Vec<T>) -> [T; 2] {
     let Ok(pair) = saved.try_into() else {
-        unreachable!("the forward saved two tensors")
+        unreachable!("the forward saves two tensors")
     };
     pair
 }

@@ -1,4 +1,4 @@
-//! The layers around attention on the tape.
+//! The autodiff implementation of the layers around attention.
 
 use burn::tensor::backend::Backend;
 use burn::tensor::ops::{FloatTensor, IntTensor};
@@ -101,7 +101,7 @@ impl<B: LayerBackend> Operation<B, 1> for TokenLosses<B> {
         [cotangent]: [Option<FloatTensor<B>>; 1],
     ) -> (FloatTensor<B>, [FloatTensor<B>; 1]) {
         let [logits] = at.inputs;
-        let a = cotangent.expect("the hub has one port, through which it was reached");
+        let a = cotangent.expect("the only port of the hub received a cotangent");
         let [to_grad, to_logits] = B::token_losses_double_backward(logits, self.0, grad, a);
         (to_grad, [to_logits])
     }
@@ -114,7 +114,7 @@ impl<B: LayerBackend, C: CheckpointStrategy> LayerBackend for Autodiff<B, C> {
         let prep = Backward::<B, 2>::prepare::<C>(Product, nodes).compute_bound();
         match prep.stateful() {
             OpsKind::Tracked(mut prep) => {
-                // Each side's gradient needs the other.
+                // The gradient of each factor needs the other factor.
                 let for_lhs = lhs.is_tracked().then(|| prep.checkpoint(&rhs));
                 let for_rhs = rhs.is_tracked().then(|| prep.checkpoint(&lhs));
                 prep.finish([for_lhs, for_rhs], output)
@@ -144,9 +144,9 @@ impl<B: LayerBackend, C: CheckpointStrategy> LayerBackend for Autodiff<B, C> {
         gradient
     }
 
-    fn in_order(x: FloatTensor<Self>) -> FloatTensor<Self> {
-        let y = B::in_order(x.primitive);
-        let prep = Backward::<B, 1>::prepare::<C>(InOrder, [x.node]).compute_bound();
+    fn contiguous(x: FloatTensor<Self>) -> FloatTensor<Self> {
+        let y = B::contiguous(x.primitive);
+        let prep = Backward::<B, 1>::prepare::<C>(Contiguous, [x.node]).compute_bound();
         prep.stateless(y)
     }
 
@@ -169,7 +169,7 @@ impl<B: LayerBackend, C: CheckpointStrategy> LayerBackend for Autodiff<B, C> {
         let (inputs, wanted) = ([x, weight], [true, wants_weight]);
         let operation = RmsNorm { epsilon };
         let [dx, dw] = backward::<B, C, 2, 3>(operation, inputs, Vec::new(), grad, wanted);
-        (dx.expect("dx is always given"), dw)
+        (dx.expect("rms_norm_backward always returns dx"), dw)
     }
 
     fn swiglu(gate: FloatTensor<Self>, up: FloatTensor<Self>) -> FloatTensor<Self> {
@@ -212,7 +212,7 @@ impl<B: LayerBackend, C: CheckpointStrategy> LayerBackend for Autodiff<B, C> {
 struct Product;
 
 impl<B: LayerBackend> Backward<B, 2> for Product {
-    /// rhs for the gradient to lhs, lhs for that to rhs.
+    /// `rhs`, for the gradient to `lhs`, and `lhs`, for the gradient to `rhs`.
     type State = [Option<NodeId>; 2];
 
     fn backward(
@@ -247,20 +247,20 @@ impl<B: LayerBackend> Backward<B, 2> for Product {
 }
 
 #[derive(Debug)]
-struct InOrder;
+struct Contiguous;
 
-impl<B: LayerBackend> Backward<B, 1> for InOrder {
+impl<B: LayerBackend> Backward<B, 1> for Contiguous {
     type State = ();
 
     fn backward(self, ops: Ops<(), 1>, grads: &mut Gradients, _: &mut Checkpointer) {
         let grad = grads.consume::<B>(&ops.node);
         if let [Some(parent)] = ops.parents {
-            grads.register::<B>(parent.id, B::in_order(grad));
+            grads.register::<B>(parent.id, B::contiguous(grad));
         }
     }
 }
 
-/// A rotation's gradient is the rotation back.
+/// The gradient of a rotation is the inverse rotation.
 #[derive(Debug)]
 struct Rotary;
 

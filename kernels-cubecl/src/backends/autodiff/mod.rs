@@ -1,30 +1,30 @@
-//! `Autodiff<B>`: the backward is registered on the forward, the double backward on the backward.
+//! `Autodiff<B>`: records the backward of each forward and the double backward of each backward.
 //!
-//! A backward has as many outputs as its operation has inputs, where Burn's graph knows one output a
-//! node. It becomes one *hub* node (parents: the inputs and the output's gradient) and one *port* node
-//! (parent: the hub) for each gradient that is wanted. When the graph is walked backwards a port only
-//! stores the gradient that reached it; the hub, which every walk visits after its ports, then calls
-//! the double backward once with whatever arrived.
+//! A backward has as many outputs as its operation has inputs, but a node of Burn's graph has one output.
+//! So a backward is recorded as one *hub* node (parents: the inputs and the gradient of the output) and
+//! one *port* node (parent: the hub) for each requested gradient. In a backward pass over the graph a port
+//! only stores the cotangent that it receives; the hub, which every pass visits after its ports, then
+//! calls the double backward once with the stored cotangents.
 //!
-//! The third derivative needs nothing here: the provided double backwards, in tensor operations of
-//! `Autodiff<B>`, are tracked like any other computation.
+//! Third and higher derivatives need no code here: `Autodiff<B>` does not override the double backwards,
+//! and their provided methods are tensor operations of `Autodiff<B>`, which are tracked.
 
 mod attention;
-mod layer;
+mod layers;
+mod scan;
 
 use std::fmt::Debug;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::tensor::ops::FloatTensor;
-use burn_autodiff::Autodiff;
-use burn_autodiff::NodeId;
 use burn_autodiff::checkpoint::base::Checkpointer;
 use burn_autodiff::checkpoint::strategy::CheckpointStrategy;
 use burn_autodiff::grads::Gradients;
 use burn_autodiff::ops::{Backward, Ops, OpsKind};
+use burn_autodiff::{Autodiff, NodeId};
 
-/// A function of `N` tensors whose derivatives are known in closed form: what `B` computes for them.
+/// A function of `N` tensors whose first two derivatives `B` computes in closed form.
 trait Operation<B: Backend, const N: usize>: Clone + Debug + Send + 'static {
     /// The gradients of `⟨grad, output⟩`, at least those that are `wanted`.
     fn backward(
@@ -49,15 +49,15 @@ trait Operation<B: Backend, const N: usize>: Clone + Debug + Send + 'static {
     }
 }
 
-/// Where a derivative is taken.
+/// The point at which a derivative is taken.
 #[derive(Clone, Debug)]
 struct Point<B: Backend, const N: usize> {
     inputs: [FloatTensor<B>; N],
-    /// What the forward left for its derivatives: functions of the inputs.
+    /// Results of the forward that its derivatives use: functions of the inputs.
     saved: Vec<FloatTensor<B>>,
 }
 
-/// Puts `output`, which `B` computed from `inputs`, on the tape.
+/// Records `output`, which `B` computed from `inputs`, in the graph.
 fn forward<B, C, const N: usize>(
     operation: impl Operation<B, N>,
     inputs: [FloatTensor<Autodiff<B, C>>; N],
@@ -79,7 +79,7 @@ where
     }
 }
 
-/// Computes the backward on `B` and puts it on the tape. `M` is `N + 1`.
+/// Computes the backward on `B` and records it in the graph. `M` is `N + 1`.
 fn backward<B, C, const N: usize, const M: usize>(
     operation: impl Operation<B, N>,
     inputs: [FloatTensor<Autodiff<B, C>>; N],
@@ -110,7 +110,7 @@ where
         saved,
         received: received.clone(),
     };
-    // The hub's own value is never read.
+    // The value of the hub is never read.
     let hub = prep.finish(state, grad.primitive);
     let mut index = 0..;
     gradients.map(|gradient| {
@@ -149,7 +149,7 @@ impl<B: Backend, T: Operation<B, N>, const N: usize> Backward<B, N> for Forward<
     }
 }
 
-/// Adds a gradient to what has already reached a parent.
+/// Adds a gradient to what a parent has already received.
 fn add_gradient<B: Backend, T: Operation<B, N>, const N: usize, S, const M: usize>(
     ops: &Ops<S, M>,
     parent: usize,
@@ -166,7 +166,7 @@ fn add_gradient<B: Backend, T: Operation<B, N>, const N: usize, S, const M: usiz
     grads.register::<B>(node.id, gradient);
 }
 
-/// The cotangents that reached a backward's outputs, shared by the ports and their hub.
+/// The cotangents of a backward's outputs, shared by the ports and their hub.
 type Received<B, const N: usize> = Arc<Mutex<[Option<FloatTensor<B>>; N]>>;
 
 #[derive(Debug)]
@@ -223,13 +223,13 @@ impl<B: Backend, T: Operation<B, N>, const N: usize, const M: usize> Backward<B,
     }
 }
 
-/// The gradients of an operation that gives all of them.
+/// The gradients of an operation that returns all of them.
 fn all<T, const N: usize>(gradients: [Option<T>; N]) -> [T; N] {
-    gradients.map(|x| x.expect("every gradient was wanted"))
+    gradients.map(|x| x.expect("all gradients were requested"))
 }
 
-/// Takes the gradient that has already reached a parent: whoever adds to it may do so in place. Of `like`
-/// only its being a tensor of `B` counts.
+/// Removes and returns the gradient that a parent has already received, so that the caller can add to it
+/// in place. `like` may be any tensor of `B`; its value is not used.
 fn earlier<B: Backend, S, const N: usize>(
     ops: &Ops<S, N>,
     parent: usize,

@@ -1,11 +1,13 @@
-//! `dQ`, `dK` and `dV`: one kernel owns queries, one owns keys; both rebuild `P` from `L`.
+//! `dQ`, `dK` and `dV`: the cubes of one kernel compute tiles of queries, those of the other tiles of keys.
+//! Both recompute `P` from `L`.
 
 use cubecl::prelude::*;
 
-use super::room::*;
+use super::shared::*;
+use super::sums::*;
 use super::tiles::*;
 
-/// Which of the double backward's cotangents of dQ, dK and dV there are; none in the backward.
+/// Which cotangents of dQ, dK and dV the double backward has; the backward has none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Present {
     pub a: bool,
@@ -25,18 +27,18 @@ impl Present {
         c: true,
     };
 
-    /// Operands that are staged at once.
+    /// The number of operands that are staged at once.
     pub const fn operands(&self) -> usize {
         if self.w() || self.c { 7 } else { 4 }
     }
 
-    /// Whether `W`, the cotangent of `dS`, is there.
+    /// Whether there is a cotangent `W` of `dS`.
     pub const fn w(&self) -> bool {
         self.a || self.b
     }
 }
 
-/// The tensors that derivatives are made of; an absent cotangent is any tensor.
+/// The tensors that the derivatives read; an absent cotangent may be any tensor, which is not read.
 #[derive(CubeType, CubeLaunch)]
 pub struct Inputs<F: Float> {
     pub q: Array<F>,
@@ -49,7 +51,7 @@ pub struct Inputs<F: Float> {
     pub lse: Array<f32>,
 }
 
-/// Four by four numbers of each matrix that a derivative needs for a pair of tiles.
+/// A unit's four by four values of each matrix that a derivative needs for a pair of tiles.
 #[derive(CubeType)]
 pub struct Scores {
     /// `P`
@@ -62,11 +64,11 @@ pub struct Scores {
     pub g: Array<Quad>,
 }
 
-/// The scores of a pair of tiles, in one walk along the head.
+/// The scores of a pair of tiles, in one pass along the head dim.
 #[cube]
 pub fn scores<F: Float>(
     inputs: &Inputs<F>,
-    room: &mut Room<F>,
+    shared: &mut SharedTiles<F>,
     queries: Rows,
     keys: Rows,
     scale: f32,
@@ -81,46 +83,46 @@ pub fn scores<F: Float>(
     for part in 0..comptime!(tiles.dim.div_ceil(tiles.depth)) {
         let column = part * comptime!(tiles.depth);
         sync_cube();
-        room.stage(Q, &inputs.q, queries, column, tiles);
-        room.stage(GRAD_OUT, &inputs.grad_out, queries, column, tiles);
-        room.stage(K, &inputs.k, keys, column, tiles);
-        room.stage(V, &inputs.v, keys, column, tiles);
+        shared.stage(Q, &inputs.q, queries, column, tiles);
+        shared.stage(GRAD_OUT, &inputs.grad_out, queries, column, tiles);
+        shared.stage(K, &inputs.k, keys, column, tiles);
+        shared.stage(V, &inputs.v, keys, column, tiles);
         if comptime!(present.a) {
-            room.stage(A, &inputs.a, queries, column, tiles);
+            shared.stage(A, &inputs.a, queries, column, tiles);
         }
         if comptime!(present.b) {
-            room.stage(B, &inputs.b, keys, column, tiles);
+            shared.stage(B, &inputs.b, keys, column, tiles);
         }
         if comptime!(present.c) {
-            room.stage(C, &inputs.c, keys, column, tiles);
+            shared.stage(C, &inputs.c, keys, column, tiles);
         }
         sync_cube();
         for step in 0..comptime!(tiles.steps()) {
-            add_pair(room, &mut p, Q, K, step, own, tiles);
-            add_pair(room, &mut dp, GRAD_OUT, V, step, own, tiles);
+            add_pair(shared, &mut p, Q, K, step, own, tiles);
+            add_pair(shared, &mut dp, GRAD_OUT, V, step, own, tiles);
             if comptime!(present.a) {
-                add_pair(room, &mut w, A, K, step, own, tiles);
+                add_pair(shared, &mut w, A, K, step, own, tiles);
             }
             if comptime!(present.b) {
-                add_pair(room, &mut w, Q, B, step, own, tiles);
+                add_pair(shared, &mut w, Q, B, step, own, tiles);
             }
             if comptime!(present.c) {
-                add_pair(room, &mut g, GRAD_OUT, C, step, own, tiles);
+                add_pair(shared, &mut g, GRAD_OUT, C, step, own, tiles);
             }
         }
     }
     let lane = query_lane(own, tiles);
     let lse = read_quad(&inputs.lse, queries, lane, 0usize);
-    let mut p = room.scores(&p, tiles);
+    let mut p = shared.scores(&p, tiles);
     mask(&mut p, lse, queries, keys, scale, own, tiles);
-    let dp = room.scores(&dp, tiles);
+    let dp = shared.scores(&dp, tiles);
     let mut w = if comptime!(present.w()) {
-        room.scores(&w, tiles)
+        shared.scores(&w, tiles)
     } else {
         zeros(4usize)
     };
     let g = if comptime!(present.c) {
-        room.scores(&g, tiles)
+        shared.scores(&g, tiles)
     } else {
         zeros(4usize)
     };
@@ -132,7 +134,7 @@ pub fn scores<F: Float>(
     Scores { p, dp, w, g }
 }
 
-/// The operands' numbers on the stage.
+/// The indices of the staged operands.
 const Q: usize = 0;
 const GRAD_OUT: usize = 1;
 const K: usize = 2;
@@ -144,7 +146,7 @@ const C: usize = 6;
 #[cube]
 #[allow(clippy::too_many_arguments)]
 fn add_pair<F: Float>(
-    room: &Room<F>,
+    shared: &SharedTiles<F>,
     sums: &mut Sums,
     #[comptime] query: usize,
     #[comptime] key: usize,
@@ -153,18 +155,18 @@ fn add_pair<F: Float>(
     #[comptime] tiles: Tiles,
 ) {
     if comptime!(own == Own::Queries) {
-        room.add_scores(sums, query, key, step, tiles);
+        shared.add_scores(sums, query, key, step, tiles);
     } else {
-        room.add_scores(sums, key, query, step, tiles);
+        shared.add_scores(sums, key, query, step, tiles);
     }
 }
 
-/// `δ = rowsum(dO∘O)` of the owned queries.
+/// `δ = rowsum(dO∘O)` of the cube's own queries.
 #[cube]
 pub fn row_dots<F: Float>(
     grad_out: &Array<F>,
     out: &Array<F>,
-    room: &mut Room<F>,
+    shared: &mut SharedTiles<F>,
     queries: Rows,
     #[comptime] tiles: Tiles,
 ) -> Quad {
@@ -186,10 +188,10 @@ pub fn row_dots<F: Float>(
             }
         }
     }
-    room.across(dots, false, tiles)
+    shared.across(dots, false, tiles)
 }
 
-/// Owns queries: `δ` and `dQ = s dS K`, where `dS = P∘(dP − δ)`.
+/// Each cube computes a tile of queries: `δ` and `dQ = s dS K`, where `dS = P∘(dP − δ)`.
 #[cube(launch_unchecked)]
 pub fn backward_queries<F: Float>(
     inputs: &Inputs<F>,
@@ -204,9 +206,9 @@ pub fn backward_queries<F: Float>(
     if head >= sizes.heads {
         terminate!();
     }
-    let mut room = Room::<F>::new(tiles);
-    let queries = owned_queries(head, sizes, tiles);
-    let own_delta = row_dots::<F>(&inputs.grad_out, out, &mut room, queries, tiles);
+    let mut shared = SharedTiles::<F>::new(tiles);
+    let queries = own_queries(head, sizes, tiles);
+    let own_delta = row_dots::<F>(&inputs.grad_out, out, &mut shared, queries, tiles);
     write_quad(delta, queries, 0usize, own_delta, tiles);
 
     let mut acc = Sums::output(tiles);
@@ -214,7 +216,7 @@ pub fn backward_queries<F: Float>(
         let keys = other_keys(head, tile, sizes, tiles);
         let mut scores = scores::<F>(
             inputs,
-            &mut room,
+            &mut shared,
             queries,
             keys,
             sizes.scale,
@@ -226,13 +228,14 @@ pub fn backward_queries<F: Float>(
         for i in 0..4usize {
             scores.dp[i] = scores.p[i] * (scores.dp[i] - Quad::new(own_delta[i]));
         }
-        room.put_weights(&scores.dp, tiles);
-        room.add_product(&mut acc, &inputs.k, keys, tiles);
+        shared.put_weights(&scores.dp, tiles);
+        shared.add_product(&mut acc, &inputs.k, keys, tiles);
     }
-    room.write(dq, queries, &acc, sizes.scale, tiles);
+    shared.write(dq, queries, &acc, sizes.scale, tiles);
 }
 
-/// Owns keys: `dK = s dSᵀ Q` and `dV = Pᵀ dO`, summed over the query heads of the group.
+/// Each cube computes a tile of keys: `dK = s dSᵀ Q` and `dV = Pᵀ dO`, summed over the query heads of the
+/// group.
 #[cube(launch_unchecked)]
 pub fn backward_keys<F: Float>(
     inputs: &Inputs<F>,
@@ -247,9 +250,9 @@ pub fn backward_keys<F: Float>(
     if head >= sizes.heads {
         terminate!();
     }
-    let mut room = Room::<F>::new(tiles);
+    let mut shared = SharedTiles::<F>::new(tiles);
     let side = comptime!(tiles.side);
-    let keys = owned_keys(head, sizes, tiles);
+    let keys = own_keys(head, sizes, tiles);
 
     let mut acc_k = Sums::output(tiles);
     let mut acc_v = Sums::output(tiles);
@@ -259,7 +262,7 @@ pub fn backward_keys<F: Float>(
             let queries = Rows::new(head * sizes.group + member, tile * side, sizes.query_len);
             let mut scores = scores::<F>(
                 inputs,
-                &mut room,
+                &mut shared,
                 queries,
                 keys,
                 sizes.scale,
@@ -268,16 +271,16 @@ pub fn backward_keys<F: Float>(
                 tiles,
             );
             let delta = read_quad(delta, queries, other_lane(tiles), 0usize);
-            room.put_weights(&scores.p, tiles);
-            room.add_product(&mut acc_v, &inputs.grad_out, queries, tiles);
+            shared.put_weights(&scores.p, tiles);
+            shared.add_product(&mut acc_v, &inputs.grad_out, queries, tiles);
             #[unroll]
             for i in 0..4usize {
                 scores.dp[i] = scores.p[i] * (scores.dp[i] - delta);
             }
-            room.put_weights(&scores.dp, tiles);
-            room.add_product(&mut acc_k, &inputs.q, queries, tiles);
+            shared.put_weights(&scores.dp, tiles);
+            shared.add_product(&mut acc_k, &inputs.q, queries, tiles);
         }
     }
-    room.write(dk, keys, &acc_k, sizes.scale, tiles);
-    room.write(dv, keys, &acc_v, 1.0, tiles);
+    shared.write(dk, keys, &acc_k, sizes.scale, tiles);
+    shared.write(dv, keys, &acc_v, 1.0, tiles);
 }

@@ -1,18 +1,20 @@
 //! The gradients to dO, Q, K and V of `⟨a, dQ⟩ + ⟨b, dK⟩ + ⟨c, dV⟩`.
 //!
-//! One kernel sums `δ`, `β` and `r` along the rows, one owns queries (dO and Q), one owns keys (K and
-//! V). The formulas are those of [`reference`](crate::reference).
+//! One kernel computes the row sums `δ`, `β` and `r`, one the gradients of queries (dO and Q), one the
+//! gradients of keys (K and V). The formulas are those of
+//! [`reference::attention`](mod@crate::reference::attention).
 
 use cubecl::prelude::*;
 
 use super::backward::{Inputs, Present, Scores, row_dots, scores};
-use super::room::*;
+use super::shared::*;
+use super::sums::*;
 use super::tiles::*;
 
-/// Owns queries: `δ = rowsum(dO∘O)`, `β = rowsum(W∘P)` and `r = rowsum(G∘P)`, one after the other in
-/// `sums`, each `[heads, query_len]`.
+/// Each cube computes a tile of queries: `δ = rowsum(dO∘O)`, `β = rowsum(W∘P)` and `r = rowsum(G∘P)`, one
+/// after the other in `sums`, each `[heads, query_len]`.
 ///
-/// `r` needs no second walk: `rowsum(dP∘P)` is `δ`, so `r = rowsum((dO cᵀ + W∘(dP − δ))∘P) − βδ`.
+/// `r` needs no second pass: `rowsum(dP∘P)` is `δ`, so `r = rowsum((dO cᵀ + W∘(dP − δ))∘P) − βδ`.
 #[cube(launch_unchecked)]
 pub fn double_backward_sums<F: Float>(
     inputs: &Inputs<F>,
@@ -27,9 +29,9 @@ pub fn double_backward_sums<F: Float>(
     if head >= sizes.heads {
         terminate!();
     }
-    let mut room = Room::<F>::new(tiles);
-    let queries = owned_queries(head, sizes, tiles);
-    let delta = row_dots::<F>(&inputs.grad_out, out, &mut room, queries, tiles);
+    let mut shared = SharedTiles::<F>::new(tiles);
+    let queries = own_queries(head, sizes, tiles);
+    let delta = row_dots::<F>(&inputs.grad_out, out, &mut shared, queries, tiles);
 
     let mut beta = Quad::new(0.0);
     let mut r = Quad::new(0.0);
@@ -37,7 +39,7 @@ pub fn double_backward_sums<F: Float>(
         let keys = other_keys(head, tile, sizes, tiles);
         let mut scores = scores::<F>(
             inputs,
-            &mut room,
+            &mut shared,
             queries,
             keys,
             sizes.scale,
@@ -54,15 +56,15 @@ pub fn double_backward_sums<F: Float>(
         beta += row_sums(&scores.w);
         r += row_sums(&scores.g);
     }
-    let beta = room.across(beta, false, tiles);
-    let r = room.across(r, false, tiles) - beta * delta;
+    let beta = shared.across(beta, false, tiles);
+    let r = shared.across(r, false, tiles) - beta * delta;
     let rows = sizes.heads * sizes.query_len;
     write_quad(sums, queries, 0usize, delta, tiles);
     write_quad(sums, queries, rows, beta, tiles);
     write_quad(sums, queries, 2 * rows, r, tiles);
 }
 
-/// What the rows' sums make of the scores, in place:
+/// Subtracts the row sums from the scores, in place:
 /// `dP → dS = P∘(dP − δ)`, `W → Ŵ = P∘(W − β)`, `dO cᵀ → Ŝ = P∘(G − r)`.
 #[cube]
 fn centre(
@@ -89,7 +91,7 @@ fn centre(
     }
 }
 
-/// Owns queries: to dO `P c + Ŵ V`, to Q `s (dS b + Ŝ K)`.
+/// Each cube computes a tile of queries: to dO `P c + Ŵ V`, to Q `s (dS b + Ŝ K)`.
 #[cube(launch_unchecked)]
 pub fn double_backward_queries<F: Float>(
     inputs: &Inputs<F>,
@@ -105,8 +107,8 @@ pub fn double_backward_queries<F: Float>(
     if head >= sizes.heads {
         terminate!();
     }
-    let mut room = Room::<F>::new(tiles);
-    let queries = owned_queries(head, sizes, tiles);
+    let mut shared = SharedTiles::<F>::new(tiles);
+    let queries = own_queries(head, sizes, tiles);
 
     let mut acc_grad_out = Sums::output(tiles);
     let mut acc_q = Sums::output(tiles);
@@ -114,7 +116,7 @@ pub fn double_backward_queries<F: Float>(
         let keys = other_keys(head, tile, sizes, tiles);
         let mut scores = scores::<F>(
             inputs,
-            &mut room,
+            &mut shared,
             queries,
             keys,
             sizes.scale,
@@ -125,25 +127,26 @@ pub fn double_backward_queries<F: Float>(
         let rows = sizes.heads * sizes.query_len;
         centre(&mut scores, sums, queries, rows, Own::Queries, tiles);
         if comptime!(present.c) {
-            room.put_weights(&scores.p, tiles);
-            room.add_product(&mut acc_grad_out, &inputs.c, keys, tiles);
+            shared.put_weights(&scores.p, tiles);
+            shared.add_product(&mut acc_grad_out, &inputs.c, keys, tiles);
         }
         if comptime!(present.w()) {
-            room.put_weights(&scores.w, tiles);
-            room.add_product(&mut acc_grad_out, &inputs.v, keys, tiles);
+            shared.put_weights(&scores.w, tiles);
+            shared.add_product(&mut acc_grad_out, &inputs.v, keys, tiles);
         }
         if comptime!(present.b) {
-            room.put_weights(&scores.dp, tiles);
-            room.add_product(&mut acc_q, &inputs.b, keys, tiles);
+            shared.put_weights(&scores.dp, tiles);
+            shared.add_product(&mut acc_q, &inputs.b, keys, tiles);
         }
-        room.put_weights(&scores.g, tiles);
-        room.add_product(&mut acc_q, &inputs.k, keys, tiles);
+        shared.put_weights(&scores.g, tiles);
+        shared.add_product(&mut acc_q, &inputs.k, keys, tiles);
     }
-    room.write(to_grad_out, queries, &acc_grad_out, 1.0, tiles);
-    room.write(to_q, queries, &acc_q, sizes.scale, tiles);
+    shared.write(to_grad_out, queries, &acc_grad_out, 1.0, tiles);
+    shared.write(to_q, queries, &acc_q, sizes.scale, tiles);
 }
 
-/// Owns keys: to K `s (dSᵀ a + Ŝᵀ Q)`, to V `Ŵᵀ dO`, summed over the query heads of the group.
+/// Each cube computes a tile of keys: to K `s (dSᵀ a + Ŝᵀ Q)`, to V `Ŵᵀ dO`, summed over the query heads of
+/// the group.
 #[cube(launch_unchecked)]
 pub fn double_backward_keys<F: Float>(
     inputs: &Inputs<F>,
@@ -159,9 +162,9 @@ pub fn double_backward_keys<F: Float>(
     if head >= sizes.heads {
         terminate!();
     }
-    let mut room = Room::<F>::new(tiles);
+    let mut shared = SharedTiles::<F>::new(tiles);
     let side = comptime!(tiles.side);
-    let keys = owned_keys(head, sizes, tiles);
+    let keys = own_keys(head, sizes, tiles);
 
     let mut acc_k = Sums::output(tiles);
     let mut acc_v = Sums::output(tiles);
@@ -171,7 +174,7 @@ pub fn double_backward_keys<F: Float>(
             let queries = Rows::new(head * sizes.group + member, tile * side, sizes.query_len);
             let mut scores = scores::<F>(
                 inputs,
-                &mut room,
+                &mut shared,
                 queries,
                 keys,
                 sizes.scale,
@@ -182,17 +185,17 @@ pub fn double_backward_keys<F: Float>(
             let rows = sizes.heads * sizes.group * sizes.query_len;
             centre(&mut scores, sums, queries, rows, Own::Keys, tiles);
             if comptime!(present.w()) {
-                room.put_weights(&scores.w, tiles);
-                room.add_product(&mut acc_v, &inputs.grad_out, queries, tiles);
+                shared.put_weights(&scores.w, tiles);
+                shared.add_product(&mut acc_v, &inputs.grad_out, queries, tiles);
             }
             if comptime!(present.a) {
-                room.put_weights(&scores.dp, tiles);
-                room.add_product(&mut acc_k, &inputs.a, queries, tiles);
+                shared.put_weights(&scores.dp, tiles);
+                shared.add_product(&mut acc_k, &inputs.a, queries, tiles);
             }
-            room.put_weights(&scores.g, tiles);
-            room.add_product(&mut acc_k, &inputs.q, queries, tiles);
+            shared.put_weights(&scores.g, tiles);
+            shared.add_product(&mut acc_k, &inputs.q, queries, tiles);
         }
     }
-    room.write(to_k, keys, &acc_k, sizes.scale, tiles);
-    room.write(to_v, keys, &acc_v, 1.0, tiles);
+    shared.write(to_k, keys, &acc_k, sizes.scale, tiles);
+    shared.write(to_v, keys, &acc_v, 1.0, tiles);
 }

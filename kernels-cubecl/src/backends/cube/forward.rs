@@ -1,13 +1,14 @@
 //! `O = softmax(s·QKᵀ) V` and the rows' log-sum-exp `L`.
 //!
-//! Two walks over the keys: the first finds `L`, the second has weights that are normalised already.
+//! Two passes over the keys: the first computes `L`, the second the output from normalised weights.
 
 use cubecl::prelude::*;
 
-use super::room::*;
+use super::shared::*;
+use super::sums::*;
 use super::tiles::*;
 
-/// Owns queries.
+/// Each cube computes a tile of queries.
 #[cube(launch_unchecked)]
 pub fn forward<F: Float>(
     q: &Array<F>,
@@ -23,16 +24,25 @@ pub fn forward<F: Float>(
     if head >= sizes.heads {
         terminate!();
     }
-    let mut room = Room::<F>::new(tiles);
-    let queries = owned_queries(head, sizes, tiles);
-    let walk = key_tiles(queries, sizes, tiles);
+    let mut shared = SharedTiles::<F>::new(tiles);
+    let queries = own_queries(head, sizes, tiles);
+    let key_tile_count = key_tiles(queries, sizes, tiles);
 
-    // Of the scores that this unit sees.
+    // The maximum and the sum of exponentials of the scores that this unit has processed.
     let mut top = Quad::new(HIDDEN);
     let mut total = Quad::new(0.0);
-    for tile in 0..walk {
+    for tile in 0..key_tile_count {
         let keys = other_keys(head, tile, sizes, tiles);
-        let scores = scores::<F>(&mut room, q, k, Quad::new(0.0), queries, keys, sizes, tiles);
+        let scores = scores::<F>(
+            &mut shared,
+            q,
+            k,
+            Quad::new(0.0),
+            queries,
+            keys,
+            sizes,
+            tiles,
+        );
         let before = top;
         #[unroll]
         for j in 0..4usize {
@@ -50,29 +60,29 @@ pub fn forward<F: Float>(
             total[i] += weights[0] + weights[1] + weights[2] + weights[3];
         }
     }
-    let highest = room.across(top, true, tiles);
-    let total = room.across(total * Quad::exp(top - highest), false, tiles);
+    let highest = shared.across(top, true, tiles);
+    let total = shared.across(total * Quad::exp(top - highest), false, tiles);
     let own_lse = highest + Quad::ln(total);
     write_quad(lse, queries, 0usize, own_lse, tiles);
 
     let mut acc = Sums::output(tiles);
-    for tile in 0..walk {
+    for tile in 0..key_tile_count {
         let keys = other_keys(head, tile, sizes, tiles);
-        let mut scores = scores::<F>(&mut room, q, k, own_lse, queries, keys, sizes, tiles);
+        let mut scores = scores::<F>(&mut shared, q, k, own_lse, queries, keys, sizes, tiles);
         #[unroll]
         for i in 0..4usize {
             scores[i] = Quad::exp(scores[i]);
         }
-        room.put_weights(&scores, tiles);
-        room.add_product(&mut acc, v, keys, tiles);
+        shared.put_weights(&scores, tiles);
+        shared.add_product(&mut acc, v, keys, tiles);
     }
-    room.write(out, queries, &acc, 1.0, tiles);
+    shared.write(out, queries, &acc, 1.0, tiles);
 }
 
-/// `s·QKᵀ − shift` of a pair of tiles, as far as it is seen.
+/// `s·QKᵀ − shift` of a pair of tiles, masked.
 #[cube]
 fn scores<F: Float>(
-    room: &mut Room<F>,
+    shared: &mut SharedTiles<F>,
     q: &Array<F>,
     k: &Array<F>,
     shift: Quad,
@@ -85,14 +95,14 @@ fn scores<F: Float>(
     for part in 0..comptime!(tiles.dim.div_ceil(tiles.depth)) {
         let column = part * comptime!(tiles.depth);
         sync_cube();
-        room.stage(0usize, q, queries, column, tiles);
-        room.stage(1usize, k, keys, column, tiles);
+        shared.stage(0usize, q, queries, column, tiles);
+        shared.stage(1usize, k, keys, column, tiles);
         sync_cube();
         for step in 0..comptime!(tiles.steps()) {
-            room.add_scores(&mut sums, 0usize, 1usize, step, tiles);
+            shared.add_scores(&mut sums, 0usize, 1usize, step, tiles);
         }
     }
-    let mut scores = room.scores(&sums, tiles);
+    let mut scores = shared.scores(&sums, tiles);
     mask(
         &mut scores,
         shift,

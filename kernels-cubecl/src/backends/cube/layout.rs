@@ -1,12 +1,13 @@
-//! What of a tile lies where in a cube's shared memory: [`Room`](super::room::Room)'s pitches and sizes.
+//! The layout of a tile in a cube's shared memory: pitches and sizes for [`SharedTiles`](super::shared::SharedTiles).
 
 use super::tiles::{MATRIX, Tiles};
 
-/// Rows that are not on the same banks as their neighbours, in 16-bit and in 32-bit numbers.
+/// Padding of a row, in 16-bit and in 32-bit values, that puts neighbouring rows on different banks.
 const PAD_16: usize = 8;
 pub const PAD_32: usize = 4;
+
 impl Tiles {
-    /// Vectors from one staged column to the next; the odd one keeps the units on different banks.
+    /// Vectors from one staged column to the next; the extra one puts the units on different banks.
     pub const fn quad_pitch(&self) -> usize {
         self.lanes() + 1
     }
@@ -26,49 +27,52 @@ impl Tiles {
         self.spread() * self.lanes()
     }
 
-    /// Numbers from one staged row to the next, of an operand, of what an output product multiplies,
-    /// of weights and of scores.
+    /// Values from one row of a staged operand of a score product to the next.
     pub const fn operand_pitch(&self) -> usize {
         self.depth + PAD_16
     }
 
+    /// Values from one row of the staged operand of an output product to the next.
     pub const fn row_pitch(&self) -> usize {
         self.bands() * MATRIX + PAD_16
     }
 
+    /// Values from one row of the weights to the next.
     pub const fn weight_pitch(&self) -> usize {
         self.side + PAD_16
     }
 
+    /// Values from one row of the scores to the next.
     pub const fn score_pitch(&self) -> usize {
         self.side + PAD_32
     }
 
-    /// Numbers of one staged operand.
+    /// Values of one staged operand.
     pub const fn operand_numbers(&self) -> usize {
         self.side * self.operand_pitch()
     }
 
-    /// Matrices along the head.
+    /// Matrices along the head dim.
     pub const fn bands(&self) -> usize {
         self.dim.div_ceil(MATRIX)
     }
 
-    /// Matrices along the tile.
+    /// Matrices along a side of the tile.
     pub const fn blocks(&self) -> usize {
         self.side / MATRIX
     }
 
-    /// Matrices of the scores, and of the output, that one plane has.
+    /// Matrices of the scores that one plane computes.
     pub const fn score_share(&self) -> usize {
         self.blocks() * self.blocks() / self.planes()
     }
 
+    /// Matrices of the output that one plane computes.
     pub const fn output_share(&self) -> usize {
         (self.blocks() * self.bands()).div_ceil(self.planes())
     }
 
-    /// Steps of a score product through what is staged: columns, or matrices.
+    /// Steps of a score product along the staged operands: columns, or matrices.
     pub const fn steps(&self) -> usize {
         match self.matrix {
             true => self.depth / MATRIX,
@@ -76,8 +80,8 @@ impl Tiles {
         }
     }
 
-    /// Rows of the other side that are staged at once for an output product: as many as fit where the
-    /// operands of the score products were.
+    /// Rows of the other side that are staged at once for an output product: as many as fit into the memory
+    /// of the score products' operands.
     pub const fn reach(&self) -> usize {
         let mut reach = self.side;
         let (row, operands) = match self.matrix {
@@ -90,6 +94,7 @@ impl Tiles {
         reach
     }
 
+    /// Vectors of the stage.
     pub const fn stage_quads(&self) -> usize {
         match self.matrix {
             true => 1,
@@ -100,7 +105,7 @@ impl Tiles {
         }
     }
 
-    /// Of the weights, and of what the units of a row tell each other.
+    /// Vectors of the weights, which are also the memory of [`SharedTiles::across`](super::shared::SharedTiles::across).
     pub const fn weight_quads(&self) -> usize {
         match self.matrix {
             true => self.lanes() * self.quad_pitch(),
@@ -108,6 +113,7 @@ impl Tiles {
         }
     }
 
+    /// Values of the stage.
     pub const fn stage_numbers(&self) -> usize {
         match self.matrix {
             true => larger(
@@ -118,6 +124,7 @@ impl Tiles {
         }
     }
 
+    /// Values of the weights.
     pub const fn weight_numbers(&self) -> usize {
         match self.matrix {
             true => self.side * self.weight_pitch(),
@@ -125,6 +132,7 @@ impl Tiles {
         }
     }
 
+    /// Values of the scores.
     pub const fn score_numbers(&self) -> usize {
         match self.matrix {
             true => self.side * self.score_pitch(),

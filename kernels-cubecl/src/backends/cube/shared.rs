@@ -1,27 +1,28 @@
-//! The two products of a pair of tiles, through a cube's shared memory.
+//! The two products of a pair of tiles, with operands in a cube's shared memory.
 //!
-//! **Units.** Operands are staged a few columns of the head at a time, in f32, with four rows side by
-//! side in one vector: a unit reads two vectors for sixteen multiplications. Weights go through shared
-//! memory transposed, so that the second product reads them in the same way.
+//! **Units.** Operands are staged a few columns of the head at a time, in f32, with four rows in one vector:
+//! a unit reads two vectors for sixteen multiplications. Weights are stored transposed, so that the second
+//! product reads them in the same way.
 //!
-//! **Matrix units**, for tensors of 16 bits on devices that have them: operands and weights are staged
-//! as they are, row by row, planes multiply matrices of sixteen by sixteen into f32, and what comes out
-//! goes through shared memory to the units that hold its scores.
+//! **Matrix units**, for 16-bit tensors on devices that have them: operands and weights are staged row by
+//! row in their own type, planes multiply matrices of sixteen by sixteen into f32, and the results are
+//! passed through shared memory to the units that hold the scores.
 //!
-//! Nothing here grows with the sequence, and any head dim fits by taking it in more stages.
+//! The sizes here do not depend on the sequence; a larger head dim takes more stages.
 
 use cubecl::cmma::{self, MatrixIdent, MatrixLayout};
 use cubecl::prelude::*;
 
 use super::layout::PAD_32;
+use super::sums::*;
 use super::tiles::*;
 
-/// Shared memory that matrices are read from begins at a multiple of so many bytes.
+/// The alignment in bytes of shared memory from which matrices are loaded.
 const ALIGNMENT: usize = 128;
 
-/// A cube's shared memory: for units the vectors, for matrix units the numbers.
+/// A cube's shared memory. Units use the vectors (`quads`), matrix units the scalars (`numbers`).
 #[derive(CubeType)]
-pub struct Room<F: Float> {
+pub struct SharedTiles<F: Float> {
     stage_quads: SharedMemory<Quad>,
     weight_quads: SharedMemory<Quad>,
     stage_numbers: SharedMemory<F>,
@@ -29,64 +30,10 @@ pub struct Room<F: Float> {
     score_numbers: SharedMemory<f32>,
 }
 
-/// Scores of a pair of tiles, or a tile of an output, while they are summed up.
-#[derive(CubeType)]
-pub struct Sums {
-    quads: Array<Quad>,
-    matrices: Sequence<cmma::Matrix<f32>>,
-}
-
 #[cube]
-pub fn zeros(#[comptime] count: usize) -> Array<Quad> {
-    let mut quads = Array::<Quad>::new(count);
-    #[unroll]
-    for i in 0..count {
-        quads[i] = Quad::new(0.0);
-    }
-    quads
-}
-
-#[cube]
-impl Sums {
-    pub fn scores(#[comptime] tiles: Tiles) -> Sums {
-        Sums::zeros(4usize, comptime!(tiles.score_share()), tiles)
-    }
-
-    pub fn output(#[comptime] tiles: Tiles) -> Sums {
-        let quads = comptime!(4 * tiles.spread());
-        Sums::zeros(quads, comptime!(tiles.output_share()), tiles)
-    }
-
-    fn zeros(
-        #[comptime] quads: usize,
-        #[comptime] matrices: usize,
-        #[comptime] tiles: Tiles,
-    ) -> Sums {
-        let mut sequence = Sequence::<cmma::Matrix<f32>>::new();
-        if comptime!(tiles.matrix) {
-            #[unroll]
-            for _ in 0..matrices {
-                sequence.push(cmma::Matrix::<f32>::from_value(
-                    MatrixIdent::Accumulator,
-                    MATRIX,
-                    MATRIX,
-                    MATRIX,
-                    MatrixLayout::Undefined,
-                    0.0,
-                ));
-            }
-        }
-        Sums {
-            quads: zeros(comptime!(if tiles.matrix { 1 } else { quads })),
-            matrices: sequence,
-        }
-    }
-}
-
-#[cube]
-impl<F: Float> Room<F> {
-    pub fn new(#[comptime] tiles: Tiles) -> Room<F> {
-        Room::<F> {
+impl<F: Float> SharedTiles<F> {
+    pub fn new(#[comptime] tiles: Tiles) -> SharedTiles<F> {
+        SharedTiles::<F> {
             stage_quads: SharedMemory::new(comptime!(tiles.stage_quads())),
             weight_quads: SharedMemory::new(comptime!(tiles.weight_quads())),
             stage_numbers: SharedMemory::new_aligned(comptime!(tiles.stage_numbers()), ALIGNMENT),
@@ -95,7 +42,7 @@ impl<F: Float> Room<F> {
         }
     }
 
-    /// Stages the columns from `column` on of a tile as operand number `at`.
+    /// Stages the columns of a tile that start at `column` as operand `at`.
     pub fn stage(
         &mut self,
         #[comptime] at: usize,
@@ -140,7 +87,7 @@ impl<F: Float> Room<F> {
         }
     }
 
-    /// `sums[own][other] += own · other` for one step through the staged operands of these numbers.
+    /// `sums[own][other] += own · other` for one step along the staged operands with these indices.
     pub fn add_scores(
         &self,
         sums: &mut Sums,
@@ -219,7 +166,7 @@ impl<F: Float> Room<F> {
         quads
     }
 
-    /// Makes every unit's scores the weights of the next output product.
+    /// Stores the scores of all units as the weights of the next output product.
     pub fn put_weights(&mut self, scores: &Array<Quad>, #[comptime] tiles: Tiles) {
         let (own, other) = (own_lane(tiles), other_lane(tiles));
         sync_cube();
@@ -271,7 +218,7 @@ impl<F: Float> Room<F> {
         }
     }
 
-    /// Stages whole rows, zero beyond the head.
+    /// Stages whole rows, padded with zeros.
     fn stage_rows(&mut self, x: &Array<F>, rows: Rows, #[comptime] tiles: Tiles) {
         let (dim, units, reach) = comptime!((tiles.dim, tiles.units(), tiles.reach()));
         let width = comptime!(match tiles.matrix {
@@ -304,7 +251,7 @@ impl<F: Float> Room<F> {
         }
     }
 
-    /// One row of the other side, number `other` of the weights and `row` of the stage.
+    /// Adds one row of the other side: row `other` of the weights, row `row` of the stage.
     fn add_row(&self, out: &mut Sums, other: usize, row: usize, #[comptime] tiles: Tiles) {
         let spread = comptime!(tiles.spread());
         let weight = self.weight_quads[other * comptime!(tiles.quad_pitch()) + own_lane(tiles)];
@@ -319,7 +266,7 @@ impl<F: Float> Room<F> {
         }
     }
 
-    /// Sixteen rows of the other side, from number `other` of the weights and `row` of the stage on.
+    /// Adds sixteen rows of the other side, which start at `other` in the weights and at `row` in the stage.
     fn add_matrices(&self, out: &mut Sums, other: usize, row: usize, #[comptime] tiles: Tiles) {
         let (weight_pitch, row_pitch) = comptime!((tiles.weight_pitch(), tiles.row_pitch()));
         let share = comptime!(tiles.output_share());
@@ -343,7 +290,7 @@ impl<F: Float> Room<F> {
         }
     }
 
-    /// Writes an owned tile of the output, times `factor`.
+    /// Writes the tile of the output that this cube computes, times `factor`.
     pub fn write(
         &mut self,
         x: &mut Array<F>,
@@ -402,7 +349,8 @@ impl<F: Float> Room<F> {
         }
     }
 
-    /// The sum, or the largest, over the other side of what each unit has for its four owned rows.
+    /// Reduces the units' values of their four own rows over the other side: the maximum if `largest`,
+    /// otherwise the sum.
     pub fn across(
         &mut self,
         part: Quad,
@@ -427,7 +375,7 @@ impl<F: Float> Room<F> {
     }
 }
 
-/// The first row and column of this plane's matrix number `i` of the scores.
+/// The first row and column of this plane's matrix `i` of the scores.
 #[cube]
 fn score_block(#[comptime] i: usize, #[comptime] tiles: Tiles) -> (usize, usize) {
     let block = UNIT_POS as usize / PLANE * comptime!(tiles.score_share()) + i;
@@ -435,7 +383,7 @@ fn score_block(#[comptime] i: usize, #[comptime] tiles: Tiles) -> (usize, usize)
     (block / blocks * MATRIX, block % blocks * MATRIX)
 }
 
-/// The first row and column of this plane's matrix number `i` of the output, if there is one.
+/// The first row and column of this plane's matrix `i` of the output, and whether it exists.
 #[cube]
 fn output_block(#[comptime] i: usize, #[comptime] tiles: Tiles) -> (usize, usize, bool) {
     let block = UNIT_POS as usize / PLANE * comptime!(tiles.output_share()) + i;
@@ -444,7 +392,7 @@ fn output_block(#[comptime] i: usize, #[comptime] tiles: Tiles) -> (usize, usize
     (block / bands * MATRIX, block % bands * MATRIX, is_any)
 }
 
-/// `sum += a b`, with `a` row by row.
+/// `sum += a b`, with `a` in row-major order.
 #[cube]
 fn multiply<F: Float>(
     sum: &cmma::Matrix<f32>,

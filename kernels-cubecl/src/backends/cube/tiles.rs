@@ -1,49 +1,52 @@
-//! How an attention is cut into tiles, and who of a cube has which part of one.
+//! How an attention is divided into tiles, and a tile into the parts of a cube's units.
 //!
-//! A cube *owns* a tile of rows (queries, or keys) and walks over tiles of the *other* side. For each
-//! pair of tiles it needs two kinds of product, and everything between them is elementwise:
+//! A cube computes the results of one tile of rows (queries, or keys), its *own* tile, in a loop over the
+//! tiles of the *other* side (keys, or queries). For each pair of tiles it needs two kinds of product;
+//! everything between them is elementwise:
 //!
 //! - scores, such as `S = Q Kᵀ`: `score[own][other] += Σ_d own[own][d] · other[other][d]`;
 //! - outputs, such as `O = P V`: `out[own][d] += Σ_other weight[own][other] · other[other][d]`.
 //!
-//! A unit holds four by four scores in registers, as four vectors of four. [`room`](super::room) has
-//! the products.
+//! A unit holds four by four scores in registers, as four vectors of four. The products are in
+//! [`shared`](super::shared).
 
 use cubecl::ir::features::MmaConfig;
 use cubecl::ir::{DeviceProperties, ElemType, FloatKind, StorageType};
 use cubecl::prelude::*;
 
-/// Four numbers that move together. Sums are always in f32, whatever the tensors hold.
+/// A vector of four values. Sums are always in f32, whatever the type of the tensors.
 pub type Quad = Vector<f32, Const<4>>;
 
-/// Stands for −∞, which not every shader language can write down.
+/// The score of a masked key: finite, because WGSL has no literal for −∞.
 pub const HIDDEN: f32 = -1e30;
 
-/// The side of the matrices that matrix units multiply, and the units that work on one together.
+/// The side of the matrices that matrix units multiply.
 pub const MATRIX: usize = 16;
+/// The number of units that multiply one matrix together.
 pub const PLANE: usize = 32;
 
-/// With more shared memory a cube, too few of them would be on a multiprocessor at once.
+/// The limit of shared memory per cube, in bytes; with more, too few cubes would run on a multiprocessor at
+/// once.
 const MOST_SHARED_BYTES: usize = 64 << 10;
 
-/// The shape of a kernel's tiles, known when it is compiled.
+/// The shape of a kernel's tiles, a compile-time constant of the kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Tiles {
-    /// Rows of the owned tile, and of the other one: a multiple of four, of 32 with `matrix`.
+    /// Rows of each tile, the cube's own and the other: a multiple of four, of 32 with `matrix`.
     pub side: usize,
-    /// Columns of the head that are staged at once.
+    /// Columns of the head dim that are staged at once.
     pub depth: usize,
     /// The head dim.
     pub dim: usize,
     /// Operands that are staged at once.
     pub operands: usize,
-    /// Whether the products are left to matrix units (tensor cores).
+    /// Whether matrix units (tensor cores) compute the products.
     pub matrix: bool,
 }
 
 impl Tiles {
-    /// The largest tiles that fit the device, for sequences of about `len`. Small sides suit short
-    /// sequences, and small heads, of which a large tile's units would each have too little to do.
+    /// The largest tiles that fit the device, for sequences of about `len`. Sides are at most 32 for short
+    /// sequences and small head dims, where the units of a larger tile would each have too little work.
     pub fn fitting(
         operands: usize,
         dim: usize,
@@ -81,6 +84,7 @@ impl Tiles {
         self.side / 4
     }
 
+    /// Units of a cube.
     pub const fn units(&self) -> usize {
         self.lanes() * self.lanes()
     }
@@ -90,7 +94,7 @@ impl Tiles {
         self.units() / PLANE
     }
 
-    /// Bytes of shared memory that a kernel with these tiles takes.
+    /// Bytes of shared memory that a kernel with these tiles needs.
     pub const fn shared_bytes(&self) -> usize {
         let quads = self.stage_quads() + self.weight_quads();
         let numbers = self.stage_numbers() + self.weight_numbers();
@@ -98,7 +102,7 @@ impl Tiles {
     }
 }
 
-/// Whether the device has matrix units for this type that every plane of 32 can use.
+/// Whether the device has matrix units for this type and planes of 32 units.
 fn multiplies(dtype: StorageType, device: &DeviceProperties) -> bool {
     let config = MmaConfig {
         a_type: dtype,
@@ -110,32 +114,32 @@ fn multiplies(dtype: StorageType, device: &DeviceProperties) -> bool {
     };
     let hardware = &device.hardware;
     let planes = (hardware.plane_size_min, hardware.plane_size_max);
-    // In f32 they would round what they multiply.
+    // For f32 inputs matrix units would round to fewer bits.
     dtype.size() == 2
         && planes == (PLANE as u32, PLANE as u32)
         && device.features.matmul.cmma.contains(&config)
 }
 
-/// What an attention is over.
+/// The sizes of an attention.
 #[derive(CubeType, CubeLaunch, Clone, Copy)]
 pub struct Sizes {
-    /// Heads of all samples that the kernel's cubes own: query heads, or key/value heads.
+    /// Heads of all samples over which the kernel's cubes are spread: query heads, or key/value heads.
     pub heads: usize,
     /// Query heads that share a key/value head.
     pub group: usize,
     pub query_len: usize,
     pub key_len: usize,
-    /// What scores are multiplied with.
+    /// The factor of the scores.
     pub scale: f32,
 }
 
-/// A tile's rows in one tensor.
+/// The rows of a tile in one tensor.
 #[derive(CubeType, Clone, Copy)]
 pub struct Rows {
     pub head: usize,
     /// The tile's first row.
     pub first: usize,
-    /// The rows of the head; what is beyond them counts as zero.
+    /// The number of rows of the head; rows beyond it count as zero.
     pub len: usize,
 }
 
@@ -145,7 +149,7 @@ impl Rows {
         Rows { head, first, len }
     }
 
-    /// Where the head begins in a tensor of `width` numbers a row.
+    /// The index of the head's first value in a tensor of `width` values per row.
     pub fn base(self, #[comptime] width: usize) -> usize {
         self.head * self.len * width
     }
@@ -157,22 +161,22 @@ pub fn head() -> usize {
     CUBE_POS_Y as usize + CUBE_POS_Z as usize * CUBE_COUNT_Y as usize
 }
 
-/// The queries this cube owns. Later ones see more keys: they come first.
+/// The own queries of this cube. The last tiles come first, because they attend to the most keys.
 #[cube]
-pub fn owned_queries(head: usize, sizes: &Sizes, #[comptime] tiles: Tiles) -> Rows {
+pub fn own_queries(head: usize, sizes: &Sizes, #[comptime] tiles: Tiles) -> Rows {
     let side = comptime!(tiles.side);
     let last = (sizes.query_len - 1) / side;
     Rows::new(head, (last - CUBE_POS_X as usize) * side, sizes.query_len)
 }
 
-/// The keys this cube owns.
+/// The own keys of this cube.
 #[cube]
-pub fn owned_keys(head: usize, sizes: &Sizes, #[comptime] tiles: Tiles) -> Rows {
+pub fn own_keys(head: usize, sizes: &Sizes, #[comptime] tiles: Tiles) -> Rows {
     let first = CUBE_POS_X as usize * comptime!(tiles.side);
     Rows::new(head, first, sizes.key_len)
 }
 
-/// How many tiles of keys a tile of queries sees.
+/// The number of tiles of keys that a tile of queries attends to.
 #[cube]
 pub fn key_tiles(queries: Rows, sizes: &Sizes, #[comptime] tiles: Tiles) -> usize {
     let side = comptime!(tiles.side);
@@ -180,7 +184,7 @@ pub fn key_tiles(queries: Rows, sizes: &Sizes, #[comptime] tiles: Tiles) -> usiz
     min(beyond, sizes.key_len).div_ceil(side)
 }
 
-/// One of those tiles.
+/// The tile of keys with the index `tile`.
 #[cube]
 pub fn other_keys(head: usize, tile: usize, sizes: &Sizes, #[comptime] tiles: Tiles) -> Rows {
     Rows::new(
@@ -190,34 +194,34 @@ pub fn other_keys(head: usize, tile: usize, sizes: &Sizes, #[comptime] tiles: Ti
     )
 }
 
-/// The first tile of queries that sees any of a tile of keys.
+/// The index of the first tile of queries that attends to any key of a tile.
 #[cube]
 pub fn first_query_tile(keys: Rows, sizes: &Sizes, #[comptime] tiles: Tiles) -> usize {
     let ahead = sizes.key_len - sizes.query_len;
     (max(keys.first, ahead) - ahead) / comptime!(tiles.side)
 }
 
-/// Where this unit's four rows of the owned tile are.
+/// The position of this unit's four rows in the own tile, in units of four rows.
 #[cube]
 pub fn own_lane(#[comptime] tiles: Tiles) -> usize {
     UNIT_POS as usize / comptime!(tiles.lanes())
 }
 
-/// Where this unit's four rows of the other tile are.
+/// The position of this unit's four rows in the other tile, in units of four rows.
 #[cube]
 pub fn other_lane(#[comptime] tiles: Tiles) -> usize {
     UNIT_POS as usize % comptime!(tiles.lanes())
 }
 
-/// A tensor's number, or zero where there is none; without a branch.
+/// `x[at]` if `inside`, otherwise zero; without a branch.
 #[cube]
 pub fn read<F: Float>(x: &Array<F>, at: usize, inside: bool) -> F {
     let number = x[select(inside, at, 0usize)];
     select(inside, number, F::new(0.0))
 }
 
-/// Four numbers of a tensor with one number a row, zero beyond its rows. `lane` is the unit's place
-/// in the tile, `skip` what lies before the first head.
+/// Four values of a tensor with one value per row, zero beyond its rows. `lane` is the unit's position in
+/// the tile, `skip` the number of values before the first head.
 #[cube]
 pub fn read_quad(x: &Array<f32>, rows: Rows, lane: usize, skip: usize) -> Quad {
     let base = skip + rows.base(1usize);
@@ -230,7 +234,7 @@ pub fn read_quad(x: &Array<f32>, rows: Rows, lane: usize, skip: usize) -> Quad {
     quad
 }
 
-/// The inverse of [`read_quad`] for the owned rows; all units of a row have its number, one writes it.
+/// The inverse of [`read_quad`] for own rows; all units of a row hold its value, one of them writes it.
 #[cube]
 pub fn write_quad(
     x: &mut Array<f32>,
@@ -251,7 +255,7 @@ pub fn write_quad(
     }
 }
 
-/// The sum of a score row's four numbers, for each of the unit's four owned rows.
+/// For each of the unit's four own rows, the sum of its four scores.
 #[cube]
 pub fn row_sums(scores: &Array<Quad>) -> Quad {
     let mut sums = Quad::new(0.0);
@@ -262,7 +266,7 @@ pub fn row_sums(scores: &Array<Quad>) -> Quad {
     sums
 }
 
-/// Where this unit's four queries are in their tile.
+/// The position of this unit's four queries in their tile, in units of four rows.
 #[cube]
 pub fn query_lane(#[comptime] own: Own, #[comptime] tiles: Tiles) -> usize {
     if comptime!(own == Own::Queries) {
@@ -272,15 +276,14 @@ pub fn query_lane(#[comptime] own: Own, #[comptime] tiles: Tiles) -> usize {
     }
 }
 
-/// Whether the kernel's cubes own queries or keys.
+/// Whether the own tiles of a kernel's cubes are queries or keys.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Own {
     Queries,
     Keys,
 }
 
-/// What belongs to the query of each score in the owned row `i`, given what belongs to the unit's
-/// four queries.
+/// The values of the queries of the four scores in own row `i`, from the values of the unit's four queries.
 #[cube]
 pub fn per_query(quad: Quad, #[comptime] i: usize, #[comptime] own: Own) -> Quad {
     if comptime!(own == Own::Queries) {
@@ -290,7 +293,7 @@ pub fn per_query(quad: Quad, #[comptime] i: usize, #[comptime] own: Own) -> Quad
     }
 }
 
-/// `s·S − shift` where the query sees the key, [`HIDDEN`] elsewhere.
+/// `s·S − shift` where the query attends to the key, [`HIDDEN`] elsewhere.
 #[cube]
 pub fn mask(
     scores: &mut Array<Quad>,

@@ -1,22 +1,19 @@
-//! Causal attention and its derivatives by the formulas of the [`mod@reference`](crate::reference).
+//! The Flex implementation of causal attention, by the formulas of
+//! [`reference::attention`](mod@crate::reference::attention).
 //!
-//! A thread owns a key/value head and the query heads that share it. It goes through their queries in
-//! blocks of rows, last block first: the last sees all keys, so that the sums over rows (dK, dV) begin
-//! with a store. A block holds all keys that its rows see, so that the sums over keys (δ, β, r) are
-//! complete within it.
+//! One task computes a key/value head and the query heads that share it. It processes their queries in
+//! blocks of rows, last block first: the last block attends to all keys, so that the sums over queries (dK,
+//! dV) start with a store. A block includes all keys that its rows attend to, so that the sums over keys (δ,
+//! β, r) are complete within it.
 
 use burn::tensor::DType;
 use burn_flex::{Flex, FlexTensor};
-use rayon::prelude::*;
 
+use super::blocks::Sizes;
 use super::memory::{Heads, Order, Output, readable, with_scratch};
-use super::product::{Product, Rows, TILE, Triangle};
 use super::vector::{LANES, dispatch, dot, exp, max, sum, update, update_by};
-use crate::attention::{reference_backward, reference_double_backward, reference_forward};
+use crate::reference::primitives;
 use crate::{Attention, AttentionBackend};
-
-/// Rows of a block: the block's matrices stay in the second-level cache.
-const BLOCK: usize = 48;
 
 impl AttentionBackend for Flex {
     fn causal_attention(
@@ -27,7 +24,7 @@ impl AttentionBackend for Flex {
     ) -> (FlexTensor, FlexTensor) {
         match fused(&q) {
             true => forward([q, k, v], scale as f32),
-            false => reference_forward::<Self>([q, k, v], scale),
+            false => primitives::causal_attention::<Self>([q, k, v], scale),
         }
     }
 
@@ -42,7 +39,7 @@ impl AttentionBackend for Flex {
     ) -> [FlexTensor; 3] {
         match fused(&q) {
             true => backward([q, k, v], lse, grad_out, scale as f32),
-            false => reference_backward::<Self>([q, k, v], lse, grad_out, scale),
+            false => primitives::causal_attention_backward::<Self>([q, k, v], lse, grad_out, scale),
         }
     }
 
@@ -58,7 +55,13 @@ impl AttentionBackend for Flex {
     ) -> [FlexTensor; 4] {
         match fused(&q) && cotangents.iter().any(Option::is_some) {
             true => double_backward([q, k, v], lse, grad_out, cotangents, scale as f32),
-            false => reference_double_backward::<Self>([q, k, v], lse, grad_out, cotangents, scale),
+            false => primitives::causal_attention_double_backward::<Self>(
+                [q, k, v],
+                lse,
+                grad_out,
+                cotangents,
+                scale,
+            ),
         }
     }
 }
@@ -74,13 +77,13 @@ fn forward(inputs: [FlexTensor; 3], scale: f32) -> (FlexTensor, FlexTensor) {
     let (batch, heads, len) = (sizes.batch, sizes.heads, sizes.query_len);
     let out = sizes.like_q(Order::Rows);
     let lse = Output::new([batch, heads, len, 1], Order::Heads);
-    sizes.for_each_unit(2, |unit| {
+    sizes.for_each_task(2, |task| {
         let parts = [sizes.transposed(), sizes.block(), sizes.queries(), len];
         with_scratch(parts, |[kt, p, out_rows, lse_rows]| {
-            let [k, v] = [&k, &v].map(|x| unit.keys(x));
+            let [k, v] = [&k, &v].map(|x| task.keys(x));
             sizes.transpose(k, kt);
-            for head in unit.heads() {
-                let q = q.get(unit.batch, head);
+            for head in task.heads() {
+                let q = q.get(task.batch, head);
                 for block in sizes.blocks() {
                     block.scores(scale, q, kt, p, false);
                     dispatch(
@@ -99,15 +102,15 @@ fn forward(inputs: [FlexTensor; 3], scale: f32) -> (FlexTensor, FlexTensor) {
                     );
                     block.over_keys(p, v, out_rows, false);
                 }
-                // SAFETY: one unit has this head.
+                // SAFETY: only this task writes the head.
                 unsafe {
-                    out.write(unit.batch, head, &out_rows[..sizes.queries()]);
-                    lse.write(unit.batch, head, &lse_rows[..len]);
+                    out.write(task.batch, head, &out_rows[..sizes.queries()]);
+                    lse.write(task.batch, head, &lse_rows[..len]);
                 }
             }
         });
     });
-    // SAFETY: all units have written their heads.
+    // SAFETY: the tasks have written all heads.
     unsafe { (out.finish(), lse.finish()) }
 }
 
@@ -122,17 +125,17 @@ fn backward(
     let inputs = [q, k, v, lse, grad_out].map(readable);
     let [q, k, v, lse, grad_out] = inputs.each_ref().map(Heads::of);
     let (dq, dk, dv) = (sizes.like_q(Order::Heads), sizes.like_k(), sizes.like_k());
-    sizes.for_each_unit(5, |unit| {
+    sizes.for_each_task(5, |task| {
         let [t, block] = [sizes.transposed(), sizes.block()];
         let [queries, keys] = [sizes.queries(), sizes.keys()];
         let parts = [t, t, block, block, queries, keys, keys];
         with_scratch(parts, |[kt, vt, p, ds, dq_rows, dk_rows, dv_rows]| {
-            let [k, v] = [&k, &v].map(|x| unit.keys(x));
+            let [k, v] = [&k, &v].map(|x| task.keys(x));
             sizes.transpose(k, kt);
             sizes.transpose(v, vt);
             let mut begun = false;
-            for head in unit.heads() {
-                let [q, lse, grad_out] = [&q, &lse, &grad_out].map(|x| x.get(unit.batch, head));
+            for head in task.heads() {
+                let [q, lse, grad_out] = [&q, &lse, &grad_out].map(|x| x.get(task.batch, head));
                 for block in sizes.blocks() {
                     block.scores(scale, q, kt, p, false);
                     block.scores(1.0, grad_out, vt, ds, false);
@@ -152,17 +155,17 @@ fn backward(
                     block.over_queries(p, grad_out, dv_rows, begun);
                     begun = true;
                 }
-                // SAFETY: one unit has this head.
-                unsafe { dq.write(unit.batch, head, &dq_rows[..queries]) };
+                // SAFETY: only this task writes the head.
+                unsafe { dq.write(task.batch, head, &dq_rows[..queries]) };
             }
-            // SAFETY: one unit has this head.
+            // SAFETY: only this task writes the head.
             unsafe {
-                dk.write(unit.batch, unit.kv_head, &dk_rows[..keys]);
-                dv.write(unit.batch, unit.kv_head, &dv_rows[..keys]);
+                dk.write(task.batch, task.kv_head, &dk_rows[..keys]);
+                dv.write(task.batch, task.kv_head, &dv_rows[..keys]);
             }
         });
     });
-    // SAFETY: all units have written their heads.
+    // SAFETY: the tasks have written all heads.
     [dq, dk, dv].map(|x| unsafe { x.finish() })
 }
 
@@ -183,7 +186,7 @@ fn double_backward(
     let has_w = a.is_some() || b.is_some();
     let [to_grad_out, to_q] = [Order::Rows, Order::Heads].map(|order| sizes.like_q(order));
     let (to_k, to_v) = (sizes.like_k(), sizes.like_k());
-    sizes.for_each_unit(12, |unit| {
+    sizes.for_each_task(12, |task| {
         let [t, block] = [sizes.transposed(), sizes.block()];
         let [queries, keys] = [sizes.queries(), sizes.keys()];
         let parts = [
@@ -191,8 +194,8 @@ fn double_backward(
         ];
         with_scratch(parts, |parts| {
             let [kt, vt, bt, ct, p, ds, w, g, do_rows, q_rows, k_rows, v_rows] = parts;
-            let [k, v] = [&k, &v].map(|x| unit.keys(x));
-            let [b, c] = [&b, &c].map(|x| x.as_ref().map(|x| unit.keys(x)));
+            let [k, v] = [&k, &v].map(|x| task.keys(x));
+            let [b, c] = [&b, &c].map(|x| x.as_ref().map(|x| task.keys(x)));
             sizes.transpose(k, kt);
             sizes.transpose(v, vt);
             b.inspect(|b| sizes.transpose(*b, bt));
@@ -201,9 +204,9 @@ fn double_backward(
                 v_rows.fill(0.0);
             }
             let mut begun = false;
-            for head in unit.heads() {
-                let [q, lse, grad_out] = [&q, &lse, &grad_out].map(|x| x.get(unit.batch, head));
-                let a = a.as_ref().map(|a| a.get(unit.batch, head));
+            for head in task.heads() {
+                let [q, lse, grad_out] = [&q, &lse, &grad_out].map(|x| x.get(task.batch, head));
+                let a = a.as_ref().map(|a| a.get(task.batch, head));
                 for block in sizes.blocks() {
                     block.scores(scale, q, kt, p, false);
                     if let Some(a) = a {
@@ -252,20 +255,20 @@ fn double_backward(
                     }
                     begun = true;
                 }
-                // SAFETY: one unit has this head.
+                // SAFETY: only this task writes the head.
                 unsafe {
-                    to_grad_out.write(unit.batch, head, &do_rows[..queries]);
-                    to_q.write(unit.batch, head, &q_rows[..queries]);
+                    to_grad_out.write(task.batch, head, &do_rows[..queries]);
+                    to_q.write(task.batch, head, &q_rows[..queries]);
                 }
             }
-            // SAFETY: one unit has this head.
+            // SAFETY: only this task writes the head.
             unsafe {
-                to_k.write(unit.batch, unit.kv_head, &k_rows[..keys]);
-                to_v.write(unit.batch, unit.kv_head, &v_rows[..keys]);
+                to_k.write(task.batch, task.kv_head, &k_rows[..keys]);
+                to_v.write(task.batch, task.kv_head, &v_rows[..keys]);
             }
         });
     });
-    // SAFETY: all units have written their heads.
+    // SAFETY: the tasks have written all heads.
     [to_grad_out, to_q, to_k, to_v].map(|x| unsafe { x.finish() })
 }
 
@@ -283,204 +286,5 @@ fn second_order_terms(scale: f32, p: &[f32], dp: &mut [f32], w: &mut [f32], g: &
             w[l] = p[l] * (w[l] - beta);
             dp[l] = scale * p[l] * centred;
         }
-    }
-}
-
-/// The sizes of an attention.
-struct Sizes {
-    batch: usize,
-    heads: usize,
-    kv_heads: usize,
-    query_len: usize,
-    key_len: usize,
-    dim: usize,
-    /// Numbers from a row over keys to the next.
-    stride: usize,
-}
-
-impl Sizes {
-    fn of([q, k, _]: &[FlexTensor; 3]) -> Self {
-        let (q, k) = (q.layout().shape(), k.layout().shape());
-        Self {
-            batch: q[0],
-            heads: q[1],
-            kv_heads: k[1],
-            query_len: q[2],
-            key_len: k[2],
-            dim: q[3],
-            stride: k[2].next_multiple_of(LANES),
-        }
-    }
-
-    fn like_q(&self, order: Order) -> Output {
-        Output::new([self.batch, self.heads, self.query_len, self.dim], order)
-    }
-
-    fn like_k(&self) -> Output {
-        let shape = [self.batch, self.kv_heads, self.key_len, self.dim];
-        Output::new(shape, Order::Heads)
-    }
-
-    /// Numbers of a query head's matrix.
-    fn queries(&self) -> usize {
-        self.query_len * self.dim
-    }
-
-    /// Numbers of a key/value head's matrix.
-    fn keys(&self) -> usize {
-        self.key_len * self.dim
-    }
-
-    /// Numbers of a transposed key/value head, `[dim, stride]`.
-    fn transposed(&self) -> usize {
-        self.dim * self.stride
-    }
-
-    /// Numbers of a block of rows over the keys.
-    fn block(&self) -> usize {
-        BLOCK.min(self.query_len) * self.stride
-    }
-
-    fn transpose(&self, x: Rows, to: &mut [f32]) {
-        x.transpose([self.key_len, self.dim], to, self.stride);
-    }
-
-    /// Runs `f` on every key/value head. `products` tells how much work that is.
-    fn for_each_unit(&self, products: usize, f: impl Fn(Unit) + Sync) {
-        const WORTH_A_THREAD: usize = 1 << 18;
-        assert!(self.heads.is_multiple_of(self.kv_heads));
-        let group = self.heads / self.kv_heads;
-        let work = products * group * self.query_len * self.key_len * self.dim;
-        (0..self.batch * self.kv_heads)
-            .into_par_iter()
-            .with_min_len(WORTH_A_THREAD.div_ceil(work))
-            .for_each(|index| {
-                f(Unit {
-                    batch: index / self.kv_heads,
-                    kv_head: index % self.kv_heads,
-                    group,
-                });
-            });
-    }
-
-    /// The blocks of rows, last first.
-    fn blocks(&self) -> impl Iterator<Item = Block> {
-        let first_rows = (0..self.query_len).step_by(BLOCK).rev();
-        first_rows.map(|first| Block {
-            first,
-            rows: BLOCK.min(self.query_len - first),
-            diagonal: first + self.key_len - self.query_len,
-            dim: self.dim,
-            stride: self.stride,
-        })
-    }
-}
-
-/// A key/value head and the query heads that share it.
-struct Unit {
-    batch: usize,
-    kv_head: usize,
-    group: usize,
-}
-
-impl Unit {
-    fn heads(&self) -> impl Iterator<Item = usize> {
-        (0..self.group).map(|i| self.kv_head * self.group + i)
-    }
-
-    fn keys<'a>(&self, x: &Heads<'a>) -> Rows<'a> {
-        x.get(self.batch, self.kv_head)
-    }
-}
-
-/// Consecutive queries; the `i`th sees the keys up to `i + diagonal`. Its matrices are rows over the
-/// keys, `[rows, stride]`.
-struct Block {
-    first: usize,
-    rows: usize,
-    diagonal: usize,
-    dim: usize,
-    stride: usize,
-}
-
-impl Block {
-    /// Keys that its last row sees.
-    fn keys(&self) -> usize {
-        self.rows + self.diagonal
-    }
-
-    /// `to (+)= alpha · x yᵀ`, where `x` is a query head and `yt` a transposed key/value head.
-    fn scores(&self, alpha: f32, x: Rows, yt: &[f32], to: &mut [f32], accumulate: bool) {
-        let product = Product {
-            size: [self.rows, self.keys(), self.dim],
-            a: x.from(self.first),
-            b: Rows::new(yt, self.stride),
-            c: to,
-            c_stride: self.stride,
-            alpha,
-            accumulate,
-            triangle: Triangle::Result,
-            diagonal: self.diagonal,
-        };
-        product.run();
-    }
-
-    /// The block's rows of a query head: `to (+)= matrix · y` with a key/value head `y`.
-    fn over_keys(&self, matrix: &[f32], y: Rows, to: &mut [f32], accumulate: bool) {
-        let product = Product {
-            size: [self.rows, self.dim, self.keys()],
-            a: Rows::new(matrix, self.stride),
-            b: y,
-            c: &mut to[self.first * self.dim..],
-            c_stride: self.dim,
-            alpha: 1.0,
-            accumulate,
-            triangle: Triangle::Left,
-            diagonal: self.diagonal,
-        };
-        product.run();
-    }
-
-    /// A key/value head: `to (+)= matrixᵀ · x` with the block's rows of a query head `x`.
-    fn over_queries(&self, matrix: &[f32], x: Rows, to: &mut [f32], accumulate: bool) {
-        let product = Product {
-            size: [self.keys(), self.dim, self.rows],
-            a: Rows::new(matrix, self.stride),
-            b: x.from(self.first),
-            c: to,
-            c_stride: self.dim,
-            alpha: 1.0,
-            accumulate,
-            triangle: Triangle::LeftTransposed,
-            diagonal: self.diagonal,
-        };
-        product.run();
-    }
-
-    /// What row `i` sees, filled up to whole lanes with `hidden`. Zeros follow for what reads a tile of
-    /// rows as far as the last of them sees.
-    #[inline(always)]
-    fn row<'a>(&self, matrix: &'a mut [f32], i: usize, hidden: f32) -> &'a mut [f32] {
-        const { assert!(TILE <= LANES) };
-        let (row, _) = matrix[i * self.stride..][..self.stride].as_chunks_mut::<LANES>();
-        let visible = i + self.diagonal + 1;
-        let (seen, beyond) = row.split_at_mut(visible.div_ceil(LANES));
-        if let Some(next) = beyond.first_mut() {
-            *next = [0.0; LANES];
-        }
-        if let Some(last) = seen.last_mut() {
-            let kept = (visible - 1) % LANES + 1;
-            *last = std::array::from_fn(|l| if l < kept { last[l] } else { hidden });
-        }
-        seen.as_flattened_mut()
-    }
-
-    /// Turns row `i` from scores into probabilities.
-    #[inline(always)]
-    fn probabilities<'a>(&self, scores: &'a mut [f32], i: usize, lse: Rows) -> &'a mut [f32] {
-        let row = self.row(scores, i, f32::NEG_INFINITY);
-        let lse = lse.from(self.first + i).data[0];
-        update(row, |x| exp(x - lse));
-        row
     }
 }

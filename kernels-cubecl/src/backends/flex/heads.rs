@@ -1,5 +1,5 @@
-//! What is done to heads before attention: `[batch, seq, heads, head_dim]`, however it lies in memory, to the
-//! order of the shape.
+//! Operations on heads before attention, from a tensor `[batch, seq, heads, head_dim]` with any strides to a
+//! contiguous one.
 
 use burn::tensor::TensorMetadata;
 use burn_flex::FlexTensor;
@@ -7,8 +7,8 @@ use burn_flex::FlexTensor;
 use super::memory::{Heads, in_shape, readable};
 use super::parallel::{Blank, fill};
 
-/// A copy in that order.
-pub fn in_order(x: FlexTensor) -> FlexTensor {
+/// A contiguous copy.
+pub fn contiguous(x: FlexTensor) -> FlexTensor {
     each_head(
         x,
         #[inline(always)]
@@ -20,7 +20,7 @@ pub fn in_order(x: FlexTensor) -> FlexTensor {
     )
 }
 
-/// Turns dimension i of each head against dimension i + `half`, by its position's angles.
+/// Rotates the dimensions i and i + `half` of each head by the angles of its position.
 pub fn rotary(x: FlexTensor, cos: FlexTensor, sin: FlexTensor, half: usize) -> FlexTensor {
     let (cos, sin): (&[f32], &[f32]) = (cos.storage(), sin.storage());
     each_head(
@@ -41,7 +41,8 @@ pub fn rotary(x: FlexTensor, cos: FlexTensor, sin: FlexTensor, half: usize) -> F
     )
 }
 
-/// Each head from its numbers and its position; `f` writes all of it, and is `#[inline(always)]`.
+/// Computes each head from its values and its position. `f` must write the whole head and be
+/// `#[inline(always)]`.
 fn each_head(x: FlexTensor, f: impl Fn(&[f32], usize, Blank<'_>) + Sync) -> FlexTensor {
     let [_, seq, n_heads, d] = x.shape().dims();
     let x = readable(x);
@@ -64,8 +65,8 @@ fn each_head(x: FlexTensor, f: impl Fn(&[f32], usize, Blank<'_>) + Sync) -> Flex
     in_shape(shape, y)
 }
 
-/// h, if T `[d, d]` swaps dimensions 0 … h − 1 with h … 2h − 1, negates the first of each pair, and has
-/// nothing else.
+/// h, if the matrix T `[d, d]` swaps dimensions 0 … h − 1 with h … 2h − 1, negates the first of each pair
+/// and is zero elsewhere.
 pub fn half_of(turn: &[f32], d: usize) -> Option<usize> {
     let half = (0..d).find(|row| turn[row * d] == -1.0).unwrap_or(0);
     let expected = |row: usize, column: usize| {

@@ -1,4 +1,4 @@
-//! Cross-entropy, a row of logits at a time.
+//! Cross-entropy, one row of logits at a time.
 
 use burn::tensor::TensorMetadata;
 use burn_flex::FlexTensor;

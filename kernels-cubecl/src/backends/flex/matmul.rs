@@ -1,4 +1,4 @@
-//! Products of large matrices, and sums.
+//! Products of large matrices, and sums of tensors.
 
 use burn::tensor::TensorMetadata;
 use burn_flex::FlexTensor;
@@ -13,7 +13,7 @@ use super::vector::dispatch;
 pub fn product(lhs: &FlexTensor, rhs: &FlexTensor) -> FlexTensor {
     let ([m, _], [_, n]) = (lhs.shape().dims(), rhs.shape().dims::<2>());
     let mut output = Vec::with_capacity(m * n);
-    // SAFETY: the memory is of m · n numbers, which are written before anybody reads them.
+    // SAFETY: the memory has room for m · n values, all of which are written before they are read.
     unsafe {
         multiply(output.as_mut_ptr(), lhs, rhs, false);
         output.set_len(m * n);
@@ -21,22 +21,22 @@ pub fn product(lhs: &FlexTensor, rhs: &FlexTensor) -> FlexTensor {
     in_shape(&[m, n].into(), output)
 }
 
-/// Adds `lhs · rhs` to a matrix of the product's shape without gaps.
+/// Adds `lhs · rhs` to a contiguous matrix of the product's shape.
 pub fn add_product(to: &mut [f32], lhs: &FlexTensor, rhs: &FlexTensor) {
     let ([m, _], [_, n]) = (lhs.shape().dims(), rhs.shape().dims::<2>());
     assert_eq!(to.len(), m * n);
-    // SAFETY: as just asserted.
+    // SAFETY: `to` has the length of the product, as asserted.
     unsafe { multiply(to.as_mut_ptr(), lhs, rhs, true) };
 }
 
-/// Multiplications that are worth waking the other cores for.
+/// Below this number of multiplications a product runs on one thread.
 const WORTH_THREADS: usize = 1 << 20;
 
-/// `to = lhs · rhs`, or `to += lhs · rhs`, a matrix without gaps.
+/// `to = lhs · rhs`, or `to += lhs · rhs` if `adds`; `to` is a contiguous matrix.
 ///
 /// # Safety
 ///
-/// `to` must be memory for the product, nobody else's, and hold numbers if these are added to.
+/// `to` must be valid for writes of the whole product and not aliased, and initialised if `adds`.
 unsafe fn multiply(to: *mut f32, lhs: &FlexTensor, rhs: &FlexTensor, adds: bool) {
     let ([m, k], [_, n]) = (lhs.shape().dims(), rhs.shape().dims());
     let parallelism = match m * n * k < WORTH_THREADS {
@@ -44,7 +44,7 @@ unsafe fn multiply(to: *mut f32, lhs: &FlexTensor, rhs: &FlexTensor, adds: bool)
         false => Parallelism::Rayon(0),
     };
     let (left, right) = (Matrix::of(lhs), Matrix::of(rhs));
-    // SAFETY: the strides are those of the factors' tensors; the rest is the caller's.
+    // SAFETY: pointers and strides are those of the factors' tensors; the caller guarantees `to`.
     unsafe {
         gemm(
             m,
@@ -84,7 +84,7 @@ pub fn add(x: &mut [f32], y: &[f32]) {
     }
 }
 
-/// Where a matrix lies: its first number, and from one to the next row and column.
+/// A matrix in memory: its first value and the strides of its rows and columns.
 struct Matrix {
     data: *const f32,
     row: isize,

@@ -1,31 +1,31 @@
-//! Tensors as kernels read and write them: in one piece, or as heads, each a matrix stored by rows.
+//! Tensors as the loops read and write them: contiguous, or as heads, each a matrix stored by rows.
 
 use std::cell::RefCell;
 
 use burn::tensor::{Bytes, DType, Shape};
 use burn_flex::{FlexTensor, Layout};
 
-use super::product::Rows;
+use super::triangular::Rows;
 use super::vector::LANES;
 
-/// The same, each in one piece, if all are of f32.
+/// The tensors, each contiguous, if all have type f32.
 pub fn single<const N: usize>(tensors: [&FlexTensor; N]) -> Option<[FlexTensor; N]> {
     let single = tensors.iter().all(|x| x.dtype() == DType::F32);
     single.then(|| tensors.map(FlexTensor::to_contiguous))
 }
 
-/// Numbers in the shape of `x`.
+/// A tensor of these values in the shape of `x`.
 pub fn like(x: &FlexTensor, numbers: Vec<f32>) -> FlexTensor {
     in_shape(x.layout().shape(), numbers)
 }
 
-/// Numbers in this shape.
+/// A tensor of these values in this shape.
 pub fn in_shape(shape: &Shape, numbers: Vec<f32>) -> FlexTensor {
     let layout = Layout::contiguous(shape.clone());
     FlexTensor::new(Bytes::from_elems(numbers), layout, DType::F32)
 }
 
-/// The tensor itself if [`Heads`] can read it, otherwise a copy.
+/// The tensor itself if [`Heads`] can read it, otherwise a contiguous copy.
 pub fn readable(x: FlexTensor) -> FlexTensor {
     let (strides, dims) = (x.layout().strides(), x.layout().shape());
     match strides.iter().all(|&s| s >= 0) && (strides[3] == 1 || dims[3] == 1) {
@@ -50,6 +50,7 @@ impl<'a> Heads<'a> {
         }
     }
 
+    /// The matrix of one head.
     pub fn get(&self, batch: usize, head: usize) -> Rows<'a> {
         let [per_batch, per_head, per_row] = self.strides;
         let start = batch * per_batch + head * per_head;
@@ -57,7 +58,7 @@ impl<'a> Heads<'a> {
     }
 }
 
-/// A tensor `[batch, heads, len, dim]` that is being written.
+/// A tensor `[batch, heads, len, dim]` whose heads are written by several threads.
 pub struct Output {
     memory: *mut f32,
     shape: [usize; 4],
@@ -65,16 +66,16 @@ pub struct Output {
     order: Order,
 }
 
-/// How an [`Output`] lies in memory.
+/// The order of an [`Output`] in memory.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Order {
-    /// `[batch, heads, len, dim]`: gradients, which Burn adds up fast only without gaps.
+    /// `[batch, heads, len, dim]`: for gradients, because Burn adds contiguous tensors faster.
     Heads,
-    /// `[batch, len, heads, dim]`: what undoes the split into heads then copies nothing.
+    /// `[batch, len, heads, dim]`: merging the heads then needs no copy.
     Rows,
 }
 
-// SAFETY: threads share an output only to `write`, whose callers keep to different heads.
+// SAFETY: threads share an output only to call `write`, whose callers write different heads.
 unsafe impl Sync for Output {}
 
 impl Output {
@@ -88,11 +89,11 @@ impl Output {
         }
     }
 
-    /// Copies a head's matrix, stored without gaps, to its place.
+    /// Copies a head's contiguous matrix to its place.
     ///
     /// # Safety
     ///
-    /// No other thread writes this head meanwhile.
+    /// No other thread writes this head at the same time.
     pub unsafe fn write(&self, batch: usize, head: usize, rows: &[f32]) {
         let [batches, heads, len, dim] = self.shape;
         assert!(batch < batches && head < heads && rows.len() == len * dim);
@@ -102,7 +103,8 @@ impl Output {
                     Order::Heads => (batch * heads + head) * len + i,
                     Order::Rows => (batch * len + i) * heads + head,
                 };
-            // SAFETY: the place is within the vector's capacity, as asserted, and nobody else's.
+            // SAFETY: the range is within the vector's capacity, as asserted, and no other thread
+            // writes it.
             unsafe {
                 let to = self.memory.add(start);
                 to.copy_from_nonoverlapping(row.as_ptr(), dim);
@@ -110,12 +112,14 @@ impl Output {
         }
     }
 
+    /// The finished tensor.
+    ///
     /// # Safety
     ///
     /// Every head has been written.
     pub unsafe fn finish(mut self) -> FlexTensor {
         let [batch, heads, len, dim] = self.shape;
-        // SAFETY: the heads make up the whole of the memory, which has this capacity.
+        // SAFETY: the heads cover this length, which is within the capacity.
         unsafe { self.data.set_len(self.shape.iter().product()) };
         let stored = |shape: [usize; 4]| Layout::contiguous(Shape::from(shape));
         let layout = match self.order {
@@ -126,8 +130,8 @@ impl Output {
     }
 }
 
-/// Memory of this thread for `f`, in parts of at least these lengths that hold arbitrary numbers and
-/// start at cache lines.
+/// Calls `f` with scratch memory of this thread: slices of at least these lengths, aligned to cache lines,
+/// with arbitrary contents.
 pub fn with_scratch<const N: usize>(lens: [usize; N], f: impl FnOnce([&mut [f32]; N])) {
     thread_local! {
         static MEMORY: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
@@ -140,6 +144,9 @@ pub fn with_scratch<const N: usize>(lens: [usize; N], f: impl FnOnce([&mut [f32]
         }
         let skipped = memory.as_ptr().align_offset(4 * LANES).min(LANES);
         let mut rest = &mut memory[skipped..];
-        f(lens.map(|len| rest.split_off_mut(..len).expect("enough memory")));
+        f(lens.map(|len| {
+            rest.split_off_mut(..len)
+                .expect("the scratch memory has the total length")
+        }));
     });
 }

@@ -1,17 +1,20 @@
-//! Kernels for Burn's CPU backend, Flex, in f32. Other types compute with the reference.
+//! Loops for Burn's CPU backend, Flex, in f32. The reference computes tensors of other types, and the scan.
 
 mod attention;
+mod blocks;
 mod heads;
-mod layer;
+mod layers;
 mod losses;
-mod matrix;
+mod matmul;
 mod memory;
 mod norm;
 mod parallel;
-mod product;
 mod swiglu;
+mod triangular;
 mod vector;
+
+use burn_flex::Flex;
 
 use crate::ScanBackend;
 
-impl ScanBackend for burn_flex::Flex {}
+impl ScanBackend for Flex {}

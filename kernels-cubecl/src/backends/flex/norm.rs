@@ -1,4 +1,4 @@
-//! RMS normalisation, a row at a time.
+//! RMS normalisation, one row at a time.
 
 use burn_flex::FlexTensor;
 
@@ -57,7 +57,7 @@ pub fn backward(
     (like(&x, dx), dw)
 }
 
-/// For the cotangent `a` of dx; that of dw is absent.
+/// The double backward for the cotangent `a` of dx, without a cotangent of dw.
 pub fn double_backward(
     x: FlexTensor,
     weight: FlexTensor,
@@ -122,7 +122,7 @@ fn dot3(x: &[f32], w: &[f32], y: &[f32]) -> f32 {
     sum(&lanes) + rest.map(|((x, w), y)| x * w * y).sum::<f32>()
 }
 
-/// Sums of parts, one after the other.
+/// The sum of the parts, in their order.
 fn total(parts: Vec<Vec<f32>>, d: usize) -> Vec<f32> {
     let mut total = vec![0.0; d];
     for part in parts {

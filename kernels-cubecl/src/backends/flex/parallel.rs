@@ -1,5 +1,5 @@
-//! Loops over tensors of f32, shared by all cores in parts whose bounds and order depend on the sizes
-//! alone: one input gives one output, whatever the number of cores.
+//! Loops over f32 tensors, split over the threads in parts whose bounds and order depend on the sizes
+//! alone, so that results do not depend on the number of threads.
 
 use std::mem::MaybeUninit;
 use std::ops::Range;
@@ -8,16 +8,18 @@ use rayon::prelude::*;
 
 use super::vector::dispatch;
 
-/// Numbers of each tensor in a part: it and what is computed from it stay in a core's own cache.
+/// Values of each tensor in a part: inputs and outputs of a part fit a core's private cache.
 pub const PART: usize = 16 * 1024;
 
-/// Numbers yet to be written.
+/// Values that are not written yet.
 pub type Blank<'a> = &'a mut [MaybeUninit<f32>];
 
-/// Calls `f` on parts of whole rows of outputs of `len` numbers each: on the part's place in them and on
-/// its numbers, all of which it writes. What it returns comes back in order.
+/// Allocates `O` outputs of `len` values and calls `f` on parts of whole rows of `width` values: with the
+/// part's range and its slices of the outputs, which `f` must write completely. Returns the outputs and the
+/// results of `f` in the order of the parts.
 ///
-/// `len` is a multiple of `width`. To be compiled for [`dispatch`], `f` must be `#[inline(always)]`.
+/// `len` is a multiple of `width`. `f` must be `#[inline(always)]` to be compiled for the instruction set
+/// that [`dispatch`] selects.
 pub fn fill<const O: usize, R: Send>(
     len: usize,
     width: usize,
@@ -45,13 +47,13 @@ pub fn fill<const O: usize, R: Send>(
         _ => work.into_par_iter().with_max_len(1).map(run).collect(),
     };
     for output in &mut outputs {
-        // SAFETY: every part was given to `f`, which writes all of it.
+        // SAFETY: the parts cover the output, and `f` has written every part completely.
         unsafe { output.set_len(len) };
     }
     (outputs, results)
 }
 
-/// The same where each part of the outputs comes from that part of the inputs, all of one length.
+/// [`fill`] where each part of the outputs is computed from the same part of the inputs, all of equal length.
 pub fn parts<const I: usize, const O: usize, R: Send>(
     inputs: [&[f32]; I],
     width: usize,
@@ -65,7 +67,7 @@ pub fn parts<const I: usize, const O: usize, R: Send>(
     )
 }
 
-/// Each number of each output from the inputs' numbers at the same place; `f` as for [`parts`].
+/// Computes each value of the outputs from the values of the inputs at the same index; `f` as for [`fill`].
 pub fn map<const I: usize, const O: usize>(
     inputs: [&[f32]; I],
     f: impl Fn([f32; I]) -> [f32; O] + Sync,

@@ -1,4 +1,4 @@
-//! SwiGLU, a number at a time.
+//! SwiGLU, element by element.
 
 use burn_flex::FlexTensor;
 

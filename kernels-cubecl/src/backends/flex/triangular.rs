@@ -1,8 +1,8 @@
-//! Products of small matrices of which one is triangular, as causal attention has them.
+//! Products of small matrices of which one is triangular, as in causal attention.
 
 use pulp::{MemMask, Simd, WithSimd};
 
-/// A matrix stored by rows, `stride` numbers apart.
+/// A matrix stored by rows; `stride` values from one row to the next.
 #[derive(Clone, Copy)]
 pub struct Rows<'a> {
     pub data: &'a [f32],
@@ -19,7 +19,7 @@ impl<'a> Rows<'a> {
         Self::new(&self.data[first * self.stride..], self.stride)
     }
 
-    /// Writes the transpose of a matrix `[rows, columns]` to `to`, whose rows are `stride` apart.
+    /// Writes the transpose of the matrix `[rows, columns]` to `to`, whose rows have the stride `stride`.
     pub fn transpose(self, [rows, columns]: [usize; 2], to: &mut [f32], stride: usize) {
         let row = |i: usize| &self.data[i * self.stride..][..columns];
         let whole = rows - rows % 4;
@@ -36,20 +36,20 @@ impl<'a> Rows<'a> {
         }
     }
 
-    /// Whether `rows` rows of `columns` numbers are all in memory.
+    /// Whether the slice contains `rows` rows of `columns` values.
     fn hold(&self, rows: usize, columns: usize) -> bool {
         rows == 0 || (rows - 1) * self.stride + columns <= self.data.len()
     }
 }
 
-/// Which matrix of a product is lower triangular: its row `i` ends with column `i + diagonal`.
+/// Which matrix of a product is lower triangular: the last column of its row `i` is `i + diagonal`.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Triangle {
-    /// The result: what lies above the diagonal may be left as it is.
+    /// The result: values above the diagonal may be left unwritten.
     Result,
     /// The left factor, with zeros above its diagonal.
     Left,
-    /// The left factor is the transpose of such a matrix, which is what is stored.
+    /// The left factor is the transpose of such a matrix; the matrix itself is stored.
     LeftTransposed,
 }
 
@@ -72,7 +72,7 @@ impl Product<'_> {
     }
 }
 
-/// Rows of a tile of `C`, two registers wide: as many as leave room for the rest in 16 registers.
+/// Rows of a tile of `C`, which is two registers wide: 12 of 16 registers hold sums, the others operands.
 pub const TILE: usize = 6;
 
 impl WithSimd for Product<'_> {
@@ -93,7 +93,7 @@ impl WithSimd for Product<'_> {
         for j in (0..n).step_by(width) {
             let masks = [0, S::F32_LANES].map(|skipped| {
                 let lanes = (n - j).saturating_sub(skipped).min(S::F32_LANES);
-                // The mask alone: what comes with it makes each load a jump.
+                // Only the mask: the rest of the value that pulp returns makes each load a branch.
                 simd.mask_between_m32s(0, lanes as u32).mask().into()
             });
             let mut i = match self.triangle {
@@ -125,8 +125,8 @@ impl WithSimd for Product<'_> {
                     alpha: self.alpha,
                     accumulate: self.accumulate,
                 };
-                // SAFETY: the assertions above hold for every row, column and depth of the tile, and
-                // the masks end with column n.
+                // SAFETY: the assertions above cover every row, column and depth of the tile, and the
+                // masks end with column n.
                 unsafe {
                     match (rows, n - j > S::F32_LANES) {
                         (6, true) => tile.run::<S, 6, 2>(simd, masks),
@@ -149,7 +149,7 @@ impl WithSimd for Product<'_> {
     }
 }
 
-/// Where a tile of `C` and its factors lie.
+/// A tile of `C` and its factors in memory.
 struct Tile {
     a: *const f32,
     a_row: usize,
@@ -176,7 +176,7 @@ impl Tile {
         simd: S,
         masks: [MemMask<S::m32s>; V],
     ) {
-        // Without the instruction a fused multiply-add is a slow library call.
+        // Without the instruction, a fused multiply-add is a slow library call.
         let fused = S::F32_LANES > 4 || cfg!(target_arch = "aarch64");
         let multiply_add = |a, b, c| match fused {
             true => simd.mul_add_f32s(a, b, c),
@@ -186,12 +186,12 @@ impl Tile {
         for l in 0..self.depth {
             let b: [_; V] = std::array::from_fn(|v| {
                 let b = self.b.wrapping_add(l * self.b_row + v * S::F32_LANES);
-                // SAFETY: the caller's.
+                // SAFETY: guaranteed by the caller.
                 unsafe { simd.mask_load_ptr_f32s(masks[v], b) }
             });
             for (r, sums) in sums.iter_mut().enumerate() {
                 let a = self.a.wrapping_add(r * self.a_row + l * self.a_column);
-                // SAFETY: the caller's.
+                // SAFETY: guaranteed by the caller.
                 let a = simd.splat_f32s(unsafe { *a });
                 for (sum, b) in sums.iter_mut().zip(b) {
                     *sum = multiply_add(a, b, *sum);
@@ -202,7 +202,7 @@ impl Tile {
         for (r, sums) in sums.into_iter().enumerate() {
             for (v, sum) in sums.into_iter().enumerate() {
                 let c = self.c.wrapping_add(r * self.c_row + v * S::F32_LANES);
-                // SAFETY: the caller's.
+                // SAFETY: guaranteed by the caller.
                 unsafe {
                     let c_was = match self.accumulate {
                         true => simd.mask_load_ptr_f32s(masks[v], c),

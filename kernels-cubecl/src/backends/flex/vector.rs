@@ -1,25 +1,24 @@
 //! Loops over rows of f32 that LLVM turns into vector instructions.
 //!
-//! The crate is compiled for the oldest processor of its architecture. A loop that should use what the
-//! machine has runs inside [`dispatch`]; the functions here are inlined into it. They work on [`LANES`]
-//! numbers at a time, in a fixed order of summation, so that results do not depend on the number of
-//! threads.
+//! The crate is compiled for the baseline instruction set of its architecture. Loops that use the vector
+//! instructions of the machine run inside [`dispatch`]; the functions here are inlined into it. They process
+//! [`LANES`] values at a time, with a fixed order of summation.
 
-/// Numbers that a loop handles at once: one AVX-512 register, two of AVX, four of SSE or NEON.
+/// Values that a loop processes at once: one AVX-512 register, two of AVX, four of SSE or NEON.
 pub const LANES: usize = 16;
 
-/// Runs `f`, compiled for the best instruction set that the machine has.
+/// Runs `f`, compiled for the best instruction set that the machine supports.
 ///
-/// Only what is inlined is compiled so: `f` itself and what it calls must be `#[inline(always)]`.
+/// This holds for inlined code only: `f` and all that it calls must be `#[inline(always)]`.
 #[inline(always)]
 pub fn dispatch<R>(f: impl FnOnce() -> R) -> R {
     pulp::Arch::new().dispatch(f)
 }
 
-/// `eˣ` to about 1e-7 of its value: exactly 0 below −87.3, infinite above 88.3, NaN for NaN.
+/// `eˣ` with a relative error of about 1e-7: exactly 0 below −87.3, infinite above 88.3, NaN for NaN.
 #[inline(always)]
 pub fn exp(x: f32) -> f32 {
-    // x = n ln 2 + r with |r| ≤ ln 2 / 2. Adding 1.5·2²³ leaves n in the sum's low bits.
+    // x = n ln 2 + r with |r| ≤ ln 2 / 2. Adding 1.5·2²³ leaves n in the low bits of the sum.
     const SHIFT: f32 = 12_582_912.0;
     const LN_2_HIGH: f32 = 0.693_359_4;
     const LN_2_LOW: f32 = -2.121_944_4e-4;
@@ -38,7 +37,7 @@ pub fn exp(x: f32) -> f32 {
     if x < -87.3 { 0.0 } else { y }
 }
 
-/// Replaces each number by `f` of it.
+/// Replaces each `x` by `f(x)`.
 #[inline(always)]
 pub fn update(x: &mut [f32], f: impl Fn(f32) -> f32) {
     let (chunks, rest) = x.as_chunks_mut::<LANES>();
@@ -52,7 +51,7 @@ pub fn update(x: &mut [f32], f: impl Fn(f32) -> f32) {
     }
 }
 
-/// Replaces each number of `x` by `f` of it and its neighbour in `y`, which is as long.
+/// Replaces each `x` by `f(x, y)`; the slices have equal length.
 #[inline(always)]
 pub fn update_by(x: &mut [f32], y: &[f32], f: impl Fn(f32, f32) -> f32) {
     let (x, x_rest) = x.as_chunks_mut::<LANES>();
@@ -80,7 +79,7 @@ pub fn sum(x: &[f32]) -> f32 {
     fold(lanes, |a, b| a + b) + rest.iter().sum::<f32>()
 }
 
-/// The sum of `x∘y`, which are of one length.
+/// The dot product of slices of equal length.
 #[inline(always)]
 pub fn dot(x: &[f32], y: &[f32]) -> f32 {
     let (x, x_rest) = x.as_chunks::<LANES>();
@@ -95,7 +94,7 @@ pub fn dot(x: &[f32], y: &[f32]) -> f32 {
     fold(lanes, |a, b| a + b) + rest
 }
 
-/// The largest of `x`, NaN aside; −∞ if there is none.
+/// The largest value that is not NaN; −∞ if there is none.
 #[inline(always)]
 pub fn max(x: &[f32]) -> f32 {
     let larger = |a: f32, b: f32| if b > a { b } else { a };
@@ -109,7 +108,7 @@ pub fn max(x: &[f32]) -> f32 {
     rest.iter().fold(fold(lanes, larger), |a, b| larger(a, *b))
 }
 
-/// Folds halves onto each other.
+/// Combines the lanes in pairs until one value is left.
 #[inline(always)]
 fn fold(mut lanes: [f32; LANES], f: impl Fn(f32, f32) -> f32) -> f32 {
     let mut half = LANES / 2;
@@ -127,7 +126,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn exp_is_that_of_f64() {
+    fn exp_matches_f64() {
         let mut x = -87.29f32;
         while x < 88.29 {
             let mut row = [x; LANES + 3];
@@ -148,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn reductions_see_every_number() {
+    fn reductions_cover_every_value() {
         for len in 0..70 {
             let x: Vec<f32> = (0..len).map(|i| (i * 37 % 71) as f32 - 40.0).collect();
             let [total, square, largest] = dispatch(
