@@ -1,22 +1,37 @@
-//! What sequence models for [Burn](https://burn.dev) need to be differentiated twice: causal attention,
-//! the layers around it, and the linear scan.
+//! Operations of sequence models for [Burn](https://burn.dev) that can be differentiated twice: causal
+//! attention, the layers around it, and the linear scan.
 //!
 //! GradMem (arXiv 2603.13875) trains *through* gradient steps, so every layer of its model needs a
-//! gradient of a gradient. Burn's own fused operations stop at the first derivative. Here attention
-//! is one extension trait, [`AttentionBackend`], with a forward, a backward and a double backward:
+//! gradient of a gradient. Burn's own fused operations stop at the first derivative. Each operation here
+//! is a method of an extension trait, with a forward, a backward and a double backward:
 //!
-//! - [`mod@reference`] computes all three with plain tensor operations; they are the trait's provided
-//!   methods, so any Burn backend joins with an empty `impl`;
-//! - on GPUs, Burn's CubeCL backends (CUDA, Vulkan, Metal, WebGPU) have kernels of their own, which
-//!   never hold anything of size `query_len × key_len` (feature `cubecl`);
-//! - so has Burn's CPU backend, Flex, in f32 (feature `flex`);
-//! - `Autodiff<B>` registers the backward on the forward and the double backward on the backward,
-//!   so `Autodiff<Autodiff<B>>` works by recursion.
+//! - [`AttentionBackend`]: causal softmax attention with grouped-query heads;
+//! - [`LayerBackend`]: matrix products, RMS normalisation, SwiGLU, rotary positions and cross-entropies;
+//! - [`ScanBackend`]: the linear recurrence of state-space models, computed in parallel over the sequence;
+//! - [`KernelBackend`]: all three.
 //!
-//! The same holds for matrix products, RMS normalisation, SwiGLU, rotary positions and cross-entropies
-//! ([`LayerBackend`]). State-space models
-//! need a linear recurrence over the sequence: [`ScanBackend`] computes it in parallel, and is its own
-//! backward. [`KernelBackend`] is a backend that has them all.
+//! Call them through the functions of this page, such as [`causal_attention`], which check shapes first.
+//!
+//! # Layers of the crate
+//!
+//! - `ops`: the traits and the checked functions, re-exported here;
+//! - [`mod@reference`]: the mathematics in plain tensor operations; the traits' provided methods call it;
+//! - `backends`: the implementations.
+//!
+//! # Backends
+//!
+//! | backend | feature | computes with |
+//! |---|---|---|
+//! | `burn_autodiff::Autodiff<B>` | none | what `B` computes with; it records the backward of each forward and the double backward of each backward, so `Autodiff<Autodiff<B>>` has second derivatives |
+//! | `burn_flex::Flex` (CPU) | `flex` | loops of this crate in f32 for attention and the layers, the reference for other types and for the scan |
+//! | `burn_cubecl::CubeBackend` (GPU) | `cubecl`, `wgpu`, `vulkan`, `cuda` | CubeCL kernels of this crate for attention, which never store a matrix of `query_len × key_len`; the reference for the rest |
+//! | `burn_ndarray::NdArray` (f32 and f64) | `ndarray` | the reference |
+//! | `burn_fusion::Fusion<B>` | `fusion` | for attention what `B` computes with; for the rest the reference, which Burn fuses |
+//!
+//! All methods of the traits have provided bodies. If you wrote a backend type yourself, three empty
+//! `impl` blocks in your crate make it a [`KernelBackend`]. A backend type of another crate (Burn's
+//! `LibTorch`, for instance) cannot get them from your crate, because of Rust's orphan rule: its `impl`
+//! blocks must be added here.
 //!
 //! ```
 //! # #[cfg(feature = "flex")] {
@@ -34,44 +49,33 @@
 #![warn(missing_docs)]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
-mod attention;
-mod autodiff;
 mod backends;
-#[cfg(feature = "flex")]
-mod cpu;
-#[cfg(feature = "cubecl")]
-mod cube;
-#[cfg(feature = "fusion")]
-mod fusion;
-pub mod layer;
+mod ops;
 pub mod reference;
-mod scan;
 
 use burn::tensor::backend::Backend;
 use burn::tensor::ops::FloatTensor;
 use burn::tensor::{Tensor, TensorPrimitive};
 
-pub use attention::{
-    Attention, AttentionBackend, AttentionError, attention, causal_attention, set_attention,
-    try_causal_attention,
+pub use ops::KernelBackend;
+pub use ops::attention::{
+    AttentionBackend, AttentionError, causal_attention, try_causal_attention,
 };
-pub use layer::{LayerBackend, in_order, product, rms_norm, rotary, swiglu, token_losses};
-pub use scan::{Direction, ScanBackend, linear_scan};
+pub use ops::layers::{LayerBackend, contiguous, product, rms_norm, rotary, swiglu, token_losses};
+pub use ops::scan::{Direction, ScanBackend, linear_scan};
+pub use ops::selection::{Attention, attention, set_attention};
 
-/// A backend that has everything the models of GradMem are made of.
-pub trait KernelBackend: AttentionBackend + LayerBackend + ScanBackend {}
-
-impl<B: AttentionBackend + LayerBackend + ScanBackend> KernelBackend for B {}
-
+/// A backend's float primitive as a tensor.
 fn lift<B: Backend, const D: usize>(primitive: FloatTensor<B>) -> Tensor<B, D> {
     Tensor::from_primitive(TensorPrimitive::Float(primitive))
 }
 
+/// A float tensor as its backend's primitive.
 fn lower<B: Backend, const D: usize>(tensor: Tensor<B, D>) -> FloatTensor<B> {
     tensor.into_primitive().tensor()
 }
 
-/// The README: its block of Rust compiles.
+/// Compiles the README's Rust block as a doctest.
 #[cfg(all(doctest, feature = "flex"))]
 #[doc = include_str!("../README.md")]
 mod readme {}

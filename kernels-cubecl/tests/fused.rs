@@ -1,7 +1,9 @@
-//! The GPU kernels against the reference in f64, on random numbers.
+//! The GPU kernels against the reference in f64, on pseudo-random values.
 //!
-//! Runs wherever there is a Vulkan driver, Mesa's software one included, or with the feature `cuda`
-//! on CUDA: `cargo test --release -p gradmem-kernels --features vulkan,ndarray --test fused`.
+//! `cargo test --release -p gradmem-kernels --features vulkan,ndarray --test fused` runs on any Vulkan driver,
+//! including Mesa's software driver, with kernels in SPIR-V. The feature `wgpu` instead of `vulkan` compiles
+//! the kernels to WGSL; the feature `cuda` runs them on CUDA.
+#![cfg(any(feature = "wgpu", feature = "cuda"))]
 
 use std::sync::{Mutex, Once};
 
@@ -12,12 +14,14 @@ use gradmem_kernels::AttentionBackend;
 
 #[cfg(feature = "cuda")]
 type Gpu = burn_cuda::Cuda;
-#[cfg(not(feature = "cuda"))]
+#[cfg(all(feature = "vulkan", not(feature = "cuda")))]
 type Gpu = burn_wgpu::Vulkan;
+#[cfg(not(any(feature = "vulkan", feature = "cuda")))]
+type Gpu = burn_wgpu::Wgpu;
 type F64 = burn_ndarray::NdArray<f64>;
 
-/// A panic on the device's thread would leave garbage behind and a test that passes.
-fn abort_on_panic_elsewhere() {
+/// Makes a panic on the device's thread abort the process, where it would otherwise only leave invalid results.
+fn abort_on_device_panic() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
         let hook = std::panic::take_hook();
@@ -51,7 +55,7 @@ impl Case {
     }
 }
 
-/// Numbers that look random, in [-1, 1], the same for a seed.
+/// Pseudo-random values in [-1, 1] that f32 represents exactly, the same for equal seeds.
 fn numbers(seed: u64, shape: [usize; 4]) -> Vec<f32> {
     let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
     (0..shape.iter().product())
@@ -64,7 +68,7 @@ fn numbers(seed: u64, shape: [usize; 4]) -> Vec<f32> {
         .collect()
 }
 
-/// The same values on the GPU, in `dtype`, and in f64; through a transpose or not.
+/// Equal values on the GPU, in `dtype`, and on the CPU in f64; optionally transposed views.
 struct Inputs {
     dtype: DType,
     transposed: bool,
@@ -74,7 +78,7 @@ struct Inputs {
 impl Inputs {
     fn next(&mut self, shape: [usize; 4]) -> (FloatTensor<Gpu>, FloatTensor<F64>) {
         self.seed += 1;
-        // Half of the tensors are stored as [batch, len, heads, dim], as models make them.
+        // Half of the tensors are stored as [batch, len, heads, dim], the order of a model's projections.
         let transposed = self.transposed && self.seed.is_multiple_of(2);
         let [b, h, t, d] = shape;
         let stored = if transposed { [b, t, h, d] } else { shape };
@@ -97,7 +101,7 @@ fn lift<B: Backend>(x: FloatTensor<B>) -> Tensor<B, 4> {
     Tensor::from_primitive(TensorPrimitive::Float(x))
 }
 
-/// Leaves NaN in the memory that the next outputs will be given.
+/// Fills the memory with NaN that the next outputs will reuse.
 fn poison(case: Case, dtype: DType) {
     let device = Default::default();
     let shapes = [case.query(), case.key()];
@@ -110,8 +114,8 @@ fn poison(case: Case, dtype: DType) {
     drop(nans);
 }
 
-/// The largest difference as a share of the largest number, or of 0.01: with one key, some gradients
-/// are differences of equal numbers.
+/// The largest difference relative to the largest value, or to 0.01 if that is larger: with one key, some
+/// gradients are differences of equal values.
 fn error(found: FloatTensor<Gpu>, expected: FloatTensor<F64>) -> f64 {
     let found = lift::<Gpu>(found).into_data().convert_dtype(DType::F64);
     let expected = lift::<F64>(expected).into_data();
@@ -127,9 +131,9 @@ fn error(found: FloatTensor<Gpu>, expected: FloatTensor<F64>) -> f64 {
         .fold(0.0, |m, x| if x <= m { m } else { x })
 }
 
-/// The worst error of each of the nine results of one case.
+/// The largest error of each of the nine results of one case.
 fn errors(case: Case, dtype: DType, transposed: bool, present: [bool; 3]) -> [f64; 9] {
-    abort_on_panic_elsewhere();
+    abort_on_device_panic();
     let scale = 1.0 / (case.dim as f64).sqrt();
     let mut inputs = Inputs {
         dtype,
@@ -227,7 +231,7 @@ fn check(case: Case, dtype: DType, transposed: bool, present: [bool; 3], toleran
     for (name, error) in NAMES.iter().zip(errors) {
         assert!(
             error <= tolerance,
-            "{name} is off by {error:.1e} in {case:?}, {dtype:?}, transposed {transposed}, cotangents {present:?}\n{errors:?}"
+            "{name} has error {error:.1e} in {case:?}, {dtype:?}, transposed {transposed}, cotangents {present:?}\n{errors:?}"
         );
     }
     errors.into_iter().fold(0.0, f64::max)
@@ -236,7 +240,7 @@ fn check(case: Case, dtype: DType, transposed: bool, present: [bool; 3], toleran
 const LENS: [usize; 15] = [1, 257, 2, 129, 3, 128, 15, 100, 16, 65, 17, 64, 31, 63, 33];
 const HEADS: [(usize, usize); 5] = [(1, 1), (2, 2), (4, 2), (3, 1), (6, 2)];
 
-/// Every length with every one of the head dims `dims`, or each length with one of them in turn.
+/// Every length with each of the head dims `dims` if `every`, otherwise with one of them in turn.
 fn grid(dims: &[usize], every: bool) -> Vec<Case> {
     let pairs = LENS.iter().enumerate().flat_map(|(i, &len)| {
         let dims: &[usize] = match every {
@@ -251,7 +255,7 @@ fn grid(dims: &[usize], every: bool) -> Vec<Case> {
             batch: 1 + at % 2,
             heads,
             kv_heads,
-            // Now and then more keys than queries, as with a cache.
+            // Some cases have more keys than queries, as with a key/value cache.
             query_len: if at % 4 == 3 { len.div_ceil(3) } else { len },
             key_len: len,
             dim,
@@ -266,11 +270,11 @@ fn check_all(cases: &[Case], dtype: DType, tolerance: f64) {
         .enumerate()
         .map(|(i, case)| check(*case, dtype, i % 2 == 1, [true; 3], tolerance));
     let worst = errors.fold(0.0, f64::max);
-    println!("worst relative error in {dtype:?}: {worst:.1e}");
+    println!("largest relative error in {dtype:?}: {worst:.1e}");
 }
 
 #[test]
-fn outputs_would_show_memory_that_was_not_written() {
+fn unwritten_outputs_would_be_nan() {
     let case = Case {
         batch: 1,
         heads: 2,
@@ -314,10 +318,10 @@ fn absent_cotangents_count_as_zero() {
     }
 }
 
-/// What 16-bit floats lose is in what is stored: sums are in f32.
-fn check_halves(dtype: DType, tolerance: f64) {
+/// Sums are in f32, so that only the rounding of stored values counts.
+fn check_16_bit(dtype: DType, tolerance: f64) {
     if !Gpu::supports_dtype(&Default::default(), dtype) {
-        println!("this device has no {dtype:?}: its kernels were not run");
+        println!("this device does not support {dtype:?}: skipped");
         return;
     }
     let mut cases = grid(&[64, 20, 128], false);
@@ -327,16 +331,16 @@ fn check_halves(dtype: DType, tolerance: f64) {
 
 #[test]
 fn bf16_is_within_2e_2() {
-    check_halves(DType::BF16, 2e-2);
+    check_16_bit(DType::BF16, 2e-2);
 }
 
 #[test]
 fn f16_is_within_5e_3() {
-    check_halves(DType::F16, 5e-3);
+    check_16_bit(DType::F16, 5e-3);
 }
 
-/// The device's memory grows by less than one matrix of scores would take, where the reference needs
-/// several of them.
+/// The kernels take less additional device memory than one matrix of scores; the reference takes several
+/// matrices.
 #[test]
 #[cfg(not(feature = "fusion"))]
 fn memory_does_not_grow_with_the_square_of_the_sequence() {
@@ -386,7 +390,7 @@ fn memory_does_not_grow_with_the_square_of_the_sequence() {
     assert!(fused < scores && reference > 2 * scores);
 }
 
-/// Every warning of this process.
+/// A logger that records the warnings of this process.
 struct Warnings(Mutex<Vec<String>>);
 
 impl log::Log for Warnings {
@@ -404,7 +408,7 @@ impl log::Log for Warnings {
 }
 
 #[test]
-fn what_the_kernels_cannot_do_the_reference_does_aloud_and_says_so_once() {
+fn the_reference_computes_unsupported_head_dims_and_logs_one_warning() {
     static WARNINGS: Warnings = Warnings(Mutex::new(Vec::new()));
     log::set_logger(&WARNINGS).unwrap();
     log::set_max_level(log::LevelFilter::Warn);
@@ -416,7 +420,7 @@ fn what_the_kernels_cannot_do_the_reference_does_aloud_and_says_so_once() {
         key_len: 7,
         dim: 300,
     };
-    // Burn's own products, which round to TF32 on CUDA.
+    // Burn's own matrix products round to TF32 on CUDA.
     let tolerance = if cfg!(feature = "cuda") { 1e-2 } else { 1e-4 };
     for _ in 0..2 {
         check(case, DType::F32, false, [true; 3], tolerance);
@@ -424,6 +428,6 @@ fn what_the_kernels_cannot_do_the_reference_does_aloud_and_says_so_once() {
     let warnings = WARNINGS.0.lock().unwrap();
     let about = warnings
         .iter()
-        .filter(|text| text.contains("this one is 300"));
+        .filter(|text| text.contains("up to 256, not 300"));
     assert_eq!(about.count(), 1, "{warnings:?}");
 }

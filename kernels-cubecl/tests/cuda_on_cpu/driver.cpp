@@ -1,8 +1,8 @@
-// A stand-in for CUDA's driver and compiler: g++ compiles the kernels, and the CPU runs them, strictly.
+// A replacement of CUDA's driver and compiler for tests: g++ compiles the kernels, the CPU runs them.
 //
-// It is built as libcuda and as libnvrtc, and has what CubeCL asks of both. A launch is over when it
-// returns, so that streams and events have nothing to do. What a GPU would get wrong in silence ends
-// the process and says where. run.sh names the variables that it listens to.
+// It is built as libcuda and as libnvrtc, with the functions that CubeCL calls. Launches are synchronous, so
+// that streams and events do nothing. Errors that a GPU would not report (accesses out of bounds, missing
+// barriers, diverging warps) abort the process with their location. run.sh lists the environment variables.
 
 #include <dlfcn.h>
 #include <setjmp.h>
@@ -42,11 +42,11 @@ enum Result {
     NOT_FOUND = 500,
 };
 
-// What an A100 has.
+// The limits of an A100.
 static const size_t DEFAULT_SHARED = 48 << 10, MOST_SHARED = 163 << 10, MEMORY = size_t(8) << 30;
 static const unsigned MOST_THREADS = 1024, WARP = 32;
 
-// What was never written reads as NaN; what lies around memory must stay as it is.
+// Memory that was never written reads as NaN; the guard bytes around an allocation must not change.
 static const unsigned char POISON = 0xff, GUARDED = 0xfb;
 static const size_t GUARD = 4096, STACK = 256 << 10;
 
@@ -61,7 +61,7 @@ static const char *variable(const char *name) {
     return value ? value : "";
 }
 
-// Running a block: its threads are fibers, which take turns wherever they wait for each other.
+// Execution of a block: its threads are fibers, which switch where they wait for each other.
 
 struct Function {
     string name, path;
@@ -98,7 +98,7 @@ struct Warp {
     void (*run)(void **);
 };
 
-// A thread of the CPU, which runs one block at a time.
+// A CPU thread, which runs one block at a time.
 struct Worker {
     std::vector<std::unique_ptr<Fiber>> fibers;
     std::vector<Warp> warps;
@@ -146,7 +146,7 @@ static void be_thread(Fiber *self) {
         worker.launch->function->run(worker.launch->args);
         self->state = Fiber::ENDED;
         worker.live--;
-        // Nobody waits for a thread that has ended.
+        // A warp does not wait for a thread that has ended.
         auto &warp = worker.warps[self->warp];
         if (--warp.live && warp.waiting == warp.live)
             worker.meet(self->warp);
@@ -154,11 +154,11 @@ static void be_thread(Fiber *self) {
     }
 }
 
-// A new fiber stops before its first turn.
+// Creates a fiber, which stops before it runs the kernel.
 void Worker::add_fiber() {
     void *stack = mmap(nullptr, STACK, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (stack == MAP_FAILED || mprotect(stack, GUARD, PROT_NONE))
-        cuda_on_cpu_fail("no memory for a thread's stack");
+        cuda_on_cpu_fail("cannot allocate a thread's stack");
     static thread_local Fiber *born;
     static thread_local ucontext_t start, back;
     fibers.push_back(std::make_unique<Fiber>());
@@ -211,7 +211,7 @@ extern "C" void cuda_on_cpu_warp(const char *call, int line, bool whole, void (*
         worker->meet(fiber.warp);
 }
 
-// All of a warp's lanes are at a call.
+// Runs a warp's call when all of its live lanes have reached it.
 void Worker::meet(unsigned warp) {
     void *lanes[WARP] = {};
     Fiber *first = nullptr;
@@ -225,18 +225,18 @@ void Worker::meet(unsigned warp) {
         auto &fiber = *fibers[at];
         first = first ? first : &fiber;
         if (fiber.line != first->line || strcmp(fiber.call, first->call))
-            cuda_on_cpu_fail("lanes of a warp are apart: %u at %s, line %d, and %u at %s, line %d", first->lane,
+            cuda_on_cpu_fail("lanes of a warp diverge: %u at %s, line %d, and %u at %s, line %d", first->lane,
                              first->call, first->line, lane, fiber.call, fiber.line);
         lanes[lane] = fiber.brought ? fiber.brought : &fiber;
         fiber.state = Fiber::READY;
     }
     if (missing && warps[warp].whole)
-        cuda_on_cpu_fail("%s needs a whole warp, %u of its lanes are missing", first->call, missing);
+        cuda_on_cpu_fail("%s needs a whole warp, but %u of its lanes are missing", first->call, missing);
     warps[warp].waiting = 0;
     warps[warp].run(lanes);
 }
 
-// Nobody can go on: the barrier opens, if that is where all are.
+// No fiber can continue: opens the barrier, if all of them wait at the same one.
 void Worker::pass_barrier() {
     std::map<std::pair<string, int>, unsigned> places;
     for (unsigned at = 0; at < order.size(); at++)
@@ -247,14 +247,14 @@ void Worker::pass_barrier() {
         for (auto &[place, count] : places)
             list += "\n  " + std::to_string(count) + " at " + place.first + ", line " + std::to_string(place.second);
         current = nullptr;
-        cuda_on_cpu_fail("the threads of a block wait for each other:%s", list.c_str());
+        cuda_on_cpu_fail("deadlock: the threads of a block wait at different places:%s", list.c_str());
     }
     for (unsigned at = 0; at < order.size(); at++)
         if (fibers[at]->state == Fiber::AT_BARRIER)
             fibers[at]->state = Fiber::READY;
 }
 
-// Whose turn it is first: any order is right, unless a barrier is missing.
+// The order in which fibers run. Results depend on it only if a barrier is missing.
 void Worker::arrange(uint64_t block, uint64_t turn) {
     static const string wanted = variable("CUDA_ON_CPU_ORDER");
     static const uint64_t seed = strtoull(wanted.c_str(), nullptr, 10);
@@ -333,7 +333,7 @@ static void check_range(uintptr_t at, size_t size, const char *call) {
     std::lock_guard hold(lock);
     auto found = allocations.upper_bound(at);
     if (found == allocations.begin() || at + size > std::prev(found)->first + std::prev(found)->second)
-        cuda_on_cpu_fail("%s: %zu bytes at %#lx are not all in device memory", call, size, at);
+        cuda_on_cpu_fail("%s: %zu bytes at %#lx are not within an allocation of device memory", call, size, at);
 }
 
 static Result allocate(uintptr_t *at, size_t size) {
@@ -359,7 +359,7 @@ static Result release(uintptr_t at) {
     auto found = allocations.find(at);
     if (found == allocations.end())
         return INVALID_VALUE;
-    check_guards("something");
+    check_guards("an earlier operation");
     allocated -= found->second;
     allocations.erase(found);
     free((char *)at - GUARD);
@@ -400,7 +400,7 @@ Result cuDeviceGetAttribute(int *value, int attribute, int) {
     };
     auto found = values.find(attribute);
     if (found == values.end())
-        cuda_on_cpu_fail("device attribute %d is not known here", attribute);
+        cuda_on_cpu_fail("device attribute %d is not supported", attribute);
     return *value = found->second, SUCCESS;
 }
 
@@ -528,7 +528,7 @@ static string file(const string &path) {
     return text.str();
 }
 
-// CubeCL's types and shared arrays come in any order: in one order, more kernels are equal files.
+// CubeCL writes types and shared arrays in varying order. Sorted, equal kernels become equal files.
 static string sort_parts(const string &source, const string &begin, const string &end) {
     std::vector<string> parts;
     size_t first = source.find(begin), from = first;
@@ -543,12 +543,12 @@ static string sort_parts(const string &source, const string &begin, const string
     return source.substr(0, first) + std::accumulate(parts.begin(), parts.end(), string()) + source.substr(from);
 }
 
-// Arrays learn their length, and the kernel gets a function that takes its arguments as the driver does.
+// Adds lengths to arrays, and a function that takes the kernel's arguments in the form of the driver.
 static string rewrite(const string &source, string &name) {
     static const std::regex kernel(R"(extern "C" __global__ void __launch_bounds__\((\d+)\)\s*(\w+) \(\s*)");
     std::smatch match;
     if (!std::regex_search(source, match, kernel))
-        throw string("error: there is no kernel of the form that CubeCL writes\n");
+        throw string("error: the source has no kernel in the form that CubeCL writes\n");
     string threads = match[1], before = match.prefix(), rest = match.suffix();
     name = match[2];
     bool lengths = before.find(" static_meta[") != string::npos;
@@ -576,7 +576,7 @@ static string rewrite(const string &source, string &name) {
             taken += one;
             given += "*(" + type + " **)" + at;
         } else {
-            throw "error: a parameter such as " + parameter + " is not supported\n";
+            throw "error: the parameter " + parameter + " is not supported\n";
         }
     }
     static const std::regex shared(R"(extern __shared__ __align__\(\d+\) uint8 dynamic_shared_mem\[\];)");
@@ -610,7 +610,7 @@ static void compile(Program &program, const string &include) {
     if (!access(program.image.c_str(), R_OK))
         return;
     std::ofstream(path + ".cpp") << rewritten;
-    // Local variables start with a pattern, too; multiplications and additions fuse, as on a GPU.
+    // Local variables are filled with a pattern; multiplications and additions are fused, as on a GPU.
     string made = path + "." + std::to_string(getpid());
     string command = "g++ -x c++ -O2 -std=c++20 -march=native -ffp-contract=fast -fno-math-errno -fno-strict-aliasing "
                      "-fno-exceptions -ftrivial-auto-var-init=pattern -w -shared -fPIC -I'" + include + "' '" + path +

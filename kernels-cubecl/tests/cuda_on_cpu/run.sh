@@ -1,13 +1,13 @@
 #!/bin/sh
-# Runs the attention kernels' tests on burn-cuda where there is no GPU: a driver of our own has g++
-# compile what CubeCL writes, and runs it on the CPU. Needs g++ 12 or later.
+# Runs the attention kernels' tests on burn-cuda without a GPU: a replacement of CUDA's driver and compiler
+# compiles the CUDA sources of CubeCL with g++ and runs them on the CPU. Needs g++ 12 or later.
 #
-#   ./run.sh [arguments of cargo test]      such as: ./run.sh f16 -- --nocapture
+#   ./run.sh [arguments of cargo test]      for example: ./run.sh f16 -- --nocapture
 #
-# CUDA_ON_CPU_TRACE=1           names each launch, with its shape, shared memory and time
-# CUDA_ON_CPU_KEEP=folder       keeps the CUDA sources as CubeCL wrote them
+# CUDA_ON_CPU_TRACE=1           prints each launch with its shape, shared memory and time
+# CUDA_ON_CPU_KEEP=folder       saves the CUDA sources that CubeCL generates
 # CUDA_ON_CPU_ORDER=forward     the order in which threads take turns between barriers: forward,
-#                               reverse, or a number that shuffles them (0 unless told)
+#                               reverse, or the seed of a random order (default: 0)
 set -eu
 
 here=$(cd "$(dirname "$0")" && pwd)
@@ -18,7 +18,7 @@ mkdir -p "$built"
 built=$(cd "$built" && pwd)
 if [ -n "$(find "$here" -newer "$built/libcuda.so.1" -type f 2>&1)" ]; then
     rm -rf "$built/kernels"
-    # Fortified, longjmp would not switch between stacks.
+    # With _FORTIFY_SOURCE, longjmp could not switch between stacks.
     g++ -O2 -U_FORTIFY_SOURCE -std=c++20 -Wall -Wextra -shared -fPIC -pthread -Wl,-soname,libcuda.so.1 \
         "$here/driver.cpp" -ldl -o "$built/libcuda.so.1"
     for name in libcuda.so libnvrtc.so libnvrtc.so.13; do
@@ -30,7 +30,7 @@ if [ -n "${CUDA_ON_CPU_KEEP:-}" ]; then
     mkdir -p "$CUDA_ON_CPU_KEEP"
     export CUDA_ON_CPU_KEEP="$(cd "$CUDA_ON_CPU_KEEP" && pwd)"
 fi
-# Told to the tests alone: cudarc would be built anew wherever CUDA_PATH has changed.
+# Set for the tests only: a change of CUDA_PATH would rebuild cudarc.
 cd "$root"
 exec cargo --config "target.'cfg(all())'.runner = ['env', 'CUDA_PATH=$here', 'LD_LIBRARY_PATH=$built']" \
     test --release -p gradmem-kernels --features cuda,ndarray --test fused "$@"

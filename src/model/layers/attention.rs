@@ -1,7 +1,7 @@
 use burn::module::Module;
 use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
-use gradmem_kernels::{KernelBackend, causal_attention, in_order};
+use gradmem_kernels::{KernelBackend, causal_attention, contiguous};
 
 use super::{Init, Linear, LinearConfig, Rotary};
 use crate::model::cache::LayerCache;
@@ -109,7 +109,7 @@ pub fn attend<B: KernelBackend>(
         }
         *cache = Some([k.clone(), v.clone()]);
     }
-    let [q, k, v] = [q, k, in_order(v)].map(|x| x.swap_dims(1, 2));
+    let [q, k, v] = [q, k, contiguous(v)].map(|x| x.swap_dims(1, 2));
     let out = causal_attention(q, k, v, scale);
     out.swap_dims(1, 2).flatten(2, 3)
 }

@@ -1,4 +1,4 @@
-// What the driver offers to the kernels that it runs.
+// The functions of the driver that kernels call.
 #pragma once
 
 #include <stddef.h>
@@ -21,19 +21,19 @@ struct Thread {
 } // namespace cuda_on_cpu
 
 extern "C" {
-// A fiber asks about itself only, so that its answer may be kept.
+// A fiber only asks for itself, so that the compiler may cache the result.
 cuda_on_cpu::Thread *cuda_on_cpu_thread() __attribute__((const));
 void cuda_on_cpu_sync(int line);
-// Waits for the warp's other lanes; the last one calls `run` with what each lane brought, null for
-// lanes that have ended.
+// Waits for the warp's other lanes; the last one calls `run` with the pointer of each lane, null for lanes
+// that have ended.
 void cuda_on_cpu_warp(const char *call, int line, bool whole, void (*run)(void **), void *brought);
-// Says where it happened, and aborts.
+// Prints the message with its location, and aborts.
 [[noreturn]] void cuda_on_cpu_fail(const char *format, ...) __attribute__((format(printf, 1, 2), cold));
 }
 
 namespace cuda_on_cpu {
 
-// An array that knows its length.
+// An array with bounds checks.
 template <class T> struct Checked {
     T *data;
     uint64_t length;

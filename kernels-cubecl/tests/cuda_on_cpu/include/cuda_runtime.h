@@ -1,4 +1,4 @@
-// The part of CUDA C++ that CubeCL writes kernels in, for g++.
+// The part of CUDA C++ that CubeCL generates, for g++.
 #pragma once
 
 #include <math.h>
@@ -42,7 +42,7 @@ template <class T> T shuffle(const char *call, int line, T value, int from) {
         for (int lane = 0; lane < 32; lane++)
             if (auto *to = (Shuffle<T> *)lanes[lane]) {
                 auto *source = (Shuffle<T> *)lanes[to->from];
-                // What a missing lane has is nothing to rely on.
+                // The value of a missing lane is undefined.
                 memset((void *)&to->result, 0xff, sizeof(T));
                 if (source)
                     to->result = source->value;
@@ -96,7 +96,7 @@ CUDA_ON_CPU_VOTE(__any_sync, all.votes != 0)
 CUDA_ON_CPU_VOTE(__all_sync, all.votes == all.present)
 inline unsigned __activemask() { cuda_on_cpu_fail("__activemask is not supported"); }
 
-// Atomics: blocks of a kernel that has any run one after the other.
+// Atomics: the blocks of a kernel that has any run one after the other.
 
 #define CUDA_ON_CPU_ATOMIC(name, result)                                                              \
     template <class T, class U> T name(T *at, U by) {                                                  \
@@ -119,7 +119,7 @@ template <class T> T atomicCAS(T *at, std::type_identity_t<T> expected, std::typ
     return old;
 }
 
-// Numbers
+// Floating point
 
 #define CUDA_ON_CPU_CHOOSE(name, for_floats, op)                                                      \
     template <class A, class B, class T = std::common_type_t<A, B>>                                   \
@@ -137,7 +137,7 @@ inline float rsqrt(float x) { return 1 / sqrtf(x); }
 inline double rsqrt(double x) { return 1 / sqrt(x); }
 inline float rhypotf(float x, float y) { return 1 / hypotf(x, y); }
 inline double rhypot(double x, double y) { return 1 / hypot(x, y); }
-// The fast ones go through powers of two, with the rounding that this costs.
+// The fast functions compute with powers of two, with the additional rounding error.
 inline float __expf(float x) { return exp2f(x * 1.44269504f); }
 inline float __logf(float x) { return log2f(x) * 0.693147181f; }
 inline float __powf(float x, float y) { return exp2f(y * log2f(x)); }

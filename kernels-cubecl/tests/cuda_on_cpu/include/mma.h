@@ -1,5 +1,5 @@
-// Tensor cores: a warp's fragments are spread over its lanes, and the last lane to arrive does the
-// work for all, by hardware's rules.
+// Tensor cores: a warp's fragments are spread over its lanes. The last lane to arrive computes for all lanes and
+// checks the requirements of the hardware.
 #pragma once
 
 #include "cuda_bf16.h"
@@ -22,7 +22,7 @@ inline float __float_to_tf32(float x) {
     return x != x ? x : __builtin_bit_cast(float, (bits + 0x1000) & ~0x1fffu);
 }
 
-// Which lane holds which element is nobody's business: here they take turns, row by row.
+// CUDA leaves the element-to-lane mapping undefined: here elements are dealt to lanes row by row.
 template <class Use, int m, int n, int k, class T, class Layout = void> struct fragment {
     static constexpr int rows = std::is_same_v<Use, matrix_b> ? k : m;
     static constexpr int cols = std::is_same_v<Use, matrix_a> ? k : n;

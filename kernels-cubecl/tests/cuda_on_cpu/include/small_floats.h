@@ -1,4 +1,4 @@
-// Floats of 16 bits, and pairs of them: every operation is done in f32 and rounded.
+// 16-bit floats and pairs of them: every operation is computed in f32 and rounded.
 #pragma once
 
 #include "cuda_runtime.h"

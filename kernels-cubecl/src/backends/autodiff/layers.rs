@@ -1,0 +1,279 @@
+//! The autodiff implementation of the layers around attention.
+
+use burn::tensor::backend::Backend;
+use burn::tensor::ops::{FloatTensor, IntTensor};
+use burn_autodiff::checkpoint::base::Checkpointer;
+use burn_autodiff::checkpoint::strategy::CheckpointStrategy;
+use burn_autodiff::grads::Gradients;
+use burn_autodiff::ops::{Backward, Ops, OpsKind};
+use burn_autodiff::{Autodiff, NodeId};
+
+use super::{Operation, Point, all, backward, earlier, forward};
+use crate::LayerBackend;
+
+#[derive(Clone, Debug)]
+struct RmsNorm {
+    epsilon: f64,
+}
+
+impl<B: LayerBackend> Operation<B, 2> for RmsNorm {
+    fn add(x: FloatTensor<B>, y: FloatTensor<B>) -> FloatTensor<B> {
+        B::add(x, y)
+    }
+
+    fn backward(
+        self,
+        at: Point<B, 2>,
+        grad: FloatTensor<B>,
+        [_, wants_weight]: [bool; 2],
+    ) -> [Option<FloatTensor<B>>; 2] {
+        let [x, weight] = at.inputs;
+        let (dx, dw) = B::rms_norm_backward(x, weight, grad, self.epsilon, wants_weight);
+        [Some(dx), dw]
+    }
+
+    fn double_backward(
+        self,
+        at: Point<B, 2>,
+        grad: FloatTensor<B>,
+        cotangents: [Option<FloatTensor<B>>; 2],
+    ) -> (FloatTensor<B>, [FloatTensor<B>; 2]) {
+        let [x, weight] = at.inputs;
+        let [to_grad, to_x, to_weight] =
+            B::rms_norm_double_backward(x, weight, grad, cotangents, self.epsilon);
+        (to_grad, [to_x, to_weight])
+    }
+}
+
+#[derive(Clone, Debug)]
+struct SwiGlu;
+
+impl<B: LayerBackend> Operation<B, 2> for SwiGlu {
+    fn add(x: FloatTensor<B>, y: FloatTensor<B>) -> FloatTensor<B> {
+        B::add(x, y)
+    }
+
+    fn backward(
+        self,
+        at: Point<B, 2>,
+        grad: FloatTensor<B>,
+        _: [bool; 2],
+    ) -> [Option<FloatTensor<B>>; 2] {
+        let [gate, up] = at.inputs;
+        B::swiglu_backward(gate, up, grad).map(Some)
+    }
+
+    fn double_backward(
+        self,
+        at: Point<B, 2>,
+        grad: FloatTensor<B>,
+        cotangents: [Option<FloatTensor<B>>; 2],
+    ) -> (FloatTensor<B>, [FloatTensor<B>; 2]) {
+        let [gate, up] = at.inputs;
+        let [to_grad, to_gate, to_up] = B::swiglu_double_backward(gate, up, grad, cotangents);
+        (to_grad, [to_gate, to_up])
+    }
+}
+
+#[derive(Clone, Debug)]
+struct TokenLosses<B: Backend>(IntTensor<B>);
+
+impl<B: LayerBackend> Operation<B, 1> for TokenLosses<B> {
+    fn backward(
+        self,
+        at: Point<B, 1>,
+        grad: FloatTensor<B>,
+        _: [bool; 1],
+    ) -> [Option<FloatTensor<B>>; 1] {
+        at.inputs.map(|logits| {
+            Some(B::token_losses_backward(
+                logits,
+                self.0.clone(),
+                grad.clone(),
+            ))
+        })
+    }
+
+    fn double_backward(
+        self,
+        at: Point<B, 1>,
+        grad: FloatTensor<B>,
+        [cotangent]: [Option<FloatTensor<B>>; 1],
+    ) -> (FloatTensor<B>, [FloatTensor<B>; 1]) {
+        let [logits] = at.inputs;
+        let a = cotangent.expect("the only port of the hub received a cotangent");
+        let [to_grad, to_logits] = B::token_losses_double_backward(logits, self.0, grad, a);
+        (to_grad, [to_logits])
+    }
+}
+
+impl<B: LayerBackend, C: CheckpointStrategy> LayerBackend for Autodiff<B, C> {
+    fn product(lhs: FloatTensor<Self>, rhs: FloatTensor<Self>) -> FloatTensor<Self> {
+        let output = B::product(lhs.primitive.clone(), rhs.primitive.clone());
+        let nodes = [lhs.node.clone(), rhs.node.clone()];
+        let prep = Backward::<B, 2>::prepare::<C>(Product, nodes).compute_bound();
+        match prep.stateful() {
+            OpsKind::Tracked(mut prep) => {
+                // The gradient of each factor needs the other factor.
+                let for_lhs = lhs.is_tracked().then(|| prep.checkpoint(&rhs));
+                let for_rhs = rhs.is_tracked().then(|| prep.checkpoint(&lhs));
+                prep.finish([for_lhs, for_rhs], output)
+            }
+            OpsKind::UnTracked(prep) => prep.finish(output),
+        }
+    }
+
+    fn token_losses(logits: FloatTensor<Self>, targets: IntTensor<Self>) -> FloatTensor<Self> {
+        let losses = B::token_losses(logits.primitive.clone(), targets.clone());
+        forward::<B, C, 1>(TokenLosses::<B>(targets), [logits], losses, Vec::new())
+    }
+
+    fn token_losses_backward(
+        logits: FloatTensor<Self>,
+        targets: IntTensor<Self>,
+        grad: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        let operation = TokenLosses::<B>(targets);
+        let [gradient] = all(backward::<B, C, 1, 2>(
+            operation,
+            [logits],
+            Vec::new(),
+            grad,
+            [true],
+        ));
+        gradient
+    }
+
+    fn contiguous(x: FloatTensor<Self>) -> FloatTensor<Self> {
+        let y = B::contiguous(x.primitive);
+        let prep = Backward::<B, 1>::prepare::<C>(Contiguous, [x.node]).compute_bound();
+        prep.stateless(y)
+    }
+
+    fn rms_norm(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        epsilon: f64,
+    ) -> FloatTensor<Self> {
+        let y = B::rms_norm(x.primitive.clone(), weight.primitive.clone(), epsilon);
+        forward::<B, C, 2>(RmsNorm { epsilon }, [x, weight], y, Vec::new())
+    }
+
+    fn rms_norm_backward(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+        epsilon: f64,
+        wants_weight: bool,
+    ) -> (FloatTensor<Self>, Option<FloatTensor<Self>>) {
+        let (inputs, wanted) = ([x, weight], [true, wants_weight]);
+        let operation = RmsNorm { epsilon };
+        let [dx, dw] = backward::<B, C, 2, 3>(operation, inputs, Vec::new(), grad, wanted);
+        (dx.expect("rms_norm_backward always returns dx"), dw)
+    }
+
+    fn swiglu(gate: FloatTensor<Self>, up: FloatTensor<Self>) -> FloatTensor<Self> {
+        let y = B::swiglu(gate.primitive.clone(), up.primitive.clone());
+        forward::<B, C, 2>(SwiGlu, [gate, up], y, Vec::new())
+    }
+
+    fn swiglu_backward(
+        gate: FloatTensor<Self>,
+        up: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+    ) -> [FloatTensor<Self>; 2] {
+        let inputs = [gate, up];
+        all(backward::<B, C, 2, 3>(
+            SwiGlu,
+            inputs,
+            Vec::new(),
+            grad,
+            [true; 2],
+        ))
+    }
+
+    fn rotary(
+        x: FloatTensor<Self>,
+        cos: FloatTensor<Self>,
+        sin: FloatTensor<Self>,
+        turn: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        let [cos, sin, turn] = [cos, sin, turn].map(|x| x.primitive);
+        let y = B::rotary(x.primitive, cos.clone(), sin.clone(), turn.clone());
+        let prep = Backward::<B, 1>::prepare::<C>(Rotary, [x.node]).compute_bound();
+        match prep.stateful() {
+            OpsKind::Tracked(prep) => prep.finish([cos, sin, turn], y),
+            OpsKind::UnTracked(prep) => prep.finish(y),
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Product;
+
+impl<B: LayerBackend> Backward<B, 2> for Product {
+    /// `rhs`, for the gradient to `lhs`, and `lhs`, for the gradient to `rhs`.
+    type State = [Option<NodeId>; 2];
+
+    fn backward(
+        self,
+        ops: Ops<Self::State, 2>,
+        grads: &mut Gradients,
+        checkpointer: &mut Checkpointer,
+    ) {
+        let grad = grads.consume::<B>(&ops.node);
+        let mut transposed = |id: Option<NodeId>| {
+            let x = checkpointer.retrieve_node_output::<FloatTensor<B>>(id?);
+            Some(B::float_transpose(x))
+        };
+        let [rhs, lhs] = ops.state.map(&mut transposed);
+        let mut add = |side: usize, lhs, rhs| {
+            let Some(parent) = &ops.parents[side] else {
+                return;
+            };
+            let gradient = match earlier::<B, _, 2>(&ops, side, &grad, grads) {
+                Some(earlier) => B::add_product(earlier, lhs, rhs),
+                None => B::product(lhs, rhs),
+            };
+            grads.register::<B>(parent.id, gradient);
+        };
+        if let Some(rhs) = rhs {
+            add(0, grad.clone(), rhs);
+        }
+        if let Some(lhs) = lhs {
+            add(1, lhs, grad.clone());
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Contiguous;
+
+impl<B: LayerBackend> Backward<B, 1> for Contiguous {
+    type State = ();
+
+    fn backward(self, ops: Ops<(), 1>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let grad = grads.consume::<B>(&ops.node);
+        if let [Some(parent)] = ops.parents {
+            grads.register::<B>(parent.id, B::contiguous(grad));
+        }
+    }
+}
+
+/// The gradient of a rotation is the inverse rotation.
+#[derive(Debug)]
+struct Rotary;
+
+impl<B: LayerBackend> Backward<B, 1> for Rotary {
+    /// cos, sin, turn
+    type State = [FloatTensor<B>; 3];
+
+    fn backward(self, ops: Ops<Self::State, 1>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let grad = grads.consume::<B>(&ops.node);
+        let ([Some(parent)], [cos, sin, turn]) = (ops.parents, ops.state) else {
+            return;
+        };
+        let gradient = B::rotary(grad, cos, B::float_neg(sin), turn);
+        grads.register::<B>(parent.id, gradient);
+    }
+}

@@ -1,0 +1,242 @@
+//! `Autodiff<B>`: records the backward of each forward and the double backward of each backward.
+//!
+//! A backward has as many outputs as its operation has inputs, but a node of Burn's graph has one output.
+//! So a backward is recorded as one *hub* node (parents: the inputs and the gradient of the output) and
+//! one *port* node (parent: the hub) for each requested gradient. In a backward pass over the graph a port
+//! only stores the cotangent that it receives; the hub, which every pass visits after its ports, then
+//! calls the double backward once with the stored cotangents.
+//!
+//! Third and higher derivatives need no code here: `Autodiff<B>` does not override the double backwards,
+//! and their provided methods are tensor operations of `Autodiff<B>`, which are tracked.
+
+mod attention;
+mod layers;
+mod scan;
+
+use std::fmt::Debug;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use burn::tensor::backend::{AutodiffBackend, Backend};
+use burn::tensor::ops::FloatTensor;
+use burn_autodiff::checkpoint::base::Checkpointer;
+use burn_autodiff::checkpoint::strategy::CheckpointStrategy;
+use burn_autodiff::grads::Gradients;
+use burn_autodiff::ops::{Backward, Ops, OpsKind};
+use burn_autodiff::{Autodiff, NodeId};
+
+/// A function of `N` tensors whose first two derivatives `B` computes in closed form.
+trait Operation<B: Backend, const N: usize>: Clone + Debug + Send + 'static {
+    /// The gradients of `⟨grad, output⟩`, at least those that are `wanted`.
+    fn backward(
+        self,
+        at: Point<B, N>,
+        grad: FloatTensor<B>,
+        wanted: [bool; N],
+    ) -> [Option<FloatTensor<B>>; N];
+
+    /// The gradients to `grad` and to the inputs of `Σ ⟨cotangent, gradient⟩`, where an absent
+    /// cotangent counts as zero.
+    fn double_backward(
+        self,
+        at: Point<B, N>,
+        grad: FloatTensor<B>,
+        cotangents: [Option<FloatTensor<B>>; N],
+    ) -> (FloatTensor<B>, [FloatTensor<B>; N]);
+
+    /// The sum of two gradients to one tensor.
+    fn add(x: FloatTensor<B>, y: FloatTensor<B>) -> FloatTensor<B> {
+        B::float_add(x, y)
+    }
+}
+
+/// The point at which a derivative is taken.
+#[derive(Clone, Debug)]
+struct Point<B: Backend, const N: usize> {
+    inputs: [FloatTensor<B>; N],
+    /// Results of the forward that its derivatives use: functions of the inputs.
+    saved: Vec<FloatTensor<B>>,
+}
+
+/// Records `output`, which `B` computed from `inputs`, in the graph.
+fn forward<B, C, const N: usize>(
+    operation: impl Operation<B, N>,
+    inputs: [FloatTensor<Autodiff<B, C>>; N],
+    output: FloatTensor<B>,
+    saved: Vec<FloatTensor<B>>,
+) -> FloatTensor<Autodiff<B, C>>
+where
+    B: Backend,
+    C: CheckpointStrategy,
+{
+    let nodes = inputs.each_ref().map(|x| x.node.clone());
+    let prep = Forward(operation).prepare::<C>(nodes).compute_bound();
+    match prep.stateful() {
+        OpsKind::Tracked(mut prep) => {
+            let inputs = inputs.each_ref().map(|x| prep.checkpoint(x));
+            prep.finish((inputs, saved), output)
+        }
+        OpsKind::UnTracked(prep) => prep.finish(output),
+    }
+}
+
+/// Computes the backward on `B` and records it in the graph. `M` is `N + 1`.
+fn backward<B, C, const N: usize, const M: usize>(
+    operation: impl Operation<B, N>,
+    inputs: [FloatTensor<Autodiff<B, C>>; N],
+    saved: Vec<FloatTensor<B>>,
+    grad: FloatTensor<Autodiff<B, C>>,
+    wanted: [bool; N],
+) -> [Option<FloatTensor<Autodiff<B, C>>>; N]
+where
+    B: Backend,
+    C: CheckpointStrategy,
+{
+    let at = Point {
+        inputs: inputs.each_ref().map(|x| x.primitive.clone()),
+        saved: saved.clone(),
+    };
+    let gradients = operation
+        .clone()
+        .backward(at, grad.primitive.clone(), wanted);
+    let parents: [_; M] = std::array::from_fn(|i| inputs.get(i).unwrap_or(&grad).node.clone());
+    let received: Received<B, N> = Arc::new(Mutex::new([const { None }; N]));
+    let prep = Hub(operation).prepare::<C>(parents).compute_bound();
+    let OpsKind::Tracked(mut prep) = prep.stateful() else {
+        return gradients.map(|x| x.map(Autodiff::<B, C>::from_inner));
+    };
+    let state = HubState {
+        inputs: inputs.each_ref().map(|x| prep.checkpoint(x)),
+        grad: prep.checkpoint(&grad),
+        saved,
+        received: received.clone(),
+    };
+    // The value of the hub is never read.
+    let hub = prep.finish(state, grad.primitive);
+    let mut index = 0..;
+    gradients.map(|gradient| {
+        let port = Port(index.next().unwrap_or_default());
+        let gradient = gradient?;
+        let prep = port.prepare::<C>([hub.node.clone()]).compute_bound();
+        Some(match prep.stateful() {
+            OpsKind::Tracked(prep) => prep.finish(received.clone(), gradient),
+            OpsKind::UnTracked(prep) => prep.finish(gradient),
+        })
+    })
+}
+
+#[derive(Debug)]
+struct Forward<T>(T);
+
+impl<B: Backend, T: Operation<B, N>, const N: usize> Backward<B, N> for Forward<T> {
+    type State = ([NodeId; N], Vec<FloatTensor<B>>);
+
+    fn backward(
+        self,
+        ops: Ops<Self::State, N>,
+        grads: &mut Gradients,
+        checkpointer: &mut Checkpointer,
+    ) {
+        let grad = grads.consume::<B>(&ops.node);
+        let (inputs, saved) = ops.state.clone();
+        let inputs = inputs.map(|id| checkpointer.retrieve_node_output::<FloatTensor<B>>(id));
+        let wanted = ops.parents.each_ref().map(Option::is_some);
+        let gradients = self.0.backward(Point { inputs, saved }, grad, wanted);
+        for (parent, gradient) in gradients.into_iter().enumerate() {
+            if let Some(gradient) = gradient {
+                add_gradient::<B, T, N, _, N>(&ops, parent, gradient, grads);
+            }
+        }
+    }
+}
+
+/// Adds a gradient to what a parent has already received.
+fn add_gradient<B: Backend, T: Operation<B, N>, const N: usize, S, const M: usize>(
+    ops: &Ops<S, M>,
+    parent: usize,
+    gradient: FloatTensor<B>,
+    grads: &mut Gradients,
+) {
+    let Some(node) = &ops.parents[parent] else {
+        return;
+    };
+    let gradient = match earlier::<B, _, M>(ops, parent, &gradient, grads) {
+        Some(earlier) => T::add(earlier, gradient),
+        None => gradient,
+    };
+    grads.register::<B>(node.id, gradient);
+}
+
+/// The cotangents of a backward's outputs, shared by the ports and their hub.
+type Received<B, const N: usize> = Arc<Mutex<[Option<FloatTensor<B>>; N]>>;
+
+#[derive(Debug)]
+struct Port<const N: usize>(usize);
+
+impl<B: Backend, const N: usize> Backward<B, 1> for Port<N> {
+    type State = Received<B, N>;
+
+    fn backward(self, ops: Ops<Self::State, 1>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let gradient = grads.consume::<B>(&ops.node);
+        let mut received = ops.state.lock().unwrap_or_else(PoisonError::into_inner);
+        received[self.0] = Some(gradient);
+    }
+}
+
+#[derive(Debug)]
+struct Hub<T, const N: usize>(T);
+
+#[derive(Clone, Debug)]
+struct HubState<B: Backend, const N: usize> {
+    inputs: [NodeId; N],
+    grad: NodeId,
+    saved: Vec<FloatTensor<B>>,
+    received: Received<B, N>,
+}
+
+impl<B: Backend, T: Operation<B, N>, const N: usize, const M: usize> Backward<B, M> for Hub<T, N> {
+    type State = HubState<B, N>;
+
+    fn backward(
+        self,
+        ops: Ops<Self::State, M>,
+        grads: &mut Gradients,
+        checkpointer: &mut Checkpointer,
+    ) {
+        let HubState {
+            inputs,
+            grad,
+            saved,
+            received,
+        } = ops.state.clone();
+        let mut value = |id| checkpointer.retrieve_node_output::<FloatTensor<B>>(id);
+        let (inputs, grad) = (inputs.map(&mut value), value(grad));
+        let cotangents = {
+            let mut received = received.lock().unwrap_or_else(PoisonError::into_inner);
+            std::mem::replace(&mut *received, [const { None }; N])
+        };
+        let at = Point { inputs, saved };
+        let (to_grad, to_inputs) = self.0.double_backward(at, grad, cotangents);
+        let gradients = to_inputs.into_iter().chain([to_grad]);
+        for (parent, gradient) in gradients.enumerate() {
+            add_gradient::<B, T, N, _, M>(&ops, parent, gradient, grads);
+        }
+    }
+}
+
+/// The gradients of an operation that returns all of them.
+fn all<T, const N: usize>(gradients: [Option<T>; N]) -> [T; N] {
+    gradients.map(|x| x.expect("all gradients were requested"))
+}
+
+/// Removes and returns the gradient that a parent has already received, so that the caller can add to it
+/// in place. `like` may be any tensor of `B`; its value is not used.
+fn earlier<B: Backend, S, const N: usize>(
+    ops: &Ops<S, N>,
+    parent: usize,
+    like: &FloatTensor<B>,
+    grads: &mut Gradients,
+) -> Option<FloatTensor<B>> {
+    let mut place = Autodiff::<B>::from_inner(like.clone());
+    place.node = ops.parents[parent].clone()?;
+    grads.remove::<B>(&place)
+}

@@ -1,0 +1,262 @@
+//! Launches the kernels of a [`Plan`].
+
+use burn::tensor::{DType, Shape};
+use burn_cubecl::CubeRuntime;
+use burn_cubecl::kernel::into_contiguous;
+use burn_cubecl::ops::numeric::empty_device_contiguous_dtype;
+use burn_cubecl::tensor::CubeTensor;
+use cubecl::prelude::*;
+
+use super::backward::{InputsLaunch, Present};
+use super::plan::Plan;
+use super::tiles::{Own, SizesLaunch, Tiles};
+use super::{backward, double_backward, forward};
+
+impl Plan {
+    pub fn forward<R: CubeRuntime>(
+        &self,
+        inputs: [CubeTensor<R>; 3],
+        scale: f64,
+    ) -> (CubeTensor<R>, CubeTensor<R>) {
+        let [q, k, v] = inputs.map(into_contiguous);
+        let out = self.empty(&q, &self.query, self.dtype);
+        let lse = self.empty(&q, &self.per_query(1), DType::F32);
+        let at = self.launch(&q.client, Own::Queries, self.forward);
+        unsafe {
+            forward::forward::launch_unchecked(
+                &q.client,
+                at.cubes.clone(),
+                at.units,
+                q.clone().into_array_arg(),
+                k.into_array_arg(),
+                v.into_array_arg(),
+                out.clone().into_array_arg(),
+                lse.clone().into_array_arg(),
+                at.sizes(scale),
+                self.forward,
+                self.dtype.into(),
+            );
+        }
+        (out, lse)
+    }
+
+    pub fn backward<R: CubeRuntime>(
+        &self,
+        inputs: [CubeTensor<R>; 3],
+        out: CubeTensor<R>,
+        lse: CubeTensor<R>,
+        grad_out: CubeTensor<R>,
+        scale: f64,
+    ) -> [CubeTensor<R>; 3] {
+        let inputs = Inputs::new(inputs, lse, grad_out, [None, None, None]);
+        let (client, tiles) = (inputs.client(), self.backward);
+        let delta = self.empty(inputs.like(), &self.per_query(1), DType::F32);
+        let dq = self.empty(inputs.like(), &self.query, self.dtype);
+        let dk = self.empty(inputs.like(), &self.key, self.dtype);
+        let dv = self.empty(inputs.like(), &self.key, self.dtype);
+        let at = self.launch(&client, Own::Queries, tiles);
+        unsafe {
+            backward::backward_queries::launch_unchecked(
+                &client,
+                at.cubes.clone(),
+                at.units,
+                inputs.launch(),
+                into_contiguous(out).into_array_arg(),
+                delta.clone().into_array_arg(),
+                dq.clone().into_array_arg(),
+                at.sizes(scale),
+                tiles,
+                self.dtype.into(),
+            );
+        }
+        let at = self.launch(&client, Own::Keys, tiles);
+        unsafe {
+            backward::backward_keys::launch_unchecked(
+                &client,
+                at.cubes.clone(),
+                at.units,
+                inputs.launch(),
+                delta.into_array_arg(),
+                dk.clone().into_array_arg(),
+                dv.clone().into_array_arg(),
+                at.sizes(scale),
+                tiles,
+                self.dtype.into(),
+            );
+        }
+        [dq, dk, dv]
+    }
+
+    pub fn double_backward<R: CubeRuntime>(
+        &self,
+        inputs: [CubeTensor<R>; 3],
+        out: CubeTensor<R>,
+        lse: CubeTensor<R>,
+        grad_out: CubeTensor<R>,
+        cotangents: [Option<CubeTensor<R>>; 3],
+        scale: f64,
+    ) -> [CubeTensor<R>; 4] {
+        let [a, b, c] = cotangents.each_ref().map(Option::is_some);
+        let present = Present { a, b, c };
+        let inputs = Inputs::new(inputs, lse, grad_out, cotangents);
+        let (client, tiles) = (inputs.client(), self.double_backward);
+        let sums = self.empty(inputs.like(), &self.per_query(3), DType::F32);
+        let to_grad_out = self.empty(inputs.like(), &self.query, self.dtype);
+        let to_q = self.empty(inputs.like(), &self.query, self.dtype);
+        let to_k = self.empty(inputs.like(), &self.key, self.dtype);
+        let to_v = self.empty(inputs.like(), &self.key, self.dtype);
+        let at = self.launch(&client, Own::Queries, tiles);
+        unsafe {
+            double_backward::double_backward_sums::launch_unchecked(
+                &client,
+                at.cubes.clone(),
+                at.units,
+                inputs.launch(),
+                into_contiguous(out).into_array_arg(),
+                sums.clone().into_array_arg(),
+                at.sizes(scale),
+                present,
+                tiles,
+                self.dtype.into(),
+            );
+            double_backward::double_backward_queries::launch_unchecked(
+                &client,
+                at.cubes.clone(),
+                at.units,
+                inputs.launch(),
+                sums.clone().into_array_arg(),
+                to_grad_out.clone().into_array_arg(),
+                to_q.clone().into_array_arg(),
+                at.sizes(scale),
+                present,
+                tiles,
+                self.dtype.into(),
+            );
+        }
+        let at = self.launch(&client, Own::Keys, tiles);
+        unsafe {
+            double_backward::double_backward_keys::launch_unchecked(
+                &client,
+                at.cubes.clone(),
+                at.units,
+                inputs.launch(),
+                sums.into_array_arg(),
+                to_k.clone().into_array_arg(),
+                to_v.clone().into_array_arg(),
+                at.sizes(scale),
+                present,
+                tiles,
+                self.dtype.into(),
+            );
+        }
+        [to_grad_out, to_q, to_k, to_v]
+    }
+
+    /// The shape of `numbers` tensors, one after the other, with one value per query and head.
+    fn per_query(&self, numbers: usize) -> Shape {
+        let [batch, heads, len, _] = self.query.dims();
+        match numbers {
+            1 => Shape::new([batch, heads, len, 1]),
+            _ => Shape::new([numbers, batch, heads, len]),
+        }
+    }
+
+    /// An uninitialised tensor on the device of `like`.
+    fn empty<R: CubeRuntime>(
+        &self,
+        like: &CubeTensor<R>,
+        shape: &Shape,
+        dtype: DType,
+    ) -> CubeTensor<R> {
+        empty_device_contiguous_dtype(
+            like.client.clone(),
+            like.device.clone(),
+            shape.clone(),
+            dtype,
+        )
+    }
+
+    /// A launch in which each cube computes one tile of queries or of keys.
+    fn launch<R: CubeRuntime>(&self, client: &ComputeClient<R>, own: Own, tiles: Tiles) -> Launch {
+        let [batch, query_heads, query_len, _] = self.query.dims();
+        let [_, key_heads, key_len, _] = self.key.dims();
+        let (heads, len) = match own {
+            Own::Queries => (batch * query_heads, query_len),
+            Own::Keys => (batch * key_heads, key_len),
+        };
+        // One axis of the grid may not have room for all heads.
+        let most = client.properties().hardware.max_cube_count.1 as usize;
+        let deep = heads.div_ceil(most).max(1);
+        let high = heads.div_ceil(deep);
+        let wide = len.div_ceil(tiles.side);
+        Launch {
+            cubes: CubeCount::Static(wide as u32, high as u32, deep as u32),
+            units: CubeDim::new_1d(tiles.units() as u32),
+            heads,
+            group: query_heads / key_heads,
+            query_len,
+            key_len,
+        }
+    }
+}
+
+/// One launch of one kernel.
+struct Launch {
+    cubes: CubeCount,
+    units: CubeDim,
+    heads: usize,
+    group: usize,
+    query_len: usize,
+    key_len: usize,
+}
+
+impl Launch {
+    fn sizes<R: CubeRuntime>(&self, scale: f64) -> SizesLaunch<R> {
+        SizesLaunch::new(
+            self.heads,
+            self.group,
+            self.query_len,
+            self.key_len,
+            scale as f32,
+        )
+    }
+}
+
+/// The inputs of the derivatives' kernels, contiguous.
+struct Inputs<R: CubeRuntime> {
+    /// q, k, v, grad_out, a, b, c
+    tensors: [CubeTensor<R>; 7],
+    lse: CubeTensor<R>,
+}
+
+impl<R: CubeRuntime> Inputs<R> {
+    fn new(
+        [q, k, v]: [CubeTensor<R>; 3],
+        lse: CubeTensor<R>,
+        grad_out: CubeTensor<R>,
+        cotangents: [Option<CubeTensor<R>>; 3],
+    ) -> Self {
+        let q = into_contiguous(q);
+        let [a, b, c] = cotangents.map(|x| x.unwrap_or_else(|| q.clone()));
+        Self {
+            tensors: [q, k, v, grad_out, a, b, c].map(into_contiguous),
+            lse: into_contiguous(lse),
+        }
+    }
+
+    /// A tensor on the device of the inputs.
+    fn like(&self) -> &CubeTensor<R> {
+        &self.tensors[0]
+    }
+
+    fn client(&self) -> ComputeClient<R> {
+        self.like().client.clone()
+    }
+
+    fn launch<F: Float>(&self) -> InputsLaunch<F, R> {
+        let [q, k, v, grad_out, a, b, c] =
+            self.tensors.each_ref().map(|x| x.clone().into_array_arg());
+        let lse = self.lse.clone().into_array_arg();
+        InputsLaunch::new(q, k, v, grad_out, a, b, c, lse)
+    }
+}

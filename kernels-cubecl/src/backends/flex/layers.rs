@@ -1,0 +1,152 @@
+//! The Flex implementation of the layers: loops for f32, the reference for the rest.
+
+use burn::tensor::ops::{FloatTensor, FloatTensorOps, IntTensor};
+use burn::tensor::{DType, TensorMetadata};
+use burn_flex::Flex;
+
+use super::memory::single;
+use super::{heads, losses, matmul, norm, swiglu};
+use crate::LayerBackend;
+use crate::reference::primitives;
+
+type F = FloatTensor<Flex>;
+
+impl LayerBackend for Flex {
+    /// Burn's own product first fills the result with zeros and copies it.
+    fn product(lhs: F, rhs: F) -> F {
+        match lhs.dtype() {
+            DType::F32 => matmul::product(&lhs, &rhs),
+            _ => Flex::float_matmul(lhs, rhs),
+        }
+    }
+
+    fn add_product(mut to: F, lhs: F, rhs: F) -> F {
+        match in_place(&mut to) {
+            Some(to) => matmul::add_product(to, &lhs, &rhs),
+            None => return Flex::float_add(to, Self::product(lhs, rhs)),
+        }
+        to
+    }
+
+    fn add(mut x: F, y: F) -> F {
+        let numbers = single([&y]);
+        match (in_place(&mut x), &numbers) {
+            (Some(x), Some([y])) => matmul::add(x, y.storage()),
+            _ => return Flex::float_add(x, y),
+        }
+        x
+    }
+
+    fn token_losses(logits: F, targets: IntTensor<Flex>) -> F {
+        match single([&logits]) {
+            Some([logits]) => losses::forward(logits, indices(targets)),
+            None => primitives::token_losses::<Flex>(logits, targets),
+        }
+    }
+
+    fn token_losses_backward(logits: F, targets: IntTensor<Flex>, grad: F) -> F {
+        match single([&logits, &grad]) {
+            Some([logits, grad]) => losses::backward(logits, indices(targets), grad),
+            None => primitives::token_losses_backward::<Flex>(logits, targets, grad),
+        }
+    }
+
+    fn token_losses_double_backward(logits: F, targets: IntTensor<Flex>, grad: F, a: F) -> [F; 2] {
+        match single([&logits, &grad, &a]) {
+            Some([logits, grad, a]) => losses::double_backward(logits, indices(targets), grad, a),
+            None => primitives::token_losses_double_backward::<Flex>(logits, targets, grad, a),
+        }
+    }
+
+    fn contiguous(x: F) -> F {
+        match x.dtype() == DType::F32 && !x.is_contiguous() {
+            true => heads::contiguous(x),
+            false => x,
+        }
+    }
+
+    fn rms_norm(x: F, weight: F, epsilon: f64) -> F {
+        match single([&x, &weight]) {
+            Some([x, weight]) => norm::forward(x, weight, epsilon),
+            None => primitives::rms_norm::<Flex>(x, weight, epsilon),
+        }
+    }
+
+    fn rms_norm_backward(
+        x: F,
+        weight: F,
+        grad: F,
+        epsilon: f64,
+        wants_weight: bool,
+    ) -> (F, Option<F>) {
+        match single([&x, &weight, &grad]) {
+            Some([x, weight, grad]) => norm::backward(x, weight, grad, epsilon, wants_weight),
+            None => primitives::rms_norm_backward::<Flex>(x, weight, grad, epsilon, wants_weight),
+        }
+    }
+
+    /// The loop is for the case without a cotangent of dw, as when only the gradient to x was used.
+    fn rms_norm_double_backward(
+        x: F,
+        weight: F,
+        grad: F,
+        cotangents: [Option<F>; 2],
+        epsilon: f64,
+    ) -> [F; 3] {
+        if let [Some(a), None] = &cotangents
+            && let Some([x, weight, grad, a]) = single([&x, &weight, &grad, a])
+        {
+            return norm::double_backward(x, weight, grad, a, epsilon);
+        }
+        primitives::rms_norm_double_backward::<Flex>(x, weight, grad, cotangents, epsilon)
+    }
+
+    fn swiglu(gate: F, up: F) -> F {
+        match single([&gate, &up]) {
+            Some([gate, up]) => swiglu::forward(gate, up),
+            None => primitives::swiglu::<Flex>(gate, up),
+        }
+    }
+
+    fn swiglu_backward(gate: F, up: F, grad: F) -> [F; 2] {
+        match single([&gate, &up, &grad]) {
+            Some([gate, up, grad]) => swiglu::backward(gate, up, grad),
+            None => primitives::swiglu_backward::<Flex>(gate, up, grad),
+        }
+    }
+
+    fn swiglu_double_backward(gate: F, up: F, grad: F, cotangents: [Option<F>; 2]) -> [F; 3] {
+        if let [Some(a), Some(b)] = &cotangents
+            && let Some(inputs) = single([&gate, &up, &grad, a, b])
+        {
+            return swiglu::double_backward(inputs);
+        }
+        primitives::swiglu_double_backward::<Flex>(gate, up, grad, cotangents)
+    }
+
+    fn rotary(x: F, cos: F, sin: F, turn: F) -> F {
+        let [.., d] = x.shape().dims::<4>();
+        let half = single([&turn]).and_then(|[turn]| heads::half_of(turn.storage(), d));
+        let table = single([&cos, &sin]).filter(|_| x.dtype() == DType::F32);
+        if let (Some([cos, sin]), Some(half)) = (table, half) {
+            return heads::rotary(x, cos, sin, half);
+        }
+        primitives::rotary::<Flex>(x, cos, sin, turn)
+    }
+}
+
+/// The values of a contiguous f32 tensor that is the only user of its memory.
+fn in_place(x: &mut F) -> Option<&mut [f32]> {
+    let count = x.layout().shape().num_elements();
+    let in_one_piece = x.layout().contiguous_offsets() == Some((0, count));
+    match x.dtype() == DType::F32 && in_one_piece {
+        true => Some(&mut x.try_storage_mut()?[..count]),
+        false => None,
+    }
+}
+
+/// Token ids as indices.
+fn indices(x: IntTensor<Flex>) -> Vec<usize> {
+    let data = x.into_data();
+    data.iter::<i64>().map(|id| id as usize).collect()
+}

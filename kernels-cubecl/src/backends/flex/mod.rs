@@ -1,0 +1,20 @@
+//! Loops for Burn's CPU backend, Flex, in f32. The reference computes tensors of other types, and the scan.
+
+mod attention;
+mod blocks;
+mod heads;
+mod layers;
+mod losses;
+mod matmul;
+mod memory;
+mod norm;
+mod parallel;
+mod swiglu;
+mod triangular;
+mod vector;
+
+use burn_flex::Flex;
+
+use crate::ScanBackend;
+
+impl ScanBackend for Flex {}

@@ -1,0 +1,134 @@
+//! RMS normalisation, one row at a time.
+
+use burn_flex::FlexTensor;
+
+use super::memory::like;
+use super::parallel::{Blank, parts};
+use super::vector::{LANES, dot, sum};
+
+pub fn forward(x: FlexTensor, weight: FlexTensor, epsilon: f64) -> FlexTensor {
+    let w = weight.storage::<f32>();
+    let ([y], _) = parts(
+        [x.storage()],
+        w.len(),
+        #[inline(always)]
+        |[x]: [&[f32]; 1], [y]: [Blank<'_>; 1]| {
+            for (x, y) in x.chunks_exact(w.len()).zip(y.chunks_exact_mut(w.len())) {
+                let r = inverse_rms(x, epsilon);
+                for ((y, x), w) in y.iter_mut().zip(x).zip(w) {
+                    y.write(x * r * w);
+                }
+            }
+        },
+    );
+    like(&x, y)
+}
+
+pub fn backward(
+    x: FlexTensor,
+    weight: FlexTensor,
+    grad: FlexTensor,
+    epsilon: f64,
+    wants_weight: bool,
+) -> (FlexTensor, Option<FlexTensor>) {
+    let w = weight.storage::<f32>();
+    let d = w.len();
+    let ([dx], sums) = parts(
+        [x.storage(), grad.storage()],
+        d,
+        #[inline(always)]
+        |[x, g]: [&[f32]; 2], [dx]: [Blank<'_>; 1]| {
+            let mut dw = vec![0.0; if wants_weight { d } else { 0 }];
+            let rows = x.chunks_exact(d).zip(g.chunks_exact(d));
+            for ((x, g), dx) in rows.zip(dx.chunks_exact_mut(d)) {
+                let r = inverse_rms(x, epsilon);
+                let along = r * r * r * dot3(x, w, g) / d as f32;
+                for (((dx, x), g), w) in dx.iter_mut().zip(x).zip(g).zip(w) {
+                    dx.write(r * w * g - along * x);
+                }
+                for ((dw, g), x) in dw.iter_mut().zip(g).zip(x) {
+                    *dw += g * x * r;
+                }
+            }
+            dw
+        },
+    );
+    let dw = wants_weight.then(|| like(&weight, total(sums, d)));
+    (like(&x, dx), dw)
+}
+
+/// The double backward for the cotangent `a` of dx, without a cotangent of dw.
+pub fn double_backward(
+    x: FlexTensor,
+    weight: FlexTensor,
+    grad: FlexTensor,
+    a: FlexTensor,
+    epsilon: f64,
+) -> [FlexTensor; 3] {
+    let w = weight.storage::<f32>();
+    let d = w.len();
+    let inputs = [x.storage(), grad.storage(), a.storage()];
+    let ([to_grad, to_x], sums) = parts(
+        inputs,
+        d,
+        #[inline(always)]
+        |[x, g, a]: [&[f32]; 3], [to_grad, to_x]: [Blank<'_>; 2]| {
+            let mut to_weight = vec![0.0; d];
+            let rows = x
+                .chunks_exact(d)
+                .zip(g.chunks_exact(d))
+                .zip(a.chunks_exact(d));
+            let outputs = to_grad.chunks_exact_mut(d).zip(to_x.chunks_exact_mut(d));
+            for (((x, g), a), (to_grad, to_x)) in rows.zip(outputs) {
+                let r = inverse_rms(x, epsilon);
+                let (p, q, t) = (dot3(a, w, g), dot(a, x), dot3(x, w, g));
+                let cube = r * r * r / d as f32;
+                let along = 3.0 * r * r * q * t / d as f32 - p;
+                let outputs = to_grad.iter_mut().zip(to_x).zip(&mut to_weight);
+                let inputs = x.iter().zip(g).zip(a).zip(w);
+                for (((to_grad, to_x), to_weight), (((x, g), a), w)) in outputs.zip(inputs) {
+                    let ja = r * a - cube * q * x;
+                    to_grad.write(w * ja);
+                    to_x.write(cube * (along * x - t * a - q * w * g));
+                    *to_weight += g * ja;
+                }
+            }
+            to_weight
+        },
+    );
+    let to_weight = like(&weight, total(sums, d));
+    [like(&x, to_grad), like(&x, to_x), to_weight]
+}
+
+#[inline(always)]
+fn inverse_rms(x: &[f32], epsilon: f64) -> f32 {
+    let mean_square = dot(x, x) / x.len() as f32;
+    (mean_square + epsilon as f32).sqrt().recip()
+}
+
+/// The sum of `x ∘ w ∘ y`.
+#[inline(always)]
+fn dot3(x: &[f32], w: &[f32], y: &[f32]) -> f32 {
+    let (x, x_rest) = x.as_chunks::<LANES>();
+    let (w, w_rest) = w.as_chunks::<LANES>();
+    let (y, y_rest) = y.as_chunks::<LANES>();
+    let mut lanes = [0.0; LANES];
+    for ((x, w), y) in x.iter().zip(w).zip(y) {
+        for (((lane, x), w), y) in lanes.iter_mut().zip(x).zip(w).zip(y) {
+            *lane += x * w * y;
+        }
+    }
+    let rest = x_rest.iter().zip(w_rest).zip(y_rest);
+    sum(&lanes) + rest.map(|((x, w), y)| x * w * y).sum::<f32>()
+}
+
+/// The sum of the parts, in their order.
+fn total(parts: Vec<Vec<f32>>, d: usize) -> Vec<f32> {
+    let mut total = vec![0.0; d];
+    for part in parts {
+        for (total, x) in total.iter_mut().zip(part) {
+            *total += x;
+        }
+    }
+    total
+}

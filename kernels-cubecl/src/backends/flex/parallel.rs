@@ -1,0 +1,92 @@
+//! Loops over f32 tensors, split over the threads in parts whose bounds and order depend on the sizes
+//! alone, so that results do not depend on the number of threads.
+
+use std::mem::MaybeUninit;
+use std::ops::Range;
+
+use rayon::prelude::*;
+
+use super::vector::dispatch;
+
+/// Values of each tensor in a part: inputs and outputs of a part fit a core's private cache.
+pub const PART: usize = 16 * 1024;
+
+/// Values that are not written yet.
+pub type Blank<'a> = &'a mut [MaybeUninit<f32>];
+
+/// Allocates `O` outputs of `len` values and calls `f` on parts of whole rows of `width` values: with the
+/// part's range and its slices of the outputs, which `f` must write completely. Returns the outputs and the
+/// results of `f` in the order of the parts.
+///
+/// `len` is a multiple of `width`. `f` must be `#[inline(always)]` to be compiled for the instruction set
+/// that [`dispatch`] selects.
+pub fn fill<const O: usize, R: Send>(
+    len: usize,
+    width: usize,
+    f: impl Fn(Range<usize>, [Blank<'_>; O]) -> R + Sync,
+) -> ([Vec<f32>; O], Vec<R>) {
+    let part = PART.div_ceil(width) * width;
+    let mut outputs: [Vec<f32>; O] = std::array::from_fn(|_| Vec::with_capacity(len));
+    let mut blank = outputs
+        .each_mut()
+        .map(|x| x.spare_capacity_mut()[..len].chunks_mut(part));
+    let work: Vec<_> = (0..len.div_ceil(part))
+        .map(|index| {
+            let outputs = blank.each_mut().map(|x| x.next().unwrap_or_default());
+            (index * part..len.min((index + 1) * part), outputs)
+        })
+        .collect();
+    let run = |(range, outputs)| {
+        dispatch(
+            #[inline(always)]
+            || f(range, outputs),
+        )
+    };
+    let results = match work.len() {
+        1 => work.into_iter().map(run).collect(),
+        _ => work.into_par_iter().with_max_len(1).map(run).collect(),
+    };
+    for output in &mut outputs {
+        // SAFETY: the parts cover the output, and `f` has written every part completely.
+        unsafe { output.set_len(len) };
+    }
+    (outputs, results)
+}
+
+/// [`fill`] where each part of the outputs is computed from the same part of the inputs, all of equal length.
+pub fn parts<const I: usize, const O: usize, R: Send>(
+    inputs: [&[f32]; I],
+    width: usize,
+    f: impl Fn([&[f32]; I], [Blank<'_>; O]) -> R + Sync,
+) -> ([Vec<f32>; O], Vec<R>) {
+    fill(
+        inputs[0].len(),
+        width,
+        #[inline(always)]
+        |range, outputs| f(inputs.map(|x| &x[range.clone()]), outputs),
+    )
+}
+
+/// Computes each value of the outputs from the values of the inputs at the same index; `f` as for [`fill`].
+pub fn map<const I: usize, const O: usize>(
+    inputs: [&[f32]; I],
+    f: impl Fn([f32; I]) -> [f32; O] + Sync,
+) -> [Vec<f32>; O] {
+    let (outputs, _) = parts(
+        inputs,
+        1,
+        #[inline(always)]
+        |inputs: [&[f32]; I], mut outputs: [Blank<'_>; O]| {
+            let len = inputs[0].len();
+            let inputs = inputs.map(|x| &x[..len]);
+            let outputs = outputs.each_mut().map(|x| &mut x[..len]);
+            for i in 0..len {
+                let y = f(std::array::from_fn(|k| inputs[k][i]));
+                for k in 0..O {
+                    outputs[k][i].write(y[k]);
+                }
+            }
+        },
+    );
+    outputs
+}

@@ -1,0 +1,257 @@
+//! The layers around attention: the trait that backends implement and the checked calls on tensors.
+
+use burn::tensor::backend::Backend;
+use burn::tensor::ops::{FloatTensor, IntTensor};
+use burn::tensor::{Int, Tensor};
+
+use crate::reference::primitives;
+use crate::{lift, lower};
+
+/// A backend that computes matrix products, RMS normalisation, SwiGLU, rotary positions and
+/// cross-entropies, and the first two derivatives of each.
+///
+/// The provided methods compute with [`reference::layers`](crate::reference::layers). The methods do not
+/// check their arguments; [`product`], [`rms_norm`], [`swiglu`], [`rotary`] and [`token_losses`] do.
+/// Tensors may have any strides.
+pub trait LayerBackend: Backend {
+    /// `lhs · rhs` for `lhs` `[m, k]` and `rhs` `[k, n]`. Its gradients are products as well.
+    fn product(lhs: FloatTensor<Self>, rhs: FloatTensor<Self>) -> FloatTensor<Self> {
+        Self::float_matmul(lhs, rhs)
+    }
+
+    /// `to + lhs · rhs`.
+    fn add_product(
+        to: FloatTensor<Self>,
+        lhs: FloatTensor<Self>,
+        rhs: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        Self::float_add(to, Self::product(lhs, rhs))
+    }
+
+    /// `x + y`, of the same shape.
+    fn add(x: FloatTensor<Self>, y: FloatTensor<Self>) -> FloatTensor<Self> {
+        Self::float_add(x, y)
+    }
+
+    /// `−log p` of each row's target: logits `[rows, vocab_size]`, targets `[rows]` → `[rows]`.
+    fn token_losses(logits: FloatTensor<Self>, targets: IntTensor<Self>) -> FloatTensor<Self> {
+        primitives::token_losses::<Self>(logits, targets)
+    }
+
+    /// The gradient of `⟨grad, token_losses(logits)⟩`, `[rows, vocab_size]`.
+    fn token_losses_backward(
+        logits: FloatTensor<Self>,
+        targets: IntTensor<Self>,
+        grad: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        primitives::token_losses_backward::<Self>(logits, targets, grad)
+    }
+
+    /// The gradients to `[grad, logits]` of `⟨a, dlogits⟩`.
+    fn token_losses_double_backward(
+        logits: FloatTensor<Self>,
+        targets: IntTensor<Self>,
+        grad: FloatTensor<Self>,
+        a: FloatTensor<Self>,
+    ) -> [FloatTensor<Self>; 2] {
+        primitives::token_losses_double_backward::<Self>(logits, targets, grad, a)
+    }
+
+    /// `x` `[batch, seq, heads, head_dim]` in contiguous memory, where the backend has a faster copy than
+    /// Burn. The provided method returns `x` as it is: Burn copies it where an operation needs that.
+    fn contiguous(x: FloatTensor<Self>) -> FloatTensor<Self> {
+        x
+    }
+
+    /// `x / √(mean(x²) + ε) ∘ w` for `x` `[batch, seq, d]` and `weight` `[d]`.
+    fn rms_norm(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        epsilon: f64,
+    ) -> FloatTensor<Self> {
+        primitives::rms_norm::<Self>(x, weight, epsilon)
+    }
+
+    /// The gradients `(dx, dw)` of `⟨grad, rms_norm(x, w)⟩`; `dw` only if `wants_weight`.
+    fn rms_norm_backward(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+        epsilon: f64,
+        wants_weight: bool,
+    ) -> (FloatTensor<Self>, Option<FloatTensor<Self>>) {
+        primitives::rms_norm_backward::<Self>(x, weight, grad, epsilon, wants_weight)
+    }
+
+    /// The gradients to `[grad, x, w]` of `⟨a, dx⟩ + ⟨c, dw⟩`, where `cotangents = [a, c]` and an absent
+    /// cotangent counts as zero.
+    fn rms_norm_double_backward(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+        cotangents: [Option<FloatTensor<Self>>; 2],
+        epsilon: f64,
+    ) -> [FloatTensor<Self>; 3] {
+        primitives::rms_norm_double_backward::<Self>(x, weight, grad, cotangents, epsilon)
+    }
+
+    /// `silu(gate) ∘ up`, both `[batch, seq, d_ff]`.
+    fn swiglu(gate: FloatTensor<Self>, up: FloatTensor<Self>) -> FloatTensor<Self> {
+        primitives::swiglu::<Self>(gate, up)
+    }
+
+    /// The gradients to `[gate, up]` of `⟨grad, swiglu(gate, up)⟩`.
+    fn swiglu_backward(
+        gate: FloatTensor<Self>,
+        up: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+    ) -> [FloatTensor<Self>; 2] {
+        primitives::swiglu_backward::<Self>(gate, up, grad)
+    }
+
+    /// The gradients to `[grad, gate, up]` of `⟨a, dgate⟩ + ⟨b, dup⟩`, where `cotangents = [a, b]` and an
+    /// absent cotangent counts as zero.
+    fn swiglu_double_backward(
+        gate: FloatTensor<Self>,
+        up: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+        cotangents: [Option<FloatTensor<Self>>; 2],
+    ) -> [FloatTensor<Self>; 3] {
+        primitives::swiglu_double_backward::<Self>(gate, up, grad, cotangents)
+    }
+
+    /// Rotates each head of `x` `[batch, seq, heads, head_dim]` by the angles of its position; `cos`, `sin`
+    /// and `turn` as in [`rotary`]. The gradient is the same rotation with `−sin`.
+    fn rotary(
+        x: FloatTensor<Self>,
+        cos: FloatTensor<Self>,
+        sin: FloatTensor<Self>,
+        turn: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        primitives::rotary::<Self>(x, cos, sin, turn)
+    }
+}
+
+/// The matrix product `lhs · rhs`: Burn's own, except on backends where this crate has a faster one.
+///
+/// # Shapes
+///
+/// - `lhs`: `[m, k]`, `rhs`: `[k, n]`; output: `[m, n]`
+///
+/// # Panics
+///
+/// If the inner dimensions differ.
+pub fn product<B: LayerBackend>(lhs: Tensor<B, 2>, rhs: Tensor<B, 2>) -> Tensor<B, 2> {
+    let (left, right) = (lhs.dims(), rhs.dims());
+    assert_eq!(
+        left[1], right[0],
+        "product: the inner dimensions of {left:?} and {right:?} differ"
+    );
+    lift(B::product(lower(lhs), lower(rhs)))
+}
+
+/// The cross-entropy `−log p` of each target, with `p` the softmax of its logits.
+///
+/// # Shapes
+///
+/// - `logits`: `[batch, seq, vocab_size]`
+/// - `targets` and output: `[batch, seq]`; targets are below `vocab_size`, which is not checked
+///
+/// # Panics
+///
+/// If the shapes differ in `batch` or `seq`.
+pub fn token_losses<B: LayerBackend>(
+    logits: Tensor<B, 3>,
+    targets: Tensor<B, 2, Int>,
+) -> Tensor<B, 2> {
+    let [batch, seq, vocab] = logits.dims();
+    assert_eq!(
+        targets.dims(),
+        [batch, seq],
+        "token_losses: the targets must have the shape [batch, seq] of the logits"
+    );
+    let logits = lower(logits.reshape([batch * seq, vocab]));
+    let targets = targets.reshape([batch * seq]).into_primitive();
+    let losses: Tensor<B, 1> = lift(B::token_losses(logits, targets));
+    losses.reshape([batch, seq])
+}
+
+/// `x` `[batch, seq, heads, head_dim]` with the same values; on backends with a fast copy
+/// ([`LayerBackend::contiguous`]) both it and its gradient are contiguous in memory, so that merging the heads
+/// needs no further copy.
+pub fn contiguous<B: LayerBackend>(x: Tensor<B, 4>) -> Tensor<B, 4> {
+    lift(B::contiguous(lower(x)))
+}
+
+/// Root mean square normalisation, `x / √(mean(x²) + ε) ∘ w` (arXiv 1910.07467). 16-bit inputs are
+/// normalised in f32.
+///
+/// # Shapes
+///
+/// - `x` and output: `[batch, seq, d]`
+/// - `weight`: `[d]`
+///
+/// # Panics
+///
+/// If the last dimensions differ.
+pub fn rms_norm<B: LayerBackend>(
+    x: Tensor<B, 3>,
+    weight: Tensor<B, 1>,
+    epsilon: f64,
+) -> Tensor<B, 3> {
+    let ([_, _, width], [d]) = (x.dims(), weight.dims());
+    assert_eq!(
+        width, d,
+        "rms_norm: the last dimensions of x and weight differ"
+    );
+    lift(B::rms_norm(lower(x), lower(weight), epsilon))
+}
+
+/// SwiGLU: `silu(gate) ∘ up`, with `silu(x) = x σ(x)` (arXiv 2002.05202).
+///
+/// # Shapes
+///
+/// - `gate`, `up` and output: `[batch, seq, d_ff]`
+///
+/// # Panics
+///
+/// If the shapes differ.
+pub fn swiglu<B: LayerBackend>(gate: Tensor<B, 3>, up: Tensor<B, 3>) -> Tensor<B, 3> {
+    let shapes = (gate.dims(), up.dims());
+    assert_eq!(
+        shapes.0, shapes.1,
+        "swiglu: the shapes of gate and up differ"
+    );
+    lift(B::swiglu(lower(gate), lower(up)))
+}
+
+/// Rotary positions (arXiv 2104.09864): `x ∘ cos + (x T) ∘ sin`.
+///
+/// # Shapes
+///
+/// - `x` and output: `[batch, seq, heads, head_dim]`
+/// - `cos`, `sin`: `[1, seq, head_dim]`, of each position's angles; the two dimensions of a rotated pair
+///   have the same angle
+/// - `turn`: T, `[head_dim, head_dim]`, swaps the dimensions of each pair and negates the first
+///
+/// # Panics
+///
+/// If the shapes of `cos`, `sin` or `turn` do not match `x`.
+pub fn rotary<B: LayerBackend>(
+    x: Tensor<B, 4>,
+    cos: Tensor<B, 3>,
+    sin: Tensor<B, 3>,
+    turn: Tensor<B, 2>,
+) -> Tensor<B, 4> {
+    let [_, seq, _, head_dim] = x.dims();
+    let fits = [cos.dims(), sin.dims()] == [[1, seq, head_dim]; 2];
+    assert!(
+        fits && turn.dims() == [head_dim; 2],
+        "rotary: the shapes do not match: x {:?}, cos {:?}, sin {:?}, turn {:?}",
+        x.dims(),
+        cos.dims(),
+        sin.dims(),
+        turn.dims()
+    );
+    lift(B::rotary(lower(x), lower(cos), lower(sin), lower(turn)))
+}

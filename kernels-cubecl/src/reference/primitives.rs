@@ -1,0 +1,148 @@
+//! The reference on backends' primitives, for the traits' provided methods and for kernels that fall
+//! back to it. Shapes and arguments are those of the traits' methods.
+
+use burn::tensor::Tensor;
+use burn::tensor::backend::Backend;
+use burn::tensor::ops::{FloatTensor, IntTensor};
+
+use super::{attention, layers, scan};
+use crate::ops::scan::Direction;
+use crate::{lift, lower};
+
+pub fn causal_attention<B: Backend>(
+    inputs: [FloatTensor<B>; 3],
+    scale: f64,
+) -> (FloatTensor<B>, FloatTensor<B>) {
+    let [q, k, v] = inputs.map(lift);
+    let (out, lse) = attention::forward::<B>(q, k, v, scale);
+    (lower(out), lower(lse))
+}
+
+pub fn causal_attention_backward<B: Backend>(
+    inputs: [FloatTensor<B>; 3],
+    lse: FloatTensor<B>,
+    grad_out: FloatTensor<B>,
+    scale: f64,
+) -> [FloatTensor<B>; 3] {
+    let [q, k, v] = inputs.map(lift);
+    let at = attention::Point::new(q, k, v, lift(lse), scale);
+    attention::backward::<B>(at, lift(grad_out)).map(lower)
+}
+
+pub fn causal_attention_double_backward<B: Backend>(
+    inputs: [FloatTensor<B>; 3],
+    lse: FloatTensor<B>,
+    grad_out: FloatTensor<B>,
+    cotangents: [Option<FloatTensor<B>>; 3],
+    scale: f64,
+) -> [FloatTensor<B>; 4] {
+    let [q, k, v] = inputs.map(lift);
+    let at = attention::Point::new(q, k, v, lift(lse), scale);
+    let cotangents = cotangents.map(|c| c.map(lift));
+    attention::double_backward::<B>(at, lift(grad_out), cotangents).map(lower)
+}
+
+pub fn token_losses<B: Backend>(logits: FloatTensor<B>, targets: IntTensor<B>) -> FloatTensor<B> {
+    let targets = Tensor::from_primitive(targets);
+    lower(layers::token_losses::<B>(lift(logits), targets))
+}
+
+pub fn token_losses_backward<B: Backend>(
+    logits: FloatTensor<B>,
+    targets: IntTensor<B>,
+    grad: FloatTensor<B>,
+) -> FloatTensor<B> {
+    let targets = Tensor::from_primitive(targets);
+    lower(layers::token_losses_backward::<B>(
+        lift(logits),
+        targets,
+        lift(grad),
+    ))
+}
+
+pub fn token_losses_double_backward<B: Backend>(
+    logits: FloatTensor<B>,
+    targets: IntTensor<B>,
+    grad: FloatTensor<B>,
+    a: FloatTensor<B>,
+) -> [FloatTensor<B>; 2] {
+    let targets = Tensor::from_primitive(targets);
+    let (logits, grad) = (lift(logits), lift(grad));
+    let (to_grad, to_logits) =
+        layers::token_losses_double_backward::<B>(logits, targets, grad, lift(a));
+    [lower(to_grad), lower(to_logits)]
+}
+
+pub fn rms_norm<B: Backend>(
+    x: FloatTensor<B>,
+    weight: FloatTensor<B>,
+    epsilon: f64,
+) -> FloatTensor<B> {
+    lower(layers::rms_norm::<B>(lift(x), lift(weight), epsilon))
+}
+
+pub fn rms_norm_backward<B: Backend>(
+    x: FloatTensor<B>,
+    weight: FloatTensor<B>,
+    grad: FloatTensor<B>,
+    epsilon: f64,
+    wants_weight: bool,
+) -> (FloatTensor<B>, Option<FloatTensor<B>>) {
+    let (x, weight, grad) = (lift(x), lift(weight), lift(grad));
+    let (dx, dw) = layers::rms_norm_backward::<B>(x, weight, grad, epsilon, wants_weight);
+    (lower(dx), dw.map(lower))
+}
+
+pub fn rms_norm_double_backward<B: Backend>(
+    x: FloatTensor<B>,
+    weight: FloatTensor<B>,
+    grad: FloatTensor<B>,
+    [a, c]: [Option<FloatTensor<B>>; 2],
+    epsilon: f64,
+) -> [FloatTensor<B>; 3] {
+    let (x, weight, grad) = (lift(x), lift(weight), lift(grad));
+    let (a, c) = (a.map(lift), c.map(lift));
+    let (to_grad, to_x, to_weight) =
+        layers::rms_norm_double_backward::<B>(x, weight, grad, a, c, epsilon);
+    [lower(to_grad), lower(to_x), lower(to_weight)]
+}
+
+pub fn swiglu<B: Backend>(gate: FloatTensor<B>, up: FloatTensor<B>) -> FloatTensor<B> {
+    lower(layers::swiglu::<B>(lift(gate), lift(up)))
+}
+
+pub fn swiglu_backward<B: Backend>(
+    gate: FloatTensor<B>,
+    up: FloatTensor<B>,
+    grad: FloatTensor<B>,
+) -> [FloatTensor<B>; 2] {
+    layers::swiglu_backward::<B>(lift(gate), lift(up), lift(grad)).map(lower)
+}
+
+pub fn swiglu_double_backward<B: Backend>(
+    gate: FloatTensor<B>,
+    up: FloatTensor<B>,
+    grad: FloatTensor<B>,
+    cotangents: [Option<FloatTensor<B>>; 2],
+) -> [FloatTensor<B>; 3] {
+    let cotangents = cotangents.map(|x| x.map(lift));
+    layers::swiglu_double_backward::<B>(lift(gate), lift(up), lift(grad), cotangents).map(lower)
+}
+
+pub fn rotary<B: Backend>(
+    x: FloatTensor<B>,
+    cos: FloatTensor<B>,
+    sin: FloatTensor<B>,
+    turn: FloatTensor<B>,
+) -> FloatTensor<B> {
+    let (cos, sin, turn) = (lift(cos), lift(sin), lift(turn));
+    lower(layers::rotary::<B>(lift(x), cos, sin, turn))
+}
+
+pub fn linear_scan<B: Backend>(
+    a: FloatTensor<B>,
+    b: FloatTensor<B>,
+    direction: Direction,
+) -> FloatTensor<B> {
+    lower(scan::linear_scan::<B>(lift(a), lift(b), direction))
+}

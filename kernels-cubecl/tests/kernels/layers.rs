@@ -1,0 +1,332 @@
+//! The layers around attention against plain tensor operations differentiated by Burn, in f64, and the loops
+//! of Flex in f32 against f64.
+
+use burn::backend::Autodiff;
+use burn::tensor::activation::sigmoid;
+use burn::tensor::backend::Backend;
+use burn::tensor::{DType, Int, Tensor, TensorData};
+use gradmem_kernels::{KernelBackend, product, rms_norm, rotary, swiglu, token_losses};
+
+type F64 = burn_ndarray::NdArray<f64>;
+type F32 = burn_flex::Flex;
+
+/// A function of flat tensors.
+trait Layer {
+    fn sizes(&self) -> Vec<usize>;
+    /// This crate's function.
+    fn ours<B: KernelBackend>(&self, inputs: &[Tensor<B, 1>]) -> Tensor<B, 1>;
+    /// The same in plain tensor operations.
+    fn plain<B: Backend>(&self, inputs: &[Tensor<B, 1>]) -> Tensor<B, 1>;
+}
+
+struct Norm([usize; 3]);
+
+impl Layer for Norm {
+    fn sizes(&self) -> Vec<usize> {
+        vec![self.0.iter().product(), self.0[2]]
+    }
+
+    fn ours<B: KernelBackend>(&self, x: &[Tensor<B, 1>]) -> Tensor<B, 1> {
+        rms_norm(x[0].clone().reshape(self.0), x[1].clone(), 1e-3).flatten(0, 2)
+    }
+
+    fn plain<B: Backend>(&self, inputs: &[Tensor<B, 1>]) -> Tensor<B, 1> {
+        let x: Tensor<B, 3> = inputs[0].clone().reshape(self.0);
+        let rms = (x.clone() * x.clone()).mean_dim(2).add_scalar(1e-3).sqrt();
+        (x / rms * inputs[1].clone().unsqueeze()).flatten(0, 2)
+    }
+}
+
+struct Gate([usize; 3]);
+
+impl Layer for Gate {
+    fn sizes(&self) -> Vec<usize> {
+        vec![self.0.iter().product(); 2]
+    }
+
+    fn ours<B: KernelBackend>(&self, x: &[Tensor<B, 1>]) -> Tensor<B, 1> {
+        let [gate, up] = [0, 1].map(|i| x[i].clone().mul_scalar(4).reshape(self.0));
+        swiglu(gate, up).flatten(0, 2)
+    }
+
+    fn plain<B: Backend>(&self, x: &[Tensor<B, 1>]) -> Tensor<B, 1> {
+        let [gate, up] = [0, 1].map(|i| x[i].clone().mul_scalar(4));
+        let sigma = match gate.dtype() {
+            DType::F64 => gate.clone().neg().exp().add_scalar(1).recip(),
+            _ => sigmoid(gate.clone()),
+        };
+        gate * sigma * up
+    }
+}
+
+/// `[batch, seq, vocab_size]`
+struct Losses([usize; 3]);
+
+impl Losses {
+    fn targets<B: Backend>(&self) -> Tensor<B, 2, Int> {
+        let [batch, seq, vocab] = self.0;
+        let ids: Vec<i64> = (0..batch * seq).map(|i| (i * 7 % vocab) as i64).collect();
+        Tensor::from_data(TensorData::new(ids, [batch, seq]), &Default::default())
+    }
+}
+
+impl Layer for Losses {
+    fn sizes(&self) -> Vec<usize> {
+        vec![self.0.iter().product()]
+    }
+
+    fn ours<B: KernelBackend>(&self, x: &[Tensor<B, 1>]) -> Tensor<B, 1> {
+        let logits = x[0].clone().mul_scalar(5).reshape(self.0);
+        token_losses(logits, self.targets()).flatten(0, 1)
+    }
+
+    fn plain<B: Backend>(&self, x: &[Tensor<B, 1>]) -> Tensor<B, 1> {
+        let logits: Tensor<B, 3> = x[0].clone().mul_scalar(5).reshape(self.0);
+        let weights = logits.clone().exp();
+        let p = weights.clone() / weights.sum_dim(2);
+        let targets = self.targets().unsqueeze_dim::<3>(2);
+        p.gather(2, targets).log().neg().flatten(0, 2)
+    }
+}
+
+struct Product([usize; 3]);
+
+impl Layer for Product {
+    fn sizes(&self) -> Vec<usize> {
+        let [m, k, n] = self.0;
+        vec![m * k, k * n]
+    }
+
+    fn ours<B: KernelBackend>(&self, x: &[Tensor<B, 1>]) -> Tensor<B, 1> {
+        let [m, k, n] = self.0;
+        let left: Tensor<B, 2> = x[0].clone().reshape([m, k]);
+        // `right` is used twice, so that its gradients are added.
+        let right: Tensor<B, 2> = x[1].clone().reshape([n, k]);
+        let once = product(left.clone(), right.clone().transpose());
+        let twice = product(left.mul_scalar(0.5), right.transpose().mul_scalar(3));
+        (once + twice).flatten(0, 1)
+    }
+
+    fn plain<B: Backend>(&self, x: &[Tensor<B, 1>]) -> Tensor<B, 1> {
+        let [m, k, n] = self.0;
+        let left: Tensor<B, 2> = x[0].clone().reshape([m, k]);
+        let right: Tensor<B, 2> = x[1].clone().reshape([n, k]);
+        left.matmul(right.transpose()).mul_scalar(2.5).flatten(0, 1)
+    }
+}
+
+/// `[batch, seq, heads, head_dim]`; the last dimension of an odd head dim is not rotated.
+struct Turn([usize; 4]);
+
+impl Turn {
+    fn angle(&self, position: usize, i: usize) -> f64 {
+        let half = self.0[3] / 2;
+        let turns = i < 2 * half;
+        if turns {
+            (position + 1) as f64 * 0.7 / (1 + i % half) as f64
+        } else {
+            0.0
+        }
+    }
+
+    fn table<B: Backend>(&self, value: fn(f64) -> f64) -> Tensor<B, 3> {
+        let [_, seq, _, d] = self.0;
+        let values: Vec<f64> = (0..seq * d)
+            .map(|at| value(self.angle(at / d, at % d)))
+            .collect();
+        Tensor::from_data(TensorData::new(values, [1, seq, d]), &Default::default())
+    }
+}
+
+impl Layer for Turn {
+    fn sizes(&self) -> Vec<usize> {
+        vec![self.0.iter().product()]
+    }
+
+    fn ours<B: KernelBackend>(&self, x: &[Tensor<B, 1>]) -> Tensor<B, 1> {
+        let d = self.0[3];
+        let half = d / 2;
+        let mut turn = vec![0.0; d * d];
+        for i in 0..half {
+            turn[(i + half) * d + i] = -1.0;
+            turn[i * d + i + half] = 1.0;
+        }
+        let turn = Tensor::from_data(TensorData::new(turn, [d, d]), &Default::default());
+        let (cos, sin) = (self.table(f64::cos), self.table(f64::sin));
+        // A transposed view, which is not contiguous.
+        let [batch, seq, heads, d] = self.0;
+        let x = x[0].clone().reshape([batch, heads, seq, d]).swap_dims(1, 2);
+        rotary(x, cos, sin, turn).swap_dims(1, 2).flatten(0, 3)
+    }
+
+    fn plain<B: Backend>(&self, x: &[Tensor<B, 1>]) -> Tensor<B, 1> {
+        let [batch, seq, heads, d] = self.0;
+        let half = d / 2;
+        let x: Tensor<B, 4> = x[0].clone().reshape([batch, heads, seq, d]);
+        let table = |value| self.table::<B>(value).unsqueeze_dim::<4>(1);
+        let (cos, sin) = (table(f64::cos), table(f64::sin));
+        let mut parts = Vec::new();
+        if half > 0 {
+            let (a, b) = (
+                x.clone().narrow(3, 0, half),
+                x.clone().narrow(3, half, half),
+            );
+            let (cos, sin) = (cos.narrow(3, 0, half), sin.narrow(3, 0, half));
+            parts.push(a.clone() * cos.clone() - b.clone() * sin.clone());
+            parts.push(b * cos + a * sin);
+        }
+        if d % 2 == 1 {
+            parts.push(x.narrow(3, d - 1, 1));
+        }
+        Tensor::cat(parts, 3).flatten(0, 3)
+    }
+}
+
+/// Pseudo-random values in [-1, 1], the same for equal seeds.
+fn numbers<B: Backend>(seed: u64, len: usize) -> Tensor<B, 1> {
+    let values = crate::numbers(seed, len);
+    Tensor::from_data(TensorData::new(values, [len]), &Default::default())
+}
+
+/// The output; the gradients of `L = Σ w sin(output)` to the inputs tracked by the inner autodiff; and the
+/// gradients of `Σ ⟨u, gradient⟩` to all inputs, which are second derivatives.
+fn derivatives<B: KernelBackend>(
+    layer: &impl Layer,
+    f: impl Fn(&[Tensor<Autodiff<Autodiff<B>>, 1>]) -> Tensor<Autodiff<Autodiff<B>>, 1>,
+    tracked: &[bool],
+) -> Vec<Vec<f64>> {
+    let sizes = layer.sizes();
+    let outer: Vec<Tensor<Autodiff<B>, 1>> = sizes
+        .iter()
+        .enumerate()
+        .map(|(i, size)| Tensor::from_inner(numbers::<B>(i as u64 + 1, *size)).require_grad())
+        .collect();
+    let inner: Vec<Tensor<Autodiff<Autodiff<B>>, 1>> = outer
+        .iter()
+        .zip(tracked)
+        .map(|(x, tracked)| Tensor::from_inner(x.clone()).set_require_grad(*tracked))
+        .collect();
+    let values = |x: Tensor<B, 1>| x.into_data().iter::<f64>().collect::<Vec<f64>>();
+    let output = f(&inner);
+    let w = numbers(7, output.dims()[0]);
+    let gradients = (output.clone().sin() * w).sum().backward();
+    let first: Vec<Tensor<Autodiff<B>, 1>> =
+        inner.iter().filter_map(|x| x.grad(&gradients)).collect();
+    assert_eq!(first.len(), tracked.iter().filter(|t| **t).count());
+    let along = first.iter().enumerate().map(|(i, gradient)| {
+        let u = numbers(11 + i as u64, gradient.dims()[0]);
+        (gradient.clone() * u).sum()
+    });
+    let along = along
+        .reduce(|x, y| x + y)
+        .expect("at least one input is tracked");
+    let gradients = along.backward();
+    let second = outer.iter().filter_map(|x| x.grad(&gradients));
+    let output = values(output.inner().inner());
+    [output]
+        .into_iter()
+        .chain(first.into_iter().map(|x| values(x.inner())))
+        .chain(second.map(values))
+        .collect()
+}
+
+fn assert_close(found: &[Vec<f64>], expected: &[Vec<f64>], tolerance: f64, what: &str) {
+    assert_eq!(found.len(), expected.len(), "{what}");
+    for (index, (found, expected)) in found.iter().zip(expected).enumerate() {
+        let largest = expected.iter().fold(1e-3, |m, x| f64::max(m, x.abs()));
+        for (x, y) in found.iter().zip(expected) {
+            let close = (x - y).abs() <= tolerance * largest;
+            assert!(close, "{what}, result {index}: found {x}, expected {y}");
+        }
+    }
+}
+
+fn check(layer: impl Layer, what: &str) {
+    let inputs = layer.sizes().len();
+    for untracked in 0..inputs {
+        let mut patterns = vec![vec![true; inputs]];
+        if inputs > 1 {
+            let mut pattern = vec![true; inputs];
+            pattern[untracked] = false;
+            patterns.push(pattern);
+        }
+        for tracked in patterns {
+            let what = format!("{what}, tracked {tracked:?}");
+            let plain = derivatives::<F64>(&layer, |x| layer.plain(x), &tracked);
+            let ours = derivatives::<F64>(&layer, |x| layer.ours(x), &tracked);
+            assert_close(&ours, &plain, 1e-11, &what);
+            let single = derivatives::<F32>(&layer, |x| layer.ours(x), &tracked);
+            assert_close(&single, &plain, 1e-5, &format!("{what}, in f32"));
+        }
+    }
+}
+
+#[test]
+fn rms_norm_and_its_derivatives() {
+    for shape in [[1, 1, 2], [2, 3, 5], [1, 7, 16], [3, 5, 33], [2, 40, 64]] {
+        check(Norm(shape), &format!("{shape:?}"));
+    }
+}
+
+#[test]
+fn swiglu_and_its_derivatives() {
+    for shape in [[1, 1, 1], [2, 3, 5], [1, 7, 17], [4, 33, 128]] {
+        check(Gate(shape), &format!("{shape:?}"));
+    }
+}
+
+#[test]
+fn rotary_and_its_derivatives() {
+    for shape in [
+        [1, 1, 1, 2],
+        [2, 3, 2, 4],
+        [1, 7, 3, 5],
+        [2, 33, 4, 16],
+        [1, 2, 1, 1],
+    ] {
+        check(Turn(shape), &format!("{shape:?}"));
+    }
+}
+
+#[test]
+fn token_losses_and_their_derivatives() {
+    for shape in [[1, 1, 1], [2, 3, 5], [1, 7, 17], [3, 33, 70]] {
+        check(Losses(shape), &format!("{shape:?}"));
+    }
+}
+
+#[test]
+fn products_and_their_derivatives() {
+    for shape in [[1, 1, 1], [2, 3, 5], [7, 16, 33], [200, 64, 96]] {
+        check(Product(shape), &format!("{shape:?}"));
+    }
+}
+
+/// Values and gradients are finite where the exponential overflows.
+#[test]
+fn swiglu_of_large_values() {
+    let gate = [-1e4, -200.0, -88.0, -0.0, 88.0, 200.0, 1e4];
+    let at = |x: f64| Tensor::<Autodiff<F32>, 3>::from_data([[[x as f32]]], &Default::default());
+    for x in gate {
+        let (gate, up) = (at(x).require_grad(), at(3.0).require_grad());
+        let y = swiglu(gate.clone(), up.clone());
+        let gradients = y.sum().backward();
+        let slope = gate.grad(&gradients).unwrap().into_scalar() as f64;
+        let value = up.grad(&gradients).unwrap().into_scalar() as f64;
+        let sigma = 1.0 / (1.0 + (-x).exp());
+        assert!((value - x * sigma).abs() <= 1e-6 * x.abs(), "{x}: {value}");
+        let expected = 3.0 * sigma * (1.0 + x * (1.0 - sigma));
+        assert!((slope - expected).abs() <= 1e-5, "{x}: {slope}");
+    }
+}
+
+#[test]
+fn nan_inputs_give_nan_outputs() {
+    let nan = |shape| Tensor::<F32, 3>::full(shape, f32::NAN, &Default::default());
+    let ones = Tensor::<F32, 3>::ones([1, 2, 3], &Default::default());
+    let weight = Tensor::<F32, 1>::ones([3], &Default::default());
+    let all_nan = |x: Tensor<F32, 3>| x.into_data().iter::<f32>().all(f32::is_nan);
+    assert!(all_nan(rms_norm(nan([1, 2, 3]), weight, 1e-5)));
+    assert!(all_nan(swiglu(nan([1, 2, 3]), ones.clone())));
+    assert!(all_nan(swiglu(ones, nan([1, 2, 3]))));
+}
