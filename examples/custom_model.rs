@@ -7,6 +7,7 @@ use burn::optim::{AdamWConfig, GradientsParams, Optimizer};
 use burn::tensor::backend::Backend;
 use burn::tensor::{Int, Tensor};
 use gradmem::Error;
+use gradmem::episode::{Episode, Tokens};
 use gradmem::kernels::LayerBackend;
 use gradmem::memory::GradMemConfig;
 use gradmem::model::CausalLm;

@@ -42,7 +42,7 @@ pub enum Error {
         /// The system's own words.
         source: Arc<std::io::Error>,
     },
-    /// WRITE left the finite numbers.
+    /// WRITE became non-finite.
     #[error("WRITE became {value} at step {step}, batch {batch}, sample {sample}: {hint}")]
     NotFinite {
         /// The WRITE quantity, and its value.

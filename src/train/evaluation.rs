@@ -43,7 +43,7 @@ impl<B: KernelBackend> Trained<B> {
     ///
     /// # Errors
     ///
-    /// If the method has no such numbers of steps, WRITE leaves the finite numbers before the first of
+    /// If the method has no such numbers of steps, WRITE becomes non-finite before the first of
     /// them, or the run's data are gone.
     pub fn evaluate(&self, options: &EvalOptions) -> Result<Evaluation, Error> {
         let task = self.task()?;
@@ -208,7 +208,7 @@ impl<B: KernelBackend> Trained<B> {
         };
         let fine = scores.iter().take_while(|scores| finite(scores)).count();
         if let Some(k) = wanted.get(fine) {
-            let message = format!("WRITE leaves the finite numbers within {k} steps");
+            let message = format!("WRITE becomes non-finite within {k} steps");
             if fine == 0 {
                 return Err(Error::Failed(message + ": evaluate fewer --write-steps"));
             }

@@ -2,7 +2,6 @@
 
 use std::path::Path;
 
-use burn::tensor::{Int, Tensor};
 use gradmem::Error;
 use gradmem::baselines::RmtConfig;
 use gradmem::episode::{Episode, Tokens};

@@ -2,8 +2,8 @@
 
 use std::path::Path;
 
-use burn::tensor::{Int, Tensor};
 use gradmem::Error;
+use gradmem::episode::Tokens;
 use gradmem::memory::{GradMem, GradMemConfig, MemProj};
 use gradmem::model::{Llama, LlamaConfig};
 

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use gradmem::Error;
-use gradmem::interop::checkpoint;
+use gradmem::interop::checkpoint::{self, SpecialTokens};
 use gradmem::kernels::KernelBackend;
 use gradmem::memory::MetaGradient;
 use gradmem::model::generate;
@@ -64,8 +64,12 @@ impl Job for ExportJob {
         let args = self.0;
         let trained = Trained::<B>::open(&args.run, device)?;
         let tokenizer = &trained.tokenizer;
-        let (tokens, end) = (Some(tokenizer.as_tokenizer()), Some(tokenizer.end()));
-        checkpoint::save(&args.output, &trained.method, tokens, end)?;
+        let special = SpecialTokens {
+            pad: tokenizer.pad(),
+            end: Some(tokenizer.end()),
+        };
+        let tokenizer = Some(tokenizer.as_tokenizer());
+        checkpoint::save(&args.output, &trained.method, tokenizer, special)?;
         say!(
             "{}: {} on {}, as config.json, model.safetensors and tokenizer.json",
             args.output.display(),

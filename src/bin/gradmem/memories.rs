@@ -5,8 +5,9 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
 
-use burn::tensor::{Int, Tensor, TensorData};
+use burn::tensor::Tensor;
 use gradmem::Error;
+use gradmem::episode::Tokens;
 use gradmem::kernels::KernelBackend;
 use gradmem::memory::{Memory, MemoryFile, MemoryFloat, Written};
 use gradmem::method::AnyMethod;
@@ -130,14 +131,14 @@ fn write_all<B: KernelBackend>(
     let (mut memories, mut losses) = (Vec::new(), Vec::new());
     for batch in order.chunks(batch) {
         let rows: Vec<&[u32]> = batch.iter().map(|at| &contexts[*at][..]).collect();
-        let tokens = padded(&rows, method.pad_token(), device);
-        let memory = method.write(tokens.clone())?;
+        let tokens = Tokens::new(&rows, device)?;
+        let memory = method.write(&tokens)?;
         if let AnyMethod::GradMem(gradmem) = method {
-            let after = gradmem.write_loss(&memory, tokens)?.to_data();
+            let after = gradmem.write_loss(&memory, &tokens)?.to_data();
             for (at, after) in batch.iter().zip(after.iter::<f64>()) {
                 if !after.is_finite() {
                     return Err(Error::Failed(format!(
-                        "{}: WRITE left the finite numbers (loss {after} after its last step): try fewer \
+                        "{}: WRITE became non-finite (loss {after} after its last step): try fewer \
                          --write-steps",
                         paths[*at].display()
                     )));
@@ -157,17 +158,6 @@ fn write_all<B: KernelBackend>(
     let mut places: Vec<usize> = (0..order.len()).collect();
     places.sort_by_key(|place| order[*place]);
     file.select(&places)
-}
-
-/// Token ids `[batch, seq]`, shorter ones filled on the right.
-fn padded<B: KernelBackend>(rows: &[&[u32]], pad: usize, device: &B::Device) -> Tensor<B, 2, Int> {
-    let seq = rows.iter().map(|row| row.len()).max().unwrap_or(0);
-    let ids = rows.iter().flat_map(|row| {
-        let ids = row.iter().map(|id| i64::from(*id));
-        ids.chain(std::iter::repeat_n(pad as i64, seq - row.len()))
-    });
-    let ids: Vec<i64> = ids.collect();
-    Tensor::from_data(TensorData::new(ids, [rows.len(), seq]), device)
 }
 
 pub fn read(args: args::Read) -> Result<ExitCode, Error> {
@@ -341,8 +331,8 @@ impl Job for InspectJob {
         let each = contexts.iter().enumerate().map(|(at, path)| {
             let context = read_text(path)?;
             let ids = tokens_of(&method, &text, &context).map_err(|e| of_file(path, e))?;
-            let tokens = padded(&[&ids[..]], method.pad_token(), device);
-            let found = gradmem.reconstruction(&memories.select(&[at])?, tokens)?;
+            let tokens = Tokens::new(&[ids], device)?;
+            let found = gradmem.reconstruction(&memories.select(&[at])?, &tokens)?;
             Ok(Told {
                 same: file.samples[at].is_of(&context),
                 loss: first(found.loss),

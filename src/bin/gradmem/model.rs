@@ -4,7 +4,7 @@ use std::path::Path;
 
 use gradmem::Error;
 use gradmem::data::{DataConfig, TextTokenizer, tokenizer_fingerprint};
-use gradmem::interop::checkpoint;
+use gradmem::interop::checkpoint::SpecialTokens;
 use gradmem::kernels::KernelBackend;
 use gradmem::method::AnyMethod;
 use gradmem::model::generate::GenerateConfig;
@@ -39,7 +39,7 @@ impl<B: KernelBackend> Model<B> {
                 folder.display()
             ))
         })?;
-        let text = Text::Any(Box::new(tokenizer), checkpoint::end_token(folder)?);
+        let text = Text::Any(Box::new(tokenizer), SpecialTokens::open(folder)?.end);
         Ok(Self { method, text })
     }
 }

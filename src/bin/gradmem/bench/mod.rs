@@ -10,11 +10,11 @@ use burn::backend::Autodiff;
 use burn::module::AutodiffModule;
 use burn::optim::{AdamWConfig, GradientsAccumulator, Optimizer};
 use burn::tensor::backend::Backend as BurnBackend;
-use burn::tensor::{DType, Distribution, Int, Tensor, TensorData, TensorPrimitive};
+use burn::tensor::{DType, Distribution, Tensor, TensorPrimitive};
 use gradmem::Error;
-use gradmem::data::Batch;
+use gradmem::episode::{Episode, Tokens};
 use gradmem::kernels::KernelBackend;
-use gradmem::memory::{GradMemConfig, MetaGradient, Share};
+use gradmem::memory::{GradMemConfig, MetaGradient};
 use gradmem::model::LlamaConfig;
 use gradmem::support::profile::{self, Phase, timed};
 use serde::Serialize;
@@ -75,7 +75,6 @@ impl Job for StepBench {
 
     /// The same work as `benches/torch_baseline.py`: a Llama with a tied head, mean losses, AdamW.
     fn run<B: KernelBackend>(self, device: &B::Device) -> Result<Self::Output, Error> {
-        type Ids<B> = Tensor<Autodiff<B>, 2, Int>;
         if self.query < 2 || self.iters == 0 || self.queries == 0 || self.micro_batch == Some(0) {
             return Err(Error::Input(
                 "--query must be at least 2, --queries, --iters and --micro-batch at least 1"
@@ -96,31 +95,19 @@ impl Job for StepBench {
             .init(model, self.seed, device)?;
         let mut optimizer = AdamWConfig::new().with_weight_decay(0.0).init();
 
-        let ids = |count: usize, seed: u64| -> Vec<i64> {
+        let rows = |count: usize, columns: usize, seed: u64| -> Vec<Vec<u32>> {
             let first = 4.min(self.vocab as u64 - 1);
             let many = self.vocab as u64 - first;
-            (0..count as u64)
-                .map(|i| (first + (i * 2654435761 + seed * 40503) / 7 % many) as i64)
-                .collect()
+            let id = |i: u64| (first + (i * 2654435761 + seed * 40503) / 7 % many) as u32;
+            let ids: Vec<u32> = (0..(count * columns) as u64).map(id).collect();
+            ids.chunks(columns).map(<[u32]>::to_vec).collect()
         };
-        let rows = self.batch * self.queries;
-        let queries = ids(rows * self.query, 2);
-        let labels = queries.iter().enumerate().map(|(i, id)| {
-            let asked = i % self.query < self.query / 2;
-            if asked { -100 } else { *id }
-        });
-        let labels: Vec<i64> = labels.collect();
-        let tensor = |ids: Vec<i64>, columns: usize| -> Ids<B> {
-            let shape = [ids.len() / columns, columns];
-            Tensor::from_data(TensorData::new(ids, shape), device)
-        };
-        let batch = Batch {
-            contexts: tensor(ids(self.batch * self.context, 1), self.context),
-            queries: tensor(queries, self.query),
-            labels: tensor(labels, self.query),
-            scored: vec![Vec::new(); rows],
-            asked: Vec::new(),
-        };
+        let contexts = Tokens::new(&rows(self.batch, self.context, 1), device)?;
+        // The second half of each query is the target.
+        let queries = rows(self.batch * self.queries, self.query, 2);
+        let half = self.query / 2;
+        let answers: Vec<_> = queries.iter().map(|row| row.split_at(half)).collect();
+        let episode = Episode::<Autodiff<B>>::from_answers(contexts, &answers)?;
         let contexts = self.micro_batch.unwrap_or(self.batch).clamp(1, self.batch);
         let how = self.meta_gradient.into();
         let how = gradmem.choose(how, [contexts, self.context]);
@@ -129,26 +116,15 @@ impl Job for StepBench {
         let mut last = f64::NAN;
         for iteration in 0..self.warmup + self.iters {
             let start = Instant::now();
-            let batch = batch.clone();
             if self.test_time {
-                let (gradmem, batch) = (gradmem.valid(), batch.valid());
-                let outer = gradmem.outer(batch.contexts, batch.queries, batch.labels)?;
+                let outer = gradmem.valid().outer(&episode.inner())?;
                 last = scalar(outer.loss());
             } else {
                 let mut total = GradientsAccumulator::new();
                 last = 0.0;
-                for part in batch.split(contexts) {
+                for part in episode.clone().split(contexts) {
                     let share = part.len() as f64 / self.batch as f64;
-                    let (gradient, outer) = gradmem.outer_gradient(
-                        part.contexts,
-                        part.queries,
-                        part.labels,
-                        how,
-                        Share {
-                            labels: share,
-                            written: share,
-                        },
-                    )?;
+                    let (gradient, outer) = gradmem.outer_gradient(&part, how)?;
                     total.accumulate(&gradmem, gradient);
                     last += share * scalar(outer.loss());
                 }

@@ -4,8 +4,8 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::time::Instant;
 
-use burn::tensor::{Int, Tensor, TensorData};
 use gradmem::Error;
+use gradmem::episode::Tokens;
 use gradmem::kernels::KernelBackend;
 use gradmem::memory::GradMem;
 use gradmem::method::AnyMethod;
@@ -90,10 +90,7 @@ impl Job for ReadBench {
             .iter()
             .map(|query| [&context[..], query].concat())
             .collect();
-        let tokens = || -> Tensor<B, 2, Int> {
-            let ids = context.iter().map(|id| i64::from(*id)).collect();
-            Tensor::from_data(TensorData::new(ids, [1, self.context]), device)
-        };
+        let tokens = || Tokens::<B>::new(&[&context], device);
         let config = GenerateConfig::greedy(self.answer);
         let ask = |reader: &Prefix<'_, B, AnyLm<B>>| {
             queries
@@ -112,7 +109,7 @@ impl Job for ReadBench {
         for round in 0..=self.iters {
             let mut memory = None;
             let write = timed(&mut || {
-                memory = Some(gradmem.write(tokens())?);
+                memory = Some(gradmem.write(&tokens()?)?);
                 Ok(())
             })?;
             let memory = memory.ok_or_else(|| Error::Failed("nothing was written".into()))?;
@@ -123,7 +120,7 @@ impl Job for ReadBench {
                 })
             })?;
             let cached = timed(&mut || {
-                let reader = Prefix::new(model, model.embed(tokens()))?;
+                let reader = Prefix::new(model, model.embed(tokens()?.ids()))?;
                 report.cache_bytes = reader.cache().bytes();
                 ask(&reader)
             })?;
