@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-/// Lower case, without punctuation and articles, words apart by single spaces.
+/// Normalizes a text as SQuAD does: lower case, without punctuation and articles, single spaces between words.
 pub fn normalize(text: &str) -> String {
     let lower = text.to_lowercase();
     let kept: String = lower
@@ -15,8 +15,8 @@ pub fn normalize(text: &str) -> String {
     words.collect::<Vec<_>>().join(" ")
 }
 
-/// Whether `answer` is one of `right`, all normalized. Where nothing is left of a text (an article, a
-/// mark), the texts themselves are compared.
+/// Whether `answer` is one of `right`, all normalized. A right answer that is empty after normalization (an
+/// article, a punctuation mark) is compared without normalization.
 pub fn exact_match(answer: &str, right: &[String]) -> bool {
     let normal = normalize(answer);
     right.iter().any(|right| match normalize(right) {
@@ -25,7 +25,7 @@ pub fn exact_match(answer: &str, right: &[String]) -> bool {
     })
 }
 
-/// The harmonic mean of precision and recall of the words, the best over all of `right`.
+/// F1 of the normalized words (the harmonic mean of precision and recall), the best over all of `right`.
 pub fn f1(answer: &str, right: &[String]) -> f64 {
     let one = |right: &String| {
         if exact_match(answer, std::slice::from_ref(right)) {

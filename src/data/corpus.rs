@@ -1,44 +1,44 @@
-//! Plain text, for compression and language modelling.
+//! Text files, split into sentences, for compression and language modelling.
 
 use std::collections::HashSet;
 use std::fs::File;
 use std::io::{BufReader, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
-use super::sentences::Splitter;
+use super::sentences::SentenceSplitter;
 use super::source::BOM;
 use crate::error::{Error, require};
 use crate::support::fs::check_file;
 
-/// Bytes read at once.
+/// Size of a read in bytes.
 const BLOCK: usize = 1 << 16;
 
-/// Text files that stay on the disk, and where their sentences begin.
+/// Text files on disk and the byte offsets of their sentences.
 ///
-/// Opening reads every file once, piece by piece, and checks that it is UTF-8; after that a text is
-/// read when it is asked for. Memory: 8 bytes a sentence and some 100 a file.
+/// Opening reads every file once, in blocks, and checks that it is UTF-8; after that texts are read on demand.
+/// Memory: 8 bytes a sentence and about 100 a file.
 #[derive(Clone, Debug)]
 pub struct Corpus {
-    parts: Vec<Part>,
-    /// The number of each part's first sentence.
+    sections: Vec<Section>,
+    /// The index of each section's first sentence.
     firsts: Vec<usize>,
 }
 
-/// Sentences of one file that follow one another.
+/// Consecutive sentences of one file.
 #[derive(Clone, Debug)]
-struct Part {
+struct Section {
     path: PathBuf,
     /// Length of the whole file, in bytes.
     len: u64,
-    /// Where the sentences begin, in bytes.
+    /// Byte offsets of the beginnings of the sentences.
     starts: Vec<u64>,
-    /// Where the last one ends.
+    /// Byte offset of the end of the last one.
     end: u64,
 }
 
 impl Corpus {
-    /// One text file; or the `.txt` files of a folder and of the folders in it, by name. Links that lead
-    /// out of the folder are left out, and a file that is found twice is taken once.
+    /// Opens a text file, or the `.txt` files of a folder and of its subfolders (one level), sorted by name.
+    /// Links out of the folder are ignored, and a file that is found twice is used once.
     ///
     /// # Errors
     ///
@@ -54,36 +54,38 @@ impl Corpus {
             let problem = "has no .txt file, nor has a folder in it";
             return Err(Error::file(path, problem));
         }
-        let parts = files.into_iter().map(Part::open);
-        Ok(Self::of(parts.collect::<Result<_, _>>()?))
+        let sections = files.into_iter().map(Section::open);
+        Ok(Self::of(sections.collect::<Result<_, _>>()?))
     }
 
-    fn of(parts: Vec<Part>) -> Self {
+    fn of(sections: Vec<Section>) -> Self {
         let mut next = 0;
-        let firsts = parts.iter().map(|part| {
+        let firsts = sections.iter().map(|section| {
             let first = next;
-            next += part.starts.len();
+            next += section.starts.len();
             first
         });
         Self {
             firsts: firsts.collect(),
-            parts,
+            sections,
         }
     }
 
     /// Number of sentences.
     pub fn sentences(&self) -> usize {
-        self.parts.iter().map(|part| part.starts.len()).sum()
+        self.sections
+            .iter()
+            .map(|section| section.starts.len())
+            .sum()
     }
 
-    /// The text that begins at a sentence and goes on over the following ones of its file (of its part
-    /// of the file, after a [`Corpus::split`]) until it has `min_bytes`, or to the end; white space of
-    /// any kind and length is a single space in it.
+    /// The text from a sentence on, over the following sentences of its file (after a [`Corpus::split`], of its
+    /// part of the file), until it has `min_bytes` or the file ends. Any white space becomes a single space.
     ///
     /// # Errors
     ///
     /// If there is no such sentence, or the file cannot be read or was changed.
-    pub fn from(&self, sentence: usize, min_bytes: usize) -> Result<String, Error> {
+    pub fn text_from(&self, sentence: usize, min_bytes: usize) -> Result<String, Error> {
         let sentences = self.sentences();
         if sentence >= sentences {
             return Err(Error::Input(format!(
@@ -91,11 +93,11 @@ impl Corpus {
             )));
         }
         let at = self.firsts.partition_point(|first| *first <= sentence) - 1;
-        self.parts[at].read(sentence - self.firsts[at], min_bytes)
+        self.sections[at].read(sentence - self.firsts[at], min_bytes)
     }
 
-    /// The corpus without the last part of each file, and these parts: `valid_share` of a file's
-    /// sentences, rounded. No text of the one runs into the other.
+    /// Splits each file: the last `valid_share` of its sentences, rounded, are the second corpus, the others the
+    /// first. No text crosses the border.
     ///
     /// # Errors
     ///
@@ -105,20 +107,20 @@ impl Corpus {
         let fits = valid_share > 0.0 && valid_share < 1.0;
         require(fits, "valid_share", valid_share, problem)?;
         let (mut train, mut valid) = (Vec::new(), Vec::new());
-        for mut part in self.parts {
-            let sentences = part.starts.len();
+        for mut section in self.sections {
+            let sentences = section.starts.len();
             let held_out = (sentences as f64 * valid_share).round() as usize;
             let kept = sentences - held_out.min(sentences - 1);
-            let starts = part.starts.split_off(kept);
+            let starts = section.starts.split_off(kept);
             if let Some(border) = starts.first().copied() {
-                valid.push(Part {
-                    path: part.path.clone(),
+                valid.push(Section {
+                    path: section.path.clone(),
                     starts,
-                    ..part
+                    ..section
                 });
-                part.end = border;
+                section.end = border;
             }
-            train.push(part);
+            train.push(section);
         }
         let problem = "holds out no sentence: the files are too short for it";
         require(!valid.is_empty(), "valid_share", valid_share, problem)?;
@@ -126,20 +128,20 @@ impl Corpus {
     }
 }
 
-impl Part {
+impl Section {
     /// Finds the sentences of a file.
     fn open(path: PathBuf) -> Result<Self, Error> {
         check_file(&path)?;
         let mut file = File::open(&path).map_err(Error::io(&path, "cannot open"))?;
-        let mut splitter = Splitter::default();
+        let mut splitter = SentenceSplitter::default();
         let mut starts = Vec::new();
-        // What was read and not yet looked at, from byte `at` of the file on.
+        // Bytes that were read but not yet split; they begin at byte `at` of the file.
         let (mut bytes, mut at) = (Vec::new(), 0_u64);
         loop {
             let mut block = file.by_ref().take(BLOCK as u64);
             let read = block.read_to_end(&mut bytes);
             let read = read.map_err(Error::io(&path, "cannot read"))?;
-            // A character that the block cuts in two waits for the next.
+            // A character that crosses the end of the block is completed by the next block.
             let valid = match std::str::from_utf8(&bytes) {
                 Ok(text) => text.len(),
                 Err(e) if e.error_len().is_none() && read > 0 => e.valid_up_to(),
@@ -150,8 +152,8 @@ impl Part {
             };
             let text = std::str::from_utf8(&bytes[..valid]).unwrap_or_default();
             for (within, c) in text.char_indices() {
-                let marks = at == 0 && within == 0 && c == BOM;
-                if !marks && splitter.begins(c) {
+                let is_bom = at == 0 && within == 0 && c == BOM;
+                if !is_bom && splitter.begins(c) {
                     starts.push(at + within as u64);
                 }
             }
@@ -208,16 +210,16 @@ impl Part {
     }
 }
 
-/// The `.txt` files of a folder and of the folders in it, by name.
+/// The `.txt` files of a folder and of its subfolders (one level), sorted by name.
 fn text_files(folder: &Path) -> Result<Vec<PathBuf>, Error> {
     let real = |path: &Path| path.canonicalize();
     let root = real(folder).map_err(Error::io(folder, "cannot open"))?;
-    let mut paths = listed(folder)?;
+    let mut paths = entries_of(folder)?;
     let folders: Vec<PathBuf> = paths.iter().filter(|p| p.is_dir()).cloned().collect();
     for inner in folders {
-        // A link out of the folder leads to somebody else's files.
+        // A link out of the folder must not add other files.
         if real(&inner).is_ok_and(|inner| inner.starts_with(&root)) {
-            paths.extend(listed(&inner)?);
+            paths.extend(entries_of(&inner)?);
         }
     }
     let text = |path: &PathBuf| {
@@ -231,8 +233,8 @@ fn text_files(folder: &Path) -> Result<Vec<PathBuf>, Error> {
     Ok(paths)
 }
 
-/// What is in a folder.
-fn listed(folder: &Path) -> Result<Vec<PathBuf>, Error> {
+/// The entries of a folder.
+fn entries_of(folder: &Path) -> Result<Vec<PathBuf>, Error> {
     let entries = std::fs::read_dir(folder).map_err(Error::io(folder, "cannot list"))?;
     let paths = entries.map(|entry| entry.map(|entry| entry.path()));
     let paths: std::io::Result<_> = paths.collect();
@@ -255,7 +257,7 @@ mod tests {
     }
 
     #[test]
-    fn a_text_goes_on_over_sentences_of_its_file() {
+    fn texts_extend_over_the_sentences_of_their_file() {
         let folder = folder(&[
             (
                 "b.txt",
@@ -277,21 +279,21 @@ mod tests {
             (2, 999, "Ünd one. Two is it. Three"),
             (4, 1, "Three"),
         ] {
-            assert_eq!(corpus.from(sentence, min_bytes).unwrap(), text);
+            assert_eq!(corpus.text_from(sentence, min_bytes).unwrap(), text);
         }
-        let error = corpus.from(5, 1).unwrap_err().to_string();
+        let error = corpus.text_from(5, 1).unwrap_err().to_string();
         assert!(
             error.contains("sentence 5") && error.contains("has 5"),
             "{error}"
         );
         let one = Corpus::open(folder.path().join("b.txt")).unwrap();
         assert_eq!(
-            (one.sentences(), one.from(0, 1).unwrap()),
+            (one.sentences(), one.text_from(0, 1).unwrap()),
             (3, "Ünd one.".into())
         );
         std::fs::write(folder.path().join("b.txt"), "Now shorter.").unwrap();
         assert!(
-            one.from(0, 1)
+            one.text_from(0, 1)
                 .unwrap_err()
                 .to_string()
                 .contains("was changed")
@@ -299,15 +301,15 @@ mod tests {
     }
 
     #[test]
-    fn what_is_held_out_is_not_learned_from() {
+    fn training_and_validation_text_do_not_overlap() {
         let sentences: Vec<_> = (0..10).map(|n| format!("S{n}.")).collect();
         let text = sentences.join("\n");
         let folder = folder(&[("a.txt", text.as_bytes()), ("b.txt", b"Alone.")]);
         let (train, valid) = Corpus::open(folder.path()).unwrap().split(0.2).unwrap();
         assert_eq!((train.sentences(), valid.sentences()), (9, 2));
-        assert_eq!(train.from(6, 999).unwrap(), "S6. S7.");
-        assert_eq!(train.from(8, 999).unwrap(), "Alone.");
-        assert_eq!(valid.from(0, 999).unwrap(), "S8. S9.");
+        assert_eq!(train.text_from(6, 999).unwrap(), "S6. S7.");
+        assert_eq!(train.text_from(8, 999).unwrap(), "Alone.");
+        assert_eq!(valid.text_from(0, 999).unwrap(), "S8. S9.");
         for (share, word) in [(0.0, "above 0"), (1.0, "below 1"), (f64::NAN, "above 0")] {
             let error = train.clone().split(share).unwrap_err().to_string();
             assert!(error.contains(word), "{error}");
@@ -317,13 +319,13 @@ mod tests {
     }
 
     #[test]
-    fn characters_across_blocks_are_whole_and_bad_bytes_are_placed() {
+    fn characters_may_cross_blocks_and_errors_give_the_byte() {
         let mut bytes = vec![b'a'; BLOCK - 1];
         bytes.extend("é. Ende.".as_bytes());
         let files = folder(&[("a.txt", &bytes)]);
         let corpus = Corpus::open(files.path()).unwrap();
-        assert_eq!(corpus.from(1, 1).unwrap(), "Ende.");
-        assert!(corpus.from(0, 1).unwrap().ends_with("aé."));
+        assert_eq!(corpus.text_from(1, 1).unwrap(), "Ende.");
+        assert!(corpus.text_from(0, 1).unwrap().ends_with("aé."));
         for (end, at) in [(&b"\xc3"[..], bytes.len()), (b"a\xffb", bytes.len() + 1)] {
             let files = folder(&[("a.txt", &[&bytes, end].concat())]);
             let error = Corpus::open(files.path()).unwrap_err().to_string();
@@ -362,7 +364,7 @@ mod tests {
         link(inside.path().join("gone"), "gone.txt");
         let corpus = Corpus::open(inside.path()).unwrap();
         assert_eq!(
-            (corpus.sentences(), corpus.from(0, 9).unwrap()),
+            (corpus.sentences(), corpus.text_from(0, 9).unwrap()),
             (1, "One.".into())
         );
     }
@@ -378,10 +380,10 @@ mod tests {
         assert!(corpus.sentences() > 1, "{}", corpus.sentences());
         let whole: String = std::fs::read_to_string(&path).unwrap();
         let whole = whole.split_whitespace().collect::<Vec<_>>().join(" ");
-        assert_eq!(corpus.from(0, usize::MAX).unwrap(), whole);
+        assert_eq!(corpus.text_from(0, usize::MAX).unwrap(), whole);
         let (train, valid) = corpus.split(0.1).unwrap();
-        let train = train.from(0, usize::MAX).unwrap();
-        let valid = valid.from(0, usize::MAX).unwrap();
+        let train = train.text_from(0, usize::MAX).unwrap();
+        let valid = valid.text_from(0, usize::MAX).unwrap();
         assert_eq!(format!("{train} {valid}"), whole);
     }
 }

@@ -1,16 +1,16 @@
-/// A context and what is asked about it.
+/// A context and the questions about it, as text.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Example {
-    /// What is written into memory.
+    /// The text that WRITE stores in memory.
     pub context: String,
     /// One or more questions, answered from the same memory.
     pub questions: Vec<Question>,
-    /// Bytes at the context's end that stay where a long context is cut off.
+    /// Bytes at the end of the context that are kept when a long context is truncated.
     pub tail: usize,
 }
 
 impl Example {
-    /// A context that may be cut off at its end.
+    /// An example whose context may be truncated at its end.
     pub fn new(context: impl Into<String>, questions: Vec<Question>) -> Self {
         Self {
             context: context.into(),
@@ -23,32 +23,32 @@ impl Example {
 /// A query and its answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Question {
-    /// What READ is given.
+    /// The text that READ is given.
     pub query: String,
-    /// What it shall go on with.
+    /// The text that READ has to continue it with.
     pub target: String,
-    /// Every text that counts as right, the target among them; empty where only the target does.
+    /// Every text that counts as a right answer, the target included; empty if only the target does.
     pub answers: Vec<String>,
 }
 
 /// An [`Example`] in token ids.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Sample {
-    /// What is written into memory.
+    /// The tokens that WRITE stores in memory.
     pub context: Vec<u32>,
-    /// What is asked about it.
+    /// The questions about it.
     pub asked: Vec<Asked>,
-    /// Tokens of the context that were cut off.
+    /// Number of tokens that truncation removed from the context.
     pub cut: usize,
 }
 
 /// A [`Question`] in token ids.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Asked {
-    /// Query and target together.
+    /// The tokens of the query and the target.
     pub tokens: Vec<u32>,
-    /// Where the target begins among them.
+    /// The index of the first token of the target.
     pub target: usize,
-    /// Every text that counts as right.
+    /// Every text that counts as a right answer.
     pub answers: Vec<String>,
 }

@@ -1,17 +1,17 @@
-//! JSON whose errors say where they are: line, column and the path of the value.
+//! JSON with errors that name the line, the column and the path of the value.
 
 use serde::de::DeserializeOwned;
 use serde_json::error::Category;
 
-/// Longest message in characters; a message repeats what it found, which may be long.
-const LONGEST: usize = 300;
+/// Longest message in characters: a message repeats the value it is about, which may be long.
+const MAX_MESSAGE: usize = 300;
 
-/// Reads a value from `text`, whose first line is line `first_line` of its file.
+/// Parses a value from `text`, whose first line is line `first_line` of its file.
 ///
 /// # Errors
 ///
-/// What is wrong and where, `line 3, column 14, data[0].title: missing field …`, for the caller to put
-/// the file's name before.
+/// The place and the problem, ``line 3, column 14, `data[0].title`: missing field …``. The caller adds the
+/// name of the file.
 pub(crate) fn parse<T: DeserializeOwned>(text: &str, first_line: usize) -> Result<T, String> {
     serde_json::from_str(text).map_err(|e| {
         let end = format!(" at line {} column {}", e.line(), e.column());
@@ -32,32 +32,32 @@ pub(crate) fn parse<T: DeserializeOwned>(text: &str, first_line: usize) -> Resul
     })
 }
 
-/// The beginning of a text that may be long.
+/// The text, truncated if it is long.
 pub(crate) fn shorten(text: &str) -> String {
-    match text.char_indices().nth(LONGEST) {
+    match text.char_indices().nth(MAX_MESSAGE) {
         Some((at, _)) => format!("{} …", &text[..at]),
         None => text.into(),
     }
 }
 
-/// Where a line's column stands in bytes, as `serde_json` counts them.
+/// The byte offset of a line and column as `serde_json` counts them.
 fn offset(text: &str, line: usize, column: usize) -> usize {
     let before = text.split_inclusive('\n').take(line.saturating_sub(1));
     let start: usize = before.map(str::len).sum();
     (start + column).min(text.len())
 }
 
-/// What a value lies in.
-enum Level {
-    /// At this place of an array.
+/// An array or object that contains a value.
+enum Container {
+    /// An array, and the index in it.
     Array(usize),
-    /// Under this key of an object; its own text comes next if the flag is not set.
+    /// An object, and the key in it; false while the key is still to be read.
     Object(String, bool),
 }
 
-/// The path of the value at the end of what was read.
+/// The path of the value at which reading stopped.
 fn path_at(read: &[u8]) -> String {
-    let mut levels: Vec<Level> = Vec::new();
+    let mut levels: Vec<Container> = Vec::new();
     let mut at = 0;
     while at < read.len() {
         let byte = read[at];
@@ -69,29 +69,29 @@ fn path_at(read: &[u8]) -> String {
                     at += if read[at] == b'\\' { 2 } else { 1 };
                 }
                 let end = at.min(read.len());
-                if let Some(Level::Object(key, false)) = level {
+                if let Some(Container::Object(key, false)) = level {
                     *key = String::from_utf8_lossy(&read[start..end]).into_owned();
                 }
                 at += 1;
             }
-            (b'[', _) => levels.push(Level::Array(0)),
-            (b'{', _) => levels.push(Level::Object(String::new(), false)),
+            (b'[', _) => levels.push(Container::Array(0)),
+            (b'{', _) => levels.push(Container::Object(String::new(), false)),
             (b']' | b'}', _) => {
                 levels.pop();
             }
-            (b':', Some(Level::Object(_, value))) => *value = true,
-            (b',', Some(Level::Object(_, value))) => *value = false,
-            (b',', Some(Level::Array(index))) => *index += 1,
+            (b':', Some(Container::Object(_, value))) => *value = true,
+            (b',', Some(Container::Object(_, value))) => *value = false,
+            (b',', Some(Container::Array(index))) => *index += 1,
             _ => {}
         }
     }
     let mut path = String::new();
     for level in levels {
         match level {
-            Level::Array(index) => path += &format!("[{index}]"),
-            Level::Object(key, _) if key.is_empty() => {}
-            Level::Object(key, _) if path.is_empty() => path = key,
-            Level::Object(key, _) => path += &format!(".{key}"),
+            Container::Array(index) => path += &format!("[{index}]"),
+            Container::Object(key, _) if key.is_empty() => {}
+            Container::Object(key, _) if path.is_empty() => path = key,
+            Container::Object(key, _) => path += &format!(".{key}"),
         }
     }
     path
@@ -153,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn a_long_value_is_not_repeated_whole() {
+    fn long_values_are_truncated_in_messages() {
         let error = problem(&format!(r#"{{"list": "{}"}}"#, "é".repeat(5000)));
         assert!(
             error.chars().count() < 400 && error.ends_with('…'),

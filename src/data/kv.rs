@@ -1,5 +1,5 @@
 //! Key-value retrieval, the paper's capacity task (section 4.1): a context of random pairs
-//! `!aB:9x!!Qe:tT!|`, a query `?!Qe:`, a target `tT!|`; among random letters if asked for.
+//! `!aB:9x!!Qe:tT!|`, a query `?!Qe:`, a target `tT!|`; optionally among random letters.
 
 use burn::data::dataset::Dataset;
 use rand::RngExt;
@@ -12,9 +12,9 @@ use crate::error::{Error, at_least_one, require, sizes};
 
 /// The characters of keys and values.
 const ALPHABET: &str = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789";
-/// The larger alphabet goes on with letters and symbols of these blocks of Unicode: Latin-1, Latin
-/// Extended-A, Greek, Cyrillic, arrows, mathematical operators.
-const MORE: [std::ops::RangeInclusive<char>; 7] = [
+/// Further characters of the larger alphabet, from these blocks of Unicode: Latin-1, Latin Extended-A, Greek,
+/// Cyrillic, arrows, mathematical operators.
+const EXTENSION: [std::ops::RangeInclusive<char>; 7] = [
     'À'..='Ö',
     'Ø'..='ö',
     'ø'..='ſ',
@@ -23,36 +23,36 @@ const MORE: [std::ops::RangeInclusive<char>; 7] = [
     '←'..='⇿',
     '∀'..='⋿',
 ];
-/// Sizes of an alphabet.
-const ALPHABETS: [usize; 2] = [62, 512];
-/// The characters around them; they count in the loss but not in the metrics.
+/// The sizes that an alphabet can have.
+const ALPHABET_SIZES: [usize; 2] = [62, 512];
+/// The delimiters; they count in the loss but not in the metrics.
 const MARKS: &str = "!?:|";
 
-/// Sizes of the key-value task.
+/// Settings of key-value retrieval.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct KvConfig {
-    /// `N`: pairs in a context; keys are unique, values need not be. 0 is the copy task: the query is `?!:`,
-    /// the target the context itself, which is random letters in segments.
+    /// `N`: pairs in a context; keys are unique, values need not be. 0 is the copy task: the context is random
+    /// letters in segments, the query is `?!:`, and the target is the context.
     pub pairs: usize,
     /// Characters of a key.
     pub key_len: usize,
     /// Characters of a value.
     pub value_len: usize,
-    /// `R`: different pairs of one context that are asked for, all answered from one WRITE.
+    /// `R`: queries per context, for different pairs, all answered from one WRITE.
     pub queries_per_context: usize,
-    /// Characters that keys, values and letters between them are made of: 62, or 512 with other scripts.
+    /// Size of the alphabet of keys, values and the letters between pairs: 62, or 512 with other scripts.
     pub alphabet: usize,
     /// The share of a context's characters that are random letters between the pairs.
     pub noise: f64,
-    /// Segments of random length, each ending in `|`, with the pairs at random places among random
+    /// Number of segments of random length, each ending in `|`, with the pairs at random positions among random
     /// letters, as in the paper's `S4(32-64)`; 0 for none.
     pub segments: usize,
     /// The shortest segment, in characters.
     pub segment_min: usize,
     /// The longest segment, in characters.
     pub segment_max: usize,
-    /// Training contexts; they are made on demand, so their number costs no memory.
+    /// Training contexts; they are generated on demand, so their number takes no memory.
     pub train_samples: usize,
     /// Validation contexts.
     pub valid_samples: usize,
@@ -105,7 +105,7 @@ impl KvConfig {
             let problem = format!("must be at most {longest}");
             require(value <= longest, key, value, problem)?;
         }
-        let known = ALPHABETS.contains(&self.alphabet);
+        let known = ALPHABET_SIZES.contains(&self.alphabet);
         require(known, "alphabet", self.alphabet, "must be 62 or 512")?;
         let keys = u32::try_from(length)
             .ok()
@@ -113,7 +113,7 @@ impl KvConfig {
             .unwrap_or(u128::MAX);
         let problem = format!(
             "there are only {keys} different keys of {length} characters; \
-             ask for fewer pairs or a longer data.key_len"
+             use fewer pairs or a longer data.key_len"
         );
         require(self.pairs as u128 <= keys, "pairs", self.pairs, problem)?;
         self.validate_layout()?;
@@ -131,11 +131,11 @@ impl KvConfig {
     ///
     /// See [`KvConfig::validate`].
     pub fn open(&self, seed: u64) -> Result<Sources, Error> {
-        let half = |split| KvDataset::new(self.clone(), split, seed).map(boxed);
-        Ok((half(Split::Train)?, half(Split::Valid)?))
+        let samples = |split| KvDataset::new(self.clone(), split, seed).map(boxed);
+        Ok((samples(Split::Train)?, samples(Split::Valid)?))
     }
 
-    /// What lies between the pairs.
+    /// Checks the settings of noise and segments.
     fn validate_layout(&self) -> Result<(), Error> {
         let noise = self.noise;
         let problem = "must be at least 0 and at most 0.99";
@@ -147,18 +147,18 @@ impl KvConfig {
             let problem = "the copy task copies segments: set data.segments too";
             return require(self.pairs > 0, "pairs", 0, problem);
         }
-        let problem = "must be at least 2 for the copy task: a letter, and the `|` behind it";
+        let problem = "must be at least 2 for the copy task: a letter and the `|` after it";
         require(self.pairs > 0 || min > 1, "segment_min", min, problem)?;
-        let problem = "segments have as many letters as their lengths leave: leave it at 0";
+        let problem = "with segments their lengths determine the number of letters: leave it at 0";
         require(noise == 0.0, "noise", noise, problem)?;
-        let room = self.segments * ((min - 1) / self.pair_len());
+        let most = self.segments * ((min - 1) / self.pair_len());
         let problem = format!(
-            "{} segments of {min} characters have room for {room} pairs of {}; ask for fewer, or for more \
+            "{} segments of {min} characters can hold at most {most} pairs of {}; use fewer pairs, or more \
              or longer segments",
             self.segments,
             self.pair_len()
         );
-        require(self.pairs <= room, "pairs", self.pairs, problem)
+        require(self.pairs <= most, "pairs", self.pairs, problem)
     }
 
     /// Characters of `!key:value!`.
@@ -166,8 +166,8 @@ impl KvConfig {
         self.key_len + self.value_len + 3
     }
 
-    /// Random letters beside the pairs, without segments.
-    fn letters(&self) -> usize {
+    /// Number of random letters among the pairs, without segments.
+    fn noise_letters(&self) -> usize {
         let pairs = self.pairs * self.pair_len();
         (pairs as f64 * self.noise / (1.0 - self.noise)).round() as usize
     }
@@ -175,7 +175,7 @@ impl KvConfig {
     /// Tokens of the longest context: `N (K + V + 3) + 1` where there are only pairs.
     pub fn context_len(&self) -> usize {
         match self.segments {
-            0 => self.pairs * self.pair_len() + self.letters() + 1,
+            0 => self.pairs * self.pair_len() + self.noise_letters() + 1,
             segments => segments * self.segment_max,
         }
     }
@@ -200,18 +200,22 @@ impl KvConfig {
     ///
     /// # Errors
     ///
-    /// None that the settings' own checks leave.
+    /// None for settings that [`KvConfig::validate`] accepts.
     pub fn tokenizer(&self) -> Result<TextTokenizer, Error> {
         TextTokenizer::closed(self.alphabet().into_iter().chain(MARKS.chars()), MARKS)
     }
 
     fn alphabet(&self) -> Vec<char> {
-        let more = MORE.into_iter().flatten();
-        ALPHABET.chars().chain(more).take(self.alphabet).collect()
+        let extension = EXTENSION.into_iter().flatten();
+        ALPHABET
+            .chars()
+            .chain(extension)
+            .take(self.alphabet)
+            .collect()
     }
 }
 
-/// Key-value samples, each made when it is asked for from the seed, the split and its index alone.
+/// Key-value samples, generated on demand; each depends only on the seed, the split and its index.
 #[derive(Clone, Debug)]
 pub struct KvDataset {
     config: KvConfig,
@@ -241,7 +245,7 @@ impl KvDataset {
             .collect()
     }
 
-    /// `words` in their order at random places among `letters` random letters.
+    /// `words` in this order, at random positions among `letters` random letters.
     fn scatter(&self, rng: &mut ChaCha8Rng, words: &[String], letters: usize) -> String {
         let mut gaps = vec![0; words.len() + 1];
         for _ in 0..letters {
@@ -257,7 +261,7 @@ impl KvDataset {
     fn context(&self, rng: &mut ChaCha8Rng, pairs: &[String]) -> String {
         let config = &self.config;
         if config.segments == 0 {
-            return match config.letters() {
+            return match config.noise_letters() {
                 0 => pairs.concat() + "|",
                 letters => self.scatter(rng, pairs, letters) + "|",
             };
@@ -268,11 +272,11 @@ impl KvDataset {
             .collect();
         let mut segments = vec![Vec::new(); config.segments];
         for pair in pairs {
-            let room = |(at, held): (usize, &Vec<String>)| {
+            let with_space = |(at, held): (usize, &Vec<String>)| {
                 let fits = (lengths[at] - 1) / config.pair_len();
                 (held.len() < fits).then_some(at)
             };
-            let open: Vec<usize> = segments.iter().enumerate().filter_map(room).collect();
+            let open: Vec<usize> = segments.iter().enumerate().filter_map(with_space).collect();
             segments[open[rng.random_range(0..open.len())]].push(pair.clone());
         }
         let segment = |(held, length): (&Vec<String>, &usize)| {
@@ -295,7 +299,7 @@ impl Dataset<Example> for KvDataset {
 }
 
 impl KvDataset {
-    /// The sample of an index, also beyond the number of samples.
+    /// The sample of an index, which may exceed the number of samples.
     pub fn example(&self, index: usize) -> Example {
         let config = &self.config;
         let mut rng = self.split.rng(b"gradmem0", self.seed, index);
@@ -340,7 +344,7 @@ mod tests {
     }
 
     #[test]
-    fn a_sample_has_unique_keys_and_asks_for_what_it_holds() {
+    fn samples_have_unique_keys_and_questions_about_their_pairs() {
         let config = KvConfig {
             pairs: 4,
             key_len: 1,
@@ -355,7 +359,7 @@ mod tests {
             let mut queries: Vec<_> = example.questions.iter().map(|q| &q.query).collect();
             queries.sort();
             queries.dedup();
-            assert_eq!(queries.len(), 4, "the same pair is asked for twice");
+            assert_eq!(queries.len(), 4, "two questions about the same pair");
             for question in &example.questions {
                 assert_eq!(
                     question.query.len() + question.target.len(),
@@ -371,7 +375,7 @@ mod tests {
     }
 
     #[test]
-    fn samples_follow_from_seed_split_and_index_alone() {
+    fn samples_depend_on_seed_split_and_index_only() {
         let train = dataset(Split::Train, 1);
         assert_eq!(train.get(999_999), dataset(Split::Train, 1).get(999_999));
         assert_ne!(train.get(0), train.get(1));
@@ -381,7 +385,7 @@ mod tests {
     }
 
     #[test]
-    fn pairs_lie_among_letters_in_segments_or_as_a_share() {
+    fn pairs_are_among_letters_with_segments_and_with_noise() {
         let segments = KvConfig {
             pairs: 6,
             segments: 4,
@@ -424,7 +428,7 @@ mod tests {
     }
 
     #[test]
-    fn the_copy_task_asks_for_the_context() {
+    fn the_target_of_the_copy_task_is_the_context() {
         let config = KvConfig {
             pairs: 0,
             segments: 2,
@@ -449,14 +453,14 @@ mod tests {
     }
 
     #[test]
-    fn layouts_that_cannot_be_are_named() {
+    fn impossible_layouts_are_errors() {
         let wrong = |change: fn(&mut KvConfig)| {
             let mut config = KvConfig::default();
             change(&mut config);
             config.validate().unwrap_err().to_string()
         };
         assert!(wrong(|c| c.pairs = 0).contains("segments"));
-        assert!(wrong(|c| c.segments = 2).contains("room for 8 pairs"));
+        assert!(wrong(|c| c.segments = 2).contains("at most 8 pairs"));
         assert!(wrong(|c| c.noise = 1.0).contains("noise"));
         assert!(wrong(|c| c.alphabet = 100).contains("62 or 512"));
         assert!(wrong(|c| c.segment_min = 99).contains("segment_max"));
@@ -465,13 +469,13 @@ mod tests {
     }
 
     #[test]
-    fn the_draws_stay_what_they_were() {
+    fn generated_samples_do_not_change_between_versions() {
         let example = dataset(Split::Valid, 3).get(5).unwrap();
         assert_eq!(&example.context[..14], "!z3:Oi!!ul:VT!");
     }
 
     #[test]
-    fn every_possible_key_can_be_used_but_no_more() {
+    fn there_can_be_as_many_pairs_as_keys() {
         let mut config = KvConfig {
             pairs: 62,
             key_len: 1,

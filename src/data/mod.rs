@@ -1,10 +1,10 @@
-//! Contexts, queries and targets: where they come from, and how they become batches.
+//! Datasets of contexts, queries and targets, tokenization and batching.
 //!
 //! A source gives [`Example`]s as text: key-value pairs ([`KvConfig`]), bAbI ([`BabiConfig`]), SQuAD
-//! ([`SquadConfig`]), a phonebook ([`PhonebookConfig`]), or lines of JSON ([`JsonlConfig`]). A
-//! [`TextTokenizer`] makes [`Sample`]s of token ids of them; running text ([`TextConfig`]) is cut by tokens
-//! to begin with. [`DataConfig::open`] is all of this: a [`Task`]. [`ExampleBatcher`] lays samples side by
-//! side as a [`Batch`].
+//! ([`SquadConfig`]), a phone book ([`PhonebookConfig`]), or JSON Lines ([`JsonlConfig`]). A [`TextTokenizer`]
+//! encodes them as [`Sample`]s of token ids; samples of running text ([`TextConfig`]) are cut from the tokens of
+//! a corpus. [`DataConfig::open`] does all of this and returns a [`Task`]. [`ExampleBatcher`] collates samples
+//! into a [`Batch`].
 //!
 //! ```
 //! # #[cfg(feature = "flex")] {
@@ -25,6 +25,7 @@
 pub mod answers;
 mod babi;
 mod batcher;
+mod config;
 mod corpus;
 mod example;
 mod json;
@@ -44,6 +45,7 @@ mod tokens;
 
 pub use babi::{BabiConfig, BabiDataset};
 pub use batcher::{Batch, ExampleBatcher};
+pub use config::DataConfig;
 use corpus::Corpus;
 pub use example::{Asked, Example, Question, Sample};
 pub use jsonl::{JsonlConfig, JsonlDataset};
@@ -53,7 +55,7 @@ pub use phonebook::{PhonebookConfig, PhonebookDataset};
 pub use source::{Examples, Sources};
 pub use split::Split;
 pub use squad::{SquadConfig, SquadDataset, SquadVariant};
-pub use task::{DataConfig, Lengths, Samples, Task};
+pub use task::{Lengths, Samples, Task};
 pub use text::{Objective, TextConfig};
 pub use tokenizer::{TextTokenizer, tokenizer_fingerprint};
 pub use tokens::TokensConfig;

@@ -1,9 +1,8 @@
-//! In which order samples come.
+//! The order of samples.
 
 use burn::data::dataset::Dataset;
 
-/// A data set repeated without end, up to `len` items: each time in the same order, or, with a seed, each
-/// time in another.
+/// A dataset repeated up to `len` items: each round in the same order, or, with a seed, each in another.
 #[derive(Clone, Debug)]
 pub struct Cycle<D> {
     dataset: D,
@@ -12,7 +11,7 @@ pub struct Cycle<D> {
 }
 
 impl<D> Cycle<D> {
-    /// `len` items: those of `dataset`, again and again.
+    /// `len` items: those of `dataset`, repeated.
     pub fn new(dataset: D, len: usize) -> Self {
         Self {
             dataset,
@@ -21,7 +20,7 @@ impl<D> Cycle<D> {
         }
     }
 
-    /// The same, every round in an order that follows from `seed` and the round.
+    /// As [`Cycle::new`], with a random order for each round that depends on `seed` and the round only.
     pub fn shuffled(dataset: D, len: usize, seed: u64) -> Self {
         Self {
             shuffle: Some(seed),
@@ -48,8 +47,8 @@ impl<I, D: Dataset<I>> Dataset<I> for Cycle<D> {
     }
 }
 
-/// Where `at` of `len` goes in the permutation named by `key`, without keeping the permutation: a Feistel
-/// network over the next power of four, walked until it comes back below `len`.
+/// The image of `at` under a permutation of `0..len` that `key` selects, in constant memory: a Feistel network
+/// over the next power of four, applied until the result is below `len` (cycle walking).
 fn permuted(at: usize, len: usize, key: u64) -> usize {
     let bits = usize::BITS - (len - 1).leading_zeros();
     let half = bits.div_ceil(2).max(1);
@@ -83,7 +82,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_round_has_every_item_once_in_an_order_of_its_own() {
+    fn every_round_has_every_item_once_in_another_order() {
         for len in [1, 2, 3, 7, 64, 1000] {
             let items = InMemDataset::new((0..len).collect::<Vec<usize>>());
             let cycle = Cycle::shuffled(items, 3 * len, 5);

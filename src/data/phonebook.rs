@@ -1,4 +1,4 @@
-//! A phone book: names and numbers are written, the number of a name is asked for.
+//! A phone book: the context has names and numbers, a query asks for the number of a name.
 
 use std::path::PathBuf;
 
@@ -24,25 +24,25 @@ const LAST: [&str; 50] = [
     "Moore", "Morgan", "Nguyen", "Novak", "Olsen", "Parker", "Patel", "Price", "Reed", "Rossi",
     "Sato", "Scott", "Silva", "Stone", "Turner", "Wagner", "Walker", "Ward", "Wood", "Young",
 ];
-/// Different names.
+/// Number of different names.
 const NAMES: usize = FIRST.len() * LAST.len();
 
 /// Settings of the phone book.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct PhonebookConfig {
-    /// Lines of a context that is made up; names are unique, numbers random.
+    /// Lines of a generated context; names are unique, numbers random.
     pub entries: usize,
-    /// Different names of one made-up context that are asked for, all answered from one WRITE.
+    /// Queries per generated context, for different names, all answered from one WRITE.
     pub queries_per_context: usize,
-    /// Training contexts that are made up, on demand; a file is used whole.
+    /// Training contexts that are generated, on demand; of a file all samples are used.
     pub train_samples: usize,
-    /// Validation contexts that are made up or, without a `valid_file`, held out: the last lines of
+    /// Validation contexts that are generated or, without a `valid_file`, held out: the last lines of
     /// `train_file`.
     pub valid_samples: usize,
-    /// Contexts to learn from, as [`JsonlConfig`] reads them; without it they are made up.
+    /// Training contexts, in the format of [`JsonlConfig`]; without it they are generated.
     pub train_file: Option<PathBuf>,
-    /// Contexts held out; without it they come from the end of `train_file`.
+    /// Validation contexts; without it they are the end of `train_file`.
     pub valid_file: Option<PathBuf>,
 }
 
@@ -77,13 +77,14 @@ impl PhonebookConfig {
         let problem = format!("must be at most data.entries = {entries}");
         require(queries <= entries, "queries_per_context", queries, problem)?;
         if let (Some(valid), None) = (&self.valid_file, &self.train_file) {
-            let problem = "needs data.train_file too: made-up contexts are held out by themselves";
+            let problem =
+                "needs data.train_file too: generated contexts have generated validation data";
             return Err(Error::config("valid_file", valid.display(), problem));
         }
         Ok(())
     }
 
-    /// The training and the validation data; `seed` is for contexts that are made up.
+    /// The training and the validation data; `seed` is for generated contexts.
     ///
     /// # Errors
     ///
@@ -98,13 +99,13 @@ impl PhonebookConfig {
             };
             return files.open(seed);
         }
-        let half = |split| PhonebookDataset::new(self.clone(), split, seed).map(boxed);
-        Ok((half(Split::Train)?, half(Split::Valid)?))
+        let samples = |split| PhonebookDataset::new(self.clone(), split, seed).map(boxed);
+        Ok((samples(Split::Train)?, samples(Split::Valid)?))
     }
 }
 
-/// Made-up phone books, each made when it is asked for from the seed, the split and its index alone:
-/// a context of lines `Ada Novak: 555-0142`, queries `\nAda Novak: `, targets `555-0142`.
+/// Generated phone books: a context of lines `Ada Novak: 555-0142`, queries `\nAda Novak: `, targets `555-0142`.
+/// They are generated on demand; each depends only on the seed, the split and its index.
 #[derive(Clone, Debug)]
 pub struct PhonebookDataset {
     config: PhonebookConfig,
@@ -113,7 +114,7 @@ pub struct PhonebookDataset {
 }
 
 impl PhonebookDataset {
-    /// The files that `config` may name are not read: see [`PhonebookConfig::open`].
+    /// The files of `config` are not read; [`PhonebookConfig::open`] reads them.
     ///
     /// # Errors
     ///
@@ -169,7 +170,7 @@ mod tests {
     use std::collections::{HashMap, HashSet};
 
     #[test]
-    fn a_book_has_unique_names_and_the_numbers_asked_for() {
+    fn names_are_unique_and_targets_are_their_numbers() {
         let config = PhonebookConfig {
             entries: 2_000,
             queries_per_context: 50,
@@ -202,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn books_follow_from_seed_split_and_index_alone() {
+    fn samples_depend_on_seed_split_and_index_only() {
         let of = |split, seed| PhonebookDataset::new(PhonebookConfig::default(), split, seed);
         let (train, valid) = (of(Split::Train, 1).unwrap(), of(Split::Valid, 1).unwrap());
         assert_eq!(train.get(7), of(Split::Train, 1).unwrap().get(7));
@@ -213,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn files_are_read_instead_where_they_are_named() {
+    fn files_replace_generated_samples() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("book.jsonl");
         let line = r#"{"context": "Bo Li: 1\n", "query": "\nBo Li: ", "target": "1"}"#;
@@ -232,7 +233,7 @@ mod tests {
     }
 
     #[test]
-    fn settings_that_cannot_work_are_named() {
+    fn impossible_settings_are_errors() {
         let base = PhonebookConfig::default();
         for (config, word) in [
             (

@@ -1,18 +1,18 @@
-//! A file that many threads read at places of their own.
+//! A file that many threads read at the same time, each at its own offset.
 
 use std::fs::File;
 use std::io;
 
-/// A file without a place of reading; on Unix nobody waits for another.
+/// A file read at given offsets, without a current position. On Unix reads do not block each other.
 #[derive(Debug)]
-pub(crate) struct Positioned {
+pub(crate) struct PositionedFile {
     #[cfg(unix)]
     file: File,
     #[cfg(not(unix))]
     file: std::sync::Mutex<File>,
 }
 
-impl Positioned {
+impl PositionedFile {
     #[cfg(unix)]
     pub(crate) fn new(file: File) -> Self {
         Self { file }
@@ -24,13 +24,13 @@ impl Positioned {
         Self { file }
     }
 
-    /// Reads some bytes from `at` on, none at the file's end.
+    /// Reads some bytes from offset `at`; none at the end of the file.
     #[cfg(unix)]
     pub(crate) fn read_at(&self, bytes: &mut [u8], at: u64) -> io::Result<usize> {
         std::os::unix::fs::FileExt::read_at(&self.file, bytes, at)
     }
 
-    /// Reads some bytes from `at` on, none at the file's end.
+    /// Reads some bytes from offset `at`; none at the end of the file.
     #[cfg(not(unix))]
     pub(crate) fn read_at(&self, bytes: &mut [u8], at: u64) -> io::Result<usize> {
         use std::io::{Read, Seek, SeekFrom};
@@ -39,7 +39,7 @@ impl Positioned {
         file.read(bytes)
     }
 
-    /// The bytes from `start` up to a line feed or the file's end, at most `longest`.
+    /// The bytes from `start` to the next line feed or the end of the file, at most `longest`.
     pub(crate) fn line(&self, start: u64, longest: usize) -> io::Result<Vec<u8>> {
         let mut line = Vec::new();
         let mut block = vec![0; 1 << 14];

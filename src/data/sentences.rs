@@ -1,110 +1,112 @@
-//! Where sentences begin.
+//! Splitting of text into sentences.
 
 use std::ops::Range;
 
-/// Words whose dot does not end a sentence, in lower case.
-const SHORT: [&str; 48] = [
+/// Abbreviations whose dot does not end a sentence, in lower case.
+const ABBREVIATIONS: [&str; 48] = [
     "mr", "mrs", "ms", "messrs", "dr", "prof", "st", "mt", "ft", "jr", "sr", "gen", "col", "maj",
     "capt", "cmdr", "lt", "sgt", "adm", "rev", "hon", "fr", "gov", "sen", "rep", "pres", "vs",
     "cf", "ca", "approx", "al", "eg", "ie", "viz", "inc", "co", "corp", "ltd", "bros", "dept",
     "univ", "assn", "ave", "blvd", "rd", "est", "vols", "nos",
 ];
 
-/// Words whose dot does not end a sentence where a number follows, in lower case.
-const NUMBERED: [&str; 22] = [
+/// Abbreviations whose dot does not end a sentence before a number, in lower case.
+const ABBREVIATIONS_BEFORE_NUMBER: [&str; 22] = [
     "no", "vol", "fig", "figs", "eq", "sec", "ch", "art", "op", "pp", "pt", "jan", "feb", "mar",
     "apr", "jun", "jul", "aug", "sep", "sept", "oct", "nov",
 ];
 
 /// Longest word that is looked up, in bytes.
-const LONGEST: usize = 32;
+const MAX_WORD: usize = 32;
 
-/// Finds where sentences begin, a character at a time and in constant memory.
+/// Finds the beginnings of sentences, character by character and in constant memory.
 ///
-/// A sentence ends after `.`, `!`, `?` or `…` and the closing quotes and brackets behind it, if white
-/// space follows and then no small letter; after `。`, `！` or `？`; and at an empty line. The dot of an
-/// initial (`J.`), of letters with dots between (`U.S.`, `p.m.`, `Ph.D.`) and of a common English
-/// abbreviation (`Dr.`, `No. 5`) ends none.
+/// A sentence ends after `.`, `!`, `?` or `…` and the closing quotes and brackets after it, if white
+/// space follows and then no lower-case letter; after `。`, `！` or `？`; and at an empty line. The dot of an
+/// initial (`J.`), of letters with dots between them (`U.S.`, `p.m.`, `Ph.D.`) and of a common English
+/// abbreviation (`Dr.`, `No. 5`) does not end a sentence.
 ///
-/// Its limits: a sentence that ends with such an abbreviation runs on into the next (`… in the U.S. He
-/// left.`); an abbreviation that is not in the list ends one if a capital or number follows; so does a
-/// mark in a name (`Yahoo! Answers`); a reference mark right behind the dot (`so.[3] Then`) hides it.
+/// Limits: a sentence that ends with such an abbreviation is joined with the next (`… in the U.S. He left.`);
+/// an abbreviation that is not in the list ends a sentence if a capital or number follows, and so does a
+/// punctuation mark in a name (`Yahoo! Answers`); the end is missed before a reference mark (`so.[3] Then`).
 #[derive(Debug, Default)]
-pub(crate) struct Splitter {
-    /// Whether the text has begun.
-    inside: bool,
-    /// The word so far.
+pub(crate) struct SentenceSplitter {
+    /// Whether a character other than white space was seen.
+    started: bool,
+    /// The current word.
     word: String,
-    end: End,
-    /// Whether white space was the last.
+    boundary: Boundary,
+    /// Whether the last character was white space.
     gap: bool,
-    /// Line feeds in that white space, 2 standing for more.
+    /// Line feeds in that white space, at most 2.
     lines: u8,
 }
 
-/// What the last mark allows.
+/// What must follow for the sentence to end after the last punctuation mark.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-enum End {
-    /// It ended nothing.
+enum Boundary {
+    /// The sentence does not end here.
     #[default]
-    Open,
-    /// White space must follow.
-    Spaced,
-    /// White space must follow, and no number.
-    Unnumbered,
-    /// Nothing need follow.
-    Tight,
+    None,
+    /// White space.
+    Space,
+    /// White space, then no number.
+    SpaceNoNumber,
+    /// Anything.
+    Anything,
 }
 
-impl Splitter {
-    /// Takes the text's next character and says whether a sentence begins with it.
+impl SentenceSplitter {
+    /// Takes the next character of the text; whether a sentence begins with it.
     pub(crate) fn begins(&mut self, c: char) -> bool {
         if c.is_whitespace() {
             self.gap = true;
             self.lines = (self.lines + u8::from(c == '\n')).min(2);
             return false;
         }
-        let closing = !self.gap && closes(c);
-        let ended = match self.end {
-            End::Open => false,
-            End::Spaced => self.gap && !c.is_lowercase(),
-            End::Unnumbered => self.gap && !c.is_lowercase() && !c.is_numeric(),
-            End::Tight => !closing && !matches!(c, '。' | '！' | '？'),
+        let closing = !self.gap && is_closing(c);
+        let ended = match self.boundary {
+            Boundary::None => false,
+            Boundary::Space => self.gap && !c.is_lowercase(),
+            Boundary::SpaceNoNumber => self.gap && !c.is_lowercase() && !c.is_numeric(),
+            Boundary::Anything => !closing && !matches!(c, '。' | '！' | '？'),
         };
-        let begins = !self.inside || self.lines == 2 || ended;
+        let begins = !self.started || self.lines == 2 || ended;
         if begins || self.gap {
             self.word.clear();
         }
         if begins || !closing {
-            self.end = self.end_at(c);
+            self.boundary = self.boundary_after(c);
         }
-        if self.word.len() < LONGEST {
+        if self.word.len() < MAX_WORD {
             self.word.push(c);
         }
-        (self.inside, self.gap, self.lines) = (true, false, 0);
+        (self.started, self.gap, self.lines) = (true, false, 0);
         begins
     }
 
-    fn end_at(&self, c: char) -> End {
+    fn boundary_after(&self, c: char) -> Boundary {
         match c {
-            '!' | '?' | '…' => End::Spaced,
-            '。' | '！' | '？' => End::Tight,
+            '!' | '?' | '…' => Boundary::Space,
+            '。' | '！' | '？' => Boundary::Anything,
             '.' => {
                 let word = self.word.trim_start_matches(|c: char| !c.is_alphanumeric());
                 let word = word.to_lowercase();
                 match word.as_str() {
-                    word if lettered(word) || SHORT.contains(&word) => End::Open,
-                    word if NUMBERED.contains(&word) || word == "dec" => End::Unnumbered,
-                    _ => End::Spaced,
+                    word if is_initials(word) || ABBREVIATIONS.contains(&word) => Boundary::None,
+                    word if ABBREVIATIONS_BEFORE_NUMBER.contains(&word) || word == "dec" => {
+                        Boundary::SpaceNoNumber
+                    }
+                    _ => Boundary::Space,
                 }
             }
-            _ => End::Open,
+            _ => Boundary::None,
         }
     }
 }
 
-/// Whether a word before a dot is an initial, or letters with dots between.
-fn lettered(word: &str) -> bool {
+/// Whether a word before a dot is an initial, or letters with dots between them.
+fn is_initials(word: &str) -> bool {
     let short = |part: &str| {
         let letters = part.chars().count();
         part.chars().all(char::is_alphabetic) && (1..=2).contains(&letters)
@@ -115,17 +117,18 @@ fn lettered(word: &str) -> bool {
     }
 }
 
-fn closes(c: char) -> bool {
+/// Closing quotes and brackets.
+fn is_closing(c: char) -> bool {
     matches!(
         c,
         '"' | '\'' | ')' | ']' | '}' | '”' | '’' | '»' | '」' | '』' | '）'
     )
 }
 
-/// The sentences of a text in bytes, without the white space between them. See [`Splitter`] for what
-/// it takes for one.
+/// The byte ranges of the sentences of a text, without the white space between them. [`SentenceSplitter`] says
+/// what a sentence is.
 pub(crate) fn sentences(text: &str) -> Vec<Range<usize>> {
-    let mut splitter = Splitter::default();
+    let mut splitter = SentenceSplitter::default();
     let mut found: Vec<Range<usize>> = Vec::new();
     for (at, c) in text.char_indices() {
         if splitter.begins(c) {
@@ -143,7 +146,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sentences_end_where_a_reader_would_end_them() {
+    fn sentences_end_at_punctuation_but_not_at_abbreviations() {
         for parts in [
             &["One.", "Two!", "Three?", "Four"][..],
             &[

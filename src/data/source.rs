@@ -1,4 +1,4 @@
-//! What every source of examples has in common.
+//! What sources of examples share: their common type, and reading of text files.
 
 use std::path::Path;
 
@@ -8,16 +8,16 @@ use super::Example;
 use crate::error::Error;
 use crate::support::fs::check_file;
 
-/// The examples of any source, one form for all: those read from a disk while training can fail.
+/// The examples of any source. Reading one can fail: some sources read from disk during training.
 pub type Examples = Box<dyn Dataset<Result<Example, Error>>>;
 
-/// What is learned from, and what is held out.
+/// The training examples and the validation examples.
 pub type Sources = (Examples, Examples);
 
-/// A data set that cannot fail.
-struct Sure<D>(D);
+/// A dataset whose items never fail.
+struct AlwaysOk<D>(D);
 
-impl<D: Dataset<Example>> Dataset<Result<Example, Error>> for Sure<D> {
+impl<D: Dataset<Example>> Dataset<Result<Example, Error>> for AlwaysOk<D> {
     fn get(&self, index: usize) -> Option<Result<Example, Error>> {
         self.0.get(index).map(Ok)
     }
@@ -27,19 +27,20 @@ impl<D: Dataset<Example>> Dataset<Result<Example, Error>> for Sure<D> {
     }
 }
 
-/// A data set that cannot fail, in the form of those that can.
+/// Boxes a dataset whose items never fail as [`Examples`].
 pub(crate) fn boxed(dataset: impl Dataset<Example> + 'static) -> Examples {
-    Box::new(Sure(dataset))
+    Box::new(AlwaysOk(dataset))
 }
 
-/// The text of a published data set's file. If the file is not there, says where to get it
-/// (`published`) and which setting names it.
+/// Reads the text of a published dataset's file. If there is no such file, the error says where to get it
+/// (`published`) and which setting names it (`key`).
 pub(crate) fn read_text(path: &Path, key: &str, published: &str) -> Result<String, Error> {
     check_file(path)?;
     let bytes = match std::fs::read(path) {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
-            let problem =
-                format!("is not there: {published}; download it and put its path into data.{key}");
+            let problem = format!(
+                "does not exist: {published}; download it and put its path into data.{key}"
+            );
             return Err(Error::file(path, problem));
         }
         bytes => bytes.map_err(Error::io(path, "cannot read"))?,
@@ -62,7 +63,7 @@ pub(crate) fn read_text(path: &Path, key: &str, published: &str) -> Result<Strin
     }
 }
 
-/// The byte-order mark, which some editors put before a text.
+/// The byte-order mark that some editors write at the start of a text.
 pub(crate) const BOM: char = '\u{feff}';
 
 #[cfg(test)]
@@ -70,7 +71,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_file_is_read_without_its_mark_or_the_error_says_what_to_do() {
+    fn files_are_read_without_byte_order_mark_and_errors_are_helpful() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("data");
         let read = || read_text(&path, "valid_file", "it is published at example.org");

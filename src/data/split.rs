@@ -1,17 +1,17 @@
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
 
-/// The halves of a task's data. What is made up for one never draws from the other's stream.
+/// The training or the validation part of a task's data. Their random streams are disjoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Split {
-    /// What is learned from.
+    /// Training data.
     Train,
-    /// What is held out.
+    /// Validation data.
     Valid,
 }
 
 impl Split {
-    /// What there is of this half: `train` or `valid`.
+    /// The one of two values that belongs to this part.
     pub(crate) fn of<T>(self, train: T, valid: T) -> T {
         match self {
             Self::Train => train,
@@ -19,8 +19,8 @@ impl Split {
         }
     }
 
-    /// The generator of one sample: its 32 seed bytes name the task, the seed, the split and the index,
-    /// so no two samples share them.
+    /// The random generator of one sample. Its 32 seed bytes encode the task, the seed, the split and the index,
+    /// so that every sample has its own.
     pub(crate) fn rng(self, task: &[u8; 8], seed: u64, index: usize) -> ChaCha8Rng {
         let mut bytes = [0; 32];
         bytes[..8].copy_from_slice(&seed.to_le_bytes());

@@ -1,4 +1,5 @@
-//! SQuAD 1.1 and 2.0: paragraphs of Wikipedia, and questions whose answers stand in them.
+//! SQuAD 1.1 and 2.0 (Rajpurkar et al. 2016, 2018): paragraphs of Wikipedia and questions whose answers are spans
+//! of them.
 
 use std::collections::{HashMap, HashSet};
 use std::fmt;
@@ -16,21 +17,21 @@ use crate::error::{Error, at_least_one, require};
 /// Where to get the files.
 const PUBLISHED: &str = "SQuAD is published at rajpurkar.github.io/SQuAD-explorer (train-v1.1.json, \
                          dev-v1.1.json, train-v2.0.json, dev-v2.0.json)";
-/// Without a validation file, one article in so many is held out.
+/// Without a validation file, one of so many articles is held out.
 const HELD_OUT: usize = 8;
 
 /// Settings of SQuAD.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct SquadConfig {
-    /// Paragraphs to learn from, as published (1.1 or 2.0).
+    /// Training paragraphs, as published (1.1 or 2.0).
     pub train_file: PathBuf,
-    /// Paragraphs held out. Without it every eighth article of `train_file` is held out whole, so no
-    /// context is in both halves.
+    /// Validation paragraphs. Without it every eighth article of `train_file` is held out as a whole, so that no
+    /// context is in both splits.
     pub valid_file: Option<PathBuf>,
-    /// What is written and what is asked.
+    /// The form of contexts and queries.
     pub variant: SquadVariant,
-    /// At most so many of the held-out questions are used, evenly spread over them.
+    /// The most validation questions that are used, evenly spaced among all.
     pub valid_samples: usize,
 }
 
@@ -45,28 +46,28 @@ impl Default for SquadConfig {
     }
 }
 
-/// What is written and what is asked.
+/// The form of contexts and queries.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum SquadVariant {
-    /// The paragraph is written, the question is the query.
+    /// The context is the paragraph, the query is the question.
     #[default]
     Plain,
-    /// Only the sentences of the paragraph that hold the (first) answer are written. How sentences are
-    /// found: they end at `.`, `!`, `?` before white space and a capital or a number, but not at
-    /// initials and common English abbreviations; where that errs, more or less is kept around the
-    /// answer, which is always whole.
+    /// The context is only the sentences of the paragraph that contain the (first) answer. A sentence ends at
+    /// `.`, `!`, `?` before white space and a capital or a number, but not at initials and common English
+    /// abbreviations. Where that is wrong, more or less text is kept around the answer, but always the whole
+    /// answer.
     Short,
-    /// The paragraph is written with the question behind it, the query is `Answer: `.
+    /// The context is the paragraph and then the question, the query is `Answer: `.
     CqA,
-    /// The paragraph is written with the question before it, the query is `Answer: `.
+    /// The context is the question and then the paragraph, the query is `Answer: `.
     QcA,
 }
 
 impl SquadVariant {
     /// Whether the query is the question.
-    pub(super) fn asks(self) -> bool {
+    pub(super) fn query_is_question(self) -> bool {
         matches!(self, Self::Plain | Self::Short)
     }
 }
@@ -88,17 +89,17 @@ impl SquadConfig {
         at_least_one([("valid_samples", self.valid_samples)])
     }
 
-    /// The training and the validation data. Files need no seed; it is there as for other tasks.
+    /// The training and the validation data. Files need no seed; the parameter is that of other tasks.
     ///
     /// # Errors
     ///
-    /// See [`SquadDataset::open`]; or there are too few articles to hold one out.
+    /// See [`SquadDataset::open`]; also too few articles to hold one out.
     pub fn open(&self, _seed: u64) -> Result<Sources, Error> {
         let (train, valid) = self.load()?;
         Ok((boxed(train), boxed(valid)))
     }
 
-    /// The same as [`SquadConfig::open`], in memory.
+    /// As [`SquadConfig::open`], as [`SquadDataset`]s.
     ///
     /// # Errors
     ///
@@ -115,23 +116,23 @@ impl SquadConfig {
             examples(&valid, self.variant),
         );
         let held_out = self.valid_file.as_ref().unwrap_or(&self.train_file);
-        for (examples, path, half) in [
-            (&train, &self.train_file, "learn from"),
+        for (examples, path, purpose) in [
+            (&train, &self.train_file, "train on"),
             (&valid, held_out, "hold out"),
         ] {
             if examples.is_empty() {
-                let problem = format!("has no answerable question to {half}");
+                let problem = format!("has no answerable question to {purpose}");
                 return Err(Error::file(path, problem));
             }
         }
         Ok((
             SquadDataset(InMemDataset::new(train)),
-            SquadDataset(InMemDataset::new(spread(valid, self.valid_samples))),
+            SquadDataset(InMemDataset::new(evenly_spaced(valid, self.valid_samples))),
         ))
     }
 }
 
-/// The answerable questions of a file, each an example with its paragraph; held in memory.
+/// The answerable questions of a file, in memory; each is an example with its paragraph.
 pub struct SquadDataset(InMemDataset<Example>);
 
 impl fmt::Debug for SquadDataset {
@@ -144,12 +145,12 @@ impl fmt::Debug for SquadDataset {
 }
 
 impl SquadDataset {
-    /// Reads a file as published. Unanswerable questions are left out.
+    /// Reads a file as published. Unanswerable questions are ignored.
     ///
     /// # Errors
     ///
-    /// If the file is missing, is no such JSON, names a question twice, or has an answer that does not
-    /// stand at its place in the context (`answer_start` counts characters, not bytes).
+    /// If the file is missing or has another format, has a question's id twice, or has an answer that is not at
+    /// `answer_start` in its context (in characters, not bytes).
     pub fn open(path: impl AsRef<Path>, variant: SquadVariant) -> Result<Self, Error> {
         let articles = read(path.as_ref(), "train_file")?;
         Ok(Self(InMemDataset::new(examples(&articles, variant))))
@@ -167,7 +168,7 @@ impl Dataset<Example> for SquadDataset {
 }
 
 #[derive(Deserialize)]
-struct Published {
+struct SquadFile {
     data: Vec<Article>,
 }
 
@@ -180,15 +181,15 @@ struct Article {
 #[derive(Deserialize)]
 struct Paragraph {
     context: String,
-    qas: Vec<Asked>,
+    qas: Vec<QuestionRecord>,
 }
 
 #[derive(Deserialize)]
-struct Asked {
+struct QuestionRecord {
     id: String,
     question: String,
     answers: Vec<Answer>,
-    /// Version 1.1 has none of these.
+    /// Version 1.1 does not have this field.
     #[serde(default)]
     is_impossible: bool,
 }
@@ -201,7 +202,7 @@ struct Answer {
 }
 
 impl Answer {
-    /// Where it stands in its context, in bytes; nothing if it does not.
+    /// Its byte range in the context; none if it is not at `answer_start`.
     fn span(&self, context: &str) -> Option<Range<usize>> {
         let starts = context.char_indices().map(|(at, _)| at);
         let start = starts.chain([context.len()]).nth(self.answer_start)?;
@@ -210,24 +211,24 @@ impl Answer {
     }
 }
 
-impl Asked {
+impl QuestionRecord {
     fn answerable(&self) -> bool {
         !self.is_impossible && !self.answers.is_empty()
     }
 }
 
-/// The articles of a file, checked.
+/// Reads and checks the articles of a file.
 fn read(path: &Path, key: &str) -> Result<Vec<Article>, Error> {
     let text = read_text(path, key, PUBLISHED)?;
-    let published: Published = json::parse(&text, 1).map_err(|e| Error::file(path, e))?;
+    let file: SquadFile = json::parse(&text, 1).map_err(|e| Error::file(path, e))?;
     let mut ids: HashMap<&str, &str> = HashMap::new();
-    for Article { title, paragraphs } in &published.data {
+    for Article { title, paragraphs } in &file.data {
         for Paragraph { context, qas } in paragraphs {
             for asked in qas {
                 let id = &asked.id;
                 let place = format!("article {title:?}, question {id:?}");
                 if let Some(first) = ids.insert(id, title) {
-                    let problem = format!("{place}: its id was given before, in article {first:?}");
+                    let problem = format!("{place}: its id was used before, in article {first:?}");
                     return Err(Error::file(path, problem));
                 }
                 let answers = if asked.answerable() {
@@ -236,19 +237,18 @@ fn read(path: &Path, key: &str) -> Result<Vec<Article>, Error> {
                     &[]
                 };
                 for answer in answers {
-                    let wrong = misplaced(answer, context);
-                    if let Some(wrong) = wrong {
-                        return Err(Error::file(path, format!("{place}: {wrong}")));
+                    if let Some(problem) = answer_problem(answer, context) {
+                        return Err(Error::file(path, format!("{place}: {problem}")));
                     }
                 }
             }
         }
     }
-    Ok(published.data)
+    Ok(file.data)
 }
 
-/// What is wrong with an answer's place in its context, if anything is.
-fn misplaced(answer: &Answer, context: &str) -> Option<String> {
+/// The problem with an answer's position in its context, if there is one.
+fn answer_problem(answer: &Answer, context: &str) -> Option<String> {
     let Answer { text, answer_start } = answer;
     if text.is_empty() {
         return Some("its answer is empty".into());
@@ -259,15 +259,16 @@ fn misplaced(answer: &Answer, context: &str) -> Option<String> {
     let shown = json::shorten(&format!("{text:?}"));
     let found = match context.find(text.as_str()) {
         Some(at) => format!("it is first found at {}", context[..at].chars().count()),
-        None => "it is nowhere in it".into(),
+        None => "the context does not contain it".into(),
     };
     Some(format!(
-        "the answer {shown} does not stand at character {answer_start} of the context (from 0, \
-         characters and not bytes): {found}"
+        "the answer {shown} is not at character {answer_start} of the context (counted from 0, in \
+         characters, not bytes): {found}"
     ))
 }
 
-/// Sets every eighth article apart, the same titles and contexts always on one side.
+/// Splits off every eighth article. Articles of the same title are in the same split, and training paragraphs
+/// that are also held out are removed.
 fn hold_out(path: &Path, articles: Vec<Article>) -> Result<(Vec<Article>, Vec<Article>), Error> {
     let mut numbers: HashMap<String, usize> = HashMap::new();
     let (mut train, mut valid) = (Vec::new(), Vec::new());
@@ -304,13 +305,15 @@ fn examples(articles: &[Article], variant: SquadVariant) -> Vec<Example> {
         .collect()
 }
 
-fn example(context: &str, asked: &Asked, variant: SquadVariant) -> Example {
+fn example(context: &str, asked: &QuestionRecord, variant: SquadVariant) -> Example {
     let (whole, question) = (context.trim(), asked.question.trim());
     let first = &asked.answers[0];
     let (context, query) = match variant {
         SquadVariant::Plain => (format!("{whole} "), format!("{question} ")),
         SquadVariant::Short => {
-            let kept = first.span(context).map(|span| around(context, span));
+            let kept = first
+                .span(context)
+                .map(|span| sentences_around(context, span));
             (
                 format!("{} ", kept.unwrap_or(whole)),
                 format!("{question} "),
@@ -331,7 +334,7 @@ fn example(context: &str, asked: &Asked, variant: SquadVariant) -> Example {
         answers,
     };
     Example {
-        // Without the question there would be nothing to answer.
+        // Truncation must keep the question.
         tail: match variant {
             SquadVariant::CqA => asked.question.trim().len() + 1,
             SquadVariant::Plain | SquadVariant::Short | SquadVariant::QcA => 0,
@@ -340,8 +343,8 @@ fn example(context: &str, asked: &Asked, variant: SquadVariant) -> Example {
     }
 }
 
-/// The sentences that `span` reaches into, and all of the span.
-fn around(context: &str, span: Range<usize>) -> &str {
+/// The sentences that overlap `span`, and the whole span.
+fn sentences_around(context: &str, span: Range<usize>) -> &str {
     let (mut start, mut end) = (span.start, span.end);
     for sentence in sentences(context) {
         if sentence.start < span.end && span.start < sentence.end {
@@ -351,14 +354,14 @@ fn around(context: &str, span: Range<usize>) -> &str {
     &context[start..end]
 }
 
-/// `count` of these, evenly spread; all if there are not so many.
-fn spread(examples: Vec<Example>, count: usize) -> Vec<Example> {
+/// `count` evenly spaced examples; all if there are fewer.
+fn evenly_spaced(examples: Vec<Example>, count: usize) -> Vec<Example> {
     let all = examples.len();
-    let taken = |at: &usize| *at == 0 || at * count / all != (at - 1) * count / all;
+    let keep = |at: &usize| *at == 0 || at * count / all != (at - 1) * count / all;
     match count < all {
         true => {
             let numbered = examples.into_iter().enumerate();
-            let taken = numbered.filter(|(at, _)| taken(at));
+            let taken = numbered.filter(|(at, _)| keep(at));
             taken.map(|(_, example)| example).collect()
         }
         false => examples,
@@ -400,7 +403,7 @@ mod tests {
     }
 
     #[test]
-    fn variants_write_and_ask_as_they_say() {
+    fn variants_have_their_contexts_and_queries() {
         let answers = [("Lee", 44), ("J. P. Lee", 38), ("Lee", 44)];
         let lee = asked("1", " Who bought it? ", &answers);
         let no = json!({"id": "2", "question": "Why?", "answers": [], "is_impossible": true});
@@ -440,7 +443,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_kept_holds_the_whole_answer() {
+    fn short_contexts_contain_the_whole_answer() {
         for (answer, at, kept) in [
             ("Dr. Wu", 7, "Ünder Dr. Wu the mill grew. "),
             (
@@ -457,7 +460,7 @@ mod tests {
     }
 
     #[test]
-    fn wrong_files_are_explained() {
+    fn errors_explain_wrong_files() {
         let good = asked("q1", "Who?", &[("Lee", 44)]);
         let mut typo = good.clone();
         typo["answers"][0]["answer_start"] = json!("44");
@@ -467,7 +470,7 @@ mod tests {
         for (qas, words) in [
             (
                 vec![good.clone(), good.clone()],
-                vec!["\"q1\"", "given before", "\"Mill\""],
+                vec!["\"q1\"", "used before", "\"Mill\""],
             ),
             (
                 vec![asked("q2", "?", &[("Lee", 45)])],
@@ -479,7 +482,7 @@ mod tests {
             ),
             (
                 vec![asked("q4", "?", &[("Loo", 1)])],
-                vec!["\"q4\"", "nowhere"],
+                vec!["\"q4\"", "does not contain it"],
             ),
             (vec![asked("q5", "?", &[("", 1)])], vec!["\"q5\"", "empty"]),
             (
@@ -516,7 +519,7 @@ mod tests {
     }
 
     #[test]
-    fn articles_are_held_out_whole() {
+    fn whole_articles_are_held_out() {
         let folder = tempfile::tempdir().unwrap();
         let one = |n: usize, context: &str| {
             article(
@@ -575,7 +578,7 @@ mod tests {
 
     /// On a published file, if the environment names one: GRADMEM_SQUAD=dev-v2.0.json.
     #[test]
-    fn a_published_file_is_read_whole_and_its_targets_tokens_hold_the_answers() {
+    fn all_questions_of_a_published_file_are_read_and_target_tokens_contain_the_answers() {
         let Some(path) = std::env::var_os("GRADMEM_SQUAD").map(PathBuf::from) else {
             eprintln!("skipped: GRADMEM_SQUAD names no file");
             return;
@@ -606,10 +609,13 @@ mod tests {
             for example in set.iter() {
                 let question = &example.questions[0];
                 let asked = tokenizer.encode_question(question).unwrap();
-                let told = tokenizer
+                let decoded = tokenizer
                     .decode_answer(&asked.tokens[asked.target..])
                     .unwrap();
-                assert!(told.contains(&question.target), "{told:?}: {question:?}");
+                assert!(
+                    decoded.contains(&question.target),
+                    "{decoded:?}: {question:?}"
+                );
                 assert!(example.context.contains(&question.target), "{question:?}");
             }
         }

@@ -1,64 +1,34 @@
-//! A task by its name, and its samples.
+//! A task's samples: encoding, truncation and lengths.
 
 use std::fmt;
-use std::path::Path;
 use std::sync::Arc;
 
 use burn::data::dataset::Dataset;
-use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::source::{Examples, Sources};
-use super::{
-    BabiConfig, Example, JsonlConfig, KvConfig, PhonebookConfig, Sample, Split, SquadConfig,
-    TextConfig, TextTokenizer, TokensConfig,
-};
+use super::{Example, KvConfig, Sample, Split, TextTokenizer, TokensConfig};
 use crate::error::Error;
 use crate::support::fs::hex;
 
-/// Where contexts, queries and targets come from.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(tag = "task", rename_all = "kebab-case")]
-#[non_exhaustive]
-pub enum DataConfig {
-    /// Key-value retrieval.
-    Kv(KvConfig),
-    /// bAbI's first five tasks.
-    Babi(BabiConfig),
-    /// SQuAD.
-    Squad(SquadConfig),
-    /// Names and numbers.
-    Phonebook(PhonebookConfig),
-    /// Running text, to be reconstructed or gone on with.
-    Text(TextConfig),
-    /// Lines of JSON.
-    Jsonl(JsonlConfig),
-}
-
-impl Default for DataConfig {
-    fn default() -> Self {
-        Self::Kv(KvConfig::default())
-    }
-}
-
-/// Samples, each made when it is asked for.
+/// Samples, each made on demand.
 pub type Samples = Arc<dyn Dataset<Result<Sample, Error>>>;
 
 /// A task's samples and their tokenizer.
 #[derive(Clone)]
 #[non_exhaustive]
 pub struct Task {
-    /// What is learned from.
+    /// Training samples.
     pub train: Samples,
-    /// What is held out.
+    /// Validation samples.
     pub valid: Samples,
-    /// What made them.
+    /// The tokenizer that encoded them.
     pub tokenizer: Arc<TextTokenizer>,
-    /// Whether the training samples come from a file, in whose order they are not to be learned.
+    /// Whether the training samples have to be shuffled because they come from a file.
     pub shuffle: bool,
-    /// The longest of them.
+    /// The largest lengths of the samples.
     pub lengths: Lengths,
-    /// A hash of those that were looked at, in tokens; none where the settings say it all.
+    /// A hash of the tokens of the inspected samples; none if the settings determine the samples.
     pub fingerprint: Option<String>,
 }
 
@@ -74,7 +44,7 @@ impl fmt::Debug for Task {
     }
 }
 
-/// How long a task's samples are.
+/// The largest lengths of a task's samples.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Lengths {
@@ -84,177 +54,33 @@ pub struct Lengths {
     pub question: usize,
     /// Tokens of the longest target.
     pub target: usize,
-    /// Contexts that are cut off at `tokens.max_context`.
-    pub cut: usize,
-    /// Contexts that were looked at to know.
-    pub seen: usize,
+    /// Contexts that are truncated to `tokens.max_context`.
+    pub truncated: usize,
+    /// Contexts that were inspected.
+    pub inspected: usize,
 }
 
-/// The most samples of each half that are looked at before a training begins, those of a file or those
-/// that are made up. What is behind them is checked when its turn comes.
-fn looked_at(is_file: bool) -> usize {
+/// The most samples of each split that are inspected before training begins, from a file or generated. Later
+/// samples are checked when they are used.
+pub(super) fn max_inspected(is_file: bool) -> usize {
     if is_file { 100_000 } else { 10_000 }
 }
 
-impl DataConfig {
-    /// The tasks' names.
-    pub const TASKS: &'static [&'static str] =
-        &["kv", "babi", "squad", "phonebook", "text", "jsonl"];
-
-    /// A task's default settings.
-    pub fn of_task(name: &str) -> Option<Self> {
-        Some(match name {
-            "kv" => Self::Kv(KvConfig::default()),
-            "babi" => Self::Babi(BabiConfig::default()),
-            "squad" => Self::Squad(SquadConfig::default()),
-            "phonebook" => Self::Phonebook(PhonebookConfig::default()),
-            "text" => Self::Text(TextConfig::default()),
-            "jsonl" => Self::Jsonl(JsonlConfig::default()),
-            _ => return None,
-        })
-    }
-
-    /// Checks every value.
-    ///
-    /// # Errors
-    ///
-    /// The first value that cannot work, by its key and with the reason: [`Error::Config`].
-    pub fn validate(&self) -> Result<(), Error> {
-        match self {
-            Self::Kv(config) => config.validate(),
-            Self::Babi(config) => config.validate(),
-            Self::Squad(config) => config.validate(),
-            Self::Phonebook(config) => config.validate(),
-            Self::Text(config) => config.validate(),
-            Self::Jsonl(config) => config.validate(),
-        }
-    }
-
-    /// Questions to each context.
-    pub fn queries_per_context(&self) -> Option<usize> {
-        match self {
-            Self::Kv(config) => Some(config.queries_per_context),
-            Self::Phonebook(config) => Some(config.queries_per_context),
-            Self::Babi(config) => Some(config.queries_per_context),
-            Self::Squad(_) | Self::Text(_) => Some(1),
-            Self::Jsonl(_) => None,
-        }
-    }
-
-    /// What it is, in words.
-    pub fn describe(&self) -> String {
-        match self {
-            Self::Kv(config) => format!("key-value retrieval, {} pairs", config.pairs),
-            Self::Babi(config) => {
-                let tasks = config.tasks.iter().map(|task| format!("qa{task}"));
-                let tasks: Vec<_> = tasks.collect();
-                format!("bAbI {}", tasks.join(", "))
-            }
-            Self::Squad(config) => format!("SQuAD {}", config.train_file.display()),
-            Self::Phonebook(config) => format!("phonebook, {} names", config.entries),
-            Self::Text(config) => format!("text {}", config.path.display()),
-            Self::Jsonl(config) => format!("{}", config.train_file.display()),
-        }
-    }
-
-    /// A user's text or question in the form that this task's contexts and queries have: stories, paragraphs
-    /// and their questions end with a space; whatever else is as it is.
-    pub fn form(&self, text: &str) -> String {
-        match self {
-            Self::Babi(_) => format!("{} ", text.trim()),
-            Self::Squad(config) if config.variant.asks() => format!("{} ", text.trim()),
-            _ => text.into(),
-        }
-    }
-
-    /// The tokenizer that a run of this task kept in `path`.
-    ///
-    /// # Errors
-    ///
-    /// If it cannot be read or is another task's.
-    pub fn kept_tokenizer(
-        &self,
-        tokens: &TokensConfig,
-        path: impl AsRef<Path>,
-    ) -> Result<TextTokenizer, Error> {
-        match self {
-            Self::Kv(config) => {
-                let tokenizer = config.tokenizer()?;
-                tokenizer.check(path)?;
-                Ok(tokenizer)
-            }
-            _ => tokens.open(path),
-        }
-    }
-
-    /// The task's samples. `made` is the tokenizer that a run of it has already; without it, the tokenizer
-    /// is the task's own, a file's, or made from the training texts.
-    ///
-    /// # Errors
-    ///
-    /// Files that are missing, damaged or contradict themselves; texts that do not fit `tokens`.
-    pub fn open(
-        &self,
-        tokens: &TokensConfig,
-        seed: u64,
-        made: Option<TextTokenizer>,
-    ) -> Result<Task, Error> {
-        self.validate().map_err(|e| e.in_section("data"))?;
-        tokens.validate().map_err(|e| e.in_section("tokens"))?;
-        let (sources, shuffle) = match self {
-            Self::Kv(config) => return Task::of_pairs(config, tokens, seed),
-            Self::Text(config) => return config.open(tokens, seed, made),
-            Self::Babi(config) => (config.open(seed)?, config.train_file.is_some()),
-            Self::Phonebook(config) => (config.open(seed)?, config.train_file.is_some()),
-            Self::Squad(config) => (config.open(seed)?, true),
-            Self::Jsonl(config) => (config.open(seed)?, true),
-        };
-        let tokenizer = match made {
-            Some(made) => made,
-            None => tokens.make(|| texts(&sources.0, looked_at(shuffle)))?,
-        };
-        let task = Task::new(sources, tokenizer, tokens);
-        Task { shuffle, ..task }.measured()
-    }
-}
-
-/// The texts of a data set's first samples, a context that follows itself taken once.
-fn texts(train: &Examples, most: usize) -> Result<impl Iterator<Item = String> + Send, Error> {
-    let mut texts: Vec<String> = Vec::new();
-    let mut last = String::new();
-    for index in 0..train.len().min(most) {
-        let Some(example) = train.get(index) else {
-            break;
-        };
-        let Example {
-            context, questions, ..
-        } = example?;
-        for question in questions {
-            texts.push(question.query + &question.target);
-        }
-        if context != last {
-            texts.push(context.clone());
-            last = context;
-        }
-    }
-    Ok(texts.into_iter())
-}
-
-/// Texts made into token ids.
-struct Encoded {
+/// Examples, encoded as token ids.
+struct EncodedSamples {
     examples: Examples,
     tokenizer: Arc<TextTokenizer>,
     max_context: usize,
     truncate: bool,
-    /// Whether this is what is held out.
+    /// For error messages.
     split: Split,
 }
 
-impl Encoded {
+impl EncodedSamples {
     fn sample(&self, index: usize, example: Example) -> Result<Sample, Error> {
-        let half = self.split.of("training", "held-out");
+        let split = self.split.of("training", "held-out");
         self.encode(example).map_err(|e| match e {
-            Error::Input(problem) => Error::Input(format!("{half} sample {index}: {problem}")),
+            Error::Input(problem) => Error::Input(format!("{split} sample {index}: {problem}")),
             other => other,
         })
     }
@@ -270,7 +96,7 @@ impl Encoded {
         if cut > 0 && !self.truncate {
             return Err(Error::Input(format!(
                 "its context has {tokens} tokens, more than tokens.max_context = {most}: \
-                 raise it, or cut such contexts off with tokens.truncate=true"
+                 raise it, or truncate such contexts with tokens.truncate=true"
             )));
         }
         if cut > 0 {
@@ -280,7 +106,7 @@ impl Encoded {
             let tail = tokenizer.encode(tail)?;
             if tail.len() >= most {
                 return Err(Error::Input(format!(
-                    "the {} tokens that must stay at the end of its context leave nothing of \
+                    "the {} tokens that must be kept at the end of its context leave nothing of \
                      tokens.max_context = {most}",
                     tail.len()
                 )));
@@ -300,7 +126,7 @@ impl Encoded {
     }
 }
 
-impl Dataset<Result<Sample, Error>> for Encoded {
+impl Dataset<Result<Sample, Error>> for EncodedSamples {
     fn get(&self, index: usize) -> Option<Result<Sample, Error>> {
         let example = self.examples.get(index)?;
         Some(example.and_then(|example| self.sample(index, example)))
@@ -312,8 +138,12 @@ impl Dataset<Result<Sample, Error>> for Encoded {
 }
 
 impl Task {
-    /// All that is to be known of key-value pairs follows from their settings, unless they are cut off.
-    fn of_pairs(config: &KvConfig, tokens: &TokensConfig, seed: u64) -> Result<Self, Error> {
+    /// Key-value retrieval: the lengths follow from the settings, unless contexts are truncated.
+    pub(super) fn of_key_values(
+        config: &KvConfig,
+        tokens: &TokensConfig,
+        seed: u64,
+    ) -> Result<Self, Error> {
         let task = Self::new(config.open(seed)?, config.tokenizer()?, tokens);
         let lengths = Lengths {
             context: config.context_len(),
@@ -322,15 +152,20 @@ impl Task {
             ..Lengths::default()
         };
         match tokens.max_context.is_some_and(|max| max < lengths.context) {
-            true => task.measured(),
+            true => task.with_lengths(),
             false => Ok(Self { lengths, ..task }),
         }
     }
 
-    fn new((train, valid): Sources, tokenizer: TextTokenizer, tokens: &TokensConfig) -> Self {
+    /// Without lengths and fingerprint.
+    pub(super) fn new(
+        (train, valid): Sources,
+        tokenizer: TextTokenizer,
+        tokens: &TokensConfig,
+    ) -> Self {
         let tokenizer = Arc::new(tokenizer);
         let encoded = |examples, split| -> Samples {
-            Arc::new(Encoded {
+            Arc::new(EncodedSamples {
                 examples,
                 split,
                 tokenizer: tokenizer.clone(),
@@ -348,17 +183,19 @@ impl Task {
         }
     }
 
-    /// The same with the lengths of its samples, all of which are made once, up to a number.
-    fn measured(self) -> Result<Self, Error> {
+    /// Inspects the first samples of both splits and sets the lengths and the fingerprint.
+    pub(super) fn with_lengths(self) -> Result<Self, Error> {
         let mut lengths = Lengths::default();
-        let most = looked_at(self.shuffle);
+        let most = max_inspected(self.shuffle);
         let mut print = Sha256::new();
-        for (half, name) in [(&self.train, "training"), (&self.valid, "held-out")] {
-            if half.is_empty() {
+        for (samples, name) in [(&self.train, "training"), (&self.valid, "held-out")] {
+            if samples.is_empty() {
                 return Err(Error::Input(format!("there are no {name} samples")));
             }
-            for index in 0..half.len().min(most) {
-                let Some(sample) = half.get(index) else { break };
+            for index in 0..samples.len().min(most) {
+                let Some(sample) = samples.get(index) else {
+                    break;
+                };
                 let sample = sample?;
                 let ids = sample.asked.iter().flat_map(|asked| &asked.tokens);
                 for id in sample.context.iter().chain(ids) {
@@ -370,14 +207,18 @@ impl Task {
                     lengths.question = lengths.question.max(tokens);
                     lengths.target = lengths.target.max(tokens - asked.target);
                 }
-                lengths.cut += usize::from(sample.cut > 0);
-                lengths.seen += 1;
+                lengths.truncated += usize::from(sample.cut > 0);
+                lengths.inspected += 1;
             }
         }
-        let Lengths { cut, seen, .. } = lengths;
-        if cut > 0 {
+        let Lengths {
+            truncated,
+            inspected,
+            ..
+        } = lengths;
+        if truncated > 0 {
             log::warn!(
-                "{cut} of {seen} contexts are longer than tokens.max_context and are cut off there"
+                "{truncated} of {inspected} contexts are longer than tokens.max_context and are truncated"
             );
         }
         Ok(Self {
@@ -385,110 +226,5 @@ impl Task {
             fingerprint: Some(hex(&print.finalize())),
             ..self
         })
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use burn::data::dataset::InMemDataset;
-
-    use super::super::Question;
-    use super::super::source::boxed;
-    use super::*;
-
-    fn jsonl(lines: &str) -> (tempfile::TempDir, DataConfig) {
-        let folder = tempfile::tempdir().unwrap();
-        let file = folder.path().join("train.jsonl");
-        std::fs::write(&file, lines).unwrap();
-        let config = DataConfig::Jsonl(JsonlConfig {
-            train_file: file,
-            valid_samples: 1,
-            ..JsonlConfig::default()
-        });
-        (folder, config)
-    }
-
-    const LINES: &str = r#"{"context": "Ann is in the hall. ", "query": "Where is Ann? ", "target": "hall"}
-{"context": "Bob is at home. ", "query": "Where is Bob? ", "target": "home"}
-{"context": "Eve is in the hall. ", "query": "Where is Eve? ", "target": "hall"}
-"#;
-
-    #[test]
-    fn a_task_measures_its_samples_and_keeps_its_tokenizer() {
-        let (folder, config) = jsonl(LINES);
-        let task = config.open(&TokensConfig::default(), 0, None).unwrap();
-        assert_eq!((task.train.len(), task.valid.len()), (2, 1));
-        // Ann is in the hall . | Where is Ann ? hall [EOS]
-        assert_eq!((task.lengths.context, task.lengths.question), (6, 6));
-        assert!(task.shuffle);
-        let file = folder.path().join("tokenizer.json");
-        std::fs::write(&file, task.tokenizer.to_json().unwrap()).unwrap();
-        let kept = config
-            .kept_tokenizer(&TokensConfig::default(), &file)
-            .unwrap();
-        let again = config
-            .open(&TokensConfig::default(), 0, Some(kept))
-            .unwrap();
-        assert_eq!(
-            again.valid.get(0).unwrap().unwrap(),
-            task.valid.get(0).unwrap().unwrap()
-        );
-    }
-
-    #[test]
-    fn what_must_stay_at_the_end_stays_where_a_context_is_cut() {
-        let tokens = TokensConfig {
-            max_context: Some(5),
-            truncate: true,
-            ..TokensConfig::default()
-        };
-        let question = Question {
-            query: "Answer: ".into(),
-            target: "hall".into(),
-            answers: Vec::new(),
-        };
-        let example = Example {
-            tail: "Where is Ann? ".len(),
-            ..Example::new("Ann is in the hall. Where is Ann? ", vec![question])
-        };
-        let set = || boxed(InMemDataset::new(vec![example.clone()]));
-        let all = set();
-        let tokenizer = tokens.make(|| texts(&all, 1)).unwrap();
-        let of = |max_context| {
-            let tokens = TokensConfig {
-                max_context: Some(max_context),
-                ..tokens.clone()
-            };
-            let task = Task::new((set(), set()), tokenizer.clone(), &tokens);
-            let sample = task.train.get(0).unwrap();
-            sample.map(|sample| task.tokenizer.decode(&sample.context).unwrap())
-        };
-        assert_eq!(of(6).unwrap(), "Ann is Where is Ann ?");
-        assert_eq!(of(10).unwrap(), "Ann is in the hall . Where is Ann ?");
-        let error = of(4).unwrap_err().to_string();
-        assert!(
-            error.contains("training sample 0") && error.contains("must stay"),
-            "{error}"
-        );
-    }
-
-    #[test]
-    fn a_long_context_is_an_error_unless_it_may_be_cut() {
-        let (_folder, config) = jsonl(LINES);
-        let mut tokens = TokensConfig {
-            max_context: Some(5),
-            ..TokensConfig::default()
-        };
-        let error = config.open(&tokens, 0, None).err().unwrap().to_string();
-        assert!(
-            error.contains("6 tokens") && error.contains("truncate"),
-            "{error}"
-        );
-        tokens.truncate = true;
-        let task = config.open(&tokens, 0, None).unwrap();
-        assert_eq!(
-            (task.lengths.context, task.lengths.cut, task.lengths.seen),
-            (5, 2, 3)
-        );
     }
 }

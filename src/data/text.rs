@@ -1,5 +1,5 @@
-//! Running text, to be compressed into memory and reconstructed, or written and gone on with (paper,
-//! appendix on text compression; language modelling on wikitext-103).
+//! Running text, to be compressed into memory and reconstructed (paper, appendix on text compression), or
+//! stored and continued (language modelling on wikitext-103).
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -14,35 +14,35 @@ use super::{Asked, Corpus, Sample, Split, TextTokenizer, TokensConfig};
 use crate::error::{Error, at_least_one, require, sizes};
 use crate::support::fs::hex;
 
-/// What is asked for behind a piece of text.
+/// What is to be predicted from a stored piece of text.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 #[non_exhaustive]
 pub enum Objective {
-    /// The piece itself, from memory alone.
+    /// The same text, from memory alone.
     #[default]
     Compression,
-    /// What follows it.
+    /// The text that follows it.
     Continuation,
 }
 
-/// Pieces of text that begin with a sentence.
+/// Settings of running text. A context begins at the beginning of a sentence.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct TextConfig {
     /// A text file, or a folder of `.txt` files.
     pub path: PathBuf,
-    /// What is asked for.
+    /// What is to be predicted.
     pub objective: Objective,
-    /// Tokens that are written.
+    /// Tokens of a context.
     pub context_tokens: usize,
-    /// Tokens that are asked for, of a continuation.
+    /// Tokens of a continuation.
     pub target_tokens: usize,
-    /// The share of each file, at its end, that is held out.
+    /// The share of each file, at its end, that is validation data.
     pub valid_share: f64,
-    /// Training contexts, each from a random sentence on.
+    /// Training contexts, each from a random sentence.
     pub train_samples: usize,
-    /// Held-out contexts, from sentences at equal distances on.
+    /// Validation contexts, from evenly spaced sentences.
     pub valid_samples: usize,
 }
 
@@ -69,7 +69,7 @@ impl TextConfig {
     pub fn validate(&self) -> Result<(), Error> {
         let named = !self.path.as_os_str().is_empty();
         let problem =
-            "name a text file or a folder of .txt files, such as PG19's or wikitext-103's";
+            "must name a text file or a folder of .txt files, such as PG19's or wikitext-103's";
         require(named, "path", "\"\"", problem)?;
         sizes([
             ("context_tokens", self.context_tokens),
@@ -102,8 +102,8 @@ impl TextConfig {
             None => tokens.make(|| sentences(&train))?,
         };
         let tokenizer = Arc::new(tokenizer);
-        let half = |corpus, split| -> Samples {
-            Arc::new(Pieces {
+        let samples = |corpus, split| -> Samples {
+            Arc::new(TextSamples {
                 corpus,
                 split,
                 seed,
@@ -115,11 +115,11 @@ impl TextConfig {
             Objective::Compression => self.context_tokens,
             Objective::Continuation => self.target_tokens,
         };
-        let (train, valid) = (half(train, Split::Train), half(valid, Split::Valid));
-        // A corpus that is too short shows at once; one that was changed in the first pieces.
+        let (train, valid) = (samples(train, Split::Train), samples(valid, Split::Valid));
+        // Finds a corpus that is too short now, and hashes some samples so that a changed corpus is noticed.
         let mut print = Sha256::new();
-        for (samples, count) in [(&train, 20), (&valid, 200)] {
-            for sample in (0..count).map_while(|index| samples.get(index)) {
+        for (split, count) in [(&train, 20), (&valid, 200)] {
+            for sample in (0..count).map_while(|index| split.get(index)) {
                 let ids = sample?.context;
                 ids.iter().for_each(|id| print.update(id.to_le_bytes()));
             }
@@ -139,8 +139,8 @@ impl TextConfig {
         })
     }
 
-    /// Tokens of a piece: what is written, and what follows it if that is asked for.
-    fn piece(&self) -> usize {
+    /// Tokens that a sample needs: those of the context and of its continuation, if there is one.
+    fn sample_tokens(&self) -> usize {
         match self.objective {
             Objective::Compression => self.context_tokens,
             Objective::Continuation => self.context_tokens.saturating_add(self.target_tokens),
@@ -148,19 +148,19 @@ impl TextConfig {
     }
 }
 
-/// The most sentences that a tokenizer is made from.
-const LEARNED_FROM: usize = 100_000;
+/// The most sentences that a tokenizer is trained on.
+const MAX_TOKENIZER_SENTENCES: usize = 100_000;
 
-/// Sentences at equal distances.
+/// Evenly spaced sentences, for a tokenizer to be trained on.
 fn sentences(corpus: &Corpus) -> Result<impl Iterator<Item = String> + Send, Error> {
     let all = corpus.sentences();
-    let count = all.min(LEARNED_FROM);
-    let sentences = (0..count).map(|index| corpus.from(index * all / count, 1));
+    let count = all.min(MAX_TOKENIZER_SENTENCES);
+    let sentences = (0..count).map(|index| corpus.text_from(index * all / count, 1));
     Ok(sentences.collect::<Result<Vec<_>, _>>()?.into_iter())
 }
 
-/// Pieces of a corpus, read and tokenized when they are asked for.
-struct Pieces {
+/// Samples of a corpus, read and tokenized on demand.
+struct TextSamples {
     corpus: Corpus,
     split: Split,
     seed: u64,
@@ -168,39 +168,39 @@ struct Pieces {
     tokenizer: Arc<TextTokenizer>,
 }
 
-/// How many sentences are tried for one that enough text follows.
-const TRIES: usize = 100;
+/// How many sentences are tried to find one that enough text follows.
+const MAX_ATTEMPTS: usize = 100;
 
-impl Pieces {
+impl TextSamples {
     fn sample(&self, index: usize) -> Result<Sample, Error> {
         let sentences = self.corpus.sentences();
         let mut rng = self.split.rng(b"gradtext", self.seed, index);
-        for attempt in 0..TRIES {
+        for attempt in 0..MAX_ATTEMPTS {
             let sentence = match (self.split, attempt) {
                 (Split::Valid, 0) => index * sentences / self.config.valid_samples,
                 _ => rng.random_range(0..sentences),
             };
-            if let Some(tokens) = self.piece(sentence)? {
-                return self.ask(tokens);
+            if let Some(tokens) = self.tokens_from(sentence)? {
+                return self.to_sample(tokens);
             }
         }
         Err(Error::Input(format!(
-            "{} has no {} tokens in a row behind the beginnings of {TRIES} sentences: \
-             ask for a smaller data.context_tokens",
+            "{} does not have {} tokens in a row after the beginning of any of {MAX_ATTEMPTS} sentences: \
+             use a smaller data.context_tokens",
             self.config.path.display(),
-            self.config.piece()
+            self.config.sample_tokens()
         )))
     }
 
-    /// As many tokens as a piece has, from a sentence on; none if the text ends before.
-    fn piece(&self, sentence: usize) -> Result<Option<Vec<u32>>, Error> {
-        let wanted = self.config.piece();
+    /// The tokens of a sample, from the beginning of a sentence; none if the text is too short.
+    fn tokens_from(&self, sentence: usize) -> Result<Option<Vec<u32>>, Error> {
+        let wanted = self.config.sample_tokens();
         let mut bytes = 8 * wanted;
         let mut length = 0;
         loop {
-            let text = self.corpus.from(sentence, bytes)?;
+            let text = self.corpus.text_from(sentence, bytes)?;
             let mut tokens = self.tokenizer.encode(&text)?;
-            // The last token may be another one when more text follows it.
+            // The last token may change when more text follows it: one more is needed.
             if tokens.len() > wanted {
                 tokens.truncate(wanted);
                 return Ok(Some(tokens));
@@ -213,7 +213,7 @@ impl Pieces {
         }
     }
 
-    fn ask(&self, tokens: Vec<u32>) -> Result<Sample, Error> {
+    fn to_sample(&self, tokens: Vec<u32>) -> Result<Sample, Error> {
         let (context, asked) = match self.config.objective {
             Objective::Compression => (tokens.clone(), tokens),
             Objective::Continuation => {
@@ -233,7 +233,7 @@ impl Pieces {
     }
 }
 
-impl Dataset<Result<Sample, Error>> for Pieces {
+impl Dataset<Result<Sample, Error>> for TextSamples {
     fn get(&self, index: usize) -> Option<Result<Sample, Error>> {
         (index < self.len()).then(|| self.sample(index))
     }
@@ -265,7 +265,7 @@ mod tests {
         });
         let task = config.open(&TokensConfig::default(), 1, None)?;
         let valid = task.valid.get(3).unwrap();
-        // The files are read when a sample is asked for.
+        // The files are read when a sample is requested.
         let sample = task.train.get(5).unwrap().and(valid)?;
         assert_eq!(sample.context.len(), context_tokens);
         let asked = &sample.asked[0];
@@ -279,13 +279,13 @@ mod tests {
     }
 
     #[test]
-    fn pieces_begin_with_a_sentence_and_have_the_length_asked_for() {
+    fn samples_begin_with_a_sentence_and_have_the_requested_length() {
         task(Objective::Compression, 12).unwrap();
         task(Objective::Continuation, 7).unwrap();
     }
 
     #[test]
-    fn a_text_too_short_says_so() {
+    fn a_text_that_is_too_short_is_an_error() {
         let error = task(Objective::Compression, 5000)
             .err()
             .unwrap()

@@ -13,10 +13,10 @@ use crate::model::pretrained;
 use crate::support::fs::hex;
 use crate::tokenizer::json::{self as tokenizer_json, guarded};
 
-/// `[PAD]` `[BOS]` `[EOS]` `[UNK]`: tokens 0 to 3 of the tokenizers that are made here.
+/// Tokens 0 to 3 of the tokenizers that this crate makes.
 pub(super) const SPECIAL: [&str; 4] = ["[PAD]", "[BOS]", "[EOS]", "[UNK]"];
 
-/// What ends a text, by the names that well-known tokenizers give it.
+/// Names of the token that ends a text in well-known tokenizers.
 const ENDS: [&str; 6] = [
     "[EOS]",
     "</s>",
@@ -26,14 +26,14 @@ const ENDS: [&str; 6] = [
     "<|im_end|>",
 ];
 
-/// What fills shorter texts, likewise. Without one the end of a text serves.
+/// Names of the padding token. Without one, the end token pads.
 const PADS: [&str; 4] = ["[PAD]", "<pad>", "<|padding|>", "<|pad|>"];
 
-/// What stands for anything that is not in the vocabulary, likewise.
+/// Names of the token for text that is not in the vocabulary.
 const UNKNOWN: [&str; 4] = ["[UNK]", "<unk>", "<|unk|>", "[unk]"];
 
-/// A task's way from text to token ids and back: a Hugging Face tokenizer, with what fills a batch, what
-/// ends an answer, and which tokens the metrics leave out.
+/// A task's tokenizer: a Hugging Face tokenizer with the padding token, the token that ends an answer, and the
+/// tokens that the metrics ignore.
 #[derive(Clone, Debug)]
 pub struct TextTokenizer {
     tokenizer: Tokenizer,
@@ -42,9 +42,9 @@ pub struct TextTokenizer {
     end: u32,
     /// The token for what is not in the vocabulary.
     unknown: Option<u32>,
-    /// Whether such text is refused; then the targets' texts have their ends already.
+    /// Whether text outside the vocabulary is an error; targets then contain their end token already.
     closed: bool,
-    /// Tokens that the metrics leave out.
+    /// Tokens that the metrics ignore.
     marks: Vec<u32>,
 }
 
@@ -53,13 +53,13 @@ pub(super) fn problem(e: impl std::fmt::Display) -> Error {
 }
 
 impl TextTokenizer {
-    /// One token a character, over a closed alphabet: `[PAD]` `[BOS]` `[EOS]` `[UNK]`, then `alphabet` in
-    /// this order. `marks` are those of its characters that frame an answer, which count in the loss and
-    /// not in the metrics; the last of them ends it.
+    /// One token per character of a closed alphabet: `[PAD]` `[BOS]` `[EOS]` `[UNK]`, then `alphabet` in this
+    /// order. `marks` are the characters of it that delimit an answer: they count in the loss but not in the
+    /// metrics. The last of them ends an answer.
     ///
     /// # Errors
     ///
-    /// If the alphabet names a character twice or lacks one of the marks, or there is no mark.
+    /// If the alphabet has a character twice or lacks one of the marks, or there is no mark.
     pub fn closed(alphabet: impl IntoIterator<Item = char>, marks: &str) -> Result<Self, Error> {
         let tokenizer = characters(alphabet)?;
         let marks = marks
@@ -80,22 +80,21 @@ impl TextTokenizer {
         })
     }
 
-    /// Any tokenizer. Targets get its end token, which counts in the loss and not in the metrics.
+    /// Any tokenizer. Its end token is appended to targets; it counts in the loss but not in the metrics.
     ///
     /// # Errors
     ///
-    /// If it lacks a token named `pad` or `end`, or, where these are not given, has no end of a text under
-    /// any of the usual names.
+    /// If it has no token named `pad` or `end`, or, without these names, no end token under a usual name.
     pub fn new(
         mut tokenizer: Tokenizer,
         pad: Option<&str>,
         end: Option<&str>,
     ) -> Result<Self, Error> {
-        // A text that happens to have the name of a special token means the name.
+        // The name of a special token in a text is text, not the token.
         tokenizer.set_encode_special_tokens(true);
         let find = |name: Option<&str>, key: &str, usual: &[&str]| match name {
             Some(name) => tokenizer.token_to_id(name).map(Some).ok_or_else(|| {
-                let problem = "is none of the tokenizer's tokens";
+                let problem = "is not a token of the tokenizer";
                 Error::config(format!("tokens.{key}"), name, problem)
             }),
             None => Ok(usual.iter().find_map(|name| tokenizer.token_to_id(name))),
@@ -118,13 +117,13 @@ impl TextTokenizer {
         })
     }
 
-    /// Number of tokens: one more than the largest id.
+    /// Size of the vocabulary: the largest id plus one.
     pub fn vocab_size(&self) -> usize {
         let ids = self.tokenizer.get_vocab(true).into_values();
         ids.max().map_or(0, |id| id as usize + 1)
     }
 
-    /// The token that fills shorter texts.
+    /// The padding token.
     pub fn pad(&self) -> u32 {
         self.pad
     }
@@ -134,17 +133,17 @@ impl TextTokenizer {
         self.end
     }
 
-    /// Whether the metrics leave this token out.
+    /// Whether the metrics ignore this token.
     pub fn is_mark(&self, token: u32) -> bool {
         self.marks.contains(&token)
     }
 
-    /// Whether this token stands for anything that is not in the vocabulary.
+    /// Whether this is the token for text that is not in the vocabulary.
     pub fn is_unknown(&self, token: u32) -> bool {
         self.unknown == Some(token)
     }
 
-    /// Whether it has a closed alphabet, in which every character is a token.
+    /// Whether it has one token per character of a closed alphabet.
     pub fn is_closed(&self) -> bool {
         self.closed
     }
@@ -153,7 +152,7 @@ impl TextTokenizer {
     ///
     /// # Errors
     ///
-    /// With a closed alphabet, names the first character outside it and where it stands.
+    /// With a closed alphabet: a character outside it. The error names the first one and its position.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>, Error> {
         let ids = pretrained::encode(&self.tokenizer, text, false)?;
         let unknown = || ids.iter().position(|id| self.is_unknown(*id));
@@ -169,12 +168,12 @@ impl TextTokenizer {
         }
     }
 
-    /// A query and its target as one text. The target's tokens are those whose characters meet the
-    /// target's, so a token that begins in the query may be the first of them.
+    /// Encodes a query and its target as one text. The target's tokens are those that contain a character of the
+    /// target, so the first of them may begin in the query.
     ///
     /// # Errors
     ///
-    /// As [`TextTokenizer::encode`]; a target without a token.
+    /// As [`TextTokenizer::encode`]; a target without a token that the metrics count.
     pub fn encode_question(&self, question: &Question) -> Result<Asked, Error> {
         let Question {
             query,
@@ -183,14 +182,14 @@ impl TextTokenizer {
         } = question;
         let text = format!("{query}{target}");
         let (mut tokens, start) = match self.closed {
-            // One token a character.
+            // One token per character.
             true => (self.encode(&text)?, query.chars().count()),
             false => {
                 let encoding = guarded(|| self.tokenizer.encode(text.as_str(), false))
                     .map_err(|e| Error::Input(format!("{text:?} cannot be tokenized: {e}")))?;
                 let ids = encoding.get_ids().to_vec();
-                let meets = |(start, end): &(usize, usize)| *end > query.len() && end > start;
-                let start = encoding.get_offsets().iter().position(meets);
+                let overlaps = |(start, end): &(usize, usize)| *end > query.len() && end > start;
+                let start = encoding.get_offsets().iter().position(overlaps);
                 let start = start.unwrap_or(ids.len());
                 (ids, start)
             }
@@ -214,7 +213,7 @@ impl TextTokenizer {
         })
     }
 
-    /// A target's text without what frames it.
+    /// A target's text without its delimiters.
     fn answer(&self, target: &str) -> String {
         match self.encode(target) {
             Ok(ids) if self.closed => self.decode_answer(&ids).unwrap_or_default(),
@@ -222,7 +221,7 @@ impl TextTokenizer {
         }
     }
 
-    /// The text of token ids; of a closed alphabet, special ones by name.
+    /// The text of token ids. With a closed alphabet, special tokens are shown by their names.
     ///
     /// # Errors
     ///
@@ -237,7 +236,7 @@ impl TextTokenizer {
         }
     }
 
-    /// The text of an answer, without the tokens that frame it.
+    /// The text of an answer, without the tokens that the metrics ignore.
     ///
     /// # Errors
     ///
@@ -247,16 +246,16 @@ impl TextTokenizer {
         self.decode(&ids.collect::<Vec<_>>())
     }
 
-    /// The Hugging Face tokenizer that it is.
+    /// The Hugging Face tokenizer.
     pub fn as_tokenizer(&self) -> &Tokenizer {
         &self.tokenizer
     }
 
-    /// The text of a Hugging Face `tokenizer.json`.
+    /// The contents of a Hugging Face `tokenizer.json`.
     ///
     /// # Errors
     ///
-    /// If it has a part that the format cannot hold.
+    /// If the tokenizer cannot be serialized.
     pub fn to_json(&self) -> Result<String, Error> {
         guarded(|| self.tokenizer.to_string(true)).map_err(problem)
     }
@@ -266,11 +265,11 @@ impl TextTokenizer {
         tokenizer_fingerprint(&self.tokenizer)
     }
 
-    /// Checks that a `tokenizer.json` has these very tokens.
+    /// Checks that a `tokenizer.json` has the same vocabulary.
     ///
     /// # Errors
     ///
-    /// If it cannot be read or holds another one.
+    /// If it cannot be read or has another vocabulary.
     pub fn check(&self, path: impl AsRef<Path>) -> Result<(), Error> {
         let path = path.as_ref();
         let found = tokenizer_json::open(path)?;
@@ -288,8 +287,8 @@ impl TextTokenizer {
     }
 }
 
-/// A short hash of all that a `tokenizer.json` says, beside how texts are cut and filled: two of the same
-/// hash make the same tokens of any text.
+/// A short hash of a `tokenizer.json` without its truncation and padding. Tokenizers with the same hash give the
+/// same tokens for any text.
 pub fn tokenizer_fingerprint(tokenizer: &Tokenizer) -> String {
     let json = guarded(|| tokenizer.to_string(false));
     let json = json.ok().and_then(|json| serde_json::from_str(&json).ok());
@@ -299,7 +298,7 @@ pub fn tokenizer_fingerprint(tokenizer: &Tokenizer) -> String {
     hex(&digest[..8])
 }
 
-/// One token a character: the special tokens, then `alphabet` in this order.
+/// A tokenizer with one token per character: the special tokens, then `alphabet` in this order.
 pub(super) fn characters(alphabet: impl IntoIterator<Item = char>) -> Result<Tokenizer, Error> {
     let tokens = SPECIAL.iter().map(|token| token.to_string());
     let tokens = tokens.chain(alphabet.into_iter().map(String::from));
@@ -312,12 +311,12 @@ pub(super) fn characters(alphabet: impl IntoIterator<Item = char>) -> Result<Tok
         .map_err(problem)?;
     let mut tokenizer = Tokenizer::new(model);
     if tokenizer.get_vocab_size(false) != count {
-        return Err(problem("its alphabet names a character twice"));
+        return Err(problem("its alphabet has a character twice"));
     }
     let each = SplitPattern::Regex("(?s).".into());
     let split = Split::new(each, SplitDelimiterBehavior::Isolated, false).map_err(problem)?;
     tokenizer.with_pre_tokenizer(Some(split));
-    // Characters come back side by side, not as words.
+    // Decoding joins characters without spaces.
     tokenizer.with_decoder(Some(Fuse::default()));
     Ok(tokenizer)
 }
@@ -330,7 +329,7 @@ mod tests {
     use crate::data::{KvConfig, TokensConfig};
 
     #[test]
-    fn tokens_are_the_papers() {
+    fn key_value_tokens_are_those_of_the_paper() {
         let tokenizer = KvConfig::default().tokenizer().unwrap();
         assert_eq!(tokenizer.vocab_size(), 70);
         let ids = tokenizer.encode("azAZ09!?:|").unwrap();
@@ -342,7 +341,7 @@ mod tests {
     }
 
     #[test]
-    fn a_character_outside_the_alphabet_is_named_with_its_place() {
+    fn errors_name_the_character_outside_the_alphabet() {
         let tokenizer = KvConfig::default().tokenizer().unwrap();
         for (text, character, at) in [("ab c", "' '", 2), ("aé", "'é'", 1), ("\n", "'\\n'", 0)] {
             let error = tokenizer.encode(text).unwrap_err().to_string();
@@ -360,7 +359,7 @@ mod tests {
     }
 
     #[test]
-    fn the_targets_tokens_are_those_that_meet_its_characters() {
+    fn target_tokens_are_those_that_contain_its_characters() {
         let texts = || Ok(vec!["who is in Zürich? Ann Ann Zoë Zoë Ann".to_string(); 9].into_iter());
         for (kind, first) in [("characters", "Z"), ("words", "Zoë"), ("bpe", " Zoë")] {
             let config = TokensConfig {
@@ -390,7 +389,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_says_how_to_tokenize_and_not_how_long_or_how_special() {
+    fn padding_truncation_and_special_names_of_a_file_have_no_effect() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("tokenizer.json");
         let config = TokensConfig {
@@ -417,7 +416,7 @@ mod tests {
             tokenizer.encode("some words").unwrap(),
             made.encode("some words").unwrap()
         );
-        // The names of special tokens are names in a text.
+        // The names of special tokens in a text are text.
         let ids = tokenizer.encode("a [PAD] and [EOS]").unwrap();
         assert!(
             !ids.contains(&tokenizer.pad()) && !ids.contains(&tokenizer.end()),

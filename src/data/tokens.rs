@@ -1,4 +1,4 @@
-//! Which tokens a task's texts become.
+//! Settings of a task's tokenizer, and training of tokenizers.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -16,22 +16,22 @@ use super::tokenizer::{SPECIAL, characters, problem};
 use crate::error::{Error, require, sizes};
 use crate::tokenizer::json as tokenizer_json;
 
-/// How texts become tokens. (Key-value retrieval has tokens of its own.)
+/// How texts are tokenized. (Key-value retrieval has its own tokenizer.)
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct TokensConfig {
-    /// `words`, `characters` or `bpe` (of bytes), made from the training texts; or the path of a Hugging
+    /// `words`, `characters` or `bpe` (byte-level), trained on the training texts; or the path of a Hugging
     /// Face `tokenizer.json`.
     pub tokenizer: String,
-    /// The most tokens that a tokenizer made from the training texts may have.
+    /// The largest vocabulary of a tokenizer that is trained on the training texts.
     pub vocab_size: usize,
-    /// The token that fills shorter texts, by its name [default: a usual name, or else the end].
+    /// The name of the padding token [default: a usual name, otherwise the end token].
     pub pad: Option<String>,
-    /// The token that ends an answer, by its name [default: a usual name].
+    /// The name of the token that ends an answer [default: a usual name].
     pub end: Option<String>,
-    /// The most tokens of a context [default: what the model has room for].
+    /// The most tokens of a context [default: as many as the model can process].
     pub max_context: Option<usize>,
-    /// Cuts longer contexts off there; otherwise they are an error.
+    /// Truncates longer contexts; otherwise they are an error.
     pub truncate: bool,
 }
 
@@ -49,7 +49,7 @@ impl Default for TokensConfig {
 }
 
 impl TokensConfig {
-    /// The tokenizers that are made here.
+    /// The tokenizers that can be trained.
     pub const KINDS: &'static [&'static str] = &["words", "characters", "bpe"];
 
     /// Checks every value.
@@ -77,17 +77,17 @@ impl TokensConfig {
         require(fits, "vocab_size", self.vocab_size, problem)
     }
 
-    /// The `tokenizer.json` it names, if it does.
+    /// The path of the `tokenizer.json`, if `tokenizer` is one.
     pub(crate) fn file(&self) -> Option<PathBuf> {
         let name = &self.tokenizer;
         (name.ends_with(".json") || name.contains('/')).then(|| name.into())
     }
 
-    /// The tokenizer, made from `texts` unless it is a file.
+    /// The tokenizer: read from its file, or trained on `texts`.
     ///
     /// # Errors
     ///
-    /// A file that cannot be read or is no tokenizer; texts that cannot be read; see also
+    /// A file that cannot be read or is not a tokenizer; texts that cannot be read; see also
     /// [`TextTokenizer::new`].
     pub fn make<I>(&self, texts: impl Fn() -> Result<I, Error>) -> Result<TextTokenizer, Error>
     where
@@ -97,26 +97,26 @@ impl TokensConfig {
             Some(file) => tokenizer_json::open(&file)?,
             None => self.train(texts()?)?,
         };
-        self.of(tokenizer)
+        self.wrap(tokenizer)
     }
 
-    /// The tokenizer that a run was begun with.
+    /// Reads the tokenizer that a run has saved.
     ///
     /// # Errors
     ///
     /// As [`TokensConfig::make`].
     pub fn open(&self, path: impl AsRef<Path>) -> Result<TextTokenizer, Error> {
-        self.of(tokenizer_json::open(path.as_ref())?)
+        self.wrap(tokenizer_json::open(path.as_ref())?)
     }
 
-    fn of(&self, tokenizer: Tokenizer) -> Result<TextTokenizer, Error> {
+    fn wrap(&self, tokenizer: Tokenizer) -> Result<TextTokenizer, Error> {
         TextTokenizer::new(tokenizer, self.pad.as_deref(), self.end.as_deref())
     }
 
     fn train(&self, texts: impl Iterator<Item = String> + Send) -> Result<Tokenizer, Error> {
         let special = SPECIAL.map(|name| AddedToken::from(name, true)).to_vec();
         if self.tokenizer == "characters" {
-            let mut tokenizer = characters(self.commonest(texts))?;
+            let mut tokenizer = characters(self.most_frequent(texts))?;
             tokenizer.add_special_tokens(&special);
             return Ok(tokenizer);
         }
@@ -147,13 +147,13 @@ impl TokensConfig {
                 }
             };
         tokenizer
-            .train(&mut trainer, texts.flat_map(broken))
+            .train(&mut trainer, texts.flat_map(split_long_words))
             .map_err(problem)?;
         Ok(tokenizer)
     }
 
-    /// As many of the commonest characters as there is room for, in their own order.
-    fn commonest(&self, texts: impl Iterator<Item = String>) -> Vec<char> {
+    /// The most frequent characters, as many as the vocabulary can hold, in Unicode order.
+    fn most_frequent(&self, texts: impl Iterator<Item = String>) -> Vec<char> {
         let mut counts = BTreeMap::new();
         for text in texts {
             for c in text.chars() {
@@ -169,16 +169,16 @@ impl TokensConfig {
     }
 }
 
-/// The longest word that a tokenizer learns from, in bytes.
-const LONGEST_WORD: usize = 1 << 12;
+/// The longest word that a tokenizer is trained on, in bytes.
+const MAX_WORD: usize = 1 << 12;
 
-/// A text in pieces, so that no word is endless: merging tokens takes the square of a word's length.
-fn broken(text: String) -> Vec<String> {
+/// Splits a text where a word is too long: the time of merging tokens is quadratic in a word's length.
+fn split_long_words(text: String) -> Vec<String> {
     let (mut ends, mut start) = (Vec::new(), 0);
     for (at, c) in text.char_indices() {
         if c.is_whitespace() {
             start = at;
-        } else if at - start >= LONGEST_WORD {
+        } else if at - start >= MAX_WORD {
             ends.push(at);
             start = at;
         }
@@ -196,11 +196,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_endless_words_are_broken() {
+    fn only_long_words_are_split() {
         let plain = "é word\n ".repeat(5000);
-        assert_eq!(broken(plain.clone()), [plain]);
+        assert_eq!(split_long_words(plain.clone()), [plain]);
         let endless = format!("a {} b", "é".repeat(5000));
-        let pieces = broken(endless.clone());
+        let pieces = split_long_words(endless.clone());
         assert_eq!(pieces.len(), 3);
         assert_eq!(pieces.concat(), endless);
     }

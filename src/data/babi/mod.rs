@@ -1,5 +1,5 @@
-//! bAbI, tasks 1 to 5: short stories about people, objects and places, with a question to each. Read
-//! from the published files, or made up in the same words.
+//! bAbI (Weston et al. 2015), tasks 1 to 5: short stories about people, objects and places with questions. They
+//! are read from the published files or generated with the same vocabulary.
 
 mod stories;
 mod world;
@@ -10,28 +10,28 @@ use burn::data::dataset::{Dataset, InMemDataset};
 use serde::{Deserialize, Serialize};
 
 use super::source::{Sources, boxed};
-use super::{Example, Question, Split};
+use super::{Example, Split};
 use crate::error::{Error, at_least_one, require};
 
 /// Settings of bAbI.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct BabiConfig {
-    /// The tasks that stories are made up for, in turn, each from 1 to 5; a file has its own.
+    /// The tasks of generated stories, in turn, each from 1 to 5; not used with a file.
     pub tasks: Vec<usize>,
-    /// Stories to learn from, in BABILong's JSON or the original text; without it they are made up.
+    /// Training stories, in BABILong's JSON or the original text format; without it they are generated.
     pub train_file: Option<PathBuf>,
-    /// Stories held out; without it they come from the end of `train_file`.
+    /// Validation stories; without it they are the end of `train_file`.
     pub valid_file: Option<PathBuf>,
-    /// `R`: different questions to a made-up story; a file's have one each.
+    /// `R`: different questions about a generated story; a context from a file has one.
     pub queries_per_context: usize,
-    /// The most statements that a made-up story may be asked for after [default: about as many as the
-    /// original's have].
+    /// A generated story ends after so many statements if it answers enough questions by then [default: about as
+    /// many as in the original].
     pub statements: Option<usize>,
-    /// Training samples that are made up; a file is used whole.
+    /// Training samples that are generated; of a file all samples are used.
     pub train_samples: usize,
-    /// Validation samples that are made up or, without a `valid_file`, held out: the last stories of
-    /// `train_file` that have so many questions together (a story is never in both halves).
+    /// Validation samples that are generated or, without a `valid_file`, held out: the last stories of
+    /// `train_file` that together have so many questions (a story is never in both splits).
     pub valid_samples: usize,
 }
 
@@ -61,18 +61,19 @@ impl BabiConfig {
         let problem = "must name one or more of the tasks 1, 2, 3, 4, 5";
         let known = !tasks.is_empty() && tasks.iter().all(|task| (1..=5).contains(task));
         require(known, "tasks", &shown, problem)?;
-        let twice = (1..tasks.len()).any(|at| tasks[..at].contains(&tasks[at]));
-        require(!twice, "tasks", &shown, "must name a task only once")?;
+        let repeated = (1..tasks.len()).any(|at| tasks[..at].contains(&tasks[at]));
+        require(!repeated, "tasks", &shown, "must name a task only once")?;
         if let (Some(valid), None) = (&self.valid_file, &self.train_file) {
-            let problem = "needs data.train_file too: made-up stories are held out by themselves";
+            let problem =
+                "needs data.train_file too: generated stories have generated validation data";
             return Err(Error::config("valid_file", valid.display(), problem));
         }
-        let made_up = self.train_file.is_none();
+        let generated = self.train_file.is_none();
         let most = tasks.iter().map(|task| world::most_questions(*task));
-        let most = most.min().filter(|_| made_up).unwrap_or(1);
-        let problem = match made_up {
+        let most = most.min().filter(|_| generated).unwrap_or(1);
+        let problem = match generated {
             true => format!("must be at most {most}, for stories of {shown}"),
-            false => "must be 1 where the stories are from a file".into(),
+            false => "must be 1 if the stories are from a file".into(),
         };
         let questions = self.queries_per_context;
         require(questions <= most, "queries_per_context", questions, problem)?;
@@ -84,27 +85,27 @@ impl BabiConfig {
         ])
     }
 
-    /// The training and the validation data; `seed` is for stories that are made up.
+    /// The training and the validation data; `seed` is for generated stories.
     ///
     /// # Errors
     ///
-    /// See [`BabiConfig::validate`]; or a file is missing or holds something else.
+    /// See [`BabiConfig::validate`]; also a file that is missing or has another format.
     pub fn open(&self, seed: u64) -> Result<Sources, Error> {
         self.validate()?;
         let Some(train) = &self.train_file else {
-            let half = |split| BabiDataset::new(self.clone(), split, seed).map(boxed);
-            return Ok((half(Split::Train)?, half(Split::Valid)?));
+            let samples = |split| BabiDataset::new(self.clone(), split, seed).map(boxed);
+            return Ok((samples(Split::Train)?, samples(Split::Valid)?));
         };
-        let mut learned = stories::read(train, "train_file")?;
+        let mut train_stories = stories::read(train, "train_file")?;
         let held_out = match &self.valid_file {
             Some(valid) => stories::read(valid, "valid_file")?,
-            None => self.hold_out(train, &mut learned)?,
+            None => self.hold_out(train, &mut train_stories)?,
         };
         let whole = |stories: Vec<Vec<Example>>| boxed(InMemDataset::new(stories.concat()));
-        Ok((whole(learned), whole(held_out)))
+        Ok((whole(train_stories), whole(held_out)))
     }
 
-    /// Takes the last stories that have `valid_samples` questions together.
+    /// Splits off the last stories that together have `valid_samples` questions.
     fn hold_out(
         &self,
         path: &Path,
@@ -120,19 +121,19 @@ impl BabiConfig {
         }
         let problem = format!(
             "has {questions} questions, so holding out data.valid_samples = {} leaves no story to \
-             learn from: lower it or set data.valid_file",
+             train on: lower it or set data.valid_file",
             self.valid_samples
         );
         Err(Error::file(path, problem))
     }
 }
 
-/// Made-up stories, each made when it is asked for from the seed, the split and its index alone.
+/// Stories that are generated on demand; each depends only on the seed, the split and its index.
 ///
-/// They have the original's words, about its lengths, and one question each. A story is made of acts
-/// that the world allows, and the question is one that it answers; where something happened more than
-/// once, the last time counts. Task 4 has only some ten thousand different stories, so the halves of
-/// its data have some in common.
+/// They have the vocabulary of the original and about its lengths. A story consists of actions that are possible
+/// in the simulated world, and its questions are answered by it; if something happened more than once, the last
+/// time counts. Task 4 has only about ten thousand different stories, so training and validation data have some
+/// in common.
 #[derive(Clone, Debug)]
 pub struct BabiDataset {
     config: BabiConfig,
@@ -141,7 +142,7 @@ pub struct BabiDataset {
 }
 
 impl BabiDataset {
-    /// The files that `config` may name are not read: see [`BabiConfig::open`].
+    /// The files of `config` are not read; [`BabiConfig::open`] reads them.
     ///
     /// # Errors
     ///
@@ -167,9 +168,9 @@ impl Dataset<Example> for BabiDataset {
         let mut rng = self.split.rng(b"bAbI-1-5", self.seed, index);
         let story = world::story(task, config.queries_per_context, statements, &mut rng);
         let questions = story
-            .asked
+            .questions
             .iter()
-            .map(|(query, answer)| asked(query, answer));
+            .map(|(query, answer)| stories::question(query, answer));
         let context = format!("{} ", story.text);
         Some(Example::new(context, questions.collect()))
     }
@@ -177,19 +178,6 @@ impl Dataset<Example> for BabiDataset {
     fn len(&self) -> usize {
         let config = &self.config;
         self.split.of(config.train_samples, config.valid_samples)
-    }
-}
-
-/// A story and its question, a space behind each.
-fn example(story: &str, question: &str, answer: &str) -> Example {
-    Example::new(format!("{story} "), vec![asked(question, answer)])
-}
-
-fn asked(question: &str, answer: &str) -> Question {
-    Question {
-        query: format!("{question} "),
-        target: answer.into(),
-        answers: Vec::new(),
     }
 }
 
@@ -216,7 +204,7 @@ mod tests {
         (said, query.split(' ').collect(), &question.target)
     }
 
-    /// Answers tasks 1, 2, 3 and 5 from the words alone.
+    /// Answers questions of tasks 1, 2, 3 and 5 from the text of the story.
     fn read<'a>(said: &[Vec<&'a str>], asked: &[&'a str]) -> &'a str {
         let mut place: HashMap<&str, &str> = HashMap::new();
         let mut holder: HashMap<&str, &str> = HashMap::new();
@@ -296,7 +284,7 @@ mod tests {
         }
     }
 
-    /// All that may stand on a side of a place, by every fact and every chain of facts.
+    /// Every place on one side of a place, by single facts and by chains of facts.
     fn on_side<'a>(said: &[Vec<&'a str>], side: &str, of: &str) -> Vec<&'a str> {
         let opposite = HashMap::from([
             ("north", "south"),
@@ -306,10 +294,13 @@ mod tests {
         ]);
         let mut found = Vec::new();
         for words in said {
-            let ["The", a, "is", told, "of", "the", b] = words[..] else {
+            let ["The", a, "is", stated, "of", "the", b] = words[..] else {
                 panic!("{words:?}");
             };
-            let next = match (told == side && b == of, opposite[told] == side && a == of) {
+            let next = match (
+                stated == side && b == of,
+                opposite[stated] == side && a == of,
+            ) {
                 (true, _) => a,
                 (_, true) => b,
                 _ => continue,
@@ -321,7 +312,7 @@ mod tests {
     }
 
     #[test]
-    fn made_up_answers_follow_from_the_stories_text() {
+    fn generated_answers_follow_from_the_text() {
         for task in [1, 2, 3, 5] {
             let mut forms = std::collections::HashSet::new();
             for index in 0..400 {
@@ -339,7 +330,7 @@ mod tests {
     }
 
     #[test]
-    fn a_story_answers_all_that_is_asked_about_it() {
+    fn a_story_answers_all_its_questions() {
         for task in [1, 2, 3, 5] {
             let config = BabiConfig {
                 tasks: vec![task],
@@ -375,7 +366,7 @@ mod tests {
     }
 
     #[test]
-    fn made_up_directions_have_one_answer() {
+    fn generated_directions_have_one_answer() {
         for index in 0..400 {
             let example = dataset(4, Split::Valid, 5).get(index).unwrap();
             let (said, asked, answer) = parts(&example);
@@ -394,7 +385,7 @@ mod tests {
     }
 
     #[test]
-    fn samples_follow_from_seed_split_and_index_alone() {
+    fn samples_depend_on_seed_split_and_index_only() {
         let train = dataset(2, Split::Train, 1);
         assert_eq!(train.get(8_999), dataset(2, Split::Train, 1).get(8_999));
         assert_ne!(train.get(0), train.get(1));
@@ -412,7 +403,7 @@ mod tests {
     }
 
     #[test]
-    fn stories_are_never_in_both_halves() {
+    fn no_story_is_in_both_splits() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("qa1.txt");
         let story = |name: &str| {
@@ -445,7 +436,7 @@ mod tests {
     }
 
     #[test]
-    fn settings_that_cannot_work_are_named() {
+    fn impossible_settings_are_errors() {
         let with = |tasks: &[usize]| BabiConfig {
             tasks: tasks.into(),
             ..BabiConfig::default()

@@ -1,13 +1,11 @@
-//! The two formats that bAbI is published in.
+//! The two published formats of bAbI: BABILong's JSON and the original text.
 
 use std::path::Path;
 
 use serde::Deserialize;
 
-use super::example;
-use crate::data::Example;
-use crate::data::json;
 use crate::data::source::read_text;
+use crate::data::{Example, Question, json};
 use crate::error::Error;
 
 /// Where to get the files.
@@ -22,12 +20,12 @@ struct Record {
     target: String,
 }
 
-/// The stories of a file, each as the examples about it. What the file begins with tells its format:
+/// Reads the stories of a file, each as a list of examples. The format follows from the first character:
 ///
-/// - BABILong's JSON, an array of records `input`, `question`, `target` or one record a line; every
-///   record is a story of its own;
-/// - the original text. A story has several questions there, and each becomes an example with all
-///   statements before it as the context, so that a context has one question as in BABILong.
+/// - BABILong's JSON: an array of records `input`, `question`, `target`, or one record per line. Every record is
+///   a story.
+/// - The original text: a story has several questions. Each becomes an example whose context is all statements
+///   before it, so that a context has one question as in BABILong.
 pub(super) fn read(path: &Path, key: &str) -> Result<Vec<Vec<Example>>, Error> {
     let text = read_text(path, key, PUBLISHED)?;
     let stories = match text.trim_start().chars().next() {
@@ -77,7 +75,7 @@ impl Record {
 
 fn original(text: &str) -> Result<Vec<Vec<Example>>, String> {
     let mut stories: Vec<Vec<Example>> = Vec::new();
-    let mut said = String::new();
+    let mut statements = String::new();
     let mut last = 0;
     for (at, line) in text.lines().enumerate() {
         let line = line.trim();
@@ -94,7 +92,7 @@ fn original(text: &str) -> Result<Vec<Vec<Example>>, String> {
             );
         };
         if number == 1 {
-            said.clear();
+            statements.clear();
             stories.push(Vec::new());
         } else if number != last + 1 {
             return problem(&format!(
@@ -110,15 +108,17 @@ fn original(text: &str) -> Result<Vec<Vec<Example>>, String> {
                 return problem("is a question without <TAB>answer");
             }
             (None, _) => {
-                if !said.is_empty() {
-                    said.push(' ');
+                if !statements.is_empty() {
+                    statements.push(' ');
                 }
-                said += sentence;
+                statements += sentence;
             }
             (Some(""), _) => return problem("has an empty answer"),
             (Some(_), _) if sentence.is_empty() => return problem("has an empty question"),
-            (Some(_), _) if said.is_empty() => return problem("asks before anything was told"),
-            (Some(answer), Some(story)) => story.push(example(&said, sentence, answer)),
+            (Some(_), _) if statements.is_empty() => {
+                return problem("has a question before the first statement");
+            }
+            (Some(answer), Some(story)) => story.push(example(&statements, sentence, answer)),
             (Some(_), None) => return problem("must be numbered 1: a story begins here"),
         }
     }
@@ -126,6 +126,20 @@ fn original(text: &str) -> Result<Vec<Vec<Example>>, String> {
     match stories.is_empty() {
         true => Err("has no question: `N question?<TAB>answer<TAB>supporting facts`".into()),
         false => Ok(stories),
+    }
+}
+
+/// A story with one question; the context and the query end with a space.
+fn example(story: &str, query: &str, answer: &str) -> Example {
+    Example::new(format!("{story} "), vec![question(query, answer)])
+}
+
+/// A question; its query ends with a space, as do contexts.
+pub(super) fn question(query: &str, answer: &str) -> Question {
+    Question {
+        query: format!("{query} "),
+        target: answer.into(),
+        answers: Vec::new(),
     }
 }
 
@@ -170,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn files_that_are_something_else_are_explained() {
+    fn errors_explain_files_of_another_format() {
         for (text, word) in [
             ("", "is empty"),
             ("Mary moved.", "line 1: must be `N sentence.`"),
@@ -184,7 +198,7 @@ mod tests {
                 "1 A sat.\n2 Where is A?\t\t1",
                 "line 2: has an empty answer",
             ),
-            ("1 Where is A?\tb\t1", "line 1: asks before"),
+            ("1 Where is A?\tb\t1", "line 1: has a question before"),
             ("1 A sat.\n", "has no question"),
             ("[]", "without records"),
             (

@@ -1,4 +1,4 @@
-//! The world of bAbI's tasks 1 to 5, and the telling of what happens in it.
+//! A simulated world that generates stories and questions of bAbI's tasks 1 to 5.
 
 use rand::{Rng, RngExt};
 
@@ -19,17 +19,17 @@ const MOVES: [&str; 5] = [
 const TAKES: [&str; 4] = ["got", "grabbed", "picked up", "took"];
 const DROPS: [&str; 4] = ["discarded", "dropped", "left", "put down"];
 const GIVES: [&str; 3] = ["gave", "handed", "passed"];
-/// Each is opposite to the next but one.
+/// In clockwise order: each is opposite to the one two positions later.
 const SIDES: [&str; 4] = ["north", "east", "south", "west"];
 
-/// A story, and questions that it answers.
+/// A story and questions about it.
 pub(super) struct Story {
     pub(super) text: String,
-    /// Each with its answer.
-    pub(super) asked: Vec<(String, &'static str)>,
+    /// Questions with their answers.
+    pub(super) questions: Vec<(String, &'static str)>,
 }
 
-/// The most different questions that every story of a task comes to answer.
+/// The largest number of different questions that every story of a task can answer.
 pub(super) fn most_questions(task: usize) -> usize {
     match task {
         1 | 4 => 4,
@@ -38,13 +38,13 @@ pub(super) fn most_questions(task: usize) -> usize {
     }
 }
 
-/// Makes a story up for a task from 1 to 5 and asks so many different questions, in about as many
-/// statements as the original has, or, where that is less, `statements`.
+/// Generates a story of a task from 1 to 5 with `questions` different questions. Its length is about that of the
+/// original, but at most `statements` if it answers enough questions by then.
 pub(super) fn story(task: usize, questions: usize, statements: usize, rng: &mut impl Rng) -> Story {
     if task == 4 {
         return directions(questions, rng);
     }
-    // About as long as the original's on average; task 1 is asked after every second statement.
+    // The average lengths of the original; in task 1 a question follows every second statement.
     let length = match task {
         1 => 2 * rng.random_range(1..=5),
         2 => rng.random_range(4..=26),
@@ -53,25 +53,25 @@ pub(super) fn story(task: usize, questions: usize, statements: usize, rng: &mut 
     };
     let length = length.min(statements);
     let mut world = World::new(task);
-    let mut said: Vec<String> = Vec::new();
-    // A story goes on until there is enough to ask.
-    let answered = loop {
-        if said.len() >= length {
-            let answered = world.answered();
-            if answered.len() >= questions {
-                break answered;
+    let mut sentences: Vec<String> = Vec::new();
+    // A story continues until it answers enough questions.
+    let answerable = loop {
+        if sentences.len() >= length {
+            let answerable = world.answerable();
+            if answerable.len() >= questions {
+                break answerable;
             }
         }
-        said.push(world.step(rng));
+        sentences.push(world.step(rng));
     };
     Story {
-        text: said.join(" "),
-        asked: some(questions, &answered, rng),
+        text: sentences.join(" "),
+        questions: sample(questions, &answerable, rng),
     }
 }
 
-/// Task 4: two places around a third, on different sides of it. Only the one in the middle is asked
-/// about, so there is one answer however facts are chained.
+/// Task 4: two places on different sides of a third. Questions are about the place in the middle only, so that
+/// chains of facts give no second answer.
 fn directions(questions: usize, rng: &mut impl Rng) -> Story {
     let places = rand::seq::index::sample(rng, PLACES.len(), 3).into_vec();
     let sides = rand::seq::index::sample(rng, SIDES.len(), 2).into_vec();
@@ -83,7 +83,7 @@ fn directions(questions: usize, rng: &mut impl Rng) -> Story {
             false => format!("The {middle} is {} of the {place}.", SIDES[(side + 2) % 4]),
         }
     });
-    let answered = [0, 1].map(|at| {
+    let answerable = [0, 1].map(|at| {
         let (answer, side) = (PLACES[places[at]], sides[at]);
         [
             (format!("What is {} of the {middle}?", SIDES[side]), answer),
@@ -98,21 +98,21 @@ fn directions(questions: usize, rng: &mut impl Rng) -> Story {
     }
     Story {
         text: facts.join(" "),
-        asked: some(questions, answered.as_flattened(), rng),
+        questions: sample(questions, answerable.as_flattened(), rng),
     }
 }
 
-/// Who and what is where, as far as the story has told.
+/// The positions of people and objects that follow from the story so far.
 struct World {
     task: usize,
     people: [&'static str; 4],
-    /// Where the people are.
+    /// The place of each person, if known.
     place: [Option<usize>; 4],
-    /// Who holds the objects.
+    /// The holder of each object, if there is one.
     holder: [Option<usize>; 3],
-    /// Where the objects have been, one after the other; the last is where they are.
-    been: [Vec<usize>; 3],
-    /// The last gift: from whom, what, to whom.
+    /// The places of each object in order; the last is its current place.
+    visited: [Vec<usize>; 3],
+    /// The last time an object was given: the giver, the object, the receiver.
     given: Option<[usize; 3]>,
 }
 
@@ -123,12 +123,12 @@ impl World {
             people: if task == 5 { GIVERS } else { PEOPLE },
             place: [None; 4],
             holder: [None; 3],
-            been: Default::default(),
+            visited: Default::default(),
             given: None,
         }
     }
 
-    /// Lets something happen and tells it: someone moves if nothing else can.
+    /// A random action, as a sentence: a person moves if no other action is possible.
     fn step(&mut self, rng: &mut impl Rng) -> String {
         let done = match (self.task, rng.random_range(0..10)) {
             (1, _) => None,
@@ -146,37 +146,37 @@ impl World {
         let others: Vec<usize> = others.collect();
         let to = pick(rng, &others);
         self.place[who] = Some(to);
-        for (been, holder) in self.been.iter_mut().zip(self.holder) {
+        for (visited, holder) in self.visited.iter_mut().zip(self.holder) {
             if holder == Some(who) {
-                been.push(to);
+                visited.push(to);
             }
         }
         let (name, verb) = (self.people[who], pick(rng, &MOVES));
         format!("{name} {verb} the {}.", PLACES[to])
     }
 
-    /// Someone whose place is known takes what lies there, or what was not heard of before.
+    /// A person whose place is known takes an object that is there or was not mentioned yet.
     fn take(&mut self, rng: &mut impl Rng) -> Option<String> {
         let (who, what) = self.pair(rng, |world, who, what| {
-            let lies = world.been[what].last().copied();
+            let lies = world.visited[what].last().copied();
             let within_reach = lies.is_none() || lies == world.place[who];
             world.holder[what].is_none() && world.place[who].is_some() && within_reach
         })?;
         self.holder[what] = Some(who);
-        if self.been[what].is_empty() {
-            self.been[what].extend(self.place[who]);
+        if self.visited[what].is_empty() {
+            self.visited[what].extend(self.place[who]);
         }
-        Some(self.tell(rng, who, what, &TAKES))
+        Some(self.sentence(rng, who, what, &TAKES))
     }
 
     fn drop(&mut self, rng: &mut impl Rng) -> Option<String> {
         let held = |world: &Self, who, what: usize| world.holder[what] == Some(who);
         let (who, what) = self.pair(rng, held)?;
         self.holder[what] = None;
-        Some(self.tell(rng, who, what, &DROPS))
+        Some(self.sentence(rng, who, what, &DROPS))
     }
 
-    /// Someone gives what he holds to one who is there too, or was not heard of before.
+    /// A person gives an object to another person who is at the same place or was not mentioned yet.
     fn give(&mut self, rng: &mut impl Rng) -> Option<String> {
         let (to, what) = self.pair(rng, |world, to, what| {
             world.holder[what].is_some_and(|from| {
@@ -193,7 +193,7 @@ impl World {
         Some(format!("{name} {verb} the {what} to {to}."))
     }
 
-    /// One of the pairs of a person and an object that `fits`.
+    /// A random pair of a person and an object for which `fits` is true.
     fn pair(
         &self,
         rng: &mut impl Rng,
@@ -207,14 +207,14 @@ impl World {
         (!pairs.is_empty()).then(|| pick(rng, &pairs))
     }
 
-    fn tell(&self, rng: &mut impl Rng, who: usize, what: usize, verbs: &[&str]) -> String {
+    fn sentence(&self, rng: &mut impl Rng, who: usize, what: usize, verbs: &[&str]) -> String {
         let (name, verb, what) = (self.people[who], pick(rng, verbs), OBJECTS[what]);
         let there = if rng.random() { " there" } else { "" };
         format!("{name} {verb} the {what}{there}.")
     }
 
-    /// The questions that the story answers, and their answers.
-    fn answered(&self) -> Vec<(String, &'static str)> {
+    /// The questions that the story answers, with their answers.
+    fn answerable(&self) -> Vec<(String, &'static str)> {
         let mut asked = Vec::new();
         match self.task {
             1 => {
@@ -223,20 +223,20 @@ impl World {
                 }
             }
             2 => {
-                for (what, been) in OBJECTS.iter().zip(&self.been) {
+                for (what, visited) in OBJECTS.iter().zip(&self.visited) {
                     let question = format!("Where is the {what}?");
-                    asked.extend(been.last().map(|at| (question, PLACES[*at])));
+                    asked.extend(visited.last().map(|at| (question, PLACES[*at])));
                 }
             }
             3 => {
-                for (what, been) in OBJECTS.iter().zip(&self.been) {
+                for (what, visited) in OBJECTS.iter().zip(&self.visited) {
                     for (place, name) in PLACES.iter().enumerate() {
-                        let last = been.iter().rposition(|at| *at == place);
+                        let last = visited.iter().rposition(|at| *at == place);
                         let Some(before) = last.and_then(|last| last.checked_sub(1)) else {
                             continue;
                         };
                         let question = format!("Where was the {what} before the {name}?");
-                        asked.push((question, PLACES[been[before]]));
+                        asked.push((question, PLACES[visited[before]]));
                     }
                 }
             }
@@ -258,13 +258,13 @@ impl World {
     }
 }
 
-/// So many of these, drawn at random.
-fn some<T: Clone>(count: usize, from: &[T], rng: &mut impl Rng) -> Vec<T> {
+/// `count` different random elements.
+fn sample<T: Clone>(count: usize, from: &[T], rng: &mut impl Rng) -> Vec<T> {
     let drawn = rand::seq::index::sample(rng, from.len(), count);
     drawn.into_iter().map(|at| from[at].clone()).collect()
 }
 
-/// One of these, of which there is at least one.
+/// A random element of a slice that is not empty.
 fn pick<T: Copy>(rng: &mut impl Rng, from: &[T]) -> T {
     from[rng.random_range(0..from.len())]
 }

@@ -1,4 +1,4 @@
-//! The user's own contexts, questions and answers: one JSON object a line.
+//! A user's contexts, questions and answers in JSON Lines: one JSON object per line.
 
 mod record;
 
@@ -13,26 +13,26 @@ use std::sync::Arc;
 use burn::data::dataset::Dataset;
 use serde::{Deserialize, Serialize};
 
-use self::record::{Sample, parse};
+use self::record::{ParsedLine, parse};
 use super::Example;
 use super::json::shorten;
-use super::positioned::Positioned;
+use super::positioned::PositionedFile;
 use super::source::{BOM, Sources};
 use crate::error::{Error, at_least_one, require};
 use crate::support::fs::check_file;
 
 /// Longest line in bytes.
-const LONGEST: usize = 64 << 20;
+const MAX_LINE: usize = 64 << 20;
 
 /// Settings of data in JSON Lines.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct JsonlConfig {
-    /// Samples to learn from; see [`JsonlDataset`] for the format.
+    /// Training samples; see [`JsonlDataset`] for the format.
     pub train_file: PathBuf,
-    /// Samples held out, all of them used; without it they come from the end of `train_file`.
+    /// Validation samples, all of which are used; without it they are the end of `train_file`.
     pub valid_file: Option<PathBuf>,
-    /// Without a `valid_file`, so many samples at the end of `train_file` are held out.
+    /// Number of samples at the end of `train_file` that are held out without a `valid_file`.
     pub valid_samples: usize,
 }
 
@@ -54,23 +54,23 @@ impl JsonlConfig {
     /// The first value that cannot work, by its key and with the reason: [`Error::Config`].
     pub fn validate(&self) -> Result<(), Error> {
         let named = !self.train_file.as_os_str().is_empty();
-        let problem = "must name a file with one JSON object a line: \
+        let problem = "must name a file with one JSON object per line: \
                        {\"context\": …, \"query\": …, \"target\": …}";
         require(named, "train_file", "\"\"", problem)?;
         at_least_one([("valid_samples", self.valid_samples)])
     }
 
-    /// The training and the validation data. Files need no seed; it is there as for other tasks.
+    /// The training and the validation data. Files need no seed; the parameter is that of other tasks.
     ///
     /// # Errors
     ///
-    /// See [`JsonlDataset::open`]; or there are too few samples to hold any out.
+    /// See [`JsonlDataset::open`]; also too few samples to hold any out.
     pub fn open(&self, _seed: u64) -> Result<Sources, Error> {
         let (train, valid) = self.load()?;
         Ok((Box::new(train), Box::new(valid)))
     }
 
-    /// The same as [`JsonlConfig::open`], as [`JsonlDataset`]s.
+    /// As [`JsonlConfig::open`], as [`JsonlDataset`]s.
     ///
     /// # Errors
     ///
@@ -85,88 +85,88 @@ impl JsonlConfig {
     }
 }
 
-/// A file of samples that stays on the disk: one JSON object a line, with `context`, `query`, `target`
-/// and, where they apply, `answers` (other texts that count as right) and `id` (a string or a whole
-/// number); or with `context` and `questions`, an array of objects with `query`, `target` and `answers`.
+/// A file of samples on disk: one JSON object per line, with `context`, `query`, `target` and optionally
+/// `answers` (other texts that count as right) and `id` (a string or an integer); or with `context` and
+/// `questions`, an array of objects with `query`, `target` and optionally `answers`.
 ///
 /// ```json
 /// {"context": "Mary is in the garden. ", "query": "Where is Mary? ", "target": "garden"}
 /// ```
 ///
-/// Opening reads the file once and checks every line; after that a sample is one positioned read, from
-/// any number of threads at once. Memory: 8 bytes a sample; while it is opened, the longest line too,
-/// and about 50 bytes for every sample that has an id.
+/// Opening reads the file once and checks every line. After that a sample takes one positioned read; any number
+/// of threads can read at the same time. Memory: 8 bytes a sample; while opening also the longest line and about
+/// 50 bytes for every sample with an id.
 #[derive(Clone, Debug)]
 pub struct JsonlDataset {
-    lines: Arc<Lines>,
+    file: Arc<JsonlFile>,
     range: Range<usize>,
 }
 
 #[derive(Debug)]
-struct Lines {
+struct JsonlFile {
     path: PathBuf,
-    file: Positioned,
-    /// Where the samples begin, in bytes.
+    file: PositionedFile,
+    /// Byte offsets of the samples.
     starts: Vec<u64>,
-    /// Of every sample.
+    /// Questions per sample.
     questions: usize,
 }
 
 impl JsonlDataset {
-    /// Checks a file, line by line. Blank lines and a byte-order mark at the start do no harm.
+    /// Opens a file and checks every line. Blank lines and a byte-order mark at the start are ignored.
     ///
     /// # Errors
     ///
-    /// Names the line, and the field where there is one, if the line is no such object, has an unknown
-    /// field, is not UTF-8 or longer than 64 MiB, has an id that was there before, or another number of
-    /// questions than those before it; or if the file has no sample.
+    /// If the file has no sample, or a line is not such an object, has an unknown field, is not UTF-8 or longer
+    /// than 64 MiB, has the id of an earlier line, or another number of questions than the lines before it. The
+    /// error names the line and, if there is one, the field.
     pub fn open(path: impl AsRef<Path>) -> Result<Self, Error> {
         let path = path.as_ref();
         check_file(path)?;
         let file = File::open(path).map_err(Error::io(path, "cannot open"))?;
         let mut reader = BufReader::with_capacity(1 << 18, &file);
-        let mut checked = Checked::default();
+        let mut checker = LineChecker::default();
         let (mut line, mut number, mut at) = (Vec::new(), 0, 0);
         loop {
             line.clear();
-            let mut limited = reader.by_ref().take(LONGEST as u64 + 1);
+            let mut limited = reader.by_ref().take(MAX_LINE as u64 + 1);
             let read = limited.read_until(b'\n', &mut line);
             match read.map_err(Error::io(path, "cannot read"))? {
                 0 => break,
                 read => {
                     number += 1;
-                    let taken = checked.take(&line, number, at);
-                    taken.map_err(|problem| Error::file(path, problem))?;
+                    let result = checker.check(&line, number, at);
+                    result.map_err(|problem| Error::file(path, problem))?;
                     at += read as u64;
                 }
             }
         }
-        if checked.starts.is_empty() {
+        if checker.starts.is_empty() {
             return Err(Error::file(path, "has no sample: every line is blank"));
         }
-        checked.starts.shrink_to_fit();
-        let lines = Lines {
+        checker.starts.shrink_to_fit();
+        let file = JsonlFile {
             path: path.into(),
-            starts: checked.starts,
-            questions: checked.questions,
-            file: Positioned::new(file),
+            starts: checker.starts,
+            questions: checker.questions,
+            file: PositionedFile::new(file),
         };
         Ok(Self {
-            range: 0..lines.starts.len(),
-            lines: Arc::new(lines),
+            range: 0..file.starts.len(),
+            file: Arc::new(file),
         })
     }
 
-    /// Questions of every sample.
+    /// Questions per sample.
     pub fn questions(&self) -> usize {
-        self.lines.questions
+        self.file.questions
     }
 
-    /// All but the last `samples`, and these.
+    /// Splits off the last `samples` samples.
     ///
     /// # Errors
     ///
-    /// If that would leave nothing.
+    /// If that would leave no sample in one of the two.
     pub fn hold_out(self, samples: usize) -> Result<(Self, Self), Error> {
         let Range { start, end } = self.range;
         if samples == 0 || samples >= end - start {
@@ -175,10 +175,10 @@ impl JsonlDataset {
                  set data.valid_file",
                 end - start
             );
-            return Err(Error::file(&self.lines.path, problem));
+            return Err(Error::file(&self.file.path, problem));
         }
         let part = |range| Self {
-            lines: self.lines.clone(),
+            file: self.file.clone(),
             range,
         };
         Ok((part(start..end - samples), part(end - samples..end)))
@@ -187,7 +187,7 @@ impl JsonlDataset {
 
 impl Dataset<Result<Example, Error>> for JsonlDataset {
     fn get(&self, index: usize) -> Option<Result<Example, Error>> {
-        (index < self.range.len()).then(|| self.lines.read(self.range.start + index))
+        (index < self.range.len()).then(|| self.file.read(self.range.start + index))
     }
 
     fn len(&self) -> usize {
@@ -195,10 +195,10 @@ impl Dataset<Result<Example, Error>> for JsonlDataset {
     }
 }
 
-impl Lines {
+impl JsonlFile {
     fn read(&self, index: usize) -> Result<Example, Error> {
         let start = self.starts[index];
-        let line = self.file.line(start, LONGEST);
+        let line = self.file.line(start, MAX_LINE);
         let line = line.map_err(Error::io(&self.path, "cannot read"))?;
         let text = std::str::from_utf8(&line).ok();
         let sample = text.and_then(|text| parse(text, 1).ok());
@@ -214,25 +214,25 @@ impl Lines {
     }
 }
 
-/// What is known of the lines read so far.
+/// Checks lines, and collects what is needed of them.
 #[derive(Default)]
-struct Checked {
+struct LineChecker {
     starts: Vec<u64>,
     questions: usize,
-    /// The line that settled the number of questions.
+    /// The first line with a sample, which determines the number of questions.
     first: usize,
-    /// The lines of ids, by hashes so long that no two ids share one.
+    /// The line of each id, by a 128-bit hash of the id.
     ids: HashMap<[u64; 2], usize>,
 }
 
-impl Checked {
-    /// Takes the line that begins at byte `at`, or says what is wrong with it.
-    fn take(&mut self, line: &[u8], number: usize, at: u64) -> Result<(), String> {
+impl LineChecker {
+    /// Checks the line that begins at byte `at`; or the problem with it.
+    fn check(&mut self, line: &[u8], number: usize, at: u64) -> Result<(), String> {
         let line = line.strip_suffix(b"\n").unwrap_or(line);
-        if line.len() > LONGEST {
+        if line.len() > MAX_LINE {
             return Err(format!(
                 "line {number}: is longer than {} MiB",
-                LONGEST >> 20
+                MAX_LINE >> 20
             ));
         }
         let text = std::str::from_utf8(line)
@@ -243,15 +243,15 @@ impl Checked {
         if text.trim().is_empty() {
             return Ok(());
         }
-        let Sample { example, id } = parse(text, number)?;
+        let ParsedLine { example, id } = parse(text, number)?;
         let questions = example.questions.len();
         if self.starts.is_empty() {
             (self.questions, self.first) = (questions, number);
         }
         if questions != self.questions {
             return Err(format!(
-                "line {number}, `questions`: has {questions} of them where line {} has {}; every line \
-                 must have as many",
+                "line {number}, `questions`: has {questions} of them, but line {} has {}; every line \
+                 must have the same number",
                 self.first, self.questions
             ));
         }
@@ -264,7 +264,7 @@ impl Checked {
             if let Some(first) = self.ids.insert(hashes, number) {
                 let id = shorten(&id);
                 return Err(format!(
-                    "line {number}, `id`: {id} is the id of line {first} already"
+                    "line {number}, `id`: {id} is already the id of line {first}"
                 ));
             }
         }
@@ -308,7 +308,7 @@ mod tests {
     }
 
     #[test]
-    fn lines_at_fault_are_named() {
+    fn errors_name_the_line_and_the_field() {
         let id = |id| line("c", id);
         for (lines, words) in [
             (vec![LINE, "{"], vec!["line 2, column 1"]),
@@ -322,7 +322,7 @@ mod tests {
             ),
             (
                 vec![&id("1"), &id("2"), &id("1")],
-                vec!["line 3, `id`", "line 1 already"],
+                vec!["line 3, `id`", "already the id of line 1"],
             ),
             (
                 vec![&id("\"x\""), "", &id("\"x\"")],
@@ -355,17 +355,17 @@ mod tests {
     }
 
     #[test]
-    fn a_line_without_end_is_refused() {
+    fn a_line_that_is_too_long_is_an_error() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("long.jsonl");
         let file = File::create(&path).unwrap();
-        file.set_len(LONGEST as u64 + 2).unwrap();
+        file.set_len(MAX_LINE as u64 + 2).unwrap();
         let error = JsonlDataset::open(&path).unwrap_err().to_string();
         assert!(error.contains("line 1: is longer than 64 MiB"), "{error}");
     }
 
     #[test]
-    fn the_end_is_held_out_and_every_thread_reads() {
+    fn the_end_is_held_out_and_threads_can_read_at_the_same_time() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("mine.jsonl");
         let lines: Vec<_> = (0..50)
@@ -398,7 +398,7 @@ mod tests {
         );
         config.valid_file = Some(path.clone());
         assert_eq!(config.open(0).unwrap().1.len(), 50);
-        // What changes behind its back is noticed.
+        // A change of the file is noticed.
         std::fs::write(&path, "x".repeat(10_000)).unwrap();
         let error = train.get(3).unwrap().unwrap_err().to_string();
         assert!(error.contains("was changed"), "{error}");

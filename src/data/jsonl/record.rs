@@ -1,14 +1,14 @@
-//! What a line may hold.
+//! Parsing of a line.
 
 use serde::Deserialize;
 use serde_json::Value;
 
 use crate::data::{Example, Question, json};
 
-/// A line's sample, and the id that it has among the others.
-pub(super) struct Sample {
+/// A line's example and id.
+pub(super) struct ParsedLine {
     pub(super) example: Example,
-    /// As JSON, so that `7` and `"7"` are two.
+    /// As JSON, so that `7` and `"7"` are different.
     pub(super) id: Option<String>,
 }
 
@@ -19,26 +19,26 @@ struct Record {
     query: Option<String>,
     target: Option<String>,
     answers: Option<Vec<String>>,
-    questions: Option<Vec<Asked>>,
+    questions: Option<Vec<QuestionRecord>>,
     id: Option<Value>,
 }
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Asked {
+struct QuestionRecord {
     query: String,
     target: String,
     answers: Option<Vec<String>>,
 }
 
-/// Reads a line, the `number`th of its file.
+/// Parses a line; `number` is its line number.
 ///
 /// # Errors
 ///
-/// Which line and field is wrong, and how.
-pub(super) fn parse(line: &str, number: usize) -> Result<Sample, String> {
-    let fault = |field: &str, what: &str| format!("line {number}, `{field}`: {what}");
-    // An array would pass for an object whose fields stand in order.
+/// The line, the field and the problem.
+pub(super) fn parse(line: &str, number: usize) -> Result<ParsedLine, String> {
+    let error = |field: &str, what: &str| format!("line {number}, `{field}`: {what}");
+    // serde would accept an array of the fields in order.
     if !line.trim_start().starts_with('{') {
         return Err(format!(
             "line {number}: must be an object: {{\"context\": …, \"query\": …, \"target\": …}}"
@@ -46,39 +46,39 @@ pub(super) fn parse(line: &str, number: usize) -> Result<Sample, String> {
     }
     let record: Record = json::parse(line, number)?;
     if record.context.is_empty() {
-        return Err(fault("context", "is empty: there is nothing to write"));
+        return Err(error("context", "is empty: there is nothing to write"));
     }
     let id = match record.id {
         None => None,
         Some(id) if id.is_string() || id.is_u64() || id.is_i64() => Some(id.to_string()),
-        Some(_) => return Err(fault("id", "must be a string or a whole number")),
+        Some(_) => return Err(error("id", "must be a string or an integer")),
     };
     let asked = match (record.questions, record.query, record.target) {
-        (None, Some(query), Some(target)) => vec![Asked {
+        (None, Some(query), Some(target)) => vec![QuestionRecord {
             query,
             target,
             answers: record.answers,
         }],
         (Some(asked), None, None) if record.answers.is_none() => match asked.is_empty() {
-            true => return Err(fault("questions", "is empty: a context needs at least one")),
+            true => return Err(error("questions", "is empty: a context needs at least one")),
             false => asked,
         },
         (Some(_), ..) => {
             let what = "replaces `query`, `target` and `answers`: give one or the other";
-            return Err(fault("questions", what));
+            return Err(error("questions", what));
         }
-        (None, None, _) => return Err(fault("query", "is missing (or `questions`, an array)")),
-        (None, _, None) => return Err(fault("target", "is missing")),
+        (None, None, _) => return Err(error("query", "is missing (or `questions`, an array)")),
+        (None, _, None) => return Err(error("target", "is missing")),
     };
     let mut questions = Vec::with_capacity(asked.len());
-    for Asked {
+    for QuestionRecord {
         query,
         target,
         answers,
     } in asked
     {
         if target.is_empty() {
-            return Err(fault("target", "is empty: there is nothing to predict"));
+            return Err(error("target", "is empty: there is nothing to predict"));
         }
         let mut answers = answers.unwrap_or_default();
         if !answers.is_empty() && !answers.contains(&target) {
@@ -91,7 +91,7 @@ pub(super) fn parse(line: &str, number: usize) -> Result<Sample, String> {
         });
     }
     let context = record.context;
-    Ok(Sample {
+    Ok(ParsedLine {
         example: Example::new(context, questions),
         id,
     })
@@ -121,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn faults_are_named_by_line_and_field() {
+    fn errors_name_the_line_and_the_field() {
         for (line, words) in [
             ("[1]", "line 9: must be an object"),
             ("null", "line 9: must be an object"),

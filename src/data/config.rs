@@ -1,0 +1,296 @@
+//! The configuration of any task, and opening of its data.
+
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use super::source::Examples;
+use super::task::{Task, max_inspected};
+use super::{
+    BabiConfig, Example, JsonlConfig, KvConfig, PhonebookConfig, SquadConfig, TextConfig,
+    TextTokenizer, TokensConfig,
+};
+use crate::error::Error;
+
+/// The settings of a task: where contexts, queries and targets come from.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "task", rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum DataConfig {
+    /// Key-value retrieval.
+    Kv(KvConfig),
+    /// bAbI, tasks 1 to 5.
+    Babi(BabiConfig),
+    /// SQuAD.
+    Squad(SquadConfig),
+    /// A phone book of names and numbers.
+    Phonebook(PhonebookConfig),
+    /// Running text, to be reconstructed or continued.
+    Text(TextConfig),
+    /// A JSON Lines file.
+    Jsonl(JsonlConfig),
+}
+
+impl Default for DataConfig {
+    fn default() -> Self {
+        Self::Kv(KvConfig::default())
+    }
+}
+
+impl DataConfig {
+    /// The names of the tasks.
+    pub const TASKS: &'static [&'static str] =
+        &["kv", "babi", "squad", "phonebook", "text", "jsonl"];
+
+    /// The default settings of a task; none if there is no task of this name.
+    pub fn of_task(name: &str) -> Option<Self> {
+        Some(match name {
+            "kv" => Self::Kv(KvConfig::default()),
+            "babi" => Self::Babi(BabiConfig::default()),
+            "squad" => Self::Squad(SquadConfig::default()),
+            "phonebook" => Self::Phonebook(PhonebookConfig::default()),
+            "text" => Self::Text(TextConfig::default()),
+            "jsonl" => Self::Jsonl(JsonlConfig::default()),
+            _ => return None,
+        })
+    }
+
+    /// Checks every value.
+    ///
+    /// # Errors
+    ///
+    /// The first value that cannot work, by its key and with the reason: [`Error::Config`].
+    pub fn validate(&self) -> Result<(), Error> {
+        match self {
+            Self::Kv(config) => config.validate(),
+            Self::Babi(config) => config.validate(),
+            Self::Squad(config) => config.validate(),
+            Self::Phonebook(config) => config.validate(),
+            Self::Text(config) => config.validate(),
+            Self::Jsonl(config) => config.validate(),
+        }
+    }
+
+    /// Questions per context; none if the file decides.
+    pub fn queries_per_context(&self) -> Option<usize> {
+        match self {
+            Self::Kv(config) => Some(config.queries_per_context),
+            Self::Phonebook(config) => Some(config.queries_per_context),
+            Self::Babi(config) => Some(config.queries_per_context),
+            Self::Squad(_) | Self::Text(_) => Some(1),
+            Self::Jsonl(_) => None,
+        }
+    }
+
+    /// A short description for people.
+    pub fn describe(&self) -> String {
+        match self {
+            Self::Kv(config) => format!("key-value retrieval, {} pairs", config.pairs),
+            Self::Babi(config) => {
+                let tasks = config.tasks.iter().map(|task| format!("qa{task}"));
+                let tasks: Vec<_> = tasks.collect();
+                format!("bAbI {}", tasks.join(", "))
+            }
+            Self::Squad(config) => format!("SQuAD {}", config.train_file.display()),
+            Self::Phonebook(config) => format!("phonebook, {} names", config.entries),
+            Self::Text(config) => format!("text {}", config.path.display()),
+            Self::Jsonl(config) => format!("{}", config.train_file.display()),
+        }
+    }
+
+    /// Formats a user's text or question as this task's contexts and queries are: bAbI's and SQuAD's end with a
+    /// space, others are unchanged.
+    pub fn form(&self, text: &str) -> String {
+        match self {
+            Self::Babi(_) => format!("{} ", text.trim()),
+            Self::Squad(config) if config.variant.query_is_question() => {
+                format!("{} ", text.trim())
+            }
+            _ => text.into(),
+        }
+    }
+
+    /// Reads the tokenizer that a run of this task has saved in `path`.
+    ///
+    /// # Errors
+    ///
+    /// If it cannot be read or belongs to another task.
+    pub fn kept_tokenizer(
+        &self,
+        tokens: &TokensConfig,
+        path: impl AsRef<Path>,
+    ) -> Result<TextTokenizer, Error> {
+        match self {
+            Self::Kv(config) => {
+                let tokenizer = config.tokenizer()?;
+                tokenizer.check(path)?;
+                Ok(tokenizer)
+            }
+            _ => tokens.open(path),
+        }
+    }
+
+    /// Opens the task's data. `made` is the tokenizer of a run that is resumed or evaluated; without it, the
+    /// tokenizer is the task's own, read from a file, or trained on the training texts.
+    ///
+    /// # Errors
+    ///
+    /// Files that are missing, damaged or inconsistent; texts that do not fit `tokens`.
+    pub fn open(
+        &self,
+        tokens: &TokensConfig,
+        seed: u64,
+        made: Option<TextTokenizer>,
+    ) -> Result<Task, Error> {
+        self.validate().map_err(|e| e.in_section("data"))?;
+        tokens.validate().map_err(|e| e.in_section("tokens"))?;
+        let (sources, shuffle) = match self {
+            Self::Kv(config) => return Task::of_key_values(config, tokens, seed),
+            Self::Text(config) => return config.open(tokens, seed, made),
+            Self::Babi(config) => (config.open(seed)?, config.train_file.is_some()),
+            Self::Phonebook(config) => (config.open(seed)?, config.train_file.is_some()),
+            Self::Squad(config) => (config.open(seed)?, true),
+            Self::Jsonl(config) => (config.open(seed)?, true),
+        };
+        let tokenizer = match made {
+            Some(made) => made,
+            None => tokens.make(|| first_texts(&sources.0, max_inspected(shuffle)))?,
+        };
+        let task = Task::new(sources, tokenizer, tokens);
+        Task { shuffle, ..task }.with_lengths()
+    }
+}
+
+/// The texts of a dataset's first examples; consecutive equal contexts are used once.
+fn first_texts(
+    train: &Examples,
+    most: usize,
+) -> Result<impl Iterator<Item = String> + Send, Error> {
+    let mut texts: Vec<String> = Vec::new();
+    let mut last = String::new();
+    for index in 0..train.len().min(most) {
+        let Some(example) = train.get(index) else {
+            break;
+        };
+        let Example {
+            context, questions, ..
+        } = example?;
+        for question in questions {
+            texts.push(question.query + &question.target);
+        }
+        if context != last {
+            texts.push(context.clone());
+            last = context;
+        }
+    }
+    Ok(texts.into_iter())
+}
+
+#[cfg(test)]
+mod tests {
+    use burn::data::dataset::InMemDataset;
+
+    use super::super::Question;
+    use super::super::source::boxed;
+    use super::*;
+
+    fn jsonl(lines: &str) -> (tempfile::TempDir, DataConfig) {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("train.jsonl");
+        std::fs::write(&file, lines).unwrap();
+        let config = DataConfig::Jsonl(JsonlConfig {
+            train_file: file,
+            valid_samples: 1,
+            ..JsonlConfig::default()
+        });
+        (folder, config)
+    }
+
+    const LINES: &str = r#"{"context": "Ann is in the hall. ", "query": "Where is Ann? ", "target": "hall"}
+{"context": "Bob is at home. ", "query": "Where is Bob? ", "target": "home"}
+{"context": "Eve is in the hall. ", "query": "Where is Eve? ", "target": "hall"}
+"#;
+
+    #[test]
+    fn a_task_has_lengths_and_a_saved_tokenizer_can_be_reused() {
+        let (folder, config) = jsonl(LINES);
+        let task = config.open(&TokensConfig::default(), 0, None).unwrap();
+        assert_eq!((task.train.len(), task.valid.len()), (2, 1));
+        // Ann is in the hall . | Where is Ann ? hall [EOS]
+        assert_eq!((task.lengths.context, task.lengths.question), (6, 6));
+        assert!(task.shuffle);
+        let file = folder.path().join("tokenizer.json");
+        std::fs::write(&file, task.tokenizer.to_json().unwrap()).unwrap();
+        let kept = config
+            .kept_tokenizer(&TokensConfig::default(), &file)
+            .unwrap();
+        let again = config
+            .open(&TokensConfig::default(), 0, Some(kept))
+            .unwrap();
+        assert_eq!(
+            again.valid.get(0).unwrap().unwrap(),
+            task.valid.get(0).unwrap().unwrap()
+        );
+    }
+
+    #[test]
+    fn truncation_keeps_the_protected_end_of_a_context() {
+        let tokens = TokensConfig {
+            max_context: Some(5),
+            truncate: true,
+            ..TokensConfig::default()
+        };
+        let question = Question {
+            query: "Answer: ".into(),
+            target: "hall".into(),
+            answers: Vec::new(),
+        };
+        let example = Example {
+            tail: "Where is Ann? ".len(),
+            ..Example::new("Ann is in the hall. Where is Ann? ", vec![question])
+        };
+        let set = || boxed(InMemDataset::new(vec![example.clone()]));
+        let all = set();
+        let tokenizer = tokens.make(|| first_texts(&all, 1)).unwrap();
+        let of = |max_context| {
+            let tokens = TokensConfig {
+                max_context: Some(max_context),
+                ..tokens.clone()
+            };
+            let task = Task::new((set(), set()), tokenizer.clone(), &tokens);
+            let sample = task.train.get(0).unwrap();
+            sample.map(|sample| task.tokenizer.decode(&sample.context).unwrap())
+        };
+        assert_eq!(of(6).unwrap(), "Ann is Where is Ann ?");
+        assert_eq!(of(10).unwrap(), "Ann is in the hall . Where is Ann ?");
+        let error = of(4).unwrap_err().to_string();
+        assert!(
+            error.contains("training sample 0") && error.contains("must be kept"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn a_long_context_is_an_error_unless_truncation_is_allowed() {
+        let (_folder, config) = jsonl(LINES);
+        let mut tokens = TokensConfig {
+            max_context: Some(5),
+            ..TokensConfig::default()
+        };
+        let error = config.open(&tokens, 0, None).err().unwrap().to_string();
+        assert!(
+            error.contains("6 tokens") && error.contains("truncate"),
+            "{error}"
+        );
+        tokens.truncate = true;
+        let task = config.open(&tokens, 0, None).unwrap();
+        assert_eq!(
+            (
+                task.lengths.context,
+                task.lengths.truncated,
+                task.lengths.inspected
+            ),
+            (5, 2, 3)
+        );
+    }
+}
