@@ -1,14 +1,14 @@
-//! Axes: what values are, where they are, and which are written.
+//! Axes: their range, their ticks, and where a value lies on them.
 
 use plotters::coord::ranged1d::{DefaultFormatting, KeyPointHint, Ranged};
 
-use super::text::{grouped, short};
+use super::format::{format_number, with_separators};
 use crate::train::metrics::Measure;
 
 /// An axis.
 #[derive(Clone, Debug)]
 pub struct Axis {
-    /// What is along it.
+    /// The description beside it.
     pub label: String,
     range: (f64, f64),
     ticks: Vec<(f64, String)>,
@@ -19,7 +19,7 @@ impl Axis {
     /// From 0 to a round number not below any value.
     pub fn from_zero(label: impl Into<String>, values: impl IntoIterator<Item = f64>) -> Self {
         let highest = values.into_iter().fold(0.0, f64::max);
-        // Beyond these a step is no number any more.
+        // Beyond these limits a step over- or underflows.
         let highest = if highest > 1e-300 {
             highest.min(1e300)
         } else {
@@ -33,21 +33,21 @@ impl Axis {
             .find(|step| *step >= rough)
             .unwrap_or(rough);
         let count = (highest / step - 1e-9).ceil().max(1.0) as usize;
-        let write = |value: f64| match value.fract() == 0.0 && value >= 1000.0 {
-            true => grouped(value as usize),
-            false => short(value),
+        let text = |value: f64| match value.fract() == 0.0 && value >= 1000.0 {
+            true => with_separators(value as usize),
+            false => format_number(value),
         };
         let ticks = (0..=count).map(|i| i as f64 * step);
         Self {
             label: label.into(),
             range: (0.0, count as f64 * step),
-            ticks: ticks.map(|value| (value, write(value))).collect(),
+            ticks: ticks.map(|value| (value, text(value))).collect(),
             logarithmic: false,
         }
     }
 
-    /// As wide as whole numbers from 0 to the highest value need.
-    pub fn counting(label: impl Into<String>, values: impl IntoIterator<Item = f64>) -> Self {
+    /// From 0 to the highest value, with ticks at whole numbers.
+    pub fn whole_numbers(label: impl Into<String>, values: impl IntoIterator<Item = f64>) -> Self {
         let highest = values.into_iter().fold(1.0, f64::max).ceil();
         let step = [1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0]
             .into_iter()
@@ -57,13 +57,13 @@ impl Axis {
         Self {
             label: label.into(),
             range: (-0.02 * highest, 1.03 * highest),
-            ticks: ticks.map(|value| (value, short(value))).collect(),
+            ticks: ticks.map(|value| (value, format_number(value))).collect(),
             logarithmic: false,
         }
     }
 
-    /// At these values, which are spread by their logarithm if they grow manifold.
-    pub fn at(label: impl Into<String>, values: impl IntoIterator<Item = f64>) -> Self {
+    /// With a tick at each value; logarithmic if the largest is at least four times the smallest.
+    pub fn at_values(label: impl Into<String>, values: impl IntoIterator<Item = f64>) -> Self {
         let mut values: Vec<f64> = values.into_iter().collect();
         values.sort_by(f64::total_cmp);
         values.dedup();
@@ -72,21 +72,23 @@ impl Axis {
             _ => (0.0, 1.0),
         };
         let logarithmic = low > 0.0 && high / low >= 4.0;
-        let place = |value: f64| if logarithmic { value.log2() } else { value };
-        let room = ((place(high) - place(low)) * 0.06).max(1e-6);
-        // Of many values some are written.
+        let position = |value: f64| if logarithmic { value.log2() } else { value };
+        let margin = ((position(high) - position(low)) * 0.06).max(1e-6);
+        // At most ten values get a tick.
         let every = values.len().div_ceil(10).max(1);
         let ticks = values.into_iter().step_by(every);
         Self {
             label: label.into(),
-            range: (place(low) - room, place(high) + room),
-            ticks: ticks.map(|value| (place(value), short(value))).collect(),
+            range: (position(low) - margin, position(high) + margin),
+            ticks: ticks
+                .map(|value| (position(value), format_number(value)))
+                .collect(),
             logarithmic,
         }
     }
 
-    /// Of a measure; a share has 0 to 100 %.
-    pub fn of(measure: Measure, values: impl IntoIterator<Item = f64>) -> Self {
+    /// Of a measure: from 0 to 100 % for a share, from 0 otherwise.
+    pub fn of_measure(measure: Measure, values: impl IntoIterator<Item = f64>) -> Self {
         if !measure.is_share() {
             return Self::from_zero(measure.with_unit(), values);
         }
@@ -99,8 +101,8 @@ impl Axis {
         }
     }
 
-    /// Where a value is.
-    pub fn place(&self, value: f64) -> f64 {
+    /// Where a value lies, in the axis's own coordinate.
+    pub fn position(&self, value: f64) -> f64 {
         if self.logarithmic {
             value.log2()
         } else {
@@ -108,28 +110,28 @@ impl Axis {
         }
     }
 
-    /// What is written there.
-    pub fn write(&self, at: &f64) -> String {
+    /// The text of the tick at a position; empty where there is none.
+    pub fn tick_label(&self, at: &f64) -> String {
         let tick = self.ticks.iter().find(|(tick, _)| tick == at);
         tick.map(|(_, text)| text.clone()).unwrap_or_default()
     }
 
-    /// As plotters wants it.
-    pub fn coordinate(&self) -> Ticked {
-        Ticked {
+    /// The scale for plotters.
+    pub fn scale(&self) -> Scale {
+        Scale {
             range: self.range,
             ticks: self.ticks.iter().map(|(tick, _)| *tick).collect(),
         }
     }
 }
 
-/// A line of numbers with ticks where they are wanted.
-pub struct Ticked {
+/// A linear scale with given ticks.
+pub struct Scale {
     range: (f64, f64),
     ticks: Vec<f64>,
 }
 
-impl Ranged for Ticked {
+impl Ranged for Scale {
     type ValueType = f64;
     type FormatOption = DefaultFormatting;
 
@@ -156,12 +158,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_smallest_and_the_largest_numbers_have_an_axis() {
+    fn extreme_values_have_an_axis() {
         for value in [0.0, 5e-324, 1e-301, 1e-299, 3.0, 1e299, 1.7e308] {
             let axis = Axis::from_zero("", [value]);
             assert!((2..=11).contains(&axis.ticks.len()), "{value}: {axis:?}");
             assert!(axis.range.1.is_finite() && axis.range.1 > 0.0);
-            let axis = Axis::counting("", [value]);
+            let axis = Axis::whole_numbers("", [value]);
             assert!((2..=11).contains(&axis.ticks.len()), "{value}: {axis:?}");
         }
     }

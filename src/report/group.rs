@@ -1,21 +1,21 @@
-//! Which runs are seeds of one another, and what tells groups apart.
+//! Groups of runs that differ only in their seed, and the settings that distinguish groups.
 
 use std::cmp::Ordering;
 
 use serde_json::Value as Json;
 
-use super::look::Hue;
 use super::run::Run;
 use super::settings::{self, Settings};
+use super::style::MethodColor;
 use crate::memory::GradMode;
 use crate::method::MethodName;
 use crate::model::ModelConfig;
 use crate::train::config::RunConfig;
 
-/// A setting that tells a group from others.
+/// A setting that distinguishes a group from others.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Part {
-    /// `data.pairs`
+pub struct Difference {
+    /// Such as `data.pairs`.
     pub key: String,
     /// Its value.
     pub value: Json,
@@ -24,13 +24,13 @@ pub struct Part {
 /// Runs that differ only in their seed.
 #[derive(Clone, Debug)]
 pub struct Group {
-    /// The method, in words.
+    /// The method's name.
     pub method: &'static str,
-    /// The method's colours.
-    pub(super) hue: Hue,
-    /// What tells it from other groups of the method.
-    pub parts: Vec<Part>,
-    /// All settings its results depend on.
+    /// The method's colour.
+    pub(super) color: MethodColor,
+    /// The settings that distinguish it from other groups of the method.
+    pub differences: Vec<Difference>,
+    /// All settings that its results depend on.
     pub settings: Settings,
     /// Its runs, by seed.
     pub runs: Vec<Run>,
@@ -42,56 +42,56 @@ impl Group {
         self.label_of(|_| true)
     }
 
-    /// Its name without the settings whose keys `drop` names.
+    /// Its name without the settings for whose keys `drop` is true.
     pub fn label_without(&self, drop: impl Fn(&str) -> bool) -> String {
         self.label_of(|key| !drop(key))
     }
 
     fn label_of(&self, keep: impl Fn(&str) -> bool) -> String {
-        let parts = self.parts.iter().filter(|part| keep(&part.key));
+        let parts = self.differences.iter().filter(|part| keep(&part.key));
         let parts = parts.map(|part| settings::label(&part.key, &part.value));
         let words: Vec<_> = std::iter::once(self.method.into()).chain(parts).collect();
         words.join(", ")
     }
 
-    /// What it learned from, in words, as far as that differs from other groups.
+    /// The data settings that distinguish it, without those for whose keys `drop` is true.
     pub fn data_label(&self, drop: impl Fn(&str) -> bool) -> String {
-        let parts = self.parts.iter();
+        let parts = self.differences.iter();
         let parts = parts.filter(|part| is_data(&part.key) && !drop(&part.key));
         let parts = parts.map(|part| settings::label(&part.key, &part.value));
         parts.collect::<Vec<_>>().join(", ")
     }
 
-    /// The value of a setting, if it tells groups apart and is a number.
+    /// The value of a setting, if it distinguishes the group and is a number.
     pub fn number(&self, key: &str) -> Option<f64> {
-        let part = self.parts.iter().find(|part| part.key == key)?;
+        let part = self.differences.iter().find(|part| part.key == key)?;
         part.value.as_f64()
     }
 
-    /// The settings of its runs, that of the first seed.
+    /// The settings of its first run.
     pub fn config(&self) -> Option<&RunConfig> {
         self.runs.first().map(|run| &run.config)
     }
 }
 
-/// Whether a setting says what is learned from.
+/// Whether a setting is one of the data.
 pub fn is_data(key: &str) -> bool {
     key.starts_with("data.")
 }
 
-/// Puts runs in groups, and groups in order: by data, method, and what else tells them apart.
-pub fn group(runs: Vec<Run>) -> Vec<Group> {
+/// Puts runs into groups, and sorts the groups by data, method and the other settings that distinguish them.
+pub fn group_runs(runs: Vec<Run>) -> Vec<Group> {
     let mut groups: Vec<Group> = Vec::new();
     for run in runs {
-        let settings = settings::of(&run.config);
+        let settings = settings::relevant(&run.config);
         match groups.iter_mut().find(|group| group.settings == settings) {
             Some(group) => group.runs.push(run),
             None => {
-                let (hue, method) = method(&run.config);
+                let (color, method) = color_and_name(&run.config);
                 groups.push(Group {
                     method,
-                    hue,
-                    parts: Vec::new(),
+                    color,
+                    differences: Vec::new(),
                     settings,
                     runs: vec![run],
                 });
@@ -103,70 +103,78 @@ pub fn group(runs: Vec<Run>) -> Vec<Group> {
             .runs
             .sort_by(|a, b| (a.config.train.seed, &a.name).cmp(&(b.config.train.seed, &b.name)));
     }
-    let parts: Vec<_> = (0..groups.len()).map(|at| parts(&groups, at)).collect();
-    for (group, parts) in groups.iter_mut().zip(parts) {
-        group.parts = parts;
+    let found: Vec<_> = (0..groups.len())
+        .map(|at| differences(&groups, at))
+        .collect();
+    for (group, differences) in groups.iter_mut().zip(found) {
+        group.differences = differences;
     }
-    groups.sort_by(in_order);
+    groups.sort_by(compare_groups);
     groups
 }
 
-/// A method's colours and name.
-fn method(config: &RunConfig) -> (Hue, &'static str) {
+/// The colour and the name of a run's method.
+fn color_and_name(config: &RunConfig) -> (MethodColor, &'static str) {
     match (config.method, config.memory.grad_mode, &config.model) {
-        (MethodName::GradMem, GradMode::Second, _) => (Hue::GradMem, "GradMem"),
-        (MethodName::GradMem, GradMode::First, _) => (Hue::FirstOrder, "GradMem, first order"),
-        (MethodName::GradMem, GradMode::None, _) => (Hue::FirstOrder, "GradMem, no outer gradient"),
-        (MethodName::Rmt, ..) => (Hue::Rmt, "RMT"),
-        (MethodName::InContext, _, ModelConfig::Mamba(_)) => (Hue::State, "Mamba, in-context"),
-        (MethodName::InContext, ..) => (Hue::InContext, "In-context"),
+        (MethodName::GradMem, GradMode::Second, _) => (MethodColor::GradMem, "GradMem"),
+        (MethodName::GradMem, GradMode::First, _) => {
+            (MethodColor::FirstOrder, "GradMem, first order")
+        }
+        (MethodName::GradMem, GradMode::None, _) => {
+            (MethodColor::FirstOrder, "GradMem, no outer gradient")
+        }
+        (MethodName::Rmt, ..) => (MethodColor::Rmt, "RMT"),
+        (MethodName::InContext, _, ModelConfig::Mamba(_)) => {
+            (MethodColor::StateSpace, "Mamba, in-context")
+        }
+        (MethodName::InContext, ..) => (MethodColor::InContext, "In-context"),
     }
 }
 
-/// What tells a group apart: the size of its data if sizes differ at all, GradMem's K, and every further
-/// setting that differs among the groups that all before it leave together.
-fn parts(groups: &[Group], at: usize) -> Vec<Part> {
+/// The settings that distinguish a group: the size of its data if sizes differ at all, GradMem's K, and every
+/// further setting that differs among the groups that the settings before it do not distinguish.
+fn differences(groups: &[Group], at: usize) -> Vec<Difference> {
     let own = &groups[at];
     let mut keys: Vec<&String> = own.settings.keys().collect();
     keys.retain(|key| !["method", "memory.grad_mode"].contains(&key.as_str()));
     keys.sort_by_key(|key| (settings::rank(key), key.as_str()));
-    // What a method is made of is told wherever it differs, on other data too: it names a line in every
-    // panel. What else there is only has to tell apart what is alike so far.
+    // Settings of the memory and the model are listed wherever they differ, on other data too: they name a
+    // line in every panel. Other settings are listed only if they distinguish groups that are alike so far.
     let mut alike: Vec<&Group> = groups.iter().collect();
     alike.retain(|group| group.method == own.method);
     let mut peers = alike.clone();
-    let mut parts = Vec::new();
+    let mut differences = Vec::new();
     for key in keys {
         let value = &own.settings[key];
         let differs = |group: &Group| group.settings.get(key) != Some(value);
         let size = ["data.task", "data.pairs", "data.context_tokens"].contains(&key.as_str());
-        let made_of = key.starts_with("memory.") || key.starts_with("model.");
-        let gradmem = matches!(own.hue, Hue::GradMem | Hue::FirstOrder);
-        let told = match (size, made_of && !settings::is_incidental(key)) {
+        let of_method = key.starts_with("memory.") || key.starts_with("model.");
+        let gradmem = matches!(own.color, MethodColor::GradMem | MethodColor::FirstOrder);
+        let listed = match (size, of_method && !settings::is_incidental(key)) {
             (true, _) => groups
                 .iter()
                 .any(|group| differs(group) && group.settings.contains_key(key)),
             (_, true) => peers.iter().any(|group| differs(group)),
             (_, false) => alike.iter().any(|group| differs(group)),
         };
-        if told || gradmem && key == "memory.write_steps" {
+        if listed || gradmem && key == "memory.write_steps" {
             alike.retain(|group| !differs(group));
-            if made_of {
+            if of_method {
                 peers.retain(|group| !differs(group));
             }
-            parts.push(Part {
+            differences.push(Difference {
                 key: key.clone(),
                 value: value.clone(),
             });
         }
     }
-    parts
+    differences
 }
 
-/// By what was learned from, then by method, then by the rest.
-fn in_order(a: &Group, b: &Group) -> Ordering {
-    let parts = |group: &Group, data: bool| -> Vec<Part> {
-        let parts = group.parts.iter();
+/// Orders groups by data, then by method, then by the other settings.
+fn compare_groups(a: &Group, b: &Group) -> Ordering {
+    let parts = |group: &Group, data: bool| -> Vec<Difference> {
+        let parts = group.differences.iter();
         parts
             .filter(|part| is_data(&part.key) == data)
             .cloned()
@@ -179,7 +187,7 @@ fn in_order(a: &Group, b: &Group) -> Ordering {
                 .cmp(&b.key)
                 .then_with(|| match (a.value.as_f64(), b.value.as_f64()) {
                     (Some(a), Some(b)) => a.total_cmp(&b),
-                    _ => settings::show(&a.value).cmp(&settings::show(&b.value)),
+                    _ => settings::format_value(&a.value).cmp(&settings::format_value(&b.value)),
                 })
         });
         let differing = pairs
@@ -189,7 +197,7 @@ fn in_order(a: &Group, b: &Group) -> Ordering {
         differing.then(a.len().cmp(&b.len()))
     };
     compare(true)
-        .then(a.hue.cmp(&b.hue))
+        .then(a.color.cmp(&b.color))
         .then(a.method.cmp(b.method))
         .then_with(|| compare(false))
 }
@@ -201,17 +209,17 @@ mod tests {
 
     fn labels(runs: &[&[&str]]) -> Vec<String> {
         let runs = runs.iter().map(|overrides| run(overrides, "")).collect();
-        group(runs).iter().map(Group::label).collect()
+        group_runs(runs).iter().map(Group::label).collect()
     }
 
     #[test]
-    fn runs_that_differ_only_in_what_does_not_matter_are_one_group() {
+    fn runs_that_differ_in_seed_or_settings_without_effect_are_one_group() {
         let runs = [
             vec!["train.seed=2"],
             vec!["train.seed=1", "train.meta_gradient=replay"],
             vec!["train.seed=3", "rmt.write_steps=4"],
         ];
-        let groups = group(runs.iter().map(|overrides| run(overrides, "")).collect());
+        let groups = group_runs(runs.iter().map(|overrides| run(overrides, "")).collect());
         assert_eq!(groups.len(), 1);
         assert_eq!(groups[0].label(), "GradMem, K = 2");
         let seeds: Vec<_> = groups[0].runs.iter().map(|r| r.config.train.seed).collect();
@@ -219,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn a_label_says_what_differs_and_no_more() {
+    fn a_label_names_only_settings_that_differ() {
         let n4: &[&str] = &["data.pairs=4", "data.queries_per_context=4"];
         let n8: &[&str] = &["data.pairs=8", "data.queries_per_context=8"];
         let with = |base: &[&'static str], more: &'static str| [base, &[more]].concat();
@@ -256,7 +264,7 @@ mod tests {
             "GradMem, N = 8, K = 5",
         ];
         assert_eq!(labels(&runs), expected);
-        // How long a run may take tells groups apart where nothing else does.
+        // The number of steps distinguishes groups only if no other setting does.
         let steps = labels(&[&["train.steps=10"], &["train.steps=20"]]);
         assert_eq!(
             steps,

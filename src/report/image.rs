@@ -1,19 +1,19 @@
-//! Figures as files of their own: SVG, and PNG where there are fonts to write with.
+//! Figures as files: SVG, and PNG if the system has fonts.
 
 use std::path::{Path, PathBuf};
 
 use resvg::tiny_skia::{Color, Pixmap, Transform};
 use resvg::usvg::{Options, Tree};
 
-use super::figures::Figure;
-use super::pen::{FINE, Svg};
-use super::text::escape;
+use super::canvas::{Svg, UNITS_PER_PIXEL};
+use super::figure::Figure;
+use super::format::escape;
 use crate::error::Error;
 
-/// Pixels of a PNG for one of the figure's.
+/// Pixels of a PNG per CSS pixel.
 const SCALE: f32 = 2.0;
 
-/// Fonts that are looked for first, so that pictures look alike on most systems.
+/// Preferred fonts, in this order, so that pictures are alike on most systems.
 const FONTS: [&str; 7] = [
     "Helvetica",
     "Arial",
@@ -25,24 +25,24 @@ const FONTS: [&str; 7] = [
 ];
 
 impl Svg {
-    /// The picture as an element of a page, which says `words` to those who cannot see it.
-    pub fn element(&self, title: &str, words: &str) -> String {
+    /// The picture as an element of a page, with `description` for screen readers.
+    pub fn element(&self, title: &str, description: &str) -> String {
         let (width, height) = (self.width, self.height);
-        let (fine_width, fine_height) = (width * FINE, height * FINE);
-        let (title, words) = (escape(title), escape(words));
+        let (unit_width, unit_height) = (width * UNITS_PER_PIXEL, height * UNITS_PER_PIXEL);
+        let (title, description) = (escape(title), escape(description));
         format!(
-            "<svg xmlns=\"http://www.w3.org/2000/svg\" role=\"img\" aria-label=\"{words}\" width=\"{width}\" \
-             height=\"{height}\" viewBox=\"0 0 {fine_width} {fine_height}\">\n<title>{title}</title>\n{}\n</svg>",
+            "<svg xmlns=\"http://www.w3.org/2000/svg\" role=\"img\" aria-label=\"{description}\" width=\"{width}\" \
+             height=\"{height}\" viewBox=\"0 0 {unit_width} {unit_height}\">\n<title>{title}</title>\n{}\n</svg>",
             self.body
         )
     }
 }
 
-/// The files that figures make in a folder: an SVG each, and a PNG each if the system has fonts.
+/// The files of figures in `folder`, paths and contents: an SVG each, and a PNG each if the system has fonts.
 ///
 /// # Errors
 ///
-/// If a picture cannot be made, which is a fault of this crate.
+/// If a picture cannot be rendered, which is a bug in this crate.
 pub fn files(figures: &[Figure], folder: &Path) -> Result<Vec<(PathBuf, Vec<u8>)>, Error> {
     let options = options();
     let mut files = Vec::new();
@@ -57,7 +57,7 @@ pub fn files(figures: &[Figure], folder: &Path) -> Result<Vec<(PathBuf, Vec<u8>)
     Ok(files)
 }
 
-/// With the system's fonts; none if it has none.
+/// Rendering options with the system's fonts; none if it has no fonts.
 fn options() -> Option<Options<'static>> {
     let mut options = Options::default();
     let fonts = options.fontdb_mut();
@@ -82,16 +82,16 @@ fn options() -> Option<Options<'static>> {
 }
 
 fn png(text: &str, svg: &Svg, options: &Options<'_>) -> Result<Vec<u8>, Error> {
-    let fault = |e: String| Error::Failed(format!("a figure cannot be made a PNG: {e}"));
-    let tree = Tree::from_str(text, options).map_err(|e| fault(e.to_string()))?;
+    let failed = |e: String| Error::Failed(format!("a figure cannot be rendered as PNG: {e}"));
+    let tree = Tree::from_str(text, options).map_err(|e| failed(e.to_string()))?;
     let side = |length: i32| (length as f32 * SCALE) as u32;
     let mut pixels = Pixmap::new(side(svg.width), side(svg.height))
-        .ok_or_else(|| fault("it has no size".into()))?;
+        .ok_or_else(|| failed("it has no size".into()))?;
     pixels.fill(Color::WHITE);
     resvg::render(
         &tree,
         Transform::from_scale(SCALE, SCALE),
         &mut pixels.as_mut(),
     );
-    pixels.encode_png().map_err(|e| fault(e.to_string()))
+    pixels.encode_png().map_err(|e| failed(e.to_string()))
 }

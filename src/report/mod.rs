@@ -1,8 +1,7 @@
-//! Plots and tables of training runs: one HTML page that needs nothing else, a Markdown table, and each
-//! figure as a file.
+//! Plots and tables of training runs: a self-contained HTML page, Markdown tables, and figures as files.
 //!
-//! A run is a run folder: its settings, the log of its training, and what `gradmem eval` found. Runs that
-//! differ only in their seed are one group. The same runs make the same bytes.
+//! A run is read from its folder: its settings, its training log, and the results of `gradmem eval`. Runs that
+//! differ only in their seed are one group. The output is deterministic: the same runs give the same bytes.
 //!
 //! ```no_run
 //! # fn main() -> Result<(), gradmem::Error> {
@@ -12,68 +11,72 @@
 //! # Ok(()) }
 //! ```
 //!
-//! | file | what it does |
+//! | file | contents |
 //! |---|---|
-//! | `run` | reads a run folder |
-//! | `group`, `settings` | which runs are seeds of one another, and what tells groups apart |
-//! | `floats` | how many numbers a method keeps of a context |
-//! | `figures`, `against`, `evaluated` | which plots there are |
-//! | `plot`, `heat`, `axis`, `pen`, `look` | how they are drawn |
-//! | `table`, `page` | the tables, and the page around everything |
+//! | `run` | a run folder, read |
+//! | `group`, `settings` | groups of runs that differ only in their seed, and the settings that distinguish groups |
+//! | `context_size` | the number of floats that a method keeps of a context |
+//! | `figures` | all figures, by file: `curves`, `comparison`, `write_steps` |
+//! | `figure` | the type of a figure, and what several figures share |
+//! | `plot`, `heatmap`, `axis`, `canvas`, `style` | drawing |
+//! | `table`, `page` | the tables and the HTML page |
 //! | `image` | figures as SVG and PNG files |
+//! | `format` | formatting of numbers and text |
 
-mod against;
 mod axis;
-mod evaluated;
+mod canvas;
+mod comparison;
+mod context_size;
+mod curves;
+mod figure;
 mod figures;
-mod floats;
+mod format;
 mod group;
-mod heat;
+mod heatmap;
 mod image;
-mod look;
 mod page;
-mod pen;
 mod plot;
 mod run;
 mod settings;
+mod style;
 mod table;
-mod text;
+mod write_steps;
 
 use std::path::{Path, PathBuf};
 
 use crate::error::Error;
 use crate::support::fs::write_atomically;
 use crate::train::metrics::Measure;
-pub use figures::Figure;
+pub use canvas::Svg;
+pub use figure::Figure;
 use group::Group;
-pub use pen::Svg;
 pub use run::{Point, Run, Values};
 pub use table::Table;
 
-/// Runs, read and put in groups.
+/// Runs in groups.
 #[derive(Clone, Debug)]
 pub struct Report {
-    /// Groups in the order they are shown in.
+    /// In the order in which they are shown.
     groups: Vec<Group>,
     /// See [`Report::measure`].
     measure: Measure,
 }
 
 impl Report {
-    /// Reads runs; a folder of run folders stands for all of them.
+    /// Reads run folders; of a folder that contains run folders, all of them.
     ///
     /// # Errors
     ///
-    /// A folder that holds no run; a configuration, log or evaluation that is damaged.
+    /// A folder without a run; a damaged configuration, log or evaluation.
     pub fn open(folders: &[impl AsRef<Path>]) -> Result<Self, Error> {
-        let runs = run::find(folders)?
+        let runs = run::find_folders(folders)?
             .iter()
             .map(Run::open)
             .collect::<Result<Vec<_>, _>>()?;
         Ok(Self::of(runs))
     }
 
-    /// Puts runs in groups.
+    /// Puts runs into groups.
     pub fn of(runs: Vec<Run>) -> Self {
         let mut measures = runs.iter().map(|run| run.config.train.stop_metric);
         let first = measures.next().unwrap_or(Measure::ExactMatch);
@@ -82,31 +85,32 @@ impl Report {
             false => Measure::ExactMatch,
         };
         Self {
-            groups: group::group(runs),
+            groups: group::group_runs(runs),
             measure,
         }
     }
 
-    /// What the runs are compared by: their `train.stop_metric` if they agree on one, or else exact match.
+    /// The measure by which runs are compared: their `train.stop_metric` if it is the same for all, otherwise
+    /// exact match.
     pub fn measure(&self) -> Measure {
         self.measure
     }
 
-    /// All runs, group by group; a group differs in its seeds alone.
+    /// All runs, group by group; runs of a group differ only in their seed.
     pub fn runs(&self) -> impl Iterator<Item = &Run> {
         self.groups.iter().flat_map(|group| &group.runs)
     }
 
-    /// The figures these runs have the numbers for.
+    /// All figures that the runs have the numbers for.
     ///
     /// # Errors
     ///
-    /// If one cannot be drawn, which is a fault of this crate.
+    /// If a figure cannot be drawn, which is a bug in this crate.
     pub fn figures(&self) -> Result<Vec<Figure>, Error> {
         figures::all(self)
     }
 
-    /// The tables there are: results, and how long each seed took.
+    /// The tables: results, and the steps each seed took.
     pub fn tables(&self) -> Vec<Table> {
         let results = std::iter::once(table::results(self));
         results.chain(table::steps(self)).collect()
@@ -119,8 +123,8 @@ impl Report {
         tables.join("\n")
     }
 
-    /// Writes the page to `html`, the Markdown beside it, and the figures into a folder if one is given.
-    /// Returns the files written.
+    /// Writes the page to `html`, the Markdown beside it, and the figures into `folder` if there is one.
+    /// Returns the paths of the files.
     ///
     /// # Errors
     ///
@@ -134,7 +138,7 @@ impl Report {
         let markdown = html.with_extension("md");
         let extension = html.extension().unwrap_or_default();
         if extension != "html" && extension != "htm" {
-            let problem = "is no name for a page: call it report.html or the like";
+            let problem = "must be named as an HTML page, such as report.html";
             return Err(Error::file(html, problem));
         }
         if let Some(folder) = [html, &markdown].into_iter().find(|path| path.is_dir()) {

@@ -1,18 +1,18 @@
-//! The page: one file, without scripts, that loads nothing.
+//! The HTML page: one file without scripts and without external resources.
 
 use super::Report;
-use super::figures::Figure;
+use super::figure::Figure;
+use super::format::escape;
 use super::group::Group;
 use super::run::Run;
 use super::table::Table;
-use super::text::escape;
 use crate::error::Error;
 use crate::train::evaluation::Shown;
 
-/// Examples of a kind, right or wrong, that are shown of a run.
-const EXAMPLES: usize = 4;
-/// Characters of a context that are shown.
-const CONTEXT: usize = 400;
+/// The most right and the most wrong examples that are shown of a run.
+const MAX_EXAMPLES: usize = 4;
+/// The most characters of a context that are shown.
+const MAX_CONTEXT: usize = 400;
 
 const STYLE: &str = include_str!("page.css");
 
@@ -35,12 +35,12 @@ pub fn html(report: &Report, figures: &[Figure]) -> Result<String, Error> {
          <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
          <title>GradMem: training runs</title>\n<style>\n{STYLE}</style>\n</head>\n<body>\n<main>\n\
          <h1>GradMem: training runs</h1>\n<p class=\"lead\">{}</p>\n{body}</main>\n</body>\n</html>\n",
-        lead(report)
+        introduction(report)
     ))
 }
 
-/// What is shown, as a paragraph of HTML.
-fn lead(report: &Report) -> String {
+/// The introduction, as HTML inside a paragraph.
+fn introduction(report: &Report) -> String {
     let (runs, groups) = (report.runs().count(), report.groups.len());
     let count = |number: usize, one: &str, more: &str| match number {
         1 => format!("1 {one}"),
@@ -69,16 +69,16 @@ fn section(table: &Table) -> String {
 
 fn figure(figure: &Figure) -> String {
     let (title, caption) = (escape(&figure.title), escape(&figure.caption));
-    let words = format!("{}. {}", figure.title, figure.caption);
+    let description = format!("{}. {}", figure.title, figure.caption);
     format!(
         "<section>\n<h2>{title}</h2>\n<figure id=\"{}\">\n{}\n<figcaption>{caption}</figcaption>\n\
          </figure>\n</section>\n",
         figure.name,
-        figure.svg.element(&figure.title, &words),
+        figure.svg.element(&figure.title, &description),
     )
 }
 
-/// A handful of questions of each group, from the first of its runs that has any.
+/// Some questions and answers of each group, from the first of its runs that has any.
 fn examples(report: &Report) -> String {
     let groups = report.groups.iter();
     let shown: String = groups
@@ -87,7 +87,7 @@ fn examples(report: &Report) -> String {
             let run = group.runs.iter().find(has)?;
             let examples = &run.eval.as_ref()?.examples;
             let of = |right: bool| examples.iter().filter(move |e| e.right == right);
-            let rows = of(true).take(EXAMPLES).chain(of(false).take(EXAMPLES));
+            let rows = of(true).take(MAX_EXAMPLES).chain(of(false).take(MAX_EXAMPLES));
             Some(format!(
                 "<details>\n<summary>{} <span class=\"quiet\">(run {})</span></summary>\n\
                  <div class=\"wide\"><table class=\"examples\">\n<thead><tr><th scope=\"col\">Right?</th>\
@@ -106,7 +106,7 @@ fn examples(report: &Report) -> String {
 }
 
 fn example(example: &Shown) -> String {
-    let mut context: String = example.context.chars().take(CONTEXT).collect();
+    let mut context: String = example.context.chars().take(MAX_CONTEXT).collect();
     if context.len() < example.context.len() {
         context.push('…');
     }
@@ -122,9 +122,9 @@ fn example(example: &Shown) -> String {
     )
 }
 
-/// What tells groups apart, and all settings of each.
+/// The settings that distinguish each group, and all its settings.
 fn settings(report: &Report) -> Result<String, Error> {
-    let groups = report.groups.iter().map(of_group);
+    let groups = report.groups.iter().map(group_settings);
     let groups = groups.collect::<Result<String, Error>>()?;
     Ok(format!(
         "<section>\n<h2>Settings</h2>\n<p class=\"quiet\">The settings that tell a group apart, its runs, and \
@@ -132,9 +132,9 @@ fn settings(report: &Report) -> Result<String, Error> {
     ))
 }
 
-fn of_group(group: &Group) -> Result<String, Error> {
-    let parts = group.parts.iter().map(|part| {
-        let value = super::settings::show(&part.value);
+fn group_settings(group: &Group) -> Result<String, Error> {
+    let parts = group.differences.iter().map(|part| {
+        let value = super::settings::format_value(&part.value);
         format!("<code>{} = {}</code>", escape(&part.key), escape(&value))
     });
     let parts: Vec<_> = parts.collect();

@@ -1,34 +1,35 @@
-//! Panels with axes, lines and points, under one legend.
+//! Plots: panels with axes, lines and points, under one legend.
 
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
 use super::axis::Axis;
-use super::look::{Look, Mark};
-use super::pen::{
-    Area, Drawn, FINE, GRID, INK, QUIET, Svg, bold, fine, font, line, mark, ring, star, width_of,
+use super::canvas::{
+    AXIS_COLOR, Area, DrawResult, GRID_COLOR, Svg, TEXT_COLOR, UNITS_PER_PIXEL, bold, font, line,
+    marker, ring, star, units, width_of,
 };
+use super::style::{Marker, Style};
 use crate::error::Error;
 
-/// Something in a panel.
+/// Something drawn in a panel; positions are values of the axes.
 #[derive(Clone, Debug)]
 pub enum Item {
-    /// A line of this width through points.
-    Line(Vec<(f64, f64)>, Look, f64),
-    /// Points of this size.
-    Points(Vec<(f64, f64)>, Look, f64),
+    /// A line through points, and its width in CSS pixels.
+    Line(Vec<(f64, f64)>, Style, f64),
+    /// Points, and their size in CSS pixels.
+    Points(Vec<(f64, f64)>, Style, f64),
     /// A ring around a point.
-    Ring((f64, f64), Look),
-    /// A star with a white rim.
-    Star((f64, f64), Look),
-    /// A dashed line all across at this height.
-    Level(f64, Look),
+    Ring((f64, f64), Style),
+    /// A star with a white border.
+    Star((f64, f64), Style),
+    /// A dashed line across the panel at this height.
+    Horizontal(f64, Style),
 }
 
-/// A plot with axes of its own.
+/// A part of a plot, with its own axes.
 #[derive(Clone, Debug)]
 pub struct Panel {
-    /// What it is of, if there are several.
+    /// What it shows; empty if there is only one panel.
     pub title: String,
     /// Along the bottom.
     pub x: Axis,
@@ -41,26 +42,26 @@ pub struct Panel {
 /// Panels side by side under one legend.
 #[derive(Clone, Debug)]
 pub struct Plot {
-    /// Row by row.
+    /// In rows, from the top left.
     pub panels: Vec<Panel>,
-    /// What the colours mean.
-    pub legend: Vec<(String, Look)>,
-    /// What else is drawn, in words, with a mark.
-    pub signs: Vec<Sign>,
+    /// The series and their styles.
+    pub legend: Vec<(String, Style)>,
+    /// Further symbols of the legend.
+    pub symbols: Vec<Symbol>,
 }
 
-/// An entry of a legend that is no series.
+/// A symbol in the legend that does not belong to a series, with its explanation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Sign {
+pub enum Symbol {
     /// ○
     Ring(&'static str),
     /// ★
     Star(&'static str),
 }
 
-/// Width of a figure, in CSS pixels.
+/// Width of a figure with several columns, in CSS pixels.
 const WIDTH: i32 = 960;
-/// Height of a row of the legend.
+/// Height of a row of the legend, in CSS pixels.
 const ROW: i32 = 22;
 
 impl Plot {
@@ -68,7 +69,7 @@ impl Plot {
     ///
     /// # Errors
     ///
-    /// If it cannot be drawn, which is a fault of this crate.
+    /// If it cannot be drawn, which is a bug in this crate.
     pub fn draw(&self) -> Result<Svg, Error> {
         let columns = match self.panels.len() {
             4 => 2,
@@ -87,7 +88,7 @@ impl Plot {
             for (row, x, entry) in &legend {
                 entry.draw(root, *x, f64::from(ROW * row + ROW / 2 + 4))?;
             }
-            let (_, below) = root.split_vertically(top * FINE);
+            let (_, below) = root.split_vertically(top * UNITS_PER_PIXEL);
             let areas = below.split_evenly((rows.unsigned_abs() as usize, columns));
             for (panel, area) in self.panels.iter().zip(&areas) {
                 panel.draw(area)?;
@@ -96,13 +97,17 @@ impl Plot {
         })
     }
 
-    /// Each entry with its row and place in it.
-    fn legend_rows(&self, width: f64) -> Vec<(i32, f64, Entry<'_>)> {
+    /// Each entry of the legend with its row and its horizontal position.
+    fn legend_rows(&self, width: f64) -> Vec<(i32, f64, LegendEntry<'_>)> {
         let series = self
             .legend
             .iter()
-            .map(|(name, look)| Entry::Series(name, *look));
-        let entries = series.chain(self.signs.iter().map(|sign| Entry::Sign(*sign)));
+            .map(|(name, style)| LegendEntry::Series(name, *style));
+        let entries = series.chain(
+            self.symbols
+                .iter()
+                .map(|symbol| LegendEntry::Symbol(*symbol)),
+        );
         let (mut row, mut x) = (0, 14.0);
         let mut rows = Vec::new();
         for entry in entries {
@@ -118,101 +123,104 @@ impl Plot {
 }
 
 /// An entry of a legend.
-enum Entry<'a> {
-    Series(&'a str, Look),
-    Sign(Sign),
+enum LegendEntry<'a> {
+    Series(&'a str, Style),
+    Symbol(Symbol),
 }
 
-impl Entry<'_> {
+impl LegendEntry<'_> {
     fn text(&self) -> &str {
         match self {
             Self::Series(name, _) => name,
-            Self::Sign(Sign::Ring(text) | Sign::Star(text)) => text,
+            Self::Symbol(Symbol::Ring(text) | Symbol::Star(text)) => text,
         }
     }
 
-    fn draw(&self, root: &Area<'_>, x: f64, y: f64) -> Drawn {
-        let middle = (fine(x + 12.0), fine(y));
-        let plain = Look {
-            color: QUIET,
-            mark: Mark::Circle,
+    fn draw(&self, root: &Area<'_>, x: f64, y: f64) -> DrawResult {
+        let middle = (units(x + 12.0), units(y));
+        let plain = Style {
+            color: AXIS_COLOR,
+            marker: Marker::Circle,
             dashed: false,
         };
         match self {
-            Self::Series(_, look) => {
-                let ends = vec![(fine(x), fine(y)), (fine(x + 24.0), fine(y))];
-                line(root, ends, *look, 2.0)?;
-                mark(root, middle, *look, 4.0)?;
+            Self::Series(_, style) => {
+                let ends = vec![(units(x), units(y)), (units(x + 24.0), units(y))];
+                line(root, ends, *style, 2.0)?;
+                marker(root, middle, *style, 4.0)?;
             }
-            Self::Sign(Sign::Ring(_)) => ring(root, middle, plain)?,
-            Self::Sign(Sign::Star(_)) => star(root, middle, plain)?,
+            Self::Symbol(Symbol::Ring(_)) => ring(root, middle, plain)?,
+            Self::Symbol(Symbol::Star(_)) => star(root, middle, plain)?,
         }
-        let style = font(12.0, INK).pos(Pos::new(HPos::Left, VPos::Center));
+        let style = font(12.0, TEXT_COLOR).pos(Pos::new(HPos::Left, VPos::Center));
         root.draw(&Text::new(
             self.text().to_string(),
-            (fine(x + 30.0), fine(y)),
+            (units(x + 30.0), units(y)),
             style,
         ))
     }
 }
 
 impl Panel {
-    fn draw(&self, area: &Area<'_>) -> Drawn {
+    fn draw(&self, area: &Area<'_>) -> DrawResult {
         if !self.title.is_empty() {
             let (wide, _) = area.dim_in_pixel();
             let style = bold(13.0).pos(Pos::new(HPos::Center, VPos::Center));
-            let place = (wide as i32 / 2 + fine(26.0), fine(14.0));
+            let place = (wide as i32 / 2 + units(26.0), units(14.0));
             area.draw(&Text::new(self.title.clone(), place, style))?;
         }
         let mut chart = ChartBuilder::on(area)
-            .margin_top(fine(if self.title.is_empty() { 10.0 } else { 28.0 }))
-            .margin_right(fine(16.0))
-            .margin_bottom(fine(4.0))
-            .margin_left(fine(4.0))
-            .x_label_area_size(fine(44.0))
-            .y_label_area_size(fine(54.0))
-            .build_cartesian_2d(self.x.coordinate(), self.y.coordinate())?;
-        let (x, y) = (|v: &f64| self.x.write(v), |v: &f64| self.y.write(v));
+            .margin_top(units(if self.title.is_empty() { 10.0 } else { 28.0 }))
+            .margin_right(units(16.0))
+            .margin_bottom(units(4.0))
+            .margin_left(units(4.0))
+            .x_label_area_size(units(44.0))
+            .y_label_area_size(units(54.0))
+            .build_cartesian_2d(self.x.scale(), self.y.scale())?;
+        let (x, y) = (
+            |v: &f64| self.x.tick_label(v),
+            |v: &f64| self.y.tick_label(v),
+        );
         chart
             .configure_mesh()
             .disable_x_mesh()
-            .bold_line_style(GRID.stroke_width(FINE as u32))
+            .bold_line_style(GRID_COLOR.stroke_width(UNITS_PER_PIXEL as u32))
             .light_line_style(TRANSPARENT)
-            .axis_style(QUIET.stroke_width(FINE as u32))
-            .set_all_tick_mark_size(fine(4.0))
-            .label_style(font(11.0, INK))
-            .axis_desc_style(font(12.0, INK))
+            .axis_style(AXIS_COLOR.stroke_width(UNITS_PER_PIXEL as u32))
+            .set_all_tick_mark_size(units(4.0))
+            .label_style(font(11.0, TEXT_COLOR))
+            .axis_desc_style(font(12.0, TEXT_COLOR))
             .x_label_formatter(&x)
             .y_label_formatter(&y)
             .x_desc(self.x.label.clone())
             .y_desc(self.y.label.clone())
             .draw()?;
         let plane = chart.plotting_area();
-        // Marks may reach beyond the axes: they are drawn on the whole panel.
+        // Markers may extend beyond the axes: they are drawn on the whole panel.
         let (left, top) = area.get_base_pixel();
         let at = |(x, y): (f64, f64)| {
-            let (x, y) = plane.map_coordinate(&(self.x.place(x), self.y.place(y)));
+            let (x, y) = plane.map_coordinate(&(self.x.position(x), self.y.position(y)));
             (x - left, y - top)
         };
         let across = plane.get_x_axis_pixel_range();
         for item in &self.items {
             match item {
-                Item::Line(points, look, width) => {
+                Item::Line(points, style, width) => {
                     let points = points.iter().map(|point| at(*point)).collect();
-                    line(area, points, *look, *width)?;
+                    line(area, points, *style, *width)?;
                 }
-                Item::Points(points, look, size) => {
+                Item::Points(points, style, size) => {
                     for point in points {
-                        mark(area, at(*point), *look, *size)?;
+                        marker(area, at(*point), *style, *size)?;
                     }
                 }
-                Item::Ring(point, look) => ring(area, at(*point), *look)?,
-                Item::Star(point, look) => star(area, at(*point), *look)?,
-                Item::Level(height, look) => {
+                Item::Ring(point, style) => ring(area, at(*point), *style)?,
+                Item::Star(point, style) => star(area, at(*point), *style)?,
+                Item::Horizontal(height, style) => {
                     let (_, y) = at((0.0, *height));
-                    let dashed = Look {
+                    let dashed = Style {
                         dashed: true,
-                        ..*look
+                        ..*style
                     };
                     let ends = vec![(across.start - left, y), (across.end - left, y)];
                     line(area, ends, dashed, 1.5)?;

@@ -12,7 +12,7 @@ use crate::train::config::RunConfig;
 use crate::train::evaluation::{Evaluation, Row};
 use crate::train::metrics::Measure;
 
-/// Whatever was measured, by key.
+/// Measured values, by key.
 pub type Values = Map<String, Json>;
 
 /// An evaluation on the validation set during training.
@@ -23,11 +23,11 @@ pub struct Point {
     pub step: usize,
     /// Stage of a curriculum, 0 if there is none.
     pub stage: usize,
-    /// What was measured.
+    /// The measured values.
     pub values: Values,
 }
 
-/// A run, as far as it has come.
+/// A run, finished or not.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Run {
@@ -37,14 +37,14 @@ pub struct Run {
     pub config: RunConfig,
     /// Evaluations on the validation set, in the order of the log.
     pub valid: Vec<Point>,
-    /// The last step the log speaks of.
+    /// The last step in the log.
     pub step: usize,
-    /// What `gradmem eval` found, if it ran.
+    /// The results of `gradmem eval`, if there are any.
     pub eval: Option<Evaluation>,
 }
 
 impl Run {
-    /// Reads a run folder. A run may still be written: an unfinished last line of its log is left out.
+    /// Reads a run folder. Training may still write to it: an unfinished last line of the log is ignored.
     ///
     /// # Errors
     ///
@@ -53,12 +53,12 @@ impl Run {
         let folder = folder.as_ref();
         let config = RunConfig::open(folder.join("config.toml"))?;
         let log = folder.join("metrics.jsonl");
-        let (valid, step) = match read(&log)? {
+        let (valid, step) = match read_if_exists(&log)? {
             Some(bytes) => parse_log(&bytes).map_err(|problem| Error::file(&log, problem))?,
             None => (Vec::new(), 0),
         };
         let file = folder.join("eval.json");
-        let eval = read(&file)?.map(|bytes| {
+        let eval = read_if_exists(&file)?.map(|bytes| {
             serde_json::from_slice(&bytes).map_err(|e| {
                 let again = "evaluate the run again, or remove the file";
                 Error::file(
@@ -72,13 +72,13 @@ impl Run {
             let current = eval.weights.is_empty() || now.is_ok_and(|now| now == eval.weights);
             if !current {
                 log::warn!(
-                    "{} is of other weights than the run has now and left out: evaluate it again",
+                    "{} is of other weights than the run has now and is ignored: evaluate the run again",
                     file.display()
                 );
             }
             current
         });
-        // `runs/a/..` has no name of its own.
+        // A path such as `runs/a/..` has no file name.
         let name = folder.file_name().map(|name| name.to_string_lossy().into());
         Ok(Self {
             name: name.unwrap_or_else(|| folder.display().to_string()),
@@ -89,20 +89,21 @@ impl Run {
         })
     }
 
-    /// The evaluations on the run's own task: those of a curriculum's stages before it were on easier data.
+    /// The evaluations on the run's own task, without those on the easier data of earlier curriculum stages.
     pub fn last_stage(&self) -> impl Iterator<Item = &Point> {
         let last = self.config.train.curriculum.len();
         self.valid.iter().filter(move |point| point.stage == last)
     }
 
-    /// The easier version of the task that the run is still at, by the first setting that says so.
-    pub fn still_at(&self) -> Option<&str> {
+    /// The curriculum's easier version of the task that the run has not finished, by its first setting; none if
+    /// the run is at its own task.
+    pub fn unfinished_stage(&self) -> Option<&str> {
         let stage = self.valid.iter().map(|point| point.stage).max()?;
         let version = self.config.train.curriculum.get(stage)?;
         version.split_whitespace().next()
     }
 
-    /// The evaluation at which `measure` was best, the last of them if there are several.
+    /// The evaluation at which `measure` was best; the last one if several are equal.
     pub fn best(&self, measure: Measure) -> Option<&Point> {
         let mut best: Option<(&Point, f64)> = None;
         for point in self.last_stage() {
@@ -115,7 +116,8 @@ impl Run {
         best.map(|(point, _)| point)
     }
 
-    /// `measure` where `by` was best, or else as `gradmem eval` found it with the trained K.
+    /// `measure` at the evaluation at which `by` was best; without one, the result of `gradmem eval` with the
+    /// trained K.
     pub fn value(&self, measure: Measure, by: Measure) -> Option<f64> {
         let logged = self
             .best(by)
@@ -123,13 +125,13 @@ impl Run {
         logged.or_else(|| measure.in_values(&self.trained_row()?.scores))
     }
 
-    /// The first evaluation at which `measure` was at least `value`.
+    /// The step of the first evaluation at which `measure` was at least `value`.
     pub fn steps_to(&self, measure: Measure, value: f64) -> Option<usize> {
         let reached = |point: &&Point| measure.in_values(&point.values).is_some_and(|x| x >= value);
         self.last_stage().find(reached).map(|point| point.step)
     }
 
-    /// K in training; none if nothing is written.
+    /// K in training; none for a method without WRITE.
     pub fn write_steps(&self) -> Option<usize> {
         use crate::method::MethodName;
         match self.config.method {
@@ -146,12 +148,12 @@ impl Run {
     }
 }
 
-/// The run folders that `folders` stand for, each once.
+/// The run folders among `folders` and directly inside them, each once.
 ///
 /// # Errors
 ///
-/// A folder that neither is a run nor holds any.
-pub fn find(folders: &[impl AsRef<Path>]) -> Result<Vec<PathBuf>, Error> {
+/// A folder that neither is a run nor contains one.
+pub fn find_folders(folders: &[impl AsRef<Path>]) -> Result<Vec<PathBuf>, Error> {
     let is_run = |folder: &Path| folder.join("config.toml").is_file();
     let mut found = Vec::new();
     for folder in folders {
@@ -189,7 +191,7 @@ struct Line {
     values: Values,
 }
 
-/// The evaluations in a log, and the last step it speaks of; or which line is broken.
+/// The evaluations in a log and its last step; or an error that names the malformed line.
 fn parse_log(bytes: &[u8]) -> Result<(Vec<Point>, usize), String> {
     let (mut points, mut step) = (Vec::new(), 0);
     let lines: Vec<&[u8]> = bytes.split(|byte| *byte == b'\n').collect();
@@ -200,7 +202,7 @@ fn parse_log(bytes: &[u8]) -> Result<(Vec<Point>, usize), String> {
             Err(_) if unfinished => break,
             Err(e) => {
                 let number = at + 1;
-                return Err(format!("line {number} is no line of a run's log ({e})"));
+                return Err(format!("line {number} is not a line of a run's log ({e})"));
             }
         };
         step = step.max(line.step);
@@ -215,8 +217,8 @@ fn parse_log(bytes: &[u8]) -> Result<(Vec<Point>, usize), String> {
     Ok((points, step))
 }
 
-/// A file's bytes, or none if there is no such file.
-fn read(path: &Path) -> Result<Option<Vec<u8>>, Error> {
+/// A file's bytes; none if there is no such file.
+fn read_if_exists(path: &Path) -> Result<Option<Vec<u8>>, Error> {
     match std::fs::read(path) {
         Ok(bytes) => Ok(Some(bytes)),
         Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
@@ -228,7 +230,7 @@ fn read(path: &Path) -> Result<Option<Vec<u8>>, Error> {
 pub(super) mod tests {
     use super::*;
 
-    /// A run of a log, with overrides of a preset's settings.
+    /// A run with this log, and with overrides of a preset's settings.
     pub fn run(overrides: &[&str], log: &str) -> Run {
         let overrides: Vec<String> = overrides.iter().map(|o| o.to_string()).collect();
         let (valid, step) = parse_log(log.as_bytes()).unwrap();
@@ -266,7 +268,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn the_best_evaluation_and_the_first_good_one_are_found() {
+    fn best_evaluation_and_first_above_a_threshold_are_found() {
         let (exact, loss) = (Measure::ExactMatch, Measure::ReadLoss);
         let run = run(&[], LOG);
         assert_eq!(run.best(exact).map(|p| p.step), Some(200));
@@ -287,7 +289,7 @@ pub(super) mod tests {
         let exact = Measure::ExactMatch;
         assert_eq!(done.best(exact).map(|p| p.step), Some(3));
         assert_eq!(done.steps_to(exact, 0.9), Some(3));
-        assert_eq!(done.still_at(), None);
+        assert_eq!(done.unfinished_stage(), None);
         let begun = run(&[versions], log.lines().next().unwrap_or_default());
         assert_eq!(begun.best(exact), None);
         let begun = run(
@@ -295,7 +297,7 @@ pub(super) mod tests {
             &format!("{}\n", log.lines().next().unwrap_or_default()),
         );
         assert_eq!(begun.best(exact), None);
-        assert_eq!(begun.still_at(), Some("pairs=1"));
+        assert_eq!(begun.unfinished_stage(), Some("pairs=1"));
     }
 
     #[test]
@@ -308,6 +310,18 @@ pub(super) mod tests {
         let exact = Measure::ExactMatch;
         assert_eq!(eval.rows[0].write_steps, None);
         assert_eq!(exact.in_values(&eval.rows[1].scores), Some(0.25));
+
+        let reconstructed = Measure::Reconstructed;
+        for key in ["reconstructed", "retold"] {
+            let text = format!(r#"{{"rows":[{{"write_steps":2,"{key}":0.75}}]}}"#);
+            let eval: Evaluation = serde_json::from_str(&text).unwrap();
+            assert_eq!(reconstructed.in_values(&eval.rows[0].scores), Some(0.75));
+            let key = format!("\"{key}\"");
+            assert_eq!(
+                serde_json::from_str::<Measure>(&key).unwrap(),
+                reconstructed
+            );
+        }
 
         let mut run = run(&["memory.write_steps=2"], "");
         run.eval = Some(eval);

@@ -1,29 +1,29 @@
-//! A run's settings as flat keys, without those that do not matter to its results.
+//! A run's settings as flat keys, without those that have no effect on its results.
 
 use std::collections::BTreeMap;
 
 use serde_json::Value as Json;
 
-use super::text::short;
+use super::format::format_number;
 use crate::method::MethodName;
 use crate::train::config::RunConfig;
 
-/// Settings by key, `data.pairs`.
+/// Settings by key, such as `data.pairs`.
 pub type Settings = BTreeMap<String, Json>;
 
-/// How a setting is written in a label, and on an axis.
-struct Named {
+/// The names of a setting: its key, its symbol in a label, and its name on an axis.
+struct SettingNames {
     key: &'static str,
     symbol: &'static str,
     axis: &'static str,
 }
 
-const fn named(key: &'static str, symbol: &'static str, axis: &'static str) -> Named {
-    Named { key, symbol, axis }
+const fn named(key: &'static str, symbol: &'static str, axis: &'static str) -> SettingNames {
+    SettingNames { key, symbol, axis }
 }
 
-/// Settings with a short name, in the order they tell groups apart in.
-const NAMED: [Named; 15] = [
+/// Settings with a symbol, in their order in a group's label.
+const NAMED: [SettingNames; 15] = [
     named("data.task", "", "task"),
     named("data.pairs", "N", "N, pairs in a context"),
     named("data.context_tokens", "L", "L, tokens of a context"),
@@ -41,8 +41,8 @@ const NAMED: [Named; 15] = [
     named("memory.write_head", "WRITE head", "WRITE head"),
 ];
 
-/// Settings that say how long and how closely a run was watched: they tell groups apart only where
-/// nothing else does, and nothing is plotted against them.
+/// Settings of the number of steps, samples and evaluations: they distinguish groups only if no other setting
+/// does, and nothing is plotted against them.
 const INCIDENTAL: [&str; 9] = [
     "data.train_samples",
     "data.valid_samples",
@@ -55,7 +55,7 @@ const INCIDENTAL: [&str; 9] = [
     "model.max_position_embeddings",
 ];
 
-/// Settings that leave the results as they are, to rounding.
+/// Settings without effect on the results, except for rounding.
 const WITHOUT_EFFECT: [&str; 4] = [
     "train.seed",
     "train.log_every",
@@ -63,9 +63,9 @@ const WITHOUT_EFFECT: [&str; 4] = [
     "train.micro_batch",
 ];
 
-/// What a run's results depend on, besides its seed. RMT's memory goes by the names of GradMem's, and
-/// settings of other methods than the run's are left out.
-pub fn of(config: &RunConfig) -> Settings {
+/// The settings that a run's results depend on, except its seed. RMT's memory settings get the keys of
+/// GradMem's; settings of methods other than the run's are omitted.
+pub fn relevant(config: &RunConfig) -> Settings {
     let mut flat = Settings::new();
     flatten(
         "",
@@ -107,26 +107,26 @@ fn flatten(path: &str, value: Json, flat: &mut Settings) {
     }
 }
 
-/// Where a key stands among those that tell groups apart.
+/// The position of a key in a group's label.
 pub fn rank(key: &str) -> usize {
     let named = NAMED.iter().position(|named| named.key == key);
     let last = is_incidental(key);
     named.unwrap_or(if last { usize::MAX } else { NAMED.len() })
 }
 
-/// Whether it says no more than how a run was watched.
+/// Whether it is one of the settings that distinguish groups only if no other does.
 pub fn is_incidental(key: &str) -> bool {
     INCIDENTAL.contains(&key)
 }
 
-/// Whether results are worth plotting against it.
+/// Whether results are plotted against it.
 pub fn is_axis(key: &str) -> bool {
     !is_incidental(key) && key != "memory.write_steps"
 }
 
 /// A setting in a label: `N = 4`.
 pub fn label(key: &str, value: &Json) -> String {
-    let value = show(value);
+    let value = format_value(value);
     let named = NAMED.iter().find(|named| named.key == key);
     match named.map(|named| named.symbol) {
         Some("") => value,
@@ -139,17 +139,19 @@ pub fn label(key: &str, value: &Json) -> String {
     }
 }
 
-/// A setting along an axis.
-pub fn axis(key: &str) -> String {
+/// The name of a setting on an axis.
+pub fn axis_label(key: &str) -> String {
     let named = NAMED.iter().find(|named| named.key == key);
     named.map_or_else(|| key.into(), |named| named.axis.into())
 }
 
-/// A value for people.
-pub fn show(value: &Json) -> String {
+/// The text of a value.
+pub fn format_value(value: &Json) -> String {
     match value {
         Json::String(text) => text.clone(),
-        Json::Number(number) if number.is_f64() => short(number.as_f64().unwrap_or_default()),
+        Json::Number(number) if number.is_f64() => {
+            format_number(number.as_f64().unwrap_or_default())
+        }
         other => other.to_string(),
     }
 }

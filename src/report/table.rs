@@ -1,18 +1,18 @@
-//! The tables, for the page and in Markdown.
+//! Tables, as HTML and as Markdown.
 
 use super::Report;
-use super::floats::kept;
+use super::context_size::floats_kept;
+use super::format::{escape, format_measure, mean, with_separators};
 use super::group::Group;
 use super::run::Run;
-use super::text::{escape, grouped, mean, shown};
 use crate::train::metrics::Measure;
 
-/// What no number is known of.
-const NONE: &str = "–";
-/// The share that counts as learned.
+/// Stands for a number that is not known.
+const MISSING: &str = "–";
+/// The share from which a task counts as learned.
 const LEARNED: f64 = 0.9;
 
-/// Words and numbers in rows; the first column says what a row is of.
+/// A table; the first column names the row.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Table {
@@ -67,7 +67,7 @@ impl Table {
     }
 }
 
-/// What came of each group.
+/// The results of each group.
 pub fn results(report: &Report) -> Table {
     let measure = report.measure;
     let written = Measure::WriteAccuracy;
@@ -94,35 +94,36 @@ pub fn results(report: &Report) -> Table {
                 .iter()
                 .filter_map(|r| value(measure, r))
                 .collect();
-            // Of all seeds or of none: the mean of those that came further says too much.
+            // Only if every seed has a value: a mean over some seeds would mislead.
             let all = values.len() == group.runs.len();
             mean(&values)
                 .filter(|_| all)
-                .map(|mean| shown(measure, mean))
+                .map(|mean| format_measure(measure, mean))
         };
-        let each = group
-            .runs
-            .iter()
-            .map(|run| match (value(measure, run), run.still_at()) {
-                (Some(value), None) => shown(measure, value),
-                // `gradmem eval` has tried the run's own task on it.
-                (Some(value), Some(version)) => {
-                    format!("{} (at {version})", shown(measure, value))
-                }
-                (None, Some(version)) => format!("at {version}"),
-                (None, None) => NONE.into(),
-            });
+        let each =
+            group
+                .runs
+                .iter()
+                .map(|run| match (value(measure, run), run.unfinished_stage()) {
+                    (Some(value), None) => format_measure(measure, value),
+                    // The value is from `gradmem eval`, on the run's own task.
+                    (Some(value), Some(version)) => {
+                        format!("{} (at {version})", format_measure(measure, value))
+                    }
+                    (None, Some(version)) => format!("at {version}"),
+                    (None, None) => MISSING.into(),
+                });
         let each: Vec<String> = each.collect();
         let evaluated = group.runs.iter().any(|run| !run.valid.is_empty());
         let mut row = vec![group.label(), group.runs.len().to_string()];
         row.extend(match evaluated {
-            true => [show(measure).unwrap_or(NONE.into()), each.join(" · ")],
-            false => ["no evaluation yet".into(), NONE.into()],
+            true => [show(measure).unwrap_or(MISSING.into()), each.join(" · ")],
+            false => ["no evaluation yet".into(), MISSING.into()],
         });
-        row.extend(others.iter().map(|m| show(*m).unwrap_or(NONE.into())));
+        row.extend(others.iter().map(|m| show(*m).unwrap_or(MISSING.into())));
         row.push(span(group.runs.iter().map(|run| run.step)));
-        let floats = group.config().and_then(kept);
-        row.push(floats.map_or(NONE.into(), grouped));
+        let floats = group.config().and_then(floats_kept);
+        row.push(floats.map_or(MISSING.into(), with_separators));
         row
     };
     Table {
@@ -132,7 +133,7 @@ pub fn results(report: &Report) -> Table {
              measures from the same evaluation. {}Steps: how far training came. Floats kept: numbers that \
              remain of one context when the queries come.",
             measure.name(),
-            if report.runs().any(|run| run.still_at().is_some()) {
+            if report.runs().any(|run| run.unfinished_stage().is_some()) {
                 "In brackets: the curriculum's easier version that a run has not left; its number is what \
                  gradmem eval found on the task itself. "
             } else {
@@ -144,7 +145,7 @@ pub fn results(report: &Report) -> Table {
     }
 }
 
-/// How long each seed took to learn its task; none before the first evaluation.
+/// The steps each seed took to learn its task; none before the first evaluation.
 pub fn steps(report: &Report) -> Option<Table> {
     let exact = match report.measure.is_share() {
         true => report.measure,
@@ -157,9 +158,9 @@ pub fn steps(report: &Report) -> Option<Table> {
         let runs = group.runs.iter();
         let steps: Vec<_> = runs.map(|run| run.steps_to(exact, LEARNED)).collect();
         let each = group.runs.iter().zip(&steps).map(|(run, step)| match step {
-            Some(step) => grouped(*step),
-            None if run.valid.is_empty() => NONE.into(),
-            None => format!("> {}", grouped(run.step)),
+            Some(step) => with_separators(*step),
+            None if run.valid.is_empty() => MISSING.into(),
+            None => format!("> {}", with_separators(run.step)),
         });
         let seeds = group.runs.iter();
         let seeds = seeds.map(|run| run.config.train.seed.to_string());
@@ -185,11 +186,11 @@ pub fn steps(report: &Report) -> Option<Table> {
     })
 }
 
-/// The steps that runs have reached, as a range.
+/// The last steps of runs, as a range.
 fn span(steps: impl Iterator<Item = usize> + Clone) -> String {
     let (low, high) = (steps.clone().min(), steps.max());
     match (low.unwrap_or(0), high.unwrap_or(0)) {
-        (low, high) if low == high => grouped(low),
-        (low, high) => format!("{}–{}", grouped(low), grouped(high)),
+        (low, high) if low == high => with_separators(low),
+        (low, high) => format!("{}–{}", with_separators(low), with_separators(high)),
     }
 }

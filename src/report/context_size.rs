@@ -1,4 +1,4 @@
-//! How many numbers a method keeps of one context, for the queries to come.
+//! How many floats a method keeps of one context to answer queries from.
 
 use crate::data::DataConfig;
 use crate::memory::MemProj;
@@ -6,9 +6,9 @@ use crate::method::MethodName;
 use crate::model::ModelConfig;
 use crate::train::config::RunConfig;
 
-/// Numbers kept of one context: the memory vectors (and each sample's own projection), or what the model
-/// itself keeps of the whole context, if its length is known.
-pub fn kept(config: &RunConfig) -> Option<usize> {
+/// Floats kept of one context: the memory vectors (and the projection, with one per sample), or, in-context,
+/// the model's cache of the whole context. None if the context's length is not known.
+pub fn floats_kept(config: &RunConfig) -> Option<usize> {
     let d = config.model.d_model();
     match config.method {
         MethodName::GradMem => {
@@ -23,8 +23,8 @@ pub fn kept(config: &RunConfig) -> Option<usize> {
     }
 }
 
-/// Attention keeps a key and a value of each token, Mamba its state and the last inputs of its
-/// convolution, however long the context.
+/// Attention caches a key and a value per token and layer; Mamba caches its state and the last inputs of its
+/// convolution, whatever the length of the context.
 fn in_context(config: &RunConfig) -> Option<usize> {
     let layers = config.model.layers();
     let width = match &config.model {
@@ -51,7 +51,7 @@ fn in_context(config: &RunConfig) -> Option<usize> {
         .checked_mul(tokens)
 }
 
-/// Tokens of a context, if the task makes them all alike.
+/// Tokens of a context, if the settings fix them.
 pub fn context_tokens(config: &RunConfig) -> Option<usize> {
     match &config.data {
         DataConfig::Kv(data) => Some(data.context_len()),
@@ -68,17 +68,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_kept_follows_from_the_settings() {
+    fn floats_kept_follow_from_the_settings() {
         // kv-quick: N = 4 pairs of 1 + 1 characters are 21 tokens; 2 layers of 64 in 2 heads; m = 8.
-        let kept = |overrides: &[&str]| {
+        let floats = |overrides: &[&str]| {
             let overrides: Vec<String> = overrides.iter().map(|o| o.to_string()).collect();
-            kept(&RunConfig::resolve("kv-quick", &overrides).unwrap()).unwrap()
+            floats_kept(&RunConfig::resolve("kv-quick", &overrides).unwrap()).unwrap()
         };
-        assert_eq!(kept(&[]), 8 * 64);
-        assert_eq!(kept(&["memory.mem_proj=per_sample"]), 8 * 64 + 64 * 64 + 64);
-        assert_eq!(kept(&["method=rmt", "rmt.memory_tokens=4"]), 4 * 64);
-        assert_eq!(kept(&["method=in-context"]), 2 * 2 * 64 * 21);
+        assert_eq!(floats(&[]), 8 * 64);
+        assert_eq!(
+            floats(&["memory.mem_proj=per_sample"]),
+            8 * 64 + 64 * 64 + 64
+        );
+        assert_eq!(floats(&["method=rmt", "rmt.memory_tokens=4"]), 4 * 64);
+        assert_eq!(floats(&["method=in-context"]), 2 * 2 * 64 * 21);
         let grouped = "model.num_key_value_heads=1";
-        assert_eq!(kept(&["method=in-context", grouped]), 2 * 2 * 32 * 21);
+        assert_eq!(floats(&["method=in-context", grouped]), 2 * 2 * 32 * 21);
     }
 }

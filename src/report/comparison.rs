@@ -1,72 +1,72 @@
-//! Measures against a setting that differs between groups: the size of the data, of the memory, of the
-//! model.
+//! Comparison of groups: measures against a setting that differs between them, such as the size of the data,
+//! of the memory, or of the model.
 
 use std::collections::BTreeSet;
 
 use super::Report;
 use super::axis::Axis;
-use super::figures::{Figure, palette, panels_of};
-use super::floats::context_tokens;
+use super::context_size::context_tokens;
+use super::figure::{Figure, palette, panel_names};
+use super::format::mean;
 use super::group::{Group, is_data};
-use super::look::Palette;
 use super::plot::{Item, Panel, Plot};
 use super::run::Run;
 use super::settings;
-use super::text::mean;
+use super::style::Palette;
 use crate::error::Error;
 use crate::train::metrics::Measure;
 
-/// The settings that results can be plotted against: numbers that tell groups apart.
-pub fn axes(report: &Report) -> Vec<String> {
-    let parts = report.groups.iter().flat_map(|group| &group.parts);
-    let keys: BTreeSet<_> = parts
-        .filter(|part| settings::is_axis(&part.key) && part.value.is_number())
-        .map(|part| (settings::rank(&part.key), part.key.clone()))
+/// The settings that results can be plotted against: numbers that differ between groups.
+pub fn settings_to_compare(report: &Report) -> Vec<String> {
+    let differences = report.groups.iter().flat_map(|group| &group.differences);
+    let keys: BTreeSet<_> = differences
+        .filter(|setting| settings::is_axis(&setting.key) && setting.value.is_number())
+        .map(|setting| (settings::rank(&setting.key), setting.key.clone()))
         .collect();
     keys.into_iter().map(|(_, key)| key).collect()
 }
 
-/// Measures against a setting: a point for each seed, a line through the means. Where there are several
-/// sorts of data, each measure has a figure of its own, with a panel for each sort.
+/// Measures against a setting: a point for each seed, a line through the means. With several kinds of data,
+/// each measure has its own figure, with a panel for each kind.
 ///
 /// # Errors
 ///
-/// If one cannot be drawn, which is a fault of this crate.
-pub fn setting(report: &Report, key: &str) -> Result<Vec<Figure>, Error> {
-    let data = |group: &Group| group.data_label(|part| part == key);
-    let sorts = panels_of(report, data);
+/// If a figure cannot be drawn, which is a bug in this crate.
+pub fn by_setting(report: &Report, key: &str) -> Result<Vec<Figure>, Error> {
+    let data = |group: &Group| group.data_label(|other| other == key);
+    let kinds = panel_names(report, data);
     let measures = measures(report);
-    let together = match sorts.len() {
+    let together = match kinds.len() {
         1 => vec![measures],
         _ => measures.into_iter().map(|measure| vec![measure]).collect(),
     };
     let figures = together.iter();
-    let figures = figures.filter_map(|measures| some_against(report, key, measures).transpose());
+    let figures = figures.filter_map(|measures| figure_of(report, key, measures).transpose());
     figures.collect()
 }
 
-fn some_against(report: &Report, key: &str, measures: &[Measure]) -> Result<Option<Figure>, Error> {
-    let name = |group: &Group| group.label_without(|part| part == key || is_data(part));
-    let data = |group: &Group| group.data_label(|part| part == key);
+fn figure_of(report: &Report, key: &str, measures: &[Measure]) -> Result<Option<Figure>, Error> {
+    let name = |group: &Group| group.label_without(|other| other == key || is_data(other));
+    let data = |group: &Group| group.data_label(|other| other == key);
     let palette = palette(report, name);
-    let mut shown = Vec::new();
+    let mut drawn = Vec::new();
     let mut panels = Vec::new();
     for measure in measures {
-        for sort in panels_of(report, data) {
-            let groups = report.groups.iter().filter(|group| data(group) == sort);
+        for kind in panel_names(report, data) {
+            let groups = report.groups.iter().filter(|group| data(group) == kind);
             let lines = lines(groups, key, *measure, report, name);
             if lines.iter().all(|line| line.means.len() < 2) {
                 continue;
             }
-            shown.extend(lines.iter().map(|line| line.name.clone()));
-            panels.push(panel(sort, &lines, &palette, key, *measure));
+            drawn.extend(lines.iter().map(|line| line.name.clone()));
+            panels.push(panel(kind, &lines, &palette, key, *measure));
         }
     }
     let (Some(first), false) = (measures.first(), panels.is_empty()) else {
         return Ok(None);
     };
     let dashes = |key: &str| key.replace(['.', '_'], "-");
-    let own = match *first == report.measure {
+    let suffix = match *first == report.measure {
         true => String::new(),
         false => format!("-{}", dashes(first.key())),
     };
@@ -75,42 +75,42 @@ fn some_against(report: &Report, key: &str, measures: &[Measure]) -> Result<Opti
         names += &format!(" and {}", measure.name().to_lowercase());
     }
     Ok(Some(Figure {
-        name: format!("by-{}{own}", dashes(key)),
+        name: format!("by-{}{suffix}", dashes(key)),
         caption: format!(
             "One mark for each seed, a line through the means; values where {} was best.{}",
             report.measure.name().to_lowercase(),
-            lengths(report, key)
+            context_lengths(report, key)
         ),
-        title: format!("{names} against {}", settings::axis(key)),
+        title: format!("{names} against {}", settings::axis_label(key)),
         svg: Plot {
             panels,
-            legend: palette.legend(&shown),
-            signs: Vec::new(),
+            legend: palette.legend(&drawn),
+            symbols: Vec::new(),
         }
         .draw()?,
     }))
 }
 
 fn panel(title: String, lines: &[Line], palette: &Palette, key: &str, measure: Measure) -> Panel {
-    let means = lines.iter().flat_map(|line| &line.means);
-    let seeds = lines.iter().flat_map(|line| &line.seeds);
-    let looks = lines
+    let all_means = lines.iter().flat_map(|line| &line.means);
+    let all_seeds = lines.iter().flat_map(|line| &line.seeds);
+    let styled = lines
         .iter()
         .filter_map(|line| Some((line, palette.get(&line.name)?)));
-    let through = looks
+    let means = styled
         .clone()
-        .map(|(line, look)| Item::Line(line.means.clone(), look, 2.0));
-    let points = looks.map(|(line, look)| Item::Points(line.seeds.clone(), look, 3.5));
+        .map(|(line, style)| Item::Line(line.means.clone(), style, 2.0));
+    let seeds = styled.map(|(line, style)| Item::Points(line.seeds.clone(), style, 3.5));
     Panel {
         title,
-        x: Axis::at(settings::axis(key), means.map(|point| point.0)),
-        y: Axis::of(measure, seeds.map(|point| point.1)),
-        items: through.chain(points).collect(),
+        x: Axis::at_values(settings::axis_label(key), all_means.map(|point| point.0)),
+        y: Axis::of_measure(measure, all_seeds.map(|point| point.1)),
+        items: means.chain(seeds).collect(),
     }
 }
 
-/// What is plotted against settings: what runs are compared by, and how much of the context or the answer
-/// is right token by token, unless that is the same.
+/// The measures that are plotted: the report's own, and WRITE's or READ's accuracy by token unless that is the
+/// same for every run.
 fn measures(report: &Report) -> Vec<Measure> {
     let first = report.measure;
     let written = Measure::WriteAccuracy;
@@ -126,7 +126,7 @@ fn measures(report: &Report) -> Vec<Measure> {
     }
 }
 
-/// Groups that differ in one setting.
+/// A line of groups that differ in one setting only.
 struct Line {
     name: String,
     /// A point for each value of the setting.
@@ -171,8 +171,8 @@ fn lines<'a>(
     lines
 }
 
-/// How long contexts are, where the task's sizes are not lengths themselves.
-fn lengths(report: &Report, key: &str) -> String {
+/// The lengths of contexts in tokens, for the caption, if the setting is a number of pairs.
+fn context_lengths(report: &Report, key: &str) -> String {
     if key != "data.pairs" {
         return String::new();
     }

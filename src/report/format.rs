@@ -1,8 +1,8 @@
-//! Numbers and words as they are shown.
+//! Formatting of numbers and text.
 
 use crate::train::metrics::Measure;
 
-/// Text between tags or in an attribute.
+/// Text escaped for HTML: between tags or in an attribute.
 pub fn escape(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     for c in text.chars() {
@@ -19,16 +19,16 @@ pub fn escape(text: &str) -> String {
     escaped
 }
 
-/// A measure's value, a share of one in percent.
-pub fn shown(measure: Measure, value: f64) -> String {
+/// A measure's value; a share in percent.
+pub fn format_measure(measure: Measure, value: f64) -> String {
     match measure.is_share() {
         true => format!("{:.1}", 100.0 * value),
         false => format!("{value:.3}"),
     }
 }
 
-/// A whole number, 12,288.
-pub fn grouped(number: usize) -> String {
+/// A whole number with thousands separators: 12,288.
+pub fn with_separators(number: usize) -> String {
     let digits = number.to_string();
     let mut text = String::new();
     for (at, digit) in digits.chars().enumerate() {
@@ -40,8 +40,8 @@ pub fn grouped(number: usize) -> String {
     text
 }
 
-/// A number without needless digits.
-pub fn short(number: f64) -> String {
+/// A number with at most four decimals, without trailing zeros.
+pub fn format_number(number: f64) -> String {
     let rounded = format!("{number:.4}");
     match number.abs() >= 1e-4 || number == 0.0 {
         true => rounded.trim_end_matches('0').trim_end_matches('.').into(),
@@ -49,7 +49,7 @@ pub fn short(number: f64) -> String {
     }
 }
 
-/// The mean, if there is anything to take it of.
+/// The mean; none of no values.
 pub fn mean(values: &[f64]) -> Option<f64> {
     (!values.is_empty()).then(|| values.iter().sum::<f64>() / values.len() as f64)
 }

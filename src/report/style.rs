@@ -1,0 +1,116 @@
+//! Colours, markers and dashes of series. A method has the same colour on every page; shades of it, markers
+//! and dashes tell the groups of a method apart. The colours are distinguishable with colour blindness, the
+//! shades by their lightness.
+
+use plotters::style::RGBColor;
+
+/// The colour of a kind of method, in the order in which methods are shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum MethodColor {
+    /// Blue: GradMem.
+    GradMem,
+    /// Purple: GradMem without the second-order terms.
+    FirstOrder,
+    /// Vermilion: RMT.
+    Rmt,
+    /// Grey: the whole context in the prompt.
+    InContext,
+    /// Green: the whole context in the prompt of a state-space model.
+    StateSpace,
+}
+
+impl MethodColor {
+    /// From light to dark.
+    fn shades(self) -> [RGBColor; 3] {
+        let of = |hex: u32| RGBColor((hex >> 16) as u8, (hex >> 8) as u8, hex as u8);
+        match self {
+            Self::GradMem => [0x56a3dc, 0x1a6bb0, 0x0a2f5c],
+            Self::FirstOrder => [0xc977b0, 0x9a3f84, 0x571a49],
+            Self::Rmt => [0xee8a4a, 0xd55e00, 0x853a00],
+            Self::InContext => [0x8c8c8c, 0x595959, 0x1f1f1f],
+            Self::StateSpace => [0x35b58f, 0x00875f, 0x004a35],
+        }
+        .map(of)
+    }
+
+    fn marker(self) -> Marker {
+        match self {
+            Self::GradMem => Marker::Circle,
+            Self::FirstOrder => Marker::Diamond,
+            Self::Rmt => Marker::Square,
+            Self::InContext | Self::StateSpace => Marker::Triangle,
+        }
+    }
+}
+
+/// The shape of a point.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Marker {
+    /// ●
+    Circle,
+    /// ■
+    Square,
+    /// ▲
+    Triangle,
+    /// ◆
+    Diamond,
+}
+
+/// How a series is drawn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Style {
+    /// Of lines and points.
+    pub color: RGBColor,
+    /// Of points.
+    pub marker: Marker,
+    /// Whether its lines are dashed.
+    pub dashed: bool,
+}
+
+/// The styles of series, by their names.
+#[derive(Clone, Debug)]
+pub struct Palette(Vec<(String, Style)>);
+
+impl Palette {
+    /// Gives each name a style in its method's colour; a name may be given more than once. The order is that
+    /// of the legend: by colour, then as given.
+    pub fn new(series: impl IntoIterator<Item = (MethodColor, String)>) -> Self {
+        let mut names: Vec<(MethodColor, String)> = Vec::new();
+        for name in series {
+            if !names.contains(&name) {
+                names.push(name);
+            }
+        }
+        names.sort_by_key(|(color, _)| *color);
+        let styles = names.iter().enumerate().map(|(at, (color, name))| {
+            let same = |names: &[(MethodColor, String)]| {
+                names.iter().filter(|other| other.0 == *color).count()
+            };
+            let (index, all) = (same(&names[..at]), same(&names));
+            let shade = match all {
+                1 => 1,
+                2 => 2 * index,
+                _ => index % 3,
+            };
+            let style = Style {
+                color: color.shades()[shade],
+                marker: color.marker(),
+                dashed: index / 3 % 2 == 1,
+            };
+            (name.clone(), style)
+        });
+        Self(styles.collect())
+    }
+
+    /// The style of a series.
+    pub fn get(&self, name: &str) -> Option<Style> {
+        let found = self.0.iter().find(|(known, _)| known == name);
+        found.map(|(_, style)| *style)
+    }
+
+    /// The legend: the series that are in `drawn`, each with its style.
+    pub fn legend(&self, drawn: &[String]) -> Vec<(String, Style)> {
+        let entries = self.0.iter().filter(|(name, _)| drawn.contains(name));
+        entries.cloned().collect()
+    }
+}
