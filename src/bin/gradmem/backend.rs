@@ -1,11 +1,11 @@
-//! From a backend's name to its type.
+//! Runs a job on the backend of a given name.
 
 use gradmem::Error;
 use gradmem::kernels::{self, KernelBackend};
 
 use crate::args::{Attention, Backend};
 
-/// Something to be done on whichever backend.
+/// Work that is generic over the backend.
 pub trait Job: Send {
     type Output: Send;
 
@@ -13,16 +13,20 @@ pub trait Job: Send {
 }
 
 const NAMES: [&str; 6] = ["flex", "ndarray", "wgpu", "vulkan", "metal", "cuda"];
-/// Those that have fused attention.
+/// Backends with fused attention.
 const FUSED: [&str; 5] = ["flex", "wgpu", "vulkan", "metal", "cuda"];
 
-/// Does `job` on the named backend's default device.
+/// Runs `job` on the default device of the backend, with the chosen implementation of attention.
+///
+/// # Errors
+///
+/// If the backend is unknown, not compiled in or not usable, and those of the job.
 pub fn dispatch<J: Job>(backend: &Backend, job: J) -> Result<J::Output, Error> {
     let name = backend.name.as_str();
     match backend.attention {
         Some(Attention::Fused) if NAMES.contains(&name) && !FUSED.contains(&name) => {
             return Err(Error::Input(format!(
-                "--attention fused: the backend `{name}` has no fused attention; leave the option out, or compute on one of {}",
+                "--attention fused: the backend `{name}` has no fused attention; leave the option out, or use one of {}",
                 FUSED.join(", ")
             )));
         }
@@ -31,7 +35,7 @@ pub fn dispatch<J: Job>(backend: &Backend, job: J) -> Result<J::Output, Error> {
     }
     match name {
         #[cfg(feature = "flex")]
-        // On a thread of the pool, which works on its own part at once instead of waking another for it.
+        // On a thread of rayon's pool: it works on its part of a parallel loop without waking another thread.
         "flex" => rayon::scope(|_| job.run::<burn_flex::Flex>(&Default::default())),
         #[cfg(feature = "ndarray")]
         "ndarray" => job.run::<burn_ndarray::NdArray<f32>>(&Default::default()),
@@ -56,8 +60,8 @@ pub fn dispatch<J: Job>(backend: &Backend, job: J) -> Result<J::Output, Error> {
     }
 }
 
-/// The memory that a GPU backend has taken from its default device, which it keeps until the program
-/// ends: the most it needed so far, in whole pages.
+/// Bytes that a GPU backend has reserved on its default device. It keeps them until the program ends, so this
+/// is the peak, in whole pages. None for a CPU backend.
 pub fn device_bytes(name: &str) -> Option<u64> {
     #[cfg(any(feature = "wgpu", feature = "cuda"))]
     fn reserved<R: burn_cubecl::CubeRuntime>() -> Option<u64> {
@@ -73,7 +77,8 @@ pub fn device_bytes(name: &str) -> Option<u64> {
     }
 }
 
-/// Everything of CUDA is loaded when it is first used, and what is missing would be a panic then.
+/// Checks that CUDA's libraries, a card and the headers are there. They are loaded at their first use, and
+/// a missing one would be a panic then.
 #[cfg(feature = "cuda")]
 fn find_cuda() -> Result<(), Error> {
     use std::path::PathBuf;
@@ -88,7 +93,7 @@ fn find_cuda() -> Result<(), Error> {
     if !driver {
         return missing(
             "the driver's library (libcuda.so.1) is not found",
-            "install NVIDIA's driver, or compute elsewhere, as with --backend flex",
+            "install NVIDIA's driver, or use another backend, such as --backend flex",
         );
     }
     if !compiler {
@@ -100,7 +105,7 @@ fn find_cuda() -> Result<(), Error> {
     let cards =
         cudarc::driver::result::init().and_then(|()| cudarc::driver::result::device::get_count());
     if !cards.is_ok_and(|cards| cards > 0) {
-        return missing("the driver finds no card", "see what nvidia-smi says");
+        return missing("the driver finds no card", "check nvidia-smi");
     }
     let folders = match std::env::var_os("CUDA_PATH") {
         Some(folder) => vec![PathBuf::from(folder)],
@@ -123,8 +128,8 @@ fn find_cuda() -> Result<(), Error> {
                  nvidia-cuda-crt",
             );
         };
-        // CubeCL, which looks for itself, would take another that exists.
-        // SAFETY: no other thread runs yet that could look at the environment.
+        // CubeCL searches by itself, and would take a folder that exists but lacks the headers.
+        // SAFETY: no other thread that could read the environment runs yet.
         unsafe { std::env::set_var("CUDA_PATH", folder) };
     }
     Ok(())

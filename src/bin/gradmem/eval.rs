@@ -1,5 +1,6 @@
-//! `gradmem eval`: what a run can do with held-out samples.
+//! `gradmem eval`: scores of a run on held-out samples.
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use gradmem::Error;
@@ -7,15 +8,57 @@ use gradmem::kernels::KernelBackend;
 use gradmem::train::Trained;
 use gradmem::train::checkpoint::RunFolder;
 use gradmem::train::evaluation::{EvalOptions, Evaluation};
-use gradmem::train::metrics::{Measure, Scores};
+use gradmem::train::metrics::Measure;
 
-use crate::args;
+use crate::args::{Backend, parse_numbers};
 use crate::backend::{Job, dispatch};
-use crate::output::say;
+use crate::output::{format_measure, say};
 
-pub fn eval(args: args::Eval) -> Result<ExitCode, Error> {
+/// Score a trained run on held-out samples, for any numbers of WRITE steps in one pass.
+///
+/// The results are printed, and saved in the run's eval.json for `gradmem report`.
+#[derive(clap::Args)]
+#[command(after_help = "Examples:
+  gradmem eval runs/kv-quick
+  gradmem eval runs/kv-quick --write-steps 0..30 --adaptive 30
+  gradmem eval runs/kv-quick --generate")]
+pub struct Args {
+    /// Folder of the run.
+    run: PathBuf,
+    /// Numbers of WRITE steps: a list of numbers and ranges, such as 0,1,2,5..10 [default: as in training].
+    #[arg(long, value_name = "K")]
+    write_steps: Option<String>,
+    /// Also choose the number of WRITE steps for each sample: stop when its reconstruction loss stops falling,
+    /// after at most CAP steps (30 if CAP is left out). The stop rule is chosen on contexts of the training
+    /// set.
+    #[arg(long, value_name = "CAP", num_args = 0..=1, default_missing_value = "30")]
+    adaptive: Option<usize>,
+    /// Also generate answers greedily and reconstruct the contexts from memory. This adds exact match and F1
+    /// of the generated answers, over all right answers, and prints a few answers.
+    #[arg(long)]
+    generate: bool,
+    /// Number of contexts [default: all held-out contexts].
+    #[arg(long)]
+    samples: Option<usize>,
+    /// Print one JSON object per line instead of a table.
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    backend: Backend,
+}
+
+/// The largest number of WRITE steps that can be asked for.
+const MOST_STEPS: u64 = 10_000;
+
+/// Generated answers that are printed.
+const EXAMPLES: usize = 6;
+
+/// Characters of a query or an answer that are printed.
+const EXAMPLE_WIDTH: usize = 60;
+
+pub fn run(args: Args) -> Result<ExitCode, Error> {
     let steps = args.write_steps.as_deref();
-    let steps = steps.map(|text| numbers("--write-steps", text, 10_000));
+    let steps = steps.map(|text| parse_numbers("--write-steps", text, MOST_STEPS));
     if args.samples == Some(0) {
         return Err(Error::Input("--samples must be at least 1".into()));
     }
@@ -29,7 +72,7 @@ pub fn eval(args: args::Eval) -> Result<ExitCode, Error> {
         samples: args.samples,
         adaptive: args.adaptive,
         generate: args.generate,
-        examples: 6,
+        examples: EXAMPLES,
     };
     let backend = args.backend.clone();
     dispatch(&backend, EvalJob { args, options })?;
@@ -37,7 +80,7 @@ pub fn eval(args: args::Eval) -> Result<ExitCode, Error> {
 }
 
 struct EvalJob {
-    args: args::Eval,
+    args: Args,
     options: EvalOptions,
 }
 
@@ -53,7 +96,7 @@ impl Job for EvalJob {
             true => print_json(&found, method),
             false => print_table(&found, method, &args),
         }
-        // The results are on the screen in any case; a folder that cannot be written to is no failure.
+        // The results are already printed: a folder that cannot be written to is a warning only.
         if let Err(e) = RunFolder::open(&args.run)?.save_evaluation(found) {
             log::warn!("{e}");
         }
@@ -79,7 +122,7 @@ fn print_json(found: &Evaluation, method: &str) {
     }
 }
 
-fn print_table(found: &Evaluation, method: &str, args: &args::Eval) {
+fn print_table(found: &Evaluation, method: &str, args: &Args) {
     say!(
         "{} held-out contexts of {} ({method})",
         found.samples,
@@ -91,7 +134,7 @@ fn print_table(found: &Evaluation, method: &str, args: &args::Eval) {
     say!("{:>4}{}", "K", names.collect::<String>());
     for row in &found.rows {
         let values = measures.iter().map(|m| {
-            let value = row.value(*m).map_or("–".into(), |v| show_value(*m, v));
+            let value = row.value(*m).map_or("–".into(), |v| format_measure(*m, v));
             format!("{value:>21}")
         });
         let k = row.write_steps.map_or("–".into(), |k| k.to_string());
@@ -100,27 +143,19 @@ fn print_table(found: &Evaluation, method: &str, args: &args::Eval) {
     if let Some(adaptive) = &found.adaptive {
         let rule = &adaptive.rule;
         say!(
-            "\nEach sample by itself, until its WRITE loss has not fallen by more than {} for {} steps, or {} \
-             steps:\n{} exact match in {:.1} steps in the mean (rule chosen on {} training contexts: {})",
+            "\nEach sample by itself, until its WRITE loss has not fallen by more than {} for {} steps, at most {} \
+             steps:\n{} exact match in {:.1} steps on average (rule chosen on {} training contexts: {})",
             rule.tolerance,
             rule.patience,
             rule.cap,
-            show_value(Measure::ExactMatch, adaptive.exact_match),
+            format_measure(Measure::ExactMatch, adaptive.exact_match),
             adaptive.mean_write_steps,
             adaptive.chosen_on.0,
-            show_value(Measure::ExactMatch, adaptive.chosen_on.1),
+            format_measure(Measure::ExactMatch, adaptive.chosen_on.1),
         );
     }
-    let width = 60;
     for shown in &found.examples {
         let mark = if shown.right { "✓" } else { "✗" };
-        let clip = |text: &str| {
-            let text: String = text.split_whitespace().collect::<Vec<_>>().join(" ");
-            match text.char_indices().nth(width) {
-                Some((at, _)) => format!("{}…", &text[..at]),
-                None => text,
-            }
-        };
         say!(
             "{mark} {} → {} (right: {})",
             clip(&shown.query),
@@ -130,48 +165,11 @@ fn print_table(found: &Evaluation, method: &str, args: &args::Eval) {
     }
 }
 
-/// `0,1,2,5..8` → 0 1 2 5 6 7 8
-pub fn numbers(option: &str, text: &str, most: u64) -> Result<Vec<u64>, Error> {
-    let longest = 10_000;
-    let wrong = || {
-        Error::Input(format!(
-            "{option} `{text}` is not a list of numbers up to {most} and rising ranges of at most {longest}, \
-             such as 0,1,2,5..10"
-        ))
-    };
-    let number = |text: &str| -> Result<u64, Error> {
-        let number = text.trim().parse().map_err(|_| wrong())?;
-        if number <= most {
-            Ok(number)
-        } else {
-            Err(wrong())
-        }
-    };
-    let mut numbers = Vec::new();
-    for part in text.split(',') {
-        match part.split_once("..") {
-            None => numbers.push(number(part)?),
-            Some((from, to)) => {
-                let (from, to) = (number(from)?, number(to)?);
-                if from > to || to - from > longest {
-                    return Err(wrong());
-                }
-                numbers.extend(from..=to);
-            }
-        }
-    }
-    Ok(numbers)
-}
-
-pub fn show(measure: Measure, scores: &Scores) -> String {
-    scores
-        .mean(measure)
-        .map_or("–".into(), |value| show_value(measure, value))
-}
-
-pub fn show_value(measure: Measure, value: f64) -> String {
-    match measure {
-        measure if measure.is_share() => format!("{:.1} %", 100.0 * value),
-        _ => format!("{value:.3}"),
+/// The start of a text, in one line.
+fn clip(text: &str) -> String {
+    let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    match text.char_indices().nth(EXAMPLE_WIDTH) {
+        Some((at, _)) => format!("{}…", &text[..at]),
+        None => text,
     }
 }

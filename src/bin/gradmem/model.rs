@@ -1,4 +1,4 @@
-//! What the commands load: a method with trained weights, and the way from text to its tokens.
+//! The model that a subcommand loads: a method with trained weights, and its tokenizer.
 
 use std::path::Path;
 
@@ -11,15 +11,16 @@ use gradmem::model::generate::GenerateConfig;
 use gradmem::tokenizer::{self, Tokenizer};
 use gradmem::train::{Trained, open_method};
 
-use crate::args;
+use crate::args::Sampling;
 
-/// A method with trained weights and what it reads: a run, a checkpoint or a pretrained model.
+/// A method with trained weights and its tokenizer, from a run, a checkpoint or a pretrained model.
 pub struct Model<B: KernelBackend> {
     pub method: AnyMethod<B>,
     pub text: Text,
 }
 
 impl<B: KernelBackend> Model<B> {
+    /// Opens a run's folder or, if it has no `config.toml`, a checkpoint's.
     pub fn open(folder: &Path, device: &B::Device) -> Result<Self, Error> {
         if folder.join("config.toml").is_file() {
             let Trained {
@@ -42,18 +43,45 @@ impl<B: KernelBackend> Model<B> {
         let text = Text::Any(Box::new(tokenizer), SpecialTokens::open(folder)?.end);
         Ok(Self { method, text })
     }
+
+    /// The token ids of a context to write.
+    ///
+    /// # Errors
+    ///
+    /// If it is empty or longer than the model can write.
+    pub fn encode_context(&self, context: &str) -> Result<Vec<u32>, Error> {
+        let ids = self.text.encode_as_trained(context)?;
+        if ids.is_empty() {
+            return Err(Error::Input("is empty: there is nothing to write".into()));
+        }
+        match self.method.longest_context()? {
+            Some(longest) if ids.len() > longest => Err(Error::Input(format!(
+                "has {} tokens, but this model writes {longest} at most: split it into several texts",
+                ids.len()
+            ))),
+            _ => Ok(ids),
+        }
+    }
 }
 
-/// Text to tokens and back.
+/// Text to token ids and back.
 pub enum Text {
-    /// As the run's task does it.
+    /// The tokenizer of a run, and its task.
     Task(Box<TextTokenizer>, Box<DataConfig>),
-    /// As a `tokenizer.json` says; answers end with the token that the model's `config.json` names.
+    /// A `tokenizer.json`, and the token that ends an answer, if the model's `config.json` names one.
     Any(Box<Tokenizer>, Option<u32>),
 }
 
+/// Whether the tokenizer adds special tokens, such as one that begins a text.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Specials {
+    With,
+    Without,
+}
+
 impl Text {
-    pub fn encode(&self, text: &str, begin: Begin) -> Result<Vec<u32>, Error> {
+    /// The token ids of a text. A run's tokenizer has no special tokens to add.
+    pub fn encode(&self, text: &str, specials: Specials) -> Result<Vec<u32>, Error> {
         match self {
             Self::Task(tokenizer, _) => {
                 let ids = tokenizer.encode(text)?;
@@ -67,20 +95,20 @@ impl Text {
                 Ok(ids)
             }
             Self::Any(tokenizer, _) => {
-                tokenizer::encode(tokenizer, text, begin == Begin::AsATextDoes)
+                tokenizer::encode(tokenizer, text, specials == Specials::With)
             }
         }
     }
 
-    /// Tokens of a context or a question, in the form that the model was trained with.
+    /// The token ids of a context or a question, in the form that the model was trained with.
     pub fn encode_as_trained(&self, text: &str) -> Result<Vec<u32>, Error> {
         match self {
-            Self::Task(_, data) => self.encode(&data.form(text), Begin::Bare),
-            Self::Any(..) => self.encode(text, Begin::Bare),
+            Self::Task(_, data) => self.encode(&data.form(text), Specials::Without),
+            Self::Any(..) => self.encode(text, Specials::Without),
         }
     }
 
-    /// The tokenizer's.
+    /// The fingerprint of the tokenizer.
     pub fn fingerprint(&self) -> String {
         match self {
             Self::Task(tokenizer, _) => tokenizer.fingerprint(),
@@ -96,9 +124,9 @@ impl Text {
         }
     }
 
-    /// A prompt and what follows it. They are decoded together: how a token reads may depend on the one
+    /// The text of a prompt and its continuation, decoded together: a token's text may depend on the token
     /// before it.
-    pub fn continued(&self, prompt: &[u32], answer: &[u32]) -> Result<String, Error> {
+    pub fn decode_continued(&self, prompt: &[u32], answer: &[u32]) -> Result<String, Error> {
         let ids = [prompt, answer].concat();
         match self {
             Self::Task(tokenizer, _) => tokenizer.decode(&ids),
@@ -114,23 +142,15 @@ impl Text {
         }
     }
 
-    pub fn config(&self, sampling: &args::Sampling) -> Result<GenerateConfig, Error> {
-        Ok(GenerateConfig {
+    /// The settings of generation: the sampling options, and the token that ends an answer.
+    pub fn generate_config(&self, sampling: &Sampling) -> GenerateConfig {
+        GenerateConfig {
             max_tokens: sampling.max_tokens,
             stop: self.end().into_iter().collect(),
             temperature: sampling.temperature,
             top_k: sampling.top_k,
             top_p: sampling.top_p,
             seed: sampling.seed,
-        })
+        }
     }
-}
-
-/// How a text's tokens begin.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Begin {
-    /// With the text itself: it stands behind something.
-    Bare,
-    /// With what the tokenizer puts before a text.
-    AsATextDoes,
 }

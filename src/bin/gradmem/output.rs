@@ -1,9 +1,11 @@
-//! What goes to standard output.
+//! Standard output, and the format of numbers in it.
 
 use std::fmt::Arguments;
 use std::io::{ErrorKind, Write as _};
 
-/// A line on standard output.
+use gradmem::train::metrics::Measure;
+
+/// Prints a line on standard output.
 macro_rules! say {
     ($($what:tt)*) => {
         $crate::output::put(format_args!("{}\n", format_args!($($what)*)))
@@ -11,19 +13,40 @@ macro_rules! say {
 }
 pub(crate) use say;
 
-/// What a shell reports of a program whose reader went away.
-const READER_GONE: i32 = 128 + 13;
+/// The exit status of a program that SIGPIPE ended.
+const BROKEN_PIPE: i32 = 128 + 13;
 
-/// Text on standard output, at once. Where it cannot be written the program ends: quietly if its reader
-/// has seen enough, as `| head` has.
+/// Prints text on standard output and flushes it. If that fails the program exits: without a message if the
+/// reader has closed the pipe, as in `| head`.
 pub fn put(text: Arguments<'_>) {
     let mut out = std::io::stdout().lock();
     match out.write_fmt(text).and_then(|()| out.flush()) {
         Ok(()) => {}
-        Err(e) if e.kind() == ErrorKind::BrokenPipe => std::process::exit(READER_GONE),
+        Err(e) if e.kind() == ErrorKind::BrokenPipe => std::process::exit(BROKEN_PIPE),
         Err(e) => {
             eprintln!("gradmem: standard output: cannot write: {e}");
             std::process::exit(1)
         }
     }
+}
+
+/// A measure's value: a share in percent, anything else with three decimals.
+pub fn format_measure(measure: Measure, value: f64) -> String {
+    match measure {
+        measure if measure.is_share() => format!("{:.1} %", 100.0 * value),
+        _ => format!("{value:.3}"),
+    }
+}
+
+/// A number with commas between thousands.
+pub fn with_commas(number: usize) -> String {
+    let digits = number.to_string();
+    let mut out = String::with_capacity(digits.len() + digits.len() / 3);
+    for (at, digit) in digits.chars().enumerate() {
+        if at > 0 && (digits.len() - at).is_multiple_of(3) {
+            out.push(',');
+        }
+        out.push(digit);
+    }
+    out
 }

@@ -1,4 +1,4 @@
-//! `gradmem bench read`: many questions to one context.
+//! `gradmem bench read`: three ways to answer many questions to one context.
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -14,28 +14,65 @@ use gradmem::model::{AnyLm, CausalLm as _, ModelConfig, weights};
 use gradmem::train::open_method;
 use serde::Serialize;
 
-use super::{bounded, median, print_json, synchronize};
-use crate::args::ReadBench;
+use super::{check_shape, median, print_json, synchronize};
+use crate::args::{Backend, ModelFolder};
 use crate::backend::{Job, dispatch};
 use crate::output::say;
 
+/// Compare the time of many questions to one context: answered from its memory, with the context in every
+/// prompt, and from the key-value cache of one prompt.
+///
+/// The model is a run's. If it has fewer positions than the longest prompt needs, it gets more; that changes
+/// its answers, not its speed. Answers are decoded greedily and have a fixed length. Times are medians of
+/// rounds that measure the three in turn.
+#[derive(clap::Args)]
+pub struct ReadArgs {
+    #[command(flatten)]
+    model: ModelFolder,
+    /// Tokens of the context.
+    #[arg(long, default_value_t = 512)]
+    context: usize,
+    /// Number of questions.
+    #[arg(long, default_value_t = 1000)]
+    queries: usize,
+    /// Tokens per question.
+    #[arg(long, default_value_t = 4)]
+    query: usize,
+    /// Tokens per answer.
+    #[arg(long, default_value_t = 2)]
+    answer: usize,
+    /// Questions that are answered at once.
+    #[arg(long, default_value_t = 50)]
+    batch: usize,
+    /// Rounds that are timed, after one warm-up round.
+    #[arg(long, default_value_t = 3)]
+    iters: usize,
+    /// Print one line of JSON.
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    backend: Backend,
+}
+
+/// The result, as `--json` prints it.
 #[derive(Default, Serialize)]
 pub struct Report {
     write_seconds: f64,
-    /// All questions, WRITE not included.
+    /// All questions from memory, without WRITE.
     read_seconds: f64,
     /// All questions, each with the context in its prompt.
     prompt_seconds: f64,
-    /// All questions behind a prompt that is read once, that reading included.
+    /// All questions from the cache of one prompt, with the time to fill it.
     cached_seconds: f64,
-    /// What `prompt_seconds` is of WRITE and READ together.
+    /// `prompt_seconds` divided by the time of WRITE and READ.
     times_cheaper: f64,
+    /// `cached_seconds` divided by the time of WRITE and READ.
     times_cheaper_than_cached: f64,
     memory_bytes: usize,
     cache_bytes: usize,
 }
 
-pub fn read(args: ReadBench) -> Result<ExitCode, Error> {
+pub fn run(args: ReadArgs) -> Result<ExitCode, Error> {
     let (backend, json) = (args.backend.clone(), args.json);
     let (queries, context) = (args.queries, args.context);
     let report = dispatch(&backend, args)?;
@@ -47,7 +84,7 @@ pub fn read(args: ReadBench) -> Result<ExitCode, Error> {
     let kib = |bytes: usize| bytes as f64 / 1024.0;
     say!("{queries} questions to a context of {context} tokens");
     say!(
-        "from its memory:        {all:8.3} s (WRITE {:.3} s), {:.1} KiB",
+        "from the memory:        {all:8.3} s (WRITE {:.3} s), {:.1} KiB",
         report.write_seconds,
         kib(report.memory_bytes)
     );
@@ -57,7 +94,7 @@ pub fn read(args: ReadBench) -> Result<ExitCode, Error> {
         report.times_cheaper
     );
     say!(
-        "prompt read once:       {:8.3} s: {:.1} times as long, {:.1} KiB",
+        "cache of one prompt:    {:8.3} s: {:.1} times as long, {:.1} KiB",
         report.cached_seconds,
         report.times_cheaper_than_cached,
         kib(report.cache_bytes)
@@ -65,12 +102,12 @@ pub fn read(args: ReadBench) -> Result<ExitCode, Error> {
     Ok(ExitCode::SUCCESS)
 }
 
-impl Job for ReadBench {
+impl Job for ReadArgs {
     type Output = Report;
 
     fn run<B: KernelBackend>(self, device: &B::Device) -> Result<Report, Error> {
-        bounded(&[self.queries, self.query, self.answer, self.iters])?;
-        bounded(&[self.batch, self.context + self.query + self.answer])?;
+        check_shape(&[self.queries, self.query, self.answer, self.iters])?;
+        check_shape(&[self.batch, self.context + self.query + self.answer])?;
         let positions = self.context + self.query + self.answer;
         let gradmem = with_positions::<B>(&self.model.folder, positions, device)?;
         let model = &gradmem.model;
@@ -144,7 +181,7 @@ impl Job for ReadBench {
     }
 }
 
-/// A run's GradMem, with at least so many positions.
+/// A run's GradMem, on a model with at least this many positions after the memory.
 fn with_positions<B: KernelBackend>(
     run: &Path,
     positions: usize,
@@ -156,7 +193,7 @@ fn with_positions<B: KernelBackend>(
         AnyMethod::GradMem(gradmem) => gradmem,
         other => {
             return Err(Error::Input(format!(
-                "{}: {} keeps no memory that gradient steps write",
+                "{}: is a model of {}: bench read needs one of GradMem",
                 run.display(),
                 other.config().name().as_str()
             )));
@@ -172,7 +209,7 @@ fn with_positions<B: KernelBackend>(
         }
         ModelConfig::Gpt2(config) if config.n_positions < needed => {
             return Err(Error::Input(format!(
-                "{needed} positions are needed, but this GPT-2 has learned {}: try a shorter --context",
+                "{needed} positions are needed, but this GPT-2 has {}: try a shorter --context",
                 config.n_positions
             )));
         }

@@ -1,0 +1,56 @@
+//! `gradmem export`: a run as a checkpoint of the reference implementation.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use gradmem::Error;
+use gradmem::interop::checkpoint::{self, SpecialTokens};
+use gradmem::kernels::KernelBackend;
+use gradmem::train::Trained;
+
+use crate::args::Backend;
+use crate::backend::{Job, dispatch};
+use crate::output::say;
+
+/// Save a trained run's best weights as a checkpoint of the reference implementation.
+///
+/// The folder gets config.json and model.safetensors, as the reference's PyTorch code reads them, and the
+/// run's tokenizer.json. An in-context run is saved as a Hugging Face model.
+#[derive(clap::Args)]
+pub struct Args {
+    /// Folder of the run.
+    run: PathBuf,
+    /// Folder to create.
+    #[arg(long, short, value_name = "FOLDER")]
+    output: PathBuf,
+    #[command(flatten)]
+    backend: Backend,
+}
+
+pub fn run(args: Args) -> Result<ExitCode, Error> {
+    let backend = args.backend.clone();
+    dispatch(&backend, args)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+impl Job for Args {
+    type Output = ();
+
+    fn run<B: KernelBackend>(self, device: &B::Device) -> Result<(), Error> {
+        let trained = Trained::<B>::open(&self.run, device)?;
+        let tokenizer = &trained.tokenizer;
+        let special = SpecialTokens {
+            pad: tokenizer.pad(),
+            end: Some(tokenizer.end()),
+        };
+        let tokenizer = Some(tokenizer.as_tokenizer());
+        checkpoint::save(&self.output, &trained.method, tokenizer, special)?;
+        say!(
+            "{}: {} on {}, as config.json, model.safetensors and tokenizer.json",
+            self.output.display(),
+            trained.config.method.as_str(),
+            trained.config.model.model_type()
+        );
+        Ok(())
+    }
+}

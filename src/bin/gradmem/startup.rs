@@ -1,0 +1,65 @@
+//! Settings of the process: the allocator, the log and the panic hook.
+
+use std::io::Write as _;
+use std::panic::PanicHookInfo;
+
+use crate::train::INTERRUPTED;
+
+/// Makes the allocator keep its pages. Training frees and allocates the same large tensors repeatedly; pages
+/// returned to the system would be cleared each time.
+pub fn keep_pages() {
+    /// `mi_option_purge_delay` of mimalloc.h, which the bindings leave out; −1 means never.
+    const PURGE_DELAY: libmimalloc_sys::mi_option_t = 15;
+    // SAFETY: it sets a number that the allocator reads, before any thread is started.
+    unsafe { libmimalloc_sys::mi_option_set(PURGE_DELAY, -1) };
+}
+
+/// Starts the log on standard error: warnings and notices. RUST_LOG changes the level, as in
+/// RUST_LOG=gradmem=debug.
+pub fn start_log() {
+    let default = "error,gradmem=warn,gradmem_kernels=warn,gradmem::notice=info";
+    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or(default))
+        .format(|out, record| {
+            let level = record.level().as_str().to_lowercase();
+            writeln!(out, "gradmem: {level}: {}", record.args())
+        })
+        .init();
+}
+
+/// Ends the program when a thread of a GPU backend panics (a kernel that does not compile, a lost device).
+/// The panic would end that thread only, and the results after it would be wrong.
+pub fn exit_on_device_panic() {
+    let default_hook = std::panic::take_hook();
+    let main = std::thread::current().id();
+    std::panic::set_hook(Box::new(move |info| {
+        let on_device = std::thread::current().id() != main && is_in_gpu_crate(info);
+        let message = info.to_string();
+        if on_device && message.contains("No possible adapter") {
+            eprintln!(
+                "gradmem: no such GPU is found: install its driver (on Linux without a GPU: mesa-vulkan-drivers, a software driver), or use another backend, such as --backend flex"
+            );
+            std::process::exit(2);
+        }
+        // The dashboard's k key panics with this message, after it has restored the terminal.
+        if message.contains("Killing training from user input") {
+            eprintln!(
+                "gradmem: killed; the last checkpoint is intact, and the same command resumes from it"
+            );
+            std::process::exit(INTERRUPTED.into());
+        }
+        default_hook(info);
+        if on_device {
+            eprintln!(
+                "gradmem: the device failed, and nothing after that can be trusted; what was saved before is whole"
+            );
+            std::process::exit(1);
+        }
+    }));
+}
+
+/// Whether the panic comes from the code of a GPU backend.
+fn is_in_gpu_crate(info: &PanicHookInfo<'_>) -> bool {
+    let crates = ["cubecl", "wgpu", "cudarc", "cubek"];
+    info.location()
+        .is_some_and(|at| crates.iter().any(|name| at.file().contains(name)))
+}

@@ -1,0 +1,185 @@
+//! `gradmem train`: one run, or one for each of several seeds.
+
+mod summary;
+
+use std::collections::HashSet;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use burn::train::Interrupter;
+use clap::ValueEnum;
+use gradmem::Error;
+use gradmem::kernels::KernelBackend;
+use gradmem::train::config::RunConfig;
+use gradmem::train::{Ending, Outcome, TrainOptions, leave_dashboard};
+
+use crate::args::{Backend, MetaGradient, parse_numbers};
+use crate::backend::{Job, dispatch};
+use crate::output::{put, say};
+
+/// The exit status of a program that Ctrl-C ended.
+pub const INTERRUPTED: u8 = 130;
+
+/// Meta-train a model, or resume a training that was stopped.
+///
+/// The same command resumes from the run's last checkpoint, with the result of an uninterrupted run. On a
+/// terminal it shows a dashboard (q, then s, stops and saves); elsewhere it prints one line per log interval.
+/// Ctrl-C stops and saves.
+#[derive(clap::Args)]
+#[command(after_help = "Examples:
+  gradmem train kv-quick
+  gradmem train kv-quick --run runs/first-order memory.grad_mode=first
+  gradmem train kv-quick method=rmt
+  gradmem train kv-quick --seeds 1..3
+  gradmem preset kv-quick > mine.toml && gradmem train mine.toml train.seed=2")]
+pub struct Args {
+    /// Name of a preset (see `gradmem preset`), or a .toml file.
+    preset: String,
+    /// Settings that override the preset's, such as memory.write_steps=5 or train.seed=2.
+    #[arg(value_name = "KEY=VALUE")]
+    overrides: Vec<String>,
+    /// Folder of the run, for its settings, metrics and checkpoints [default: runs/PRESET, or
+    /// runs/PRESET-METHOD if the method is not the preset's].
+    #[arg(long, value_name = "FOLDER")]
+    run: Option<PathBuf>,
+    /// Train one run for each of these seeds, such as 1,2 or 1..3. Each has a folder seed-N in the run's
+    /// folder.
+    #[arg(long, value_name = "SEEDS")]
+    seeds: Option<String>,
+    /// Start from the best weights of this run instead of random weights, or from those of a folder with a
+    /// config.json: a Hugging Face model or a checkpoint of the reference implementation.
+    #[arg(long, value_name = "FOLDER")]
+    init_from: Option<PathBuf>,
+    /// Compute at most N contexts of a step at once: less memory, and the same gradient up to rounding (short
+    /// for train.micro_batch=N).
+    #[arg(long, value_name = "N")]
+    micro_batch: Option<usize>,
+    /// Outer-gradient strategy of GradMem (short for train.meta_gradient=…).
+    #[arg(long, value_enum)]
+    meta_gradient: Option<MetaGradient>,
+    /// Print lines instead of showing the dashboard.
+    #[arg(long)]
+    plain: bool,
+    #[command(flatten)]
+    backend: Backend,
+}
+
+pub fn run(args: Args) -> Result<ExitCode, Error> {
+    let config = RunConfig::resolve(&args.preset, &args.all_overrides())?;
+    let folder = args.folder(&config)?;
+    let interrupter = Interrupter::new();
+    stop_on_ctrl_c(&interrupter)?;
+    let Some(seeds) = &args.seeds else {
+        let outcome = train_one(&args, &config, &folder, &interrupter)?;
+        return Ok(exit_code(&outcome.ending));
+    };
+    let mut seeds = parse_numbers("--seeds", seeds, u64::MAX >> 1)?;
+    let mut seen = HashSet::new();
+    seeds.retain(|seed| seen.insert(*seed));
+    let mut outcomes = Vec::new();
+    for seed in seeds {
+        let mut config = config.clone();
+        config.train.seed = seed;
+        let folder = folder.join(format!("seed-{seed}"));
+        let outcome = train_one(&args, &config, &folder, &interrupter)?;
+        let interrupted = matches!(outcome.ending, Ending::Interrupted(_));
+        outcomes.push((seed, outcome));
+        if interrupted {
+            break;
+        }
+    }
+    put(format_args!("{}", summary::of_seeds(&config, &outcomes)));
+    let last = outcomes.last();
+    Ok(last.map_or(ExitCode::SUCCESS, |(_, outcome)| exit_code(&outcome.ending)))
+}
+
+impl Args {
+    /// The overrides, with the options that are short for one.
+    fn all_overrides(&self) -> Vec<String> {
+        let micro_batch = self.micro_batch.map(|n| format!("train.micro_batch={n}"));
+        let strategy = self.meta_gradient.and_then(|x| x.to_possible_value());
+        let strategy = strategy.map(|x| format!("train.meta_gradient={}", x.get_name()));
+        let overrides = self.overrides.iter().cloned();
+        overrides.chain(micro_batch).chain(strategy).collect()
+    }
+
+    /// The folder of the run. Another method than the preset's is another run.
+    fn folder(&self, config: &RunConfig) -> Result<PathBuf, Error> {
+        if let Some(folder) = &self.run {
+            return Ok(folder.clone());
+        }
+        let mut name = Path::new(&self.preset)
+            .file_stem()
+            .unwrap_or_default()
+            .to_os_string();
+        if config.method != RunConfig::resolve(&self.preset, &[])?.method {
+            name.push("-");
+            name.push(config.method.as_str());
+        }
+        Ok(Path::new("runs").join(name))
+    }
+}
+
+fn exit_code(ending: &Ending) -> ExitCode {
+    match ending {
+        Ending::Interrupted(_) => ExitCode::from(INTERRUPTED),
+        _ => ExitCode::SUCCESS,
+    }
+}
+
+/// Trains one run, and prints what it is and how it ended.
+fn train_one(
+    args: &Args,
+    config: &RunConfig,
+    folder: &Path,
+    interrupter: &Interrupter,
+) -> Result<Outcome, Error> {
+    say!("{}", summary::before(config, folder));
+    let start = Instant::now();
+    let job = TrainJob {
+        config: config.clone(),
+        folder: folder.to_path_buf(),
+        options: TrainOptions {
+            init_from: args.init_from.clone(),
+            plain: args.plain,
+            interrupter: interrupter.clone(),
+        },
+    };
+    let outcome = dispatch(&args.backend, job)?;
+    let text = summary::after(config, folder, &outcome, start.elapsed())?;
+    put(format_args!("{text}"));
+    Ok(outcome)
+}
+
+struct TrainJob {
+    config: RunConfig,
+    folder: PathBuf,
+    options: TrainOptions,
+}
+
+impl Job for TrainJob {
+    type Output = Outcome;
+
+    fn run<B: KernelBackend>(self, device: &B::Device) -> Result<Outcome, Error> {
+        gradmem::train::train::<B>(&self.config, &self.folder, self.options, device)
+    }
+}
+
+/// Makes Ctrl-C stop the training at the next step. A second Ctrl-C ends the program at once.
+fn stop_on_ctrl_c(interrupter: &Interrupter) -> Result<(), Error> {
+    static PRESSED: AtomicBool = AtomicBool::new(false);
+    let interrupter = interrupter.clone();
+    ctrlc::set_handler(move || {
+        if PRESSED.swap(true, Ordering::Relaxed) {
+            leave_dashboard();
+            std::process::exit(INTERRUPTED.into());
+        }
+        eprintln!(
+            "gradmem: stopping at the next step, to save; press Ctrl-C again to stop at once"
+        );
+        interrupter.stop(Some("Interrupted."));
+    })
+    .map_err(|e| Error::Failed(format!("Ctrl-C cannot be caught: {e}")))
+}

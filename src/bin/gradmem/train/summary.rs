@@ -1,0 +1,180 @@
+//! What `gradmem train` prints before and after a run.
+
+use std::path::Path;
+use std::time::Duration;
+
+use gradmem::Error;
+use gradmem::data::{DataConfig, KvDataset, Split};
+use gradmem::method::MethodName;
+use gradmem::train::config::RunConfig;
+use gradmem::train::metrics::{Measure, Scores};
+use gradmem::train::{Ending, Outcome, duration};
+
+use crate::output::format_measure;
+
+/// The task, the method and the size of a run.
+pub fn before(config: &RunConfig, folder: &Path) -> String {
+    let (memory, rmt) = (&config.memory, &config.rmt);
+    let method = match config.method {
+        MethodName::GradMem => format!(
+            "into {} memory vectors by K = {} gradient steps of α = {}",
+            memory.memory_tokens, memory.write_steps, memory.write_lr
+        ),
+        MethodName::Rmt => format!(
+            "into {} memory vectors by {} forward passes (RMT)",
+            rmt.memory_tokens, rmt.write_steps
+        ),
+        MethodName::InContext => "in the prompt".into(),
+        other => format!("by {}", other.as_str()),
+    };
+    let questions = match config.data.queries_per_context() {
+        None | Some(1) => String::new(),
+        Some(questions) => format!(" × {questions} questions"),
+    };
+    let stages = match config.train.curriculum.as_slice() {
+        [] => String::new(),
+        stages => format!(" (curriculum: {})", stages.join(", ")),
+    };
+    format!(
+        "{}{stages} {method}, {}, up to {} steps of {} contexts{questions}; seed {}; run in {}",
+        config.data.describe(),
+        config.model.model_type(),
+        config.train.steps,
+        config.train.batch_size,
+        config.train.seed,
+        folder.display()
+    )
+}
+
+/// The result of a run and what can be done with it.
+pub fn after(
+    config: &RunConfig,
+    folder: &Path,
+    outcome: &Outcome,
+    time: Duration,
+) -> Result<String, Error> {
+    let state = &outcome.state;
+    let time = duration(time);
+    if let Ending::Interrupted(why) = &outcome.ending {
+        return Ok(format!(
+            "\n{why} Saved at step {} after {time}; the same command goes on from there.\n",
+            state.step
+        ));
+    }
+    let measure = config.train.stop_metric;
+    let mut text = match (outcome.valid, state.best) {
+        (Some(valid), _) => format!(
+            "\nstep {} after {time}: {} {} on {} held-out questions{}{}\n",
+            state.step,
+            measure.name().to_lowercase(),
+            valid
+                .mean(measure)
+                .map_or("–".into(), |value| format_measure(measure, value)),
+            valid.count(Measure::ExactMatch),
+            write_losses(config.method, &valid),
+            stage(config, outcome),
+        ),
+        (None, Some((value, step))) => format!(
+            "\nnothing left to do: the run is at step {}; its best {} is {} (step {step}){}\n",
+            state.step,
+            measure.name().to_lowercase(),
+            format_measure(measure, value),
+            stage(config, outcome),
+        ),
+        (None, None) => format!("\nnothing left to do: the run is at step {}\n", state.step),
+    };
+    text += &next_commands(config, folder)?;
+    Ok(text)
+}
+
+/// The WRITE losses of a GradMem run.
+fn write_losses(method: MethodName, valid: &Scores) -> String {
+    let mean = |measure| valid.mean(measure).unwrap_or(f64::NAN);
+    match method {
+        MethodName::GradMem => format!(
+            "; WRITE loss {:.3} → {:.3}",
+            mean(Measure::WriteLossBefore),
+            mean(Measure::WriteLossAfter)
+        ),
+        _ => String::new(),
+    }
+}
+
+/// Names the version of the task, if it is not the curriculum's last.
+fn stage(config: &RunConfig, outcome: &Outcome) -> String {
+    match config.train.curriculum.get(outcome.state.stage) {
+        Some(version) => format!(" (of the curriculum's {version}, not yet of the task itself)"),
+        None => String::new(),
+    }
+}
+
+/// Commands that use the run.
+fn next_commands(config: &RunConfig, folder: &Path) -> Result<String, Error> {
+    let (program, run) = (program(), folder.display());
+    let DataConfig::Kv(data) = &config.data else {
+        return Ok(format!("\n  {program} eval {run}\n"));
+    };
+    let example = KvDataset::new(data.clone(), Split::Valid, config.train.seed)?.example(0);
+    let Some(question) = example.questions.first() else {
+        return Ok(String::new());
+    };
+    Ok(match config.method {
+        MethodName::GradMem | MethodName::Rmt => format!(
+            "
+Write a context of your own and read an answer from its memory:
+
+  printf '%s' '{}' > context.txt
+  {program} write --model {run} context.txt -o context.mem.safetensors
+  {program} read --model {run} context.mem.safetensors '{}'
+",
+            example.context, question.query
+        ),
+        _ => String::new(),
+    })
+}
+
+/// One line for each seed, and the mean of all.
+pub fn of_seeds(config: &RunConfig, outcomes: &[(u64, Outcome)]) -> String {
+    let measure = config.train.stop_metric;
+    let name = measure.name().to_lowercase();
+    let mut text = "\n".to_string();
+    let mut values = Vec::new();
+    for (seed, outcome) in outcomes {
+        let Outcome { ending, state, .. } = outcome;
+        let interrupted = match ending {
+            Ending::Interrupted(_) => ", interrupted",
+            _ => "",
+        };
+        let best = match state.best {
+            Some((value, step)) => {
+                if state.stage >= config.train.curriculum.len() {
+                    values.push(value);
+                }
+                let (value, stage) = (format_measure(measure, value), stage(config, outcome));
+                format!("best {name} {value} at step {step}{stage}")
+            }
+            None => format!("no evaluation by step {}", state.step),
+        };
+        text += &format!("seed {seed}: {best}{interrupted}\n");
+    }
+    // A mean of some seeds only would mislead.
+    if values.len() > 1 && values.len() == outcomes.len() {
+        let mean = values.iter().sum::<f64>() / values.len() as f64;
+        let extreme = |pick: fn(f64, f64) -> f64| {
+            let value = values.iter().copied().reduce(pick).unwrap_or(mean);
+            format_measure(measure, value)
+        };
+        text += &format!(
+            "mean {}, from {} to {}\n",
+            format_measure(measure, mean),
+            extreme(f64::min),
+            extreme(f64::max)
+        );
+    }
+    text
+}
+
+/// The name under which this program was called.
+fn program() -> String {
+    std::env::args().next().unwrap_or_else(|| "gradmem".into())
+}

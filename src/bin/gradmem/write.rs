@@ -1,0 +1,207 @@
+//! `gradmem write`: texts to a memory file.
+
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Instant;
+
+use gradmem::Error;
+use gradmem::episode::Tokens;
+use gradmem::kernels::KernelBackend;
+use gradmem::memory::{Memory, MemoryFile, MemoryFloat};
+use gradmem::method::AnyMethod;
+use gradmem::model::cache_bytes;
+use indicatif::{ProgressBar, ProgressState, ProgressStyle};
+
+use crate::args::{Backend, ModelFolder};
+use crate::backend::{Job, dispatch};
+use crate::input::{in_file, read_text};
+use crate::memories::describe;
+use crate::model::Model;
+use crate::output::say;
+
+/// The most memories that are described after WRITE; `gradmem inspect` describes all.
+const SHOWN: usize = 8;
+
+/// Write texts into a memory file: each becomes a few vectors, which answer questions later.
+///
+/// Several texts become several memories in one file, each named after its text's file. A line break at the
+/// end of a text is dropped. The memory file records the model, the tokenizer and the WRITE losses, but not
+/// the texts unless --keep-context is given.
+#[derive(clap::Args)]
+#[command(after_help = "Examples:
+  gradmem write --model runs/kv-quick notes.txt -o notes.mem.safetensors
+  gradmem write --model runs/babi-small stories/*.txt -o stories.mem.safetensors --bf16
+  sort notes.txt | gradmem write --model runs/mine - -o sorted.mem.safetensors --name sorted")]
+pub struct Args {
+    /// Text files to write, in UTF-8; - for standard input.
+    #[arg(required = true, value_name = "TEXT")]
+    contexts: Vec<PathBuf>,
+    /// Memory file to create or replace.
+    #[arg(long, short, value_name = "FILE")]
+    output: PathBuf,
+    #[command(flatten)]
+    model: ModelFolder,
+    /// Number of WRITE steps [default: as in training].
+    #[arg(long, value_name = "K")]
+    write_steps: Option<usize>,
+    /// Name of the memory, if there is one text [default: the name of its file].
+    #[arg(long, value_name = "NAME")]
+    name: Option<String>,
+    /// Store the texts in the memory file too.
+    #[arg(long)]
+    keep_context: bool,
+    /// Store the vectors as bf16 instead of f32: half the bytes, 8 bits of precision.
+    #[arg(long)]
+    bf16: bool,
+    /// Number of texts to write at once.
+    #[arg(long, value_name = "N", default_value_t = 16)]
+    batch: usize,
+    #[command(flatten)]
+    backend: Backend,
+}
+
+pub fn run(args: Args) -> Result<ExitCode, Error> {
+    if args.batch == 0 {
+        return Err(Error::Input("--batch must be at least 1".into()));
+    }
+    if args.name.is_some() && args.contexts.len() > 1 {
+        return Err(Error::Input(
+            "--name is for one text: several are named after their files".into(),
+        ));
+    }
+    check_output(&args.output)?;
+    let backend = args.backend.clone();
+    dispatch(&backend, args)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+impl Job for Args {
+    type Output = ();
+
+    fn run<B: KernelBackend>(self, device: &B::Device) -> Result<(), Error> {
+        let texts = self.contexts.iter().map(|path| read_text(path));
+        let texts = texts.collect::<Result<Vec<_>, _>>()?;
+        let mut model = Model::<B>::open(&self.model.folder, device)?;
+        if let Some(steps) = self.write_steps {
+            model.method = model.method.with_write_steps(steps)?;
+        }
+        let contexts = self.contexts.iter().zip(&texts).map(|(path, text)| {
+            let ids = model.encode_context(text);
+            ids.map_err(|e| in_file(path, e))
+        });
+        let contexts = contexts.collect::<Result<Vec<_>, _>>()?;
+
+        let start = Instant::now();
+        let mut file = self.write_all(&model.method, &contexts, device)?;
+        let seconds = start.elapsed().as_secs_f64();
+        file.origin.tokenizer = Some(model.text.fingerprint());
+        let cache_bytes = cache_bytes(model.method.model());
+        let about = self.contexts.iter().zip(&texts).zip(&contexts);
+        for (sample, ((path, text), ids)) in file.samples.iter_mut().zip(about) {
+            let file_name = path.file_name().filter(|name| *name != "-");
+            let file_name = file_name.map(|name| name.to_string_lossy().into_owned());
+            sample.name = self.name.clone().or(file_name);
+            sample.tokens = Some(ids.len());
+            sample.cache_bytes = Some(cache_bytes(ids.len()));
+            sample.context = self.keep_context.then(|| text.clone());
+            *sample = std::mem::take(sample).with_hash_of(text);
+        }
+        if self.bf16 {
+            file = file.with_float(MemoryFloat::Bf16);
+        }
+        file.save(&self.output)?;
+
+        let total: usize = contexts.iter().map(Vec::len).sum();
+        say!("{}", describe(&self.output, &file, SHOWN));
+        say!(
+            "{total} tokens in {seconds:.2} s: {:.0} a second",
+            total as f64 / seconds
+        );
+        Ok(())
+    }
+}
+
+impl Args {
+    /// Writes the contexts, those of similar lengths together. The file has them in the order given.
+    fn write_all<B: KernelBackend>(
+        &self,
+        method: &AnyMethod<B>,
+        contexts: &[Vec<u32>],
+        device: &B::Device,
+    ) -> Result<MemoryFile, Error> {
+        let mut order: Vec<usize> = (0..contexts.len()).collect();
+        order.sort_by_key(|at| contexts[*at].len());
+        let bar = progress_bar(contexts.iter().map(|ids| ids.len() as u64).sum());
+        let (mut memories, mut losses) = (Vec::new(), Vec::new());
+        for batch in order.chunks(self.batch) {
+            let rows: Vec<&[u32]> = batch.iter().map(|at| &contexts[*at][..]).collect();
+            let tokens = Tokens::new(&rows, device)?;
+            let memory = method.write(&tokens)?;
+            if let AnyMethod::GradMem(gradmem) = method {
+                let after = gradmem.write_loss(&memory, &tokens)?.to_data();
+                for (at, after) in batch.iter().zip(after.iter::<f64>()) {
+                    if !after.is_finite() {
+                        return Err(Error::Failed(format!(
+                            "{}: WRITE became non-finite (loss {after} after its last step): try fewer \
+                             --write-steps",
+                            self.contexts[*at].display()
+                        )));
+                    }
+                    losses.push(after);
+                }
+            }
+            memories.push(memory);
+            bar.inc(rows.iter().map(|ids| ids.len() as u64).sum());
+        }
+        bar.finish_and_clear();
+        let mut file = method.pack(&Memory::cat(memories)?)?;
+        for (sample, after) in file.samples.iter_mut().zip(losses) {
+            sample.loss_after = Some(after);
+        }
+        // Back to the order given.
+        let mut places: Vec<usize> = (0..order.len()).collect();
+        places.sort_by_key(|place| order[*place]);
+        file.select(&places)
+    }
+}
+
+fn progress_bar(tokens: u64) -> ProgressBar {
+    let bar = ProgressBar::new(tokens);
+    let template = "{bar:30} {pos}/{len} tokens, {rate} a second, {eta} left";
+    if let Ok(style) = ProgressStyle::with_template(template) {
+        let rate = |state: &ProgressState, out: &mut dyn std::fmt::Write| {
+            write!(out, "{:.0}", state.per_sec()).ok();
+        };
+        bar.set_style(style.with_key("rate", rate).progress_chars("=> "));
+    }
+    bar
+}
+
+/// Fails if the file cannot be made, before the work is done.
+fn check_output(path: &Path) -> Result<(), Error> {
+    let problem = |problem: &str| {
+        Err(Error::File {
+            path: path.into(),
+            problem: problem.into(),
+        })
+    };
+    if path.is_dir() {
+        return problem("is a folder: name the file to make in it");
+    }
+    if path
+        .metadata()
+        .is_ok_and(|about| about.permissions().readonly())
+    {
+        return problem("is read-only: it is not replaced");
+    }
+    let folder = path
+        .parent()
+        .filter(|folder| !folder.as_os_str().is_empty());
+    let folder = folder.unwrap_or(Path::new("."));
+    match tempfile::tempfile_in(folder) {
+        Ok(_) => Ok(()),
+        Err(e) if e.kind() == ErrorKind::NotFound => problem("its folder does not exist"),
+        Err(e) => problem(&format!("no file can be made in its folder: {e}")),
+    }
+}
