@@ -33,4 +33,4 @@ fi
 # Told to the tests alone: cudarc would be built anew wherever CUDA_PATH has changed.
 cd "$root"
 exec cargo --config "target.'cfg(all())'.runner = ['env', 'CUDA_PATH=$here', 'LD_LIBRARY_PATH=$built']" \
-    test --release -p gradmem-kernels --features cuda,ndarray --test fused "$@"
+    test -p gradmem-kernels --features gradmem-kernels/cuda,gradmem-kernels/ndarray --test fused_cuda "$@"

@@ -1,7 +1,4 @@
 //! The GPU kernels against the reference in f64, on random numbers.
-//!
-//! Runs wherever there is a Vulkan driver, Mesa's software one included, or with the feature `cuda`
-//! on CUDA: `cargo test --release -p gradmem-kernels --features vulkan,ndarray --test fused`.
 
 use std::sync::{Mutex, Once};
 
@@ -10,10 +7,8 @@ use burn::tensor::ops::FloatTensor;
 use burn::tensor::{DType, Tensor, TensorData, TensorPrimitive};
 use gradmem_kernels::AttentionBackend;
 
-#[cfg(feature = "cuda")]
-type Gpu = burn_cuda::Cuda;
-#[cfg(not(feature = "cuda"))]
-type Gpu = burn_wgpu::Vulkan;
+use crate::{Gpu, TOLERANCE_OF_PRODUCTS};
+
 type F64 = burn_ndarray::NdArray<f64>;
 
 /// A panic on the device's thread would leave garbage behind and a test that passes.
@@ -290,7 +285,7 @@ fn f32_is_within_1e_4() {
     check_all(&grid(&[8, 64, 20, 32], false), DType::F32, 1e-4);
 }
 
-/// `cargo test --release -p gradmem-kernels --features vulkan,ndarray --test fused -- --ignored`
+/// `cargo test --release -p gradmem-kernels --features vulkan,ndarray --test fused_vulkan -- --ignored`
 #[test]
 #[ignore = "takes many minutes on a software driver"]
 fn f32_is_within_1e_4_for_every_length_with_every_head_dim() {
@@ -338,7 +333,6 @@ fn f16_is_within_5e_3() {
 /// The device's memory grows by less than one matrix of scores would take, where the reference needs
 /// several of them.
 #[test]
-#[cfg(not(feature = "fusion"))]
 fn memory_does_not_grow_with_the_square_of_the_sequence() {
     use gradmem_kernels::{Attention, set_attention};
     let case = Case {
@@ -416,10 +410,8 @@ fn what_the_kernels_cannot_do_the_reference_does_aloud_and_says_so_once() {
         key_len: 7,
         dim: 300,
     };
-    // Burn's own products, which round to TF32 on CUDA.
-    let tolerance = if cfg!(feature = "cuda") { 1e-2 } else { 1e-4 };
     for _ in 0..2 {
-        check(case, DType::F32, false, [true; 3], tolerance);
+        check(case, DType::F32, false, [true; 3], TOLERANCE_OF_PRODUCTS);
     }
     let warnings = WARNINGS.0.lock().unwrap();
     let about = warnings
