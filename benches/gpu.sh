@@ -19,7 +19,7 @@ pack() {
   cargo build --release --no-default-features --features command,flex,cuda,fusion,autotune
   binary=${CARGO_TARGET_DIR:-target}/release/gradmem
   # Autotune stays off in tests: they are about numbers.
-  tests=$(cargo test --release -p gradmem-kernels --features cuda,ndarray --test fused --no-run 2>&1 |
+  tests=$(cargo test --release -p gradmem-kernels --features cuda,ndarray --test fused_cuda --no-run 2>&1 |
     sed -n 's/.*Executable.*(\(.*\))$/\1/p')
   strip -o "$kit/gradmem" "$binary"
   strip -o "$kit/kernel-tests" "$tests"

@@ -1,13 +1,16 @@
 //! Everything once more on Vulkan, with Burn's fusion and without it, wherever there is a driver:
 //! Mesa's software one will do. One binary, because every process compiles its own pipelines.
 //!
-//! `cargo test --release --no-default-features --features flex,vulkan,fusion --test vulkan`
+//! `cargo test --no-default-features --features flex,vulkan,fusion --test vulkan`
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use burn::tensor::TensorData;
-use burn_wgpu::{CubeBackend, WgpuRuntime};
+use burn_cubecl::cubecl::Runtime;
+use burn_wgpu::graphics::{AutoGraphicsApi, GraphicsApi, WebGpu};
+use burn_wgpu::{CubeBackend, WgpuDevice, WgpuRuntime, WgpuSetup, init_device, init_setup};
 use gradmem::interop::checkpoint::{self, SpecialTokens};
 use gradmem::interop::parity;
 use gradmem::kernels::{self, Attention, KernelBackend};
@@ -22,11 +25,13 @@ type Flex = burn_flex::Flex;
 type Vulkan = burn_wgpu::Vulkan;
 /// Without fusion in any case.
 type Plain = CubeBackend<WgpuRuntime, f32, i32, u8>;
+/// As the feature `wgpu` alone makes it: WGSL has no 8-bit integers.
+type Wgsl = CubeBackend<WgpuRuntime, f32, i32, u32>;
 
-/// A panic on the device's thread would leave garbage behind and a test that passes.
-fn abort_on_panic_elsewhere() {
-    static ONCE: std::sync::Once = std::sync::Once::new();
-    ONCE.call_once(|| {
+/// The default device. A panic on its thread would leave garbage behind and a test that passes.
+fn device() -> &'static WgpuSetup {
+    static SETUP: OnceLock<WgpuSetup> = OnceLock::new();
+    SETUP.get_or_init(|| {
         let (hook, tests) = (std::panic::take_hook(), std::thread::current().id());
         std::panic::set_hook(Box::new(move |info| {
             hook(info);
@@ -37,11 +42,11 @@ fn abort_on_panic_elsewhere() {
                 std::process::abort();
             }
         }));
-    });
+        init_setup::<AutoGraphicsApi>(&WgpuDevice::default(), Default::default())
+    })
 }
 
-fn check_reference<B: KernelBackend>(backend: &str) {
-    abort_on_panic_elsewhere();
+fn check_reference<B: KernelBackend>(backend: &str, device: &B::Device) {
     let mut worst = (0.0, String::new());
     let mut cases = 0;
     for folder in ["golden", "oracle"] {
@@ -53,7 +58,7 @@ fn check_reference<B: KernelBackend>(backend: &str) {
             if !case.is_dir() {
                 continue;
             }
-            let report = parity::compare::<B>(&case, MetaGradient::Unrolled, &Default::default())
+            let report = parity::compare::<B>(&case, MetaGradient::Unrolled, device)
                 .unwrap_or_else(|e| panic!("{} on {backend}: {e}", case.display()));
             for row in report.rows {
                 let what = format!("{}: {}", case.display(), row.tensor);
@@ -74,13 +79,29 @@ fn check_reference<B: KernelBackend>(backend: &str) {
 
 #[test]
 fn the_references_numbers_without_fusion() {
-    check_reference::<Plain>("vulkan without fusion");
+    device();
+    check_reference::<Plain>("vulkan without fusion", &Default::default());
 }
 
 #[cfg(feature = "fusion")]
 #[test]
 fn the_references_numbers_with_fusion() {
-    check_reference::<Vulkan>("vulkan with fusion");
+    device();
+    check_reference::<Vulkan>("vulkan with fusion", &Default::default());
+}
+
+/// The kernels in WGSL, as the feature `wgpu` compiles them without `vulkan`.
+#[test]
+fn the_references_numbers_in_wgsl() {
+    // CubeCL writes WGSL for what it does not take for Vulkan.
+    let setup = WgpuSetup {
+        backend: WebGpu::backend(),
+        ..device().clone()
+    };
+    let device = init_device(setup, Default::default());
+    let client = WgpuRuntime::client(&device);
+    assert_eq!(WgpuRuntime::name(&client), "wgpu<wgsl>");
+    check_reference::<Wgsl>("wgsl", &device);
 }
 
 /// A model with grouped-query heads and contexts of several tiles; the second half of each query is
@@ -172,7 +193,7 @@ fn folder(name: &str) -> PathBuf {
 /// Burn's issue 5162 has seen NaN there.
 #[test]
 fn a_training_step_is_the_cpus() {
-    abort_on_panic_elsewhere();
+    device();
     for (write_steps, frozen) in [(1, false), (3, false), (3, true)] {
         let folder = folder(&format!("vulkan-step-{write_steps}-{frozen}"));
         case(&folder, write_steps, frozen);

@@ -33,4 +33,4 @@ fi
 # Set for the tests only: a change of CUDA_PATH would rebuild cudarc.
 cd "$root"
 exec cargo --config "target.'cfg(all())'.runner = ['env', 'CUDA_PATH=$here', 'LD_LIBRARY_PATH=$built']" \
-    test --release -p gradmem-kernels --features cuda,ndarray --test fused "$@"
+    test -p gradmem-kernels --features gradmem-kernels/cuda,gradmem-kernels/ndarray --test fused_cuda "$@"

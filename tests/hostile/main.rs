@@ -12,27 +12,16 @@
 //! `target/tmp/hostile`, as do all that fail. What failed once is in `tests/hostile/corpus`, and is read
 //! by `corpus.rs` ever after.
 
-#[path = "hostile/configs.rs"]
 mod configs;
-#[path = "hostile/corpus.rs"]
 mod corpus;
-#[path = "hostile/datasets.rs"]
 mod datasets;
-#[path = "hostile/heap.rs"]
 mod heap;
-#[path = "hostile/memories.rs"]
 mod memories;
-#[path = "hostile/mutate.rs"]
 mod mutate;
-#[path = "hostile/read.rs"]
 mod read;
-#[path = "hostile/runs.rs"]
 mod runs;
-#[path = "hostile/tensors.rs"]
 mod tensors;
-#[path = "hostile/tokenizers.rs"]
 mod tokenizers;
-#[path = "hostile/weights.rs"]
 mod weights;
 
 /// What everything is computed on.

@@ -1,7 +1,7 @@
 //! What the paper's experiments need of the command: every task, curricula, seeds, evaluations in one pass.
 
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::Output;
 
 use burn::data::dataloader::DataLoaderBuilder;
 use gradmem::data::ExampleBatcher;
@@ -12,40 +12,16 @@ use gradmem::train::metrics::Measure;
 use serde_json::Value;
 use tempfile::TempDir;
 
-const SMALL: &str = "model.hidden_size=8 model.intermediate_size=16 model.num_hidden_layers=1 \
-    model.num_attention_heads=1 memory.memory_tokens=2 train.batch_size=4 train.steps=4 train.eval_every=2 \
-    train.log_every=2 train.warmup_steps=2";
-
-fn gradmem(folder: &Path, args: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_gradmem"))
-        .args(args)
-        .current_dir(folder)
-        .output()
-        .unwrap()
-}
+use crate::program::{SMALL, gradmem, refuses, succeeds};
 
 /// Trains a preset, made small, with further settings.
 fn train(folder: &Path, preset: &str, more: &[&str]) -> Output {
     let mut args = vec!["train", preset, "--plain"];
+    let settings = "train.steps=4 train.eval_every=2 train.log_every=2 train.warmup_steps=2";
     args.extend(SMALL.split_whitespace());
+    args.extend(settings.split_whitespace());
     args.extend(more);
     gradmem(folder, &args)
-}
-
-fn succeeds(output: Output) -> String {
-    let error = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{error}");
-    String::from_utf8(output.stdout).unwrap()
-}
-
-/// Status 2 and one line that has these words.
-fn refuses(output: Output, words: &[&str]) {
-    let error = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(2), "{words:?}: {error}");
-    assert_eq!(error.trim_end().lines().count(), 1, "{error}");
-    for word in words {
-        assert!(error.contains(word), "`{word}` is not in: {error}");
-    }
 }
 
 fn lines(path: impl AsRef<Path>) -> Vec<Value> {

@@ -8,16 +8,17 @@ use std::time::{Duration, Instant};
 use gradmem::model::weights::Tensors;
 use tempfile::TempDir;
 
+use crate::program::{self, SMALL};
+
 const STEPS: usize = 240;
 
 fn command(run: &Path, steps: usize) -> Vec<String> {
     let overrides = "data.pairs=2 data.queries_per_context=2 data.valid_samples=20 \
-        model.hidden_size=8 model.intermediate_size=16 model.num_hidden_layers=1 \
-        model.num_attention_heads=1 memory.memory_tokens=2 train.batch_size=4 train.eval_every=20 \
-        train.log_every=7 train.warmup_steps=30 train.stop_value=2";
+        train.eval_every=20 train.log_every=7 train.warmup_steps=30 train.stop_value=2";
     let mut args: Vec<String> = ["train", "kv-quick", "--run"].map(String::from).into();
     args.push(run.display().to_string());
     args.push(format!("train.steps={steps}"));
+    args.extend(SMALL.split_whitespace().map(String::from));
     args.extend(overrides.split_whitespace().map(String::from));
     // An easier version of the task comes first, up to the first evaluation.
     args.push(r#"train.curriculum=["pairs=1 queries_per_context=1"]"#.into());
@@ -26,7 +27,7 @@ fn command(run: &Path, steps: usize) -> Vec<String> {
 }
 
 fn start(run: &Path, steps: usize) -> Child {
-    Command::new(env!("CARGO_BIN_EXE_gradmem"))
+    Command::new(program::PATH)
         .args(command(run, steps))
         .stdout(Stdio::piped())
         .spawn()
@@ -143,7 +144,7 @@ fn another_seed_is_another_run() {
     run(&a, 7);
     let mut args = command(&b, 7);
     args.push("train.seed=7".into());
-    let status = Command::new(env!("CARGO_BIN_EXE_gradmem"))
+    let status = Command::new(program::PATH)
         .args(args)
         .stdout(Stdio::null())
         .status();
@@ -163,7 +164,7 @@ fn without_room_for_a_checkpoint_the_last_one_stays() {
     let blocks = before.len() / 4096;
     let script = format!("trap '' XFSZ; ulimit -f {blocks}; exec \"$0\" \"$@\"");
     let output = Command::new("sh")
-        .args(["-c", &script, env!("CARGO_BIN_EXE_gradmem")])
+        .args(["-c", &script, program::PATH])
         .args(command(&path, STEPS))
         .output()
         .unwrap();

@@ -1014,7 +1014,7 @@ mod memory {
         let output = Command::new(std::env::current_exe().unwrap())
             .args([
                 "--exact",
-                "memory::load_and_report",
+                "pretrained::memory::load_and_report",
                 "--ignored",
                 "--nocapture",
             ])

@@ -1,9 +1,4 @@
 //! The GPU kernels against the reference in f64, on pseudo-random values.
-//!
-//! `cargo test --release -p gradmem-kernels --features vulkan,ndarray --test fused` runs on any Vulkan driver,
-//! including Mesa's software driver, with kernels in SPIR-V. The feature `wgpu` instead of `vulkan` compiles
-//! the kernels to WGSL; the feature `cuda` runs them on CUDA.
-#![cfg(any(feature = "wgpu", feature = "cuda"))]
 
 use std::sync::{Mutex, Once};
 
@@ -12,12 +7,8 @@ use burn::tensor::ops::FloatTensor;
 use burn::tensor::{DType, Tensor, TensorData, TensorPrimitive};
 use gradmem_kernels::AttentionBackend;
 
-#[cfg(feature = "cuda")]
-type Gpu = burn_cuda::Cuda;
-#[cfg(all(feature = "vulkan", not(feature = "cuda")))]
-type Gpu = burn_wgpu::Vulkan;
-#[cfg(not(any(feature = "vulkan", feature = "cuda")))]
-type Gpu = burn_wgpu::Wgpu;
+use crate::{Gpu, TOLERANCE_OF_PRODUCTS};
+
 type F64 = burn_ndarray::NdArray<f64>;
 
 /// Makes a panic on the device's thread abort the process, where it would otherwise only leave invalid results.
@@ -294,7 +285,7 @@ fn f32_is_within_1e_4() {
     check_all(&grid(&[8, 64, 20, 32], false), DType::F32, 1e-4);
 }
 
-/// `cargo test --release -p gradmem-kernels --features vulkan,ndarray --test fused -- --ignored`
+/// `cargo test --release -p gradmem-kernels --features vulkan,ndarray --test fused_vulkan -- --ignored`
 #[test]
 #[ignore = "takes many minutes on a software driver"]
 fn f32_is_within_1e_4_for_every_length_with_every_head_dim() {
@@ -342,7 +333,6 @@ fn f16_is_within_5e_3() {
 /// The kernels take less additional device memory than one matrix of scores; the reference takes several
 /// matrices.
 #[test]
-#[cfg(not(feature = "fusion"))]
 fn memory_does_not_grow_with_the_square_of_the_sequence() {
     use gradmem_kernels::{Attention, set_attention};
     let case = Case {
@@ -420,10 +410,8 @@ fn the_reference_computes_unsupported_head_dims_and_logs_one_warning() {
         key_len: 7,
         dim: 300,
     };
-    // Burn's own matrix products round to TF32 on CUDA.
-    let tolerance = if cfg!(feature = "cuda") { 1e-2 } else { 1e-4 };
     for _ in 0..2 {
-        check(case, DType::F32, false, [true; 3], tolerance);
+        check(case, DType::F32, false, [true; 3], TOLERANCE_OF_PRODUCTS);
     }
     let warnings = WARNINGS.0.lock().unwrap();
     let about = warnings

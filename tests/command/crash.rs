@@ -4,7 +4,7 @@
 //! The ordinary suite kills a dozen times;
 //!
 //! ```sh
-//! GRADMEM_KILLS=200 cargo test --release --test crash -- --nocapture
+//! GRADMEM_KILLS=200 cargo test --release --test command crash -- --nocapture
 //! ```
 //!
 //! kills two hundred times.
@@ -23,6 +23,8 @@ use rand_chacha::rand_core::SeedableRng;
 use serde_json::Value;
 use tempfile::TempDir;
 
+use crate::program::{self, SMALL};
+
 /// Kills in all, of which a third is of `write`.
 fn kills() -> usize {
     let kills = std::env::var("GRADMEM_KILLS");
@@ -33,7 +35,7 @@ fn kills() -> usize {
 }
 
 fn gradmem(args: &[String]) -> Child {
-    Command::new(env!("CARGO_BIN_EXE_gradmem"))
+    Command::new(program::PATH)
         .args(args)
         .env("RUST_LOG", "error")
         .stdout(Stdio::null())
@@ -51,11 +53,10 @@ fn finish(args: &[String]) -> Duration {
 
 fn train(run: &Path) -> Vec<String> {
     let overrides = "train.steps=160 data.pairs=2 data.queries_per_context=2 data.valid_samples=20 \
-        model.hidden_size=8 model.intermediate_size=16 model.num_hidden_layers=1 \
-        model.num_attention_heads=1 memory.memory_tokens=2 train.batch_size=4 train.eval_every=4 \
-        train.log_every=3 train.warmup_steps=30 train.stop_value=2 train.curriculum_value=0";
+        train.eval_every=4 train.log_every=3 train.warmup_steps=30 train.stop_value=2 train.curriculum_value=0";
     let mut args: Vec<String> = ["train", "kv-quick", "--run"].map(String::from).into();
     args.push(run.display().to_string());
+    args.extend(SMALL.split_whitespace().map(String::from));
     args.extend(overrides.split_whitespace().map(String::from));
     args.push(r#"train.curriculum=["pairs=1 queries_per_context=1"]"#.into());
     args

@@ -8,6 +8,8 @@ use std::process::Command;
 
 use tempfile::TempDir;
 
+use crate::program;
+
 /// A training is a matter of seconds, a GPU is the CPU, and nothing is installed.
 const SHELL: &str = r#"
 set -e
@@ -64,7 +66,7 @@ fn run(page: &str) {
     std::os::unix::fs::symlink(root().join("tests"), folder.path().join("tests")).unwrap();
     let output = Command::new("sh")
         .args(["-c", &format!("{SHELL}{blocks}")])
-        .env("BIN", env!("CARGO_BIN_EXE_gradmem"))
+        .env("BIN", program::PATH)
         .current_dir(&folder)
         .output()
         .unwrap();

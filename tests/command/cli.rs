@@ -2,63 +2,21 @@
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::Output;
 
 use burn::tensor::TensorData;
 use gradmem::model::weights;
 use tempfile::TempDir;
 
-fn gradmem(folder: &TempDir, args: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_gradmem"))
-        .args(args)
-        .current_dir(folder)
-        .output()
-        .unwrap()
-}
-
-fn text(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes).into()
-}
-
-/// A training of a second or so.
-fn tiny(run: &str) -> Vec<String> {
-    let overrides = "data.pairs=2 data.queries_per_context=1 data.valid_samples=20 \
-        model.hidden_size=8 model.intermediate_size=16 model.num_hidden_layers=1 \
-        model.num_attention_heads=1 memory.memory_tokens=2 train.batch_size=4 train.steps=6 \
-        train.eval_every=3 train.log_every=2 train.warmup_steps=2";
-    let mut args = vec![
-        "train".to_string(),
-        "kv-quick".into(),
-        "--run".into(),
-        run.into(),
-    ];
-    args.extend(overrides.split_whitespace().map(String::from));
-    args
-}
+use crate::program::{self, command, gradmem, succeeds, text, tiny};
 
 fn train(folder: &TempDir, run: &str, more: &[&str]) -> Output {
-    let tiny = tiny(run);
-    let args: Vec<&str> = tiny
-        .iter()
-        .map(String::as_str)
-        .chain(more.iter().copied())
-        .collect();
-    gradmem(folder, &args)
-}
-
-fn succeeds(output: &Output) -> String {
-    assert!(output.status.success(), "{}", text(&output.stderr));
-    text(&output.stdout)
+    gradmem(folder, &[&tiny(run)[..], more].concat())
 }
 
 /// A user's mistake: status 2, one line on stderr that names it, and nothing on disk but what was there.
 fn refuses(folder: &TempDir, output: &Output, words: &[&str], before: &[PathBuf]) {
-    let error = text(&output.stderr);
-    assert_eq!(output.status.code(), Some(2), "{words:?}: {error}");
-    assert_eq!(error.trim_end().lines().count(), 1, "{error}");
-    for word in words {
-        assert!(error.contains(word), "`{word}` is not in: {error}");
-    }
+    program::refuses(output, words);
     assert_eq!(files(folder.path()), before, "something was written");
 }
 
@@ -772,10 +730,8 @@ fn the_way_to_the_outer_gradient_changes_rounding_alone() {
 #[test]
 fn the_log_says_where_a_step_goes() {
     let folder = TempDir::new().unwrap();
-    let output = Command::new(env!("CARGO_BIN_EXE_gradmem"))
-        .current_dir(folder.path())
+    let output = command(&folder, &tiny("run"))
         .env("RUST_LOG", "gradmem=debug")
-        .args(tiny("run"))
         .output()
         .unwrap();
     let log = text(&output.stderr);

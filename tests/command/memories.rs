@@ -2,52 +2,20 @@
 
 use std::io::Write as _;
 use std::path::Path;
-use std::process::{Command, Output, Stdio};
+use std::process::Stdio;
 use std::sync::OnceLock;
 
 use serde_json::Value;
 use tempfile::TempDir;
 
-fn command(folder: &Path, args: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_gradmem"));
-    command.args(args).current_dir(folder);
-    command
-}
-
-fn gradmem(folder: &Path, args: &[&str]) -> Output {
-    command(folder, args).output().unwrap()
-}
-
-fn text(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes).into()
-}
-
-fn succeeds(output: &Output) -> String {
-    assert!(output.status.success(), "{}", text(&output.stderr));
-    text(&output.stdout)
-}
-
-fn refuses(output: &Output, words: &[&str]) {
-    let error = text(&output.stderr);
-    assert_eq!(output.status.code(), Some(2), "{words:?}: {error}");
-    assert_eq!(error.trim_end().lines().count(), 1, "{error}");
-    for word in words {
-        assert!(error.contains(word), "`{word}` is not in: {error}");
-    }
-}
+use crate::program::{command, gradmem, refuses, succeeds, text, tiny};
 
 /// A model that a second of training made, in a folder for all tests; each has a folder of its own.
 fn model() -> (&'static str, TempDir) {
     static RUN: OnceLock<(TempDir, String)> = OnceLock::new();
     let (_, run) = RUN.get_or_init(|| {
         let folder = TempDir::new().unwrap();
-        let tiny = "train kv-quick --run run data.pairs=2 data.queries_per_context=1 \
-            data.valid_samples=20 model.hidden_size=8 model.intermediate_size=16 \
-            model.num_hidden_layers=1 model.num_attention_heads=1 memory.memory_tokens=2 \
-            train.batch_size=4 train.steps=6 train.eval_every=3 train.log_every=2 \
-            train.warmup_steps=2";
-        let args: Vec<&str> = tiny.split_whitespace().collect();
-        succeeds(&gradmem(folder.path(), &args));
+        succeeds(gradmem(folder.path(), &tiny("run")));
         let run = folder.path().join("run").display().to_string();
         (folder, run)
     });

@@ -107,7 +107,7 @@ cases!(
 /// A folder that no test names would be no test.
 #[test]
 fn every_case_is_checked() {
-    let source = include_str!("golden.rs");
+    let source = include_str!("reference.rs");
     for folder in ["golden", "oracle"] {
         let tests = Path::new(env!("CARGO_MANIFEST_DIR"))
             .join("tests")

@@ -110,7 +110,7 @@ fn a_file_gives_back_what_went_in() {
         }
 
         // The same model of another precision reads it too.
-        let f64s = crate::gradmem::<NdArray<f64>>(llama(), proj, 1);
+        let f64s = self::gradmem::<NdArray<f64>>(llama(), proj, 1);
         assert_eq!(f64s.fingerprint(), gradmem.fingerprint());
         let there = f64s.unpack(&opened).unwrap();
         assert_eq!(values(&there.vectors()), values(&memory.vectors()));

@@ -1,0 +1,9 @@
+//! The library on the CPU, in one binary.
+
+mod dependencies;
+mod generation;
+mod memory_files;
+mod outer_gradient;
+mod pretrained;
+mod reference;
+mod second_order;
