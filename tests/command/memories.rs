@@ -1,7 +1,6 @@
 //! Memory files from a shell: `gradmem write`, `read` and `inspect`.
 
 use std::io::Write as _;
-use std::path::Path;
 use std::process::Stdio;
 use std::sync::OnceLock;
 
