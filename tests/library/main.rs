@@ -2,6 +2,7 @@
 
 mod dependencies;
 mod generation;
+mod imports;
 mod memory_files;
 mod outer_gradient;
 mod pretrained;

@@ -5,25 +5,8 @@ use burn::tensor::backend::Backend;
 use burn::tensor::ops::FloatTensor;
 
 use crate::reference::primitives;
+pub use crate::reference::scan::Direction;
 use crate::{lift, lower};
-
-/// The direction in which a recurrence runs along the sequence.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Direction {
-    /// `h_t = a_t ∘ h_{t−1} + b_t`, from `h_{−1} = 0`.
-    Forward,
-    /// `h_t = a_t ∘ h_{t+1} + b_t`, from `h_{seq} = 0`.
-    Reverse,
-}
-
-impl Direction {
-    pub(crate) fn opposite(self) -> Self {
-        match self {
-            Self::Forward => Self::Reverse,
-            Self::Reverse => Self::Forward,
-        }
-    }
-}
 
 /// A backend that computes elementwise linear recurrences.
 ///

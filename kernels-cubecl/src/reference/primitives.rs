@@ -5,8 +5,8 @@ use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
 use burn::tensor::ops::{FloatTensor, IntTensor};
 
+use super::scan::Direction;
 use super::{attention, layers, scan};
-use crate::ops::scan::Direction;
 use crate::{lift, lower};
 
 pub fn causal_attention<B: Backend>(

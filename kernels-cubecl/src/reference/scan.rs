@@ -4,7 +4,23 @@
 use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
 
-use crate::Direction;
+/// The direction in which a recurrence runs along the sequence.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Direction {
+    /// `h_t = a_t ∘ h_{t−1} + b_t`, from `h_{−1} = 0`.
+    Forward,
+    /// `h_t = a_t ∘ h_{t+1} + b_t`, from `h_{seq} = 0`.
+    Reverse,
+}
+
+impl Direction {
+    pub(crate) fn opposite(self) -> Self {
+        match self {
+            Self::Forward => Self::Reverse,
+            Self::Reverse => Self::Forward,
+        }
+    }
+}
 
 /// The recurrence `h_t = a_t ∘ h_{t−1} + b_t` from `h_{−1} = 0` or, for [`Direction::Reverse`],
 /// `h_t = a_t ∘ h_{t+1} + b_t` from `h_{seq} = 0`.
