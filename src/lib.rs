@@ -59,12 +59,12 @@
 //! | [`baselines`], [`method`] | RMT, and the whole context in the prompt; all of these as one |
 //! | [`data`] | contexts and questions as batches |
 //! | [`tokenizer`] | text to token ids and back |
-//! | `train` | meta-training on burn-train, in runs that can be stopped and go on |
+//! | `train` | meta-training on burn-train, in runs that can be stopped and resumed |
 //! | `report` | plots and tables of runs, on a page of their own |
 //! | [`interop`] | the reference implementation's numbers and checkpoints |
 //! | [`kernels`] | attention, layers and the linear scan, differentiable twice |
 //!
-//! [`guide`] teaches: the method and its shapes, what each way to the outer gradient costs, how to choose α
+//! [`guide`] teaches: the method and its shapes, what each strategy for the outer gradient costs, how to choose α
 //! and K and to read the metrics, what a memory file holds; CUDA from nothing; the authors' PyTorch options
 //! one by one; troubleshooting.
 //!

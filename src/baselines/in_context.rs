@@ -1,4 +1,4 @@
-//! The whole context in the prompt: what a model can do that forgets nothing.
+//! The whole context in the prompt: the baseline that keeps everything.
 
 use burn::module::Module;
 use burn::tensor::Tensor;
@@ -59,7 +59,7 @@ impl<B: Backend, M: CausalLm<B>> InContext<B, M> {
         Ok(self.model.logits(pick(hidden, &answers)))
     }
 
-    /// Goes on from each of the `prompts` `[batch · r]` behind its context.
+    /// Continues each of the `prompts` `[batch · r]` after its context.
     ///
     /// # Errors
     ///

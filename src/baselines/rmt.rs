@@ -16,7 +16,7 @@ use crate::memory::kinds::{
 };
 use crate::model::layers::{Init, LayerNorm, Linear, affine};
 use crate::model::rows::pick;
-use crate::model::{CausalLm, generate, token_losses};
+use crate::model::{CausalLm, generate};
 
 /// Linear maps between the memory and the model.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -360,7 +360,7 @@ impl<B: Backend, M: CausalLm<B>> Rmt<B, M> {
         let (memories, losses) = self.passes(episode.contexts());
         let memory = Memory::from_vectors(last(memories.clone()));
         let logits = self.read(&memory, episode.queries())?;
-        let read_loss = episode.labels().mean_loss(logits.clone(), 1, token_losses);
+        let read_loss = episode.labels().mean_loss(&self.model, logits.clone(), 1);
         let count = losses.len() as f64;
         let total = losses.into_iter().reduce(|sum, loss| sum + loss);
         Ok(RmtOuter {
@@ -383,7 +383,7 @@ impl<B: Backend, M: CausalLm<B>> Rmt<B, M> {
     ///
     /// # Errors
     ///
-    /// If they are of another shape than this model's or hold numbers that are not finite.
+    /// If they are of another shape than this model's or hold non-finite numbers.
     ///
     /// [`GradMem::pack`]: crate::memory::GradMem::pack
     pub fn pack(&self, memory: &Memory<B>) -> Result<MemoryFile, Error> {

@@ -11,7 +11,7 @@ use super::{Asked, Question};
 use crate::error::Error;
 use crate::support::fs::hex;
 use crate::tokenizer;
-use crate::tokenizer::json::{self as tokenizer_json, guarded};
+use crate::tokenizer::json::{self as tokenizer_json, catch_panic};
 
 /// Tokens 0 to 3 of the tokenizers that this crate makes.
 pub(super) const SPECIAL: [&str; 4] = ["[PAD]", "[BOS]", "[EOS]", "[UNK]"];
@@ -185,7 +185,7 @@ impl TextTokenizer {
             // One token per character.
             true => (self.encode(&text)?, query.chars().count()),
             false => {
-                let encoding = guarded(|| self.tokenizer.encode(text.as_str(), false))
+                let encoding = catch_panic(|| self.tokenizer.encode(text.as_str(), false))
                     .map_err(|e| Error::Input(format!("{text:?} cannot be tokenized: {e}")))?;
                 let ids = encoding.get_ids().to_vec();
                 let overlaps = |(start, end): &(usize, usize)| *end > query.len() && end > start;
@@ -257,7 +257,7 @@ impl TextTokenizer {
     ///
     /// If the tokenizer cannot be serialized.
     pub fn to_json(&self) -> Result<String, Error> {
-        guarded(|| self.tokenizer.to_string(true)).map_err(problem)
+        catch_panic(|| self.tokenizer.to_string(true)).map_err(problem)
     }
 
     /// See [`tokenizer_fingerprint`].
@@ -290,7 +290,7 @@ impl TextTokenizer {
 /// A short hash of a `tokenizer.json` without its truncation and padding. Tokenizers with the same hash give the
 /// same tokens for any text.
 pub fn tokenizer_fingerprint(tokenizer: &Tokenizer) -> String {
-    let json = guarded(|| tokenizer.to_string(false));
+    let json = catch_panic(|| tokenizer.to_string(false));
     let json = json.ok().and_then(|json| serde_json::from_str(&json).ok());
     let mut json: serde_json::Map<String, serde_json::Value> = json.unwrap_or_default();
     json.retain(|key, _| !["padding", "truncation"].contains(&key.as_str()));

@@ -71,11 +71,11 @@ impl<B: Backend> Labels<B> {
     /// - `logits`: `[rows, width + 1, vocab_size]`, row `i` of a sample predicts its token `i`; the last one
     ///   predicts beyond the labels and is left out
     /// - output: `[1]`
-    pub(crate) fn mean_loss(
+    pub(crate) fn mean_loss<M: CausalLm<B>>(
         &self,
+        model: &M,
         logits: Tensor<B, 3>,
         first: usize,
-        token_losses: impl FnOnce(Tensor<B, 3>, Tensor<B, 2, Int>) -> Tensor<B, 2>,
     ) -> Tensor<B, 1> {
         let [rows, width] = self.ids.dims();
         let first = first.min(width);
@@ -87,10 +87,8 @@ impl<B: Backend> Labels<B> {
             _ => self.ids.clone().slice_fill([0..rows, 0..first], -1),
         };
         let ignored = labels.clone().lower_elem(0);
-        let losses = token_losses(
-            logits.narrow(1, 0, width),
-            labels.mask_fill(ignored.clone(), 0),
-        );
+        let targets = labels.mask_fill(ignored.clone(), 0);
+        let losses = model.token_losses(logits.narrow(1, 0, width), targets);
         let counted = ignored.bool_not().float();
         (losses * counted.clone()).sum() / counted.sum().clamp_min(1.0)
     }

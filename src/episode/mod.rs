@@ -30,8 +30,8 @@ pub use labels::Labels;
 pub use crate::model::Tokens;
 
 use crate::error::Error;
+use crate::model::CausalLm;
 use crate::model::rows::share;
-use crate::model::{CausalLm, token_losses};
 
 /// A batch of contexts, `r` queries to each, and what is to be predicted; or a part of such a batch.
 #[derive(Clone, Debug)]
@@ -201,8 +201,8 @@ impl<B: Backend> Episode<B> {
     /// # Panics
     ///
     /// If the logits are of other queries.
-    pub fn read_loss(&self, logits: Tensor<B, 3>) -> Tensor<B, 1> {
-        self.labels.mean_loss(logits, 0, token_losses)
+    pub fn read_loss<M: CausalLm<B>>(&self, model: &M, logits: Tensor<B, 3>) -> Tensor<B, 1> {
+        self.labels.mean_loss(model, logits, 0)
     }
 
     /// What a mean over `count` of this part, `[1]`, adds to the same mean over the whole batch.

@@ -1,5 +1,5 @@
-//! Numbers of another implementation, reproduced: a folder holds a model, a batch and what should
-//! come out, gradients included.
+//! Another implementation's numbers, compared with ours: a folder holds a model, a batch and the expected
+//! results, gradients included.
 //!
 //! | file | holds |
 //! |---|---|
@@ -24,7 +24,7 @@ use crate::interop::checkpoint::{self, SpecialTokens};
 use crate::memory::{GradMem, MetaGradient};
 use crate::method::AnyMethod;
 use crate::model::weights::{ModulePath, Tensors};
-use crate::model::{AnyLm, CausalLm, token_losses};
+use crate::model::{AnyLm, CausalLm};
 
 /// One compared tensor.
 #[derive(Clone, Debug)]
@@ -32,7 +32,7 @@ use crate::model::{AnyLm, CausalLm, token_losses};
 pub struct Row {
     /// Its name in `expected.safetensors`.
     pub tensor: String,
-    /// `max |a − b| / max(10⁻³, max |b|)`; infinite where the shapes differ, a number is not finite
+    /// `max |a − b| / max(10⁻³, max |b|)`; infinite where the shapes differ, a number is non-finite
     /// or there is no such tensor here.
     pub error: f64,
 }
@@ -267,7 +267,7 @@ where
     let labels = Labels::new(&labels, tokens.width() - 1, &batch.device)?;
     labels.check(model)?;
     let logits = model.logits(model.hidden(model.embed(tokens.ids())));
-    let loss = labels.mean_loss(logits.clone(), 0, token_losses);
+    let loss = labels.mean_loss(model, logits.clone(), 0);
     let gradients = GradientsParams::from_grads(loss.backward(), model);
     let computed = vec![
         ("loss".into(), loss.to_data()),

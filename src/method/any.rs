@@ -206,8 +206,8 @@ impl<B: KernelBackend> AnyMethod<B> {
         }
     }
 
-    /// Takes in `contexts` and goes on from each of the `prompts`, of which every context has as many in a
-    /// row, as `config` says.
+    /// Continues each of the `prompts` after its context, as `config` says; every context has as many prompts in
+    /// a row.
     ///
     /// # Errors
     ///
@@ -231,7 +231,7 @@ impl<B: KernelBackend> AnyMethod<B> {
     ///
     /// # Errors
     ///
-    /// Memories of another model or with numbers that are not finite; a method that writes nothing.
+    /// Memories of another model or with non-finite numbers; a method that writes nothing.
     pub fn pack(&self, memory: &Memory<B>) -> Result<MemoryFile, Error> {
         match self {
             Self::GradMem(method) => method.pack(memory),

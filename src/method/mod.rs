@@ -1,5 +1,5 @@
-//! The ways to answer queries about a context behind one trait: GradMem and what it is compared with. What
-//! trains and evaluates them need not know which it has.
+//! One trait for what answers queries about a context, GradMem and its baselines, so that training and
+//! evaluation are written once.
 
 mod any;
 
@@ -147,7 +147,7 @@ impl<B: Backend, M: CausalLm<B>> Method<B> for InContext<B, M> {
     fn answers(&self, episode: &Episode<B>) -> Result<Answers<B>, Error> {
         episode.labels().check(&self.model)?;
         let logits = self.logits(episode.contexts(), episode.queries())?;
-        let read_loss = episode.read_loss(logits.clone());
+        let read_loss = episode.read_loss(&self.model, logits.clone());
         Ok(Answers {
             read_loss,
             write_term: None,

@@ -1,12 +1,12 @@
-//! Dependencies that panic on files which contradict themselves.
+//! Dependencies that panic on inconsistent files.
 
 use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Once;
 
-/// Does what a dependency may panic in; none if it does. The panic is not printed: whoever calls makes an
-/// error of it, and drops what was being made.
-pub(crate) fn guarded<T>(run: impl FnOnce() -> T) -> Option<T> {
+/// Runs what a dependency may panic in; `None` if it does. The panic is not printed: the caller makes an error
+/// of it and drops what was being made.
+pub(crate) fn catch_panic<T>(run: impl FnOnce() -> T) -> Option<T> {
     thread_local! {
         static GUARDED: Cell<bool> = const { Cell::new(false) };
     }
@@ -31,8 +31,8 @@ mod tests {
 
     #[test]
     fn a_panic_is_nothing() {
-        assert_eq!(guarded(|| 5), Some(5));
-        assert_eq!(guarded(|| guarded(|| [1, 2][1..][2..].len())), Some(None));
-        assert!(catch_unwind(|| guarded(|| 1).map(|_| panic!("not guarded"))).is_err());
+        assert_eq!(catch_panic(|| 5), Some(5));
+        assert_eq!(catch_panic(|| catch_panic(|| [1, 2][1..][2..].len())), Some(None));
+        assert!(catch_unwind(|| catch_panic(|| 1).map(|_| panic!("not caught"))).is_err());
     }
 }

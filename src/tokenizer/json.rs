@@ -49,7 +49,7 @@ pub(crate) fn open(path: &Path) -> Result<Tokenizer, Error> {
     };
     let json: Value = serde_json::from_str(&text).map_err(|e| problem(e.to_string()))?;
     check(&json).map_err(problem)?;
-    let mut tokenizer = guarded(|| Tokenizer::from_bytes(&text)).map_err(problem)?;
+    let mut tokenizer = catch_panic(|| Tokenizer::from_bytes(&text)).map_err(problem)?;
     let plain = tokenizer.with_truncation(None);
     plain
         .map_err(|e| problem(e.to_string()))?
@@ -71,7 +71,7 @@ pub(crate) fn open(path: &Path) -> Result<Tokenizer, Error> {
             let _ = tokenizer.decode(&ids.unwrap_or_default(), false);
             Ok(())
         };
-        guarded(round).map_err(|e| problem(format!("it fails on {text:?}: {e}")))?;
+        catch_panic(round).map_err(|e| problem(format!("it fails on {text:?}: {e}")))?;
     }
     Ok(tokenizer)
 }
@@ -82,8 +82,8 @@ pub(crate) fn open(path: &Path) -> Result<Tokenizer, Error> {
 /// merge of two tokens without their prefix, a table of replacements that points beyond its end), so they cannot
 /// be checked beforehand without writing it again. A panic leaves no partial state: tokenizing does not change
 /// the tokenizer.
-pub(crate) fn guarded<T>(run: impl FnOnce() -> tokenizers::Result<T>) -> Result<T, String> {
-    match crate::support::panics::guarded(run) {
+pub(crate) fn catch_panic<T>(run: impl FnOnce() -> tokenizers::Result<T>) -> Result<T, String> {
+    match crate::support::panics::catch_panic(run) {
         Some(result) => result.map_err(|e| e.to_string()),
         None => Err("it is inconsistent".into()),
     }

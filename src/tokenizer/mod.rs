@@ -9,7 +9,7 @@ use std::path::Path;
 pub use tokenizers::Tokenizer;
 
 use crate::error::Error;
-use json::guarded;
+use json::catch_panic;
 
 /// Opens the `tokenizer.json` of a model's folder, for a model of `vocab_size` tokens; `None` if the folder
 /// has no such file.
@@ -48,7 +48,7 @@ pub fn open_folder(
 ///
 /// If the tokenizer fails on the text.
 pub fn encode(tokenizer: &Tokenizer, text: &str, special: bool) -> Result<Vec<u32>, Error> {
-    guarded(|| tokenizer.encode_fast(text, special))
+    catch_panic(|| tokenizer.encode_fast(text, special))
         .map(|encoding| encoding.get_ids().to_vec())
         .map_err(|e| Error::Input(format!("{text:?} cannot be tokenized: {e}")))
 }
@@ -59,6 +59,6 @@ pub fn encode(tokenizer: &Tokenizer, text: &str, special: bool) -> Result<Vec<u3
 ///
 /// If the tokenizer fails on the ids.
 pub fn decode(tokenizer: &Tokenizer, ids: &[u32]) -> Result<String, Error> {
-    guarded(|| tokenizer.decode(ids, true))
+    catch_panic(|| tokenizer.decode(ids, true))
         .map_err(|e| Error::Input(format!("tokens {ids:?} cannot be decoded: {e}")))
 }

@@ -19,7 +19,7 @@ use super::metrics::{Measure, Scores};
 use crate::error::Error;
 use crate::model::weights::{self, Tensors};
 use crate::support::fs::write_atomically;
-use crate::support::panics::guarded;
+use crate::support::panics::catch_panic;
 
 /// The key of the state in a checkpoint's metadata.
 const STATE: &str = "gradmem_run";
@@ -142,7 +142,7 @@ impl RunFolder {
         }
         // Other defects, such as an unknown element type, make burn panic.
         let load = || Recorder::<B>::load(&OptimizerFormat::default(), optimizer, device);
-        let record = guarded(load).and_then(Result::ok).ok_or_else(damaged)?;
+        let record = catch_panic(load).and_then(Result::ok).ok_or_else(damaged)?;
         Ok((module, record, state))
     }
 

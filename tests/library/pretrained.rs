@@ -662,7 +662,7 @@ fn what_is_not_a_number_is_neither_decoded_nor_saved() {
         .unwrap();
     let packed = rmt.pack(&memory).unwrap_err().to_string();
     assert!(
-        packed.contains("memory 0 of 1") && packed.contains("not finite"),
+        packed.contains("memory 0 of 1") && packed.contains("non-finite"),
         "{packed}"
     );
 }

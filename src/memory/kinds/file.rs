@@ -3,8 +3,8 @@
 //! A `.safetensors` file holds the tensor `memory` `[n, memory_tokens, d_model]` of n contexts, with
 //! [`MemProj::PerSample`](crate::memory::MemProj::PerSample) also `projection.weight` `[n, d_model, d_model]` and `projection.bias`
 //! `[n, 1, d_model]`, and in its metadata, under `gradmem_memory`, one object of JSON: a format version,
-//! an [`Origin`] and n [`Written`]. Everything is checked when a file is opened, and what only the model
-//! can tell when it takes the memory.
+//! an [`Origin`] and n [`Written`]. Everything is checked when a file is opened, except for what only the model
+//! knows: that is checked by `unpack`.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -71,7 +71,7 @@ pub struct Written {
 }
 
 impl Written {
-    /// Notes a context's hash, to tell later whether a text is the one that was written.
+    /// Sets the hash of the context, by which [`Written::is_of`] compares texts later.
     pub fn with_hash_of(mut self, context: &str) -> Self {
         self.context_sha256 = Some(hex(&Sha256::digest(context)));
         self
@@ -125,7 +125,7 @@ impl MemoryFile {
     /// # Errors
     ///
     /// If it cannot be read, is no memory file or a damaged one, is of another format version, its tensors
-    /// contradict each other or its metadata, or it holds numbers that are not finite.
+    /// are inconsistent with each other or its metadata, or it holds non-finite numbers.
     pub fn open(path: impl AsRef<Path>) -> Result<Self, Error> {
         let path = path.as_ref();
         let problem = |problem: String| Error::file(path, problem);
@@ -181,7 +181,7 @@ impl MemoryFile {
                 return Err(problem(format!("`{name}` holds {found:?}, not floats")));
             }
             if data.iter::<f64>().any(|value| !value.is_finite()) {
-                return Err(problem("holds numbers that are not finite".into()));
+                return Err(problem("holds non-finite numbers".into()));
             }
         }
         Ok(Self {
@@ -326,7 +326,7 @@ pub(crate) fn pack<B: Backend>(memory: &Memory<B>, origin: Origin) -> Result<Mem
         let wrong = data.iter::<f64>().position(|value| !value.is_finite());
         if let Some(at) = wrong {
             return Err(Error::Failed(format!(
-                "memory {} of {n} holds numbers that are not finite: it is not saved",
+                "memory {} of {n} holds non-finite numbers: it is not saved",
                 at / each.max(1)
             )));
         }
