@@ -179,7 +179,13 @@ impl RunConfig {
         toml::to_string(self).map_err(|e| Error::Input(format!("configuration: {e}")))
     }
 
-    fn from_table(table: toml::Table, name: &str) -> Result<Self, Error> {
+    fn from_table(mut table: toml::Table, name: &str) -> Result<Self, Error> {
+        // Written by older versions. It has no effect: rows of tokens know their lengths.
+        for section in ["memory", "rmt"] {
+            if let Some(toml::Value::Table(section)) = table.get_mut(section) {
+                section.remove("pad_token");
+            }
+        }
         overrides::check_keys(&table, &known(&table)?, "")?;
         let config = toml::Value::Table(table.clone()).try_into::<Self>();
         let wrong_type = || overrides::wrong_type::<Self>(&table, &["task", "model_type"]);
