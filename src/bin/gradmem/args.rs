@@ -8,7 +8,13 @@ use gradmem::Error;
 pub struct Backend {
     /// Backend to compute on: flex, ndarray (CPU), wgpu, vulkan, metal, cuda (GPU). All but flex need a build
     /// with the cargo feature of that name.
-    #[arg(long = "backend", value_name = "NAME", default_value = "flex")]
+    // The id is not `name`: a subcommand may have an argument of that name.
+    #[arg(
+        long = "backend",
+        id = "backend",
+        value_name = "NAME",
+        default_value = "flex"
+    )]
     pub name: String,
     /// Implementation of attention: fused kernels, whose memory grows linearly with the sequence length
     /// [default on all backends but ndarray], or the reference in tensor operations, whose memory grows with
@@ -45,7 +51,7 @@ pub struct Sampling {
     /// Sampling temperature: 0 decodes greedily, 1 samples from the model's distribution.
     #[arg(long, default_value_t = 0.0)]
     pub temperature: f64,
-    /// Sample from this many of the most probable tokens only [default: from all].
+    /// Sample from this many of the most probable tokens only [default: all].
     #[arg(long)]
     pub top_k: Option<usize>,
     /// Sample from the most probable tokens whose probabilities add up to this (nucleus sampling).
