@@ -225,7 +225,7 @@ impl<B: Backend> Tokens<B> {
 
     /// The same on one more tape.
     pub(crate) fn lift(&self) -> Tokens<Autodiff<B>> {
-        self.map(|ids| Tensor::from_inner(ids))
+        self.map(Tensor::from_inner)
     }
 
     fn map<C: Backend>(

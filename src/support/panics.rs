@@ -32,7 +32,10 @@ mod tests {
     #[test]
     fn a_panic_is_nothing() {
         assert_eq!(catch_panic(|| 5), Some(5));
-        assert_eq!(catch_panic(|| catch_panic(|| [1, 2][1..][2..].len())), Some(None));
+        assert_eq!(
+            catch_panic(|| catch_panic(|| [1, 2][1..][2..].len())),
+            Some(None)
+        );
         assert!(catch_unwind(|| catch_panic(|| 1).map(|_| panic!("not caught"))).is_err());
     }
 }

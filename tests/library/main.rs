@@ -8,3 +8,4 @@ mod outer_gradient;
 mod pretrained;
 mod reference;
 mod second_order;
+mod transfers;

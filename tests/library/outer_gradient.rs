@@ -15,6 +15,7 @@ use gradmem::interop::parity;
 use gradmem::memory::{GradMemConfig, GradMode, MemProj, MetaGradient};
 use gradmem::method::{AnyMethod, MethodConfig};
 use gradmem::model::{LlamaConfig, ModelConfig};
+use gradmem::support::readback::transfers;
 use gradmem::train::learner::{MetaLearner, OuterStep};
 use gradmem::train::metrics::Measure;
 
@@ -118,7 +119,9 @@ fn step(method: &AnyMethod<B>, settings: OuterStep) -> (Vec<TensorData>, Vec<Opt
         }
     }
     let learner = MetaLearner::new(method.clone(), settings);
+    let before = transfers();
     let output = learner.step(Ok(batch()));
+    assert_eq!(transfers() - before, 1, "read-backs of a step");
     assert!(output.item.error.is_none(), "{:?}", output.item.error);
     let mut collected = Collect(&output.grads, Vec::new());
     method.visit(&mut collected);
