@@ -137,7 +137,8 @@ impl Ranged for Scale {
 
     fn map(&self, value: &f64, limit: (i32, i32)) -> i32 {
         let (low, high) = self.range;
-        let share = (value - low) / (high - low);
+        // A point far outside the range is outside the plot all the same.
+        let share = ((value - low) / (high - low)).clamp(-10.0, 10.0);
         limit.0 + (share * f64::from(limit.1 - limit.0)).round() as i32
     }
 

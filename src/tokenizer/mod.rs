@@ -59,6 +59,15 @@ pub fn encode(tokenizer: &Tokenizer, text: &str, special: bool) -> Result<Vec<u3
 ///
 /// If the tokenizer fails on the ids.
 pub fn decode(tokenizer: &Tokenizer, ids: &[u32]) -> Result<String, Error> {
+    let added = tokenizer.get_added_vocabulary();
+    let has_text = |id: &u32| {
+        let token = tokenizer.id_to_token(*id);
+        token.is_some_and(|token| !added.is_special_token(&token))
+    };
+    // Some decoders of the library subtract one from the number of tokens.
+    if !ids.iter().any(has_text) {
+        return Ok(String::new());
+    }
     catch_panic(|| tokenizer.decode(ids, true))
         .map_err(|e| Error::Input(format!("tokens {ids:?} cannot be decoded: {e}")))
 }

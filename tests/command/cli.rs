@@ -162,7 +162,7 @@ fn a_preset_file_with_a_mistake_is_named_with_its_line() {
 #[test]
 fn train_eval_write_read() {
     let folder = TempDir::new().unwrap();
-    let printed = succeeds(&train(&folder, "run", &[]));
+    let printed = succeeds(train(&folder, "run", &[]));
     for word in [
         "train 2/6",
         "valid 3/6",
@@ -194,12 +194,12 @@ fn train_eval_write_read() {
         );
     }
 
-    let table = succeeds(&gradmem(
+    let table = succeeds(gradmem(
         &folder,
         &["eval", "run", "--write-steps", "0,2..3", "--samples", "7"],
     ));
     assert_eq!(table.lines().count(), 5, "{table}");
-    let json = succeeds(&gradmem(&folder, &["eval", "run", "--json"]));
+    let json = succeeds(gradmem(&folder, &["eval", "run", "--json"]));
     let line: serde_json::Value = serde_json::from_str(&json).unwrap();
     let logged = std::fs::read_to_string(folder.path().join("run/metrics.jsonl")).unwrap();
     let best = logged
@@ -214,10 +214,10 @@ fn train_eval_write_read() {
     );
 
     // Done is done.
-    let again = succeeds(&train(&folder, "run", &[]));
+    let again = succeeds(train(&folder, "run", &[]));
     assert!(again.contains("nothing left to do"), "{again}");
     // Other weights to begin with.
-    let from = succeeds(&train(
+    let from = succeeds(train(
         &folder,
         "next",
         &["--init-from", "run", "train.seed=9"],
@@ -258,7 +258,7 @@ fn every_method_trains_on_every_model_by_the_same_command() {
         std::fs::write(folder.path().join(&file), preset).unwrap();
         for method in ["gradmem", "rmt", "in-context"] {
             let method_key = format!("method={method}");
-            let printed = succeeds(&gradmem(&folder, &["train", &file, &method_key]));
+            let printed = succeeds(gradmem(&folder, &["train", &file, &method_key]));
             let run = match method {
                 "gradmem" => format!("runs/{model_type}"),
                 _ => format!("runs/{model_type}-{method}"),
@@ -267,7 +267,7 @@ fn every_method_trains_on_every_model_by_the_same_command() {
                 printed.contains(&run) && printed.contains(model_type),
                 "{printed}"
             );
-            let line = succeeds(&gradmem(&folder, &["eval", &run, "--json"]));
+            let line = succeeds(gradmem(&folder, &["eval", &run, "--json"]));
             let line: serde_json::Value = serde_json::from_str(&line).unwrap();
             assert_eq!(line["method"], method);
             assert!(line["read_loss"].is_f64());
@@ -298,17 +298,17 @@ fn every_method_trains_on_every_model_by_the_same_command() {
                     "--max-tokens",
                     "3",
                 ];
-                let greedy = succeeds(&gradmem(&folder, &read));
-                assert_eq!(greedy, succeeds(&gradmem(&folder, &read)));
+                let greedy = succeeds(gradmem(&folder, &read));
+                assert_eq!(greedy, succeeds(gradmem(&folder, &read)));
                 let sampled = [&read[..], &["--temperature", "2", "--top-k", "9"]].concat();
-                succeeds(&gradmem(&folder, &sampled));
-                let swept = succeeds(&gradmem(&folder, &["eval", &run, "--write-steps", "1..3"]));
+                succeeds(gradmem(&folder, &sampled));
+                let swept = succeeds(gradmem(&folder, &["eval", &run, "--write-steps", "1..3"]));
                 assert_eq!(swept.lines().count(), 5, "{swept}");
             }
 
             // The run as a checkpoint of the reference, used like the run.
             let checkpoint = format!("{run}-checkpoint");
-            succeeds(&gradmem(&folder, &["export", &run, "-o", &checkpoint]));
+            succeeds(gradmem(&folder, &["export", &run, "-o", &checkpoint]));
             let write = [
                 "write",
                 "--model",
@@ -336,7 +336,7 @@ fn every_method_trains_on_every_model_by_the_same_command() {
                         "--max-tokens",
                         "9",
                     ];
-                    succeeds(&gradmem(&folder, &read)).replace('!', "")
+                    succeeds(gradmem(&folder, &read)).replace('!', "")
                 };
                 let (by_run, by_checkpoint) = (
                     answer(&run, "m.safetensors"),
@@ -352,10 +352,10 @@ fn every_method_trains_on_every_model_by_the_same_command() {
                 "--max-tokens",
                 "5",
             ];
-            let generated = succeeds(&gradmem(&folder, &prompt));
+            let generated = succeeds(gradmem(&folder, &prompt));
             assert!(generated.starts_with("?!a:"), "{generated}");
             let prompt = ["generate", "--model", &run, "?!a:", "--max-tokens", "5"];
-            assert_eq!(generated, succeeds(&gradmem(&folder, &prompt)));
+            assert_eq!(generated, succeeds(gradmem(&folder, &prompt)));
             let empty = gradmem(&folder, &["generate", "--model", &checkpoint, ""]);
             assert_eq!(empty.status.code(), Some(2));
 
@@ -367,7 +367,7 @@ fn every_method_trains_on_every_model_by_the_same_command() {
             for key in [method_key.as_str(), other] {
                 for from in [&checkpoint, &run] {
                     let next = ["train", &file, key, "--init-from", from, "--run", "next"];
-                    succeeds(&gradmem(&folder, &next));
+                    succeeds(gradmem(&folder, &next));
                     std::fs::remove_dir_all(folder.path().join("next")).unwrap();
                 }
             }
@@ -384,7 +384,7 @@ fn every_method_trains_on_every_model_by_the_same_command() {
 #[test]
 fn a_memory_begins_on_the_model_it_is_put_on() {
     let folder = TempDir::new().unwrap();
-    succeeds(&train(&folder, "plain", &["method=in-context"]));
+    succeeds(train(&folder, "plain", &["method=in-context"]));
     let more = [
         "--init-from",
         "plain",
@@ -392,7 +392,7 @@ fn a_memory_begins_on_the_model_it_is_put_on() {
         "train.lr=1e-12",
         "train.seed=9",
     ];
-    succeeds(&train(&folder, "run", &more));
+    succeeds(train(&folder, "run", &more));
     let tensors = |file: &str, name: &str| {
         let path = folder.path().join(file);
         weights::Tensors::open(path).unwrap().get(name).unwrap()
@@ -421,7 +421,7 @@ fn a_memory_begins_on_the_model_it_is_put_on() {
         "memory.write_steps=1",
         "memory.write_lr=0.1",
     ];
-    succeeds(&train(&folder, "next", &more));
+    succeeds(train(&folder, "next", &more));
 }
 
 #[test]
@@ -432,7 +432,7 @@ fn a_frozen_backbone_stays_as_it_is() {
         "memory.mem_proj=proj",
         "memory.write_lora_rank=2",
     ];
-    succeeds(&train(
+    succeeds(train(
         &folder,
         "run",
         &[&more[..], &["train.steps=3"]].concat(),
@@ -446,7 +446,7 @@ fn a_frozen_backbone_stays_as_it_is() {
         .map(|name| (name.to_string(), after_three.get(name).unwrap()))
         .collect();
     // Resumed, too.
-    succeeds(&train(&folder, "run", &more));
+    succeeds(train(&folder, "run", &more));
     let after_six = weights("run");
     let (mut frozen, mut trained) = (0, 0);
     for name in after_six.names() {
@@ -465,8 +465,8 @@ fn a_frozen_backbone_stays_as_it_is() {
 #[test]
 fn files_that_do_not_fit_are_refused() {
     let folder = TempDir::new().unwrap();
-    succeeds(&train(&folder, "run", &[]));
-    succeeds(&train(&folder, "other", &["train.seed=7"]));
+    succeeds(train(&folder, "run", &[]));
+    succeeds(train(&folder, "other", &["train.seed=7"]));
     let path = |name: &str| folder.path().join(name);
     std::fs::write(path("good.txt"), "!a:1!!b:2!|\n").unwrap();
     std::fs::write(path("bad.txt"), "!a:1! !b:2!|").unwrap();
@@ -476,7 +476,7 @@ fn files_that_do_not_fit_are_refused() {
     std::fs::create_dir(path("crowded")).unwrap();
     std::fs::write(path("crowded/thing"), "").unwrap();
     let write = ["write", "--model", "run", "-o", "m.safetensors"];
-    succeeds(&gradmem(&folder, &[&write[..], &["good.txt"]].concat()));
+    succeeds(gradmem(&folder, &[&write[..], &["good.txt"]].concat()));
     let memory = std::fs::read(path("m.safetensors")).unwrap();
     std::fs::write(path("cut.safetensors"), &memory[..memory.len() - 3]).unwrap();
     let before = files(folder.path());
@@ -583,7 +583,7 @@ fn parity_reads_any_folder_of_the_format() {
     let cases = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
     let case = cases.join("llama_second");
     let case = case.to_str().unwrap();
-    let table = succeeds(&gradmem(&folder, &["parity", case]));
+    let table = succeeds(gradmem(&folder, &["parity", case]));
     assert!(
         table.contains("grad.mem") && table.contains("within the tolerance"),
         "{table}"
@@ -679,18 +679,18 @@ fn parity_reads_any_folder_of_the_format() {
 #[test]
 fn help_teaches() {
     let folder = TempDir::new().unwrap();
-    let help = succeeds(&gradmem(&folder, &["--help"]));
+    let help = succeeds(gradmem(&folder, &["--help"]));
     for word in [
         "train", "eval", "write", "read", "generate", "export", "parity", "preset", "gradient",
     ] {
         assert!(help.contains(word), "`{word}` is not in:\n{help}");
     }
-    let help = succeeds(&gradmem(&folder, &["train", "--help"]));
+    let help = succeeds(gradmem(&folder, &["train", "--help"]));
     assert!(
         help.contains("KEY=VALUE") && help.contains("Examples"),
         "{help}"
     );
-    let preset = succeeds(&gradmem(&folder, &["preset", "kv-quick"]));
+    let preset = succeeds(gradmem(&folder, &["preset", "kv-quick"]));
     assert!(preset.contains("[memory]"));
 }
 
@@ -703,7 +703,7 @@ fn the_way_to_the_outer_gradient_changes_rounding_alone() {
     assert!(text(&begun.stderr).contains("outer gradient: Unrolled"));
     let replay = ["--meta-gradient", "replay", "--micro-batch", "3"];
     let other = [&["memory.write_steps=3"][..], &replay].concat();
-    succeeds(&train(&folder, "replay", &other));
+    succeeds(train(&folder, "replay", &other));
     let losses = |run: &str| -> Vec<f64> {
         let log = std::fs::read_to_string(folder.path().join(run).join("metrics.jsonl")).unwrap();
         let lines = log.lines();
@@ -723,7 +723,7 @@ fn the_way_to_the_outer_gradient_changes_rounding_alone() {
     // Going on without a wish keeps what the run has.
     let more = ["memory.write_steps=3", "train.steps=8"];
     let micro = ["train.micro_batch=3"];
-    succeeds(&train(&folder, "replay", &[&more[..], &micro].concat()));
+    succeeds(train(&folder, "replay", &[&more[..], &micro].concat()));
     assert!(config("replay").contains("meta_gradient = \"replay\""));
 }
 
@@ -753,8 +753,7 @@ fn bench_prints_a_line_of_json() {
     let small =
         "bench --json --batch 2 --context 5 --query 4 --layers 1 --heads 1 --dim 8 --iters 2";
     let args: Vec<&str> = small.split(' ').collect();
-    let step: serde_json::Value =
-        serde_json::from_str(&succeeds(&gradmem(&folder, &args))).unwrap();
+    let step: serde_json::Value = serde_json::from_str(&succeeds(gradmem(&folder, &args))).unwrap();
     assert!(step["seconds_per_step"].as_f64().unwrap() > 0.0);
     assert!(step["loss"].as_f64().unwrap() > 0.0);
     assert!(step["peak_device_bytes"].is_null());
@@ -765,14 +764,14 @@ fn bench_prints_a_line_of_json() {
     ] {
         let args: Vec<&str> = args.iter().copied().chain(more.split(' ')).collect();
         let other: serde_json::Value =
-            serde_json::from_str(&succeeds(&gradmem(&folder, &args))).unwrap();
+            serde_json::from_str(&succeeds(gradmem(&folder, &args))).unwrap();
         assert_eq!(other["meta_gradient"], way);
         assert!(other["loss"].as_f64().unwrap() > 0.0);
     }
     let small = "bench attention --json --batch 1 --heads 2 --seq 9 --dim 4 --iters 1 --attention reference";
     let args: Vec<&str> = small.split(' ').collect();
     let times: serde_json::Value =
-        serde_json::from_str(&succeeds(&gradmem(&folder, &args))).unwrap();
+        serde_json::from_str(&succeeds(gradmem(&folder, &args))).unwrap();
     for pass in ["forward", "backward", "double_backward"] {
         assert!(times[format!("{pass}_seconds")].as_f64().unwrap() > 0.0);
     }
@@ -783,7 +782,7 @@ fn bench_prints_a_line_of_json() {
 fn hand_written(folder: &TempDir, run: &str, settings: &str, log: &str) {
     let run = folder.path().join(run);
     std::fs::create_dir_all(&run).unwrap();
-    let preset = succeeds(&gradmem(folder, &["preset", "kv-quick"]));
+    let preset = succeeds(gradmem(folder, &["preset", "kv-quick"]));
     let seed = preset.replace("seed = 2", "seed = 1");
     std::fs::write(run.join("config.toml"), format!("{settings}\n{seed}")).unwrap();
     std::fs::write(run.join("metrics.jsonl"), log).unwrap();
@@ -807,7 +806,7 @@ fn a_report_shows_runs_that_are_done_and_runs_that_are_not() {
     std::fs::write(at("runs/notes.txt"), "no run").unwrap();
 
     let report = ["report", "runs", "-o", "page.html", "--figures", "figures"];
-    let printed = succeeds(&gradmem(&folder, &report));
+    let printed = succeeds(gradmem(&folder, &report));
     let names: Vec<&str> = printed.lines().collect();
     assert_eq!(names[..2], ["page.html", "page.md"]);
     assert!(names.contains(&"figures/learning-curves.svg"), "{printed}");
@@ -839,7 +838,7 @@ fn a_report_shows_runs_that_are_done_and_runs_that_are_not() {
         "{table}"
     );
 
-    succeeds(&gradmem(&folder, &report));
+    succeeds(gradmem(&folder, &report));
     assert_eq!(page, std::fs::read_to_string(at("page.html")).unwrap());
 
     // What is damaged is named, and nothing is written over.
@@ -860,7 +859,7 @@ fn a_report_shows_runs_that_are_done_and_runs_that_are_not() {
 
     // A run that has only begun is no mistake.
     std::fs::write(at("runs/b/metrics.jsonl"), "").unwrap();
-    succeeds(&gradmem(&folder, &["report", "runs/b"]));
+    succeeds(gradmem(&folder, &["report", "runs/b"]));
     let table = std::fs::read_to_string(at("report.md")).unwrap();
     assert!(table.contains("no evaluation yet"), "{table}");
 }

@@ -53,7 +53,7 @@ fn texts_become_memories_that_answer() {
         "middle.txt",
     ];
     let all = [&write[..], &["-o", "all.safetensors", "--batch", "2"]].concat();
-    let printed = succeeds(&gradmem(at, &all));
+    let printed = succeeds(gradmem(at, &all));
     for word in [
         "3 memories",
         "2 vectors of width 8",
@@ -65,7 +65,7 @@ fn texts_become_memories_that_answer() {
     }
     let inspect = |args: &[&str]| -> Value {
         let args = [&["inspect", "--json"], args].concat();
-        serde_json::from_str(&succeeds(&gradmem(at, &args))).unwrap()
+        serde_json::from_str(&succeeds(gradmem(at, &args))).unwrap()
     };
     let about = inspect(&["all.safetensors"]);
     assert_eq!(about["origin"]["method"], "gradmem");
@@ -93,7 +93,7 @@ fn texts_become_memories_that_answer() {
     }
     let bytes = std::fs::read(at.join("all.safetensors")).unwrap();
     assert!(!text(&bytes).contains("!a:1!"));
-    succeeds(&gradmem(at, &all));
+    succeeds(gradmem(at, &all));
     assert_eq!(
         std::fs::read(at.join("all.safetensors")).unwrap(),
         bytes,
@@ -125,7 +125,7 @@ fn texts_become_memories_that_answer() {
         .unwrap()
         .write_all(TEXTS[0].1.as_bytes())
         .unwrap();
-    succeeds(&child.wait_with_output().unwrap());
+    succeeds(child.wait_with_output().unwrap());
     let one = inspect(&["one.safetensors", "--context", "long.txt", "--model", run]);
     let sample = &one["samples"][0];
     assert_eq!(one["bytes_each"], 2 * 8 * 2);
@@ -139,7 +139,7 @@ fn texts_become_memories_that_answer() {
     assert!((told - after).abs() < 0.01, "{told} {after}");
     let other = inspect(&["one.safetensors", "--context", "short.txt", "--model", run]);
     assert_eq!(other["samples"][0]["same_context"], false);
-    let shown = succeeds(&gradmem(at, &["inspect", "one.safetensors"]));
+    let shown = succeeds(gradmem(at, &["inspect", "one.safetensors"]));
     assert!(
         shown.contains("bf16")
             && shown.contains("first: 21 tokens")
@@ -155,7 +155,7 @@ fn texts_become_memories_that_answer() {
         &["all.safetensors", "--questions", "questions.txt"],
     ]
     .concat();
-    let lines = json_lines(&succeeds(&gradmem(at, &asked)));
+    let lines = json_lines(&succeeds(gradmem(at, &asked)));
     assert_eq!(lines.len(), 9);
     for line in &lines {
         let [memory, question] = ["memory", "question"].map(|key| line[key].as_str().unwrap());
@@ -164,7 +164,7 @@ fn texts_become_memories_that_answer() {
             &["all.safetensors", question, "--memory", memory],
         ]
         .concat();
-        let answer = succeeds(&gradmem(at, &alone));
+        let answer = succeeds(gradmem(at, &alone));
         assert_eq!(
             line["answer"].as_str().unwrap(),
             answer.strip_suffix('\n').unwrap()
@@ -200,37 +200,37 @@ fn what_cannot_be_is_said_before_any_work_and_leaves_what_was() {
     std::fs::set_permissions(at.join("fixed"), rights).unwrap();
     let write = |args: &[&str]| gradmem(at, &[&["write", "--model", run], args].concat());
     refuses(
-        &write(&["short.txt", "-o", "folder"]),
+        write(&["short.txt", "-o", "folder"]),
         &["folder: is a folder", "name the file"],
     );
     refuses(
-        &write(&["short.txt", "-o", "no/where"]),
+        write(&["short.txt", "-o", "no/where"]),
         &["no/where: its folder does not exist"],
     );
     refuses(
-        &write(&["short.txt", "-o", "fixed"]),
+        write(&["short.txt", "-o", "fixed"]),
         &["fixed: is read-only"],
     );
     refuses(
-        &write(&["short.txt", "zero.txt", "-o", "n"]),
+        write(&["short.txt", "zero.txt", "-o", "n"]),
         &["zero.txt", "zero at byte 5"],
     );
     refuses(
-        &write(&["short.txt", "latin.txt", "-o", "old.safetensors"]),
+        write(&["short.txt", "latin.txt", "-o", "old.safetensors"]),
         &["latin.txt", "UTF-8", "byte 3"],
     );
     refuses(
-        &write(&["short.txt", "empty.txt", "-o", "n"]),
+        write(&["short.txt", "empty.txt", "-o", "n"]),
         &["empty.txt: is empty"],
     );
-    refuses(&write(&["short.txt", "gone.txt", "-o", "n"]), &["gone.txt"]);
-    refuses(&write(&["short.txt", "folder", "-o", "n"]), &["folder"]);
+    refuses(write(&["short.txt", "gone.txt", "-o", "n"]), &["gone.txt"]);
+    refuses(write(&["short.txt", "folder", "-o", "n"]), &["folder"]);
     refuses(
-        &write(&["short.txt", "--batch", "0", "-o", "n"]),
+        write(&["short.txt", "--batch", "0", "-o", "n"]),
         &["--batch"],
     );
     refuses(
-        &write(&["short.txt", "long.txt", "--name", "x", "-o", "n"]),
+        write(&["short.txt", "long.txt", "--name", "x", "-o", "n"]),
         &["--name"],
     );
     assert_eq!(
@@ -239,7 +239,7 @@ fn what_cannot_be_is_said_before_any_work_and_leaves_what_was() {
     );
     assert!(!at.join("n").exists());
 
-    succeeds(&write(&["short.txt", "long.txt", "-o", "m.safetensors"]));
+    succeeds(write(&["short.txt", "long.txt", "-o", "m.safetensors"]));
     let read = |args: &[&str]| {
         gradmem(
             at,
@@ -247,32 +247,32 @@ fn what_cannot_be_is_said_before_any_work_and_leaves_what_was() {
         )
     };
     let long = "a".repeat(127);
-    refuses(&read(&[&long]), &["127 tokens", "126 positions left"]);
+    refuses(read(&[&long]), &["127 tokens", "126 positions left"]);
     put(&folder, &[("q.txt", &format!("?!a:\n{long}\n"))]);
     refuses(
-        &read(&["--questions", "q.txt"]),
+        read(&["--questions", "q.txt"]),
         &["q.txt: line 2", "127 tokens"],
     );
-    refuses(&read(&["--questions", "none"]), &["none: has no question"]);
+    refuses(read(&["--questions", "none"]), &["none: has no question"]);
     refuses(
-        &read(&["?!a:", "--memory", "gone"]),
+        read(&["?!a:", "--memory", "gone"]),
         &["\"gone\"", "\"short.txt\", \"long.txt\""],
     );
     refuses(
-        &read(&["?!a:", "--memory", "2"]),
+        read(&["?!a:", "--memory", "2"]),
         &["no memory is called \"2\""],
     );
     let inspect = |args: &[&str]| gradmem(at, &[&["inspect", "m.safetensors"], args].concat());
     refuses(
-        &inspect(&["--context", "short.txt"]),
+        inspect(&["--context", "short.txt"]),
         &["--context needs --model"],
     );
     refuses(
-        &inspect(&["--model", run, "--context", "short.txt"]),
+        inspect(&["--model", run, "--context", "short.txt"]),
         &["1 texts for 2 memories"],
     );
     refuses(
-        &gradmem(at, &["inspect", "short.txt"]),
+        gradmem(at, &["inspect", "short.txt"]),
         &["short.txt", "not a whole .safetensors file"],
     );
 }
@@ -293,9 +293,9 @@ fn two_programs_that_write_one_file_leave_one_of_both_memories() {
                 .unwrap()
         });
         for child in both {
-            succeeds(&child.wait_with_output().unwrap());
+            succeeds(child.wait_with_output().unwrap());
         }
-        let shown = succeeds(&gradmem(at, &["inspect", "m.safetensors"]));
+        let shown = succeeds(gradmem(at, &["inspect", "m.safetensors"]));
         assert!(
             shown.contains("short.txt: 6") || shown.contains("long.txt: 21"),
             "{shown}"

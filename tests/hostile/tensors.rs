@@ -191,7 +191,7 @@ fn tensors(rng: &mut ChaCha8Rng, parts: &mut Parts) {
         // Another element type of the same shape.
         4 | 5 => {
             let tensor = &mut parts.tensors[at];
-            let elements = tensor.shape.iter().product::<u64>() as usize;
+            let elements = elements(&tensor.shape) as usize;
             let (dtype, width) = *pick(rng, &DTYPES);
             tensor.dtype = dtype.into();
             tensor.bytes = (0..elements * width).map(|_| rng.random()).collect();
@@ -209,14 +209,23 @@ fn tensors(rng: &mut ChaCha8Rng, parts: &mut Parts) {
         // More or less of it.
         7 | 8 => {
             let tensor = &mut parts.tensors[at];
-            let width = tensor.bytes.len() as u64 / tensor.shape.iter().product::<u64>().max(1);
+            let width = tensor.bytes.len() as u64 / elements(&tensor.shape).max(1);
             if tensor.shape.is_empty() {
                 return;
             }
             let dim = rng.random_range(0..tensor.shape.len());
             let size = tensor.shape[dim];
-            tensor.shape[dim] = *pick(rng, &[0, 1, size + 1, size * 2, size.saturating_sub(1)]);
-            let length = (tensor.shape.iter().product::<u64>() * width) as usize;
+            tensor.shape[dim] = *pick(
+                rng,
+                &[
+                    0,
+                    1,
+                    size.wrapping_add(1),
+                    size.wrapping_mul(2),
+                    size.saturating_sub(1),
+                ],
+            );
+            let length = elements(&tensor.shape).wrapping_mul(width) as usize;
             tensor.bytes.resize(length, 0);
         }
         // Nothing, of a huge shape.
@@ -264,4 +273,11 @@ fn tensors(rng: &mut ChaCha8Rng, parts: &mut Parts) {
             }
         }
     }
+}
+
+/// How many numbers a shape has; of an absurd one, anything.
+fn elements(shape: &[u64]) -> u64 {
+    shape
+        .iter()
+        .fold(1, |count, size| count.wrapping_mul(*size))
 }
