@@ -360,7 +360,7 @@ impl<B: Backend, M: CausalLm<B>> Rmt<B, M> {
         let (memories, losses) = self.passes(episode.contexts());
         let memory = Memory::from_vectors(last(memories.clone()));
         let logits = self.read(&memory, episode.queries())?;
-        let read_loss = episode.labels().mean_loss(&self.model, logits.clone(), 1);
+        let read_loss = episode.labels().mean_loss(logits.clone(), 1);
         let count = losses.len() as f64;
         let total = losses.into_iter().reduce(|sum, loss| sum + loss);
         Ok(RmtOuter {

@@ -4,7 +4,7 @@ use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::tensor::{Int, Tensor, TensorData};
 
 use crate::error::Error;
-use crate::model::CausalLm;
+use crate::model::{CausalLm, token_losses};
 
 /// The token to predict at each place of a batch of queries; negative where there is none.
 ///
@@ -63,20 +63,14 @@ impl<B: Backend> Labels<B> {
             .sum()
     }
 
-    /// The mean of `−log p` over the labels in columns `first` and later, by the losses of the model; zero
-    /// if there are none.
+    /// The mean of `−log p` over the labels in columns `first` and later; zero if there are none.
     ///
     /// # Shapes
     ///
     /// - `logits`: `[rows, width + 1, vocab_size]`, row `i` of a sample predicts its token `i`; the last one
     ///   predicts beyond the labels and is left out
     /// - output: `[1]`
-    pub(crate) fn mean_loss<M: CausalLm<B>>(
-        &self,
-        model: &M,
-        logits: Tensor<B, 3>,
-        first: usize,
-    ) -> Tensor<B, 1> {
+    pub(crate) fn mean_loss(&self, logits: Tensor<B, 3>, first: usize) -> Tensor<B, 1> {
         let [rows, width] = self.ids.dims();
         let first = first.min(width);
         if width == 0 {
@@ -88,7 +82,9 @@ impl<B: Backend> Labels<B> {
         };
         let ignored = labels.clone().lower_elem(0);
         let targets = labels.mask_fill(ignored.clone(), 0);
-        let losses = model.token_losses(logits.narrow(1, 0, width), targets);
+        // By the plain formula. `CausalLm::token_losses`, which WRITE uses, is the same to rounding; but a run is
+        // reproduced bit for bit, and all published ones were trained with this.
+        let losses = token_losses(logits.narrow(1, 0, width), targets);
         let counted = ignored.bool_not().float();
         (losses * counted.clone()).sum() / counted.sum().clamp_min(1.0)
     }

@@ -201,8 +201,8 @@ impl<B: Backend> Episode<B> {
     /// # Panics
     ///
     /// If the logits are of other queries.
-    pub fn read_loss<M: CausalLm<B>>(&self, model: &M, logits: Tensor<B, 3>) -> Tensor<B, 1> {
-        self.labels.mean_loss(model, logits, 0)
+    pub fn read_loss(&self, logits: Tensor<B, 3>) -> Tensor<B, 1> {
+        self.labels.mean_loss(logits, 0)
     }
 
     /// What a mean over `count` of this part, `[1]`, adds to the same mean over the whole batch.

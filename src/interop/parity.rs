@@ -267,7 +267,7 @@ where
     let labels = Labels::new(&labels, tokens.width() - 1, &batch.device)?;
     labels.check(model)?;
     let logits = model.logits(model.hidden(model.embed(tokens.ids())));
-    let loss = labels.mean_loss(model, logits.clone(), 0);
+    let loss = labels.mean_loss(logits.clone(), 0);
     let gradients = GradientsParams::from_grads(loss.backward(), model);
     let computed = vec![
         ("loss".into(), loss.to_data()),

@@ -93,7 +93,7 @@ impl<B: Backend, M: Writable<B>> GradMem<B, M> {
     fn read_out(&self, memory: Memory<B>, episode: &Episode<B>) -> Result<Outer<B>, Error> {
         let (logits, read_loss) = timed::<B, _>(Phase::Read, &episode.device(), || {
             let logits = self.read(&memory, episode.queries())?;
-            let read_loss = episode.read_loss(&self.model, logits.clone());
+            let read_loss = episode.read_loss(logits.clone());
             Ok::<_, Error>((logits, read_loss))
         })?;
         let weight = self.config.inner_loss_weight;

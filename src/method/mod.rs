@@ -147,7 +147,7 @@ impl<B: Backend, M: CausalLm<B>> Method<B> for InContext<B, M> {
     fn answers(&self, episode: &Episode<B>) -> Result<Answers<B>, Error> {
         episode.labels().check(&self.model)?;
         let logits = self.logits(episode.contexts(), episode.queries())?;
-        let read_loss = episode.read_loss(&self.model, logits.clone());
+        let read_loss = episode.read_loss(logits.clone());
         Ok(Answers {
             read_loss,
             write_term: None,

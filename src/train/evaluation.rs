@@ -339,7 +339,7 @@ fn path_of<B: KernelBackend>(
         if wanted(k) {
             let logits = gradmem.read(&memory, episode.queries())?;
             let hits = UnreadHits::of(logits.clone(), batch);
-            let read_loss = episode.read_loss(&gradmem.model, logits);
+            let read_loss = episode.read_loss(logits);
             let written = gradmem.reconstruction(&memory, episode.contexts())?;
             path.places.push(Place {
                 k,

@@ -177,7 +177,7 @@ fn constant_updates(model: &Model<I>, at: (usize, usize), by: f64, start_moves: 
         false => written.vectors(),
     };
     let logits = moved.read(&Memory::from_vectors(vectors), &ids(&QUERIES));
-    number(episode().read_loss(&moved.model, logits.unwrap()))
+    number(episode().read_loss(logits.unwrap()))
 }
 
 fn config(steps: usize) -> GradMemConfig {
