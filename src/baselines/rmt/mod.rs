@@ -4,13 +4,16 @@
 //! A pass reads `[mem′; C; mem′]` and takes the last `m` hidden states as the new memory; there are K
 //! passes. READ is `[mem; Q]`.
 
+mod config;
+
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
-use serde::{Deserialize, Serialize};
+
+pub use config::{RmtConfig, RmtProj};
 
 use crate::episode::{Episode, Tokens, check_contexts};
-use crate::error::{Error, at_least_one, require, sizes};
+use crate::error::Error;
 use crate::memory::kinds::{
     self, Attach, Layout, Memory, MemoryFile, Origin, Prefix, check_room, control_tokens,
 };
@@ -18,137 +21,39 @@ use crate::model::layers::{Init, LayerNorm, Linear, affine};
 use crate::model::rows::pick;
 use crate::model::{CausalLm, generate};
 
-/// Linear maps between the memory and the model.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-#[non_exhaustive]
-pub enum RmtProj {
-    /// None.
-    #[default]
-    None,
-    /// One before each WRITE pass, with random weights at the start.
-    Proj,
-    /// That, and another before READ, the identity at the start.
-    ProjRw,
-}
+/// The method's name in a memory's file.
+const RMT: &str = "rmt";
 
-/// Settings of an [`Rmt`].
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default)]
-#[must_use]
-pub struct RmtConfig {
-    /// `m`: memory vectors.
-    pub memory_tokens: usize,
-    /// `K`: WRITE passes over the context.
-    pub write_steps: usize,
-    /// Linear maps between the memory and the model.
-    pub mem_proj: RmtProj,
-    /// Learned vectors on either side of the memory, this many each, others in WRITE than in READ.
-    pub ctrl_tokens: usize,
-    /// Whether passes after the first add to the memory, `mem + LayerNorm(new)`, instead of replacing it.
-    pub mem_residual: bool,
-    /// Weight of the reconstruction loss in the outer loss: that of the passes after the first, and of
-    /// one more for this purpose, in the mean; 0 for none.
-    pub reconstruction_loss_weight: f64,
-    /// Whether the context is reconstructed with a head of its own, which starts as a copy of the model's.
-    pub write_head: bool,
-    /// Standard deviation of the initial memory and control tokens.
-    pub memory_std: f64,
-}
-
-impl Default for RmtConfig {
-    fn default() -> Self {
-        Self {
-            memory_tokens: 8,
-            write_steps: 1,
-            mem_proj: RmtProj::None,
-            ctrl_tokens: 0,
-            mem_residual: false,
-            reconstruction_loss_weight: 0.0,
-            write_head: false,
-            memory_std: 0.02,
-        }
-    }
+/// A language model with a memory that forward passes write.
+///
+/// Parameters carry the reference implementation's names.
+#[derive(Module, Debug)]
+pub struct Rmt<B: Backend, M> {
+    /// The language model.
+    pub model: M,
+    /// Where every WRITE starts: `[memory_tokens, d_model]`.
+    pub mem: Param<Tensor<B, 2>>,
+    /// Between memory and model in WRITE.
+    pub mem_proj: Option<Linear<B>>,
+    /// Between memory and model in READ.
+    pub read_mem_proj: Option<Linear<B>>,
+    /// Before the memory in WRITE, on both sides of the context: `[ctrl_tokens, d_model]`.
+    pub write_st: Option<Param<Tensor<B, 2>>>,
+    /// Behind the memory before the context.
+    pub write_end: Option<Param<Tensor<B, 2>>>,
+    /// Before the memory in READ.
+    pub read_st: Option<Param<Tensor<B, 2>>>,
+    /// Behind the memory in READ.
+    pub read_end: Option<Param<Tensor<B, 2>>>,
+    /// Of what passes after the first add to the memory.
+    pub mem_residual_ln: Option<LayerNorm<B>>,
+    /// The head of the reconstruction, if it has one of its own: `[vocab_size, d_model]`.
+    pub write_head: Option<Linear<B>>,
+    #[module(skip)]
+    config: RmtConfig,
 }
 
 impl RmtConfig {
-    /// The defaults: m = 8, K = 1.
-    pub fn new() -> Self {
-        Self::default()
-    }
-
-    /// Sets `m`.
-    pub fn with_memory_tokens(mut self, memory_tokens: usize) -> Self {
-        self.memory_tokens = memory_tokens;
-        self
-    }
-
-    /// Sets `K`.
-    pub fn with_write_steps(mut self, write_steps: usize) -> Self {
-        self.write_steps = write_steps;
-        self
-    }
-
-    /// Sets the weight of the reconstruction loss.
-    pub fn with_reconstruction_loss_weight(mut self, weight: f64) -> Self {
-        self.reconstruction_loss_weight = weight;
-        self
-    }
-
-    /// Sets the maps between the memory and the model.
-    pub fn with_mem_proj(mut self, mem_proj: RmtProj) -> Self {
-        self.mem_proj = mem_proj;
-        self
-    }
-
-    /// Sets the number of control tokens on either side of the memory.
-    pub fn with_ctrl_tokens(mut self, ctrl_tokens: usize) -> Self {
-        self.ctrl_tokens = ctrl_tokens;
-        self
-    }
-
-    /// Lets passes after the first add to the memory.
-    pub fn with_mem_residual(mut self, mem_residual: bool) -> Self {
-        self.mem_residual = mem_residual;
-        self
-    }
-
-    /// Reconstructs with a head of its own.
-    pub fn with_write_head(mut self, write_head: bool) -> Self {
-        self.write_head = write_head;
-        self
-    }
-
-    /// Sets the standard deviation of the initial memory and control tokens.
-    pub fn with_memory_std(mut self, std: f64) -> Self {
-        self.memory_std = std;
-        self
-    }
-
-    /// Checks every value.
-    ///
-    /// # Errors
-    ///
-    /// The first value that cannot work, by its key and with the reason: [`Error::Config`].
-    pub fn validate(&self) -> Result<(), Error> {
-        sizes([
-            ("memory_tokens", self.memory_tokens),
-            ("ctrl_tokens", self.ctrl_tokens.max(1)),
-        ])?;
-        at_least_one([("write_steps", self.write_steps)])?;
-        for (key, value) in [
-            (
-                "reconstruction_loss_weight",
-                self.reconstruction_loss_weight,
-            ),
-            ("memory_std", self.memory_std),
-        ] {
-            let fits = value >= 0.0 && value.is_finite();
-            require(fits, key, value, "must be 0 or a positive number")?;
-        }
-        Ok(())
-    }
-
     /// Puts a memory on `model`, drawn by `seed`.
     ///
     /// # Errors
@@ -219,50 +124,6 @@ impl RmtConfig {
             config: self.clone(),
         })
     }
-
-    /// Vectors before the query in READ.
-    pub fn prefix_len(&self) -> usize {
-        self.memory_tokens
-            .saturating_add(self.ctrl_tokens.saturating_mul(2))
-    }
-
-    /// Vectors beside the context in WRITE.
-    pub(crate) fn written_with(&self) -> usize {
-        let behind = self.memory_tokens.saturating_add(self.ctrl_tokens);
-        self.prefix_len().saturating_add(behind)
-    }
-}
-
-/// The method's name in a memory's file.
-const RMT: &str = "rmt";
-
-/// A language model with a memory that forward passes write.
-///
-/// Parameters carry the reference implementation's names.
-#[derive(Module, Debug)]
-pub struct Rmt<B: Backend, M> {
-    /// The language model.
-    pub model: M,
-    /// Where every WRITE starts: `[memory_tokens, d_model]`.
-    pub mem: Param<Tensor<B, 2>>,
-    /// Between memory and model in WRITE.
-    pub mem_proj: Option<Linear<B>>,
-    /// Between memory and model in READ.
-    pub read_mem_proj: Option<Linear<B>>,
-    /// Before the memory in WRITE, on both sides of the context: `[ctrl_tokens, d_model]`.
-    pub write_st: Option<Param<Tensor<B, 2>>>,
-    /// Behind the memory before the context.
-    pub write_end: Option<Param<Tensor<B, 2>>>,
-    /// Before the memory in READ.
-    pub read_st: Option<Param<Tensor<B, 2>>>,
-    /// Behind the memory in READ.
-    pub read_end: Option<Param<Tensor<B, 2>>>,
-    /// Of what passes after the first add to the memory.
-    pub mem_residual_ln: Option<LayerNorm<B>>,
-    /// The head of the reconstruction, if it has one of its own: `[vocab_size, d_model]`.
-    pub write_head: Option<Linear<B>>,
-    #[module(skip)]
-    config: RmtConfig,
 }
 
 /// The outer loss of a batch and what it was made of.
