@@ -99,13 +99,14 @@ impl DataConfig {
     }
 
     /// Formats a user's text or question as this task's contexts and queries are: bAbI's and SQuAD's end with a
-    /// space, others are unchanged.
+    /// space, running text has single spaces instead of any white space, others are unchanged.
     pub fn form(&self, text: &str) -> String {
         match self {
             Self::Babi(_) => format!("{} ", text.trim()),
             Self::Squad(config) if config.variant.query_is_question() => {
                 format!("{} ", text.trim())
             }
+            Self::Text(_) => text.split_whitespace().collect::<Vec<_>>().join(" "),
             _ => text.into(),
         }
     }
@@ -268,6 +269,17 @@ mod tests {
             error.contains("training sample 0") && error.contains("must be kept"),
             "{error}"
         );
+    }
+
+    #[test]
+    fn a_text_is_formed_as_the_task_formed_its_own() {
+        let text = DataConfig::Text(super::super::TextConfig::default());
+        assert_eq!(
+            text.form(" One\r\ntwo\u{a0}three.\n\nFour\t5 "),
+            "One two three. Four 5"
+        );
+        let kv = DataConfig::Kv(super::super::KvConfig::default());
+        assert_eq!(kv.form("!a:1!|"), "!a:1!|");
     }
 
     #[test]

@@ -14,7 +14,7 @@ use burn::backend::Autodiff;
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::optim::GradientsParams;
 use burn::tensor::backend::{AutodiffBackend, Backend};
-use burn::tensor::{Int, Tensor, TensorData};
+use burn::tensor::{DType, Tensor, TensorData};
 use gradmem_kernels::KernelBackend;
 
 use crate::baselines::Rmt;
@@ -24,7 +24,7 @@ use crate::interop::checkpoint::{self, SpecialTokens};
 use crate::memory::{GradMem, MetaGradient};
 use crate::method::AnyMethod;
 use crate::model::weights::{ModulePath, Tensors};
-use crate::model::{AnyLm, CausalLm};
+use crate::model::{AnyLm, CausalLm, unpadded};
 
 /// One compared tensor.
 #[derive(Clone, Debug)]
@@ -101,37 +101,65 @@ struct Batch<B: Backend> {
 }
 
 impl<B: Backend> Batch<B> {
-    fn ids(&self, name: &str) -> Result<Tensor<B, 2, Int>, Error> {
+    /// A tensor's integers `[rows, width]`, on the host: no device sees what it could not hold.
+    fn rows(&self, name: &str) -> Result<Vec<Vec<i64>>, Error> {
         let data = self.file.get(name)?;
-        match data.shape.num_dims() {
-            2 => Ok(Tensor::from_data(data, &self.device)),
-            rank => Err(Error::Input(format!(
-                "`{name}` of the batch has {rank} dimensions, not [batch, seq]"
-            ))),
+        let [_, width] = data.shape.as_slice() else {
+            return Err(Error::Input(format!(
+                "`{name}` of the batch has {} dimensions, not [batch, seq]",
+                data.shape.num_dims()
+            )));
+        };
+        if !matches!(data.dtype, DType::I64 | DType::I32) {
+            return Err(Error::Input(format!(
+                "`{name}` of the batch holds {:?}, not integers of 64 bits",
+                data.dtype
+            )));
         }
+        let ids: Vec<i64> = data.iter::<i64>().collect();
+        Ok(ids.chunks((*width).max(1)).map(<[i64]>::to_vec).collect())
+    }
+
+    fn ids(&self, name: &str) -> Result<Vec<Vec<u32>>, Error> {
+        let id = |(row, column, id): (usize, usize, i64)| {
+            u32::try_from(id).map_err(|_| {
+                Error::Input(format!(
+                    "row {row} of `{name}` has {id} at {column}, which is no token id"
+                ))
+            })
+        };
+        let rows = self.rows(name)?.into_iter().enumerate();
+        rows.map(|(row, ids)| {
+            let ids = ids.into_iter().enumerate();
+            ids.map(|(column, value)| id((row, column, value)))
+                .collect()
+        })
+        .collect()
     }
 
     /// The labels, as rows of the queries' width.
     fn labels(&self, queries: &Tokens<B>) -> Result<Vec<Vec<i64>>, Error> {
-        let labels = self.ids("labels")?;
-        let shape = [queries.len(), queries.width()];
-        if labels.dims() != shape {
+        let labels = self.rows("labels")?;
+        let width = labels.first().map_or(0, Vec::len);
+        if [labels.len(), width] != [queries.len(), queries.width()] {
             return Err(Error::Input(format!(
-                "queries are {shape:?}, but labels {:?}",
-                labels.dims()
+                "queries are {:?}, but labels {:?}",
+                [queries.len(), queries.width()],
+                [labels.len(), width]
             )));
         }
-        let labels: Vec<i64> = labels.to_data().iter::<i64>().collect();
-        let rows = labels.chunks(queries.width().max(1));
-        Ok(rows.map(<[i64]>::to_vec).collect())
+        Ok(labels)
     }
 
     fn episode(&self) -> Result<Episode<B>, Error> {
-        let contexts = Tokens::from_padded(self.ids("context_input_ids")?, self.pad)?;
+        let contexts = self.ids("context_input_ids")?;
+        let contexts = contexts.iter().enumerate();
+        let contexts = contexts.map(|(at, row)| unpadded(row, at, self.pad));
+        let contexts = contexts.collect::<Result<Vec<_>, _>>()?;
         // Padding of queries has no labels; as tokens it changes nothing that is compared.
-        let queries = Tokens::from_tensor(self.ids("query_input_ids")?)?;
+        let queries = Tokens::new(&self.ids("query_input_ids")?, &self.device)?;
         let labels = self.labels(&queries)?;
-        Episode::new(contexts, queries, &labels)
+        Episode::new(Tokens::new(&contexts, &self.device)?, queries, &labels)
     }
 }
 
@@ -254,7 +282,7 @@ fn plain_case<B: KernelBackend + AutodiffBackend>(
 where
     B::InnerBackend: KernelBackend,
 {
-    let tokens = Tokens::from_tensor(batch.ids("input_ids")?)?;
+    let tokens = Tokens::new(&batch.ids("input_ids")?, &batch.device)?;
     tokens.check(model, 0, "row of input_ids")?;
     if tokens.width() < 2 {
         return Err(Error::Input(

@@ -5,7 +5,7 @@ use burn::tensor::backend::Backend;
 
 use super::{GradMem, MetaGradient};
 use crate::model::CausalLm;
-use crate::support::profile::host_bytes;
+use crate::support::memory::available;
 
 /// A graph's floats for each token that is read and each float of the weights it is multiplied with,
 /// times `d_model`: 2.6 to 2.7 were measured on a Llama of width 128 (benches/README.md).
@@ -40,11 +40,11 @@ impl<B: Backend, M: CausalLm<B>> GradMem<B, M> {
     }
 }
 
-/// Bytes of memory that new tensors may take, where it can be known: for a CPU on Linux.
+/// Bytes of memory that new tensors may take, where they are known: for a CPU on Linux.
 fn free_memory<B: Backend>(device: &B::Device) -> Option<f64> {
     let backend = B::name(device);
     if !["flex", "ndarray"].iter().any(|cpu| backend.contains(cpu)) {
         return None;
     }
-    host_bytes("/proc/meminfo", "MemAvailable").map(|bytes| bytes as f64)
+    available().map(|bytes| bytes as f64)
 }

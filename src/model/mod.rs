@@ -38,6 +38,7 @@ pub use gpt2::{Gpt2, Gpt2Config};
 pub use llama::{Llama, LlamaConfig};
 pub use mamba::{Mamba, MambaConfig, TimeStepRank};
 pub use tokens::Tokens;
+pub(crate) use tokens::unpadded;
 
 /// A decoder-only language model in three stages: memory vectors are inserted between
 /// [`embed`](CausalLm::embed) and [`hidden`](CausalLm::hidden), and a separate WRITE head may replace

@@ -60,16 +60,7 @@ impl<B: Backend> Tokens<B> {
     ///
     /// As [`Tokens::from_tensor`]; also a padding token before a row's last token.
     pub fn from_padded(ids: Tensor<B, 2, Int>, pad: u32) -> Result<Self, Error> {
-        Self::on_device(ids, |row, sample| {
-            let length = row.iter().rposition(|id| *id != pad).map_or(0, |at| at + 1);
-            match row[..length].iter().position(|id| *id == pad) {
-                None => Ok(length),
-                Some(at) => Err(Error::Input(format!(
-                    "row {sample} has the padding token {pad} at {at}, before its last token: \
-                     rows are padded on the right only"
-                ))),
-            }
-        })
+        Self::on_device(ids, |row, at| Ok(unpadded(row, at, pad)?.len()))
     }
 
     fn on_device(
@@ -245,6 +236,18 @@ impl<B: AutodiffBackend> Tokens<B> {
     /// The same without the tape.
     pub fn inner(&self) -> Tokens<B::InnerBackend> {
         self.map(Tensor::inner)
+    }
+}
+
+/// A row without the padding at its end; `at` is its number, for messages.
+pub(crate) fn unpadded(row: &[u32], at: usize, pad: u32) -> Result<&[u32], Error> {
+    let length = row.iter().rposition(|id| *id != pad).map_or(0, |at| at + 1);
+    match row[..length].iter().position(|id| *id == pad) {
+        None => Ok(&row[..length]),
+        Some(column) => Err(Error::Input(format!(
+            "row {at} has the padding token {pad} at {column}, before its last token: \
+             rows are padded on the right only"
+        ))),
     }
 }
 

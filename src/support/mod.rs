@@ -1,6 +1,7 @@
-//! What every other module may use: files, panics of dependencies, read-backs, where a step's time goes.
+//! What every other module may use: files, memory, panics of dependencies, read-backs, where a step's time goes.
 
 pub(crate) mod fs;
+pub(crate) mod memory;
 pub(crate) mod panics;
 // For the program's `bench`; no part of the library's interface.
 #[doc(hidden)]

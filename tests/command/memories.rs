@@ -347,3 +347,46 @@ fn odd_shells_are_no_reason_to_fail() {
         assert!(text(&full.stderr).contains("standard output"));
     }
 }
+
+#[test]
+fn a_byte_order_mark_is_no_part_of_a_text() {
+    let (run, folder) = model();
+    let at = folder.path();
+    put(
+        &folder,
+        &[
+            ("plain.txt", "!a:1!!b:2!|\n"),
+            ("marked.txt", "\u{feff}!a:1!!b:2!|\r\n"),
+            ("questions.txt", "\u{feff}?!a:\n?!b:\n"),
+        ],
+    );
+    let write = |name: &str| {
+        let output = format!("{name}.safetensors");
+        succeeds(gradmem(
+            at,
+            &[
+                "write",
+                "--model",
+                run,
+                &format!("{name}.txt"),
+                "-o",
+                &output,
+            ],
+        ));
+        let inspected = succeeds(gradmem(at, &["inspect", "--json", &output]));
+        let inspected: Value = serde_json::from_str(&inspected).unwrap();
+        inspected["samples"][0].clone()
+    };
+    let (plain, marked) = (write("plain"), write("marked"));
+    for key in ["tokens", "loss_before", "loss_after"] {
+        assert!(!plain[key].is_null(), "{plain}");
+        assert_eq!(plain[key], marked[key], "{key}");
+    }
+    let asked = ["read", "--model", run, "plain.safetensors", "--json"];
+    let of_file = [&asked[..], &["--questions", "questions.txt"]].concat();
+    let of_file = succeeds(gradmem(at, &of_file));
+    assert!(
+        !of_file.contains('\u{feff}') && of_file.contains("?!a:"),
+        "{of_file}"
+    );
+}

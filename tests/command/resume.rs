@@ -127,6 +127,35 @@ fn a_run_repeated_killed_or_interrupted_ends_the_same() {
     run(&stopped, STEPS);
     assert_same_run("interrupted", &whole, &stopped);
 
+    // The same where nobody reads any more what it prints, as behind `2>&1 | tee` after Ctrl-C.
+    for signal in ["-INT", "-TERM", "-HUP"] {
+        let unread = path(&format!("unread{signal}"));
+        let mut child = Command::new(program::PATH)
+            .args(command(&unread, STEPS))
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        wait_for(&unread, 60);
+        drop((child.stdout.take(), child.stderr.take()));
+        let id = child.id().to_string();
+        assert!(
+            Command::new("kill")
+                .args([signal, &id])
+                .status()
+                .unwrap()
+                .success()
+        );
+        assert_eq!(child.wait().unwrap().code(), Some(130), "{signal}");
+        let saved = read(&unread, "metrics.jsonl").len();
+        assert!(
+            saved < read(&whole, "metrics.jsonl").len(),
+            "{signal}: it ran to its end"
+        );
+        run(&unread, STEPS);
+        assert_same_run(signal, &whole, &unread);
+    }
+
     // Shorter at first, then longer.
     run(&path("longer"), 100);
     run(&path("longer"), STEPS);
@@ -185,4 +214,35 @@ fn without_room_for_a_checkpoint_the_last_one_stays() {
         read(&path, "best.safetensors"),
         read(&whole, "best.safetensors")
     );
+}
+
+/// A message that cannot be written is lost; the work and the exit status are not.
+#[test]
+#[cfg(target_os = "linux")]
+fn full_streams_cost_neither_work_nor_the_exit_status() {
+    let full = || {
+        std::fs::File::options()
+            .write(true)
+            .open("/dev/full")
+            .unwrap()
+    };
+    let folder = TempDir::new().unwrap();
+    let path = folder.path().join("run");
+    let mut training = Command::new(program::PATH);
+    training
+        .args(command(&path, 20))
+        .stdout(full())
+        .stderr(full());
+    assert_eq!(training.status().unwrap().code(), Some(0));
+    assert!(path.join("best.safetensors").is_file());
+    for (args, status) in [
+        (&["generate", "--model", "nowhere", "x"][..], 2),
+        (&["train", "no-such-preset"], 2),
+        (&["no-such-command"], 2),
+        (&["preset", "kv-quick"], 1),
+    ] {
+        let mut program = Command::new(program::PATH);
+        program.args(args).stdout(full()).stderr(full());
+        assert_eq!(program.status().unwrap().code(), Some(status), "{args:?}");
+    }
 }

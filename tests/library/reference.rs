@@ -1,20 +1,22 @@
-//! Another implementation's numbers, every gradient included, both ways there: f32 on flex, f64 on ndarray (f32 on
+//! Another implementation's numbers, every gradient included, by both strategies: f32 on flex, f64 on ndarray (f32 on
 //! Vulkan in tests/vulkan.rs).
 //!
 //! `tests/golden` holds the reference implementation's, which computes some things in f32 and so
 //! agrees to about 1e-6; `tests/oracle` holds more, computed in f64 throughout.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use burn_ndarray::NdArray;
 use gradmem::interop::parity;
 use gradmem::memory::MetaGradient;
 
+fn case_folder(folder: &str, case: &str) -> PathBuf {
+    let tests = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests");
+    tests.join(folder).join(case)
+}
+
 fn check(folder: &str, case: &str, f64_tolerance: f64) {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("tests")
-        .join(folder)
-        .join(case);
+    let folder = case_folder(folder, case);
     let reports = [MetaGradient::Unrolled, MetaGradient::Replay].map(|how| {
         let flex = parity::compare::<burn_flex::Flex>(&folder, how, &Default::default());
         let ndarray = parity::compare::<NdArray<f64>>(&folder, how, &Default::default());
@@ -120,6 +122,50 @@ fn every_case_is_checked() {
                 checked || !entry.path().is_dir(),
                 "{folder}/{name} is not checked"
             );
+        }
+    }
+}
+
+/// Ids that no device's integers hold, or that are negative, are errors before any tensor is made of them.
+#[test]
+fn ids_of_a_batch_are_checked_on_the_host() {
+    use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+    let case = case_folder("golden", "llama_second");
+    let folder = tempfile::tempdir().unwrap();
+    for entry in std::fs::read_dir(&case).unwrap() {
+        let path = entry.unwrap().path();
+        std::fs::copy(&path, folder.path().join(path.file_name().unwrap())).unwrap();
+    }
+    let batch = std::fs::read(case.join("batch.safetensors")).unwrap();
+    let batch = SafeTensors::deserialize(&batch).unwrap();
+    for name in ["context_input_ids", "query_input_ids", "labels"] {
+        for id in [1i64 << 40, i64::MAX, -7] {
+            let views = batch.tensors().into_iter().map(|(key, view)| {
+                let mut bytes = view.data().to_vec();
+                if key == name {
+                    bytes[..8].copy_from_slice(&id.to_le_bytes());
+                }
+                (key, bytes, view.shape().to_vec())
+            });
+            let views: Vec<_> = views.collect();
+            let views = views.iter().map(|(key, bytes, shape)| {
+                (
+                    key,
+                    TensorView::new(Dtype::I64, shape.clone(), bytes).unwrap(),
+                )
+            });
+            let path = folder.path().join("batch.safetensors");
+            safetensors::serialize_to_file(views, None, &path).unwrap();
+            let computed = parity::compute::<burn_flex::Flex>(
+                folder.path(),
+                MetaGradient::Unrolled,
+                &Default::default(),
+            );
+            match computed {
+                // A negative label is none.
+                Ok(_) => assert!(name == "labels" && id < 0, "{name}: {id}"),
+                Err(error) => assert!(error.to_string().contains(&id.to_string()), "{error}"),
+            }
         }
     }
 }

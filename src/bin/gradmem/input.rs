@@ -20,13 +20,15 @@ pub fn read_text(path: &Path) -> Result<String, Error> {
             e.utf8_error().valid_up_to()
         ))
     })?;
+    // A byte order mark says how the file is encoded; it is no part of the text.
+    let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
     if let Some(at) = text.find('\0') {
         return Err(Error::Input(format!(
             "{}: is not text: it has a zero at byte {at}",
             path.display()
         )));
     }
-    let text = text.strip_suffix('\n').unwrap_or(&text);
+    let text = text.strip_suffix('\n').unwrap_or(text);
     Ok(text.strip_suffix('\r').unwrap_or(text).into())
 }
 

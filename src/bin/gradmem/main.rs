@@ -86,7 +86,7 @@ fn main() -> ExitCode {
     match result {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("gradmem: {error}");
+            output::message!("{error}");
             ExitCode::from(if error.is_user_error() { 2 } else { 1 })
         }
     }

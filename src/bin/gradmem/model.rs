@@ -103,7 +103,15 @@ impl Text {
     /// The token ids of a context or a question, in the form that the model was trained with.
     pub fn encode_as_trained(&self, text: &str) -> Result<Vec<u32>, Error> {
         match self {
-            Self::Task(_, data) => self.encode(&data.form(text), Specials::Without),
+            Self::Task(_, data) => {
+                let formed = data.form(text);
+                if formed.trim() != text.trim() {
+                    log::warn!(
+                        "the text is written as the task's are: with single spaces as its white space"
+                    );
+                }
+                self.encode(&formed, Specials::Without)
+            }
             Self::Any(..) => self.encode(text, Specials::Without),
         }
     }

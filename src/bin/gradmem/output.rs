@@ -1,4 +1,4 @@
-//! Standard output, and the format of numbers in it.
+//! Standard output and standard error, and the format of numbers in them.
 
 use std::fmt::Arguments;
 use std::io::{ErrorKind, Write as _};
@@ -13,6 +13,25 @@ macro_rules! say {
 }
 pub(crate) use say;
 
+/// Prints a line on standard error. Where nobody reads it, the message is lost and nothing else.
+macro_rules! message {
+    ($($what:tt)*) => {
+        $crate::output::report(format_args!("gradmem: {}\n", format_args!($($what)*)))
+    };
+}
+pub(crate) use message;
+
+/// See [`message`]. Unlike `eprintln!` it never panics: a signal handler or an error path must go on.
+pub fn report(text: Arguments<'_>) {
+    std::io::stderr().lock().write_fmt(text).ok();
+}
+
+/// Prints text that accompanies work which is done: where nobody reads it, it is lost and nothing else.
+pub fn accompany(text: Arguments<'_>) {
+    let mut out = std::io::stdout().lock();
+    out.write_fmt(text).and_then(|()| out.flush()).ok();
+}
+
 /// The exit status of a program that SIGPIPE ended.
 const BROKEN_PIPE: i32 = 128 + 13;
 
@@ -24,7 +43,7 @@ pub fn put(text: Arguments<'_>) {
         Ok(()) => {}
         Err(e) if e.kind() == ErrorKind::BrokenPipe => std::process::exit(BROKEN_PIPE),
         Err(e) => {
-            eprintln!("gradmem: standard output: cannot write: {e}");
+            message!("standard output: cannot write: {e}");
             std::process::exit(1)
         }
     }

@@ -3,6 +3,7 @@
 use std::io::Write as _;
 use std::panic::PanicHookInfo;
 
+use crate::output::message;
 use crate::train::INTERRUPTED;
 
 /// Makes the allocator keep its pages. Training frees and allocates the same large tensors repeatedly; pages
@@ -35,22 +36,20 @@ pub fn exit_on_device_panic() {
         let on_device = std::thread::current().id() != main && is_in_gpu_crate(info);
         let message = info.to_string();
         if on_device && message.contains("No possible adapter") {
-            eprintln!(
-                "gradmem: no such GPU is found: install its driver (on Linux without a GPU: mesa-vulkan-drivers, a software driver), or use another backend, such as --backend flex"
+            message!(
+                "no such GPU is found: install its driver (on Linux without a GPU: mesa-vulkan-drivers, a software driver), or use another backend, such as --backend flex"
             );
             std::process::exit(2);
         }
         // The dashboard's k key panics with this message, after it has restored the terminal.
         if message.contains("Killing training from user input") {
-            eprintln!(
-                "gradmem: killed; the last checkpoint is intact, and the same command resumes from it"
-            );
+            message!("killed; the last checkpoint is intact, and the same command resumes from it");
             std::process::exit(INTERRUPTED.into());
         }
         default_hook(info);
         if on_device {
-            eprintln!(
-                "gradmem: the device failed, and nothing after that can be trusted; what was saved before is whole"
+            message!(
+                "the device failed, and nothing after that can be trusted; what was saved before is whole"
             );
             std::process::exit(1);
         }

@@ -17,7 +17,7 @@ use gradmem::train::{Ending, Outcome, TrainOptions, leave_dashboard};
 
 use crate::args::{Backend, MetaGradient, parse_numbers};
 use crate::backend::{Job, dispatch};
-use crate::output::{put, say};
+use crate::output::{accompany, message};
 
 /// The exit status of a program that Ctrl-C ended.
 pub const INTERRUPTED: u8 = 130;
@@ -70,7 +70,7 @@ pub fn run(args: Args) -> Result<ExitCode, Error> {
     let config = RunConfig::resolve(&args.preset, &args.all_overrides())?;
     let folder = args.folder(&config)?;
     let interrupter = Interrupter::new();
-    stop_on_ctrl_c(&interrupter)?;
+    stop_on_signals(&interrupter)?;
     let Some(seeds) = &args.seeds else {
         let outcome = train_one(&args, &config, &folder, &interrupter)?;
         return Ok(exit_code(&outcome.ending));
@@ -90,7 +90,7 @@ pub fn run(args: Args) -> Result<ExitCode, Error> {
             break;
         }
     }
-    put(format_args!("{}", summary::of_seeds(&config, &outcomes)));
+    accompany(format_args!("{}", summary::of_seeds(&config, &outcomes)));
     let last = outcomes.last();
     Ok(last.map_or(ExitCode::SUCCESS, |(_, outcome)| exit_code(&outcome.ending)))
 }
@@ -136,7 +136,7 @@ fn train_one(
     folder: &Path,
     interrupter: &Interrupter,
 ) -> Result<Outcome, Error> {
-    say!("{}", summary::before(config, folder));
+    accompany(format_args!("{}\n", summary::before(config, folder)));
     let start = Instant::now();
     let job = TrainJob {
         config: config.clone(),
@@ -149,7 +149,7 @@ fn train_one(
     };
     let outcome = dispatch(&args.backend, job)?;
     let text = summary::after(config, folder, &outcome, start.elapsed())?;
-    put(format_args!("{text}"));
+    accompany(format_args!("{text}"));
     Ok(outcome)
 }
 
@@ -167,8 +167,9 @@ impl Job for TrainJob {
     }
 }
 
-/// Makes Ctrl-C stop the training at the next step. A second Ctrl-C ends the program at once.
-fn stop_on_ctrl_c(interrupter: &Interrupter) -> Result<(), Error> {
+/// Makes SIGINT (Ctrl-C), SIGTERM and SIGHUP (a closed terminal) stop the training at the next step. A second
+/// signal ends the program at once.
+fn stop_on_signals(interrupter: &Interrupter) -> Result<(), Error> {
     static PRESSED: AtomicBool = AtomicBool::new(false);
     let interrupter = interrupter.clone();
     ctrlc::set_handler(move || {
@@ -176,10 +177,9 @@ fn stop_on_ctrl_c(interrupter: &Interrupter) -> Result<(), Error> {
             leave_dashboard();
             std::process::exit(INTERRUPTED.into());
         }
-        eprintln!(
-            "gradmem: stopping at the next step, to save; press Ctrl-C again to stop at once"
-        );
+        // First of all: the message may have no reader any more.
         interrupter.stop(Some("Interrupted."));
+        message!("stopping at the next step, to save; press Ctrl-C again to stop at once");
     })
-    .map_err(|e| Error::Failed(format!("Ctrl-C cannot be caught: {e}")))
+    .map_err(|e| Error::Failed(format!("signals cannot be caught: {e}")))
 }

@@ -1,0 +1,136 @@
+//! How much memory this process may still take.
+
+use std::path::Path;
+
+use super::profile::host_bytes;
+
+/// Bytes that new tensors on the host may take, where Linux says so: the least of what the system has available,
+/// what is left of the limits of the process's control groups (a container's, a batch job's), and what is left
+/// of its address space (`ulimit -v`).
+pub(crate) fn available() -> Option<u64> {
+    let membership = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    let limits = [
+        host_bytes("/proc/meminfo", "MemAvailable"),
+        left_in_groups(Path::new("/sys/fs/cgroup"), &membership),
+        left_of_address_space(),
+    ];
+    limits.into_iter().flatten().min()
+}
+
+/// What is left of RLIMIT_AS, if there is a limit.
+fn left_of_address_space() -> Option<u64> {
+    let limits = std::fs::read_to_string("/proc/self/limits").ok()?;
+    let limit = limits
+        .lines()
+        .find_map(|line| line.strip_prefix("Max address space"))?;
+    let limit: u64 = limit.split_whitespace().next()?.parse().ok()?;
+    Some(limit.saturating_sub(host_bytes("/proc/self/status", "VmSize")?))
+}
+
+/// What is left of the least memory limit of a process's control groups and of those around them.
+///
+/// - `root`: where the hierarchies are mounted
+/// - `membership`: `/proc/self/cgroup`, lines of `ID:CONTROLLERS:PATH`; version 2 has no controllers there
+fn left_in_groups(root: &Path, membership: &str) -> Option<u64> {
+    let lines = membership.lines().filter_map(|line| {
+        let (_, rest) = line.split_once(':')?;
+        rest.split_once(':')
+    });
+    let left = lines.flat_map(|(controllers, path)| {
+        let is_version_2 = controllers.is_empty();
+        let mounts = match is_version_2 {
+            true => vec![root.to_path_buf(), root.join("unified")],
+            false if controllers.split(',').any(|name| name == "memory") => {
+                vec![root.join("memory")]
+            }
+            false => Vec::new(),
+        };
+        // From inside a container its path may not exist, and the root is the container's own group.
+        mounts.into_iter().flat_map(move |mount| {
+            let group = mount.join(path.trim_start_matches('/'));
+            let groups = group.ancestors().map(Path::to_path_buf);
+            let groups: Vec<_> = groups
+                .take_while(|group| group.starts_with(&mount))
+                .collect();
+            groups
+                .into_iter()
+                .filter_map(move |group| left_in_group(&group, is_version_2))
+        })
+    });
+    left.min()
+}
+
+/// What is left of a control group's own limit, if it has one. Pages of files that are not in use do not count.
+fn left_in_group(group: &Path, is_version_2: bool) -> Option<u64> {
+    let [limit, usage, unused] = match is_version_2 {
+        true => ["memory.max", "memory.current", "inactive_file"],
+        false => [
+            "memory.limit_in_bytes",
+            "memory.usage_in_bytes",
+            "total_inactive_file",
+        ],
+    };
+    let number = |name: &str| -> Option<u64> {
+        let text = std::fs::read_to_string(group.join(name)).ok()?;
+        text.trim().parse().ok()
+    };
+    let (limit, usage) = (number(limit)?, number(usage)?);
+    let stat = std::fs::read_to_string(group.join("memory.stat")).unwrap_or_default();
+    let unused = stat.lines().find_map(|line| {
+        let value = line.strip_prefix(unused)?.strip_prefix(' ')?;
+        value.trim().parse::<u64>().ok()
+    });
+    Some(limit.saturating_sub(usage.saturating_sub(unused.unwrap_or(0))))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A hierarchy of control groups: folders with files and what these hold.
+    fn groups(files: &[(&str, &str)]) -> tempfile::TempDir {
+        let root = tempfile::tempdir().unwrap();
+        for (name, text) in files {
+            let path = root.path().join(name);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, text).unwrap();
+        }
+        root
+    }
+
+    #[test]
+    fn the_tightest_group_counts_and_unused_files_do_not() {
+        let root = groups(&[
+            ("memory.max", "max\n"),
+            ("memory.current", "900\n"),
+            ("a/memory.max", "1000\n"),
+            ("a/memory.current", "700\n"),
+            (
+                "a/memory.stat",
+                "anon 300\ninactive_file 200\nactive_file 9\n",
+            ),
+            ("a/b/memory.max", "5000\n"),
+            ("a/b/memory.current", "10\n"),
+        ]);
+        assert_eq!(left_in_groups(root.path(), "0::/a/b\n"), Some(500));
+        assert_eq!(left_in_groups(root.path(), "0::/\n"), None);
+        assert_eq!(left_in_groups(root.path(), "0::/not/mounted\n"), None);
+        assert_eq!(left_in_groups(root.path(), ""), None);
+    }
+
+    #[test]
+    fn version_1_and_a_path_that_is_outside_of_the_container() {
+        let root = groups(&[
+            ("memory/memory.limit_in_bytes", "4096\n"),
+            ("memory/memory.usage_in_bytes", "96\n"),
+        ]);
+        let membership = "12:cpu,cpuacct:/\n4:memory:/docker/1234\n0::/\n";
+        assert_eq!(left_in_groups(root.path(), membership), Some(4000));
+    }
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn something_is_available_here() {
+        assert!(available().unwrap() > 1 << 20);
+    }
+}
