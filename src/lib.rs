@@ -6,8 +6,7 @@
 //!
 //! ```
 //! # #[cfg(feature = "flex")] {
-//! use burn::tensor::{Int, Tensor};
-//! use gradmem::{memory::GradMemConfig, model::LlamaConfig};
+//! use gradmem::{episode::Tokens, memory::GradMemConfig, model::LlamaConfig};
 //! # fn main() -> Result<(), gradmem::Error> {
 //! type B = burn_flex::Flex;
 //!
@@ -19,10 +18,10 @@
 //!     .with_write_lr(0.04)
 //!     .init(lm, 1, &device)?;
 //!
-//! let contexts: Tensor<B, 2, Int> = Tensor::from_data([[9, 4, 7, 5], [8, 6, 0, 0]], &device);
-//! let memory = gradmem.write(contexts)?; // [batch, memory_tokens, d_model]; the contexts are gone
-//! let queries = Tensor::from_data([[9, 4], [8, 6]], &device);
-//! let logits = gradmem.read(&memory, queries)?; // [batch, query_len + 1, vocab]
+//! let contexts = Tokens::<B>::new(&[vec![9, 4, 7, 5], vec![8, 6]], &device)?; // rows of token ids
+//! let memory = gradmem.write(&contexts)?; // [batch, memory_tokens, d_model]; the contexts are gone
+//! let queries = Tokens::<B>::new(&[[9, 4], [8, 6]], &device)?;
+//! let logits = gradmem.read(&memory, &queries)?; // [batch, query_len + 1, vocab]
 //! assert_eq!(logits.dims(), [2, 3, 70]);
 //! # Ok(()) }
 //! # main().unwrap();
@@ -33,17 +32,16 @@
 //!
 //! ```
 //! # #[cfg(feature = "flex")] {
-//! # use burn::{backend::Autodiff, optim::GradientsParams, tensor::{Int, Tensor}};
-//! # use gradmem::{memory::GradMemConfig, model::LlamaConfig};
+//! # use burn::{backend::Autodiff, optim::GradientsParams};
+//! # use gradmem::{episode::{Episode, Tokens}, memory::GradMemConfig, model::LlamaConfig};
 //! # fn main() -> Result<(), gradmem::Error> {
 //! type B = Autodiff<burn_flex::Flex>;
 //! # let device = Default::default();
 //! # let lm = LlamaConfig::new(70, 16, 1, 2).init::<B>(0, &device)?;
 //! # let gradmem = GradMemConfig::new().init(lm, 1, &device)?;
-//! # let contexts: Tensor<B, 2, Int> = Tensor::from_data([[9, 4, 7, 5]], &device);
-//! # let queries: Tensor<B, 2, Int> = Tensor::from_data([[9, 4, 7]], &device);
-//! # let labels: Tensor<B, 2, Int> = Tensor::from_data([[-1, -1, 7]], &device);
-//! let outer = gradmem.outer(contexts, queries, labels)?;
+//! let contexts = Tokens::<B>::new(&[[9, 4, 7, 5]], &device)?;
+//! let episode = Episode::from_answers(contexts, &[([9, 4], [7])])?; // a query and its target
+//! let outer = gradmem.outer(&episode)?;
 //! let gradients = outer.loss().backward(); // through the WRITE steps: second order
 //! let gradients = GradientsParams::from_grads(gradients, &gradmem); // for any Burn optimizer
 //! # assert_eq!(gradients.len(), 12);
@@ -54,6 +52,7 @@
 //!
 //! | where | what |
 //! |---|---|
+//! | [`episode`] | contexts, queries and labels, checked once |
 //! | [`memory`] | the method: WRITE, READ, the outer loss; memories as files |
 //! | [`model`] | what a language model must be to be written through; Llama, GPT-2, GPT-NeoX and Mamba, pretrained ones too; generation |
 //! | [`baselines`], [`method`] | RMT, and the whole context in the prompt; all of these as one |

@@ -16,7 +16,7 @@
 //! let task = DataConfig::default().open(&TokensConfig::default(), 0, None)?; // key-value pairs
 //! let samples = (0..8).filter_map(|index| task.train.get(index)).collect();
 //! let batch = ExampleBatcher::new(task.tokenizer).try_batch::<B>(samples, &Default::default())?;
-//! assert_eq!(batch.contexts.dims()[0], 8);
+//! assert_eq!(batch.episode.len(), 8);
 //! # Ok(()) }
 //! # main().unwrap();
 //! # }

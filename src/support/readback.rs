@@ -9,7 +9,7 @@ thread_local! {
     static TRANSFERS: Cell<usize> = const { Cell::new(0) };
 }
 
-/// How many transfers this thread has made through [`Readback`].
+/// How many transfers this thread has made to read tensors back.
 pub fn transfers() -> usize {
     TRANSFERS.get()
 }
