@@ -16,7 +16,7 @@ pub enum RmtProj {
     ProjRw,
 }
 
-/// Settings of an [`Rmt`].
+/// Settings of an [`Rmt`](super::Rmt).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 #[must_use]
