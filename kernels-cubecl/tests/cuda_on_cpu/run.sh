@@ -32,5 +32,6 @@ if [ -n "${CUDA_ON_CPU_KEEP:-}" ]; then
 fi
 # Set for the tests only: a change of CUDA_PATH would rebuild cudarc.
 cd "$root"
-exec cargo --config "target.'cfg(all())'.runner = ['env', 'CUDA_PATH=$here', 'LD_LIBRARY_PATH=$built']" \
-    test -p gradmem-kernels --features gradmem-kernels/cuda,gradmem-kernels/ndarray --test fused_cuda "$@"
+# After `test`, where another --config among the arguments adds to it and does not replace it.
+exec cargo test --config "target.'cfg(all())'.runner = ['env', 'CUDA_PATH=$here', 'LD_LIBRARY_PATH=$built']" \
+    -p gradmem-kernels --features gradmem-kernels/cuda,gradmem-kernels/ndarray --test fused_cuda "$@"
