@@ -1,10 +1,11 @@
-//! Which letter stood where? Four letters are written into a memory, and told by their places once they
-//! are gone, by a model and a training loop of one's own.
+//! Which letter stood where? Four letters are written into a memory, and read by their places from the memory
+//! alone, with a model and a training loop of one's own.
 
 use burn::backend::Autodiff;
 use burn::module::{AutodiffModule, Module, Param};
 use burn::optim::{AdamWConfig, GradientsParams, Optimizer};
 use burn::tensor::{Distribution, Int, Tensor, activation::softmax, backend::Backend};
+use gradmem::episode::{Episode, Tokens};
 use gradmem::kernels::LayerBackend;
 use gradmem::model::CausalLm;
 use gradmem::model::layers::{Embedding, Init, Linear, LinearConfig};
