@@ -1,7 +1,7 @@
 use std::sync::Arc;
 
 use burn::data::dataloader::batcher::Batcher;
-use burn::tensor::backend::{AutodiffBackend, Backend};
+use burn::tensor::backend::Backend;
 
 use super::{Asked, Sample, TextTokenizer};
 use crate::episode::{Episode, Tokens};
@@ -44,17 +44,6 @@ impl<B: Backend> Batch<B> {
         };
         let parts = self.episode.split(contexts).into_iter();
         parts.map(part).collect()
-    }
-}
-
-impl<B: AutodiffBackend> Batch<B> {
-    /// The same without the tape.
-    pub fn valid(self) -> Batch<B::InnerBackend> {
-        Batch {
-            episode: self.episode.inner(),
-            scored: self.scored,
-            asked: self.asked,
-        }
     }
 }
 

@@ -314,10 +314,12 @@ impl<B: Backend, M: CausalLm<B>> Rmt<B, M> {
         let [_, m, d] = start.dims();
         let mut memory = start.expand([batch, m, d]);
         let (mut memories, mut losses) = (Vec::new(), Vec::new());
+        // One upload for all passes.
+        let counted = reconstructs.then(|| contexts.mask());
         for pass in 0..config.write_steps + usize::from(reconstructs) {
             let hidden = self.pass(memory.clone(), embeds.clone(), &lengths);
-            if pass > 0 && reconstructs {
-                losses.push(self.reconstruction_loss(hidden.clone(), contexts));
+            if let (1.., Some(counted)) = (pass, &counted) {
+                losses.push(self.reconstruction_loss(hidden.clone(), contexts, counted));
             }
             if pass == config.write_steps {
                 break;
@@ -361,15 +363,19 @@ impl<B: Backend, M: CausalLm<B>> Rmt<B, M> {
     }
 
     /// The mean of −log p(c_i | …) over all tokens of the batch, `[1]`.
-    fn reconstruction_loss(&self, hidden: Tensor<B, 3>, contexts: &Tokens<B>) -> Tensor<B, 1> {
+    fn reconstruction_loss(
+        &self,
+        hidden: Tensor<B, 3>,
+        contexts: &Tokens<B>,
+        counted: &Tensor<B, 2>,
+    ) -> Tensor<B, 1> {
         let hidden = hidden.narrow(1, self.config.prefix_len() - 1, contexts.width());
         let logits = match &self.write_head {
             Some(head) => affine(head, hidden),
             None => self.model.logits(hidden),
         };
         let losses = self.model.token_losses(logits, contexts.ids());
-        let counted = contexts.mask();
-        (losses * counted)
+        (losses * counted.clone())
             .sum()
             .mul_scalar(1.0 / contexts.count() as f64)
     }
