@@ -16,9 +16,8 @@ pack() {
   cd "$here/.."
   local kit=${1:-target/gpu-kit} binary tests
   mkdir -p "$kit"
-  cargo build --release --no-default-features --features command,flex,cuda,fusion,autotune
+  cargo build --release --no-default-features --features command,flex,cuda
   binary=${CARGO_TARGET_DIR:-target}/release/gradmem
-  # Autotune stays off in tests: they are about numbers.
   tests=$(cargo test --release -p gradmem-kernels --features cuda,ndarray --test fused_cuda --no-run 2>&1 |
     sed -n 's/.*Executable.*(\(.*\))$/\1/p')
   strip -o "$kit/gradmem" "$binary"
@@ -129,7 +128,7 @@ run() {
     done
     echo "## A training step: 4 layers, d_model 128, 4 heads, K 2, f32"
     echo
-    echo "gradmem's memory is what it has taken from the card, PyTorch's what its tensors needed at most. Burn multiplies f32 matrices in TF32 on CUDA, PyTorch does not unless told."
+    echo "gradmem's memory is what it has taken from the card, PyTorch's what its tensors needed at most. Products are in f32 in both."
     echo
     step_rows
   } >"$table.new"

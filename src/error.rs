@@ -86,7 +86,7 @@ impl Write for Line<'_, '_> {
         let commands = |c: char| {
             c.is_control() || matches!(c, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
         };
-        for c in text.chars() {
+        for c in plain_types(text).chars() {
             match self.left {
                 0 => return Ok(()),
                 1 => self.f.write_str(" …")?,
@@ -97,6 +97,23 @@ impl Write for Line<'_, '_> {
         }
         Ok(())
     }
+}
+
+/// A message of serde's, without Rust's names of numbers.
+fn plain_types(text: &str) -> String {
+    let mut text = text.to_string();
+    for (rust, plain) in [
+        ("expected usize", "expected a whole number"),
+        ("expected u64", "expected a whole number"),
+        ("expected u32", "expected a whole number"),
+        ("expected i64", "expected a whole number"),
+        ("expected f64", "expected a number"),
+        ("expected f32", "expected a number"),
+        ("expected a sequence", "expected a list"),
+    ] {
+        text = text.replace(rust, plain);
+    }
+    text
 }
 
 impl Error {
@@ -214,6 +231,13 @@ pub(crate) fn positive(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_message_has_no_type_of_rust() {
+        let error = serde_json::from_str::<usize>("\"wide\"").unwrap_err();
+        let error = Error::file("a.json", error.to_string()).to_string();
+        assert!(error.contains("expected a whole number"), "{error}");
+    }
 
     #[test]
     fn a_message_is_one_line_whatever_it_repeats() {

@@ -122,7 +122,7 @@ fn case(folder: &Path, write_steps: usize, freeze_backbone: bool) {
         folder,
         &AnyMethod::GradMem(gradmem),
         None,
-        SpecialTokens::default(),
+        &SpecialTokens::default(),
     )
     .unwrap();
     let ids = |rows: usize, columns: usize, seed: usize| -> Vec<i64> {

@@ -63,7 +63,9 @@ pub use ops::attention::{
 };
 pub use ops::layers::{LayerBackend, contiguous, product, rms_norm, rotary, swiglu, token_losses};
 pub use ops::scan::{Direction, ScanBackend, linear_scan};
-pub use ops::selection::{Attention, attention, set_attention};
+pub use ops::selection::{
+    Attention, Precision, attention, precision, set_attention, set_precision,
+};
 
 /// A backend's float primitive as a tensor.
 fn lift<B: Backend, const D: usize>(primitive: FloatTensor<B>) -> Tensor<B, D> {

@@ -98,16 +98,31 @@ impl DataConfig {
         }
     }
 
-    /// Formats a user's text or question as this task's contexts and queries are: bAbI's and SQuAD's end with a
-    /// space, running text has single spaces instead of any white space, others are unchanged.
-    pub fn form(&self, text: &str) -> String {
+    /// A user's text as this task's contexts are: line breaks are `\n`; bAbI's sentences and running text have single
+    /// spaces as their white space; bAbI's and SQuAD's contexts end with a space, a phonebook's with a line break.
+    pub fn form_context(&self, text: &str) -> String {
+        let text = &unix_lines(text);
         match self {
-            Self::Babi(_) => format!("{} ", text.trim()),
-            Self::Squad(config) if config.variant.query_is_question() => {
-                format!("{} ", text.trim())
+            Self::Babi(_) => format!("{} ", single_spaces(text)),
+            Self::Text(_) => single_spaces(text),
+            Self::Squad(_) => format!("{} ", text.trim()),
+            Self::Phonebook(_) => format!("{}\n", text.trim()),
+            _ => text.clone(),
+        }
+    }
+
+    /// A user's question as this task's queries are; [`DataConfig::form_context`] for what follows a context.
+    pub fn form_question(&self, text: &str) -> String {
+        let text = &unix_lines(text);
+        match self {
+            Self::Babi(_) => format!("{} ", single_spaces(text)),
+            Self::Text(_) => single_spaces(text),
+            Self::Squad(_) => format!("{} ", text.trim()),
+            Self::Phonebook(_) => {
+                let name = text.trim();
+                format!("\n{}: ", name.strip_suffix(':').unwrap_or(name).trim_end())
             }
-            Self::Text(_) => text.split_whitespace().collect::<Vec<_>>().join(" "),
-            _ => text.into(),
+            _ => text.clone(),
         }
     }
 
@@ -185,6 +200,15 @@ fn first_texts(
         }
     }
     Ok(texts.into_iter())
+}
+
+/// `\n` where there is `\r\n` or `\r`.
+fn unix_lines(text: &str) -> String {
+    text.replace("\r\n", "\n").replace('\r', "\n")
+}
+
+fn single_spaces(text: &str) -> String {
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
 #[cfg(test)]
@@ -275,11 +299,28 @@ mod tests {
     fn a_text_is_formed_as_the_task_formed_its_own() {
         let text = DataConfig::Text(super::super::TextConfig::default());
         assert_eq!(
-            text.form(" One\r\ntwo\u{a0}three.\n\nFour\t5 "),
+            text.form_context(" One\r\ntwo\u{a0}three.\n\nFour\t5 "),
             "One two three. Four 5"
         );
         let kv = DataConfig::Kv(super::super::KvConfig::default());
-        assert_eq!(kv.form("!a:1!|"), "!a:1!|");
+        assert_eq!(kv.form_context("!a:1!|"), "!a:1!|");
+        let babi = DataConfig::Babi(super::super::BabiConfig::default());
+        let story = "Mary went home.\r\nAnn left.\n";
+        assert_eq!(babi.form_context(story), "Mary went home. Ann left. ");
+        assert_eq!(babi.form_question("Where is Mary?"), "Where is Mary? ");
+        let squad = DataConfig::Squad(super::super::SquadConfig::default());
+        assert_eq!(
+            squad.form_context("One.\r\nTwo.  Three."),
+            "One.\nTwo.  Three. "
+        );
+        let book = DataConfig::Phonebook(super::super::PhonebookConfig::default());
+        assert_eq!(
+            book.form_context("Ann Lee: 1\r\nBo Ray: 2"),
+            "Ann Lee: 1\nBo Ray: 2\n"
+        );
+        for asked in ["Ann Lee", "Ann Lee:", "\nAnn Lee: "] {
+            assert_eq!(book.form_question(asked), "\nAnn Lee: ");
+        }
     }
 
     #[test]

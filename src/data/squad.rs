@@ -7,7 +7,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use burn::data::dataset::{Dataset, InMemDataset};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use super::sentences::sentences;
 use super::source::{Sources, boxed, read_text};
@@ -63,13 +63,6 @@ pub enum SquadVariant {
     CqA,
     /// The context is the question and then the paragraph, the query is `Answer: `.
     QcA,
-}
-
-impl SquadVariant {
-    /// Whether the query is the question.
-    pub(super) fn query_is_question(self) -> bool {
-        matches!(self, Self::Plain | Self::Short)
-    }
 }
 
 impl SquadConfig {
@@ -174,7 +167,8 @@ struct SquadFile {
 
 #[derive(Deserialize)]
 struct Article {
-    title: String,
+    /// Articles without one are one article each.
+    title: Option<String>,
     paragraphs: Vec<Paragraph>,
 }
 
@@ -186,6 +180,7 @@ struct Paragraph {
 
 #[derive(Deserialize)]
 struct QuestionRecord {
+    #[serde(deserialize_with = "text_or_number")]
     id: String,
     question: String,
     answers: Vec<Answer>,
@@ -197,15 +192,30 @@ struct QuestionRecord {
 #[derive(Deserialize)]
 struct Answer {
     text: String,
-    /// In characters.
-    answer_start: usize,
+    /// In characters; some files have −1 at questions that have no answer.
+    answer_start: i64,
+}
+
+/// An id: a text, or a whole number as in some files of the format.
+fn text_or_number<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged, expecting = "a text or a whole number")]
+    enum Id {
+        Text(String),
+        Number(i64),
+    }
+    Ok(match Id::deserialize(deserializer)? {
+        Id::Text(text) => text,
+        Id::Number(number) => number.to_string(),
+    })
 }
 
 impl Answer {
     /// Its byte range in the context; none if it is not at `answer_start`.
     fn span(&self, context: &str) -> Option<Range<usize>> {
         let starts = context.char_indices().map(|(at, _)| at);
-        let start = starts.chain([context.len()]).nth(self.answer_start)?;
+        let first = usize::try_from(self.answer_start).ok()?;
+        let start = starts.chain([context.len()]).nth(first)?;
         let found = context[start..].starts_with(&self.text);
         found.then(|| start..start + self.text.len())
     }
@@ -221,13 +231,16 @@ impl QuestionRecord {
 fn read(path: &Path, key: &str) -> Result<Vec<Article>, Error> {
     let text = read_text(path, key, PUBLISHED)?;
     let file: SquadFile = json::parse(&text, 1).map_err(|e| Error::file(path, e))?;
-    let mut ids: HashMap<&str, &str> = HashMap::new();
-    for Article { title, paragraphs } in &file.data {
+    let mut ids: HashMap<&str, String> = HashMap::new();
+    for (number, article) in file.data.iter().enumerate() {
+        let Article { title, paragraphs } = article;
+        let untitled = format!("number {}", number + 1);
+        let title = title.clone().unwrap_or(untitled);
         for Paragraph { context, qas } in paragraphs {
             for asked in qas {
                 let id = &asked.id;
                 let place = format!("article {title:?}, question {id:?}");
-                if let Some(first) = ids.insert(id, title) {
+                if let Some(first) = ids.insert(id, title.clone()) {
                     let problem = format!("{place}: its id was used before, in article {first:?}");
                     return Err(Error::file(path, problem));
                 }
@@ -272,9 +285,10 @@ fn answer_problem(answer: &Answer, context: &str) -> Option<String> {
 fn hold_out(path: &Path, articles: Vec<Article>) -> Result<(Vec<Article>, Vec<Article>), Error> {
     let mut numbers: HashMap<String, usize> = HashMap::new();
     let (mut train, mut valid) = (Vec::new(), Vec::new());
-    for article in articles {
+    for (at, article) in articles.into_iter().enumerate() {
         let next = numbers.len();
-        let number = *numbers.entry(article.title.clone()).or_insert(next);
+        let title = article.title.clone().unwrap_or(format!("\0{at}"));
+        let number = *numbers.entry(title).or_insert(next);
         match number % HELD_OUT == HELD_OUT - 1 {
             true => valid.push(article),
             false => train.push(article),

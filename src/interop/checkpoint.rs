@@ -16,10 +16,12 @@ use crate::baselines::{InContext, RmtConfig, RmtProj};
 use crate::error::Error;
 use crate::memory::{GradMem, GradMemConfig, GradMode, MemProj};
 use crate::method::{AnyMethod, MethodConfig};
-use crate::model::any::read_object;
-use crate::model::pretrained;
+use crate::model::config_json::read_object;
 use crate::model::weights::{self, Tensors};
 use crate::model::{AnyLm, ModelConfig};
+use crate::model::{adapter, pretrained};
+
+pub use crate::model::pretrained::SpecialTokens;
 
 /// What a folder's `config.json` describes.
 ///
@@ -68,41 +70,26 @@ pub fn load<B: KernelBackend>(
         let model = pretrained::load_weights(&model, folder, device)?;
         return Ok(AnyMethod::InContext(InContext::new(model)));
     }
+    let adapter = folder.join(adapter::CONFIG);
+    if adapter.exists() {
+        return Err(Error::file(
+            adapter,
+            "an adapter beside a checkpoint of the reference is not applied: merge it into the language model or remove it",
+        ));
+    }
     let tensors = Tensors::open_folder(folder)?;
     tensors.check_layers(model.layers())?;
-    let method = method.blank(&model, device)?;
-    let names = Names::of(&method);
+    let blank = method.blank::<B>(&model, device)?;
+    let names = Names::of(&blank);
+    let (model, stored) = pretrained::head(&model, &tensors, |path| names.of_model(path))?;
     let tied = model.tied_head();
-    let heads = ["lm_head.weight", "embed_out.weight"].map(|head| names.of_model(head));
+    let heads = pretrained::HEADS.map(|head| names.of_model(head));
     let ignored = |name: &str| tied && heads.iter().any(|head| head == name);
-    tensors.fill_as(method, |path| names.theirs(path), ignored)
-}
-
-/// Tokens that a checkpoint's `config.json` names.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct SpecialTokens {
-    /// What the reference fills shorter rows with.
-    pub pad: u32,
-    /// What ends an answer, if anything does.
-    pub end: Option<u32>,
-}
-
-impl SpecialTokens {
-    /// Those of a folder; without a padding token the one that ends a text, or else 0.
-    ///
-    /// # Errors
-    ///
-    /// If its `config.json` cannot be read.
-    pub fn open(folder: impl AsRef<Path>) -> Result<Self, Error> {
-        let json = read_object(&folder.as_ref().join("config.json"))?;
-        let base = json.get("base_config").and_then(Value::as_object);
-        let base = base.unwrap_or(&json);
-        let id = |token: usize| u32::try_from(token).ok();
-        Ok(Self {
-            pad: id(pretrained::pad_token(base)).unwrap_or(0),
-            end: pretrained::token(base, "eos_token_id").and_then(id),
-        })
-    }
+    let theirs = |path: &str| match path.strip_prefix("model.") {
+        Some(path) => stored(path),
+        None => names.theirs(path),
+    };
+    tensors.fill_as(method.blank(&model, device)?, theirs, ignored)
 }
 
 /// Saves a checkpoint that [`load`] and the reference read; for the in-context baseline, the language
@@ -115,11 +102,13 @@ pub fn save<B: KernelBackend>(
     folder: impl AsRef<Path>,
     method: &AnyMethod<B>,
     tokenizer: Option<&Tokenizer>,
-    special: SpecialTokens,
+    special: &SpecialTokens,
 ) -> Result<(), Error> {
     let mut base = method.model().config().to_json();
-    if let Some(end) = special.end {
-        base.insert("eos_token_id".into(), end.into());
+    match special.ends.as_slice() {
+        [] => {}
+        [end] => _ = base.insert("eos_token_id".into(), (*end).into()),
+        ends => _ = base.insert("eos_token_id".into(), ends.into()),
     }
     if !matches!(method, AnyMethod::InContext(_)) {
         base.insert("pad_token_id".into(), special.pad.into());

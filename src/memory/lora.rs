@@ -14,7 +14,7 @@ use burn::tensor::backend::Backend;
 
 use crate::error::{Error, positive, sizes};
 use crate::model::layers::Init;
-use crate::model::weights::ModulePath;
+use crate::model::weights::{ModulePath, is_transposed};
 
 /// Adapters of some of a model's matrices.
 #[derive(Module, Debug)]
@@ -125,9 +125,14 @@ impl<B: Backend> Lora<B> {
     }
 
     /// The model with every adapter added to its matrix, on whatever tape they are on.
-    pub(super) fn adapt<M: Module<B>>(&self, model: M) -> M {
+    pub(super) fn adapt<M: Module<B>>(
+        &self,
+        model: M,
+        product: fn(Tensor<B, 2>, Tensor<B, 2>) -> Tensor<B, 2>,
+    ) -> M {
         model.map(&mut Adapt {
             lora: self,
+            product,
             path: ModulePath::default(),
             transposed: false,
         })
@@ -173,13 +178,9 @@ fn matrices<B: Backend, M: Module<B>>(model: &M) -> Vec<Matrix> {
     find.found
 }
 
-/// Whether a module of this type keeps its weight as `[d_input, d_output]`.
-fn is_transposed(container: &str) -> bool {
-    container == "Struct:Conv1D"
-}
-
 struct Adapt<'a, B: Backend> {
     lora: &'a Lora<B>,
+    product: fn(Tensor<B, 2>, Tensor<B, 2>) -> Tensor<B, 2>,
     path: ModulePath,
     transposed: bool,
 }
@@ -201,7 +202,7 @@ impl<B: Backend> ModuleMapper<B> for Adapt<'_, B> {
         let Some(adapter) = at.map(|at| &self.lora.adapters[at]) else {
             return param;
         };
-        let change = adapter.lora_B.val().matmul(adapter.lora_A.val());
+        let change = (self.product)(adapter.lora_B.val(), adapter.lora_A.val());
         let change = match self.transposed {
             true => change.transpose(),
             false => change,

@@ -95,7 +95,7 @@ impl<B: Backend, M: Writable<B>> GradMem<B, M> {
         let mut cache = Cache::new();
         let mut hidden = writing
             .model
-            .hidden_after(kind.vectors(memory.fast()), &mut cache)
+            .hidden_after(kind.vectors::<M>(memory.fast()), &mut cache)
             .narrow(1, before - 1, 1);
         let mut rows = vec![Vec::with_capacity(longest); samples];
         for at in 0..longest {

@@ -74,7 +74,7 @@ impl<B: Backend, M: Writable<B>> GradMem<B, M> {
     pub(super) fn with_adapters(&self) -> Self {
         let mut writing = self.clone();
         if let Some(lora) = writing.write_lora.take() {
-            writing.model = lora.adapt(writing.model);
+            writing.model = lora.adapt(writing.model, M::product);
         }
         writing
     }
@@ -221,7 +221,7 @@ impl<B: Backend, M: CausalLm<B>> GradMem<B, M> {
     /// By WRITE's own head if it has one.
     pub(super) fn write_logits(&self, hidden: Tensor<B, 3>) -> Tensor<B, 3> {
         match &self.write_head {
-            Some(head) => affine(head, hidden),
+            Some(head) => affine(head, hidden, M::product),
             None => self.model.logits(hidden),
         }
     }

@@ -137,6 +137,22 @@ pub enum AnyMethod<B: Backend> {
 }
 
 impl<B: KernelBackend> AnyMethod<B> {
+    /// About how many bytes an evaluation takes for one context: WRITE's graph, and the logits with what is made of them.
+    ///
+    /// - `context`, `questions`: tokens of the context, and of all its queries and targets
+    pub(crate) fn evaluation_bytes(&self, context: usize, questions: usize) -> f64 {
+        /// Logits, their softmax, its gradient and one in between.
+        const COPIES: f64 = 4.0;
+        let vocab_size = self.model().config().vocab_size() as f64;
+        let logits = 4.0 * COPIES * vocab_size * (context + questions) as f64;
+        let graph = match self {
+            Self::GradMem(gradmem) => gradmem.graph_bytes([1, context]),
+            // Forward passes keep a layer at a time.
+            Self::Rmt(_) | Self::InContext(_) => 0.0,
+        };
+        logits + graph
+    }
+
     /// The settings it was made with.
     pub fn config(&self) -> MethodConfig {
         match self {

@@ -1,7 +1,5 @@
 //! The models of this crate as one type, by the name of their configuration.
 
-use std::path::Path;
-
 use burn::module::Module;
 use burn::tensor::backend::Backend;
 use burn::tensor::{Int, Tensor};
@@ -13,10 +11,9 @@ use super::decoder::{DecoderConfig, Dimensions};
 use super::layers::Init;
 use super::{
     Cache, CausalLm, Gpt2, Gpt2Config, GptNeoX, GptNeoXConfig, Llama, LlamaConfig, Mamba,
-    MambaConfig,
+    MambaConfig, TimeStepRank,
 };
 use crate::error::Error;
-use crate::support::fs::read_text;
 
 /// The settings of a language model, by its Hugging Face type.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -106,6 +103,44 @@ impl ModelConfig {
         each!(self, Self, config => config.tie_word_embeddings)
     }
 
+    /// The same model with the values written out that others determine, so that equal models compare as equal.
+    pub(crate) fn explicit(mut self) -> Self {
+        match &mut self {
+            Self::Gpt2(config) => {
+                config
+                    .n_inner
+                    .get_or_insert(config.n_embd.saturating_mul(4));
+            }
+            Self::GptNeoX(config) => {
+                config.rope_scaling.take_if(|rope| rope.is_none());
+            }
+            Self::Llama(config) => {
+                let heads = config.num_attention_heads;
+                config.num_key_value_heads.get_or_insert(heads);
+                config
+                    .head_dim
+                    .get_or_insert(config.hidden_size / heads.max(1));
+                config.rope_scaling.take_if(|rope| rope.is_none());
+            }
+            Self::Mamba(config) => {
+                let width = config.hidden_size;
+                let inner = config.expand.saturating_mul(width);
+                config.expand = 2;
+                config.intermediate_size.get_or_insert(inner);
+                if config.time_step_rank == TimeStepRank::Auto {
+                    config.time_step_rank = TimeStepRank::Rank(width.div_ceil(16));
+                }
+            }
+        }
+        self
+    }
+
+    /// Sets whether the head is the embedding, transposed (`true`), or has weights of its own (`false`).
+    pub(crate) fn with_tied_head(mut self, tied: bool) -> Self {
+        each!(&mut self, Self, config => config.tie_word_embeddings = tied);
+        self
+    }
+
     /// Checks every value.
     ///
     /// # Errors
@@ -142,73 +177,6 @@ impl ModelConfig {
         })
     }
 
-    /// Reads a `config.json` of Hugging Face's `transformers`.
-    ///
-    /// # Errors
-    ///
-    /// An unknown `model_type`, a missing size, a value of the wrong type, sizes that are inconsistent, or an
-    /// activation or type of rotary scaling that is not supported.
-    pub fn open(path: impl AsRef<Path>) -> Result<Self, Error> {
-        let path = path.as_ref();
-        Self::from_json(&read_object(path)?, path)
-    }
-
-    /// [`ModelConfig::open`] of an object that was read from `path`.
-    pub(crate) fn from_json(json: &Map<String, Value>, path: &Path) -> Result<Self, Error> {
-        let problem = |problem: String| Error::file(path, problem);
-        let found = json.get("model_type");
-        let model_type = found.and_then(Value::as_str).unwrap_or_default();
-        let sizes: &[&str] = match model_type {
-            "gpt2" => &["vocab_size", "n_embd", "n_layer", "n_head"],
-            "mamba" => &["vocab_size", "hidden_size", "num_hidden_layers"],
-            "gpt_neox" | "llama" => &[
-                "vocab_size",
-                "hidden_size",
-                "intermediate_size",
-                "num_hidden_layers",
-                "num_attention_heads",
-            ],
-            _ => {
-                let found = found.map_or("missing".into(), Value::to_string);
-                let known = Self::TYPES.join(", ");
-                return Err(problem(format!(
-                    "`model_type` is {found}, not one of {known}"
-                )));
-            }
-        };
-        let missing = |size: &&&str| json.get(**size).is_none_or(Value::is_null);
-        if let Some(size) = sizes.iter().find(missing) {
-            return Err(problem(format!("has no `{size}`")));
-        }
-        let mut json = json.clone();
-        json.retain(|_, value| !value.is_null());
-        unify_keys(&mut json);
-        if model_type == "llama" {
-            // The defaults of `transformers`; those of `LlamaConfig` are for small models.
-            for (key, value) in [
-                ("rope_theta", Value::from(10_000.0)),
-                ("rms_norm_eps", 1e-6.into()),
-                ("max_position_embeddings", 2048.into()),
-                ("tie_word_embeddings", false.into()),
-            ] {
-                json.entry(key).or_insert(value);
-            }
-        }
-        if let Some((a, b, ours)) = [("n_embd", "hidden_size"), ("n_layer", "num_hidden_layers")]
-            .into_iter()
-            .map(|(a, b)| (a, b, (json.get(a).cloned(), json.get(b).cloned())))
-            .find(|(_, _, pair)| matches!(pair, (Some(a), Some(b)) if a != b))
-        {
-            let (one, two) = (ours.0.unwrap_or_default(), ours.1.unwrap_or_default());
-            return Err(problem(format!("`{a}` = {one} contradicts `{b}` = {two}")));
-        }
-        let config: Self = serde_json::from_value(Value::Object(json.clone())).map_err(|e| {
-            problem(unsupported_key(&json, model_type).unwrap_or_else(|| e.to_string()))
-        })?;
-        config.validate().map_err(|e| problem(e.to_string()))?;
-        Ok(config)
-    }
-
     /// As a `config.json` that `transformers` reads.
     pub fn to_json(&self) -> Map<String, Value> {
         let Ok(Value::Object(mut json)) = serde_json::to_value(self) else {
@@ -224,50 +192,6 @@ impl ModelConfig {
         json.insert("architectures".into(), vec![architecture].into());
         json
     }
-}
-
-/// Reduces the keys of several versions of `transformers` to one name each. Newer versions put the rotary
-/// settings under one key, and some values are written under two names.
-fn unify_keys(json: &mut Map<String, Value>) {
-    if let Some(Value::Object(rope)) = json.remove("rope_parameters") {
-        for key in ["rope_theta", "partial_rotary_factor"] {
-            if let Some(value) = rope.get(key) {
-                json.entry(key).or_insert(value.clone());
-            }
-        }
-        let kind = rope.get("rope_type").or(rope.get("type"));
-        if kind.is_some_and(|kind| kind != "default") {
-            json.entry("rope_scaling").or_insert(Value::Object(rope));
-        }
-    }
-    if let Some(Value::Object(scaling)) = json.get_mut("rope_scaling")
-        && scaling.contains_key("rope_type")
-    {
-        scaling.remove("type");
-    }
-    for (ours, theirs) in [
-        ("rotary_pct", "partial_rotary_factor"),
-        ("rotary_emb_base", "rope_theta"),
-    ] {
-        if json.contains_key(ours) {
-            json.remove(theirs);
-        }
-    }
-}
-
-/// The key whose value cannot be read, found by reading each one alone.
-fn unsupported_key(json: &Map<String, Value>, model_type: &str) -> Option<String> {
-    json.iter().find_map(|(key, value)| {
-        let alone = serde_json::json!({ "model_type": model_type, key: value });
-        let error = serde_json::from_value::<ModelConfig>(alone).err()?;
-        Some(format!("`{key}` = {value} is not supported: {error}"))
-    })
-}
-
-/// Reads a file that holds one JSON object.
-pub(crate) fn read_object(path: &Path) -> Result<Map<String, Value>, Error> {
-    let text = read_text(path)?;
-    serde_json::from_str(&text).map_err(|e| Error::file(path, format!("is not a JSON object: {e}")))
 }
 
 /// A language model whose type is known at run time only, for programs that read the type's name from a file.
@@ -323,6 +247,10 @@ impl<B: KernelBackend> CausalLm<B> for AnyLm<B> {
 
     fn hidden_after(&self, embeds: Tensor<B, 3>, past: &mut Cache<B>) -> Tensor<B, 3> {
         each!(self, Self, model => model.hidden_after(embeds, past))
+    }
+
+    fn product<const D: usize>(lhs: Tensor<B, D>, rhs: Tensor<B, D>) -> Tensor<B, D> {
+        gradmem_kernels::product(lhs, rhs)
     }
 
     fn logits(&self, hidden: Tensor<B, 3>) -> Tensor<B, 3> {

@@ -86,6 +86,10 @@ impl<B: KernelBackend, M: Decoder<Backend = B>> CausalLm<B> for M {
         self.embedding().head(self.own_head())
     }
 
+    fn product<const D: usize>(lhs: Tensor<B, D>, rhs: Tensor<B, D>) -> Tensor<B, D> {
+        gradmem_kernels::product(lhs, rhs)
+    }
+
     fn token_losses(&self, logits: Tensor<B, 3>, targets: Tensor<B, 2, Int>) -> Tensor<B, 2> {
         gradmem_kernels::token_losses(logits, targets)
     }

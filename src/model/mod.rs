@@ -6,8 +6,10 @@
 //! [`Llama`], [`Gpt2`], [`GptNeoX`] and [`Mamba`] are such models, and [`AnyLm`] is the one of them that a
 //! configuration names. [`pretrained`] reads and writes the folders of Hugging Face's `transformers`.
 
+pub(crate) mod adapter;
 pub(crate) mod any;
 mod cache;
+pub(crate) mod config_json;
 mod decoder;
 pub mod generate;
 mod gpt2;
@@ -29,7 +31,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use crate::error::Error;
-use layers::matmul_transposed;
+use layers::times_transposed;
 
 pub use any::{AnyLm, ModelConfig};
 pub use cache::{Cache, LayerCache, cache_bytes, forward_layers};
@@ -103,6 +105,17 @@ pub trait CausalLm<B: Backend>: Module<B> + ModuleDisplay {
     /// The head's weight `[vocab_size, d_model]`; a WRITE head starts as a copy of it.
     fn head(&self) -> Tensor<B, 2>;
 
+    /// The product of matrices, or of as many pairs of matrices, for what is added to the model: projections of the memory,
+    /// WRITE's head and adapters. By default Burn's; a model on a [`LayerBackend`](gradmem_kernels::LayerBackend) can use
+    /// [`kernels::product`](gradmem_kernels::product), which on CUDA does not round f32 unless asked to.
+    ///
+    /// # Shapes
+    ///
+    /// - `lhs`: `[…, m, k]`, `rhs`: `[…, k, n]`; output: `[…, m, n]`
+    fn product<const D: usize>(lhs: Tensor<B, D>, rhs: Tensor<B, D>) -> Tensor<B, D> {
+        lhs.matmul(rhs)
+    }
+
     /// Next-token logits; by default the product with the head's weight.
     ///
     /// # Shapes
@@ -110,7 +123,7 @@ pub trait CausalLm<B: Backend>: Module<B> + ModuleDisplay {
     /// - `hidden`: `[batch, seq, d_model]`
     /// - output: `[batch, seq, vocab_size]`
     fn logits(&self, hidden: Tensor<B, 3>) -> Tensor<B, 3> {
-        matmul_transposed(hidden, self.head())
+        times_transposed(hidden, self.head(), Self::product)
     }
 
     /// By default [`token_losses`]; a model on a [`LayerBackend`](gradmem_kernels::LayerBackend) can use the

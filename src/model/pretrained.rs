@@ -20,9 +20,9 @@ use burn::tensor::{DType, TensorData};
 use serde_json::{Map, Value};
 use tokenizers::Tokenizer;
 
-use super::any::read_object;
+use super::config_json::read_object;
 use super::weights::{self, Tensors};
-use super::{AnyLm, ModelConfig};
+use super::{AnyLm, ModelConfig, adapter};
 use crate::error::Error;
 use crate::support::fs::write_atomically;
 use crate::tokenizer;
@@ -35,8 +35,8 @@ pub struct Pretrained<B: Backend> {
     pub model: AnyLm<B>,
     /// Its tokenizer, if the folder has one.
     pub tokenizer: Option<Tokenizer>,
-    /// The token for padding: `pad_token_id` of `config.json`, or else `eos_token_id`, or else 0.
-    pub pad_token: usize,
+    /// The token for padding and the tokens that end a text.
+    pub special: SpecialTokens,
 }
 
 /// Loads a model from files in f32, f16, bf16 or f64, and converts it to the backend's element type.
@@ -57,23 +57,94 @@ pub fn load<B: Backend>(
     Ok(Pretrained {
         model: load_weights(&config, folder, device)?,
         tokenizer,
-        pad_token: pad_token(&json),
+        special: SpecialTokens::of(&json, folder)?,
     })
 }
 
-/// The token for padding that a configuration names, or else 0.
-pub(crate) fn pad_token(json: &Map<String, Value>) -> usize {
-    let token = token(json, "pad_token_id").or(token(json, "eos_token_id"));
-    token.unwrap_or(0)
+/// Tokens that a folder's `config.json` and `generation_config.json` name.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SpecialTokens {
+    /// What fills shorter rows: `pad_token_id` of `config.json`, or else its `eos_token_id`, or else 0.
+    pub pad: u32,
+    /// What ends an answer: `eos_token_id` of `generation_config.json`, or else of `config.json`. There may be several,
+    /// or none.
+    pub ends: Vec<u32>,
 }
 
-/// A token that a configuration names, or the first if it names several.
-pub(crate) fn token(json: &Map<String, Value>, key: &str) -> Option<usize> {
-    let value = match json.get(key)? {
-        Value::Array(several) => several.first()?,
-        one => one,
+impl SpecialTokens {
+    /// Those of a folder; of a checkpoint of the reference, those of its language model.
+    ///
+    /// # Errors
+    ///
+    /// If a file cannot be read, or names a token that the model does not have.
+    pub fn open(folder: impl AsRef<Path>) -> Result<Self, Error> {
+        let folder = folder.as_ref();
+        Self::of(&read_object(&folder.join("config.json"))?, folder)
+    }
+
+    fn of(config: &Map<String, Value>, folder: &Path) -> Result<Self, Error> {
+        let path = folder.join("config.json");
+        let base = config.get("base_config").and_then(Value::as_object);
+        let base = base.unwrap_or(config);
+        let generation = folder.join("generation_config.json");
+        let mut ends = Vec::new();
+        if generation.exists() {
+            let mut json = read_object(&generation)?;
+            if let Some(size) = base.get("vocab_size") {
+                json.insert("vocab_size".into(), size.clone());
+            }
+            ends = tokens(&json, "eos_token_id", &generation)?;
+        }
+        if ends.is_empty() {
+            ends = tokens(base, "eos_token_id", &path)?;
+        }
+        let pad = pad_token(base, &path)?;
+        Ok(Self { pad, ends })
+    }
+}
+
+/// The token for padding that a configuration names, or else the one that ends a text, or else 0.
+fn pad_token(json: &Map<String, Value>, path: &Path) -> Result<u32, Error> {
+    let pad = tokens(json, "pad_token_id", path)?.into_iter().next();
+    let end = || Ok(tokens(json, "eos_token_id", path)?.into_iter().next());
+    Ok(match pad {
+        Some(pad) => pad,
+        None => end()?.unwrap_or(0),
+    })
+}
+
+/// The token or tokens that a configuration of a language model names; none if it names none.
+///
+/// # Errors
+///
+/// A value that is no token of the model.
+fn tokens(json: &Map<String, Value>, key: &str, path: &Path) -> Result<Vec<u32>, Error> {
+    let vocab_size = json.get("vocab_size").and_then(Value::as_u64);
+    let values = match json.get(key) {
+        None | Some(Value::Null) => &[][..],
+        Some(Value::Array(several)) => several,
+        Some(one) => std::slice::from_ref(one),
     };
-    usize::try_from(value.as_u64()?).ok()
+    let mut ids = Vec::new();
+    for value in values {
+        // Some old configurations say so that there is none.
+        if value.as_i64() == Some(-1) {
+            continue;
+        }
+        let id = value.as_u64().and_then(|id| u32::try_from(id).ok());
+        let id = id.filter(|id| vocab_size.is_none_or(|size| u64::from(*id) < size));
+        ids.push(id.ok_or_else(|| {
+            let size = vocab_size.unwrap_or(u32::MAX.into());
+            Error::file(
+                path,
+                format!(
+                    "`{key}` = {value} is not one of the model's tokens 0 … {}",
+                    size.saturating_sub(1)
+                ),
+            )
+        })?);
+    }
+    Ok(ids)
 }
 
 /// A model of this configuration with the weights of a folder.
@@ -84,7 +155,6 @@ pub(crate) fn load_weights<B: Backend>(
 ) -> Result<AnyLm<B>, Error> {
     let tensors = Tensors::open_folder(folder)?;
     tensors.check_layers(config.layers())?;
-    let model = config.blank(device)?;
     let trunk = trunk(config);
     // Checkpoints of a model without its head leave out this prefix.
     let bare = !tensors.names().any(|name| name.starts_with(trunk));
@@ -99,12 +169,58 @@ pub(crate) fn load_weights<B: Backend>(
             _ => name,
         }
     };
+    let (config, head) = head(config, &tensors, name)?;
     let tied = config.tied_head();
     let ignored = |name: &str| {
-        let head = name == "lm_head.weight" || name == "embed_out.weight";
+        let head = HEADS.contains(&name);
         (tied && head) || BUFFERS.iter().any(|buffer| name.ends_with(buffer))
     };
-    tensors.fill_as(model, name, ignored)
+    let model = tensors.fill_as(config.blank(device)?, head, ignored)?;
+    adapter::apply(model, folder, device)
+}
+
+/// What the heads of the models are called.
+pub(crate) const HEADS: [&str; 2] = ["lm_head.weight", "embed_out.weight"];
+
+/// What a stored head means for a model whose configuration ties it to the embedding: the configuration as the
+/// weights have it, and the names of its tensors.
+///
+/// A head that differs from the embedding was trained apart, so it is kept and the model is not tied, as in
+/// `transformers` 5. A head without an embedding is both: `safetensors.torch.save_model` keeps one of a tensor's names.
+pub(crate) fn head(
+    config: &ModelConfig,
+    tensors: &Tensors,
+    name: impl Fn(&str) -> String,
+) -> Result<(ModelConfig, impl Fn(&str) -> String), Error> {
+    let embedding = match config {
+        ModelConfig::Gpt2(_) => "transformer.wte.weight",
+        ModelConfig::GptNeoX(_) => "gpt_neox.embed_in.weight",
+        ModelConfig::Llama(_) => "model.embed_tokens.weight",
+        ModelConfig::Mamba(_) => "backbone.embeddings.weight",
+    };
+    let stored = HEADS.iter().map(|head| name(head));
+    let mut stored = stored.filter(|_| config.tied_head());
+    let stored = stored.find(|head| tensors.contains(head));
+    let theirs = name(embedding);
+    let mut config = config.clone();
+    let mut only = None;
+    if let Some(head) = stored {
+        if !tensors.contains(&theirs) {
+            only = Some(head);
+        } else if !tensors.equal(&head, &theirs)? {
+            log::warn!(
+                "{}: `{head}` differs from `{theirs}`, to which the configuration ties it: both are kept, and the head is \
+                 not tied",
+                tensors.path().display()
+            );
+            config = config.with_tied_head(false);
+        }
+    }
+    let names = move |path: &str| match &only {
+        Some(head) if path == embedding => head.clone(),
+        _ => name(path),
+    };
+    Ok((config, names))
 }
 
 /// Tensors of old checkpoints that are not weights: masks and rotary frequencies.

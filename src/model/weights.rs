@@ -19,10 +19,11 @@ use serde_json::Value;
 #[cfg(feature = "train")]
 use sha2::{Digest, Sha256};
 
-use super::any::read_object;
+use super::config_json::read_object;
 use crate::error::Error;
 #[cfg(feature = "train")]
 use crate::support::fs::hex;
+use crate::support::fs::other_format;
 
 /// The path of the module that a visitor is in, without the variants of enums.
 #[derive(Debug, Default)]
@@ -45,6 +46,11 @@ impl ModulePath {
     pub(crate) fn name(&self) -> String {
         self.0.join(".")
     }
+}
+
+/// Whether a module of this type keeps its weight as `[d_input, d_output]`.
+pub(crate) fn is_transposed(container: &str) -> bool {
+    container == "Struct:Conv1D"
 }
 
 /// Every float parameter of a module with its path, in a fixed order.
@@ -155,6 +161,8 @@ pub struct Tensors {
     files: Vec<Mmap>,
     /// What the files contain and where.
     tensors: BTreeMap<String, Entry>,
+    /// What the index lists and no file contains, with the file that should.
+    absent: BTreeMap<String, Value>,
     metadata: HashMap<String, String>,
 }
 
@@ -190,7 +198,10 @@ impl Tensors {
         let folder = folder.as_ref();
         let whole = folder.join("model.safetensors");
         let index = folder.join("model.safetensors.index.json");
-        if whole.exists() || !index.exists() {
+        if !whole.exists() && !index.exists() {
+            return Err(no_weights(folder, whole));
+        }
+        if whole.exists() {
             return Self::open(whole);
         }
         let json = read_object(&index)?;
@@ -223,17 +234,19 @@ impl Tensors {
             tensors.add(&path)?;
         }
         let shards: Vec<_> = shards.into_iter().collect();
-        let elsewhere = map.iter().find(|(name, shard)| {
-            let entry = tensors.tensors.get(*name);
-            entry.is_none_or(|entry| shard.as_str() != Some(shards[entry.file]))
-        });
-        match elsewhere {
-            None => Ok(tensors),
-            Some((name, shard)) => Err(Error::file(
-                &index,
-                format!("lists `{name}` in {shard}, but it is not there"),
-            )),
+        for (name, shard) in map {
+            match tensors.tensors.get(name) {
+                None => {
+                    tensors.absent.insert(name.clone(), shard.clone());
+                }
+                Some(entry) if shard.as_str() == Some(shards[entry.file]) => {}
+                Some(_) => {
+                    let problem = format!("lists `{name}` in {shard}, but it is not there");
+                    return Err(Error::file(&index, problem));
+                }
+            }
         }
+        Ok(tensors)
     }
 
     fn none(path: &Path) -> Self {
@@ -241,27 +254,33 @@ impl Tensors {
             path: path.into(),
             files: Vec::new(),
             tensors: BTreeMap::new(),
+            absent: BTreeMap::new(),
             metadata: HashMap::new(),
         }
     }
 
     #[allow(unsafe_code)]
     fn add(&mut self, path: &Path) -> Result<(), Error> {
-        let damaged = |e: &dyn std::fmt::Display| {
-            Error::file(path, format!("is not a whole .safetensors file ({e})"))
-        };
         let file = File::open(path).map_err(Error::io(path, "cannot read"))?;
         let about = file.metadata().map_err(Error::io(path, "cannot read"))?;
         if !about.is_file() {
             return Err(Error::file(path, "is not a file"));
         }
         if about.len() < 8 {
-            return Err(damaged(&"it is shorter than a header"));
+            let problem = "is not a whole .safetensors file (it is shorter than a header)";
+            return Err(Error::file(path, problem));
         }
         // SAFETY: nothing writes to the mapping through this process. Another process that changes or
         // truncates the file while it is mapped breaks what Rust assumes of it, as with every mapped file; this
         // module's docs forbid it.
         let map = unsafe { Mmap::map(&file) }.map_err(Error::io(path, "cannot map"))?;
+        let damaged = |e: &dyn std::fmt::Display| {
+            let problem = match other_format(&map) {
+                Some(what) => format!("is {what}"),
+                None => format!("is not a whole .safetensors file ({e})"),
+            };
+            Error::file(path, problem)
+        };
         let (_, header) = SafeTensors::read_metadata(&map).map_err(|e| damaged(&e))?;
         self.metadata
             .extend(header.metadata().clone().unwrap_or_default());
@@ -281,6 +300,11 @@ impl Tensors {
         }
         self.files.push(map);
         Ok(())
+    }
+
+    /// The file, or the index of several, for messages.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
     }
 
     /// The free-form metadata of the file or files.
@@ -333,6 +357,47 @@ impl Tensors {
             .map_err(|e| Error::file(&self.path, format!("tensor `{name}`: {e}")))
     }
 
+    /// A matrix of weights, in the backend's element type.
+    ///
+    /// # Errors
+    ///
+    /// If there is none of this name, it is not of two dimensions, or an element is non-finite.
+    pub(crate) fn matrix<B: Backend>(
+        &self,
+        name: &str,
+        device: &B::Device,
+    ) -> Result<Tensor<B, 2>, Error> {
+        let problem = |problem: String| Error::file(&self.path, problem);
+        let dtype = <B::FloatElem as Element>::dtype();
+        let data = self.get(name)?;
+        if data.shape.num_dims() != 2 || !data.dtype.is_float() {
+            let (dtype, shape) = (data.dtype, data.shape.as_slice());
+            return Err(problem(format!(
+                "`{name}` is {dtype:?} {shape:?}, not a matrix of weights"
+            )));
+        }
+        let data = data.convert_dtype(dtype);
+        if let Some((at, value)) = first_non_finite(&data) {
+            return Err(problem(format!("`{name}` holds {value} (element {at})")));
+        }
+        Ok(Tensor::from_data(data, (device, dtype)))
+    }
+
+    /// Whether two tensors have the same shape and values.
+    ///
+    /// # Errors
+    ///
+    /// If one of them cannot be read.
+    pub(crate) fn equal(&self, one: &str, other: &str) -> Result<bool, Error> {
+        let (one, other) = (self.get(one)?, self.get(other)?);
+        let wide = |data: TensorData| data.convert_dtype(DType::F64);
+        Ok(one.shape == other.shape
+            && match one.dtype == other.dtype {
+                true => one.bytes == other.bytes,
+                false => wide(one).bytes == wide(other).bytes,
+            })
+    }
+
     fn read(&self, entry: &Entry) -> Result<TensorData, String> {
         /// The most bytes of the file that are in memory beside the weights.
         const CHUNK: usize = 8 << 20;
@@ -380,7 +445,13 @@ impl Tensors {
         let module = module.map(&mut fill);
         let unexpected = fill.unexpected.iter().filter(|name| !ignored(name));
         let unexpected = unexpected.map(|name| format!("unexpected `{name}`"));
-        let problems: Vec<String> = fill.problems.into_iter().chain(unexpected).collect();
+        let absent = self.absent.iter().filter(|(name, _)| !ignored(name));
+        let absent = absent.map(|(name, file)| absent_problem(name, file));
+        let absent: Vec<_> = absent
+            .filter(|problem| !fill.problems.contains(problem))
+            .collect();
+        let problems = fill.problems.into_iter().chain(unexpected).chain(absent);
+        let problems: Vec<String> = problems.collect();
         if problems.is_empty() {
             return Ok(module);
         }
@@ -395,6 +466,26 @@ impl Tensors {
             format!("does not fit the model: {list}{more}"),
         ))
     }
+}
+
+fn absent_problem(name: &str, file: &Value) -> String {
+    format!("`{name}` is listed in {file} and is not there")
+}
+
+/// What to say of a folder without weights in a format that is read here.
+fn no_weights(folder: &Path, whole: PathBuf) -> Error {
+    let has = |name: &str| folder.join(name).exists();
+    let old = ["pytorch_model.bin", "pytorch_model.bin.index.json"];
+    if let Some(old) = old.into_iter().find(|name| has(name)) {
+        return Error::file(
+            folder.join(old),
+            "is in PyTorch's own format, which can run programs and is not read here. Convert it in Python: \
+             `m = transformers.AutoModelForCausalLM.from_pretrained(folder); m.save_pretrained(folder, \
+             safe_serialization=True)`",
+        );
+    }
+    let missing = std::io::Error::from(std::io::ErrorKind::NotFound);
+    Error::io(&whole, "cannot read")(missing)
 }
 
 /// Lets the system reclaim the memory that holds this part of a file.
@@ -422,7 +513,10 @@ impl Fill<'_> {
     /// The tensor of this name, checked and converted to `dtype`.
     fn find(&mut self, name: &str, shape: &[usize], dtype: DType) -> Result<TensorData, String> {
         let entry = self.file.tensors.get(name);
-        let entry = entry.ok_or_else(|| format!("missing `{name}`"))?;
+        let entry = entry.ok_or_else(|| match self.file.absent.get(name) {
+            Some(file) => absent_problem(name, file),
+            None => format!("missing `{name}`"),
+        })?;
         self.unexpected.remove(name);
         if entry.shape != shape {
             let found = &entry.shape;

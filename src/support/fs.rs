@@ -1,7 +1,7 @@
 //! Files that are either old or new, never half.
 
 use std::io::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::error::Error;
 
@@ -10,7 +10,7 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// A file's text.
+/// A file's text, without a byte-order mark.
 ///
 /// # Errors
 ///
@@ -18,10 +18,62 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
 pub(crate) fn read_text(path: impl AsRef<Path>) -> Result<String, Error> {
     let path = path.as_ref();
     let bytes = std::fs::read(path).map_err(Error::io(path, "cannot read"))?;
-    String::from_utf8(bytes).map_err(|e| {
+    text(bytes).map_err(|problem| Error::file(path, problem))
+}
+
+/// Bytes of a file as text, without a byte-order mark.
+///
+/// # Errors
+///
+/// What the file is, or where it is not UTF-8.
+pub fn text(bytes: Vec<u8>) -> Result<String, String> {
+    if let Some(what) = other_format(&bytes) {
+        return Err(format!("is {what}"));
+    }
+    let text = String::from_utf8(bytes).map_err(|e| {
         let at = e.utf8_error().valid_up_to();
-        Error::file(path, format!("byte {at}: is not UTF-8"))
+        format!("byte {at}: is not UTF-8")
+    })?;
+    Ok(match text.strip_prefix('\u{feff}') {
+        Some(rest) => rest.into(),
+        None => text,
     })
+}
+
+/// What a file is by its first bytes, and what to do with it, if it is of a kind that is put in the place of others.
+pub(crate) fn other_format(bytes: &[u8]) -> Option<&'static str> {
+    const FIRST: &[(&[u8], &str)] = &[
+        (
+            b"version https://git-lfs",
+            "a pointer of Git LFS, not the file itself: run `git lfs pull` in its repository",
+        ),
+        (b"\x1f\x8b", "compressed by gzip: unpack it with `gunzip`"),
+        (
+            b"\x28\xb5\x2f\xfd",
+            "compressed by zstd: unpack it with `unzstd`",
+        ),
+        (b"\xfd7zXZ\0", "compressed by xz: unpack it with `unxz`"),
+        (b"BZh", "compressed by bzip2: unpack it with `bunzip2`"),
+        (
+            b"PK\x03\x04",
+            "a zip archive, or a file in PyTorch's own format: unpack or convert it",
+        ),
+        (
+            b"\xff\xfe",
+            "text in UTF-16, not UTF-8: convert it with `iconv -f UTF-16 -t UTF-8`",
+        ),
+        (
+            b"\xfe\xff",
+            "text in UTF-16, not UTF-8: convert it with `iconv -f UTF-16 -t UTF-8`",
+        ),
+        (b"PAR1", "a Parquet file: convert it to JSON lines"),
+        (
+            b"<!DOCTYPE html",
+            "a web page, perhaps an error page of a download: get the file itself",
+        ),
+    ];
+    let mut known = FIRST.iter().filter(|(first, _)| bytes.starts_with(first));
+    known.next().map(|(_, what)| *what)
 }
 
 /// Fails on what can be read but once or has no end, a pipe or a device; says nothing of what is not there.
@@ -32,11 +84,27 @@ pub(crate) fn check_file(path: &Path) -> Result<(), Error> {
     }
 }
 
-/// Puts `bytes` at `path`: written beside it, flushed to the disk, then moved into place. If anything
+/// Where a link leads, also if nothing is there yet; a path that is no link is itself.
+fn followed(path: &Path) -> PathBuf {
+    let mut path = path.to_path_buf();
+    // As many as Linux follows.
+    for _ in 0..40 {
+        let Ok(target) = std::fs::read_link(&path) else {
+            break;
+        };
+        path = match path.parent() {
+            Some(folder) => folder.join(target),
+            None => target,
+        };
+    }
+    path
+}
+
+/// Puts `bytes` at `path`, or where it leads if it is a link: written beside it, flushed to the disk, then moved into place. If anything
 /// fails, what was there before stays; what a program left that was killed meanwhile goes with the next
 /// writing.
 pub(crate) fn write_atomically(path: impl AsRef<Path>, bytes: &[u8]) -> Result<(), Error> {
-    let path = path.as_ref();
+    let path = &followed(path.as_ref());
     let folder = match path.parent() {
         Some(folder) if !folder.as_os_str().is_empty() => folder,
         _ => Path::new("."),
@@ -98,6 +166,25 @@ pub(crate) fn remove_unfinished(folder: &Path, prefix: &str) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[cfg(unix)]
+    #[test]
+    fn a_link_is_written_through() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        std::fs::create_dir(path("far")).unwrap();
+        for (link, target) in [("a", "far/a"), ("b", "a"), ("c", "far/new")] {
+            std::os::unix::fs::symlink(target, path(link)).unwrap();
+        }
+        std::fs::write(path("far/a"), "old").unwrap();
+        write_atomically(path("b"), b"new").unwrap();
+        write_atomically(path("c"), b"first").unwrap();
+        assert_eq!(std::fs::read(path("far/a")).unwrap(), b"new");
+        assert_eq!(std::fs::read(path("far/new")).unwrap(), b"first");
+        for link in ["a", "b", "c"] {
+            assert!(path(link).is_symlink());
+        }
+    }
 
     #[test]
     fn what_was_left_goes_and_what_is_being_written_stays() {

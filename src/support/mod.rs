@@ -9,3 +9,7 @@ pub mod profile;
 #[cfg(feature = "train")]
 #[doc(hidden)]
 pub mod readback;
+
+/// For the program, which reads texts from pipes too; no part of the library's interface.
+#[doc(hidden)]
+pub use fs::text as text_of_bytes;

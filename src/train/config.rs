@@ -17,9 +17,6 @@ use crate::method::{MethodConfig, MethodName};
 use crate::model::ModelConfig;
 use crate::support::fs::read_text;
 
-/// Contexts in a batch of an evaluation.
-pub(super) const VALID_BATCH: usize = 100;
-
 /// All settings of a run.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]

@@ -4,7 +4,6 @@
 use burn::data::dataloader::DataLoaderBuilder;
 use gradmem_kernels::KernelBackend;
 
-use super::config::VALID_BATCH;
 use super::learner::evaluate;
 use super::metrics::{Measure, Scores};
 pub use super::results::{Adaptive, Evaluation, Row, Shown};
@@ -16,6 +15,7 @@ use crate::memory::{GradMem, StopRule};
 use crate::method::AnyMethod;
 use crate::model::AnyLm;
 use crate::model::generate::GenerateConfig;
+use crate::support::memory::available;
 use crate::support::readback::{Readback, Slot};
 
 /// What to find out.
@@ -83,11 +83,14 @@ impl<B: KernelBackend> Trained<B> {
         wanted.sort_unstable();
         wanted.dedup();
         let (cap, samples) = (options.adaptive, found.samples);
+        let batch_size = batch_size(&self.method, task);
         let paths;
-        (found.rows, paths) = self.sweep(gradmem, &task.valid, samples, &wanted, cap)?;
+        let valid = (&task.valid, samples, batch_size);
+        (found.rows, paths) = self.sweep(gradmem, valid, &wanted, cap)?;
         if let Some(cap) = cap {
             let seen = samples.min(task.train.len());
-            let (_, trained) = self.sweep(gradmem, &task.train, seen, &[], Some(cap))?;
+            let (_, trained) =
+                self.sweep(gradmem, (&task.train, seen, batch_size), &[], Some(cap))?;
             let (rule, _, exact) = best_rule(&trained, cap);
             let (mean_write_steps, exact_match) = paths.under(&rule);
             found.adaptive = Some(Adaptive {
@@ -123,7 +126,8 @@ impl<B: KernelBackend> Trained<B> {
                 None => method.clone(),
             };
             let mut scores = Scores::default();
-            self.each_batch(&task.valid, found.samples, |index, batch| {
+            let batch_size = batch_size(&method, task);
+            self.each_batch(&task.valid, found.samples, batch_size, |index, batch| {
                 let part = evaluate(&method, batch);
                 scores.merge(&part.map_err(|fault| fault.locate(index + 1, index))?);
                 Ok(())
@@ -137,11 +141,12 @@ impl<B: KernelBackend> Trained<B> {
         &self,
         set: &Samples,
         samples: usize,
+        batch_size: usize,
         mut work: impl FnMut(usize, Batch<B>) -> Result<(), Error>,
     ) -> Result<(), Error> {
         let batcher = ExampleBatcher::new(self.tokenizer.clone().into());
         let loader = DataLoaderBuilder::<B, _, _>::new(batcher)
-            .batch_size(VALID_BATCH)
+            .batch_size(batch_size)
             .set_device(self.method.device())
             .build(set.clone());
         let loader = loader.slice(0, samples);
@@ -156,8 +161,7 @@ impl<B: KernelBackend> Trained<B> {
     fn sweep(
         &self,
         gradmem: &GradMem<B, AnyLm<B>>,
-        set: &Samples,
-        samples: usize,
+        (set, samples, batch_size): (&Samples, usize, usize),
         wanted: &[usize],
         cap: Option<usize>,
     ) -> Result<(Vec<Row>, Paths), Error> {
@@ -166,7 +170,7 @@ impl<B: KernelBackend> Trained<B> {
         // The loss at the last memory shows in the step behind it.
         let last = wanted.iter().copied().chain(cap.map(|cap| cap + 1)).max();
         let last = last.unwrap_or(0);
-        self.each_batch(set, samples, |_, batch| {
+        self.each_batch(set, samples, batch_size, |_, batch| {
             let path = path_of(gradmem, &batch, last, |k| {
                 wanted.contains(&k) || cap.is_some_and(|cap| k <= cap)
             })?;
@@ -241,7 +245,8 @@ impl<B: KernelBackend> Trained<B> {
             ..GenerateConfig::greedy(task.lengths.target)
         };
         let (mut right, mut wrong) = (0, 0);
-        self.each_batch(&task.valid, samples, |_, batch| {
+        let batch_size = batch_size(&self.method, task);
+        self.each_batch(&task.valid, samples, batch_size, |_, batch| {
             let contexts = batch.episode.contexts();
             let memory = match self.method.write_steps() {
                 Some(_) => Some(self.method.write(contexts)?),
@@ -297,6 +302,18 @@ impl<B: KernelBackend> Trained<B> {
         })?;
         Ok(scores)
     }
+}
+
+/// Contexts of an evaluation that are computed at once: 100, or fewer if they would take more than 2 GiB or half of the
+/// memory that is free.
+pub(super) fn batch_size<B: KernelBackend>(method: &AnyMethod<B>, task: &Task) -> usize {
+    let sample = task.valid.get(0).and_then(Result::ok);
+    let questions = sample.map_or(1, |sample| sample.asked.len());
+    let lengths = &task.lengths;
+    let bytes = method.evaluation_bytes(lengths.context, questions * lengths.question);
+    let free = available().map_or(f64::INFINITY, |free| 0.5 * free as f64);
+    let budget = free.min(f64::from(1u32 << 31));
+    ((budget / bytes) as usize).clamp(1, 100)
 }
 
 /// What a batch's memories after any number of WRITE steps answer, as tensors that wait for one transfer.

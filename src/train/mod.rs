@@ -18,6 +18,8 @@
 
 pub mod checkpoint;
 pub mod config;
+#[cfg(feature = "dashboard")]
+mod dashboard;
 pub mod evaluation;
 mod fault;
 mod folder;

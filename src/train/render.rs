@@ -13,50 +13,15 @@ use burn::train::{Interrupter, LearnerSummary};
 
 use super::metrics::Measure;
 
-/// burn-train's dashboard, if standard output is a terminal and `plain` is not set.
+/// burn-train's dashboard, if there is a terminal and `plain` is not set.
 #[cfg(feature = "dashboard")]
 pub(super) fn dashboard(
     plain: bool,
     interrupter: &Interrupter,
-) -> Option<impl MetricsRenderer + 'static> {
-    use std::io::IsTerminal;
-
-    use burn::train::renderer::tui::TuiMetricsRendererWrapper;
-    use thread_priority::{ThreadPriority, set_current_thread_priority};
-
-    if plain || !std::io::stdout().is_terminal() {
-        return None;
-    }
-    let interrupter = interrupter.clone();
-    // The dashboard's thread never sleeps between frames. It inherits its priority from the thread that
-    // starts it; at the lowest priority it does not slow the training down.
-    let start = std::thread::spawn(move || {
-        set_current_thread_priority(ThreadPriority::Min).ok();
-        TuiMetricsRendererWrapper::new(interrupter, None)
-    });
-    let dashboard = start.join().ok();
-    #[cfg(unix)]
-    let_ctrl_c_interrupt();
-    dashboard
-}
-
-/// Makes Ctrl-C interrupt the program under the dashboard. The dashboard sets the terminal to raw mode, where
-/// Ctrl-C is a key, and burn-train does not handle that key.
-#[cfg(all(unix, feature = "dashboard"))]
-fn let_ctrl_c_interrupt() {
-    use rustix::termios::{LocalModes, OptionalActions, tcgetattr, tcsetattr};
-    let terminal = std::io::stdin();
-    // Wait until the dashboard's thread has set raw mode.
-    for _ in 0..100 {
-        let Ok(mut modes) = tcgetattr(&terminal) else {
-            return;
-        };
-        if !modes.local_modes.contains(LocalModes::ICANON) {
-            modes.local_modes.insert(LocalModes::ISIG);
-            tcsetattr(&terminal, OptionalActions::Now, &modes).ok();
-            return;
-        }
-        std::thread::sleep(Duration::from_millis(10));
+) -> Option<super::dashboard::Dashboard> {
+    match plain {
+        true => None,
+        false => super::dashboard::Dashboard::open(interrupter),
     }
 }
 

@@ -16,7 +16,8 @@ use gradmem_kernels::KernelBackend;
 use serde_json::{Map, Value};
 
 use super::checkpoint::{RunFolder, RunState};
-use super::config::{RunConfig, TrainConfig, VALID_BATCH};
+use super::config::{RunConfig, TrainConfig};
+use super::evaluation::batch_size;
 use super::folder::{CONFIG, LAST, TOKENIZER};
 use super::learner::{MetaLearner, OuterStep};
 use super::metrics::{Measure, MeasureMetric};
@@ -85,6 +86,7 @@ pub fn train<B: KernelBackend>(
     if !resumes {
         log_strategy(&config, &method, at_once);
     }
+    let valid_batches: Vec<_> = tasks.iter().map(|task| batch_size(&method, task)).collect();
     let path = folder.path().to_path_buf();
     let mut optimizer = SharedOptimizer::new(settings);
     let mut state = RunState::default();
@@ -108,8 +110,8 @@ pub fn train<B: KernelBackend>(
     );
 
     let batcher = ExampleBatcher::new(tokenizer);
-    let stages = tasks.into_iter();
-    let stages = stages.map(|task| loaders(task, &batcher, settings, device));
+    let stages = tasks.into_iter().zip(valid_batches);
+    let stages = stages.map(|(task, batch)| loaders(task, &batcher, settings, batch, device));
     let stages: Vec<Loaders<Autodiff<B>>> = stages.collect();
     if state.stage >= stages.len() {
         return Err(Error::file(&path, "has a checkpoint of another curriculum"));
@@ -159,6 +161,7 @@ fn loaders<B: KernelBackend>(
     task: Task,
     batcher: &ExampleBatcher,
     settings: &TrainConfig,
+    valid_batch: usize,
     device: &B::Device,
 ) -> Loaders<Autodiff<B>> {
     let items = settings.steps * settings.batch_size;
@@ -171,7 +174,7 @@ fn loaders<B: KernelBackend>(
         .set_device(device.clone())
         .build(items);
     let valid = DataLoaderBuilder::new(batcher.clone())
-        .batch_size(VALID_BATCH)
+        .batch_size(valid_batch)
         .set_device(device.clone())
         .build(task.valid);
     (train, valid)
@@ -275,11 +278,19 @@ fn initialized_from<B: KernelBackend>(
     device: &B::Device,
 ) -> Result<AnyMethod<B>, Error> {
     let loaded = open_method::<B>(from, device)?;
-    let of = |model: &ModelConfig| match settings(model) {
+    let of = |model: ModelConfig| match settings(&model.explicit()) {
         Value::Object(json) => json,
         _ => Map::new(),
     };
-    let (ours, theirs) = (of(&config.model), of(&loaded.model().config()));
+    let loaded_config = loaded.model().config();
+    let (ours, theirs) = (config.model.model_type(), loaded_config.model_type());
+    if ours != theirs {
+        let problem = format!(
+            "is a {theirs}, but the run's model is a {ours}: set model.model_type={theirs}, and its sizes"
+        );
+        return Err(Error::file(from, problem));
+    }
+    let (ours, theirs) = (of(config.model.clone()), of(loaded_config));
     let keys: BTreeSet<_> = ours.keys().chain(theirs.keys()).collect();
     if let Some(key) = keys
         .into_iter()

@@ -104,6 +104,10 @@ pub fn open_method<B: KernelBackend>(
     match (run.is_file(), checkpoint.is_file()) {
         (true, _) => Ok(Trained::open(folder, device)?.method),
         (false, true) => checkpoint::load(folder, device),
+        (false, false) if folder.join("adapter_config.json").is_file() => Err(Error::file(
+            folder,
+            "is an adapter of PEFT without its base: put config.json and the weights of the base model beside it",
+        )),
         (false, false) => Err(Error::file(
             folder,
             "is not a run folder (it has no config.toml; `gradmem train` makes one) \

@@ -7,3 +7,4 @@ mod memories;
 mod program;
 mod readme;
 mod resume;
+mod terminal;

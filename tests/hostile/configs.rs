@@ -44,10 +44,10 @@ pub fn folder() -> Folder {
     ] {
         let method = method.init::<B>(model, 4, &device).unwrap();
         let special = SpecialTokens {
-            end: Some(1),
+            ends: vec![1],
             ..SpecialTokens::default()
         };
-        checkpoint::save(folder.path().join(name), &method, None, special).unwrap();
+        checkpoint::save(folder.path().join(name), &method, None, &special).unwrap();
     }
     // What a published configuration has more of.
     for (name, path) in [("scaled", "llama"), ("turned", "gpt_neox")] {

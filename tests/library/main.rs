@@ -1,6 +1,7 @@
 //! The library on the CPU, in one binary.
 
 mod dependencies;
+mod folders;
 mod generation;
 mod imports;
 mod memory_files;

@@ -3,8 +3,8 @@
 use std::fmt;
 use std::marker::PhantomData;
 
-use burn::tensor::ops::FloatTensor;
-use burn::tensor::{DType, Shape};
+use burn::tensor::ops::{FloatTensor, FloatTensorOps};
+use burn::tensor::{DType, Device, Shape};
 use burn_fusion::stream::{Operation, OperationStreams};
 use burn_fusion::{Fusion, FusionBackend, FusionRuntime};
 use burn_ir::{CustomOpIr, HandleContainer, OperationIr, TensorIr};
@@ -93,8 +93,28 @@ impl<B: FusionBackend + AttentionBackend> AttentionBackend for Fusion<B> {
     }
 }
 
-/// Computed by the reference, whose tensor operations Burn fuses.
-impl<B: FusionBackend> LayerBackend for Fusion<B> {}
+/// Computed by the reference, whose tensor operations Burn fuses; but for products that Burn would round.
+impl<B: FusionBackend + LayerBackend> LayerBackend for Fusion<B> {
+    fn product(lhs: FloatTensor<Self>, rhs: FloatTensor<Self>) -> FloatTensor<Self> {
+        let dtype = lhs.dtype;
+        if !B::rounds_products(lhs.client.device(), dtype) {
+            return <Self as FloatTensorOps<Self>>::float_matmul(lhs, rhs);
+        }
+        let mut shape = lhs.shape.clone();
+        let last = shape.num_dims() - 1;
+        shape[last] = rhs.shape[last];
+        let outputs = [(shape, dtype)];
+        let [out] = register::<B, 1>("product", vec![lhs, rhs], outputs, |inputs| {
+            let [lhs, rhs] = inputs.try_into().expect("the operation has two inputs");
+            vec![B::product(lhs, rhs)]
+        });
+        out
+    }
+
+    fn rounds_products(device: &Device<Self>, dtype: DType) -> bool {
+        B::rounds_products(device, dtype)
+    }
+}
 
 /// Computed by the reference, whose tensor operations Burn fuses.
 impl<B: FusionBackend> ScanBackend for Fusion<B> {}

@@ -2,7 +2,7 @@
 
 use burn::tensor::backend::Backend;
 use burn::tensor::ops::{FloatTensor, IntTensor};
-use burn::tensor::{Int, Tensor};
+use burn::tensor::{DType, Device, Int, Tensor};
 
 use crate::reference::primitives;
 use crate::{lift, lower};
@@ -14,9 +14,16 @@ use crate::{lift, lower};
 /// check their arguments; [`product`], [`rms_norm`], [`swiglu`], [`rotary`] and [`token_losses`] do.
 /// Tensors may have any strides.
 pub trait LayerBackend: Backend {
-    /// `lhs · rhs` for `lhs` `[m, k]` and `rhs` `[k, n]`. Its gradients are products as well.
+    /// `lhs · rhs` for `lhs` `[m, k]` and `rhs` `[k, n]`, or for as many pairs of matrices `[batch, m, k]` and
+    /// `[batch, k, n]`. Its gradients are products as well.
     fn product(lhs: FloatTensor<Self>, rhs: FloatTensor<Self>) -> FloatTensor<Self> {
         Self::float_matmul(lhs, rhs)
+    }
+
+    /// Whether Burn's `float_matmul` would round operands of this type on this device while
+    /// [`precision`](crate::precision) forbids it: then [`LayerBackend::product`] does not use it.
+    fn rounds_products(_: &Device<Self>, _: DType) -> bool {
+        false
     }
 
     /// `to + lhs · rhs`.
@@ -128,7 +135,7 @@ pub trait LayerBackend: Backend {
         sin: FloatTensor<Self>,
         turn: FloatTensor<Self>,
     ) -> FloatTensor<Self> {
-        primitives::rotary::<Self>(x, cos, sin, turn)
+        primitives::rotary::<Self>(x, cos, sin, turn, Self::product)
     }
 }
 
@@ -137,15 +144,19 @@ pub trait LayerBackend: Backend {
 /// # Shapes
 ///
 /// - `lhs`: `[m, k]`, `rhs`: `[k, n]`; output: `[m, n]`
+/// - or `lhs`: `[batch, m, k]`, `rhs`: `[batch, k, n]`; output: `[batch, m, n]`
 ///
 /// # Panics
 ///
-/// If the inner dimensions differ.
-pub fn product<B: LayerBackend>(lhs: Tensor<B, 2>, rhs: Tensor<B, 2>) -> Tensor<B, 2> {
+/// If the inner dimensions or the batches differ, or there are more dimensions.
+pub fn product<B: LayerBackend, const D: usize>(
+    lhs: Tensor<B, D>,
+    rhs: Tensor<B, D>,
+) -> Tensor<B, D> {
     let (left, right) = (lhs.dims(), rhs.dims());
-    assert_eq!(
-        left[1], right[0],
-        "product: the inner dimensions of {left:?} and {right:?} differ"
+    assert!(
+        (2..=3).contains(&D) && left[D - 1] == right[D - 2] && left[..D - 2] == right[..D - 2],
+        "product: the shapes {left:?} and {right:?} do not fit"
     );
     lift(B::product(lower(lhs), lower(rhs)))
 }

@@ -1,4 +1,4 @@
-//! The choice between attention kernels and the reference, one for the whole process.
+//! Choices for the whole process: the code of attention, the rounding of products.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -27,5 +27,31 @@ pub fn attention() -> Attention {
     match REFERENCE.load(Ordering::Relaxed) {
         true => Attention::Reference,
         false => Attention::Fused,
+    }
+}
+
+/// How products of f32 matrices are rounded on GPUs with matrix units. Other devices multiply f32 in f32.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Precision {
+    /// f32 throughout.
+    F32,
+    /// What Burn chooses: on CUDA its kernels round the operands to TF32, a mantissa of ten bits.
+    Tf32,
+}
+
+static TF32: AtomicBool = AtomicBool::new(false);
+
+/// Chooses for the whole process. It decides [`product`](crate::product) and what is made of it. The default is
+/// [`Precision::F32`].
+pub fn set_precision(precision: Precision) {
+    TF32.store(precision == Precision::Tf32, Ordering::Relaxed);
+}
+
+/// The current choice.
+pub fn precision() -> Precision {
+    match TF32.load(Ordering::Relaxed) {
+        true => Precision::Tf32,
+        false => Precision::F32,
     }
 }

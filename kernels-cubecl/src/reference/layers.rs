@@ -163,6 +163,7 @@ pub fn rotary<B: Backend>(
     cos: Tensor<B, 3>,
     sin: Tensor<B, 3>,
     turn: Tensor<B, 2>,
+    product: impl Fn(Tensor<B, 2>, Tensor<B, 2>) -> Tensor<B, 2>,
 ) -> Tensor<B, 4> {
     let [batch, seq, heads, head_dim] = x.dims();
     // One row per sample, so that the tables broadcast along the first dimension only.
@@ -171,11 +172,8 @@ pub fn rotary<B: Backend>(
         let table = table.repeat_dim(0, heads).swap_dims(0, 1);
         table.reshape([1, row])
     };
-    let turned = x
-        .clone()
-        .reshape([batch * seq * heads, head_dim])
-        .matmul(turn)
-        .reshape([batch, row]);
+    let heads_alone = x.clone().reshape([batch * seq * heads, head_dim]);
+    let turned = product(heads_alone, turn).reshape([batch, row]);
     let rotated = x.reshape([batch, row]) * table(cos) + turned * table(sin);
     rotated.reshape([batch, seq, heads, head_dim])
 }

@@ -134,9 +134,11 @@ pub fn rotary<B: Backend>(
     cos: FloatTensor<B>,
     sin: FloatTensor<B>,
     turn: FloatTensor<B>,
+    product: fn(FloatTensor<B>, FloatTensor<B>) -> FloatTensor<B>,
 ) -> FloatTensor<B> {
     let (cos, sin, turn) = (lift(cos), lift(sin), lift(turn));
-    lower(layers::rotary::<B>(lift(x), cos, sin, turn))
+    let product = |lhs, rhs| lift(product(lower::<B, 2>(lhs), lower::<B, 2>(rhs)));
+    lower(layers::rotary::<B>(lift(x), cos, sin, turn, product))
 }
 
 pub fn linear_scan<B: Backend>(

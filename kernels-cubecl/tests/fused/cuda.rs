@@ -3,6 +3,7 @@
 //! `cargo test --release -p gradmem-kernels --features cuda,ndarray --test fused_cuda`
 
 mod cases;
+mod products;
 
 /// Without Burn's fusion, whether it is compiled in or not.
 type Gpu = burn_cubecl::CubeBackend<burn_cubecl::cubecl::cuda::CudaRuntime, f32, i32, u8>;

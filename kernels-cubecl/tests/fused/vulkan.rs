@@ -3,6 +3,7 @@
 //! `cargo test --release -p gradmem-kernels --features vulkan,ndarray --test fused_vulkan`
 
 mod cases;
+mod products;
 
 /// Without Burn's fusion, whether it is compiled in or not.
 type Gpu = burn_wgpu::CubeBackend<burn_wgpu::WgpuRuntime, f32, i32, u8>;

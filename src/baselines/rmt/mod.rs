@@ -343,7 +343,7 @@ impl<B: Backend, M: CausalLm<B>> Rmt<B, M> {
     fn pass(&self, memory: Tensor<B, 3>, embeds: Tensor<B, 3>, lengths: &[usize]) -> Tensor<B, 3> {
         let front = self.in_write();
         let behind = Prefix { end: None, ..front };
-        let projected = front.project(&[memory]);
+        let projected = front.project::<M>(&[memory]);
         let (front, behind) = (front.frame(projected.clone()), behind.frame(projected));
         let (before, seq, after) = (front.dims()[1], embeds.dims()[1], behind.dims()[1]);
         let x = Tensor::cat(vec![front, embeds, behind], 1);
@@ -371,7 +371,7 @@ impl<B: Backend, M: CausalLm<B>> Rmt<B, M> {
     ) -> Tensor<B, 1> {
         let hidden = hidden.narrow(1, self.config.prefix_len() - 1, contexts.width());
         let logits = match &self.write_head {
-            Some(head) => affine(head, hidden),
+            Some(head) => affine(head, hidden, M::product),
             None => self.model.logits(hidden),
         };
         let losses = self.model.token_losses(logits, contexts.ids());

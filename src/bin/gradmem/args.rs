@@ -21,6 +21,15 @@ pub struct Backend {
     /// its square.
     #[arg(long, value_name = "HOW")]
     pub attention: Option<Attention>,
+    /// Products of matrices on CUDA: f32, exact, or tf32, which rounds the factors to ten bits and is faster.
+    #[arg(long, value_name = "HOW", default_value = "f32")]
+    pub precision: Precision,
+}
+
+#[derive(clap::ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Precision {
+    F32,
+    Tf32,
 }
 
 #[derive(clap::ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]

@@ -3,7 +3,7 @@
 use gradmem::Error;
 use gradmem::kernels::{self, KernelBackend};
 
-use crate::args::{Attention, Backend};
+use crate::args::{Attention, Backend, Precision};
 
 /// Work that is generic over the backend.
 pub trait Job: Send {
@@ -32,6 +32,14 @@ pub fn dispatch<J: Job>(backend: &Backend, job: J) -> Result<J::Output, Error> {
         }
         Some(Attention::Reference) => kernels::set_attention(kernels::Attention::Reference),
         Some(Attention::Fused) | None => {}
+    }
+    if backend.precision == Precision::Tf32 {
+        if NAMES.contains(&name) && name != "cuda" {
+            return Err(Error::Input(format!(
+                "--precision tf32: the backend `{name}` multiplies in f32; leave the option out, or use cuda"
+            )));
+        }
+        kernels::set_precision(kernels::Precision::Tf32);
     }
     match name {
         #[cfg(feature = "flex")]

@@ -41,10 +41,10 @@ impl Job for Args {
         let tokenizer = &trained.tokenizer;
         let special = SpecialTokens {
             pad: tokenizer.pad(),
-            end: Some(tokenizer.end()),
+            ends: vec![tokenizer.end()],
         };
         let tokenizer = Some(tokenizer.as_tokenizer());
-        checkpoint::save(&self.output, &trained.method, tokenizer, special)?;
+        checkpoint::save(&self.output, &trained.method, tokenizer, &special)?;
         say!(
             "{}: {} on {}, as config.json, model.safetensors and tokenizer.json",
             self.output.display(),

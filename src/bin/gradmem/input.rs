@@ -4,6 +4,7 @@ use std::io::Read as _;
 use std::path::Path;
 
 use gradmem::Error;
+use gradmem::support::text_of_bytes;
 
 /// The text of a file, or of standard input for `-`, without a line break at its end.
 pub fn read_text(path: &Path) -> Result<String, Error> {
@@ -13,15 +14,9 @@ pub fn read_text(path: &Path) -> Result<String, Error> {
         false => std::fs::File::open(path).and_then(|mut file| file.read_to_end(&mut bytes)),
     };
     read.map_err(|e| Error::Input(format!("{}: cannot read: {e}", path.display())))?;
-    let text = String::from_utf8(bytes).map_err(|e| {
-        Error::Input(format!(
-            "{}: is not UTF-8 text (byte {})",
-            path.display(),
-            e.utf8_error().valid_up_to()
-        ))
-    })?;
-    // A byte order mark says how the file is encoded; it is no part of the text.
-    let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
+    let text = text_of_bytes(bytes)
+        .map_err(|problem| Error::Input(format!("{}: {problem}", path.display())))?;
+    let text = text.as_str();
     if let Some(at) = text.find('\0') {
         return Err(Error::Input(format!(
             "{}: is not text: it has a zero at byte {at}",

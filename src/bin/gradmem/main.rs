@@ -69,7 +69,7 @@ enum Command {
 fn main() -> ExitCode {
     startup::keep_pages();
     startup::start_log();
-    startup::exit_on_device_panic();
+    startup::report_panics();
     let result = match Cli::parse().command {
         Command::Train(args) => train::run(args),
         Command::Eval(args) => eval::run(args),

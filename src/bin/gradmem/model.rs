@@ -40,7 +40,11 @@ impl<B: KernelBackend> Model<B> {
                 folder.display()
             ))
         })?;
-        let text = Text::Any(Box::new(tokenizer), SpecialTokens::open(folder)?.end);
+        let text = Text::Any {
+            tokenizer: Box::new(tokenizer),
+            ends: SpecialTokens::open(folder)?.ends,
+            in_context: matches!(method, AnyMethod::InContext(_)),
+        };
         Ok(Self { method, text })
     }
 
@@ -50,7 +54,7 @@ impl<B: KernelBackend> Model<B> {
     ///
     /// If it is empty or longer than the model can write.
     pub fn encode_context(&self, context: &str) -> Result<Vec<u32>, Error> {
-        let ids = self.text.encode_as_trained(context)?;
+        let ids = self.text.encode_part(context, Part::Context)?;
         if ids.is_empty() {
             return Err(Error::Input("is empty: there is nothing to write".into()));
         }
@@ -68,8 +72,21 @@ impl<B: KernelBackend> Model<B> {
 pub enum Text {
     /// The tokenizer of a run, and its task.
     Task(Box<TextTokenizer>, Box<DataConfig>),
-    /// A `tokenizer.json`, and the token that ends an answer, if the model's `config.json` names one.
-    Any(Box<Tokenizer>, Option<u32>),
+    /// A `tokenizer.json` beside a checkpoint or a pretrained model.
+    Any {
+        tokenizer: Box<Tokenizer>,
+        /// The tokens that end an answer.
+        ends: Vec<u32>,
+        /// Whether context and question are one prompt.
+        in_context: bool,
+    },
+}
+
+/// What a text is for the model.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Part {
+    Context,
+    Question,
 }
 
 /// Whether the tokenizer adds special tokens, such as one that begins a text.
@@ -94,25 +111,36 @@ impl Text {
                 }
                 Ok(ids)
             }
-            Self::Any(tokenizer, _) => {
+            Self::Any { tokenizer, .. } => {
                 tokenizer::encode(tokenizer, text, specials == Specials::With)
             }
         }
     }
 
-    /// The token ids of a context or a question, in the form that the model was trained with.
-    pub fn encode_as_trained(&self, text: &str) -> Result<Vec<u32>, Error> {
+    /// The token ids of a context or a question, in the form that the model was trained with. The reference's scripts
+    /// let the tokenizer add its special tokens to both.
+    pub fn encode_part(&self, text: &str, part: Part) -> Result<Vec<u32>, Error> {
         match self {
             Self::Task(_, data) => {
-                let formed = data.form(text);
-                if formed.trim() != text.trim() {
+                let formed = match part {
+                    Part::Context => data.form_context(text),
+                    Part::Question => data.form_question(text),
+                };
+                // What is put around a text is around every text of the task.
+                if !formed.contains(text.trim()) {
                     log::warn!(
-                        "the text is written as the task's are: with single spaces as its white space"
+                        "the text is changed into the form of the task's texts, in its white space or its line breaks"
                     );
                 }
                 self.encode(&formed, Specials::Without)
             }
-            Self::Any(..) => self.encode(text, Specials::Without),
+            Self::Any { in_context, .. } => {
+                let specials = match (part, in_context) {
+                    (Part::Question, true) => Specials::Without,
+                    _ => Specials::With,
+                };
+                self.encode(text, specials)
+            }
         }
     }
 
@@ -120,7 +148,7 @@ impl Text {
     pub fn fingerprint(&self) -> String {
         match self {
             Self::Task(tokenizer, _) => tokenizer.fingerprint(),
-            Self::Any(tokenizer, _) => tokenizer_fingerprint(tokenizer),
+            Self::Any { tokenizer, .. } => tokenizer_fingerprint(tokenizer),
         }
     }
 
@@ -128,7 +156,7 @@ impl Text {
     pub fn decode(&self, ids: &[u32]) -> Result<String, Error> {
         match self {
             Self::Task(tokenizer, _) => tokenizer.decode_answer(ids),
-            Self::Any(tokenizer, _) => tokenizer::decode(tokenizer, ids),
+            Self::Any { tokenizer, .. } => tokenizer::decode(tokenizer, ids),
         }
     }
 
@@ -138,23 +166,23 @@ impl Text {
         let ids = [prompt, answer].concat();
         match self {
             Self::Task(tokenizer, _) => tokenizer.decode(&ids),
-            Self::Any(..) => self.decode(&ids),
+            Self::Any { .. } => self.decode(&ids),
         }
     }
 
-    /// The token that ends an answer, if there is one.
-    fn end(&self) -> Option<u32> {
+    /// The tokens that end an answer.
+    fn ends(&self) -> Vec<u32> {
         match self {
-            Self::Task(tokenizer, _) => Some(tokenizer.end()),
-            Self::Any(_, end) => *end,
+            Self::Task(tokenizer, _) => vec![tokenizer.end()],
+            Self::Any { ends, .. } => ends.clone(),
         }
     }
 
-    /// The settings of generation: the sampling options, and the token that ends an answer.
+    /// The settings of generation: the sampling options, and the tokens that end an answer.
     pub fn generate_config(&self, sampling: &Sampling) -> GenerateConfig {
         GenerateConfig {
             max_tokens: sampling.max_tokens,
-            stop: self.end().into_iter().collect(),
+            stop: self.ends(),
             temperature: sampling.temperature,
             top_k: sampling.top_k,
             top_p: sampling.top_p,

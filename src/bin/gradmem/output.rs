@@ -57,6 +57,15 @@ pub fn format_measure(measure: Measure, value: f64) -> String {
     }
 }
 
+/// A word for a shell's command line: in single quotes if it has more than letters, digits and marks without meaning.
+pub fn quoted(word: &str) -> String {
+    let plain = |c: char| c.is_alphanumeric() || "_-./:=@+,".contains(c);
+    match !word.is_empty() && word.chars().all(plain) {
+        true => word.into(),
+        false => format!("'{}'", word.replace('\'', r"'\''")),
+    }
+}
+
 /// A number with commas between thousands.
 pub fn with_commas(number: usize) -> String {
     let digits = number.to_string();
@@ -68,4 +77,23 @@ pub fn with_commas(number: usize) -> String {
         out.push(digit);
     }
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_are_quoted_where_a_shell_would_change_them() {
+        for (word, shown) in [
+            ("runs/kv-quick", "runs/kv-quick"),
+            ("my runs/a", "'my runs/a'"),
+            ("it's", r"'it'\''s'"),
+            ("!aB:9x|", "'!aB:9x|'"),
+            ("$HOME", "'$HOME'"),
+            ("", "''"),
+        ] {
+            assert_eq!(quoted(word), shown);
+        }
+    }
 }

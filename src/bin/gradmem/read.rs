@@ -14,7 +14,7 @@ use crate::args::{Backend, ModelFolder, Sampling};
 use crate::backend::{Job, dispatch};
 use crate::input::{in_file, read_questions};
 use crate::memories::{find, name_of};
-use crate::model::{Model, Text};
+use crate::model::{Model, Part, Text};
 use crate::output::say;
 
 /// Answers that are generated at once.
@@ -140,7 +140,7 @@ impl Args {
             _ => Ok(ids),
         };
         let encode = |(at, question): (usize, &String)| {
-            let ids = text.encode_as_trained(question).and_then(fits);
+            let ids = text.encode_part(question, Part::Question).and_then(fits);
             ids.map_err(|e| match &self.questions {
                 Some(path) => in_file(path, Error::Input(format!("line {}: {e}", at + 1))),
                 None => Error::Input(format!("the question {e}")),

@@ -27,9 +27,9 @@ pub fn start_log() {
         .init();
 }
 
-/// Ends the program when a thread of a GPU backend panics (a kernel that does not compile, a lost device).
-/// The panic would end that thread only, and the results after it would be wrong.
-pub fn exit_on_device_panic() {
+/// Says a panic in one line, and ends the program when a thread of a GPU backend panics (a kernel that does not
+/// compile, a lost device): the panic would end that thread only, and the results after it would be wrong.
+pub fn report_panics() {
     let default_hook = std::panic::take_hook();
     let main = std::thread::current().id();
     std::panic::set_hook(Box::new(move |info| {
@@ -46,7 +46,13 @@ pub fn exit_on_device_panic() {
             message!("killed; the last checkpoint is intact, and the same command resumes from it");
             std::process::exit(INTERRUPTED.into());
         }
-        default_hook(info);
+        match std::env::var_os("RUST_BACKTRACE") {
+            Some(wanted) if wanted != "0" => default_hook(info),
+            _ => message!(
+                "internal error: {}; RUST_BACKTRACE=1 prints where it comes from",
+                message.replace('\n', " ")
+            ),
+        }
         if on_device {
             message!(
                 "the device failed, and nothing after that can be trusted; what was saved before is whole"

@@ -26,8 +26,8 @@ pub struct Prefix<'a, B: Backend> {
 
 impl<B: Backend> Prefix<'_, B> {
     /// What the model is given for memories: [`Prefix::project`], then [`Prefix::frame`].
-    pub fn vectors(&self, fast: &[Tensor<B, 3>]) -> Tensor<B, 3> {
-        self.frame(self.project(fast))
+    pub fn vectors<M: CausalLm<B>>(&self, fast: &[Tensor<B, 3>]) -> Tensor<B, 3> {
+        self.frame(self.project::<M>(fast))
     }
 
     /// `W mem + b`: `[batch, memory_tokens, d_model]`, by the shared map or by each sample's own.
@@ -36,12 +36,12 @@ impl<B: Backend> Prefix<'_, B> {
     ///
     /// - `fast`: the vectors `[batch, memory_tokens, d_model]` and, if each sample has its own map, its weight
     ///   `[batch, d_model, d_model]` and bias `[batch, 1, d_model]`
-    pub fn project(&self, fast: &[Tensor<B, 3>]) -> Tensor<B, 3> {
+    pub fn project<M: CausalLm<B>>(&self, fast: &[Tensor<B, 3>]) -> Tensor<B, 3> {
         match (fast, self.projection) {
             ([vectors, weight, bias], _) => {
-                vectors.clone().matmul(weight.clone().swap_dims(1, 2)) + bias.clone()
+                M::product(vectors.clone(), weight.clone().swap_dims(1, 2)) + bias.clone()
             }
-            ([vectors, ..], Some(shared)) => affine(shared, vectors.clone()),
+            ([vectors, ..], Some(shared)) => affine(shared, vectors.clone(), M::product),
             ([vectors, ..], None) => vectors.clone(),
             ([], _) => unreachable!("a memory has vectors"),
         }
@@ -80,7 +80,7 @@ impl<B: Backend, M: CausalLm<B>> Attach<B, M> for Prefix<'_, B> {
         fast: &[Tensor<B, 3>],
         embeds: Option<Tensor<B, 3>>,
     ) -> Tensor<B, 3> {
-        let prefix = self.vectors(fast);
+        let prefix = self.vectors::<M>(fast);
         let before = prefix.dims()[1];
         let (x, seq) = match embeds {
             None => (prefix, 0),
@@ -97,7 +97,7 @@ impl<B: Backend, M: CausalLm<B>> Attach<B, M> for Prefix<'_, B> {
         model: &'a M,
         fast: &[Tensor<B, 3>],
     ) -> Result<generate::Prefix<'a, B, M>, Error> {
-        generate::Prefix::new(model, self.vectors(fast))
+        generate::Prefix::new(model, self.vectors::<M>(fast))
     }
 }
 

@@ -95,7 +95,7 @@ impl<B: LayerBackend> Linear<B> {
     /// - `x`: `[…, d_input]`
     /// - output: `[…, d_output]`
     pub fn forward<const D: usize>(&self, x: Tensor<B, D>) -> Tensor<B, D> {
-        self.plus_bias(rows_times(x, self.weight.val().transpose(), product))
+        affine(self, x, product)
     }
 }
 
@@ -133,7 +133,7 @@ impl<B: LayerBackend> Conv1D<B> {
     }
 }
 
-/// [`Linear::forward`] by plain tensor operations, for any backend.
+/// [`Linear::forward`] by a product of the caller's, for any backend.
 ///
 /// # Shapes
 ///
@@ -142,16 +142,18 @@ impl<B: LayerBackend> Conv1D<B> {
 pub(crate) fn affine<B: Backend, const D: usize>(
     linear: &Linear<B>,
     x: Tensor<B, D>,
+    product: impl Fn(Tensor<B, 2>, Tensor<B, 2>) -> Tensor<B, 2>,
 ) -> Tensor<B, D> {
-    linear.plus_bias(matmul_transposed(x, linear.weight.val()))
+    linear.plus_bias(times_transposed(x, linear.weight.val(), product))
 }
 
 /// `x Wᵀ` for `x` `[…, d_input]` and `weight` `[d_output, d_input]`.
-pub(crate) fn matmul_transposed<B: Backend, const D: usize>(
+pub(crate) fn times_transposed<B: Backend, const D: usize>(
     x: Tensor<B, D>,
     weight: Tensor<B, 2>,
+    product: impl Fn(Tensor<B, 2>, Tensor<B, 2>) -> Tensor<B, 2>,
 ) -> Tensor<B, D> {
-    rows_times(x, weight.transpose(), Tensor::matmul)
+    rows_times(x, weight.transpose(), product)
 }
 
 /// `x W` for `x` `[…, d_input]` and `weight` `[d_input, d_output]`, as one matrix product. A batched

@@ -24,7 +24,7 @@ pub use attention::{SelfAttention, SelfAttentionConfig, attend};
 pub use embedding::Embedding;
 pub use init::Init;
 pub use linear::{Conv1D, Linear, LinearConfig};
-pub(crate) use linear::{affine, matmul_transposed};
+pub(crate) use linear::{affine, times_transposed};
 pub use mlp::{GatedMlp, GatedMlpConfig};
 pub use norm::{LayerNorm, RmsNorm};
 pub use rotary::{RopeScaling, RopeType, Rotary, RotaryConfig};

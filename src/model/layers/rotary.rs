@@ -35,36 +35,66 @@ pub struct RotaryConfig {
 
 /// How rotary frequencies are scaled for longer sequences: `rope_scaling` of a `config.json`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(try_from = "Written")]
 pub struct RopeScaling {
-    /// The rule.
-    #[serde(alias = "type", default)]
+    /// The rule. A rule's values must be given when it is read from a file; other rules' values do nothing.
     pub rope_type: RopeType,
     /// How many times longer the sequences are.
-    #[serde(default = "one")]
     pub factor: f64,
     /// `llama3`: wavelengths longer than `original_max_position_embeddings / low_freq_factor` are
     /// multiplied by `factor`.
-    #[serde(default = "one")]
     pub low_freq_factor: f64,
     /// `llama3`: wavelengths shorter than `original_max_position_embeddings / high_freq_factor` are
     /// unchanged.
-    #[serde(default = "four")]
     pub high_freq_factor: f64,
     /// `llama3`: the sequence length of the model's pretraining.
-    #[serde(default = "llama3_length")]
     pub original_max_position_embeddings: usize,
 }
 
-fn one() -> f64 {
-    1.0
+/// A [`RopeScaling`] as it is written in a file.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Written {
+    #[serde(alias = "type", default)]
+    rope_type: RopeType,
+    factor: Option<f64>,
+    low_freq_factor: Option<f64>,
+    high_freq_factor: Option<f64>,
+    original_max_position_embeddings: Option<usize>,
 }
 
-fn four() -> f64 {
-    4.0
-}
+impl TryFrom<Written> for RopeScaling {
+    type Error = String;
 
-fn llama3_length() -> usize {
-    8192
+    fn try_from(written: Written) -> Result<Self, String> {
+        let kind = written.rope_type;
+        let given = [
+            ("factor", written.factor.is_some()),
+            ("low_freq_factor", written.low_freq_factor.is_some()),
+            ("high_freq_factor", written.high_freq_factor.is_some()),
+            (
+                "original_max_position_embeddings",
+                written.original_max_position_embeddings.is_some(),
+            ),
+        ];
+        let needed = match kind {
+            RopeType::Default => 0,
+            RopeType::Linear => 1,
+            RopeType::Llama3 => given.len(),
+        };
+        if let Some((key, _)) = given[..needed].iter().find(|(_, given)| !given) {
+            return Err(format!("rope_type {kind:?} needs `{key}`").to_lowercase());
+        }
+        Ok(Self {
+            rope_type: kind,
+            factor: written.factor.unwrap_or(1.0),
+            low_freq_factor: written.low_freq_factor.unwrap_or(1.0),
+            high_freq_factor: written.high_freq_factor.unwrap_or(4.0),
+            original_max_position_embeddings: written
+                .original_max_position_embeddings
+                .unwrap_or(8192),
+        })
+    }
 }
 
 /// A rule of [`RopeScaling`].
@@ -109,6 +139,11 @@ impl RopeScaling {
         let length = self.original_max_position_embeddings;
         let key = "rope_scaling.original_max_position_embeddings";
         require(length > 0, key, length, "must be at least 1")
+    }
+
+    /// Whether it changes nothing.
+    pub(crate) fn is_none(&self) -> bool {
+        self.rope_type == RopeType::Default
     }
 
     fn scale(&self, frequency: f64) -> f64 {

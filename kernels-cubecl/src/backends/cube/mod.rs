@@ -10,12 +10,14 @@ mod forward;
 mod launch;
 mod layout;
 mod plan;
+mod product;
 mod shared;
 mod sums;
 mod tiles;
 
 use burn::tensor::backend::Backend;
-use burn::tensor::ops::FloatTensor;
+use burn::tensor::ops::{FloatTensor, FloatTensorOps};
+use burn::tensor::{DType, Device, Shape};
 use burn_cubecl::element::BoolElement;
 use burn_cubecl::tensor::CubeTensor;
 use burn_cubecl::{CubeBackend, CubeRuntime, FloatElement, IntElement};
@@ -30,8 +32,32 @@ where
     F: FloatElement,
     I: IntElement,
     BT: BoolElement,
-    Self: Backend,
+    Self: Backend<FloatTensorPrimitive = CubeTensor<R>, Device = R::Device>,
 {
+    fn product(lhs: FloatTensor<Self>, rhs: FloatTensor<Self>) -> FloatTensor<Self> {
+        let one = |lhs: CubeTensor<R>, rhs: CubeTensor<R>| {
+            if product::must_be_exact(&lhs.client, lhs.dtype) {
+                product::exact(lhs, rhs)
+            } else {
+                <Self as FloatTensorOps<Self>>::float_matmul(lhs, rhs)
+            }
+        };
+        let (&[m, k], &[_, n]) = (&lhs.meta.shape()[..], &rhs.meta.shape()[..]) else {
+            return one(lhs, rhs);
+        };
+        match product::parts(&lhs.client, [m, k, n]) {
+            1 => one(lhs, rhs),
+            parts => {
+                let (lhs, rhs) = product::divide(lhs, rhs, parts);
+                let sum = <Self as FloatTensorOps<Self>>::float_sum_dim(one(lhs, rhs), 0);
+                <Self as FloatTensorOps<Self>>::float_reshape(sum, Shape::new([m, n]))
+            }
+        }
+    }
+
+    fn rounds_products(device: &Device<Self>, dtype: DType) -> bool {
+        product::must_be_exact(&R::client(device), dtype)
+    }
 }
 
 impl<R, F, I, BT> ScanBackend for CubeBackend<R, F, I, BT>

@@ -15,13 +15,13 @@ impl LayerBackend for Flex {
     /// Burn's own product first fills the result with zeros and copies it.
     fn product(lhs: F, rhs: F) -> F {
         match lhs.dtype() {
-            DType::F32 => matmul::product(&lhs, &rhs),
+            DType::F32 if lhs.shape().num_dims() == 2 => matmul::product(&lhs, &rhs),
             _ => Flex::float_matmul(lhs, rhs),
         }
     }
 
     fn add_product(mut to: F, lhs: F, rhs: F) -> F {
-        match in_place(&mut to) {
+        match in_place(&mut to).filter(|_| lhs.shape().num_dims() == 2) {
             Some(to) => matmul::add_product(to, &lhs, &rhs),
             None => return Flex::float_add(to, Self::product(lhs, rhs)),
         }
@@ -131,7 +131,7 @@ impl LayerBackend for Flex {
         if let (Some([cos, sin]), Some(half)) = (table, half) {
             return heads::rotary(x, cos, sin, half);
         }
-        primitives::rotary::<Flex>(x, cos, sin, turn)
+        primitives::rotary::<Flex>(x, cos, sin, turn, Flex::float_matmul)
     }
 }
 

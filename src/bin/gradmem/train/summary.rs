@@ -10,7 +10,7 @@ use gradmem::train::config::RunConfig;
 use gradmem::train::metrics::{Measure, Scores};
 use gradmem::train::{Ending, Outcome, duration};
 
-use crate::output::format_measure;
+use crate::output::{format_measure, quoted};
 
 /// The task, the method and the size of a run.
 pub fn before(config: &RunConfig, folder: &Path) -> String {
@@ -110,7 +110,7 @@ fn stage(config: &RunConfig, outcome: &Outcome) -> String {
 
 /// Commands that use the run.
 fn next_commands(config: &RunConfig, folder: &Path) -> Result<String, Error> {
-    let (program, run) = (program(), folder.display());
+    let (program, run) = (quoted(&program()), quoted(&folder.display().to_string()));
     let DataConfig::Kv(data) = &config.data else {
         return Ok(format!("\n  {program} eval {run}\n"));
     };
@@ -123,11 +123,12 @@ fn next_commands(config: &RunConfig, folder: &Path) -> Result<String, Error> {
             "
 Write a context of your own and read an answer from its memory:
 
-  printf '%s' '{}' > context.txt
+  printf '%s' {} > context.txt
   {program} write --model {run} context.txt -o context.mem.safetensors
-  {program} read --model {run} context.mem.safetensors '{}'
+  {program} read --model {run} context.mem.safetensors {}
 ",
-            example.context, question.query
+            quoted(&example.context),
+            quoted(&question.query)
         ),
         _ => String::new(),
     })

@@ -1,0 +1,108 @@
+//! Products of f32 matrices on GPUs against f64: exact also where the device would round the factors.
+
+use burn::tensor::{DType, Tensor, TensorData};
+use gradmem_kernels::{Precision, product, set_precision};
+
+use crate::{Gpu, TOLERANCE_OF_PRODUCTS};
+
+type F64 = burn_ndarray::NdArray<f64>;
+
+/// How a factor lies in memory.
+#[derive(Clone, Copy, Debug)]
+enum Layout {
+    Rows,
+    Transposed,
+    /// The same matrix for the whole batch.
+    Shared,
+}
+
+const LAYOUTS: [Layout; 3] = [Layout::Rows, Layout::Transposed, Layout::Shared];
+
+fn factor(
+    seed: usize,
+    [batch, rows, columns]: [usize; 3],
+    layout: Layout,
+) -> (Tensor<Gpu, 3>, Tensor<F64, 3>) {
+    let stored = match layout {
+        Layout::Rows => [batch, rows, columns],
+        Layout::Transposed => [batch, columns, rows],
+        Layout::Shared => [1, rows, columns],
+    };
+    let count: usize = stored.iter().product();
+    let values = (0..count).map(|i| ((i * 7919 + seed * 104_729) % 2003) as f32 / 1001.0 - 1.0);
+    let data = TensorData::new(values.collect::<Vec<f32>>(), stored);
+    let device = Default::default();
+    let gpu = Tensor::<Gpu, 3>::from_data(data.clone(), (&device, DType::F32));
+    let cpu = Tensor::<F64, 3>::from_data(data.convert_dtype(DType::F64), &Default::default());
+    match layout {
+        Layout::Rows => (gpu, cpu),
+        Layout::Transposed => (gpu.swap_dims(1, 2), cpu.swap_dims(1, 2)),
+        Layout::Shared => (
+            gpu.expand([batch, rows, columns]),
+            cpu.expand([batch, rows, columns]),
+        ),
+    }
+}
+
+fn error<const D: usize>(found: Tensor<Gpu, D>, expected: Tensor<F64, D>) -> f64 {
+    let (found, expected) = (found.into_data(), expected.into_data());
+    assert_eq!(found.shape, expected.shape);
+    let largest = expected.iter::<f64>().map(f64::abs).fold(1e-2, f64::max);
+    let pairs = found.iter::<f64>().zip(expected.iter::<f64>());
+    let errors = pairs.map(|(x, y)| (x - y).abs() / largest);
+    errors.fold(0.0, |m, x| if x <= m { m } else { x })
+}
+
+/// The largest error over sizes that fill no tile, fill some, and are divided among cubes.
+fn worst() -> (f64, String) {
+    let sizes = [
+        [1, 1, 1],
+        [3, 24, 24],
+        [24, 3, 24],
+        [5, 7, 29],
+        [37, 16, 24],
+        [64, 64, 64],
+        [33, 1000, 65],
+        [2, 2048, 3],
+        [130, 70, 257],
+    ];
+    let mut worst: (f64, String) = (0.0, String::new());
+    for (seed, [m, k, n]) in sizes.into_iter().enumerate() {
+        for batch in [1, 3] {
+            for left in LAYOUTS {
+                for right in LAYOUTS {
+                    let (a, a64) = factor(seed, [batch, m, k], left);
+                    let (b, b64) = factor(seed + 100, [batch, k, n], right);
+                    let what = format!("{batch} × [{m}, {k}] · [{k}, {n}], {left:?}, {right:?}");
+                    let found = match batch {
+                        1 => {
+                            let [a, b] = [a, b].map(|x| x.squeeze_dim::<2>(0));
+                            error(product(a, b), a64.matmul(b64).squeeze_dim::<2>(0))
+                        }
+                        _ => error(product(a, b), a64.matmul(b64)),
+                    };
+                    if !(found <= worst.0) {
+                        worst = (found, what);
+                    }
+                }
+            }
+        }
+    }
+    worst
+}
+
+/// One test: the precision is a setting of the process.
+#[test]
+fn products_are_right_whatever_the_sizes_and_the_layouts() {
+    let exact = worst();
+    println!("largest relative error in f32: {:.1e}", exact.0);
+    assert!(exact.0 < 5e-6, "{exact:?}");
+    set_precision(Precision::Tf32);
+    let rounded = worst();
+    set_precision(Precision::F32);
+    println!(
+        "largest relative error as Burn multiplies: {:.1e}",
+        rounded.0
+    );
+    assert!(rounded.0 < TOLERANCE_OF_PRODUCTS, "{rounded:?}");
+}

@@ -1,0 +1,201 @@
+//! Adapters of PEFT beside a model's weights (LoRA, arXiv 2106.09685): `adapter_config.json` and
+//! `adapter_model.safetensors`. They are added to the weights when these are loaded, as by `transformers`.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use burn::module::{Module, ModuleMapper, Param};
+use burn::tensor::Tensor;
+use burn::tensor::backend::Backend;
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::config_json::read_object;
+use super::weights::{ModulePath, Tensors, is_transposed};
+use crate::error::Error;
+
+/// The file that makes a folder an adapter's.
+pub(crate) const CONFIG: &str = "adapter_config.json";
+
+/// What of `adapter_config.json` determines what an adapter adds.
+#[derive(Deserialize)]
+struct Settings {
+    peft_type: String,
+    lora_alpha: f64,
+    #[serde(default)]
+    use_rslora: bool,
+}
+
+/// Keys that would make more of an adapter than a sum of matrices, and the values with which they do not.
+fn off(key: &str, value: &Value) -> bool {
+    let nothing = match value {
+        Value::Null | Value::Bool(false) => true,
+        Value::Array(list) => list.is_empty(),
+        Value::Object(map) => map.is_empty(),
+        _ => false,
+    };
+    match key {
+        "use_dora"
+        | "use_qalora"
+        | "lora_bias"
+        | "modules_to_save"
+        | "alpha_pattern"
+        | "layer_replication"
+        | "trainable_token_indices"
+        | "target_parameters"
+        | "alora_invocation_tokens"
+        | "arrow_config" => nothing,
+        "bias" => nothing || value == "none",
+        // The other ways to start change the base's weights too.
+        "init_lora_weights" => {
+            value.is_boolean() || value.is_null() || value == "gaussian" || value == "eva"
+        }
+        _ => true,
+    }
+}
+
+/// `model` with the adapter of its folder, if there is one.
+///
+/// # Errors
+///
+/// If the adapter is of another kind than LoRA, has options that are not supported, or does not fit the model.
+pub(super) fn apply<B: Backend, M: Module<B>>(
+    model: M,
+    folder: &Path,
+    device: &B::Device,
+) -> Result<M, Error> {
+    let path = folder.join(CONFIG);
+    if !path.exists() {
+        return Ok(model);
+    }
+    let json = read_object(&path)?;
+    if let Some((key, value)) = json.iter().find(|(key, value)| !off(key, value)) {
+        return Err(Error::file(
+            &path,
+            format!(
+                "`{key}` = {value} is not supported: merge the adapter into the weights with PEFT"
+            ),
+        ));
+    }
+    let settings: Settings = serde_json::from_value(Value::Object(json))
+        .map_err(|e| Error::file(&path, e.to_string()))?;
+    if settings.peft_type != "LORA" {
+        let kind = &settings.peft_type;
+        return Err(Error::file(
+            &path,
+            format!("`peft_type` = {kind:?} is not supported: only LORA is"),
+        ));
+    }
+    let file = folder.join("adapter_model.safetensors");
+    let tensors = Tensors::open(&file)?;
+    let mut adapters: BTreeMap<String, [Option<Tensor<B, 2>>; 2]> = BTreeMap::new();
+    for name in tensors.names() {
+        let rest = name.strip_prefix("base_model.model.");
+        let parts = rest.and_then(|rest| {
+            let a = rest.strip_suffix(".lora_A.weight").map(|path| (path, 0));
+            a.or(rest.strip_suffix(".lora_B.weight").map(|path| (path, 1)))
+        });
+        let Some((module, at)) = parts else {
+            return Err(Error::file(
+                &file,
+                format!(
+                    "`{name}` is not a matrix of a LoRA adapter (base_model.model.….lora_A.weight or lora_B)"
+                ),
+            ));
+        };
+        adapters.entry(module.into()).or_default()[at] = Some(tensors.matrix(name, device)?);
+    }
+    let mut add = Add {
+        adapters,
+        alpha: settings.lora_alpha,
+        use_rslora: settings.use_rslora,
+        path: ModulePath::default(),
+        transposed: false,
+        problem: None,
+    };
+    let model = model.map(&mut add);
+    let unused = add.adapters.into_keys().next();
+    let unused = unused.map(|module| format!("the model has no matrix `{module}` to adapt"));
+    match add.problem.or(unused) {
+        Some(problem) => Err(Error::file(&file, problem)),
+        None => {
+            log::warn!("{}: the adapter is added to the weights", path.display());
+            Ok(model)
+        }
+    }
+}
+
+struct Add<B: Backend> {
+    /// A and B by the adapted module's path.
+    adapters: BTreeMap<String, [Option<Tensor<B, 2>>; 2]>,
+    alpha: f64,
+    use_rslora: bool,
+    path: ModulePath,
+    transposed: bool,
+    problem: Option<String>,
+}
+
+impl<B: Backend> Add<B> {
+    /// `α / r · B A`, or `α / √r · B A` (rsLoRA), as the module's weight is stored.
+    fn change(
+        &self,
+        module: &str,
+        [a, b]: [Option<Tensor<B, 2>>; 2],
+        weight: [usize; 2],
+    ) -> Result<Tensor<B, 2>, String> {
+        let (Some(a), Some(b)) = (a, b) else {
+            return Err(format!("`{module}` has one of lora_A and lora_B only"));
+        };
+        let ([rank, d_input], [d_output, rank_of_b]) = (a.dims(), b.dims());
+        let stored = match self.transposed {
+            true => [d_input, d_output],
+            false => [d_output, d_input],
+        };
+        if rank != rank_of_b || stored != weight {
+            return Err(format!(
+                "`{module}`: lora_A {:?} and lora_B {:?} do not fit its weight {weight:?}",
+                a.dims(),
+                b.dims()
+            ));
+        }
+        let r = rank as f64;
+        let scale = self.alpha / if self.use_rslora { r.sqrt() } else { r };
+        let change = b.matmul(a).mul_scalar(scale);
+        Ok(match self.transposed {
+            true => change.transpose(),
+            false => change,
+        })
+    }
+}
+
+impl<B: Backend> ModuleMapper<B> for Add<B> {
+    fn enter_module(&mut self, name: &str, container: &str) {
+        self.path.enter(name, container);
+        self.transposed = is_transposed(container);
+    }
+
+    fn exit_module(&mut self, _: &str, container: &str) {
+        self.path.exit(container);
+    }
+
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<B, D>>) -> Param<Tensor<B, D>> {
+        let name = self.path.name();
+        let module = name.strip_suffix(".weight").filter(|_| D == 2);
+        let Some((module, adapter)) = module.and_then(|module| self.adapters.remove_entry(module))
+        else {
+            return param;
+        };
+        let shape = param.lazy_shape();
+        match self.change(&module, adapter, [shape[0], shape[1]]) {
+            Err(problem) => {
+                self.problem.get_or_insert(problem);
+                param
+            }
+            Ok(change) => {
+                let (id, weight, mapper) = param.consume();
+                let change = change.reshape(weight.shape());
+                Param::from_mapped_value(id, weight + change, mapper)
+            }
+        }
+    }
+}

@@ -1,0 +1,170 @@
+//! burn-train's dashboard, on terminals where it works, and without what it would do to a program whose terminal is
+//! gone.
+
+use std::error::Error;
+use std::io::IsTerminal;
+
+use burn::train::metric::MetricDefinition;
+use burn::train::renderer::tui::TuiMetricsRendererWrapper;
+use burn::train::renderer::{
+    EvaluationName, EvaluationProgress, MetricState, MetricsRenderer, MetricsRendererEvaluation,
+    MetricsRendererTraining, ProgressType, TrainingProgress,
+};
+use burn::train::{Interrupter, LearnerSummary};
+use thread_priority::{ThreadPriority, set_current_thread_priority};
+
+/// The dashboard, as long as there is a terminal.
+pub(super) struct Dashboard {
+    /// None once the terminal is gone.
+    shown: Option<TuiMetricsRendererWrapper>,
+    interrupter: Interrupter,
+}
+
+impl Dashboard {
+    /// None if standard output is no terminal, or no terminal can be read from.
+    pub(super) fn open(interrupter: &Interrupter) -> Option<Self> {
+        if !std::io::stdout().is_terminal() {
+            return None;
+        }
+        #[cfg(unix)]
+        terminal::read_without_waiting()?;
+        let to_dashboard = interrupter.clone();
+        // The dashboard's thread never sleeps between frames. It inherits its priority from the thread that
+        // starts it; at the lowest priority it does not slow the training down.
+        let start = std::thread::spawn(move || {
+            set_current_thread_priority(ThreadPriority::Min).ok();
+            TuiMetricsRendererWrapper::new(to_dashboard, None)
+        });
+        let shown = start.join().ok()?;
+        #[cfg(unix)]
+        terminal::let_ctrl_c_interrupt();
+        Some(Self {
+            shown: Some(shown),
+            interrupter: interrupter.clone(),
+        })
+    }
+
+    /// The dashboard, if its terminal is still there. If it is gone, the training is stopped, to save. The dashboard's
+    /// thread is left behind: it reads from the lost terminal for ever, and nothing may wait for it.
+    fn shown(&mut self) -> Option<&mut TuiMetricsRendererWrapper> {
+        #[cfg(unix)]
+        if !terminal::is_there()
+            && let Some(lost) = self.shown.take()
+        {
+            std::mem::forget(lost);
+            self.interrupter.stop(Some("The terminal is gone."));
+        }
+        self.shown.as_mut()
+    }
+}
+
+impl Drop for Dashboard {
+    fn drop(&mut self) {
+        self.shown();
+    }
+}
+
+impl MetricsRendererTraining for Dashboard {
+    fn update_train(&mut self, state: MetricState) {
+        if let Some(shown) = self.shown() {
+            shown.update_train(state);
+        }
+    }
+
+    fn update_valid(&mut self, state: MetricState) {
+        if let Some(shown) = self.shown() {
+            shown.update_valid(state);
+        }
+    }
+
+    fn render_train(&mut self, item: TrainingProgress, indicators: Vec<ProgressType>) {
+        if let Some(shown) = self.shown() {
+            shown.render_train(item, indicators);
+        }
+    }
+
+    fn render_valid(&mut self, item: TrainingProgress, indicators: Vec<ProgressType>) {
+        if let Some(shown) = self.shown() {
+            shown.render_valid(item, indicators);
+        }
+    }
+
+    fn on_train_end(&mut self, summary: Option<LearnerSummary>) -> Result<(), Box<dyn Error>> {
+        self.shown()
+            .map_or(Ok(()), |shown| shown.on_train_end(summary))
+    }
+}
+
+impl MetricsRendererEvaluation for Dashboard {
+    fn update_test(&mut self, name: EvaluationName, state: MetricState) {
+        if let Some(shown) = self.shown() {
+            shown.update_test(name, state);
+        }
+    }
+
+    fn render_test(&mut self, item: EvaluationProgress, indicators: Vec<ProgressType>) {
+        if let Some(shown) = self.shown() {
+            shown.render_test(item, indicators);
+        }
+    }
+}
+
+impl MetricsRenderer for Dashboard {
+    fn manual_close(&mut self) {
+        if let Some(shown) = self.shown() {
+            shown.manual_close();
+        }
+    }
+
+    fn register_metric(&mut self, definition: MetricDefinition) {
+        if let Some(shown) = self.shown() {
+            shown.register_metric(definition);
+        }
+    }
+}
+
+#[cfg(unix)]
+mod terminal {
+    use std::time::Duration;
+
+    use rustix::fs::{Mode, OFlags, open};
+    use rustix::stdio::dup2_stdin;
+    use rustix::termios::{LocalModes, OptionalActions, isatty, tcgetattr, tcsetattr, ttyname};
+
+    /// Makes standard input a terminal that is read without waiting: that of standard input, or the controlling one. The
+    /// dashboard reads on after a key's first byte; a byte that no other follows would stop it, and with it the program's
+    /// end. The terminal is opened anew, because the shell and standard output share the state of the old one.
+    pub fn read_without_waiting() -> Option<()> {
+        let stdin = std::io::stdin();
+        let name = ttyname(&stdin, Vec::new()).unwrap_or(c"/dev/tty".into());
+        let flags = OFlags::RDWR | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+        let terminal = open(name, flags, Mode::empty()).ok()?;
+        if !isatty(&terminal) {
+            return None;
+        }
+        dup2_stdin(terminal).ok()
+    }
+
+    /// Makes Ctrl-C interrupt the program under the dashboard. The dashboard sets the terminal to raw mode, where
+    /// Ctrl-C is a key, and burn-train does not handle that key.
+    pub fn let_ctrl_c_interrupt() {
+        let terminal = std::io::stdin();
+        // Wait until the dashboard's thread has set raw mode.
+        for _ in 0..100 {
+            let Ok(mut modes) = tcgetattr(&terminal) else {
+                return;
+            };
+            if !modes.local_modes.contains(LocalModes::ICANON) {
+                modes.local_modes.insert(LocalModes::ISIG);
+                tcsetattr(&terminal, OptionalActions::Now, &modes).ok();
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// Whether the terminal of standard input has not been closed.
+    pub fn is_there() -> bool {
+        tcgetattr(std::io::stdin()).is_ok()
+    }
+}
