@@ -4,12 +4,16 @@ use burn::module::Module;
 use burn::tensor::backend::Backend;
 
 use super::{GradMem, MetaGradient};
+use crate::error::Error;
 use crate::model::CausalLm;
 use crate::support::memory::available;
 
 /// A graph's floats for each token that is read and each float of the weights it is multiplied with,
 /// times `d_model`: 2.6 to 2.7 were measured on a Llama of width 128 (benches/README.md).
 const GRAPH: f64 = 3.0;
+
+/// The share of [`GRAPH`] that every measured graph takes.
+const LEAST: f64 = 0.8;
 
 /// Steps that are unrolled where nobody knows how much memory is free.
 const UNROLLED_BLINDLY: usize = 2;
@@ -30,6 +34,45 @@ impl<B: Backend, M: CausalLm<B>> GradMem<B, M> {
             },
             how => how,
         }
+    }
+
+    /// Fails on a step of training that certainly does not fit into the memory that is free: its graphs, and each weight
+    /// with its gradient and two moments. Elsewhere than on a CPU, where nobody knows, it is always fine.
+    ///
+    /// - `how`: not [`MetaGradient::Auto`]
+    /// - `contexts`: `[batch, seq]`, computed at once
+    ///
+    /// # Errors
+    ///
+    /// Says how much is needed and what would help: [`Error::Input`].
+    pub fn check_memory(&self, how: MetaGradient, contexts: [usize; 2]) -> Result<(), Error> {
+        let Some(free) = free_memory::<B>(&self.mem.device()) else {
+            return Ok(());
+        };
+        let graphs = match how {
+            MetaGradient::Unrolled => self.config.write_steps.max(1),
+            _ => 1,
+        };
+        let weights = Module::<B>::num_params(&self.model) as f64;
+        let needed = LEAST * self.graph_bytes(contexts) * graphs as f64 + 4.0 * 3.0 * weights;
+        if needed <= free {
+            return Ok(());
+        }
+        let mib = |bytes: f64| bytes / f64::from(1 << 20);
+        Err(Error::Input(format!(
+            "a step with {} contexts of {} tokens at once needs at least {:.0} MiB, and {:.0} MiB are free: try \
+             --micro-batch {}{}",
+            contexts[0],
+            contexts[1],
+            mib(needed),
+            mib(free),
+            (contexts[0] / 4).max(1),
+            if graphs > 1 {
+                " or --meta-gradient replay"
+            } else {
+                ""
+            }
+        )))
     }
 
     /// About how many bytes one WRITE step's graph takes for contexts `[batch, seq]`.

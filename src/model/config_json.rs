@@ -202,6 +202,15 @@ fn parse(json: &Object, path: &Path) -> Result<ModelConfig, Error> {
             }
         }
         "gpt_neox" => rope(&mut json, Names::GPT_NEOX, said).map_err(problem)?,
+        "mamba" => match json.get("hidden_act").and_then(Value::as_str) {
+            None | Some("silu" | "swish") => {}
+            Some(act) => {
+                return Err(problem(format!(
+                    "`hidden_act` = {act:?} is not supported: transformers 4 uses it for the gate too, transformers 5 \
+                     does not; only silu means the same"
+                )));
+            }
+        },
         _ => {}
     }
     let used = match serde_json::to_value(&defaults) {
@@ -560,6 +569,7 @@ mod tests {
                 json!({ "is_encoder_decoder": true }),
                 "is_encoder_decoder",
             ),
+            ("mamba", json!({ "hidden_act": "gelu" }), "transformers 5"),
         ] {
             let error = parsed(kind, more.clone()).unwrap_err();
             assert!(error.contains(words), "{more}: {error}");

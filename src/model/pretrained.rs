@@ -93,20 +93,45 @@ impl SpecialTokens {
             if let Some(size) = base.get("vocab_size") {
                 json.insert("vocab_size".into(), size.clone());
             }
-            ends = tokens(&json, "eos_token_id", &generation)?;
+            ends = ends_of(&json, &generation)?;
         }
         if ends.is_empty() {
-            ends = tokens(base, "eos_token_id", &path)?;
+            ends = ends_of(base, &path)?;
         }
         let pad = pad_token(base, &path)?;
         Ok(Self { pad, ends })
     }
 }
 
+/// The tokens that end a text. Small models often keep the default of a large one; a token that the model does not have
+/// never comes, so it is left out, with a warning.
+fn ends_of(json: &Map<String, Value>, path: &Path) -> Result<Vec<u32>, Error> {
+    let size = json.get("vocab_size").and_then(Value::as_u64);
+    let known = |value: &Value| match (value.as_u64(), size) {
+        (Some(id), Some(size)) => id < size,
+        _ => true,
+    };
+    let mut json = json.clone();
+    let ends = match json.remove("eos_token_id") {
+        Some(Value::Array(several)) => several,
+        Some(one) => vec![one],
+        None => Vec::new(),
+    };
+    let (known, beyond): (Vec<_>, Vec<_>) = ends.into_iter().partition(known);
+    for value in beyond {
+        log::warn!(
+            "{}: `eos_token_id` = {value} is not one of the model's tokens and ends no text",
+            path.display()
+        );
+    }
+    json.insert("eos_token_id".into(), known.into());
+    tokens(&json, "eos_token_id", path)
+}
+
 /// The token for padding that a configuration names, or else the one that ends a text, or else 0.
 fn pad_token(json: &Map<String, Value>, path: &Path) -> Result<u32, Error> {
     let pad = tokens(json, "pad_token_id", path)?.into_iter().next();
-    let end = || Ok(tokens(json, "eos_token_id", path)?.into_iter().next());
+    let end = || Ok(ends_of(json, path)?.into_iter().next());
     Ok(match pad {
         Some(pad) => pad,
         None => end()?.unwrap_or(0),

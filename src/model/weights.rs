@@ -484,8 +484,13 @@ fn no_weights(folder: &Path, whole: PathBuf) -> Error {
              safe_serialization=True)`",
         );
     }
-    let missing = std::io::Error::from(std::io::ErrorKind::NotFound);
-    Error::io(&whole, "cannot read")(missing)
+    let problem = match has("adapter_model.safetensors") {
+        true => {
+            "does not exist: the folder has an adapter, and needs the weights of its base model too"
+        }
+        false => "does not exist",
+    };
+    Error::file(whole, problem)
 }
 
 /// Lets the system reclaim the memory that holds this part of a file.

@@ -1,12 +1,23 @@
 //! How much memory this process may still take.
 
+#[cfg(target_os = "linux")]
 use std::path::Path;
 
+#[cfg(target_os = "linux")]
 use super::profile::host_bytes;
 
-/// Bytes that new tensors on the host may take, where Linux says so: the least of what the system has available,
-/// what is left of the limits of the process's control groups (a container's, a batch job's), and what is left
-/// of its address space (`ulimit -v`).
+/// Bytes that new tensors on the host may take, where the system says so. On Linux it is the least of what the system
+/// has available, what is left of the limits of the process's control groups (a container's, a batch job's), and what is
+/// left of its address space (`ulimit -v`); elsewhere what the system has available.
+#[cfg(not(target_os = "linux"))]
+pub(crate) fn available() -> Option<u64> {
+    let mut system = sysinfo::System::new();
+    system.refresh_memory();
+    Some(system.available_memory()).filter(|bytes| *bytes > 0)
+}
+
+/// See above.
+#[cfg(target_os = "linux")]
 pub(crate) fn available() -> Option<u64> {
     let membership = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
     let limits = [
@@ -18,6 +29,7 @@ pub(crate) fn available() -> Option<u64> {
 }
 
 /// What is left of RLIMIT_AS, if there is a limit.
+#[cfg(target_os = "linux")]
 fn left_of_address_space() -> Option<u64> {
     let limits = std::fs::read_to_string("/proc/self/limits").ok()?;
     let limit = limits
@@ -31,6 +43,7 @@ fn left_of_address_space() -> Option<u64> {
 ///
 /// - `root`: where the hierarchies are mounted
 /// - `membership`: `/proc/self/cgroup`, lines of `ID:CONTROLLERS:PATH`; version 2 has no controllers there
+#[cfg(target_os = "linux")]
 fn left_in_groups(root: &Path, membership: &str) -> Option<u64> {
     let lines = membership.lines().filter_map(|line| {
         let (_, rest) = line.split_once(':')?;
@@ -61,6 +74,7 @@ fn left_in_groups(root: &Path, membership: &str) -> Option<u64> {
 }
 
 /// What is left of a control group's own limit, if it has one. Pages of files that are not in use do not count.
+#[cfg(target_os = "linux")]
 fn left_in_group(group: &Path, is_version_2: bool) -> Option<u64> {
     let [limit, usage, unused] = match is_version_2 {
         true => ["memory.max", "memory.current", "inactive_file"],
@@ -83,7 +97,7 @@ fn left_in_group(group: &Path, is_version_2: bool) -> Option<u64> {
     Some(limit.saturating_sub(usage.saturating_sub(unused.unwrap_or(0))))
 }
 
-#[cfg(test)]
+#[cfg(all(test, target_os = "linux"))]
 mod tests {
     use super::*;
 

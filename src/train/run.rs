@@ -79,6 +79,9 @@ pub fn train<B: KernelBackend>(
     let context = tasks.iter().map(|task| task.lengths.context).max();
     let at_once = contexts_at_once(&config.train, context.unwrap_or(0));
     config.train.meta_gradient = outer_gradient_strategy(&config, &method, folder, at_once)?;
+    if let AnyMethod::GradMem(gradmem) = &method {
+        gradmem.check_memory(config.train.meta_gradient, at_once)?;
+    }
     let settings = &config.train;
     let prints = tasks.iter().filter_map(|task| task.fingerprint.clone());
     let prints = prints.collect::<Vec<_>>().join("\n");

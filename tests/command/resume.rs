@@ -246,3 +246,18 @@ fn full_streams_cost_neither_work_nor_the_exit_status() {
         assert_eq!(program.status().unwrap().code(), Some(status), "{args:?}");
     }
 }
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_step_that_cannot_fit_is_refused_before_it_is_killed() {
+    let folder = TempDir::new().unwrap();
+    let run = |more: &str| {
+        let script = "ulimit -v 1500000; exec \"$0\" train kv-quick train.steps=1 train.meta_gradient=replay $1";
+        let mut command = Command::new("sh");
+        command.args(["-c", script, program::PATH, more]);
+        command.current_dir(&folder).output().unwrap()
+    };
+    let refused = run("train.batch_size=100000");
+    program::refuses(&refused, &["MiB are free", "--micro-batch"]);
+    assert!(!folder.path().join("runs").exists());
+}

@@ -62,8 +62,18 @@ pub fn folder() -> Folder {
             "eos_token_id": [1, 2], "pad_token_id": null, "bos_token_id": 0,"#;
         std::fs::write(to.join("config.json"), config.replacen('{', more, 1)).unwrap();
     }
+    weights::adapt(&folder.path().join("llama"));
     folder.keep();
     folder
+}
+
+/// How many steps or passes WRITE takes.
+pub fn steps(method: &MethodConfig) -> usize {
+    match method {
+        MethodConfig::GradMem(config) => config.write_steps,
+        MethodConfig::Rmt(config) => config.write_steps,
+        _ => 0,
+    }
 }
 
 /// Opens a folder as a program does that knows nothing of it.
@@ -72,11 +82,7 @@ pub fn open(folder: &Path) -> Result<(), Error> {
     SpecialTokens::open(folder)?;
     let method = train::open_method::<B>(folder, &device)?;
     // As many steps as a configuration asks for are taken where that ends.
-    let steps = match method.config() {
-        MethodConfig::GradMem(config) => config.write_steps,
-        MethodConfig::Rmt(config) => config.write_steps,
-        _ => 0,
-    };
+    let steps = steps(&method.config());
     let tokens = Tokens::<B>::new(&[[3, 4, 5]], &device)?;
     let episode = Episode::new(tokens.clone(), tokens, &[[3i64, 4, 5]])?;
     if let AnyMethod::InContext(_) = method {

@@ -12,6 +12,7 @@
 //! `target/tmp/hostile`, as do all that fail. What failed once is in `tests/hostile/corpus`, and is read
 //! by `corpus.rs` ever after.
 
+mod cases;
 mod configs;
 mod corpus;
 mod datasets;
@@ -52,6 +53,7 @@ formats! {
     weight_files: super::weights::run, 2000;
     config_files: super::configs::run, 2000;
     tokenizer_files: super::tokenizers::run, 2000;
+    parity_folders: super::cases::run, 1000;
     run_folders: super::runs::run, 1500;
     resumed_runs: super::runs::resume, 300;
     dataset_files: super::datasets::run, 3000;

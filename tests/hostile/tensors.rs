@@ -281,3 +281,11 @@ fn elements(shape: &[u64]) -> u64 {
         .iter()
         .fold(1, |count, size| count.wrapping_mul(*size))
 }
+
+/// A changed file of a model's folder: JSON or tensors, by its name.
+pub fn of_model(rng: &mut ChaCha8Rng, name: &str, valid: &[u8]) -> Vec<u8> {
+    match name.ends_with(".json") {
+        true => mutate::json_file(rng, valid),
+        false => file(rng, valid),
+    }
+}

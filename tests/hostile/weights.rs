@@ -1,17 +1,17 @@
 //! Weights of pretrained models, in one file and in several with an index.
 
+use std::collections::HashMap;
 use std::path::Path;
 
-use burn::tensor::{Int, Tensor};
+use burn::tensor::{Int, Tensor, TensorData};
 use gradmem::Error;
-use gradmem::model::weights::Tensors;
+use gradmem::model::weights::{Tensors, encode};
 use gradmem::model::{
     AnyLm, CausalLm, Gpt2Config, GptNeoXConfig, LlamaConfig, MambaConfig, ModelConfig, pretrained,
 };
 use serde_json::{Map, Value, json};
 
 use crate::B;
-use crate::mutate;
 use crate::read::{Count, Folder, hammer};
 use crate::tensors::{self, Part, Parts};
 
@@ -55,13 +55,32 @@ pub fn forward(model: &AnyLm<B>) -> Result<(), Error> {
 pub fn folder() -> Folder {
     let mut folder = Folder::new(&[".safetensors", "index.json"]);
     let [gpt2, _, llama, _] = models();
-    for (name, config) in [("whole", llama.1), ("parts", gpt2.1)] {
+    for (name, config) in [("parts", gpt2.1), ("whole", llama.1)] {
         let model = config.init::<B>(3, &Default::default()).unwrap();
         pretrained::save(folder.path().join(name), &model, None).unwrap();
     }
     split(&folder.path().join("parts"));
+    adapt(&folder.path().join("whole"));
     folder.keep();
     folder
+}
+
+/// Puts an adapter of PEFT beside a folder's weights.
+pub fn adapt(folder: &Path) {
+    let config = json!({
+        "peft_type": "LORA", "r": 1, "lora_alpha": 2, "bias": "none", "use_rslora": false, "use_dora": false,
+        "modules_to_save": null, "alpha_pattern": {}, "init_lora_weights": true, "target_modules": ["o_proj"],
+    });
+    std::fs::write(folder.join("adapter_config.json"), config.to_string()).unwrap();
+    let name =
+        |part: &str| format!("base_model.model.model.layers.0.self_attn.o_proj.{part}.weight");
+    let ones = |shape: [usize; 2]| TensorData::ones::<f32, _>(shape);
+    let tensors = [
+        (name("lora_A"), ones([1, 4])),
+        (name("lora_B"), ones([4, 1])),
+    ];
+    let bytes = encode(&tensors, HashMap::new()).unwrap();
+    std::fs::write(folder.join("adapter_model.safetensors"), bytes).unwrap();
 }
 
 /// Puts a folder's weights into two files with an index.
@@ -105,12 +124,8 @@ pub fn run(count: Count) {
         count,
         &folder,
         |rng, name| {
-            let valid = &folder.valid[name];
-            let bytes = match name.ends_with(".json") {
-                true => mutate::json_file(rng, valid),
-                false => tensors::file(rng, valid),
-            };
-            vec![(name.into(), bytes)]
+            let changed = tensors::of_model(rng, name, &folder.valid[name]);
+            vec![(name.into(), changed)]
         },
         |path, name| open(path.join(name).parent().unwrap()),
     );

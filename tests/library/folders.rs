@@ -1,7 +1,6 @@
 //! Model folders as they are in the world: heads, adapters, indices, special tokens, and files that are not what their
 //! name says.
 
-use std::collections::HashMap;
 use std::path::Path;
 
 use burn::tensor::{Int, Tensor, TensorData};
@@ -9,14 +8,13 @@ use gradmem::interop::checkpoint::{self, SpecialTokens};
 use gradmem::memory::GradMemConfig;
 use gradmem::method::{AnyMethod, MethodConfig};
 use gradmem::model::weights::{self, Tensors};
-use gradmem::model::{
-    CausalLm, Gpt2Config, GptNeoXConfig, LlamaConfig, MambaConfig, ModelConfig, pretrained,
-};
+use gradmem::model::{CausalLm, Gpt2Config, GptNeoXConfig, LlamaConfig, MambaConfig, ModelConfig};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
+use crate::pretrained::{load, load_error, saved, tensors, write_tensors};
+
 type B = burn_flex::Flex;
-type Named = Vec<(String, TensorData)>;
 
 /// A model of each type whose head is tied to its embedding, and the names of both.
 fn tied() -> [(ModelConfig, &'static str, &'static str); 4] {
@@ -42,34 +40,6 @@ fn tied() -> [(ModelConfig, &'static str, &'static str); 4] {
             "lm_head.weight",
         ),
     ]
-}
-
-fn saved(config: &ModelConfig) -> TempDir {
-    let folder = TempDir::new().unwrap();
-    let model = config.init::<B>(1, &Default::default()).unwrap();
-    pretrained::save(&folder, &model, None).unwrap();
-    folder
-}
-
-fn load(folder: &Path) -> Result<pretrained::Pretrained<B>, gradmem::Error> {
-    pretrained::load::<B>(folder, &Default::default())
-}
-
-fn refusal(folder: &Path) -> String {
-    let error = load(folder).unwrap_err();
-    assert!(error.is_user_error(), "{error}");
-    error.to_string()
-}
-
-fn tensors(folder: &Path) -> Named {
-    let file = Tensors::open(folder.join("model.safetensors")).unwrap();
-    let get = |name: &str| (name.to_string(), file.get(name).unwrap());
-    file.names().map(get).collect()
-}
-
-fn write(path: &Path, tensors: &[(String, TensorData)]) {
-    let bytes = weights::encode(tensors, HashMap::new()).unwrap();
-    std::fs::write(path, bytes).unwrap();
 }
 
 /// A matrix `[rows, columns]` of numbers that are not alike.
@@ -101,7 +71,7 @@ fn a_head_that_was_trained_apart_is_kept() {
         let mut all = tensors(folder.path());
         let own = matrix([24, 16]);
         all.push((head.into(), own.clone()));
-        write(&file, &all);
+        write_tensors(&file, &all);
         let kept = load(folder.path()).unwrap().model;
         assert!(!kept.config().tied_head(), "{embedding}");
         let weight: Tensor<B, 2> = Tensor::from_data(own, &Default::default());
@@ -115,12 +85,12 @@ fn a_head_that_was_trained_apart_is_kept() {
         let plain_logits = numbers(plain.logits(hidden(&plain)));
         let at = all.iter().position(|(name, _)| name == embedding).unwrap();
         all.last_mut().unwrap().1 = all[at].1.clone();
-        write(&file, &all);
+        write_tensors(&file, &all);
         let same = load(folder.path()).unwrap().model;
         assert_eq!(same.config(), config);
         assert_eq!(numbers(same.logits(hidden(&same))), plain_logits);
         all.remove(at);
-        write(&file, &all);
+        write_tensors(&file, &all);
         let alone = load(folder.path()).unwrap().model;
         assert_eq!(numbers(alone.logits(hidden(&alone))), plain_logits);
     }
@@ -137,7 +107,7 @@ fn a_checkpoint_of_the_reference_keeps_its_head_too() {
     checkpoint::save(&folder, &method, None, &SpecialTokens::default()).unwrap();
     let mut all = tensors(folder.path());
     all.push(("model.lm_head.weight".into(), matrix([24, 16])));
-    write(&folder.path().join("model.safetensors"), &all);
+    write_tensors(&folder.path().join("model.safetensors"), &all);
     let loaded: AnyMethod<B> = checkpoint::load(folder.path(), &device).unwrap();
     let head = numbers(loaded.model().head());
     assert_eq!(head, matrix([24, 16]).iter::<f32>().collect::<Vec<_>>());
@@ -158,7 +128,7 @@ fn adapt(folder: &Path, module: &str, [d_output, d_input]: [usize; 2], more: Val
     }
     std::fs::write(folder.join("adapter_config.json"), config.to_string()).unwrap();
     let name = |part: &str| format!("base_model.model.{module}.{part}.weight");
-    write(
+    write_tensors(
         &folder.join("adapter_model.safetensors"),
         &[
             (name("lora_A"), matrix([2, d_input])),
@@ -214,7 +184,7 @@ fn adapters_that_are_more_than_a_sum_are_refused() {
         (json!({ "init_lora_weights": "pissa" }), "init_lora_weights"),
     ] {
         adapt(folder.path(), q, [16, 16], more);
-        let error = refusal(folder.path());
+        let error = load_error(folder.path());
         assert!(
             error.contains(words) && error.contains("adapter_config.json"),
             "{error}"
@@ -225,7 +195,7 @@ fn adapters_that_are_more_than_a_sum_are_refused() {
         (q, [24, 16], "do not fit"),
     ] {
         adapt(folder.path(), module, shape, json!({}));
-        let error = refusal(folder.path());
+        let error = load_error(folder.path());
         assert!(error.contains(words) && error.contains(module), "{error}");
     }
     adapt(folder.path(), q, [16, 16], json!({}));
@@ -233,8 +203,8 @@ fn adapters_that_are_more_than_a_sum_are_refused() {
         "base_model.model.lora_embedding_A".to_string(),
         matrix([2, 24]),
     );
-    write(&folder.path().join("adapter_model.safetensors"), &[stray]);
-    assert!(refusal(folder.path()).contains("lora_embedding_A"));
+    write_tensors(&folder.path().join("adapter_model.safetensors"), &[stray]);
+    assert!(load_error(folder.path()).contains("lora_embedding_A"));
 }
 
 #[test]
@@ -262,7 +232,7 @@ fn an_index_may_list_what_is_not_stored_and_not_needed() {
         load(folder.path()).unwrap();
     }
     with("model.layers.0.self_attn.q_norm.weight");
-    assert!(refusal(folder.path()).contains("q_norm"));
+    assert!(load_error(folder.path()).contains("q_norm"));
 }
 
 #[test]
@@ -272,14 +242,14 @@ fn files_of_another_kind_are_named() {
     let path = |name: &str| folder.path().join(name);
     let pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12\n";
     std::fs::write(path("model.safetensors"), pointer).unwrap();
-    let error = refusal(folder.path());
+    let error = load_error(folder.path());
     assert!(
         error.contains("Git LFS") && error.contains("git lfs pull"),
         "{error}"
     );
     std::fs::remove_file(path("model.safetensors")).unwrap();
     std::fs::write(path("pytorch_model.bin"), b"PK\x03\x04").unwrap();
-    let error = refusal(folder.path());
+    let error = load_error(folder.path());
     assert!(error.contains("save_pretrained"), "{error}");
     for (bytes, words) in [
         (&b"\xff\xfe{\0}\0"[..], "UTF-16"),
@@ -287,7 +257,7 @@ fn files_of_another_kind_are_named() {
         (pointer.as_bytes(), "Git LFS"),
     ] {
         std::fs::write(path("config.json"), bytes).unwrap();
-        let error = refusal(folder.path());
+        let error = load_error(folder.path());
         assert!(
             error.contains(words) && error.contains("config.json"),
             "{error}"
@@ -320,9 +290,8 @@ fn special_tokens_are_those_of_the_model_or_an_error() {
     let none = with(json!({ "pad_token_id": -1, "eos_token_id": 3 })).unwrap();
     assert_eq!(none, special(3, &[3]));
     for (key, value) in [
-        ("eos_token_id", json!(24)),
         ("pad_token_id", json!(99)),
-        ("eos_token_id", json!([1, 24])),
+        ("pad_token_id", json!(24)),
         ("eos_token_id", json!("</s>")),
     ] {
         let error = with(json!({ key: value })).unwrap_err().to_string();
@@ -337,7 +306,13 @@ fn special_tokens_are_those_of_the_model_or_an_error() {
         with(json!({ "eos_token_id": 2 })).unwrap(),
         special(2, &[8, 9])
     );
+    // One that the model does not have ends no text: then the other file's counts.
     std::fs::write(&generation, r#"{"eos_token_id": 24}"#).unwrap();
+    assert_eq!(
+        with(json!({ "eos_token_id": [24, 4] })).unwrap(),
+        special(4, &[4])
+    );
+    std::fs::write(&generation, r#"{"eos_token_id": "end"}"#).unwrap();
     let error = with(json!({})).unwrap_err().to_string();
     assert!(error.contains("generation_config.json"), "{error}");
 }

@@ -21,7 +21,7 @@ use tempfile::TempDir;
 
 type B = burn_flex::Flex;
 /// What a file holds, by name.
-type Named = Vec<(String, TensorData)>;
+pub type Named = Vec<(String, TensorData)>;
 
 fn configs() -> [ModelConfig; 4] {
     [
@@ -46,18 +46,18 @@ fn logits<M: CausalLm<B>>(model: &M) -> Vec<f32> {
     logits.to_data().iter::<f32>().collect()
 }
 
-fn saved(config: &ModelConfig) -> TempDir {
+pub fn saved(config: &ModelConfig) -> TempDir {
     let folder = TempDir::new().unwrap();
     let model = config.init::<B>(1, &Default::default()).unwrap();
     pretrained::save(&folder, &model, None).unwrap();
     folder
 }
 
-fn load(folder: &Path) -> Result<pretrained::Pretrained<B>, gradmem::Error> {
+pub fn load(folder: &Path) -> Result<pretrained::Pretrained<B>, gradmem::Error> {
     pretrained::load::<B>(folder, &Default::default())
 }
 
-fn load_error(folder: &Path) -> String {
+pub fn load_error(folder: &Path) -> String {
     let error = load(folder).unwrap_err();
     assert!(error.is_user_error(), "{error}");
     let text = error.to_string();
@@ -65,13 +65,13 @@ fn load_error(folder: &Path) -> String {
     text
 }
 
-fn tensors(folder: &Path) -> Named {
+pub fn tensors(folder: &Path) -> Named {
     let file = Tensors::open(folder.join("model.safetensors")).unwrap();
     let get = |name: &str| (name.to_string(), file.get(name).unwrap());
     file.names().map(get).collect()
 }
 
-fn write_tensors(path: &Path, tensors: &[(String, TensorData)]) {
+pub fn write_tensors(path: &Path, tensors: &[(String, TensorData)]) {
     let bytes = weights::encode(tensors, HashMap::new()).unwrap();
     std::fs::write(path, bytes).unwrap();
 }
