@@ -6,7 +6,7 @@ use burn::data::dataset::Dataset;
 
 use super::Example;
 use crate::error::Error;
-use crate::support::fs::{check_file, other_format};
+use crate::support::fs::check_file;
 
 /// The examples of any source. Reading one can fail: some sources read from disk during training.
 pub type Examples = Box<dyn Dataset<Result<Example, Error>>>;
@@ -45,9 +45,6 @@ pub(crate) fn read_text(path: &Path, key: &str, published: &str) -> Result<Strin
         }
         bytes => bytes.map_err(Error::io(path, "cannot read"))?,
     };
-    if let Some(what) = other_format(&bytes) {
-        return Err(Error::file(path, format!("is {what}")));
-    }
     let mut text = String::from_utf8(bytes).map_err(|e| {
         let at = e.utf8_error().valid_up_to();
         let before = &e.as_bytes()[..at];

@@ -36,6 +36,7 @@ const NEUTRAL: &[&str] = &[
     "forced_eos_token_id",
     "id2label",
     "is_decoder",
+    "is_llama_config",
     "label2id",
     "length_penalty",
     "max_length",
@@ -66,6 +67,7 @@ const NEUTRAL: &[&str] = &[
     "top_p",
     "torch_dtype",
     "torchscript",
+    "transformers.js_config",
     "transformers_version",
     "typical_p",
     "unk_token_id",
@@ -114,7 +116,7 @@ fn neutral_of(model_type: &str) -> &'static [&'static str] {
 /// Keys that would change the model, which this crate does not have: only this value is accepted.
 fn off(key: &str) -> Option<Value> {
     Some(match key {
-        "add_cross_attention" | "is_encoder_decoder" => false.into(),
+        "add_cross_attention" | "is_encoder_decoder" | "rope_interleaved" => false.into(),
         "cross_attention_hidden_size" | "quantization_config" | "compression_config" => Value::Null,
         "pruned_heads" => Value::Object(Map::new()),
         _ => return None,

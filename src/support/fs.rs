@@ -1,6 +1,6 @@
 //! Files that are either old or new, never half.
 
-use std::io::Write;
+use std::io::{Read as _, Write};
 use std::path::{Path, PathBuf};
 
 use crate::error::Error;
@@ -76,11 +76,21 @@ pub(crate) fn other_format(bytes: &[u8]) -> Option<&'static str> {
     known.next().map(|(_, what)| *what)
 }
 
-/// Fails on what can be read but once or has no end, a pipe or a device; says nothing of what is not there.
+/// Fails on what can be read but once or has no end, a pipe or a device, and on a file of [another
+/// format](other_format); says nothing of what is not there.
 pub(crate) fn check_file(path: &Path) -> Result<(), Error> {
     match std::fs::metadata(path) {
-        Ok(about) if !about.is_file() => Err(Error::file(path, "is not a regular file")),
-        _ => Ok(()),
+        Ok(about) if !about.is_file() => return Err(Error::file(path, "is not a regular file")),
+        _ => {}
+    }
+    let Ok(file) = std::fs::File::open(path) else {
+        return Ok(());
+    };
+    let mut first = Vec::new();
+    file.take(64).read_to_end(&mut first).ok();
+    match other_format(&first) {
+        Some(what) => Err(Error::file(path, format!("is {what}"))),
+        None => Ok(()),
     }
 }
 
@@ -166,6 +176,27 @@ pub(crate) fn remove_unfinished(folder: &Path, prefix: &str) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn files_of_another_format_are_said_to_be_that() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        for (bytes, words) in [
+            (
+                &b"version https://git-lfs.github.com/spec/v1"[..],
+                "Git LFS",
+            ),
+            (b"\x1f\x8b\x08", "gzip"),
+            (b"\xff\xfea\0", "UTF-16"),
+        ] {
+            std::fs::write(file.path(), bytes).unwrap();
+            let error = check_file(file.path()).unwrap_err().to_string();
+            assert!(error.contains(words), "{error}");
+            assert_eq!(read_text(file.path()).unwrap_err().to_string(), error);
+        }
+        std::fs::write(file.path(), "\u{feff}a text").unwrap();
+        check_file(file.path()).unwrap();
+        assert_eq!(read_text(file.path()).unwrap(), "a text");
+    }
 
     #[cfg(unix)]
     #[test]
