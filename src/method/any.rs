@@ -140,6 +140,7 @@ impl<B: KernelBackend> AnyMethod<B> {
     /// About how many bytes an evaluation takes for one context: WRITE's graph, and the logits with what is made of them.
     ///
     /// - `context`, `questions`: tokens of the context, and of all its queries and targets
+    #[cfg(feature = "train")]
     pub(crate) fn evaluation_bytes(&self, context: usize, questions: usize) -> f64 {
         /// Logits, their softmax, its gradient and one in between.
         const COPIES: f64 = 4.0;

@@ -11,7 +11,7 @@ use super::decoder::{DecoderConfig, Dimensions};
 use super::layers::Init;
 use super::{
     Cache, CausalLm, Gpt2, Gpt2Config, GptNeoX, GptNeoXConfig, Llama, LlamaConfig, Mamba,
-    MambaConfig, TimeStepRank,
+    MambaConfig,
 };
 use crate::error::Error;
 
@@ -104,6 +104,7 @@ impl ModelConfig {
     }
 
     /// The same model with the values written out that others determine, so that equal models compare as equal.
+    #[cfg(feature = "train")]
     pub(crate) fn explicit(mut self) -> Self {
         match &mut self {
             Self::Gpt2(config) => {
@@ -127,8 +128,8 @@ impl ModelConfig {
                 let inner = config.expand.saturating_mul(width);
                 config.expand = 2;
                 config.intermediate_size.get_or_insert(inner);
-                if config.time_step_rank == TimeStepRank::Auto {
-                    config.time_step_rank = TimeStepRank::Rank(width.div_ceil(16));
+                if config.time_step_rank == super::TimeStepRank::Auto {
+                    config.time_step_rank = super::TimeStepRank::Rank(width.div_ceil(16));
                 }
             }
         }

@@ -142,6 +142,7 @@ impl RopeScaling {
     }
 
     /// Whether it changes nothing.
+    #[cfg(feature = "train")]
     pub(crate) fn is_none(&self) -> bool {
         self.rope_type == RopeType::Default
     }
