@@ -99,14 +99,15 @@ impl DataConfig {
     }
 
     /// A user's text as this task's contexts are: line breaks are `\n`; bAbI's sentences and running text have single
-    /// spaces as their white space; bAbI's and SQuAD's contexts end with a space, a phonebook's with a line break.
+    /// spaces as their white space; bAbI's and SQuAD's contexts end with a space, a generated phonebook's with a line break. What is read
+    /// from JSON lines has no form of its own.
     pub fn form_context(&self, text: &str) -> String {
         let text = &unix_lines(text);
         match self {
             Self::Babi(_) => format!("{} ", single_spaces(text)),
             Self::Text(_) => single_spaces(text),
             Self::Squad(_) => format!("{} ", text.trim()),
-            Self::Phonebook(_) => format!("{}\n", text.trim()),
+            Self::Phonebook(book) if book.train_file.is_none() => format!("{}\n", text.trim()),
             _ => text.clone(),
         }
     }
@@ -118,7 +119,7 @@ impl DataConfig {
             Self::Babi(_) => format!("{} ", single_spaces(text)),
             Self::Text(_) => single_spaces(text),
             Self::Squad(_) => format!("{} ", text.trim()),
-            Self::Phonebook(_) => {
+            Self::Phonebook(book) if book.train_file.is_none() => {
                 let name = text.trim();
                 format!("\n{}: ", name.strip_suffix(':').unwrap_or(name).trim_end())
             }

@@ -50,23 +50,32 @@ impl<B: Backend, M: CausalLm<B>> GradMem<B, M> {
             return Ok(());
         };
         let graphs = match how {
-            MetaGradient::Unrolled => self.config.write_steps.max(1),
+            MetaGradient::Unrolled => {
+                let steps = 0..self.config.write_steps;
+                steps.filter(|k| self.config.needs_graph(*k)).count().max(1)
+            }
             _ => 1,
         };
-        let weights = Module::<B>::num_params(&self.model) as f64;
+        // A frozen model has neither gradients nor moments.
+        let weights = match self.config.freeze_backbone {
+            true => 0.0,
+            false => Module::<B>::num_params(&self.model) as f64,
+        };
         let needed = LEAST * self.graph_bytes(contexts) * graphs as f64 + 4.0 * 3.0 * weights;
         if needed <= free {
             return Ok(());
         }
         let mib = |bytes: f64| bytes / f64::from(1 << 20);
         Err(Error::Input(format!(
-            "a step with {} contexts of {} tokens at once needs at least {:.0} MiB, and {:.0} MiB are free: try \
-             --micro-batch {}{}",
+            "a step with {} contexts of {} tokens at once needs at least {:.0} MiB, and {:.0} MiB are free: try {}{}",
             contexts[0],
             contexts[1],
             mib(needed),
             mib(free),
-            (contexts[0] / 4).max(1),
+            match contexts[0] {
+                0 | 1 => "a smaller model".to_string(),
+                several => format!("--micro-batch {}", (several / 4).max(1)),
+            },
             if graphs > 1 {
                 " or --meta-gradient replay"
             } else {
@@ -83,7 +92,7 @@ impl<B: Backend, M: CausalLm<B>> GradMem<B, M> {
     }
 }
 
-/// Bytes of memory that new tensors may take, where they are known: for a CPU on Linux.
+/// Bytes of memory that new tensors may take, where they are known: for a CPU.
 fn free_memory<B: Backend>(device: &B::Device) -> Option<f64> {
     let backend = B::name(device);
     if !["flex", "ndarray"].iter().any(|cpu| backend.contains(cpu)) {

@@ -1,17 +1,18 @@
 //! Adapters of PEFT beside a model's weights (LoRA, arXiv 2106.09685): `adapter_config.json` and
-//! `adapter_model.safetensors`. They are added to the weights when these are loaded, as by `transformers`.
+//! `adapter_model.safetensors`. They are added to the weights when these are loaded, as by
+//! `transformers` 5. The sum is computed on the host in f64, so that it is the same on every backend.
 
 use std::collections::BTreeMap;
 use std::path::Path;
 
 use burn::module::{Module, ModuleMapper, Param};
-use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
+use burn::tensor::{Tensor, TensorData};
 use serde::Deserialize;
 use serde_json::Value;
 
 use super::config_json::read_object;
-use super::weights::{ModulePath, Tensors, is_transposed};
+use super::weights::{Matrix, ModulePath, Tensors, is_transposed};
 use crate::error::Error;
 
 /// The file that makes a folder an adapter's.
@@ -48,7 +49,8 @@ fn off(key: &str, value: &Value) -> bool {
         "bias" => nothing || value == "none",
         // The other ways to start change the base's weights too.
         "init_lora_weights" => {
-            value.is_boolean() || value.is_null() || value == "gaussian" || value == "eva"
+            let kept = ["gaussian", "eva", "orthogonal", "mica"];
+            value.is_boolean() || value.is_null() || kept.iter().any(|kept| value == kept)
         }
         _ => true,
     }
@@ -59,11 +61,7 @@ fn off(key: &str, value: &Value) -> bool {
 /// # Errors
 ///
 /// If the adapter is of another kind than LoRA, has options that are not supported, or does not fit the model.
-pub(super) fn apply<B: Backend, M: Module<B>>(
-    model: M,
-    folder: &Path,
-    device: &B::Device,
-) -> Result<M, Error> {
+pub(super) fn apply<B: Backend, M: Module<B>>(model: M, folder: &Path) -> Result<M, Error> {
     let path = folder.join(CONFIG);
     if !path.exists() {
         return Ok(model);
@@ -88,7 +86,7 @@ pub(super) fn apply<B: Backend, M: Module<B>>(
     }
     let file = folder.join("adapter_model.safetensors");
     let tensors = Tensors::open(&file)?;
-    let mut adapters: BTreeMap<String, [Option<Tensor<B, 2>>; 2]> = BTreeMap::new();
+    let mut adapters: BTreeMap<String, [Option<Matrix>; 2]> = BTreeMap::new();
     for name in tensors.names() {
         let rest = name.strip_prefix("base_model.model.");
         let parts = rest.and_then(|rest| {
@@ -103,7 +101,7 @@ pub(super) fn apply<B: Backend, M: Module<B>>(
                 ),
             ));
         };
-        adapters.entry(module.into()).or_default()[at] = Some(tensors.matrix(name, device)?);
+        adapters.entry(module.into()).or_default()[at] = Some(tensors.matrix(name)?);
     }
     let mut add = Add {
         adapters,
@@ -125,9 +123,9 @@ pub(super) fn apply<B: Backend, M: Module<B>>(
     }
 }
 
-struct Add<B: Backend> {
+struct Add {
     /// A and B by the adapted module's path.
-    adapters: BTreeMap<String, [Option<Tensor<B, 2>>; 2]>,
+    adapters: BTreeMap<String, [Option<Matrix>; 2]>,
     alpha: f64,
     use_rslora: bool,
     path: ModulePath,
@@ -135,40 +133,56 @@ struct Add<B: Backend> {
     problem: Option<String>,
 }
 
-impl<B: Backend> Add<B> {
-    /// `α / r · B A`, or `α / √r · B A` (rsLoRA), as the module's weight is stored.
-    fn change(
+impl Add {
+    /// Adds `α / r · B A`, or `α / √r · B A` (rsLoRA), to a module's weight.
+    fn add(
         &self,
         module: &str,
-        [a, b]: [Option<Tensor<B, 2>>; 2],
-        weight: [usize; 2],
-    ) -> Result<Tensor<B, 2>, String> {
+        [a, b]: [Option<Matrix>; 2],
+        weight: TensorData,
+    ) -> Result<TensorData, String> {
         let (Some(a), Some(b)) = (a, b) else {
             return Err(format!("`{module}` has one of lora_A and lora_B only"));
         };
-        let ([rank, d_input], [d_output, rank_of_b]) = (a.dims(), b.dims());
+        let (rank, d_input, d_output) = (a.rows, a.columns, b.rows);
         let stored = match self.transposed {
             true => [d_input, d_output],
             false => [d_output, d_input],
         };
-        if rank != rank_of_b || stored != weight {
+        if rank == 0 || rank != b.columns || weight.shape.as_slice() != stored {
             return Err(format!(
-                "`{module}`: lora_A {:?} and lora_B {:?} do not fit its weight {weight:?}",
-                a.dims(),
-                b.dims()
+                "`{module}`: lora_A {:?} and lora_B {:?} do not fit its weight {:?}",
+                [a.rows, a.columns],
+                [b.rows, b.columns],
+                weight.shape.as_slice()
             ));
         }
         let r = rank as f64;
         let scale = self.alpha / if self.use_rslora { r.sqrt() } else { r };
-        let change = b.matmul(a).mul_scalar(scale);
-        Ok(match self.transposed {
-            true => change.transpose(),
-            false => change,
-        })
+        let mut sum: Vec<f64> = weight.iter().collect();
+        for output in 0..d_output {
+            for input in 0..d_input {
+                let along =
+                    (0..rank).map(|k| b.values[output * rank + k] * a.values[k * d_input + input]);
+                let at = match self.transposed {
+                    true => input * d_output + output,
+                    false => output * d_input + input,
+                };
+                sum[at] += scale * along.sum::<f64>();
+            }
+        }
+        let sum = TensorData::new(sum, stored).convert_dtype(weight.dtype);
+        let is_finite = sum.iter::<f64>().all(f64::is_finite);
+        match is_finite {
+            true => Ok(sum),
+            false => Err(format!(
+                "`{module}`: the weight with its adapter is not finite"
+            )),
+        }
     }
 }
 
-impl<B: Backend> ModuleMapper<B> for Add<B> {
+impl<B: Backend> ModuleMapper<B> for Add {
     fn enter_module(&mut self, name: &str, container: &str) {
         self.path.enter(name, container);
         self.transposed = is_transposed(container);
@@ -185,16 +199,16 @@ impl<B: Backend> ModuleMapper<B> for Add<B> {
         else {
             return param;
         };
-        let shape = param.lazy_shape();
-        match self.change(&module, adapter, [shape[0], shape[1]]) {
+        let weight = param.val();
+        let (device, dtype) = (weight.device(), weight.dtype());
+        match self.add(&module, adapter, weight.into_data()) {
             Err(problem) => {
                 self.problem.get_or_insert(problem);
                 param
             }
-            Ok(change) => {
-                let (id, weight, mapper) = param.consume();
-                let change = change.reshape(weight.shape());
-                Param::from_mapped_value(id, weight + change, mapper)
+            Ok(sum) => {
+                let id = param.id;
+                param.transform_for_load(Tensor::from_data(sum, (&device, dtype)), id)
             }
         }
     }

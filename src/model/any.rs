@@ -184,6 +184,13 @@ impl ModelConfig {
             return Map::new();
         };
         json.retain(|_, value| !value.is_null());
+        // Of the values of other rules, `transformers` would complain.
+        let rule = json
+            .get("rope_scaling")
+            .and_then(|rope| rope.get("rope_type"));
+        if rule.is_some_and(|rule| rule == "default") {
+            json.remove("rope_scaling");
+        }
         let architecture = match self {
             Self::Gpt2(_) => "GPT2LMHeadModel",
             Self::GptNeoX(_) => "GPTNeoXForCausalLM",

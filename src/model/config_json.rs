@@ -9,7 +9,7 @@ use serde_json::{Map, Value};
 
 use super::any::ModelConfig;
 use crate::error::Error;
-use crate::support::fs::read_text;
+use crate::support::fs::{other_format, read_text};
 
 type Object = Map<String, Value>;
 
@@ -18,6 +18,7 @@ type Object = Map<String, Value>;
 const NEUTRAL: &[&str] = &[
     "_attn_implementation_autoset",
     "_name_or_path",
+    "attn_implementation",
     "architectures",
     "bad_words_ids",
     "begin_suppress_tokens",
@@ -34,6 +35,7 @@ const NEUTRAL: &[&str] = &[
     "finetuning_task",
     "forced_bos_token_id",
     "forced_eos_token_id",
+    "gradient_checkpointing",
     "id2label",
     "is_decoder",
     "is_llama_config",
@@ -42,9 +44,11 @@ const NEUTRAL: &[&str] = &[
     "max_length",
     "min_length",
     "model_type",
+    "name_or_path",
     "no_repeat_ngram_size",
     "num_beam_groups",
     "num_beams",
+    "num_labels",
     "num_return_sequences",
     "output_attentions",
     "output_hidden_states",
@@ -300,6 +304,13 @@ fn rope(json: &mut Object, names: Names, said: impl Fn(String)) -> Result<(), St
     }
     let kind = rope.remove("rope_type");
     let old_kind = rope.remove("type");
+    if let (Some(kind), Some(old_kind)) = (&kind, &old_kind)
+        && kind != old_kind
+    {
+        return Err(format!(
+            "`{place}.type` = {old_kind} contradicts `{place}.rope_type` = {kind}: versions of transformers choose differently"
+        ));
+    }
     let kind = kind.or(old_kind).unwrap_or("default".into());
     let inside = [
         ("rope_theta", Some(names.theta)),
@@ -384,7 +395,10 @@ fn unsupported_key(json: &Object, model_type: &str) -> Option<String> {
 /// Reads a file that holds one JSON object.
 pub(crate) fn read_object(path: &Path) -> Result<Object, Error> {
     let text = read_text(path)?;
-    serde_json::from_str(&text).map_err(|e| Error::file(path, format!("is not a JSON object: {e}")))
+    serde_json::from_str(&text).map_err(|e| match other_format(text.as_bytes()) {
+        Some(what) => Error::file(path, format!("is {what}")),
+        None => Error::file(path, format!("is not a JSON object: {e}")),
+    })
 }
 
 #[cfg(test)]
@@ -534,6 +548,11 @@ mod tests {
                 "llama",
                 json!({ "rope_scaling": { "factor": 2.0 } }),
                 "no meaning",
+            ),
+            (
+                "llama",
+                json!({ "rope_scaling": { "type": "default", "rope_type": "linear", "factor": 2.0 } }),
+                "contradicts",
             ),
             (
                 "llama",

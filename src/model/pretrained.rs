@@ -93,49 +93,49 @@ impl SpecialTokens {
             if let Some(size) = base.get("vocab_size") {
                 json.insert("vocab_size".into(), size.clone());
             }
-            ends = ends_of(&json, &generation)?;
+            ends = known_tokens(&json, "eos_token_id", &generation)?;
         }
         if ends.is_empty() {
-            ends = ends_of(base, &path)?;
+            ends = known_tokens(base, "eos_token_id", &path)?;
         }
         let pad = pad_token(base, &path)?;
         Ok(Self { pad, ends })
     }
 }
 
-/// The tokens that end a text. Small models often keep the default of a large one; a token that the model does not have
-/// never comes, so it is left out, with a warning.
-fn ends_of(json: &Map<String, Value>, path: &Path) -> Result<Vec<u32>, Error> {
+/// The tokens of a key that the model has. Small models often keep the default of a large one, and some have a padding
+/// token without a row in the embedding: a token that the model does not have is left out, with a warning.
+fn known_tokens(json: &Map<String, Value>, key: &str, path: &Path) -> Result<Vec<u32>, Error> {
     let size = json.get("vocab_size").and_then(Value::as_u64);
     let known = |value: &Value| match (value.as_u64(), size) {
         (Some(id), Some(size)) => id < size,
         _ => true,
     };
     let mut json = json.clone();
-    let ends = match json.remove("eos_token_id") {
+    let values = match json.remove(key) {
         Some(Value::Array(several)) => several,
+        None | Some(Value::Null) => Vec::new(),
         Some(one) => vec![one],
-        None => Vec::new(),
     };
-    let (known, beyond): (Vec<_>, Vec<_>) = ends.into_iter().partition(known);
+    let (known, beyond): (Vec<_>, Vec<_>) = values.into_iter().partition(known);
     for value in beyond {
         log::warn!(
-            "{}: `eos_token_id` = {value} is not one of the model's tokens and ends no text",
+            "{}: `{key}` = {value} is not one of the model's tokens and is ignored",
             path.display()
         );
     }
-    json.insert("eos_token_id".into(), known.into());
-    tokens(&json, "eos_token_id", path)
+    json.insert(key.into(), known.into());
+    tokens(&json, key, path)
 }
 
 /// The token for padding that a configuration names, or else the one that ends a text, or else 0.
 fn pad_token(json: &Map<String, Value>, path: &Path) -> Result<u32, Error> {
-    let pad = tokens(json, "pad_token_id", path)?.into_iter().next();
-    let end = || Ok(ends_of(json, path)?.into_iter().next());
-    Ok(match pad {
-        Some(pad) => pad,
-        None => end()?.unwrap_or(0),
-    })
+    for key in ["pad_token_id", "eos_token_id"] {
+        if let Some(token) = known_tokens(json, key, path)?.first() {
+            return Ok(*token);
+        }
+    }
+    Ok(0)
 }
 
 /// The token or tokens that a configuration of a language model names; none if it names none.
@@ -201,7 +201,7 @@ pub(crate) fn load_weights<B: Backend>(
         (tied && head) || BUFFERS.iter().any(|buffer| name.ends_with(buffer))
     };
     let model = tensors.fill_as(config.blank(device)?, head, ignored)?;
-    adapter::apply(model, folder, device)
+    adapter::apply(model, folder)
 }
 
 /// What the heads of the models are called.

@@ -166,6 +166,13 @@ pub struct Tensors {
     metadata: HashMap<String, String>,
 }
 
+/// A matrix on the host, row by row.
+pub(crate) struct Matrix {
+    pub rows: usize,
+    pub columns: usize,
+    pub values: Vec<f64>,
+}
+
 #[derive(Debug)]
 struct Entry {
     file: usize,
@@ -357,30 +364,29 @@ impl Tensors {
             .map_err(|e| Error::file(&self.path, format!("tensor `{name}`: {e}")))
     }
 
-    /// A matrix of weights, in the backend's element type.
+    /// A matrix of weights.
     ///
     /// # Errors
     ///
     /// If there is none of this name, it is not of two dimensions, or an element is non-finite.
-    pub(crate) fn matrix<B: Backend>(
-        &self,
-        name: &str,
-        device: &B::Device,
-    ) -> Result<Tensor<B, 2>, Error> {
+    pub(crate) fn matrix(&self, name: &str) -> Result<Matrix, Error> {
         let problem = |problem: String| Error::file(&self.path, problem);
-        let dtype = <B::FloatElem as Element>::dtype();
         let data = self.get(name)?;
-        if data.shape.num_dims() != 2 || !data.dtype.is_float() {
+        let (&[rows, columns], true) = (data.shape.as_slice(), data.dtype.is_float()) else {
             let (dtype, shape) = (data.dtype, data.shape.as_slice());
             return Err(problem(format!(
                 "`{name}` is {dtype:?} {shape:?}, not a matrix of weights"
             )));
-        }
-        let data = data.convert_dtype(dtype);
+        };
+        let data = data.convert_dtype(DType::F64);
         if let Some((at, value)) = first_non_finite(&data) {
             return Err(problem(format!("`{name}` holds {value} (element {at})")));
         }
-        Ok(Tensor::from_data(data, (device, dtype)))
+        Ok(Matrix {
+            rows,
+            columns,
+            values: data.iter().collect(),
+        })
     }
 
     /// Whether two tensors have the same shape and values.

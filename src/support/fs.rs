@@ -27,7 +27,7 @@ pub(crate) fn read_text(path: impl AsRef<Path>) -> Result<String, Error> {
 ///
 /// What the file is, or where it is not UTF-8.
 pub fn text(bytes: Vec<u8>) -> Result<String, String> {
-    if let Some(what) = other_format(&bytes) {
+    if let Some(what) = no_text(&bytes) {
         return Err(format!("is {what}"));
     }
     let text = String::from_utf8(bytes).map_err(|e| {
@@ -40,11 +40,25 @@ pub fn text(bytes: Vec<u8>) -> Result<String, String> {
     })
 }
 
+/// [`other_format`] of what is no text: a text may begin like an archive or a web page, but not like a pointer of Git LFS.
+fn no_text(bytes: &[u8]) -> Option<&'static str> {
+    let is_text = match std::str::from_utf8(bytes) {
+        Ok(_) => true,
+        Err(e) => e.error_len().is_none(),
+    };
+    match is_text && !bytes.starts_with(LFS) {
+        true => None,
+        false => other_format(bytes),
+    }
+}
+
+const LFS: &[u8] = b"version https://git-lfs";
+
 /// What a file is by its first bytes, and what to do with it, if it is of a kind that is put in the place of others.
 pub(crate) fn other_format(bytes: &[u8]) -> Option<&'static str> {
     const FIRST: &[(&[u8], &str)] = &[
         (
-            b"version https://git-lfs",
+            LFS,
             "a pointer of Git LFS, not the file itself: run `git lfs pull` in its repository",
         ),
         (b"\x1f\x8b", "compressed by gzip: unpack it with `gunzip`"),
@@ -88,7 +102,7 @@ pub(crate) fn check_file(path: &Path) -> Result<(), Error> {
     };
     let mut first = Vec::new();
     file.take(64).read_to_end(&mut first).ok();
-    match other_format(&first) {
+    match no_text(&first) {
         Some(what) => Err(Error::file(path, format!("is {what}"))),
         None => Ok(()),
     }
@@ -192,6 +206,11 @@ mod tests {
             let error = check_file(file.path()).unwrap_err().to_string();
             assert!(error.contains(words), "{error}");
             assert_eq!(read_text(file.path()).unwrap_err().to_string(), error);
+        }
+        for text in ["<!DOCTYPE html><p>a page", "PAR1 of 2", "BZh"] {
+            std::fs::write(file.path(), text).unwrap();
+            check_file(file.path()).unwrap();
+            assert_eq!(read_text(file.path()).unwrap(), text);
         }
         std::fs::write(file.path(), "\u{feff}a text").unwrap();
         check_file(file.path()).unwrap();

@@ -15,7 +15,6 @@ use crate::memory::{GradMem, StopRule};
 use crate::method::AnyMethod;
 use crate::model::AnyLm;
 use crate::model::generate::GenerateConfig;
-use crate::support::memory::available;
 use crate::support::readback::{Readback, Slot};
 
 /// What to find out.
@@ -304,16 +303,14 @@ impl<B: KernelBackend> Trained<B> {
     }
 }
 
-/// Contexts of an evaluation that are computed at once: 100, or fewer if they would take more than 2 GiB or half of the
-/// memory that is free.
+/// Contexts of an evaluation that are computed at once: 100, or fewer if they would take more than 2 GiB. Settings and data
+/// alone decide: another batch may round differently, and a resumed run must not.
 pub(super) fn batch_size<B: KernelBackend>(method: &AnyMethod<B>, task: &Task) -> usize {
     let sample = task.valid.get(0).and_then(Result::ok);
     let questions = sample.map_or(1, |sample| sample.asked.len());
     let lengths = &task.lengths;
     let bytes = method.evaluation_bytes(lengths.context, questions * lengths.question);
-    let free = available().map_or(f64::INFINITY, |free| 0.5 * free as f64);
-    let budget = free.min(f64::from(1u32 << 31));
-    ((budget / bytes) as usize).clamp(1, 100)
+    ((f64::from(1u32 << 31) / bytes) as usize).clamp(1, 100)
 }
 
 /// What a batch's memories after any number of WRITE steps answer, as tensors that wait for one transfer.

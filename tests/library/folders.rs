@@ -289,9 +289,14 @@ fn special_tokens_are_those_of_the_model_or_an_error() {
     assert_eq!(several, special(5, &[5, 7]));
     let none = with(json!({ "pad_token_id": -1, "eos_token_id": 3 })).unwrap();
     assert_eq!(none, special(3, &[3]));
+    assert_eq!(
+        with(json!({ "eos_token_id": null })).unwrap(),
+        special(0, &[])
+    );
+    let beyond = with(json!({ "pad_token_id": 24, "eos_token_id": 3 })).unwrap();
+    assert_eq!(beyond, special(3, &[3]));
     for (key, value) in [
-        ("pad_token_id", json!(99)),
-        ("pad_token_id", json!(24)),
+        ("pad_token_id", json!("<pad>")),
         ("eos_token_id", json!("</s>")),
     ] {
         let error = with(json!({ key: value })).unwrap_err().to_string();

@@ -6,6 +6,7 @@ use std::path::Path;
 const ALLOWED: &[(&str, &str)] = &[
     ("model/tokens.rs", "ids that a user gives as a tensor, once"),
     ("model/generate.rs", "the next token's logits"),
+    ("model/adapter.rs", "weights that an adapter is added to"),
     ("model/weights.rs", "weights that are saved"),
     ("memory/kinds/file.rs", "memories that are saved"),
     ("memory/reconstruct.rs", "the tokens that are generated"),

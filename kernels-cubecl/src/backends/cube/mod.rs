@@ -45,6 +45,10 @@ where
         let (&[m, k], &[_, n]) = (&lhs.meta.shape()[..], &rhs.meta.shape()[..]) else {
             return one(lhs, rhs);
         };
+        // Of 16-bit types every part would be rounded before the sum.
+        if lhs.dtype != DType::F32 {
+            return one(lhs, rhs);
+        }
         match product::parts(&lhs.client, [m, k, n]) {
             1 => one(lhs, rhs),
             parts => {
