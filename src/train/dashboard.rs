@@ -3,6 +3,9 @@
 
 use std::error::Error;
 use std::io::IsTerminal;
+use std::sync::Once;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use burn::train::metric::MetricDefinition;
 use burn::train::renderer::tui::TuiMetricsRendererWrapper;
@@ -28,6 +31,8 @@ impl Dashboard {
         }
         #[cfg(unix)]
         terminal::read_without_waiting()?;
+        hold_panics();
+        PANICKED.store(false, Ordering::Release);
         let to_dashboard = interrupter.clone();
         // The dashboard's thread never sleeps between frames. It inherits its priority from the thread that
         // starts it; at the lowest priority it does not slow the training down.
@@ -44,24 +49,66 @@ impl Dashboard {
         })
     }
 
-    /// The dashboard, if its terminal is still there. If it is gone, the training is stopped, to save. The dashboard's
+    /// The dashboard, if it and its terminal are still there. If not, the training is stopped, to save. The dashboard's
     /// thread is left behind: it reads from the lost terminal for ever, and nothing may wait for it.
     fn shown(&mut self) -> Option<&mut TuiMetricsRendererWrapper> {
-        #[cfg(unix)]
-        if !terminal::is_there()
+        if is_lost()
             && let Some(lost) = self.shown.take()
         {
             std::mem::forget(lost);
-            self.interrupter.stop(Some("The terminal is gone."));
+            self.interrupter
+                .stop(Some("The dashboard's terminal is gone."));
         }
         self.shown.as_mut()
     }
 }
 
 impl Drop for Dashboard {
+    /// Closes the dashboard, whose thread may be lost until the last moment.
     fn drop(&mut self) {
         self.shown();
+        let Some(shown) = self.shown.take() else {
+            return;
+        };
+        // burn-train's wrapper does not wait for its thread while a panic unwinds.
+        if std::thread::panicking() {
+            return drop(shown);
+        }
+        let closing = std::thread::spawn(move || drop(shown));
+        while !closing.is_finished() && !is_lost() {
+            std::thread::sleep(Duration::from_millis(5));
+        }
     }
+}
+
+/// Whether the dashboard's thread has panicked.
+static PANICKED: AtomicBool = AtomicBool::new(false);
+
+fn is_lost() -> bool {
+    #[cfg(unix)]
+    if !terminal::is_there() {
+        return true;
+    }
+    PANICKED.load(Ordering::Acquire)
+}
+
+/// Makes a panic of the dashboard's thread end there, without unwinding. burn-train panics where it cannot restore a lost
+/// terminal; what it then drops prints to that terminal and panics again, which would abort the program and lose the work.
+fn hold_panics() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        let hook = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |info| {
+            hook(info);
+            // As burn-train names it.
+            if std::thread::current().name() == Some("train-renderer") {
+                PANICKED.store(true, Ordering::Release);
+                loop {
+                    std::thread::park();
+                }
+            }
+        }));
+    });
 }
 
 impl MetricsRendererTraining for Dashboard {

@@ -153,13 +153,17 @@ fn keys_and_signals_under_the_dashboard_save() {
 #[test]
 fn a_terminal_that_is_gone_ends_the_training_saved() {
     let folder = TempDir::new().unwrap();
-    for (name, more) in [("dashboard", &[][..]), ("lines", &["--plain"])] {
-        let run = folder.path().join(name);
+    // At different moments: while a frame is drawn, or between two.
+    let dashboards = (0..12).map(|n| (format!("dashboard {n}"), &[][..]));
+    let lines = [("lines".to_string(), &["--plain"][..])];
+    for (n, (name, more)) in dashboards.chain(lines).enumerate() {
+        let run = folder.path().join(&name);
         let (screen, ends) = Screen::open();
         let child = train(&run, more, true, ends.map(Stdio::from));
         wait_for_evaluation(&run);
+        std::thread::sleep(Duration::from_millis(17 * n as u64));
         drop(screen);
-        assert_eq!(end(child, name), Some(130), "{name}");
+        assert_eq!(end(child, &name), Some(130), "{name}");
         assert!(run.join("last.safetensors").exists(), "{name}");
     }
 }
