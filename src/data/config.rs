@@ -99,31 +99,29 @@ impl DataConfig {
     }
 
     /// A user's text as this task's contexts are: line breaks are `\n`; bAbI's sentences and running text have single
-    /// spaces as their white space; bAbI's and SQuAD's contexts end with a space, a generated phonebook's with a line break. What is read
-    /// from JSON lines has no form of its own.
+    /// spaces as their white space; bAbI's and SQuAD's contexts end with a space, a generated phonebook's with a line
+    /// break. What is read from JSON lines has no form of its own.
     pub fn form_context(&self, text: &str) -> String {
-        let text = &unix_lines(text);
+        let text = text.replace("\r\n", "\n").replace('\r', "\n");
+        let single_spaces = || text.split_whitespace().collect::<Vec<_>>().join(" ");
         match self {
-            Self::Babi(_) => format!("{} ", single_spaces(text)),
-            Self::Text(_) => single_spaces(text),
+            Self::Babi(_) => format!("{} ", single_spaces()),
+            Self::Text(_) => single_spaces(),
             Self::Squad(_) => format!("{} ", text.trim()),
             Self::Phonebook(book) if book.train_file.is_none() => format!("{}\n", text.trim()),
-            _ => text.clone(),
+            _ => text,
         }
     }
 
-    /// A user's question as this task's queries are; [`DataConfig::form_context`] for what follows a context.
+    /// A user's question as this task's queries are: as a context, but for a name in a generated phonebook.
     pub fn form_question(&self, text: &str) -> String {
-        let text = &unix_lines(text);
+        let context = self.form_context(text);
         match self {
-            Self::Babi(_) => format!("{} ", single_spaces(text)),
-            Self::Text(_) => single_spaces(text),
-            Self::Squad(_) => format!("{} ", text.trim()),
             Self::Phonebook(book) if book.train_file.is_none() => {
-                let name = text.trim();
+                let name = context.trim();
                 format!("\n{}: ", name.strip_suffix(':').unwrap_or(name).trim_end())
             }
-            _ => text.clone(),
+            _ => context,
         }
     }
 
@@ -201,15 +199,6 @@ fn first_texts(
         }
     }
     Ok(texts.into_iter())
-}
-
-/// `\n` where there is `\r\n` or `\r`.
-fn unix_lines(text: &str) -> String {
-    text.replace("\r\n", "\n").replace('\r', "\n")
-}
-
-fn single_spaces(text: &str) -> String {
-    text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
 #[cfg(test)]

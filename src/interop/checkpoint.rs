@@ -16,10 +16,10 @@ use crate::baselines::{InContext, RmtConfig, RmtProj};
 use crate::error::Error;
 use crate::memory::{GradMem, GradMemConfig, GradMode, MemProj};
 use crate::method::{AnyMethod, MethodConfig};
-use crate::model::config_json::read_object;
 use crate::model::weights::{self, Tensors};
 use crate::model::{AnyLm, ModelConfig};
 use crate::model::{adapter, pretrained};
+use crate::support::fs::read_object;
 
 pub use crate::model::pretrained::SpecialTokens;
 

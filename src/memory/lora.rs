@@ -14,7 +14,7 @@ use burn::tensor::backend::Backend;
 
 use crate::error::{Error, positive, sizes};
 use crate::model::layers::Init;
-use crate::model::weights::{ModulePath, is_transposed};
+use crate::model::weights::ModulePath;
 
 /// Adapters of some of a model's matrices.
 #[derive(Module, Debug)]
@@ -134,7 +134,6 @@ impl<B: Backend> Lora<B> {
             lora: self,
             product,
             path: ModulePath::default(),
-            transposed: false,
         })
     }
 }
@@ -143,13 +142,11 @@ fn matrices<B: Backend, M: Module<B>>(model: &M) -> Vec<Matrix> {
     #[derive(Default)]
     struct Find {
         path: ModulePath,
-        container: String,
         found: Vec<Matrix>,
     }
     impl<B: Backend> ModuleVisitor<B> for Find {
         fn enter_module(&mut self, name: &str, container: &str) {
             self.path.enter(name, container);
-            self.container = container.into();
         }
         fn exit_module(&mut self, _: &str, container: &str) {
             self.path.exit(container);
@@ -160,7 +157,7 @@ fn matrices<B: Backend, M: Module<B>>(model: &M) -> Vec<Matrix> {
             if let Some(path) = name.strip_suffix(".weight")
                 && D == 2
             {
-                let (d_output, d_input) = match is_transposed(&self.container) {
+                let (d_output, d_input) = match self.path.is_transposed() {
                     true => (shape[1], shape[0]),
                     false => (shape[0], shape[1]),
                 };
@@ -168,7 +165,7 @@ fn matrices<B: Backend, M: Module<B>>(model: &M) -> Vec<Matrix> {
                     path: path.into(),
                     d_output,
                     d_input,
-                    is_embedding: self.container == "Struct:Embedding",
+                    is_embedding: self.path.is_embedding(),
                 });
             }
         }
@@ -182,13 +179,11 @@ struct Adapt<'a, B: Backend> {
     lora: &'a Lora<B>,
     product: fn(Tensor<B, 2>, Tensor<B, 2>) -> Tensor<B, 2>,
     path: ModulePath,
-    transposed: bool,
 }
 
 impl<B: Backend> ModuleMapper<B> for Adapt<'_, B> {
     fn enter_module(&mut self, name: &str, container: &str) {
         self.path.enter(name, container);
-        self.transposed = is_transposed(container);
     }
 
     fn exit_module(&mut self, _: &str, container: &str) {
@@ -203,7 +198,7 @@ impl<B: Backend> ModuleMapper<B> for Adapt<'_, B> {
             return param;
         };
         let change = (self.product)(adapter.lora_B.val(), adapter.lora_A.val());
-        let change = match self.transposed {
+        let change = match self.path.is_transposed() {
             true => change.transpose(),
             false => change,
         };

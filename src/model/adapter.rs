@@ -11,9 +11,9 @@ use burn::tensor::{Tensor, TensorData};
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::config_json::read_object;
-use super::weights::{Matrix, ModulePath, Tensors, is_transposed};
+use super::weights::{Matrix, ModulePath, Tensors};
 use crate::error::Error;
+use crate::support::fs::read_object;
 
 /// The file that makes a folder an adapter's.
 pub(crate) const CONFIG: &str = "adapter_config.json";
@@ -108,7 +108,6 @@ pub(super) fn apply<B: Backend, M: Module<B>>(model: M, folder: &Path) -> Result
         alpha: settings.lora_alpha,
         use_rslora: settings.use_rslora,
         path: ModulePath::default(),
-        transposed: false,
         problem: None,
     };
     let model = model.map(&mut add);
@@ -129,7 +128,6 @@ struct Add {
     alpha: f64,
     use_rslora: bool,
     path: ModulePath,
-    transposed: bool,
     problem: Option<String>,
 }
 
@@ -145,7 +143,8 @@ impl Add {
             return Err(format!("`{module}` has one of lora_A and lora_B only"));
         };
         let (rank, d_input, d_output) = (a.rows, a.columns, b.rows);
-        let stored = match self.transposed {
+        let transposed = self.path.is_transposed();
+        let stored = match transposed {
             true => [d_input, d_output],
             false => [d_output, d_input],
         };
@@ -164,7 +163,7 @@ impl Add {
             for input in 0..d_input {
                 let along =
                     (0..rank).map(|k| b.values[output * rank + k] * a.values[k * d_input + input]);
-                let at = match self.transposed {
+                let at = match transposed {
                     true => input * d_output + output,
                     false => output * d_input + input,
                 };
@@ -185,7 +184,6 @@ impl Add {
 impl<B: Backend> ModuleMapper<B> for Add {
     fn enter_module(&mut self, name: &str, container: &str) {
         self.path.enter(name, container);
-        self.transposed = is_transposed(container);
     }
 
     fn exit_module(&mut self, _: &str, container: &str) {

@@ -20,11 +20,10 @@ use burn::tensor::{DType, TensorData};
 use serde_json::{Map, Value};
 use tokenizers::Tokenizer;
 
-use super::config_json::read_object;
 use super::weights::{self, Tensors};
 use super::{AnyLm, ModelConfig, adapter};
 use crate::error::Error;
-use crate::support::fs::write_atomically;
+use crate::support::fs::{read_object, write_atomically};
 use crate::tokenizer;
 
 /// The contents of a folder.
@@ -76,98 +75,66 @@ impl SpecialTokens {
     ///
     /// # Errors
     ///
-    /// If a file cannot be read, or names a token that the model does not have.
+    /// If a file cannot be read, or has something else than tokens there.
     pub fn open(folder: impl AsRef<Path>) -> Result<Self, Error> {
         let folder = folder.as_ref();
         Self::of(&read_object(&folder.join("config.json"))?, folder)
     }
 
     fn of(config: &Map<String, Value>, folder: &Path) -> Result<Self, Error> {
-        let path = folder.join("config.json");
+        let [path, generation] =
+            ["config.json", "generation_config.json"].map(|name| folder.join(name));
         let base = config.get("base_config").and_then(Value::as_object);
         let base = base.unwrap_or(config);
-        let generation = folder.join("generation_config.json");
+        let size = base.get("vocab_size").and_then(Value::as_u64);
         let mut ends = Vec::new();
         if generation.exists() {
-            let mut json = read_object(&generation)?;
-            if let Some(size) = base.get("vocab_size") {
-                json.insert("vocab_size".into(), size.clone());
-            }
-            ends = known_tokens(&json, "eos_token_id", &generation)?;
+            let json = read_object(&generation)?;
+            ends = tokens(&json, "eos_token_id", size, &generation)?;
         }
+        let pad = tokens(base, "pad_token_id", size, &path)?.first().copied();
+        let own = match (pad, ends.as_slice()) {
+            (Some(_), [_, ..]) => Vec::new(),
+            _ => tokens(base, "eos_token_id", size, &path)?,
+        };
+        let pad = pad.or(own.first().copied()).unwrap_or(0);
         if ends.is_empty() {
-            ends = known_tokens(base, "eos_token_id", &path)?;
+            ends = own;
         }
-        let pad = pad_token(base, &path)?;
         Ok(Self { pad, ends })
     }
 }
 
-/// The tokens of a key that the model has. Small models often keep the default of a large one, and some have a padding
-/// token without a row in the embedding: a token that the model does not have is left out, with a warning.
-fn known_tokens(json: &Map<String, Value>, key: &str, path: &Path) -> Result<Vec<u32>, Error> {
-    let size = json.get("vocab_size").and_then(Value::as_u64);
-    let known = |value: &Value| match (value.as_u64(), size) {
-        (Some(id), Some(size)) => id < size,
-        _ => true,
-    };
-    let mut json = json.clone();
-    let values = match json.remove(key) {
-        Some(Value::Array(several)) => several,
-        None | Some(Value::Null) => Vec::new(),
-        Some(one) => vec![one],
-    };
-    let (known, beyond): (Vec<_>, Vec<_>) = values.into_iter().partition(known);
-    for value in beyond {
-        log::warn!(
-            "{}: `{key}` = {value} is not one of the model's tokens and is ignored",
-            path.display()
-        );
-    }
-    json.insert(key.into(), known.into());
-    tokens(&json, key, path)
-}
-
-/// The token for padding that a configuration names, or else the one that ends a text, or else 0.
-fn pad_token(json: &Map<String, Value>, path: &Path) -> Result<u32, Error> {
-    for key in ["pad_token_id", "eos_token_id"] {
-        if let Some(token) = known_tokens(json, key, path)?.first() {
-            return Ok(*token);
-        }
-    }
-    Ok(0)
-}
-
-/// The token or tokens that a configuration of a language model names; none if it names none.
-///
-/// # Errors
-///
-/// A value that is no token of the model.
-fn tokens(json: &Map<String, Value>, key: &str, path: &Path) -> Result<Vec<u32>, Error> {
-    let vocab_size = json.get("vocab_size").and_then(Value::as_u64);
+/// The token or tokens of a key; none if there is no such key. Small models often keep the default of a large one, and some
+/// have a padding token without a row in the embedding: a token that the model does not have is left out, with a warning.
+fn tokens(
+    json: &Map<String, Value>,
+    key: &str,
+    vocab_size: Option<u64>,
+    path: &Path,
+) -> Result<Vec<u32>, Error> {
     let values = match json.get(key) {
         None | Some(Value::Null) => &[][..],
         Some(Value::Array(several)) => several,
         Some(one) => std::slice::from_ref(one),
     };
+    let size = vocab_size.unwrap_or(u32::MAX.into());
     let mut ids = Vec::new();
     for value in values {
-        // Some old configurations say so that there is none.
-        if value.as_i64() == Some(-1) {
-            continue;
+        match value.as_u64() {
+            Some(id) if vocab_size.is_some_and(|size| id >= size) => log::warn!(
+                "{}: `{key}` = {value} is not one of the model's tokens and is ignored",
+                path.display()
+            ),
+            // Some old configurations say so that there is none.
+            None if value.as_i64() == Some(-1) => {}
+            id => ids.push(id.and_then(|id| u32::try_from(id).ok()).ok_or_else(|| {
+                let last = size.saturating_sub(1);
+                let problem =
+                    format!("`{key}` = {value} is not one of the model's tokens 0 … {last}");
+                Error::file(path, problem)
+            })?),
         }
-        let id = value.as_u64().and_then(|id| u32::try_from(id).ok());
-        let id = id.filter(|id| vocab_size.is_none_or(|size| u64::from(*id) < size));
-        ids.push(id.ok_or_else(|| {
-            let size = vocab_size.unwrap_or(u32::MAX.into());
-            Error::file(
-                path,
-                format!(
-                    "`{key}` = {value} is not one of the model's tokens 0 … {}",
-                    size.saturating_sub(1)
-                ),
-            )
-        })?);
     }
     Ok(ids)
 }

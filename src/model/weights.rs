@@ -19,38 +19,47 @@ use serde_json::Value;
 #[cfg(feature = "train")]
 use sha2::{Digest, Sha256};
 
-use super::config_json::read_object;
 use crate::error::Error;
 #[cfg(feature = "train")]
 use crate::support::fs::hex;
-use crate::support::fs::other_format;
+use crate::support::fs::{other_format, read_object};
 
 /// The path of the module that a visitor is in, without the variants of enums.
 #[derive(Debug, Default)]
-pub(crate) struct ModulePath(Vec<String>);
+pub(crate) struct ModulePath {
+    names: Vec<String>,
+    /// The type of the module whose field was entered last.
+    container: String,
+}
 
 impl ModulePath {
     pub(crate) fn enter(&mut self, name: &str, container: &str) {
         if !container.starts_with("Enum:") {
-            self.0.push(name.into());
+            self.names.push(name.into());
         }
+        self.container = container.into();
     }
 
     pub(crate) fn exit(&mut self, container: &str) {
         if !container.starts_with("Enum:") {
-            self.0.pop();
+            self.names.pop();
         }
     }
 
     /// The names, joined by dots.
     pub(crate) fn name(&self) -> String {
-        self.0.join(".")
+        self.names.join(".")
     }
-}
 
-/// Whether a module of this type keeps its weight as `[d_input, d_output]`.
-pub(crate) fn is_transposed(container: &str) -> bool {
-    container == "Struct:Conv1D"
+    /// Whether a parameter there is a token embedding.
+    pub(crate) fn is_embedding(&self) -> bool {
+        self.container == "Struct:Embedding"
+    }
+
+    /// Whether a weight there is stored as `[d_input, d_output]`.
+    pub(crate) fn is_transposed(&self) -> bool {
+        self.container == "Struct:Conv1D"
+    }
 }
 
 /// Every float parameter of a module with its path, in a fixed order.

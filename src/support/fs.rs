@@ -3,6 +3,8 @@
 use std::io::{Read as _, Write};
 use std::path::{Path, PathBuf};
 
+use serde_json::{Map, Value};
+
 use crate::error::Error;
 
 /// Bytes as hexadecimal digits.
@@ -19,6 +21,19 @@ pub(crate) fn read_text(path: impl AsRef<Path>) -> Result<String, Error> {
     let path = path.as_ref();
     let bytes = std::fs::read(path).map_err(Error::io(path, "cannot read"))?;
     text(bytes).map_err(|problem| Error::file(path, problem))
+}
+
+/// A file that holds one JSON object.
+///
+/// # Errors
+///
+/// If it cannot be read, or is something else.
+pub(crate) fn read_object(path: &Path) -> Result<Map<String, Value>, Error> {
+    let text = read_text(path)?;
+    serde_json::from_str(&text).map_err(|e| match other_format(text.as_bytes()) {
+        Some(what) => Error::file(path, format!("is {what}")),
+        None => Error::file(path, format!("is not a JSON object: {e}")),
+    })
 }
 
 /// Bytes of a file as text, without a byte-order mark.

@@ -82,14 +82,11 @@ impl<B: KernelBackend> Trained<B> {
         wanted.sort_unstable();
         wanted.dedup();
         let (cap, samples) = (options.adaptive, found.samples);
-        let batch_size = batch_size(&self.method, task);
         let paths;
-        let valid = (&task.valid, samples, batch_size);
-        (found.rows, paths) = self.sweep(gradmem, valid, &wanted, cap)?;
+        (found.rows, paths) = self.sweep(gradmem, task, &task.valid, samples, &wanted, cap)?;
         if let Some(cap) = cap {
             let seen = samples.min(task.train.len());
-            let (_, trained) =
-                self.sweep(gradmem, (&task.train, seen, batch_size), &[], Some(cap))?;
+            let (_, trained) = self.sweep(gradmem, task, &task.train, seen, &[], Some(cap))?;
             let (rule, _, exact) = best_rule(&trained, cap);
             let (mean_write_steps, exact_match) = paths.under(&rule);
             found.adaptive = Some(Adaptive {
@@ -125,8 +122,7 @@ impl<B: KernelBackend> Trained<B> {
                 None => method.clone(),
             };
             let mut scores = Scores::default();
-            let batch_size = batch_size(&method, task);
-            self.each_batch(&task.valid, found.samples, batch_size, |index, batch| {
+            self.each_batch(task, &task.valid, found.samples, |index, batch| {
                 let part = evaluate(&method, batch);
                 scores.merge(&part.map_err(|fault| fault.locate(index + 1, index))?);
                 Ok(())
@@ -138,14 +134,14 @@ impl<B: KernelBackend> Trained<B> {
 
     fn each_batch(
         &self,
+        task: &Task,
         set: &Samples,
         samples: usize,
-        batch_size: usize,
         mut work: impl FnMut(usize, Batch<B>) -> Result<(), Error>,
     ) -> Result<(), Error> {
         let batcher = ExampleBatcher::new(self.tokenizer.clone().into());
         let loader = DataLoaderBuilder::<B, _, _>::new(batcher)
-            .batch_size(batch_size)
+            .batch_size(batch_size(&self.method, task))
             .set_device(self.method.device())
             .build(set.clone());
         let loader = loader.slice(0, samples);
@@ -160,7 +156,9 @@ impl<B: KernelBackend> Trained<B> {
     fn sweep(
         &self,
         gradmem: &GradMem<B, AnyLm<B>>,
-        (set, samples, batch_size): (&Samples, usize, usize),
+        task: &Task,
+        set: &Samples,
+        samples: usize,
         wanted: &[usize],
         cap: Option<usize>,
     ) -> Result<(Vec<Row>, Paths), Error> {
@@ -169,7 +167,7 @@ impl<B: KernelBackend> Trained<B> {
         // The loss at the last memory shows in the step behind it.
         let last = wanted.iter().copied().chain(cap.map(|cap| cap + 1)).max();
         let last = last.unwrap_or(0);
-        self.each_batch(set, samples, batch_size, |_, batch| {
+        self.each_batch(task, set, samples, |_, batch| {
             let path = path_of(gradmem, &batch, last, |k| {
                 wanted.contains(&k) || cap.is_some_and(|cap| k <= cap)
             })?;
@@ -244,8 +242,7 @@ impl<B: KernelBackend> Trained<B> {
             ..GenerateConfig::greedy(task.lengths.target)
         };
         let (mut right, mut wrong) = (0, 0);
-        let batch_size = batch_size(&self.method, task);
-        self.each_batch(&task.valid, samples, batch_size, |_, batch| {
+        self.each_batch(task, &task.valid, samples, |_, batch| {
             let contexts = batch.episode.contexts();
             let memory = match self.method.write_steps() {
                 Some(_) => Some(self.method.write(contexts)?),

@@ -89,7 +89,10 @@ pub fn train<B: KernelBackend>(
     if !resumes {
         log_strategy(&config, &method, at_once);
     }
-    let valid_batches: Vec<_> = tasks.iter().map(|task| batch_size(&method, task)).collect();
+    let batcher = ExampleBatcher::new(tokenizer);
+    let stages = tasks.into_iter();
+    let stages = stages.map(|task| loaders(task, &method, &batcher, settings, device));
+    let stages: Vec<Loaders<Autodiff<B>>> = stages.collect();
     let path = folder.path().to_path_buf();
     let mut optimizer = SharedOptimizer::new(settings);
     let mut state = RunState::default();
@@ -112,10 +115,6 @@ pub fn train<B: KernelBackend>(
         schedule(settings)?,
     );
 
-    let batcher = ExampleBatcher::new(tokenizer);
-    let stages = tasks.into_iter().zip(valid_batches);
-    let stages = stages.map(|(task, batch)| loaders(task, &batcher, settings, batch, device));
-    let stages: Vec<Loaders<Autodiff<B>>> = stages.collect();
     if state.stage >= stages.len() {
         return Err(Error::file(&path, "has a checkpoint of another curriculum"));
     }
@@ -162,11 +161,12 @@ pub fn train<B: KernelBackend>(
 /// The batches of one version of the task.
 fn loaders<B: KernelBackend>(
     task: Task,
+    method: &AnyMethod<Autodiff<B>>,
     batcher: &ExampleBatcher,
     settings: &TrainConfig,
-    valid_batch: usize,
     device: &B::Device,
 ) -> Loaders<Autodiff<B>> {
+    let valid_batch = batch_size(method, &task);
     let items = settings.steps * settings.batch_size;
     let items = match task.shuffle {
         true => Cycle::shuffled(task.train, items, settings.seed),

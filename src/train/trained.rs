@@ -13,8 +13,8 @@ use crate::error::Error;
 use crate::interop::checkpoint;
 use crate::memory::GradMem;
 use crate::method::AnyMethod;
-use crate::model::AnyLm;
 use crate::model::weights::Tensors;
+use crate::model::{AnyLm, adapter};
 
 /// A trained run, opened with its best weights.
 #[derive(Debug)]
@@ -104,7 +104,7 @@ pub fn open_method<B: KernelBackend>(
     match (run.is_file(), checkpoint.is_file()) {
         (true, _) => Ok(Trained::open(folder, device)?.method),
         (false, true) => checkpoint::load(folder, device),
-        (false, false) if folder.join("adapter_config.json").is_file() => Err(Error::file(
+        (false, false) if folder.join(adapter::CONFIG).is_file() => Err(Error::file(
             folder,
             "is an adapter of PEFT without its base: put config.json and the weights of the base model beside it",
         )),

@@ -11,7 +11,7 @@ use gradmem::memory::{GradMemConfig, MetaGradient};
 use gradmem::method::{AnyMethod, MethodConfig};
 use gradmem::model::weights::encode;
 
-use crate::read::{Count, Folder, hammer};
+use crate::read::{Count, Folder};
 use crate::{B, configs, tensors, weights};
 
 fn ids(rows: &[[i64; 4]]) -> TensorData {
@@ -83,15 +83,5 @@ fn open(folder: &Path) -> Result<(), gradmem::Error> {
 }
 
 pub fn run(count: Count) {
-    let folder = folder();
-    hammer(
-        "case",
-        count,
-        &folder,
-        |rng, name| {
-            let changed = tensors::of_model(rng, name, &folder.valid[name]);
-            vec![(name.into(), changed)]
-        },
-        |path, name| open(path.join(name).parent().unwrap()),
-    );
+    tensors::hammer_models("case", count, &folder(), open);
 }

@@ -11,8 +11,8 @@ use gradmem::method::{AnyMethod, Method, MethodConfig};
 use gradmem::model::pretrained;
 use gradmem::train;
 
-use crate::read::{Count, Folder, hammer};
-use crate::{B, mutate, weights};
+use crate::read::{Count, Folder};
+use crate::{B, tensors, weights};
 
 /// Folders with a model of each type, plain and under each method.
 pub fn folder() -> Folder {
@@ -95,12 +95,5 @@ pub fn open(folder: &Path) -> Result<(), Error> {
 }
 
 pub fn run(count: Count) {
-    let folder = folder();
-    hammer(
-        "config",
-        count,
-        &folder,
-        |rng, name| vec![(name.into(), mutate::json_file(rng, &folder.valid[name]))],
-        |path, name| open(path.join(name).parent().unwrap()),
-    );
+    tensors::hammer_models("config", count, &folder(), open);
 }

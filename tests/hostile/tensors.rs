@@ -1,10 +1,14 @@
 //! Safetensors files, taken apart and put together wrongly.
 
+use std::path::Path;
+
+use gradmem::Error;
 use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
 use serde_json::{Map, Value, json};
 
 use crate::mutate::{self, once_in, pick};
+use crate::read::{Count, Folder, hammer};
 
 /// A tensor of a file.
 #[derive(Clone)]
@@ -282,10 +286,25 @@ fn elements(shape: &[u64]) -> u64 {
         .fold(1, |count, size| count.wrapping_mul(*size))
 }
 
-/// A changed file of a model's folder: JSON or tensors, by its name.
-pub fn of_model(rng: &mut ChaCha8Rng, name: &str, valid: &[u8]) -> Vec<u8> {
-    match name.ends_with(".json") {
-        true => mutate::json_file(rng, valid),
-        false => file(rng, valid),
-    }
+/// Changes a file of a model's folder, JSON or tensors by its name, and opens the folder.
+pub fn hammer_models(
+    format: &'static str,
+    count: Count,
+    folder: &Folder,
+    open: fn(&Path) -> Result<(), Error>,
+) {
+    hammer(
+        format,
+        count,
+        folder,
+        |rng, name| {
+            let valid = &folder.valid[name];
+            let changed = match name.ends_with(".json") {
+                true => mutate::json_file(rng, valid),
+                false => file(rng, valid),
+            };
+            vec![(name.into(), changed)]
+        },
+        |path, name| open(path.join(name).parent().unwrap()),
+    );
 }

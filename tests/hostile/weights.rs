@@ -12,7 +12,7 @@ use gradmem::model::{
 use serde_json::{Map, Value, json};
 
 use crate::B;
-use crate::read::{Count, Folder, hammer};
+use crate::read::{Count, Folder};
 use crate::tensors::{self, Part, Parts};
 
 /// A small model of each type.
@@ -118,15 +118,5 @@ pub fn open(folder: &Path) -> Result<(), Error> {
 }
 
 pub fn run(count: Count) {
-    let folder = folder();
-    hammer(
-        "weights",
-        count,
-        &folder,
-        |rng, name| {
-            let changed = tensors::of_model(rng, name, &folder.valid[name]);
-            vec![(name.into(), changed)]
-        },
-        |path, name| open(path.join(name).parent().unwrap()),
-    );
+    tensors::hammer_models("weights", count, &folder(), open);
 }

@@ -3,13 +3,15 @@
 //! Every key of a configuration is used, or cannot change what a model computes, or is refused. A key that no version
 //! has is ignored, as by `transformers`, and a warning names it.
 
+mod rope;
+
 use std::path::Path;
 
 use serde_json::{Map, Value};
 
 use super::any::ModelConfig;
 use crate::error::Error;
-use crate::support::fs::{other_format, read_text};
+use crate::support::fs::read_object;
 
 type Object = Map<String, Value>;
 
@@ -196,7 +198,7 @@ fn parse(json: &Object, path: &Path) -> Result<ModelConfig, Error> {
     let said = |warning: String| log::warn!("{}: {warning}", path.display());
     match model_type {
         "llama" => {
-            rope(&mut json, Names::LLAMA, said).map_err(problem)?;
+            rope::unify(&mut json, rope::LLAMA, said).map_err(problem)?;
             // The defaults of `transformers`; those of `LlamaConfig` are for small models.
             for (key, value) in [
                 ("rope_theta", Value::from(10_000.0)),
@@ -207,7 +209,7 @@ fn parse(json: &Object, path: &Path) -> Result<ModelConfig, Error> {
                 json.entry(key).or_insert(value);
             }
         }
-        "gpt_neox" => rope(&mut json, Names::GPT_NEOX, said).map_err(problem)?,
+        "gpt_neox" => rope::unify(&mut json, rope::GPT_NEOX, said).map_err(problem)?,
         "mamba" => match json.get("hidden_act").and_then(Value::as_str) {
             None | Some("silu" | "swish") => {}
             Some(act) => {
@@ -225,7 +227,8 @@ fn parse(json: &Object, path: &Path) -> Result<ModelConfig, Error> {
     };
     for (key, value) in &json {
         let neutral = [NEUTRAL, neutral_of(model_type)];
-        if used.contains_key(key) || neutral.concat().contains(&key.as_str()) {
+        let is_neutral = neutral.iter().any(|keys| keys.contains(&key.as_str()));
+        if used.contains_key(key) || is_neutral {
             continue;
         }
         match off(key) {
@@ -250,154 +253,12 @@ fn parse(json: &Object, path: &Path) -> Result<ModelConfig, Error> {
     Ok(config)
 }
 
-/// Where a model's rotary settings are at the top level.
-struct Names {
-    theta: &'static str,
-    /// The share of each head's dimensions that is rotated; a Llama has none, it rotates all.
-    share: Option<&'static str>,
-    /// Keys that look like settings and that no version reads for this model.
-    unread: &'static [&'static str],
-}
-
-impl Names {
-    const LLAMA: Self = Self {
-        theta: "rope_theta",
-        share: None,
-        unread: &[],
-    };
-    const GPT_NEOX: Self = Self {
-        theta: "rotary_emb_base",
-        share: Some("rotary_pct"),
-        unread: &["rope_theta", "partial_rotary_factor"],
-    };
-}
-
-/// Brings the rotary settings to one place each: base and share at the top level under the model's names, the scaling
-/// rule in `rope_scaling`. As in `transformers` 5, the dictionary is `rope_scaling` or else `rope_parameters`; what is
-/// in it takes precedence over the top level, which fills the gaps.
-fn rope(json: &mut Object, names: Names, said: impl Fn(String)) -> Result<(), String> {
-    let mut dictionary = |key: &str| match json.remove(key) {
-        None => Ok(Map::new()),
-        Some(Value::Object(mut rope)) => {
-            rope.retain(|_, value| !value.is_null());
-            Ok(rope)
-        }
-        Some(other) => Err(format!(
-            "`{key}` = {other} is not an object of rotary settings"
-        )),
-    };
-    let (scaling, parameters) = (dictionary("rope_scaling")?, dictionary("rope_parameters")?);
-    let (place, other) = match scaling.is_empty() {
-        true => ("rope_parameters", Map::new()),
-        false => ("rope_scaling", parameters.clone()),
-    };
-    let mut rope = match scaling.is_empty() {
-        true => parameters,
-        false => scaling,
-    };
-    for (key, value) in &other {
-        if rope.get(key) != Some(value) {
-            said(format!(
-                "`rope_scaling` and `rope_parameters` differ in `{key}`: `rope_scaling` is used, as by transformers 5"
-            ));
-        }
-    }
-    let kind = rope.remove("rope_type");
-    let old_kind = rope.remove("type");
-    if let (Some(kind), Some(old_kind)) = (&kind, &old_kind)
-        && kind != old_kind
-    {
-        return Err(format!(
-            "`{place}.type` = {old_kind} contradicts `{place}.rope_type` = {kind}: versions of transformers choose differently"
-        ));
-    }
-    let kind = kind.or(old_kind).unwrap_or("default".into());
-    let inside = [
-        ("rope_theta", Some(names.theta)),
-        ("partial_rotary_factor", names.share),
-    ];
-    for (key, top) in inside {
-        let Some(value) = rope.remove(key) else {
-            continue;
-        };
-        let Some(top) = top else {
-            if value.as_f64() != Some(1.0) {
-                return Err(format!(
-                    "`{place}.{key}` = {value} is not supported: a Llama rotates all dimensions of a head"
-                ));
-            }
-            continue;
-        };
-        if let Some(old) = json.insert(top.into(), value.clone())
-            && old.as_f64() != value.as_f64()
-        {
-            said(format!(
-                "`{top}` = {old} and `{place}.{key}` = {value} differ: the second is used, as by transformers 5"
-            ));
-        }
-    }
-    if names.share.is_none()
-        && let Some(value) = json.remove("partial_rotary_factor")
-        && value.as_f64() != Some(1.0)
-    {
-        return Err(format!(
-            "`partial_rotary_factor` = {value} is not supported: a Llama rotates all dimensions of a head"
-        ));
-    }
-    for key in names.unread {
-        let Some(value) = json.remove(*key) else {
-            continue;
-        };
-        let (top, usual) = match *key {
-            "rope_theta" => (names.theta, 10_000.0),
-            _ => (names.share.unwrap_or_default(), 0.25),
-        };
-        let read = json.get(top).map_or(Some(usual), Value::as_f64);
-        if value.as_f64() != read {
-            said(format!(
-                "`{key}` = {value} is ignored, as by transformers, which reads `{top}` or `rope_parameters.{key}`"
-            ));
-        }
-    }
-    // `transformers` 5 prefers this one; 4 does not read it.
-    let length = "original_max_position_embeddings";
-    if let Some(top) = json.remove(length)
-        && kind == "llama3"
-        && let Some(inside) = rope.insert(length.into(), top.clone())
-        && inside != top
-    {
-        return Err(format!(
-            "`{length}` = {top} contradicts `{place}.{length}` = {inside}: versions of transformers choose differently"
-        ));
-    }
-    if kind == "default" {
-        return match rope.keys().next() {
-            None => Ok(()),
-            Some(key) => Err(format!(
-                "`{place}.{key}` has no meaning with `rope_type` = \"default\": remove it or name the rule that it belongs to"
-            )),
-        };
-    }
-    rope.insert("rope_type".into(), kind);
-    json.insert("rope_scaling".into(), Value::Object(rope));
-    Ok(())
-}
-
 /// The key whose value cannot be read, found by reading each one alone.
 fn unsupported_key(json: &Object, model_type: &str) -> Option<String> {
     json.iter().find_map(|(key, value)| {
         let alone = serde_json::json!({ "model_type": model_type, key: value });
         let error = serde_json::from_value::<ModelConfig>(alone).err()?;
         Some(format!("`{key}` = {value} is not supported: {error}"))
-    })
-}
-
-/// Reads a file that holds one JSON object.
-pub(crate) fn read_object(path: &Path) -> Result<Object, Error> {
-    let text = read_text(path)?;
-    serde_json::from_str(&text).map_err(|e| match other_format(text.as_bytes()) {
-        Some(what) => Error::file(path, format!("is {what}")),
-        None => Error::file(path, format!("is not a JSON object: {e}")),
     })
 }
 
