@@ -51,7 +51,7 @@ fn main() -> Result<(), Error> {
     println!(
         "kept of {} tokens: {} bytes",
         context.len(),
-        reader.cache().bytes()
+        reader.cache_bytes()
     );
     println!("answers: {answers:?}");
     Ok(())

@@ -7,7 +7,7 @@ use burn::tensor::backend::Backend;
 use crate::episode::{Tokens, check_contexts};
 use crate::error::Error;
 use crate::model::CausalLm;
-use crate::model::generate::{GenerateConfig, Prefix, continue_prompts};
+use crate::model::generate::{GenerateConfig, Reader, continue_prompts};
 use crate::model::rows::{pick, share};
 
 /// A language model that is given context and query together.
@@ -85,7 +85,7 @@ impl<B: Backend, M: CausalLm<B>> InContext<B, M> {
     /// # Errors
     ///
     /// As [`InContext::logits`]; also contexts of different lengths.
-    pub fn reader(&self, contexts: &Tokens<B>) -> Result<Prefix<'_, B, M>, Error> {
+    pub fn reader(&self, contexts: &Tokens<B>) -> Result<Reader<'_, B, M>, Error> {
         self.check(contexts)?;
         let length = contexts.row(0).len();
         if contexts.lengths().any(|other| other != length) {
@@ -94,7 +94,7 @@ impl<B: Backend, M: CausalLm<B>> InContext<B, M> {
             ));
         }
         let ids = contexts.ids().narrow(1, 0, length);
-        Prefix::new(&self.model, self.model.embed(ids))
+        Reader::new(&self.model, self.model.embed(ids))
     }
 
     fn check(&self, contexts: &Tokens<B>) -> Result<(), Error> {

@@ -8,7 +8,7 @@ use super::{GradMem, Memory};
 use crate::episode::Tokens;
 use crate::error::Error;
 use crate::model::CausalLm;
-use crate::model::generate::Prefix;
+use crate::model::generate::Reader;
 
 impl<B: Backend, M: CausalLm<B>> GradMem<B, M> {
     /// Next-token logits of `queries` given the memory. Queries may be several a memory: with `batch · r`
@@ -34,7 +34,7 @@ impl<B: Backend, M: CausalLm<B>> GradMem<B, M> {
     /// # Errors
     ///
     /// If the memory is of another shape than this model's.
-    pub fn reader(&self, memory: &Memory<B>) -> Result<Prefix<'_, B, M>, Error> {
+    pub fn reader(&self, memory: &Memory<B>) -> Result<Reader<'_, B, M>, Error> {
         memory.check(self.layout())?;
         self.in_read().reader(&self.model, memory.fast())
     }

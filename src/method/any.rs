@@ -9,7 +9,7 @@ use crate::baselines::{InContext, Rmt, RmtConfig};
 use crate::episode::{Episode, Tokens, Totals};
 use crate::error::Error;
 use crate::memory::{GradMem, GradMemConfig, Memory, MemoryFile, MetaGradient, Reconstruction};
-use crate::model::generate::{GenerateConfig, Prefix};
+use crate::model::generate::{GenerateConfig, Reader};
 use crate::model::{AnyLm, CausalLm, ModelConfig};
 
 /// A method's name, as it is written in settings.
@@ -215,7 +215,7 @@ impl<B: KernelBackend> AnyMethod<B> {
     /// # Errors
     ///
     /// Memories of another model; a method that writes nothing.
-    pub fn reader(&self, memory: &Memory<B>) -> Result<Prefix<'_, B, AnyLm<B>>, Error> {
+    pub fn reader(&self, memory: &Memory<B>) -> Result<Reader<'_, B, AnyLm<B>>, Error> {
         match self {
             Self::GradMem(method) => method.reader(memory),
             Self::Rmt(method) => method.reader(memory),

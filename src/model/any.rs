@@ -11,7 +11,7 @@ use super::decoder::{DecoderConfig, Dimensions};
 use super::layers::Init;
 use super::{
     Cache, CausalLm, Gpt2, Gpt2Config, GptNeoX, GptNeoXConfig, Llama, LlamaConfig, Mamba,
-    MambaConfig,
+    MambaConfig, Slots,
 };
 use crate::error::Error;
 
@@ -255,6 +255,10 @@ impl<B: KernelBackend> CausalLm<B> for AnyLm<B> {
 
     fn hidden_after(&self, embeds: Tensor<B, 3>, past: &mut Cache<B>) -> Tensor<B, 3> {
         each!(self, Self, model => model.hidden_after(embeds, past))
+    }
+
+    fn slots(&self) -> Slots {
+        each!(self, Self, model => CausalLm::slots(model))
     }
 
     fn product<const D: usize>(lhs: Tensor<B, D>, rhs: Tensor<B, D>) -> Tensor<B, D> {

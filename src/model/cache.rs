@@ -1,7 +1,9 @@
-//! The cache of a model: what it keeps of the tokens it has read, so that later tokens need not read them again.
+//! The cache of a model: what it keeps of the tokens it has read, so that later tokens need not read them again, and
+//! what a memory puts there: keys and values, or adapters of the model's modules.
 
 use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
+use gradmem_kernels::{LayerBackend, product};
 
 use super::CausalLm;
 use super::rows::{repeat, select};
@@ -14,15 +16,88 @@ pub struct Cache<B: Backend> {
     layers: Vec<LayerCache<B>>,
 }
 
-/// One layer's part: two tensors whose first dimension is the batch; `None` before the first token.
-pub type LayerCache<B> = Option<[Tensor<B, 4>; 2]>;
+/// One layer's part of a [`Cache`].
+#[derive(Clone, Debug)]
+pub struct LayerCache<B: Backend> {
+    /// What the layer keeps of what it has read: two tensors whose first dimension is the batch; `None` before the
+    /// first token.
+    pub kept: Option<[Tensor<B, 4>; 2]>,
+    adapters: Vec<(String, Adapter<B>)>,
+}
 
-/// Applies `forward` with each layer in turn, with the layer's part of `cache` if there is one.
+/// A low-rank map that is added to what a module computes, for each sample its own: `x A B`.
+#[derive(Clone, Debug)]
+pub struct Adapter<B: Backend> {
+    /// `[batch, d_input, rank]`
+    pub a: Tensor<B, 3>,
+    /// `[batch, rank, d_output]`, with its scale
+    pub b: Tensor<B, 3>,
+}
+
+/// The name of an adapter of a whole layer: from the hidden states behind it to what is added to them.
+pub const WHOLE_LAYER: &str = "";
+
+/// Where a memory can be in the layers of a model, beside in front of the tokens. By default nowhere.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Slots {
+    /// Number of layers, if [`forward_layers`] runs them.
+    pub layers: usize,
+    /// Heads of keys and values and the width of one head, if attention continues those in a [`Cache`].
+    pub keys_values: Option<[usize; 2]>,
+    /// The modules of each layer that add their [adapters](adapted).
+    pub modules: Vec<ModuleSlot>,
+}
+
+/// A linear module of every layer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ModuleSlot {
+    /// Its path in the layer, such as `self_attn.q_proj`.
+    pub name: &'static str,
+    /// Width of its input.
+    pub d_input: usize,
+    /// Width of its output.
+    pub d_output: usize,
+}
+
+impl Slots {
+    /// So many layers, with adapters between them.
+    pub fn of_layers(layers: usize) -> Self {
+        Self {
+            layers,
+            ..Self::default()
+        }
+    }
+
+    /// With keys and values of so many heads of this width.
+    pub fn with_keys_values(mut self, heads: usize, head_dim: usize) -> Self {
+        self.keys_values = Some([heads, head_dim]);
+        self
+    }
+
+    /// With adapters of these modules: path in the layer, width of the input and of the output.
+    pub fn with_modules(
+        mut self,
+        modules: impl IntoIterator<Item = (&'static str, usize, usize)>,
+    ) -> Self {
+        let slot = |(name, d_input, d_output)| ModuleSlot {
+            name,
+            d_input,
+            d_output,
+        };
+        self.modules = modules.into_iter().map(slot).collect();
+        self
+    }
+}
+
+/// Applies `forward` with each layer in turn, with the layer's part of `cache` if there is one, and adds what the
+/// layer's own adapter adds.
 ///
 /// # Shapes
 ///
 /// - `x` and output: `[batch, seq, d_model]`
-pub fn forward_layers<B: Backend, L>(
+pub fn forward_layers<B: LayerBackend, L>(
     layers: &[L],
     x: Tensor<B, 3>,
     mut cache: Option<&mut Cache<B>>,
@@ -30,13 +105,38 @@ pub fn forward_layers<B: Backend, L>(
 ) -> Tensor<B, 3> {
     let seq = x.dims()[1];
     let x = layers.iter().enumerate().fold(x, |x, (index, layer)| {
-        let part = cache.as_deref_mut().map(|cache| cache.layer(index));
-        forward(layer, x, part)
+        let Some(past) = cache.as_deref_mut().map(|cache| cache.layer(index)) else {
+            return forward(layer, x, None);
+        };
+        let x = forward(layer, x, Some(past));
+        adapted(Some(past), WHOLE_LAYER, x, |x| x)
     });
     if let Some(cache) = cache {
         cache.advance(seq);
     }
     x
+}
+
+/// What a module computes, with what the memory's adapter of it adds, if there is one. `module` is the module's path in
+/// the layer or the end of it.
+///
+/// # Shapes
+///
+/// - `x`: `[batch, seq, d_input]`
+/// - output: `[batch, seq, d_output]`
+pub fn adapted<B: LayerBackend>(
+    past: Option<&LayerCache<B>>,
+    module: &str,
+    x: Tensor<B, 3>,
+    forward: impl FnOnce(Tensor<B, 3>) -> Tensor<B, 3>,
+) -> Tensor<B, 3> {
+    match past.and_then(|past| past.adapter(module)) {
+        None => forward(x),
+        Some(Adapter { a, b }) => {
+            let change = product(product(x.clone(), a.clone()), b.clone());
+            forward(x) + change
+        }
+    }
 }
 
 impl<B: Backend> Default for Cache<B> {
@@ -48,10 +148,78 @@ impl<B: Backend> Default for Cache<B> {
     }
 }
 
+impl<B: Backend> Default for LayerCache<B> {
+    fn default() -> Self {
+        Self {
+            kept: None,
+            adapters: Vec::new(),
+        }
+    }
+}
+
+impl<B: Backend> LayerCache<B> {
+    /// Adds an adapter of the module of this name, or of the [whole layer](WHOLE_LAYER).
+    pub fn adapt(&mut self, module: impl Into<String>, adapter: Adapter<B>) {
+        self.adapters.push((module.into(), adapter));
+    }
+
+    fn adapter(&self, module: &str) -> Option<&Adapter<B>> {
+        let is_it = |name: &str| match name.strip_suffix(module) {
+            Some(rest) => rest.is_empty() || (rest.ends_with('.') && !module.is_empty()),
+            None => false,
+        };
+        let mut adapters = self.adapters.iter();
+        adapters
+            .find(|(name, _)| is_it(name))
+            .map(|(_, adapter)| adapter)
+    }
+
+    fn map(self, f: &impl Map<B>) -> Self {
+        let adapters = self.adapters.into_iter();
+        let adapters = adapters.map(|(name, Adapter { a, b })| {
+            let [a, b] = [a, b].map(|x| f.map(x));
+            (name, Adapter { a, b })
+        });
+        Self {
+            kept: self.kept.map(|pair| pair.map(|x| f.map(x))),
+            adapters: adapters.collect(),
+        }
+    }
+}
+
+/// Something done to the rows of tensors of any rank.
+trait Map<B: Backend> {
+    fn map<const D: usize>(&self, x: Tensor<B, D>) -> Tensor<B, D>;
+}
+
+struct Select<'a>(&'a [usize]);
+
+impl<B: Backend> Map<B> for Select<'_> {
+    fn map<const D: usize>(&self, x: Tensor<B, D>) -> Tensor<B, D> {
+        select(x, self.0)
+    }
+}
+
+struct Repeat(usize);
+
+impl<B: Backend> Map<B> for Repeat {
+    fn map<const D: usize>(&self, x: Tensor<B, D>) -> Tensor<B, D> {
+        repeat(x, self.0)
+    }
+}
+
 impl<B: Backend> Cache<B> {
     /// An empty cache.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// A cache of `len` positions: what is read next stands at position `len`. Its layers have what is put into them.
+    pub fn of_positions(len: usize) -> Self {
+        Self {
+            len,
+            ..Self::default()
+        }
     }
 
     /// Number of positions read so far.
@@ -66,16 +234,15 @@ impl<B: Backend> Cache<B> {
 
     /// Bytes of all its tensors.
     pub fn bytes(&self) -> usize {
-        let tensors = self.layers.iter().flatten().flatten();
-        tensors
-            .map(|x| x.shape().num_elements() * x.dtype().size())
+        let kept = self.layers.iter().flat_map(|layer| &layer.kept).flatten();
+        kept.map(|x| x.shape().num_elements() * x.dtype().size())
             .sum()
     }
 
     /// The part of layer `index`, for models to read and replace.
     pub fn layer(&mut self, index: usize) -> &mut LayerCache<B> {
         if self.layers.len() <= index {
-            self.layers.resize_with(index + 1, || None);
+            self.layers.resize_with(index + 1, LayerCache::default);
         }
         &mut self.layers[index]
     }
@@ -91,19 +258,19 @@ impl<B: Backend> Cache<B> {
     ///
     /// If an index is not below the batch size.
     pub fn select(&self, samples: &[usize]) -> Self {
-        self.map(|x| select(x, samples))
+        self.map(&Select(samples))
     }
 
     /// Each sample `times` times in a row.
     pub fn repeat(&self, times: usize) -> Self {
-        self.map(|x| repeat(x, times))
+        self.map(&Repeat(times))
     }
 
-    fn map(&self, f: impl Fn(Tensor<B, 4>) -> Tensor<B, 4>) -> Self {
+    fn map(&self, f: &impl Map<B>) -> Self {
         let layers = self.layers.iter().cloned();
         Self {
             len: self.len,
-            layers: layers.map(|layer| layer.map(|pair| pair.map(&f))).collect(),
+            layers: layers.map(|layer| layer.map(f)).collect(),
         }
     }
 }

@@ -6,7 +6,7 @@ use gradmem_kernels::KernelBackend;
 use serde::Serialize;
 
 use super::layers::{Embedding, Linear};
-use super::{Cache, CausalLm, settings};
+use super::{Cache, CausalLm, Slots, settings};
 
 /// A decoder in parts, from which its [`CausalLm`] follows.
 ///
@@ -24,6 +24,9 @@ pub(crate) trait Decoder: Module<Self::Backend> + ModuleDisplay {
 
     /// The head; `None` if it is the embedding, transposed.
     fn own_head(&self) -> Option<&Linear<Self::Backend>>;
+
+    /// Where in its blocks a memory can be.
+    fn slots(&self) -> Slots;
 
     /// The blocks and the final norm.
     ///
@@ -80,6 +83,10 @@ impl<B: KernelBackend, M: Decoder<Backend = B>> CausalLm<B> for M {
 
     fn hidden_after(&self, embeds: Tensor<B, 3>, past: &mut Cache<B>) -> Tensor<B, 3> {
         self.forward(embeds, Some(past))
+    }
+
+    fn slots(&self) -> Slots {
+        Decoder::slots(self)
     }
 
     fn head(&self) -> Tensor<B, 2> {

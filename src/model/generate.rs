@@ -148,7 +148,7 @@ impl GenerateConfig {
 ///
 /// # Errors
 ///
-/// An empty prompt, and as [`Prefix::generate`].
+/// An empty prompt, and as [`Reader::generate`].
 pub fn continue_prompts<B: Backend, M: CausalLm<B>>(
     model: &M,
     prompts: &[Vec<u32>],
@@ -160,20 +160,32 @@ pub fn continue_prompts<B: Backend, M: CausalLm<B>>(
             "prompt {empty} is empty: it needs at least one token"
         )));
     }
-    let nothing = |_: &[usize]| None;
-    decode(model, nothing, prompts, config, device)
+    let nothing = |_: &[usize]| (Cache::new(), None);
+    let rows = (0..prompts.len()).map(|row| (row, 0));
+    let answers = decode(model, nothing, rows, prompts, config, device)?;
+    let answers: BTreeMap<_, _> = answers.into_iter().collect();
+    Ok(answers.into_values().collect())
 }
 
-/// The first vectors of a batch of sequences, read once, for any number of continuations.
+/// What stands before a batch of sequences, read once, for any number of continuations.
 #[derive(Debug)]
-pub struct Prefix<'a, B: Backend, M> {
+pub struct Reader<'a, B: Backend, M> {
     model: &'a M,
-    cache: Cache<B>,
-    /// The hidden state of the last row: `[batch, 1, d_model]`.
-    last: Tensor<B, 3>,
+    batch: usize,
+    groups: Vec<Group<B>>,
 }
 
-impl<'a, B: Backend, M: CausalLm<B>> Prefix<'a, B, M> {
+/// Samples whose caches are of one length.
+#[derive(Debug)]
+struct Group<B: Backend> {
+    samples: Vec<usize>,
+    state: State<B>,
+}
+
+/// What a model has read: its cache, and the hidden state of the last row `[batch, 1, d_model]`, if there was a row.
+type State<B> = (Cache<B>, Option<Tensor<B, 3>>);
+
+impl<'a, B: Backend, M: CausalLm<B>> Reader<'a, B, M> {
     /// Reads `embeds` `[batch, seq, d_model]`.
     ///
     /// # Errors
@@ -190,66 +202,127 @@ impl<'a, B: Backend, M: CausalLm<B>> Prefix<'a, B, M> {
             )));
         }
         let last = model.hidden_after(embeds, &mut cache);
-        Ok(Self {
+        let last = last.narrow(1, seq - 1, 1);
+        Ok(Self::of_group(model, batch, (cache, Some(last))))
+    }
+
+    /// Of `batch` samples whose memory is in `cache` alone, without a vector that predicts the first token.
+    pub(crate) fn of_cache(model: &'a M, batch: usize, cache: Cache<B>) -> Self {
+        Self::of_group(model, batch, (cache, None))
+    }
+
+    fn of_group(model: &'a M, batch: usize, state: State<B>) -> Self {
+        let samples = (0..batch).collect();
+        Self {
             model,
-            cache,
-            last: last.narrow(1, seq - 1, 1),
-        })
+            batch,
+            groups: vec![Group { samples, state }],
+        }
     }
 
-    /// Number of prefixes.
+    /// Of readers of some of the samples each, with those samples' indices.
+    pub(crate) fn of_parts(model: &'a M, parts: Vec<(Vec<usize>, Self)>) -> Self {
+        let batch = parts.iter().map(|(samples, _)| samples.len()).sum();
+        let groups = parts.into_iter().flat_map(|(samples, part)| {
+            part.groups.into_iter().map(move |group| Group {
+                samples: group.samples.iter().map(|at| samples[*at]).collect(),
+                state: group.state,
+            })
+        });
+        Self {
+            model,
+            batch,
+            groups: groups.collect(),
+        }
+    }
+
+    /// Number of samples.
     pub fn batch(&self) -> usize {
-        self.last.dims()[0]
+        self.batch
     }
 
-    /// The model's cache of the prefixes.
-    pub fn cache(&self) -> &Cache<B> {
-        &self.cache
+    /// Positions that are taken before the first token; the most, where samples differ.
+    pub fn positions(&self) -> usize {
+        let lengths = self.groups.iter().map(|group| group.state.0.len());
+        lengths.max().unwrap_or(0)
     }
 
-    /// Next-token logits of continuations. Of `batch · r` rows, the first `r` continue the first prefix, and so
+    /// Bytes of keys and values, or of states, that are kept of what was read.
+    pub fn cache_bytes(&self) -> usize {
+        self.groups.iter().map(|group| group.state.0.bytes()).sum()
+    }
+
+    /// Next-token logits of continuations. Of `batch · r` rows, the first `r` continue the first sample, and so
     /// on.
     ///
     /// # Shapes
     ///
     /// - `tokens`: `[batch · r, seq]`
-    /// - output: `[batch · r, seq + 1, vocab_size]`; row 0 is predicted from the prefix alone
+    /// - output: `[batch · r, seq + 1, vocab_size]`, row 0 predicted before the first token; or, behind a memory that
+    ///   predicts none, `[batch · r, seq, vocab_size]`
     ///
     /// # Errors
     ///
-    /// A number of rows that is not a multiple of `batch`, a token outside the vocabulary, or more tokens than
-    /// the model has positions.
+    /// A number of rows that is not a multiple of `batch`, a token outside the vocabulary, more tokens than
+    /// the model has positions, or none where nothing predicts the first.
     pub fn logits(&self, tokens: &Tokens<B>) -> Result<Tensor<B, 3>, Error> {
         share(tokens.len(), self.batch())?;
-        tokens.check(self.model, self.cache.len(), "continuation")?;
+        tokens.check(self.model, self.positions(), "continuation")?;
+        if tokens.width() == 0 && self.groups.iter().any(|group| group.state.1.is_none()) {
+            return Err(Error::Input(NOTHING_BEFORE.into()));
+        }
         Ok(self.logits_of_checked(tokens.ids()))
     }
 
-    /// [`Prefix::logits`] of tokens that passed these checks.
+    /// [`Reader::logits`] of tokens that passed these checks.
     pub(crate) fn logits_of_checked(&self, tokens: Tensor<B, 2, Int>) -> Tensor<B, 3> {
-        let [rows, seq] = tokens.dims();
-        let times = rows / self.batch();
-        let last = repeat(self.last.clone(), times);
-        let hidden = match seq {
-            0 => last,
-            _ => {
-                let mut cache = self.cache.repeat(times);
-                let embeds = self.model.embed(tokens);
-                let hidden = self.model.hidden_after(embeds, &mut cache);
-                Tensor::cat(vec![last, hidden], 1)
-            }
-        };
-        self.model.logits(hidden)
+        let times = tokens.dims()[0] / self.batch();
+        if let [group] = self.groups.as_slice() {
+            return self.model.logits(self.hidden(group, tokens, times));
+        }
+        let mut order = Vec::new();
+        let parts = self.groups.iter().map(|group| {
+            let samples = group.samples.iter();
+            let rows: Vec<usize> = samples
+                .flat_map(|sample| sample * times..(sample + 1) * times)
+                .collect();
+            let device = tokens.device();
+            let at = rows.iter().map(|row| *row as i64).collect::<Vec<_>>();
+            let at = Tensor::from_data(TensorData::new(at, [rows.len()]), &device);
+            order.extend(rows);
+            self.hidden(group, tokens.clone().select(0, at), times)
+        });
+        let hidden = Tensor::cat(parts.collect(), 0);
+        let mut places = vec![0; order.len()];
+        for (at, row) in order.into_iter().enumerate() {
+            places[row] = at;
+        }
+        self.model.logits(select(hidden, &places))
     }
 
-    /// Continues prompts of any lengths; a prompt may be empty. They share the prefixes as the rows of
-    /// [`Prefix::logits`] do.
+    fn hidden(&self, group: &Group<B>, tokens: Tensor<B, 2, Int>, times: usize) -> Tensor<B, 3> {
+        let (cache, last) = &group.state;
+        let last = last.clone().map(|last| repeat(last, times));
+        let read = (tokens.dims()[1] > 0).then(|| {
+            let mut cache = cache.repeat(times);
+            self.model
+                .hidden_after(self.model.embed(tokens), &mut cache)
+        });
+        match (last, read) {
+            (Some(last), Some(read)) => Tensor::cat(vec![last, read], 1),
+            (Some(one), None) | (None, Some(one)) => one,
+            (None, None) => unreachable!("a checked row has tokens"),
+        }
+    }
+
+    /// Continues prompts of any lengths; a prompt may be empty where something stands before it. They share the samples
+    /// as the rows of [`Reader::logits`] do.
     ///
     /// A continuation ends before a stop token, after `max_tokens`, or when the model has no more positions.
     ///
     /// # Errors
     ///
-    /// As [`Prefix::logits`], and [`GenerateConfig::validate`].
+    /// As [`Reader::logits`], and [`GenerateConfig::validate`].
     pub fn generate(
         &self,
         prompts: &[Vec<u32>],
@@ -259,39 +332,53 @@ impl<'a, B: Backend, M: CausalLm<B>> Prefix<'a, B, M> {
             return config.validate().map(|()| Vec::new());
         }
         let times = share(prompts.len(), self.batch())?;
-        let device = self.last.device();
-        let prefixes = |rows: &[usize]| {
-            let rows: Vec<usize> = rows.iter().map(|row| row / times).collect();
-            let last = select(self.last.clone(), &rows);
-            Some((self.cache.select(&rows), last))
-        };
-        decode(self.model, prefixes, prompts, config, &device)
+        let device = self.model.head().device();
+        let mut answers = vec![Vec::new(); prompts.len()];
+        for Group { samples, state } in &self.groups {
+            let rows = samples.iter().enumerate();
+            // Each prompt with its sample's place in the group.
+            let rows = rows.flat_map(|(at, sample)| {
+                (sample * times..(sample + 1) * times).map(move |row| (row, at))
+            });
+            let (cache, last) = state;
+            let before = |places: &[usize]| {
+                let last = last.clone().map(|last| select(last, places));
+                (cache.select(places), last)
+            };
+            let found = decode(self.model, before, rows, prompts, config, &device)?;
+            for (row, answer) in found {
+                answers[row] = answer;
+            }
+        }
+        Ok(answers)
     }
 }
 
-/// What a model has read: its cache, and the hidden state of the last row.
-type ReadState<B> = (Cache<B>, Tensor<B, 3>);
+/// Why a sequence without a token cannot be continued.
+const NOTHING_BEFORE: &str =
+    "there is no token to begin with, and this memory predicts none: a query needs at least one";
 
-/// Continues each of the prompts after the prefixes that `prefixes` returns for the prompts' indices.
+/// Continues each prompt of `rows`, which have its index and a place in what stands `before` it; `before` says what
+/// that is for several places.
 fn decode<B: Backend, M: CausalLm<B>>(
     model: &M,
-    prefixes: impl Fn(&[usize]) -> Option<ReadState<B>>,
+    before: impl Fn(&[usize]) -> State<B>,
+    rows: impl Iterator<Item = (usize, usize)>,
     prompts: &[Vec<u32>],
     config: &GenerateConfig,
     device: &B::Device,
-) -> Result<Vec<Vec<u32>>, Error> {
+) -> Result<Vec<(usize, Vec<u32>)>, Error> {
     config.validate()?;
     // Prompts of one length form a batch, so that no row needs padding.
-    let mut lengths: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
-    for (row, prompt) in prompts.iter().enumerate() {
-        lengths.entry(prompt.len()).or_default().push(row);
+    let mut lengths: BTreeMap<usize, (Vec<usize>, Vec<usize>)> = BTreeMap::new();
+    for (row, place) in rows {
+        let (rows, places) = lengths.entry(prompts[row].len()).or_default();
+        rows.push(row);
+        places.push(place);
     }
-    let mut answers = vec![Vec::new(); prompts.len()];
-    for (seq, rows) in lengths {
-        let (mut cache, mut last) = match prefixes(&rows) {
-            Some((cache, last)) => (cache, Some(last)),
-            None => (Cache::new(), None),
-        };
+    let mut answers = Vec::new();
+    for (seq, (rows, places)) in lengths {
+        let (mut cache, mut last) = before(&places);
         if seq > 0 {
             let prompts: Vec<_> = rows.iter().map(|row| &prompts[*row]).collect();
             let tokens = Tokens::new(&prompts, device)?;
@@ -299,18 +386,18 @@ fn decode<B: Backend, M: CausalLm<B>>(
             let hidden = model.hidden_after(model.embed(tokens.ids()), &mut cache);
             last = Some(hidden.narrow(1, seq - 1, 1));
         }
-        let Some(last) = last else { continue };
+        let Some(last) = last else {
+            return Err(Error::Input(NOTHING_BEFORE.into()));
+        };
         let found = continue_rows(model, (cache, last), &rows, config, device)?;
-        for (row, answer) in rows.into_iter().zip(found) {
-            answers[row] = answer;
-        }
+        answers.extend(rows.into_iter().zip(found));
     }
     Ok(answers)
 }
 
 fn continue_rows<B: Backend, M: CausalLm<B>>(
     model: &M,
-    (mut cache, mut last): ReadState<B>,
+    (mut cache, mut last): (Cache<B>, Tensor<B, 3>),
     rows: &[usize],
     config: &GenerateConfig,
     device: &B::Device,

@@ -7,7 +7,7 @@ use burn::tensor::backend::Backend;
 use gradmem_kernels::KernelBackend;
 use serde::{Deserialize, Serialize};
 
-use super::cache::{Cache, LayerCache, forward_layers};
+use super::cache::{Cache, LayerCache, Slots, adapted, forward_layers};
 use super::decoder::{Decoder, DecoderConfig, Dimensions};
 use super::layers::{Activation, Conv1D, Embedding, Init, LayerNorm, Linear, LinearConfig, attend};
 use crate::error::{Error, positive, require, sizes};
@@ -218,11 +218,11 @@ struct Gpt2Block<B: Backend> {
 }
 
 impl<B: KernelBackend> Gpt2Block<B> {
-    fn forward(&self, x: Tensor<B, 3>, cache: Option<&mut LayerCache<B>>) -> Tensor<B, 3> {
+    fn forward(&self, x: Tensor<B, 3>, mut cache: Option<&mut LayerCache<B>>) -> Tensor<B, 3> {
         let y = self.ln_1.forward(x.clone());
-        let x = x + self.attn.forward(y, cache);
+        let x = x + self.attn.forward(y, cache.as_deref_mut());
         let y = self.ln_2.forward(x.clone());
-        x + self.mlp.forward(y)
+        x + self.mlp.forward(y, cache.as_deref())
     }
 }
 
@@ -238,14 +238,19 @@ struct Gpt2Attention<B: Backend> {
 }
 
 impl<B: KernelBackend> Gpt2Attention<B> {
-    fn forward(&self, x: Tensor<B, 3>, cache: Option<&mut LayerCache<B>>) -> Tensor<B, 3> {
+    fn forward(&self, x: Tensor<B, 3>, mut cache: Option<&mut LayerCache<B>>) -> Tensor<B, 3> {
         let [batch, seq, d] = x.dims();
-        let qkv = self.c_attn.forward(x);
+        let qkv = adapted(cache.as_deref(), "attn.c_attn", x, |x| {
+            self.c_attn.forward(x)
+        });
         let [q, k, v] = [0, 1, 2].map(|i| {
             let part = qkv.clone().narrow(2, i * d, d);
             part.reshape([batch, seq, self.n_heads, d / self.n_heads])
         });
-        self.c_proj.forward(attend(q, k, v, self.scale, cache))
+        let out = attend(q, k, v, self.scale, cache.as_deref_mut());
+        adapted(cache.as_deref(), "attn.c_proj", out, |out| {
+            self.c_proj.forward(out)
+        })
     }
 }
 
@@ -258,9 +263,10 @@ struct Gpt2Mlp<B: Backend> {
 }
 
 impl<B: KernelBackend> Gpt2Mlp<B> {
-    fn forward(&self, x: Tensor<B, 3>) -> Tensor<B, 3> {
-        self.c_proj
-            .forward(self.activation.forward(self.c_fc.forward(x)))
+    fn forward(&self, x: Tensor<B, 3>, past: Option<&LayerCache<B>>) -> Tensor<B, 3> {
+        let y = adapted(past, "mlp.c_fc", x, |x| self.c_fc.forward(x));
+        let y = self.activation.forward(y);
+        adapted(past, "mlp.c_proj", y, |y| self.c_proj.forward(y))
     }
 }
 
@@ -285,6 +291,19 @@ impl<B: KernelBackend> Decoder for Gpt2<B> {
 
     fn own_head(&self) -> Option<&Linear<B>> {
         self.lm_head.as_ref()
+    }
+
+    fn slots(&self) -> Slots {
+        let config = &self.config;
+        let (d, d_ff, heads) = (config.n_embd, config.d_ff(), config.n_head);
+        Slots::of_layers(config.n_layer)
+            .with_keys_values(heads, d / heads)
+            .with_modules([
+                ("attn.c_attn", d, 3 * d),
+                ("attn.c_proj", d, d),
+                ("mlp.c_fc", d, d_ff),
+                ("mlp.c_proj", d_ff, d),
+            ])
     }
 
     fn forward(&self, embeds: Tensor<B, 3>, cache: Option<&mut Cache<B>>) -> Tensor<B, 3> {

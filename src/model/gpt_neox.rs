@@ -7,7 +7,7 @@ use burn::tensor::backend::Backend;
 use gradmem_kernels::KernelBackend;
 use serde::{Deserialize, Serialize};
 
-use super::cache::{Cache, LayerCache, forward_layers};
+use super::cache::{Cache, LayerCache, Slots, adapted, forward_layers};
 use super::decoder::{Decoder, DecoderConfig, Dimensions};
 use super::layers::{
     Activation, Embedding, Init, LayerNorm, Linear, LinearConfig, RopeScaling, Rotary,
@@ -248,15 +248,13 @@ impl<B: KernelBackend> NeoXBlock<B> {
         &self,
         x: Tensor<B, 3>,
         rotary: &Rotary<B>,
-        cache: Option<&mut LayerCache<B>>,
+        mut cache: Option<&mut LayerCache<B>>,
     ) -> Tensor<B, 3> {
         let y = self.input_layernorm.forward(x.clone());
-        let attended = x.clone() + self.attention.forward(y, rotary, cache);
+        let attended = x.clone() + self.attention.forward(y, rotary, cache.as_deref_mut());
         let source = if self.parallel { x } else { attended.clone() };
-        attended
-            + self
-                .mlp
-                .forward(self.post_attention_layernorm.forward(source))
+        let y = self.post_attention_layernorm.forward(source);
+        attended + self.mlp.forward(y, cache.as_deref())
     }
 }
 
@@ -274,16 +272,21 @@ impl<B: KernelBackend> NeoXAttention<B> {
         &self,
         x: Tensor<B, 3>,
         rotary: &Rotary<B>,
-        cache: Option<&mut LayerCache<B>>,
+        mut cache: Option<&mut LayerCache<B>>,
     ) -> Tensor<B, 3> {
         let [batch, seq, d] = x.dims();
         let head_dim = d / self.n_heads;
-        let qkv = self.query_key_value.forward(x);
+        let qkv = adapted(cache.as_deref(), "attention.query_key_value", x, |x| {
+            self.query_key_value.forward(x)
+        });
         let qkv = qkv.reshape([batch, seq, self.n_heads, 3 * head_dim]);
         let [q, k, v] = [0, 1, 2].map(|i| qkv.clone().narrow(3, i * head_dim, head_dim));
         let scale = 1.0 / (head_dim as f64).sqrt();
-        let out = attend(rotary.apply(q), rotary.apply(k), v, scale, cache);
-        self.dense.forward(out)
+        let (q, k) = (rotary.apply(q), rotary.apply(k));
+        let out = attend(q, k, v, scale, cache.as_deref_mut());
+        adapted(cache.as_deref(), "attention.dense", out, |out| {
+            self.dense.forward(out)
+        })
     }
 }
 
@@ -296,9 +299,14 @@ struct NeoXMlp<B: Backend> {
 }
 
 impl<B: KernelBackend> NeoXMlp<B> {
-    fn forward(&self, x: Tensor<B, 3>) -> Tensor<B, 3> {
-        let y = self.activation.forward(self.dense_h_to_4h.forward(x));
-        self.dense_4h_to_h.forward(y)
+    fn forward(&self, x: Tensor<B, 3>, past: Option<&LayerCache<B>>) -> Tensor<B, 3> {
+        let project = |name, linear: &Linear<B>, x| adapted(past, name, x, |x| linear.forward(x));
+        let y = project("mlp.dense_h_to_4h", &self.dense_h_to_4h, x);
+        project(
+            "mlp.dense_4h_to_h",
+            &self.dense_4h_to_h,
+            self.activation.forward(y),
+        )
     }
 }
 
@@ -323,6 +331,23 @@ impl<B: KernelBackend> Decoder for GptNeoX<B> {
 
     fn own_head(&self) -> Option<&Linear<B>> {
         self.embed_out.as_ref()
+    }
+
+    fn slots(&self) -> Slots {
+        let config = &self.config;
+        let (d, d_ff, heads) = (
+            config.hidden_size,
+            config.intermediate_size,
+            config.num_attention_heads,
+        );
+        Slots::of_layers(config.num_hidden_layers)
+            .with_keys_values(heads, d / heads)
+            .with_modules([
+                ("attention.query_key_value", d, 3 * d),
+                ("attention.dense", d, d),
+                ("mlp.dense_h_to_4h", d, d_ff),
+                ("mlp.dense_4h_to_h", d_ff, d),
+            ])
     }
 
     fn forward(&self, embeds: Tensor<B, 3>, cache: Option<&mut Cache<B>>) -> Tensor<B, 3> {

@@ -7,7 +7,7 @@ use burn::tensor::backend::Backend;
 use gradmem_kernels::KernelBackend;
 use serde::{Deserialize, Serialize};
 
-use super::cache::{Cache, LayerCache, forward_layers};
+use super::cache::{Cache, LayerCache, Slots, forward_layers};
 use super::decoder::{Decoder, DecoderConfig, Dimensions};
 use super::layers::{
     Activation, Embedding, GatedMlp, GatedMlpConfig, Init, Linear, LinearConfig, RmsNorm,
@@ -263,12 +263,12 @@ impl<B: KernelBackend> LlamaBlock<B> {
         &self,
         x: Tensor<B, 3>,
         rotary: &Rotary<B>,
-        cache: Option<&mut LayerCache<B>>,
+        mut cache: Option<&mut LayerCache<B>>,
     ) -> Tensor<B, 3> {
         let y = self.input_layernorm.forward(x.clone());
-        let x = x + self.self_attn.forward(y, rotary, cache);
+        let x = x + self.self_attn.forward(y, rotary, cache.as_deref_mut());
         let y = self.post_attention_layernorm.forward(x.clone());
-        x + self.mlp.forward(y)
+        x + self.mlp.forward(y, cache.as_deref())
     }
 }
 
@@ -293,6 +293,30 @@ impl<B: KernelBackend> Decoder for Llama<B> {
 
     fn own_head(&self) -> Option<&Linear<B>> {
         self.lm_head.as_ref()
+    }
+
+    fn slots(&self) -> Slots {
+        let config = &self.config;
+        let (d, d_ff, head_dim) = (
+            config.hidden_size,
+            config.intermediate_size,
+            config.head_dim(),
+        );
+        let (d_q, d_kv) = (
+            config.num_attention_heads * head_dim,
+            config.n_kv_heads() * head_dim,
+        );
+        Slots::of_layers(config.num_hidden_layers)
+            .with_keys_values(config.n_kv_heads(), head_dim)
+            .with_modules([
+                ("self_attn.q_proj", d, d_q),
+                ("self_attn.k_proj", d, d_kv),
+                ("self_attn.v_proj", d, d_kv),
+                ("self_attn.o_proj", d_q, d),
+                ("mlp.gate_proj", d, d_ff),
+                ("mlp.up_proj", d, d_ff),
+                ("mlp.down_proj", d_ff, d),
+            ])
     }
 
     fn forward(&self, embeds: Tensor<B, 3>, cache: Option<&mut Cache<B>>) -> Tensor<B, 3> {

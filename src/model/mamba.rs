@@ -19,7 +19,7 @@ use gradmem_kernels::{KernelBackend, linear_scan};
 use rand_distr::{Distribution, Uniform};
 use serde::{Deserialize, Serialize};
 
-use super::cache::{Cache, LayerCache, forward_layers};
+use super::cache::{Cache, LayerCache, Slots, adapted, forward_layers};
 use super::decoder::{Decoder, DecoderConfig, Dimensions};
 use super::layers::{Activation, Embedding, Init, Linear, LinearConfig, RmsNorm};
 use crate::error::{Error, positive, require, sizes};
@@ -350,28 +350,33 @@ impl<B: KernelBackend> MambaMixer<B> {
     fn forward(&self, x: Tensor<B, 3>, mut cache: Option<&mut LayerCache<B>>) -> Tensor<B, 3> {
         let [inner, n] = self.A_log.val().dims();
         let rank = self.dt_proj.weight.val().dims()[1];
-        let past = cache.as_deref_mut().and_then(Option::take);
-        let (past_inputs, past_state) = match past {
+        let kept = cache.as_deref_mut().and_then(|cache| cache.kept.take());
+        let past = cache.as_deref();
+        let project = |name, linear: &Linear<B>, x| adapted(past, name, x, |x| linear.forward(x));
+        let (past_inputs, past_state) = match kept {
             Some([inputs, state]) => (Some(inputs.squeeze_dim::<3>(1)), Some(state)),
             None => (None, None),
         };
 
-        let projected = self.in_proj.forward(x);
+        let projected = project("mixer.in_proj", &self.in_proj, x);
         let gate = projected.clone().narrow(2, inner, inner);
         let (x, inputs) = self
             .conv1d
             .forward(projected.narrow(2, 0, inner), past_inputs);
         let x = self.activation.forward(x);
 
-        let selected = self.x_proj.forward(x.clone());
-        let step = softplus(self.dt_proj.forward(selected.clone().narrow(2, 0, rank)));
+        let selected = project("mixer.x_proj", &self.x_proj, x.clone());
+        let step = selected.clone().narrow(2, 0, rank);
+        let step = softplus(project("mixer.dt_proj", &self.dt_proj, step));
         let [b, c] = [rank, rank + n].map(|at| selected.clone().narrow(2, at, n));
         let (y, state) = self.select(x.clone(), step, b, c, past_state);
-        if let Some(cache) = cache {
-            *cache = Some([inputs.unsqueeze_dim(1), state]);
-        }
         let y = y + x * self.D.val().unsqueeze();
-        self.out_proj.forward(y * self.activation.forward(gate))
+        let y = y * self.activation.forward(gate);
+        let y = project("mixer.out_proj", &self.out_proj, y);
+        if let Some(cache) = cache {
+            cache.kept = Some([inputs.unsqueeze_dim(1), state]);
+        }
+        y
     }
 
     /// The selective scan: `C_t h_t`, and the last state `[batch, 1, d_inner, N]`.
@@ -497,6 +502,22 @@ impl<B: KernelBackend> Decoder for Mamba<B> {
 
     fn own_head(&self) -> Option<&Linear<B>> {
         self.lm_head.as_ref()
+    }
+
+    fn slots(&self) -> Slots {
+        let config = &self.config;
+        let (d, inner, n, rank) = (
+            config.hidden_size,
+            config.d_inner(),
+            config.state_size,
+            config.rank(),
+        );
+        Slots::of_layers(config.num_hidden_layers).with_modules([
+            ("mixer.in_proj", d, 2 * inner),
+            ("mixer.x_proj", inner, rank + 2 * n),
+            ("mixer.dt_proj", rank, inner),
+            ("mixer.out_proj", inner, d),
+        ])
     }
 
     fn forward(&self, embeds: Tensor<B, 3>, cache: Option<&mut Cache<B>>) -> Tensor<B, 3> {

@@ -34,7 +34,10 @@ use crate::error::Error;
 use layers::times_transposed;
 
 pub use any::{AnyLm, ModelConfig};
-pub use cache::{Cache, LayerCache, cache_bytes, forward_layers};
+pub use cache::{
+    Adapter, Cache, LayerCache, ModuleSlot, Slots, WHOLE_LAYER, adapted, cache_bytes,
+    forward_layers,
+};
 pub use gpt_neox::{GptNeoX, GptNeoXConfig};
 pub use gpt2::{Gpt2, Gpt2Config};
 pub use llama::{Llama, LlamaConfig};
@@ -90,7 +93,7 @@ pub trait CausalLm<B: Backend>: Module<B> + ModuleDisplay {
     /// - `embeds` and output: `[batch, seq, d_model]`
     fn hidden_after(&self, embeds: Tensor<B, 3>, past: &mut Cache<B>) -> Tensor<B, 3> {
         let seq = embeds.dims()[1];
-        let kept = past.layer(0);
+        let kept = &mut past.layer(0).kept;
         let embeds = match kept.take() {
             Some([before, _]) => Tensor::cat(vec![before.squeeze_dim(1), embeds], 1),
             None => embeds,
@@ -100,6 +103,13 @@ pub trait CausalLm<B: Backend>: Module<B> + ModuleDisplay {
         let start = past.len();
         past.advance(seq);
         self.hidden(embeds).narrow(1, start, seq)
+    }
+
+    /// Where in its layers a memory can be: keys and values, adapters. By default nowhere, so that a memory can only
+    /// stand in front of the tokens. A model that says otherwise uses in [`hidden_after`](CausalLm::hidden_after) what is
+    /// in the cache: [`forward_layers`] and [`adapted`] do.
+    fn slots(&self) -> Slots {
+        Slots::default()
     }
 
     /// The head's weight `[vocab_size, d_model]`; a WRITE head starts as a copy of it.

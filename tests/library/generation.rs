@@ -9,7 +9,7 @@ use gradmem::baselines::{InContext, RmtConfig, RmtProj};
 use gradmem::episode::Tokens;
 use gradmem::kernels::KernelBackend;
 use gradmem::memory::{GradMemConfig, MemProj};
-use gradmem::model::generate::{GenerateConfig, Prefix, continue_prompts};
+use gradmem::model::generate::{GenerateConfig, Reader, continue_prompts};
 use gradmem::model::{
     AnyLm, Cache, CausalLm, Gpt2Config, GptNeoXConfig, Llama, LlamaConfig, MambaConfig, ModelConfig,
 };
@@ -143,8 +143,8 @@ fn a_model_without_a_cache_of_its_own_says_the_same() {
     let beginnings = inner.embed(tokens(&[&[5, 9, 2], &[7, 7, 11]]));
     let prompts = [vec![3, 4], vec![], vec![12], vec![8, 1, 6, 2]];
     let config = GenerateConfig::greedy(7);
-    let ours = Prefix::new(&inner, beginnings.clone()).unwrap();
-    let theirs = Prefix::new(&plain, beginnings).unwrap();
+    let ours = Reader::new(&inner, beginnings.clone()).unwrap();
+    let theirs = Reader::new(&plain, beginnings).unwrap();
     assert_eq!(
         ours.generate(&prompts, &config).unwrap(),
         theirs.generate(&prompts, &config).unwrap()
@@ -175,7 +175,7 @@ fn cached_decoding_equals_uncached_token_by_token() {
     for (name, model) in models() {
         let beginnings = tokens(&[&[5, 9, 2], &[7, 7, 11]]);
         let embeds = model.embed(beginnings);
-        let prefix = Prefix::new(&model, embeds.clone()).unwrap();
+        let prefix = Reader::new(&model, embeds.clone()).unwrap();
         // Two prompts to each beginning, of different lengths, one of them empty.
         let prompts = [vec![3, 4], vec![], vec![12], vec![8, 1, 6, 2]];
         let found = prefix
@@ -326,7 +326,7 @@ fn many_queries_share_one_prefix() {
         let shared = values(reader.logits(&queries).unwrap());
         let whole = values(gradmem.read(&memory, &queries).unwrap());
         assert_close(name, &shared, &whole);
-        assert!(reader.cache().bytes() > 0);
+        assert!(reader.cache_bytes() > 0);
         let uneven = reader.logits(&padded(&[&[1], &[2], &[3]]));
         assert!(uneven.unwrap_err().to_string().contains("evenly"));
         let uneven = reader.generate(&[vec![1]], &GenerateConfig::default());

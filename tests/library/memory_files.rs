@@ -418,8 +418,8 @@ fn the_cache_that_a_memory_replaces_is_what_the_model_would_keep() {
     let device = Default::default();
     let prefix = |model: &AnyLm<B>, tokens: usize| {
         let embeds = Tensor::<B, 3>::zeros([1, tokens, 16], &device);
-        let prefix = gradmem::model::generate::Prefix::new(model, embeds).unwrap();
-        prefix.cache().bytes()
+        let prefix = gradmem::model::generate::Reader::new(model, embeds).unwrap();
+        prefix.cache_bytes()
     };
     let mamba = gradmem::model::MambaConfig::new(40, 16, 2);
     for config in [ModelConfig::Llama(llama()), ModelConfig::Mamba(mamba)] {

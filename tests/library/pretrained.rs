@@ -11,7 +11,7 @@ use gradmem::episode::{Episode, Tokens};
 use gradmem::interop::checkpoint::{self, SpecialTokens};
 use gradmem::memory::{GradMemConfig, MemProj, MemoryFile};
 use gradmem::method::{AnyMethod, MethodConfig};
-use gradmem::model::generate::{GenerateConfig, Prefix, continue_prompts};
+use gradmem::model::generate::{GenerateConfig, Reader, continue_prompts};
 use gradmem::model::weights::{self, Tensors};
 use gradmem::model::{
     CausalLm, Gpt2Config, GptNeoXConfig, LlamaConfig, MambaConfig, ModelConfig, pretrained,
@@ -637,7 +637,7 @@ fn nothing_is_an_error_not_a_panic() {
         let unlabelled = Episode::new(some.clone(), none([1, 0]), &[[0i64; 0]]);
         assert!(unlabelled.is_err());
         let empty = Tensor::<B, 3>::zeros([0, 2, 16], &device);
-        assert!(Prefix::new(&gradmem.model, empty).is_err());
+        assert!(Reader::new(&gradmem.model, empty).is_err());
     }
 }
 

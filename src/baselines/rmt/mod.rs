@@ -204,7 +204,7 @@ impl<B: Backend, M: CausalLm<B>> Rmt<B, M> {
     /// # Errors
     ///
     /// If the memory is of another shape than this model's.
-    pub fn reader(&self, memory: &Memory<B>) -> Result<generate::Prefix<'_, B, M>, Error> {
+    pub fn reader(&self, memory: &Memory<B>) -> Result<generate::Reader<'_, B, M>, Error> {
         memory.check(self.layout())?;
         self.in_read().reader(&self.model, memory.fast())
     }

@@ -71,7 +71,7 @@ impl Job for Args {
         let memory = method.unpack(&file)?;
         let reader = method.reader(&memory)?;
         let positions = method.model().max_positions();
-        let left = positions.map(|positions| positions.saturating_sub(reader.cache().len()));
+        let left = positions.map(|positions| positions.saturating_sub(reader.positions()));
         let questions = self.questions()?;
         let prompts = self.encode(&text, &questions, left)?;
 

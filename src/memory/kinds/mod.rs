@@ -57,7 +57,7 @@ pub trait Attach<B: Backend, M: CausalLm<B>> {
         &self,
         model: &'a M,
         fast: &[Tensor<B, 3>],
-    ) -> Result<generate::Prefix<'a, B, M>, Error>;
+    ) -> Result<generate::Reader<'a, B, M>, Error>;
 }
 
 /// READ: the logits of `queries` `[batch · r, seq]` given memories `[batch, …]`, of which each answers `r` in a

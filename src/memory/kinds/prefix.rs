@@ -96,8 +96,8 @@ impl<B: Backend, M: CausalLm<B>> Attach<B, M> for Prefix<'_, B> {
         &self,
         model: &'a M,
         fast: &[Tensor<B, 3>],
-    ) -> Result<generate::Prefix<'a, B, M>, Error> {
-        generate::Prefix::new(model, self.vectors::<M>(fast))
+    ) -> Result<generate::Reader<'a, B, M>, Error> {
+        generate::Reader::new(model, self.vectors::<M>(fast))
     }
 }
 

@@ -4,7 +4,7 @@ use burn::tensor::backend::Backend;
 use gradmem_kernels::{KernelBackend, causal_attention, contiguous};
 
 use super::{Init, Linear, LinearConfig, Rotary};
-use crate::model::cache::LayerCache;
+use crate::model::cache::{LayerCache, adapted};
 
 /// Causal self-attention with rotary positions and grouped-query heads.
 #[derive(Module, Debug)]
@@ -67,23 +67,26 @@ impl<B: KernelBackend> SelfAttention<B> {
     ///
     /// - `x` and output: `[batch, seq, d_model]`
     /// - `rotary`: for the positions of these `seq` tokens
-    /// - `cache`: keys and values of the tokens before these, if they are kept
+    /// - `cache`: keys and values of the tokens before these, if they are kept, and adapters of the projections
     pub fn forward(
         &self,
         x: Tensor<B, 3>,
         rotary: &Rotary<B>,
-        cache: Option<&mut LayerCache<B>>,
+        mut cache: Option<&mut LayerCache<B>>,
     ) -> Tensor<B, 3> {
+        let past = cache.as_deref();
         let [batch, seq, _] = x.dims();
         let heads = |y: Tensor<B, 3>| -> Tensor<B, 4> {
             let n_heads = y.dims()[2] / self.head_dim;
             y.reshape([batch, seq, n_heads, self.head_dim])
         };
-        let q = rotary.apply(heads(self.q_proj.forward(x.clone())));
-        let k = rotary.apply(heads(self.k_proj.forward(x.clone())));
-        let v = heads(self.v_proj.forward(x));
+        let project = |name, linear: &Linear<B>, x| adapted(past, name, x, |x| linear.forward(x));
+        let q = rotary.apply(heads(project("q_proj", &self.q_proj, x.clone())));
+        let k = rotary.apply(heads(project("k_proj", &self.k_proj, x.clone())));
+        let v = heads(project("v_proj", &self.v_proj, x));
         let scale = 1.0 / (self.head_dim as f64).sqrt();
-        self.o_proj.forward(attend(q, k, v, scale, cache))
+        let y = attend(q, k, v, scale, cache.as_deref_mut());
+        adapted(cache.as_deref(), "o_proj", y, |y| self.o_proj.forward(y))
     }
 }
 
@@ -103,11 +106,11 @@ pub fn attend<B: KernelBackend>(
 ) -> Tensor<B, 3> {
     let (mut k, mut v) = (k, v);
     if let Some(cache) = cache {
-        if let Some([old_k, old_v]) = cache.take() {
+        if let Some([old_k, old_v]) = cache.kept.take() {
             k = Tensor::cat(vec![old_k, k], 1);
             v = Tensor::cat(vec![old_v, v], 1);
         }
-        *cache = Some([k.clone(), v.clone()]);
+        cache.kept = Some([k.clone(), v.clone()]);
     }
     let [q, k, v] = [q, k, contiguous(v)].map(|x| x.swap_dims(1, 2));
     let out = causal_attention(q, k, v, scale);

@@ -4,6 +4,7 @@ use burn::tensor::backend::Backend;
 use gradmem_kernels::{LayerBackend, swiglu};
 
 use super::{Activation, Init, Linear, LinearConfig};
+use crate::model::cache::{LayerCache, adapted};
 
 /// The gated feed-forward layer `W_down (act(W_gate x) ∘ W_up x)`; SwiGLU with silu (arXiv 2002.05202).
 #[derive(Module, Debug)]
@@ -51,12 +52,15 @@ impl<B: LayerBackend> GatedMlp<B> {
     /// # Shapes
     ///
     /// - `x` and output: `[batch, seq, d_model]`
-    pub fn forward(&self, x: Tensor<B, 3>) -> Tensor<B, 3> {
-        let gate = self.gate_proj.forward(x.clone());
-        let up = self.up_proj.forward(x);
-        self.down_proj.forward(match self.activation {
+    /// - `past`: adapters of the projections, if there are any
+    pub fn forward(&self, x: Tensor<B, 3>, past: Option<&LayerCache<B>>) -> Tensor<B, 3> {
+        let project = |name, linear: &Linear<B>, x| adapted(past, name, x, |x| linear.forward(x));
+        let gate = project("gate_proj", &self.gate_proj, x.clone());
+        let up = project("up_proj", &self.up_proj, x);
+        let y = match self.activation {
             Activation::Silu => swiglu(gate, up),
             other => other.forward(gate) * up,
-        })
+        };
+        project("down_proj", &self.down_proj, y)
     }
 }

@@ -9,7 +9,7 @@ use gradmem::episode::Tokens;
 use gradmem::kernels::KernelBackend;
 use gradmem::memory::GradMem;
 use gradmem::method::AnyMethod;
-use gradmem::model::generate::{GenerateConfig, Prefix, continue_prompts};
+use gradmem::model::generate::{GenerateConfig, Reader, continue_prompts};
 use gradmem::model::{AnyLm, CausalLm as _, ModelConfig, weights};
 use gradmem::train::open_method;
 use serde::Serialize;
@@ -129,7 +129,7 @@ impl Job for ReadArgs {
             .collect();
         let tokens = || Tokens::<B>::new(&[&context], device);
         let config = GenerateConfig::greedy(self.answer);
-        let ask = |reader: &Prefix<'_, B, AnyLm<B>>| {
+        let ask = |reader: &Reader<'_, B, AnyLm<B>>| {
             queries
                 .chunks(self.batch)
                 .try_for_each(|queries| reader.generate(queries, &config).map(drop))
@@ -157,8 +157,8 @@ impl Job for ReadArgs {
                 })
             })?;
             let cached = timed(&mut || {
-                let reader = Prefix::new(model, model.embed(tokens()?.ids()))?;
-                report.cache_bytes = reader.cache().bytes();
+                let reader = Reader::new(model, model.embed(tokens()?.ids()))?;
+                report.cache_bytes = reader.cache_bytes();
                 ask(&reader)
             })?;
             report.memory_bytes = gradmem.pack(&memory)?.bytes_each();
