@@ -77,7 +77,7 @@ pub trait Method<B: Backend>: Module<B> + ModuleDisplay {
 pub struct Answers<B: Backend> {
     /// Mean `−log p` of the labelled tokens, `[1]`.
     pub read_loss: Tensor<B, 1>,
-    /// What a reconstruction loss adds to what training minimises, `[1]`.
+    /// What other losses add to what training minimises, `[1]`.
     pub write_term: Option<Tensor<B, 1>>,
     /// Row 0 is predicted before the first query token: `[batch · r, seq + 1, vocab_size]`.
     pub logits: Tensor<B, 3>,
@@ -89,7 +89,7 @@ impl<B: Backend> From<Outer<B>> for Answers<B> {
     fn from(outer: Outer<B>) -> Self {
         Self {
             read_loss: outer.read_loss,
-            write_term: outer.write_term,
+            write_term: outer.term,
             logits: outer.logits,
             memory: Some(outer.memory),
         }
@@ -98,7 +98,7 @@ impl<B: Backend> From<Outer<B>> for Answers<B> {
 
 impl<B: Backend, M: Writable<B>> Method<B> for GradMem<B, M> {
     fn answers(&self, episode: &Episode<B>) -> Result<Answers<B>, Error> {
-        Ok(self.outer(episode)?.into())
+        Ok(self.answer(episode)?.into())
     }
 
     fn gradient(
@@ -112,6 +112,10 @@ impl<B: Backend, M: Writable<B>> Method<B> for GradMem<B, M> {
     {
         let (gradient, outer) = self.outer_gradient(episode, strategy)?;
         Ok((gradient, outer.into()))
+    }
+
+    fn counted_labels(&self, totals: Totals) -> usize {
+        self.counted()(totals)
     }
 
     fn reconstruction(

@@ -106,6 +106,30 @@ cases!(
     rmt_mamba_k2_full,
 );
 
+// Later branches of the reference, computed in f64 throughout.
+mod later {
+    macro_rules! cases {
+        ($($name:ident),* $(,)?) => {
+            $(#[test] fn $name() { super::check("golden", stringify!($name), 1e-8); })*
+        };
+    }
+
+    cases!(
+        aux_step_align_iread_llama,
+        aux_step_align_last_gpt2,
+        chunks_concat_llama,
+        chunks_parallel_llama,
+        chunks_sequential_llama,
+        chunks_sequential_lora_llama,
+        kv_mem_gpt2,
+        kv_mem_llama,
+        kv_mem_proj_inner_loss_llama,
+        lora_mem_gpt2,
+        lora_mem_llama,
+        lora_mem_write_lora_llama,
+    );
+}
+
 /// A folder that no test names would be no test.
 #[test]
 fn every_case_is_checked() {
