@@ -296,9 +296,13 @@ impl RunConfig {
             context, question, ..
         } = *lengths;
         let needed = match self.method {
-            MethodName::GradMem => context
-                .max(question)
-                .saturating_add(self.memory.prefix_len()),
+            MethodName::GradMem => {
+                let memory = &self.memory;
+                let write = memory
+                    .longest_chunk(context)
+                    .saturating_add(memory.prefix_len());
+                write.max(question.saturating_add(memory.read_after(context)))
+            }
             MethodName::Rmt => {
                 let write = context.saturating_add(self.rmt.written_with());
                 write.max(question.saturating_add(self.rmt.prefix_len()))
