@@ -47,7 +47,7 @@ pub use babi::{BabiConfig, BabiDataset};
 pub use batcher::{Batch, ExampleBatcher};
 pub use config::DataConfig;
 use corpus::Corpus;
-pub use example::{Asked, Example, Question, Sample};
+pub use example::{Asked, Direction, Example, Question, Sample};
 pub use jsonl::{JsonlConfig, JsonlDataset};
 pub use kv::{KvConfig, KvDataset};
 pub use order::Cycle;

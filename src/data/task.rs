@@ -7,7 +7,7 @@ use burn::data::dataset::Dataset;
 use sha2::{Digest, Sha256};
 
 use super::source::{Examples, Sources};
-use super::{Example, KvConfig, Sample, Split, TextTokenizer, TokensConfig};
+use super::{Asked, Example, KvConfig, Sample, Split, TextTokenizer, TokensConfig};
 use crate::error::Error;
 use crate::support::fs::hex;
 
@@ -115,12 +115,15 @@ impl EncodedSamples {
             context.truncate(most - tail.len());
             context.extend(tail);
         }
-        let asked = example.questions.iter();
+        let asked = example.questions.iter().map(|question| {
+            Ok(Asked {
+                direction: example.direction,
+                ..tokenizer.encode_question(question)?
+            })
+        });
         Ok(Sample {
             context,
-            asked: asked
-                .map(|question| tokenizer.encode_question(question))
-                .collect::<Result<_, _>>()?,
+            asked: asked.collect::<Result<_, Error>>()?,
             cut,
         })
     }

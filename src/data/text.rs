@@ -227,6 +227,7 @@ impl TextSamples {
                 answers: vec![self.tokenizer.decode(&asked)?],
                 tokens: asked,
                 target: 0,
+                direction: None,
             }],
             cut: 0,
         })

@@ -210,6 +210,7 @@ impl TextTokenizer {
                 [] => vec![self.answer(target)],
                 answers => answers.to_vec(),
             },
+            direction: None,
         })
     }
 

@@ -211,8 +211,17 @@ impl RunConfig {
         require(used, "rmt.write_head", true, problem)?;
         self.train.validate().map_err(|e| e.in_section("train"))?;
         let measure = self.train.stop_metric;
-        let problem = format!("training with {} does not measure it", self.method.as_str());
-        let measured = Measure::of(self.method).contains(&measure);
+        let can_stop = Measure::of(self.method);
+        let problem = format!(
+            "with {} it must be one of {}",
+            self.method.as_str(),
+            can_stop
+                .iter()
+                .map(|m| m.key())
+                .collect::<Vec<_>>()
+                .join(", ")
+        );
+        let measured = can_stop.contains(&measure);
         require(measured, "train.stop_metric", measure.key(), problem)?;
         self.stages()?;
         let own = matches!(self.data, DataConfig::Kv(_));

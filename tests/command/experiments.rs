@@ -132,6 +132,7 @@ fn every_task_is_trained_evaluated_and_answers() {
             for key in [
                 "exact_match",
                 "token_accuracy",
+                "token_accuracy_1",
                 "read_loss",
                 "answer_match",
                 "answer_f1",
