@@ -85,7 +85,7 @@ impl DataConfig {
     /// A short description for people.
     pub fn describe(&self) -> String {
         match self {
-            Self::Kv(config) => format!("key-value retrieval, {} pairs", config.pairs),
+            Self::Kv(config) => config.describe(),
             Self::Babi(config) => {
                 let tasks = config.tasks.iter().map(|task| format!("qa{task}"));
                 let tasks: Vec<_> = tasks.collect();

@@ -49,7 +49,7 @@ pub use config::DataConfig;
 use corpus::Corpus;
 pub use example::{Asked, Direction, Example, Question, Sample};
 pub use jsonl::{JsonlConfig, JsonlDataset};
-pub use kv::{KvConfig, KvDataset};
+pub use kv::{KvConfig, KvDataset, Order};
 pub use order::Cycle;
 pub use phonebook::{PhonebookConfig, PhonebookDataset};
 pub use source::{Examples, Sources};

@@ -90,6 +90,27 @@ fn every_task_is_trained_evaluated_and_answers() {
             ][..],
         ),
         (
+            "mix",
+            "mix-small",
+            &[
+                "data.pairs=2",
+                "data.queries_per_context=2",
+                "train.curriculum=[]",
+                "data.valid_samples=10",
+            ],
+        ),
+        (
+            "inverse",
+            "mix-small",
+            &[
+                "data.order=inverse",
+                "data.pairs=4",
+                "data.queries_per_context=4",
+                r#"train.curriculum=["pairs=2 queries_per_context=2"]"#,
+                "data.valid_samples=10",
+            ],
+        ),
+        (
             "babi",
             "babi-small",
             &["data.valid_samples=10", "data.tasks=[1,4]"],
