@@ -1,6 +1,6 @@
 //! Datasets of contexts, queries and targets, tokenization and batching.
 //!
-//! A source gives [`Example`]s as text: key-value pairs ([`KvConfig`]), bAbI ([`BabiConfig`]), SQuAD
+//! A source gives [`Example`]s as text: key-value pairs ([`KvConfig`]), MQAR ([`MqarConfig`]), bAbI ([`BabiConfig`]), SQuAD
 //! ([`SquadConfig`]), a phone book ([`PhonebookConfig`]), or JSON Lines ([`JsonlConfig`]). A [`TextTokenizer`]
 //! encodes them as [`Sample`]s of token ids; samples of running text ([`TextConfig`]) are cut from the tokens of
 //! a corpus. [`DataConfig::open`] does all of this and returns a [`Task`]. [`ExampleBatcher`] collates samples
@@ -31,6 +31,7 @@ mod example;
 mod json;
 mod jsonl;
 mod kv;
+mod mqar;
 mod order;
 mod phonebook;
 mod positioned;
@@ -50,6 +51,7 @@ use corpus::Corpus;
 pub use example::{Asked, Direction, Example, Question, Sample};
 pub use jsonl::{JsonlConfig, JsonlDataset};
 pub use kv::{KvConfig, KvDataset, Order};
+pub use mqar::{MqarConfig, MqarDataset};
 pub use order::Cycle;
 pub use phonebook::{PhonebookConfig, PhonebookDataset};
 pub use source::{Examples, Sources};

@@ -224,23 +224,27 @@ impl RunConfig {
         let measured = can_stop.contains(&measure);
         require(measured, "train.stop_metric", measure.key(), problem)?;
         self.stages()?;
-        let own = matches!(self.data, DataConfig::Kv(_));
-        let problem = "key-value retrieval has tokens of its own: leave it out";
-        let default = TokensConfig::default();
-        let fits = !own || self.tokens.tokenizer == default.tokenizer;
-        require(fits, "tokens.tokenizer", &self.tokens.tokenizer, problem)?;
-        match &self.data {
-            // The only task whose lengths are known without opening files.
-            DataConfig::Kv(data) => {
-                self.check_vocab(&data.tokenizer()?)?;
-                let context = data.context_len();
-                self.check_positions(&Lengths {
-                    context: context.min(self.tokens.max_context.unwrap_or(context)),
-                    question: data.question_len(),
-                    ..Lengths::default()
-                })
-            }
-            _ => Ok(()),
+        if let Some(own) = self.data.own_tokenizer()? {
+            let problem = "this task has tokens of its own: leave it out";
+            let left_out = self.tokens.tokenizer == TokensConfig::default().tokenizer;
+            require(
+                left_out,
+                "tokens.tokenizer",
+                &self.tokens.tokenizer,
+                problem,
+            )?;
+            self.check_vocab(&own)?;
+        }
+        // Other tasks' lengths are known when their files are open.
+        match self.data.lengths() {
+            Some(Lengths {
+                context, question, ..
+            }) => self.check_positions(&Lengths {
+                context: context.min(self.tokens.max_context.unwrap_or(context)),
+                question,
+                ..Lengths::default()
+            }),
+            None => Ok(()),
         }
     }
 

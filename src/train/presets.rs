@@ -10,7 +10,7 @@ macro_rules! include_presets {
     };
 }
 
-const PRESETS: [(&str, &str); 15] = include_presets![
+const PRESETS: [(&str, &str); 16] = include_presets![
     "babi",
     "babi-small",
     "kv",
@@ -20,6 +20,7 @@ const PRESETS: [(&str, &str); 15] = include_presets![
     "lm",
     "lm-small",
     "mix-small",
+    "mqar-small",
     "phonebook",
     "phonebook-small",
     "squad",

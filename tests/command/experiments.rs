@@ -111,6 +111,16 @@ fn every_task_is_trained_evaluated_and_answers() {
             ],
         ),
         (
+            "mqar",
+            "mqar-small",
+            &[
+                "data.noise=0.5",
+                "data.valid_samples=10",
+                "train.curriculum=[]",
+                "model.vocab_size=128",
+            ],
+        ),
+        (
             "babi",
             "babi-small",
             &["data.valid_samples=10", "data.tasks=[1,4]"],

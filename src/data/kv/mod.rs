@@ -6,7 +6,7 @@ mod samples;
 use serde::{Deserialize, Serialize};
 
 use super::source::{Sources, boxed};
-use super::{Split, TextTokenizer};
+use super::{Lengths, Split, TextTokenizer};
 use crate::error::{Error, at_least_one, require, sizes};
 pub use samples::KvDataset;
 
@@ -228,6 +228,16 @@ impl KvConfig {
             segments => segments * self.segment_max,
         };
         self.mark_len() + text
+    }
+
+    /// The largest lengths of its samples.
+    pub(super) fn lengths(&self) -> Lengths {
+        Lengths {
+            context: self.context_len(),
+            question: self.question_len(),
+            target: self.target_len(),
+            ..Lengths::default()
+        }
     }
 
     /// Tokens of the longest query and its target together.
