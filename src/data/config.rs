@@ -7,8 +7,8 @@ use serde::{Deserialize, Serialize};
 use super::source::Examples;
 use super::task::{Task, max_inspected};
 use super::{
-    BabiConfig, Example, JsonlConfig, KvConfig, Lengths, MqarConfig, PhonebookConfig, SquadConfig,
-    TextConfig, TextTokenizer, TokensConfig,
+    BabiConfig, Example, JsonlConfig, KvConfig, Lengths, MqarConfig, MultihopConfig,
+    PhonebookConfig, SquadConfig, TextConfig, TextTokenizer, TokensConfig,
 };
 use crate::error::Error;
 
@@ -21,6 +21,8 @@ pub enum DataConfig {
     Kv(KvConfig),
     /// Associative recall with many queries.
     Mqar(MqarConfig),
+    /// Association over several hops.
+    Multihop(MultihopConfig),
     /// bAbI, tasks 1 to 5.
     Babi(BabiConfig),
     /// SQuAD.
@@ -41,14 +43,23 @@ impl Default for DataConfig {
 
 impl DataConfig {
     /// The names of the tasks.
-    pub const TASKS: &'static [&'static str] =
-        &["kv", "mqar", "babi", "squad", "phonebook", "text", "jsonl"];
+    pub const TASKS: &'static [&'static str] = &[
+        "kv",
+        "mqar",
+        "multihop",
+        "babi",
+        "squad",
+        "phonebook",
+        "text",
+        "jsonl",
+    ];
 
     /// The default settings of a task; none if there is no task of this name.
     pub fn of_task(name: &str) -> Option<Self> {
         Some(match name {
             "kv" => Self::Kv(KvConfig::default()),
             "mqar" => Self::Mqar(MqarConfig::default()),
+            "multihop" => Self::Multihop(MultihopConfig::default()),
             "babi" => Self::Babi(BabiConfig::default()),
             "squad" => Self::Squad(SquadConfig::default()),
             "phonebook" => Self::Phonebook(PhonebookConfig::default()),
@@ -67,6 +78,7 @@ impl DataConfig {
         match self {
             Self::Kv(config) => config.validate(),
             Self::Mqar(config) => config.validate(),
+            Self::Multihop(config) => config.validate(),
             Self::Babi(config) => config.validate(),
             Self::Squad(config) => config.validate(),
             Self::Phonebook(config) => config.validate(),
@@ -80,6 +92,7 @@ impl DataConfig {
         match self {
             Self::Kv(config) => Some(config.queries_per_context),
             Self::Mqar(config) => Some(config.queries_per_context),
+            Self::Multihop(config) => Some(config.queries_per_context),
             Self::Phonebook(config) => Some(config.queries_per_context),
             Self::Babi(config) => Some(config.queries_per_context),
             Self::Squad(_) | Self::Text(_) => Some(1),
@@ -92,6 +105,10 @@ impl DataConfig {
         match self {
             Self::Kv(config) => config.describe(),
             Self::Mqar(config) => format!("MQAR, {} pairs", config.pairs),
+            Self::Multihop(config) => {
+                let MultihopConfig { pairs, hops, .. } = config;
+                format!("association over {hops} hops, {pairs} pairs")
+            }
             Self::Babi(config) => {
                 let tasks = config.tasks.iter().map(|task| format!("qa{task}"));
                 let tasks: Vec<_> = tasks.collect();
@@ -155,6 +172,7 @@ impl DataConfig {
         match self {
             Self::Kv(config) => config.tokenizer().map(Some),
             Self::Mqar(config) => config.tokenizer().map(Some),
+            Self::Multihop(_) => MultihopConfig::tokenizer().map(Some),
             _ => Ok(None),
         }
     }
@@ -164,6 +182,7 @@ impl DataConfig {
         match self {
             Self::Kv(config) => Some(config.lengths()),
             Self::Mqar(config) => Some(config.lengths()),
+            Self::Multihop(config) => Some(config.lengths()),
             _ => None,
         }
     }
@@ -185,6 +204,7 @@ impl DataConfig {
         let (sources, shuffle) = match self {
             Self::Kv(config) => (config.open(seed)?, false),
             Self::Mqar(config) => (config.open(seed)?, false),
+            Self::Multihop(config) => (config.open(seed)?, false),
             Self::Text(config) => return config.open(tokens, seed, made),
             Self::Babi(config) => (config.open(seed)?, config.train_file.is_some()),
             Self::Phonebook(config) => (config.open(seed)?, config.train_file.is_some()),

@@ -10,7 +10,7 @@ macro_rules! include_presets {
     };
 }
 
-const PRESETS: [(&str, &str); 16] = include_presets![
+const PRESETS: [(&str, &str); 17] = include_presets![
     "babi",
     "babi-small",
     "kv",
@@ -21,6 +21,7 @@ const PRESETS: [(&str, &str); 16] = include_presets![
     "lm-small",
     "mix-small",
     "mqar-small",
+    "multihop-small",
     "phonebook",
     "phonebook-small",
     "squad",
