@@ -377,6 +377,7 @@ fn known(table: &toml::Table) -> Result<Json, Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::data::Objective;
 
     fn fails(preset: &str, overrides: &[&str]) -> String {
         let overrides: Vec<String> = overrides.iter().map(|o| o.to_string()).collect();
@@ -395,6 +396,16 @@ mod tests {
             let again = RunConfig::from_table(again, name).unwrap();
             assert_eq!(config, again);
             assert!(config.differences(&again).is_empty());
+        }
+    }
+
+    #[test]
+    fn language_modelling_predicts_what_follows() {
+        for name in ["lm", "lm-small"] {
+            let DataConfig::Text(text) = RunConfig::resolve(name, &[]).unwrap().data else {
+                panic!("{name} is no running text");
+            };
+            assert_eq!(text.objective, Objective::Continuation);
         }
     }
 
