@@ -56,12 +56,8 @@ fn in_context(config: &RunConfig) -> Option<usize> {
 /// Tokens of a context, if the settings fix them.
 pub fn context_tokens(config: &RunConfig) -> Option<usize> {
     match &config.data {
-        DataConfig::Kv(data) => Some(data.context_len()),
         DataConfig::Text(data) => Some(data.context_tokens),
-        DataConfig::Babi(_)
-        | DataConfig::Squad(_)
-        | DataConfig::Phonebook(_)
-        | DataConfig::Jsonl(_) => None,
+        data => data.lengths().map(|lengths| lengths.context),
     }
 }
 
