@@ -583,9 +583,9 @@ impl Config<'_> {
         let config = GradMemConfig {
             kind,
             memory_tokens: match (kind, read.n_mem_tokens) {
-                // LoRA has none; the reference ignores the number.
-                (MemoryKind::Lora, _) => default.memory_tokens,
                 (_, Some(tokens)) => tokens,
+                // LoRA has none; the reference ignores the number.
+                (MemoryKind::Lora, None) => default.memory_tokens,
                 (_, None) => return Err(self.problem("has no `n_mem_tokens`")),
             },
             lora_rank: read.lora_mem_r,
