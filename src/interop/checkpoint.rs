@@ -14,7 +14,9 @@ use tokenizers::Tokenizer;
 
 use crate::baselines::{InContext, RmtConfig, RmtProj};
 use crate::error::Error;
-use crate::memory::{Chunks, GradMem, GradMemConfig, GradMode, LoraPlace, MemProj, MemoryKind};
+use crate::memory::{
+    Chunks, GateKind, GradMem, GradMemConfig, GradMode, LoraPlace, MemProj, MemoryKind,
+};
 use crate::method::{AnyMethod, MethodConfig};
 use crate::model::weights::{self, Tensors};
 use crate::model::{AnyLm, ModelConfig};
@@ -291,6 +293,9 @@ fn cannot_be_exported(method: &MethodConfig) -> Option<String> {
              chunks once more"
                 .into(),
         );
+    }
+    if config.gate != GateKind::None {
+        return Some("a gate: its public code has none".into());
     }
     if config.star_weight > 0.0 {
         return Some("star_weight: the reference's training has it elsewhere".into());

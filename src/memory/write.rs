@@ -311,10 +311,16 @@ impl<B: Backend, M: Writable<B>> StepModels<B, M> {
             norm.flatten::<2>(1, 2)
         });
         let norms = Tensor::cat(norms.collect(), 1);
-        let steps = gradients.into_iter().map(|g| gradmem.clip(g));
+        let clipped = gradients.into_iter().map(|g| gradmem.clip(g));
         let lr = gradmem.config.write_lr;
-        let fast = fast.into_iter().zip(steps);
-        let fast = fast.map(|(x, step)| x - step.mul_scalar(lr)).collect();
+        let fast = fast.into_iter().zip(clipped).map(|(x, gradient)| {
+            let step = gradient.clone().mul_scalar(lr);
+            match &gradmem.gate {
+                Some(gate) => gate.apply(x, gradient, step, M::product),
+                None => x - step,
+            }
+        });
+        let fast = fast.collect();
         (loss, norms, fast)
     }
 }
