@@ -2,7 +2,7 @@
 //! Vulkan in tests/vulkan.rs).
 //!
 //! `tests/golden` holds the reference implementation's, which computes some things in f32 and so
-//! agrees to about 1e-6; `tests/oracle` holds more, computed in f64 throughout.
+//! agrees to about 1e-6, but for its newer cases; these and `tests/oracle` are computed in f64 throughout.
 
 use std::path::{Path, PathBuf};
 
@@ -43,15 +43,16 @@ fn check(folder: &str, case: &str, f64_tolerance: f64) {
 }
 
 macro_rules! cases {
-    ($folder:ident, $tolerance:expr, $($name:ident),* $(,)?) => {
-        mod $folder {
-            $(#[test] fn $name() { super::check(stringify!($folder), stringify!($name), $tolerance); })*
+    ($group:ident, $folder:literal, $tolerance:expr, $($name:ident),* $(,)?) => {
+        mod $group {
+            $(#[test] fn $name() { super::check($folder, stringify!($name), $tolerance); })*
         }
     };
 }
 
 cases!(
     golden,
+    "golden",
     1e-5,
     gpt2_ctrl,
     gpt2_proj_write_head,
@@ -78,7 +79,18 @@ cases!(
 );
 
 cases!(
+    golden_f64,
+    "golden",
+    1e-9,
+    armt_gpt2,
+    armt_llama,
+    armt_llama_three_segments,
+    armt_thinking_llama,
+);
+
+cases!(
     oracle,
+    "oracle",
     1e-6,
     gpt2_inverse_layer_second,
     gpt2_lora_proj_clip_value,
