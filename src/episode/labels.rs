@@ -1,5 +1,7 @@
 use std::sync::Arc;
 
+use burn::backend::Autodiff;
+use burn::tensor::activation::log_softmax;
 use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::tensor::{Int, Tensor, TensorData};
 
@@ -68,25 +70,55 @@ impl<B: Backend> Labels<B> {
     /// # Shapes
     ///
     /// - `logits`: `[rows, width + 1, vocab_size]`, row `i` of a sample predicts its token `i`; the last one
-    ///   predicts beyond the labels and is left out
+    ///   predicts beyond the labels and is left out. Without the first of these rows, `[rows, width, vocab_size]`, a label
+    ///   in the first column is not counted.
     /// - output: `[1]`
     pub(crate) fn mean_loss(&self, logits: Tensor<B, 3>, first: usize) -> Tensor<B, 1> {
+        let Some((logits, targets, counted)) = self.lined_up(logits, first) else {
+            return Tensor::zeros([1], &self.ids.device());
+        };
+        // By the plain formula. `CausalLm::token_losses`, which WRITE uses, is the same to rounding; but a run is
+        // reproduced bit for bit, and all published ones were trained with this.
+        let losses = token_losses(logits, targets);
+        (losses * counted.clone()).sum() / counted.sum().clamp_min(1.0)
+    }
+
+    /// The mean of `Σ p (log p − log q)` over the labelled places, of logits as in [`Labels::mean_loss`]: `[1]`.
+    pub(crate) fn mean_divergence(&self, p: Tensor<B, 3>, q: Tensor<B, 3>) -> Tensor<B, 1> {
+        let (Some((p, _, counted)), Some((q, ..))) = (self.lined_up(p, 0), self.lined_up(q, 0))
+        else {
+            return Tensor::zeros([1], &self.ids.device());
+        };
+        let [p, q] = [p, q].map(|logits| log_softmax(logits, 2));
+        let each = (p.clone().exp() * (p - q)).sum_dim(2);
+        let each = each.reshape(counted.shape());
+        (each * counted.clone()).sum() / counted.sum().clamp_min(1.0)
+    }
+
+    /// The logits that predict labelled columns, what they are to predict, and one where that counts.
+    fn lined_up(
+        &self,
+        logits: Tensor<B, 3>,
+        first: usize,
+    ) -> Option<(Tensor<B, 3>, Tensor<B, 2, Int>, Tensor<B, 2>)> {
         let [rows, width] = self.ids.dims();
-        let first = first.min(width);
-        if width == 0 {
-            return Tensor::zeros([1], (&logits.device(), logits.dtype()));
+        let missing = (width + 1).saturating_sub(logits.dims()[1]);
+        if width <= missing {
+            return None;
         }
+        let first = first.min(width);
         let labels = match first {
             0 => self.ids.clone(),
             _ => self.ids.clone().slice_fill([0..rows, 0..first], -1),
         };
+        let labels = match missing {
+            0 => labels,
+            _ => labels.narrow(1, missing, width - missing),
+        };
         let ignored = labels.clone().lower_elem(0);
         let targets = labels.mask_fill(ignored.clone(), 0);
-        // By the plain formula. `CausalLm::token_losses`, which WRITE uses, is the same to rounding; but a run is
-        // reproduced bit for bit, and all published ones were trained with this.
-        let losses = token_losses(logits.narrow(1, 0, width), targets);
         let counted = ignored.bool_not().float();
-        (losses * counted.clone()).sum() / counted.sum().clamp_min(1.0)
+        Some((logits.narrow(1, 0, width - missing), targets, counted))
     }
 
     pub(super) fn slice(&self, rows: std::ops::Range<usize>) -> Self {
@@ -95,6 +127,15 @@ impl<B: Backend> Labels<B> {
             ids: self.ids.clone().narrow(0, rows.start, rows.len()),
             largest: largest(&part),
             rows: part,
+        }
+    }
+
+    /// The same on one more tape.
+    pub(super) fn lift(&self) -> Labels<Autodiff<B>> {
+        Labels {
+            ids: Tensor::from_inner(self.ids.clone()),
+            rows: self.rows.clone(),
+            largest: self.largest,
         }
     }
 

@@ -22,6 +22,7 @@
 
 mod labels;
 
+use burn::backend::Autodiff;
 use burn::tensor::Tensor;
 use burn::tensor::backend::{AutodiffBackend, Backend};
 
@@ -195,8 +196,18 @@ impl<B: Backend> Episode<B> {
         (0..batch).step_by(contexts).map(part).collect()
     }
 
+    /// The same on one more tape.
+    pub(crate) fn lift(&self) -> Episode<Autodiff<B>> {
+        Episode {
+            contexts: self.contexts.lift(),
+            queries: self.queries.lift(),
+            labels: self.labels.lift(),
+            whole: self.whole,
+        }
+    }
+
     /// The READ loss of logits `[batch · r, seq + 1, vocab_size]` as READ gives them: the mean of `−log p` over
-    /// all labelled tokens, `[1]`; zero without a label.
+    /// all labelled tokens, `[1]`; zero without a label. Where READ predicts no first token, none is counted.
     ///
     /// # Panics
     ///

@@ -15,7 +15,7 @@ use tokenizers::Tokenizer;
 use super::armt;
 use crate::baselines::{InContext, RmtConfig, RmtProj};
 use crate::error::Error;
-use crate::memory::{GradMem, GradMemConfig, GradMode, MemProj};
+use crate::memory::{Chunks, GradMem, GradMemConfig, GradMode, LoraPlace, MemProj, MemoryKind};
 use crate::method::{AnyMethod, MethodConfig};
 use crate::model::weights::{self, Tensors};
 use crate::model::{AnyLm, ModelConfig};
@@ -37,8 +37,9 @@ pub fn open_config(path: impl AsRef<Path>) -> Result<(ModelConfig, MethodConfig)
     };
     match config.json.get("model_type").and_then(Value::as_str) {
         Some("grad_memgpt") => {
-            let method = MethodConfig::GradMem(config.gradmem()?);
-            Ok((config.base()?, method))
+            let base = config.base()?;
+            let method = MethodConfig::GradMem(config.gradmem(base.layers())?);
+            Ok((base, method))
         }
         Some("rmt_2segm") => {
             let method = MethodConfig::Rmt(config.rmt()?);
@@ -114,6 +115,9 @@ pub fn save<B: KernelBackend>(
     if let MethodConfig::Armt(config) = method.config() {
         armt::check(&method.model().config(), &config).map_err(Error::Input)?;
     }
+    if let Some(what) = cannot_be_exported(&method.config()) {
+        return Err(Error::Input(format!("the reference cannot have {what}")));
+    }
     let mut base = method.model().config().to_json();
     match special.ends.as_slice() {
         [] => {}
@@ -159,7 +163,7 @@ fn to_json(base: Map<String, Value>, method: &MethodConfig) -> Map<String, Value
                 targets => targets.into(),
             };
             let rank = config.write_lora_rank;
-            json!({
+            let mut json = json!({
                 "model_type": "grad_memgpt",
                 "architectures": ["GradMemGPT"],
                 "base_config": base,
@@ -183,7 +187,11 @@ fn to_json(base: Map<String, Value>, method: &MethodConfig) -> Map<String, Value
                 "freeze_backbone": config.freeze_backbone,
                 "add_inner_loss_to_outer": config.inner_loss_weight > 0.0,
                 "inner_loss_weight": config.inner_loss_weight,
-            })
+            });
+            if let Some(json) = json.as_object_mut() {
+                json.extend(later_branches(config));
+            }
+            json
         }
         MethodConfig::Rmt(config) => {
             let reconstructs = config.reconstruction_loss_weight > 0.0;
@@ -211,13 +219,115 @@ fn to_json(base: Map<String, Value>, method: &MethodConfig) -> Map<String, Value
     }
 }
 
+/// The settings that the reference's later branches added, where they say something.
+fn later_branches(config: &GradMemConfig) -> Map<String, Value> {
+    let list = |layers: &[usize]| {
+        let numbers: Vec<String> = layers.iter().map(usize::to_string).collect();
+        match numbers.is_empty() {
+            true => "all".into(),
+            false => numbers.join(",").into(),
+        }
+    };
+    let mut json = Map::new();
+    let mut set = |key: &str, value: Value| json.insert(key.into(), value);
+    match config.kind {
+        MemoryKind::Lora => {
+            set("memory_backend", "lora".into());
+            set("lora_mem_r", config.lora_rank.into());
+            set("lora_mem_alpha", config.lora_alpha.into());
+            let placement = match config.lora_place {
+                LoraPlace::Modules => "target_modules",
+                LoraPlace::Layers => "between_layers",
+            };
+            set("lora_mem_placement", placement.into());
+            set("lora_mem_layers", list(&config.layers));
+            let targets = match config.lora_targets.is_empty() {
+                true => Value::Null,
+                false => config.lora_targets.join(",").into(),
+            };
+            set("lora_mem_target_modules", targets);
+            set("lora_mem_dropout", 0.0.into());
+        }
+        MemoryKind::Kv => {
+            set("memory_backend", "kv_cache".into());
+            set("kv_mem_layers", list(&config.layers));
+        }
+        MemoryKind::Prefix => {}
+    }
+    if let Some(size) = config.chunk_size {
+        set("chunk_size", size.into());
+        set(
+            "parallel_chunks",
+            (config.chunks == Chunks::Parallel).into(),
+        );
+        set(
+            "concat_chunk_memory",
+            (config.chunks == Chunks::Concatenated).into(),
+        );
+    }
+    for (key, weight) in [
+        ("step_alignment_weight", config.step_alignment_weight),
+        ("intermediate_read_weight", config.intermediate_read_weight),
+        ("memory_alignment_weight", config.memory_alignment_weight),
+        ("memory_noise_sigma", config.memory_noise),
+    ] {
+        if weight > 0.0 {
+            set(key, weight.into());
+        }
+    }
+    if config.align_last_step {
+        set("align_last_step", true.into());
+    }
+    if config.alignment_norm {
+        set("grad_align_norm", "norm".into());
+    }
+    json
+}
+
+/// What the reference would compute otherwise than this crate.
+fn cannot_be_exported(method: &MethodConfig) -> Option<String> {
+    let MethodConfig::GradMem(config) = method else {
+        return None;
+    };
+    if config.kind == MemoryKind::Kv && !config.layers.is_empty() {
+        return Some(
+            "a memory of keys and values in some of the layers: the reference puts it into others"
+                .into(),
+        );
+    }
+    if config.chunks == Chunks::Parallel && !config.reference_chunks && config.chunk_size.is_some()
+    {
+        return Some(
+            "chunks = \"parallel\" without reference_chunks: the reference divides the mean gradient by the number of \
+             chunks once more"
+                .into(),
+        );
+    }
+    if config.star_weight > 0.0 {
+        return Some("star_weight: the reference's training has it elsewhere".into());
+    }
+    None
+}
+
 /// The reference's names for our parameters. They are the same but where adapters are: those carry the
 /// names of the library that makes them (PEFT); and in ARMT.
 struct Names {
     /// The adapted modules, in the adapters' order.
     adapted: Vec<String>,
     armt: Option<armt::Names>,
+    /// The places of a memory in the layers, in the order of its matrices.
+    slots: Vec<String>,
 }
+
+/// Lists whose entries are named by a memory's places.
+const BY_PLACE: [&str; 6] = [
+    "lora_mem_A0",
+    "lora_mem_B0",
+    "kv_mem_K0",
+    "kv_mem_V0",
+    "mem_proj_K_l",
+    "mem_proj_V_l",
+];
 
 /// Where PEFT puts the model it adapts.
 const ADAPTED_MODEL: &str = "model.base_model.model.";
@@ -228,6 +338,10 @@ impl Names {
             AnyMethod::GradMem(gradmem) => gradmem.write_lora.as_ref(),
             AnyMethod::Rmt(_) | AnyMethod::Armt(_) | AnyMethod::InContext(_) => None,
         };
+        let slots = match method {
+            AnyMethod::GradMem(gradmem) => gradmem.memory.slots(),
+            AnyMethod::Rmt(_) | AnyMethod::Armt(_) | AnyMethod::InContext(_) => Vec::new(),
+        };
         Self {
             adapted: lora.map_or(Vec::new(), |lora| lora.targets().to_vec()),
             armt: match method {
@@ -236,6 +350,7 @@ impl Names {
                 }
                 _ => None,
             },
+            slots,
         }
     }
 
@@ -273,6 +388,16 @@ impl Names {
         {
             return format!("{ADAPTED_MODEL}{module}.{matrix}.default.weight");
         }
+        let mut parts = path.splitn(3, '.');
+        if let (Some(list), Some(index)) = (parts.next(), parts.next())
+            && BY_PLACE.contains(&list)
+            && let Some(slot) = index.parse().ok().and_then(|i: usize| self.slots.get(i))
+        {
+            let field = parts
+                .next()
+                .map_or(String::new(), |field| format!(".{field}"));
+            return format!("{list}.{slot}{field}");
+        }
         path.into()
     }
 }
@@ -296,7 +421,38 @@ struct Config<'a> {
 /// The part of a `grad_memgpt` configuration that has a counterpart here.
 #[derive(Deserialize)]
 struct GradMemGpt {
-    n_mem_tokens: usize,
+    #[serde(default)]
+    memory_backend: Option<MemoryKind>,
+    n_mem_tokens: Option<usize>,
+    #[serde(default = "lora_rank")]
+    lora_mem_r: usize,
+    #[serde(default = "lora_alpha")]
+    lora_mem_alpha: f64,
+    #[serde(default)]
+    lora_mem_placement: Placement,
+    #[serde(default)]
+    lora_mem_layers: Value,
+    #[serde(default)]
+    lora_mem_target_modules: Targets,
+    #[serde(default)]
+    kv_mem_layers: Value,
+    chunk_size: Option<usize>,
+    #[serde(default)]
+    parallel_chunks: bool,
+    #[serde(default)]
+    concat_chunk_memory: bool,
+    #[serde(default)]
+    step_alignment_weight: f64,
+    #[serde(default)]
+    align_last_step: bool,
+    #[serde(default)]
+    grad_align_norm: AlignNorm,
+    #[serde(default)]
+    intermediate_read_weight: f64,
+    #[serde(default)]
+    memory_alignment_weight: f64,
+    #[serde(default)]
+    memory_noise_sigma: f64,
     #[serde(rename = "K")]
     steps: usize,
     lr: f64,
@@ -324,6 +480,23 @@ struct GradMemGpt {
     #[serde(default)]
     add_inner_loss_to_outer: bool,
     inner_loss_weight: Option<f64>,
+}
+
+/// Where the reference puts the maps of a LoRA memory.
+#[derive(Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Placement {
+    #[default]
+    BetweenLayers,
+    TargetModules,
+}
+
+#[derive(Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum AlignNorm {
+    #[default]
+    None,
+    Norm,
 }
 
 fn lora_rank() -> usize {
@@ -399,17 +572,86 @@ impl Config<'_> {
         Ok(model)
     }
 
-    fn gradmem(&self) -> Result<GradMemConfig, Error> {
+    fn gradmem(&self, layers: usize) -> Result<GradMemConfig, Error> {
+        let zero = [0.into(), 0.0.into()];
+        for key in [
+            "lora_mem_dropout",
+            "write_lora_dropout",
+            "lipschitz_weight",
+            "mem_noise_std",
+            "mem_prior_weight",
+        ] {
+            self.is_off(key, &zero)?;
+        }
         self.is_off("use_adam", &[false.into()])?;
         self.is_off("memory_update", &["gradient".into()])?;
         self.is_off("use_hopfield_memory", &[false.into()])?;
         let read: GradMemGpt = self.read()?;
-        let weight = match read.add_inner_loss_to_outer {
-            true => read.inner_loss_weight.unwrap_or(1.0),
-            false => 0.0,
+        // With chunks the reference adds nothing.
+        let weight = match (read.add_inner_loss_to_outer, read.chunk_size) {
+            (true, None) => read.inner_loss_weight.unwrap_or(1.0),
+            _ => 0.0,
         };
+        let kind = read.memory_backend.unwrap_or_default();
+        let default = GradMemConfig::default();
+        let chosen = match kind {
+            MemoryKind::Lora => self.layers("lora_mem_layers", &read.lora_mem_layers, layers)?,
+            _ => Vec::new(),
+        };
+        if kind == MemoryKind::Kv
+            && !self
+                .layers("kv_mem_layers", &read.kv_mem_layers, layers)?
+                .is_empty()
+        {
+            return Err(self.problem(
+                "`kv_mem_layers` names some of the layers: the reference puts their memory into other layers and lets tokens \
+                 see later ones there, which is not computed here",
+            ));
+        }
+        let modules = read.lora_mem_placement == Placement::TargetModules;
+        let is_lora = kind == MemoryKind::Lora;
         let config = GradMemConfig {
-            memory_tokens: read.n_mem_tokens,
+            kind,
+            memory_tokens: match (kind, read.n_mem_tokens) {
+                // LoRA has none; the reference ignores the number.
+                (MemoryKind::Lora, _) => default.memory_tokens,
+                (_, Some(tokens)) => tokens,
+                (_, None) => return Err(self.problem("has no `n_mem_tokens`")),
+            },
+            lora_rank: read.lora_mem_r,
+            lora_alpha: read.lora_mem_alpha,
+            lora_place: match is_lora && modules {
+                true => LoraPlace::Modules,
+                false => LoraPlace::Layers,
+            },
+            lora_targets: match is_lora && modules {
+                true => read.lora_mem_target_modules.names(),
+                false => Vec::new(),
+            },
+            layers: chosen,
+            chunk_size: read.chunk_size,
+            chunks: match (
+                read.chunk_size,
+                read.parallel_chunks,
+                read.concat_chunk_memory,
+            ) {
+                (Some(_), true, true) => {
+                    return Err(self.problem(
+                        "`parallel_chunks` and `concat_chunk_memory` exclude each other",
+                    ));
+                }
+                (Some(_), true, false) => Chunks::Parallel,
+                (Some(_), false, true) => Chunks::Concatenated,
+                _ => Chunks::Sequential,
+            },
+            reference_chunks: read.chunk_size.is_some(),
+            step_alignment_weight: read.step_alignment_weight,
+            align_last_step: read.align_last_step && read.step_alignment_weight > 0.0,
+            alignment_norm: read.grad_align_norm == AlignNorm::Norm
+                && (read.step_alignment_weight > 0.0 || read.memory_alignment_weight > 0.0),
+            intermediate_read_weight: read.intermediate_read_weight,
+            memory_alignment_weight: read.memory_alignment_weight,
+            memory_noise: read.memory_noise_sigma,
             write_steps: read.steps,
             write_lr: read.lr,
             grad_mode: read.grad_mode,
@@ -420,7 +662,11 @@ impl Config<'_> {
             inner_clip_value: read.inner_clip_value,
             inner_clip_norm: read.inner_clip_norm,
             mem_proj: read.mem_proj_mode,
-            ctrl_tokens: read.n_ctrl_tokens,
+            // Other kinds than a prefix ignore them in the reference.
+            ctrl_tokens: match kind {
+                MemoryKind::Prefix => read.n_ctrl_tokens,
+                _ => 0,
+            },
             write_lora_rank: if read.use_write_lora {
                 read.write_lora_r
             } else {
@@ -435,6 +681,41 @@ impl Config<'_> {
         };
         config.validate().map_err(|e| self.problem(e.to_string()))?;
         Ok(config)
+    }
+
+    /// Layers: all (nothing, `all`), the last k (`last_k`), or some by their numbers.
+    fn layers(&self, key: &str, value: &Value, layers: usize) -> Result<Vec<usize>, Error> {
+        let problem = || {
+            self.problem(format!(
+                "`{key}` is {value}, not \"all\", \"last_k\" or numbers of layers such as \"0,2\""
+            ))
+        };
+        let numbers = match value {
+            Value::Null => return Ok(Vec::new()),
+            Value::String(text) => match text.trim() {
+                "" | "all" | "none" | "auto" => return Ok(Vec::new()),
+                text => match text.strip_prefix("last_") {
+                    Some(count) => {
+                        let count: usize = count.parse().map_err(|_| problem())?;
+                        (layers.saturating_sub(count)..layers).collect()
+                    }
+                    None => text
+                        .split(',')
+                        .map(|number| number.trim().parse().map_err(|_| problem()))
+                        .collect::<Result<Vec<usize>, _>>()?,
+                },
+            },
+            Value::Array(numbers) => numbers
+                .iter()
+                .map(|number| number.as_u64().map(|n| n as usize).ok_or_else(problem))
+                .collect::<Result<Vec<usize>, _>>()?,
+            _ => return Err(problem()),
+        };
+        match numbers.is_empty() {
+            true => Err(problem()),
+            false if numbers.len() == layers => Ok(Vec::new()),
+            false => Ok(numbers),
+        }
     }
 
     fn rmt(&self) -> Result<RmtConfig, Error> {

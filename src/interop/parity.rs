@@ -6,7 +6,7 @@
 //! | `config.json` | `model_type` `grad_memgpt`, `rmt_2segm` or `armt` with the language model under `base_config`, or a plain language model's |
 //! | `model.safetensors` | the parameters |
 //! | `batch.safetensors` | `context_input_ids`, `query_input_ids`, `labels`; of a plain model `input_ids`, `labels` |
-//! | `expected.safetensors` | `loss`, `logits`, `memory` (of ARMT `memory.W_mem.…` and `memory.z.…` of each layer), `stats.…`, and `grad.…` for each parameter that has one |
+//! | `expected.safetensors` | `loss`, `logits`, `memory` or `memory.…`, `stats.…`, and `grad.…` for each parameter that has one |
 
 use std::path::Path;
 
@@ -26,6 +26,7 @@ use crate::memory::{GradMem, MetaGradient};
 use crate::method::AnyMethod;
 use crate::model::weights::{ModulePath, Tensors};
 use crate::model::{AnyLm, CausalLm, unpadded};
+use crate::support::fs::read_object;
 
 /// One compared tensor.
 #[derive(Clone, Debug)]
@@ -80,9 +81,12 @@ pub fn compute<B: KernelBackend>(
     device: &B::Device,
 ) -> Result<Vec<(String, TensorData)>, Error> {
     let folder = folder.as_ref();
+    let config = read_object(&folder.join("config.json"))?;
     let batch = Batch::<Autodiff<B>> {
         file: Tensors::open(folder.join("batch.safetensors"))?,
         pad: SpecialTokens::open(folder)?.pad,
+        all_matrices: config.contains_key("memory_backend"),
+        auxiliary: config.contains_key("step_alignment_weight"),
         device: device.clone(),
     };
     let method = checkpoint::load::<Autodiff<B>>(folder, device)?;
@@ -99,6 +103,10 @@ pub fn compute<B: KernelBackend>(
 struct Batch<B: Backend> {
     file: Tensors,
     pad: u32,
+    /// Whether norms are over all matrices of a memory.
+    all_matrices: bool,
+    /// Whether the losses beside READ's are expected.
+    auxiliary: bool,
     device: B::Device,
 }
 
@@ -175,30 +183,62 @@ fn gradmem_case<B: KernelBackend + AutodiffBackend>(
 where
     B::InnerBackend: KernelBackend,
 {
-    let (gradients, outer) = gradmem.outer_gradient(&batch.episode()?, strategy)?;
+    let episode = batch.episode()?;
+    let (gradients, outer) = gradmem.outer_gradient(&episode, strategy)?;
     let loss = outer.loss();
-    let start: Tensor<B, 3> = gradmem.mem.val().unsqueeze();
     let memory = &outer.memory;
-    let vectors = memory.vectors();
+    // The first of the reference's branches looks at the vectors alone, later ones at all matrices.
+    let counted = match batch.all_matrices {
+        true => memory.fast().len(),
+        false => 1,
+    };
+    let start = gradmem.written_from(1);
+    let moved = memory.fast().iter().zip(start);
+    let moved: Vec<_> = moved.map(|(end, start)| end.clone() - start).collect();
     let mut computed = vec![
         ("loss".into(), loss.to_data()),
         ("logits".into(), outer.logits.to_data()),
-        ("memory".into(), vectors.to_data()),
         ("stats.target_loss".into(), outer.read_loss.to_data()),
         (
             "stats.mem_norm_mean".into(),
-            mean_norm(vectors.clone()).to_data(),
+            mean_norm(&memory.fast()[..counted]).to_data(),
         ),
         (
             "stats.delta_mem_norm_mean".into(),
-            mean_norm(vectors - start).to_data(),
+            mean_norm(&moved[..counted]).to_data(),
         ),
     ];
+    computed.extend(
+        gradmem
+            .named_matrices(memory)
+            .into_iter()
+            .map(|(name, matrix)| (name, matrix.to_data())),
+    );
+    if batch.auxiliary {
+        let terms = gradmem.with_alignment().outer(&episode)?.auxiliary;
+        let terms = [
+            ("step_alignment", terms.step_alignment),
+            ("intermediate_read", terms.intermediate_read),
+        ];
+        for (name, term) in terms {
+            let term = term.map(|term| (format!("stats.{name}_loss"), term.to_data()));
+            computed.extend(term);
+        }
+    }
     if let Some(loss) = memory.losses.last() {
         computed.push(("stats.inner_loss".into(), loss.clone().mean().to_data()));
     }
-    if !memory.grad_norms.is_empty() {
-        let norms = Tensor::cat(memory.grad_norms.clone(), 0);
+    // Of the last chunk.
+    let steps = memory.grad_norms.len().min(gradmem.config().write_steps);
+    let norms = memory.grad_norms[memory.grad_norms.len() - steps..].iter();
+    let norms: Vec<Tensor<B, 1>> = norms
+        .map(|norms| {
+            let squares = norms.clone().narrow(1, 0, counted).square().sum_dim(1);
+            squares.sqrt().flatten(0, 1)
+        })
+        .collect();
+    if !norms.is_empty() {
+        let norms = Tensor::cat(norms, 0);
         for (name, value) in [
             ("mean", norms.clone().mean()),
             ("max", norms.clone().max()),
@@ -210,9 +250,15 @@ where
     Ok((computed, gradients))
 }
 
-/// The mean over samples of the L2 norm of `[batch, m, d]`.
-fn mean_norm<B: Backend>(x: Tensor<B, 3>) -> Tensor<B, 1> {
-    x.square().sum_dim(2).sum_dim(1).sqrt().mean()
+/// The mean over samples of the L2 norm of matrices `[batch, rows, columns]`.
+fn mean_norm<B: Backend>(matrices: &[Tensor<B, 3>]) -> Tensor<B, 1> {
+    let squares = matrices
+        .iter()
+        .map(|x| x.clone().square().sum_dim(2).sum_dim(1));
+    let sum = squares.reduce(|sum, squares| sum + squares);
+    sum.unwrap_or_else(|| unreachable!("a memory has matrices"))
+        .sqrt()
+        .mean()
 }
 
 fn rmt_case<B: KernelBackend + AutodiffBackend>(
@@ -244,11 +290,11 @@ where
         ("stats.target_loss".into(), outer.read_loss.to_data()),
         (
             "stats.mem_norm_mean".into(),
-            mean_norm(last.clone()).to_data(),
+            mean_norm(&[last.clone()]).to_data(),
         ),
     ];
     if let Some(first) = first {
-        let moved = mean_norm(last.clone() - first.clone()).to_data();
+        let moved = mean_norm(&[last.clone() - first.clone()]).to_data();
         computed.push(("stats.delta_mem_norm_mean".into(), moved));
     }
     if let Some(loss) = outer.reconstruction_loss {
@@ -399,8 +445,8 @@ fn collect_gradients<B: KernelBackend + AutodiffBackend>(
         fn enter_module(&mut self, name: &str, container: &str) {
             self.path.enter(name, container);
         }
-        fn exit_module(&mut self, _: &str, container: &str) {
-            self.path.exit(container);
+        fn exit_module(&mut self, name: &str, container: &str) {
+            self.path.exit(name, container);
         }
         fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
             if let Some(gradient) = self.gradients.get::<B::InnerBackend, D>(param.id) {

@@ -22,10 +22,10 @@ impl<B: Backend, M: CausalLm<B>> GradMem<B, M> {
     /// What [`MetaGradient::Auto`] is for contexts `[batch, seq]` at this moment; the others are what they
     /// are. With one step or none there is nothing to replay.
     pub fn choose(&self, how: MetaGradient, contexts: [usize; 2]) -> MetaGradient {
-        let steps = self.config.write_steps;
+        let steps = self.config.write_steps * self.config.chunks_in_a_row(contexts[1]);
         match how {
             _ if steps <= 1 => MetaGradient::Unrolled,
-            MetaGradient::Auto => match free_memory::<B>(&self.mem.device()) {
+            MetaGradient::Auto => match free_memory::<B>(&self.memory.device()) {
                 Some(free) if self.graph_bytes(contexts) * steps as f64 <= 0.5 * free => {
                     MetaGradient::Unrolled
                 }
@@ -46,13 +46,14 @@ impl<B: Backend, M: CausalLm<B>> GradMem<B, M> {
     ///
     /// Says how much is needed and what would help: [`Error::Input`].
     pub fn check_memory(&self, how: MetaGradient, contexts: [usize; 2]) -> Result<(), Error> {
-        let Some(free) = free_memory::<B>(&self.mem.device()) else {
+        let Some(free) = free_memory::<B>(&self.memory.device()) else {
             return Ok(());
         };
         let graphs = match how {
             MetaGradient::Unrolled => {
                 let steps = 0..self.config.write_steps;
-                steps.filter(|k| self.config.needs_graph(*k)).count().max(1)
+                let of_chunk = steps.filter(|k| self.config.needs_graph(*k)).count();
+                (of_chunk * self.config.chunks_in_a_row(contexts[1])).max(1)
             }
             _ => 1,
         };
@@ -86,6 +87,11 @@ impl<B: Backend, M: CausalLm<B>> GradMem<B, M> {
 
     /// About how many bytes one WRITE step's graph takes for contexts `[batch, seq]`.
     pub fn graph_bytes(&self, [batch, seq]: [usize; 2]) -> f64 {
+        // Parallel chunks are read at once, others one after another.
+        let seq = match self.config.chunks_in_a_row(seq) {
+            1 => seq,
+            _ => self.config.longest_chunk(seq),
+        };
         let rows = batch as f64 * (seq + self.config.prefix_len()) as f64;
         let weights = Module::<B>::num_params(&self.model) as f64;
         4.0 * GRAPH * rows * weights / self.model.d_model() as f64

@@ -31,13 +31,86 @@ pub enum MemProj {
     PerSample,
 }
 
+/// What a memory is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum MemoryKind {
+    /// Vectors in front of the tokens: the paper's.
+    #[default]
+    Prefix,
+    /// Low-rank maps of each sample's own, between the model's layers or beside its matrices. They take no positions,
+    /// and nothing predicts the first token of a context or a query.
+    Lora,
+    /// Keys and values of every layer's attention. They take positions as vectors do; nothing predicts the first token.
+    #[serde(alias = "kv_cache")]
+    Kv,
+}
+
+impl MemoryKind {
+    /// The name.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Prefix => "prefix",
+            Self::Lora => "lora",
+            Self::Kv => "kv",
+        }
+    }
+}
+
+/// Where the maps of a [`MemoryKind::Lora`] are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum LoraPlace {
+    /// Behind each layer: `h ← h + α/r · (h A) B`.
+    #[default]
+    Layers,
+    /// Beside the matrices of each layer: `y ← W x + α/r · (x A) B`.
+    Modules,
+}
+
+/// What WRITE does with the chunks of a context.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum Chunks {
+    /// One after another: each starts with the memory that the one before left.
+    #[default]
+    Sequential,
+    /// All at once: each step takes the mean of the chunks' gradients at the same memory.
+    Parallel,
+    /// One after another, and READ is given the memories that all of them left.
+    Concatenated,
+}
+
 /// Settings of WRITE and READ, and of what is trained beside the model.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 #[must_use]
 pub struct GradMemConfig {
-    /// `m`: memory vectors.
+    /// What a memory is.
+    pub kind: MemoryKind,
+    /// `m`: memory vectors, or keys and values of each layer. LoRA has none.
     pub memory_tokens: usize,
+    /// Rank of LoRA's maps.
+    pub lora_rank: usize,
+    /// α of LoRA's maps: they are scaled by `α / rank`.
+    pub lora_alpha: f64,
+    /// Where LoRA's maps are.
+    pub lora_place: LoraPlace,
+    /// The modules that have maps, such as `gate_proj`, with `lora_place = "modules"`; empty for every linear module.
+    pub lora_targets: Vec<String>,
+    /// The layers that have a memory of kind `lora` or `kv`, from 0; empty for all.
+    pub layers: Vec<usize>,
+    /// Tokens of a chunk, if contexts are written in chunks. Each chunk takes K steps and is a sequence of its own: its
+    /// positions begin anew.
+    pub chunk_size: Option<usize>,
+    /// What WRITE does with the chunks.
+    pub chunks: Chunks,
+    /// Whether chunks count as in the reference, for its checkpoints: a sample has as many as the longest of its batch,
+    /// so that what it learns depends on the others; and `parallel` divides the mean gradient by that number once more.
+    pub reference_chunks: bool,
     /// `K`: WRITE steps. Any number may be used at evaluation, whatever was trained with.
     pub write_steps: usize,
     /// `α`: step size of WRITE.
@@ -72,12 +145,40 @@ pub struct GradMemConfig {
     pub inner_loss_weight: f64,
     /// Standard deviation of M0's initial values.
     pub memory_std: f64,
+    /// Weight of step alignment in the outer loss: how each WRITE step agrees with the READ loss's gradient to the memory it
+    /// leads to. 0 for none, as with the others.
+    pub step_alignment_weight: f64,
+    /// Whether step alignment also counts the step that would come after the last.
+    pub align_last_step: bool,
+    /// Whether alignment is weighted by the length of READ's gradient.
+    pub alignment_norm: bool,
+    /// Weight of the READ losses of the memories before the last step.
+    pub intermediate_read_weight: f64,
+    /// Weight of the alignment of all that WRITE changed with the READ loss's gradient to the last memory.
+    pub memory_alignment_weight: f64,
+    /// σ: in training each WRITE step takes its gradient beside the memory, by noise of σ times the root mean square of M0.
+    pub memory_noise: f64,
+    /// Weight of the divergence of READ's answers from a memory and from one near it.
+    pub star_weight: f64,
+    /// The length of the first, random shift to that one, relative to the memory's root mean square.
+    pub star_radius: f64,
+    /// The length of the second shift, along the divergence's gradient.
+    pub star_step: f64,
 }
 
 impl Default for GradMemConfig {
     fn default() -> Self {
         Self {
+            kind: MemoryKind::Prefix,
             memory_tokens: 8,
+            lora_rank: 8,
+            lora_alpha: 16.0,
+            lora_place: LoraPlace::Layers,
+            lora_targets: Vec::new(),
+            layers: Vec::new(),
+            chunk_size: None,
+            chunks: Chunks::Sequential,
+            reference_chunks: false,
             write_steps: 2,
             write_lr: 0.04,
             grad_mode: GradMode::Second,
@@ -93,6 +194,15 @@ impl Default for GradMemConfig {
             write_head: false,
             inner_loss_weight: 0.0,
             memory_std: 0.02,
+            step_alignment_weight: 0.0,
+            align_last_step: false,
+            alignment_norm: false,
+            intermediate_read_weight: 0.0,
+            memory_alignment_weight: 0.0,
+            memory_noise: 0.0,
+            star_weight: 0.0,
+            star_radius: 0.01,
+            star_step: 0.01,
         }
     }
 }
@@ -101,6 +211,40 @@ impl GradMemConfig {
     /// The defaults: m = 8, K = 2, α = 0.04, full second order.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// Sets what a memory is.
+    pub fn with_kind(mut self, kind: MemoryKind) -> Self {
+        self.kind = kind;
+        self
+    }
+
+    /// Sets LoRA's rank and α.
+    pub fn with_lora(mut self, rank: usize, alpha: f64) -> Self {
+        (self.lora_rank, self.lora_alpha) = (rank, alpha);
+        self
+    }
+
+    /// Puts LoRA's maps beside the modules of these names; beside every linear module if there are none.
+    pub fn with_lora_modules<S: Into<String>>(
+        mut self,
+        targets: impl IntoIterator<Item = S>,
+    ) -> Self {
+        self.lora_place = LoraPlace::Modules;
+        self.lora_targets = targets.into_iter().map(Into::into).collect();
+        self
+    }
+
+    /// Sets the layers that have a memory.
+    pub fn with_layers(mut self, layers: impl IntoIterator<Item = usize>) -> Self {
+        self.layers = layers.into_iter().collect();
+        self
+    }
+
+    /// Writes contexts in chunks of so many tokens.
+    pub fn with_chunks(mut self, size: usize, chunks: Chunks) -> Self {
+        (self.chunk_size, self.chunks) = (Some(size), chunks);
+        self
     }
 
     /// Sets `m`.
@@ -207,7 +351,11 @@ impl GradMemConfig {
             ("memory_tokens", self.memory_tokens),
             ("ctrl_tokens", self.ctrl_tokens.max(1)),
             ("write_lora_rank", self.write_lora_rank.max(1)),
+            ("lora_rank", self.lora_rank),
         ])?;
+        self.validate_kind()?;
+        self.validate_chunks()?;
+        self.validate_auxiliary()?;
         positive([("write_lr", self.write_lr)])?;
         if self.write_lora_rank > 0 {
             positive([("write_lora_alpha", self.write_lora_alpha)])?;
@@ -225,6 +373,13 @@ impl GradMemConfig {
         for (key, value) in [
             ("inner_loss_weight", self.inner_loss_weight),
             ("memory_std", self.memory_std),
+            ("step_alignment_weight", self.step_alignment_weight),
+            ("intermediate_read_weight", self.intermediate_read_weight),
+            ("memory_alignment_weight", self.memory_alignment_weight),
+            ("memory_noise", self.memory_noise),
+            ("star_weight", self.star_weight),
+            ("star_radius", self.star_radius),
+            ("star_step", self.star_step),
         ] {
             require(
                 not_negative(value),
@@ -236,16 +391,167 @@ impl GradMemConfig {
         Ok(())
     }
 
-    /// Vectors before the first token: the memory, and control tokens on either side.
+    /// What is for another kind of memory.
+    fn validate_kind(&self) -> Result<(), Error> {
+        let kind = self.kind.as_str();
+        if self.kind == MemoryKind::Lora {
+            positive([("lora_alpha", self.lora_alpha)])?;
+        }
+        let only = |key: &str, given: bool, shown: &str, kinds: &str| {
+            let problem = format!("is for a memory of kind {kinds}, not `{kind}`");
+            require(!given, key, shown, problem)
+        };
+        let is = |kinds: &[MemoryKind]| kinds.contains(&self.kind);
+        let prefix = is(&[MemoryKind::Prefix]);
+        only(
+            "ctrl_tokens",
+            !prefix && self.ctrl_tokens > 0,
+            &self.ctrl_tokens.to_string(),
+            "`prefix`",
+        )?;
+        let projects = self.mem_proj != MemProj::None && is(&[MemoryKind::Lora]);
+        only("mem_proj", projects, "proj", "`prefix` or `kv`")?;
+        let own = self.mem_proj == MemProj::PerSample && !prefix;
+        only("mem_proj", own, "per_sample", "`prefix`")?;
+        let layers = format!("{:?}", self.layers);
+        only(
+            "layers",
+            prefix && !self.layers.is_empty(),
+            &layers,
+            "`lora` or `kv`",
+        )?;
+        let lora = is(&[MemoryKind::Lora]);
+        let targets = format!("{:?}", self.lora_targets);
+        only(
+            "lora_targets",
+            !lora && !self.lora_targets.is_empty(),
+            &targets,
+            "`lora`",
+        )?;
+        let modules = self.lora_place == LoraPlace::Modules;
+        only("lora_place", !lora && modules, "modules", "`lora`")?;
+        let problem = "is for lora_place = \"modules\"";
+        require(
+            modules || self.lora_targets.is_empty(),
+            "lora_targets",
+            targets,
+            problem,
+        )
+    }
+
+    fn validate_chunks(&self) -> Result<(), Error> {
+        let Some(size) = self.chunk_size else {
+            let problem = "needs `chunk_size`, the number of tokens in a chunk";
+            let chunks = serde_json::to_value(self.chunks).unwrap_or_default();
+            let name = chunks.as_str().unwrap_or_default();
+            require(self.chunks == Chunks::Sequential, "chunks", name, problem)?;
+            return require(!self.reference_chunks, "reference_chunks", true, problem);
+        };
+        let least = self.first_predicted() + 1;
+        let problem = match least {
+            1 => "must be at least 1".to_string(),
+            _ => format!(
+                "must be at least {least}: nothing predicts the first token of a chunk with a memory of kind `{}`",
+                self.kind.as_str()
+            ),
+        };
+        require(size >= least, "chunk_size", size, problem)
+    }
+
+    /// Losses that ask READ before all chunks are written make no sense.
+    fn validate_auxiliary(&self) -> Result<(), Error> {
+        let one_by_one = self.chunk_size.is_some() && self.chunks != Chunks::Parallel;
+        for (key, weight) in [
+            ("step_alignment_weight", self.step_alignment_weight),
+            ("intermediate_read_weight", self.intermediate_read_weight),
+        ] {
+            let problem = "asks READ after every step, but a question may be about a chunk that is not written yet: \
+                           leave it out, or write with chunks = \"parallel\" or without chunk_size";
+            require(!one_by_one || weight == 0.0, key, weight, problem)?;
+        }
+        let (key, weight) = ("memory_alignment_weight", self.memory_alignment_weight);
+        let problem = "compares one memory with its start, but READ is given those of all chunks";
+        require(!self.concatenates() || weight == 0.0, key, weight, problem)?;
+        let problem = "is for step_alignment_weight above 0";
+        let aligned = self.step_alignment_weight > 0.0;
+        require(
+            aligned || !self.align_last_step,
+            "align_last_step",
+            true,
+            problem,
+        )?;
+        let aligned = aligned || self.memory_alignment_weight > 0.0;
+        require(
+            aligned || !self.alignment_norm,
+            "alignment_norm",
+            true,
+            problem,
+        )
+    }
+
+    /// The first token of a context or a query that is predicted: 0 where the memory alone predicts one, or else 1.
+    pub fn first_predicted(&self) -> usize {
+        usize::from(self.kind != MemoryKind::Prefix)
+    }
+
+    /// Positions before the first token: the memory's, and those of control tokens on either side.
     pub fn prefix_len(&self) -> usize {
-        self.memory_tokens
-            .saturating_add(self.ctrl_tokens.saturating_mul(2))
+        match self.kind {
+            MemoryKind::Lora => 0,
+            MemoryKind::Kv => self.memory_tokens,
+            MemoryKind::Prefix => self
+                .memory_tokens
+                .saturating_add(self.ctrl_tokens.saturating_mul(2)),
+        }
+    }
+
+    /// Whether READ is given the memories of all chunks.
+    pub(super) fn concatenates(&self) -> bool {
+        self.chunk_size.is_some() && self.chunks == Chunks::Concatenated
+    }
+
+    /// How many chunks WRITE takes one after another for a context of so many tokens.
+    pub(crate) fn chunks_in_a_row(&self, tokens: usize) -> usize {
+        match (self.chunk_size, self.chunks) {
+            (Some(size), Chunks::Sequential | Chunks::Concatenated) => {
+                tokens.div_ceil(size.max(1)).max(1)
+            }
+            _ => 1,
+        }
+    }
+
+    /// The most tokens of a context of so many that are read as one sequence.
+    pub(crate) fn longest_chunk(&self, tokens: usize) -> usize {
+        self.chunk_size.map_or(tokens, |size| size.min(tokens))
+    }
+
+    /// Positions before the first token of a query about a context of so many tokens.
+    pub(crate) fn read_after(&self, tokens: usize) -> usize {
+        let memories = match self.chunks {
+            Chunks::Concatenated => self.chunks_in_a_row(tokens),
+            Chunks::Sequential | Chunks::Parallel => 1,
+        };
+        let own = self.prefix_len();
+        let of_one = match self.kind {
+            MemoryKind::Lora => 0,
+            MemoryKind::Prefix | MemoryKind::Kv => self.memory_tokens,
+        };
+        own.saturating_add(of_one.saturating_mul(memories - 1))
     }
 
     /// Whether step `k` of `K` is differentiated in full.
     pub(super) fn is_second_order(&self, k: usize) -> bool {
         let last = self.second_order_steps.unwrap_or(self.write_steps);
         self.grad_mode == GradMode::Second && k.saturating_add(last) >= self.write_steps
+    }
+
+    /// Whether step `k` of a chunk adds to the outer loss, beside the memory it leads to.
+    pub(super) fn has_terms(&self, k: usize) -> bool {
+        let is_last = k + 1 == self.write_steps;
+        let at_the_end = self.inner_loss_weight > 0.0 || self.star_weight > 0.0;
+        self.step_alignment_weight > 0.0
+            || (is_last && at_the_end)
+            || (!is_last && self.intermediate_read_weight > 0.0)
     }
 
     /// Whether step `k` leaves a graph: a second-order step does, and a last step whose loss is trained.

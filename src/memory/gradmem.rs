@@ -2,8 +2,9 @@ use burn::module::{Module, ModuleMapper, Param};
 use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
 
-use super::kinds::{Attach, Layout, Prefix, check_room, control_tokens};
-use super::{GradMemConfig, Lora, MemProj};
+use super::kinds::{Attach, Layout};
+use super::start::{Attached, Start};
+use super::{GradMemConfig, Lora, Memory};
 use crate::error::Error;
 use crate::model::CausalLm;
 use crate::model::layers::{Init, Linear};
@@ -16,18 +17,8 @@ use crate::model::layers::{Init, Linear};
 pub struct GradMem<B: Backend, M> {
     /// The language model.
     pub model: M,
-    /// M0, where every WRITE starts: `[memory_tokens, d_model]`.
-    pub mem: Param<Tensor<B, 2>>,
-    /// The map between memory and model, or where every sample's own starts.
-    pub mem_proj: Option<Linear<B>>,
-    /// Before the memory in WRITE: `[ctrl_tokens, d_model]`.
-    pub write_st: Option<Param<Tensor<B, 2>>>,
-    /// Behind the memory in WRITE.
-    pub write_end: Option<Param<Tensor<B, 2>>>,
-    /// Before the memory in READ.
-    pub read_st: Option<Param<Tensor<B, 2>>>,
-    /// Behind the memory in READ.
-    pub read_end: Option<Param<Tensor<B, 2>>>,
+    /// M0, where every WRITE starts, and what maps a memory to the model.
+    pub memory: Start<B>,
     /// The head that WRITE predicts with, if not the model's: `[vocab_size, d_model]`.
     pub write_head: Option<Linear<B>>,
     /// Adapters that the model has in WRITE only.
@@ -71,13 +62,8 @@ impl GradMemConfig {
         device: &B::Device,
     ) -> Result<GradMem<B, M>, Error> {
         self.validate()?;
-        check_room(&model, "memory_tokens", self.prefix_len())?;
+        let memory = Start::new(self, &model, &mut init, device)?;
         let d = model.d_model();
-        let mem = init.normal([self.memory_tokens, d], self.memory_std, device);
-        let projects = self.mem_proj != MemProj::None;
-        let mem_proj = projects.then(|| Linear::identity(d, &init, device));
-        let [write_st, write_end, read_st, read_end] =
-            control_tokens([self.ctrl_tokens, d], self.memory_std, &mut init, device);
         let write_head = self.write_head.then(|| {
             let shape = [model.vocab_size(), d];
             Linear::copy(shape, || model.head(), &init, device)
@@ -97,12 +83,7 @@ impl GradMemConfig {
                 true => model.map(&mut Freeze),
                 false => model,
             },
-            mem,
-            mem_proj,
-            write_st,
-            write_end,
-            read_st,
-            read_end,
+            memory,
             write_head,
             write_lora: lora.transpose()?,
             config: self.clone(),
@@ -143,50 +124,68 @@ impl<B: Backend, M: Module<B>> GradMem<B, M> {
     }
 
     /// The memory as WRITE attaches it.
-    pub(super) fn in_write(&self) -> Prefix<'_, B> {
-        Prefix {
-            start: self.write_st.as_ref(),
-            end: self.write_end.as_ref(),
-            ..self.in_read()
-        }
+    pub(super) fn in_write(&self) -> Attached<'_, B> {
+        self.memory.in_write()
     }
 
     /// The memory as READ attaches it.
-    pub(super) fn in_read(&self) -> Prefix<'_, B> {
-        Prefix {
-            start: self.read_st.as_ref(),
-            memory_tokens: self.config.memory_tokens,
-            projection: self.mem_proj.as_ref(),
-            end: self.read_end.as_ref(),
-        }
+    pub(super) fn in_read(&self) -> Attached<'_, B> {
+        self.memory.in_read()
     }
-}
 
-impl<B: Backend, M: CausalLm<B>> GradMem<B, M> {
+    /// M_0 of so many samples.
+    pub(crate) fn written_from(&self, batch: usize) -> Vec<Tensor<B, 3>> {
+        self.start(batch)
+    }
+
     /// What one sample's memory is made of.
-    pub(super) fn layout(&self) -> Layout {
-        Layout {
-            vectors: [self.config.memory_tokens, self.model.d_model()],
-            own_projection: self.config.mem_proj == MemProj::PerSample,
-        }
+    pub(crate) fn layout(&self) -> Layout {
+        self.memory.layout()
     }
 
-    /// The first token of a context that WRITE predicts.
+    /// The first token of a chunk that WRITE predicts.
     pub(super) fn first_predicted(&self) -> usize {
-        Attach::<B, M>::first(&self.in_write())
+        self.config.first_predicted()
     }
 
     /// M_0 of each of `batch` samples: what WRITE changes, one tensor `[batch, rows, columns]` for each matrix.
     pub(super) fn start(&self, batch: usize) -> Vec<Tensor<B, 3>> {
-        let each = |x: Tensor<B, 2>| {
-            let [rows, d] = x.dims();
-            x.unsqueeze::<3>().expand([batch, rows, d])
+        self.memory.of_batch(batch)
+    }
+}
+
+impl<B: Backend, M: CausalLm<B>> GradMem<B, M> {
+    /// With the losses that compare WRITE's steps with READ, whatever their weights are.
+    pub(crate) fn with_alignment(&self) -> Self {
+        let mut aligned = self.clone();
+        aligned.config.step_alignment_weight = 1.0;
+        aligned.config.intermediate_read_weight = 1.0;
+        aligned
+    }
+
+    /// What READ is given, under the reference's names and in its shapes.
+    pub(crate) fn named_matrices(&self, memory: &Memory<B>) -> Vec<(String, Tensor<B, 4>)> {
+        let joined = match memory.parts() {
+            [only] => only.clone(),
+            several => Attach::<B, M>::join(&self.in_read(), several),
         };
-        let mut start = vec![each(self.mem.val())];
-        if let (MemProj::PerSample, Some(proj)) = (self.config.mem_proj, &self.mem_proj) {
-            start.push(each(proj.weight.val()));
-            start.extend(proj.bias.as_ref().map(|bias| each(bias.val().unsqueeze())));
-        }
-        start
+        let names = match &self.memory {
+            Start::Prefix(_) => ["memory", "memory_W", "memory_b"]
+                .map(String::from)
+                .to_vec(),
+            other => {
+                let names = other.layout().names.into_iter();
+                names.map(|name| format!("memory.{name}")).collect()
+            }
+        };
+        let matrices = joined.into_iter().map(|matrix| match &self.memory {
+            Start::Kv(start) => {
+                let [batch, m, _] = matrix.dims();
+                let [heads, head_dim] = start.heads();
+                matrix.reshape([batch, m, heads, head_dim]).swap_dims(1, 2)
+            }
+            _ => matrix.unsqueeze_dim(1),
+        });
+        names.into_iter().zip(matrices).collect()
     }
 }

@@ -148,8 +148,8 @@ fn matrices<B: Backend, M: Module<B>>(model: &M) -> Vec<Matrix> {
         fn enter_module(&mut self, name: &str, container: &str) {
             self.path.enter(name, container);
         }
-        fn exit_module(&mut self, _: &str, container: &str) {
-            self.path.exit(container);
+        fn exit_module(&mut self, name: &str, container: &str) {
+            self.path.exit(name, container);
         }
         fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
             let name = self.path.name();
@@ -186,8 +186,8 @@ impl<B: Backend> ModuleMapper<B> for Adapt<'_, B> {
         self.path.enter(name, container);
     }
 
-    fn exit_module(&mut self, _: &str, container: &str) {
-        self.path.exit(container);
+    fn exit_module(&mut self, name: &str, container: &str) {
+        self.path.exit(name, container);
     }
 
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<B, D>>) -> Param<Tensor<B, D>> {

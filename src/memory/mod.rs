@@ -3,7 +3,7 @@
 //!
 //! | the paper (section 3) | here |
 //! |---|---|
-//! | M0, the meta-learned start | [`GradMem::mem`], `gradmem.rs` |
+//! | M0, the meta-learned start | [`GradMem::memory`], `start.rs` |
 //! | WRITE: `M_{k+1} = M_k − α ∇_M L_write(M_k; C)` | [`GradMem::write`], `write.rs` |
 //! | READ: the target from `[M_K; Q]` | [`GradMem::read`], `read.rs` |
 //! | the outer loss, differentiated through WRITE | [`GradMem::outer`], [`GradMem::outer_gradient`], `outer.rs` |
@@ -17,22 +17,28 @@
 //! [`kinds`] has what any memory shares, GradMem's and a baseline's: its value, how it is attached to a model,
 //! its files.
 
+mod auxiliary;
 mod budget;
 mod config;
 mod gradmem;
 pub mod kinds;
 mod lora;
+mod noise;
 mod outer;
 mod read;
 mod reconstruct;
 mod save;
+mod segments;
+mod start;
 mod stop;
 mod write;
 
-pub use config::{GradMemConfig, GradMode, MemProj};
+pub use auxiliary::Auxiliary;
+pub use config::{Chunks, GradMemConfig, GradMode, LoraPlace, MemProj, MemoryKind};
 pub use gradmem::GradMem;
 pub use kinds::{Memory, MemoryFile, MemoryFloat, Origin, Written};
 pub use lora::Lora;
 pub use outer::{MetaGradient, Outer};
 pub use reconstruct::Reconstruction;
+pub use start::{KvStart, LoraStart, PrefixStart, Start};
 pub use stop::StopRule;

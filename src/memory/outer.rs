@@ -9,6 +9,9 @@
 //! ```text
 //! v_K−1 = ∂L/∂M_{K−1}        v_k = ∂⟨M_{k+1}(M_k, θ), v_{k+1}⟩/∂M_k        ∂L/∂θ = Σ_k ∂⟨M_{k+1}(M_k, θ), v_{k+1}⟩/∂θ
 //! ```
+//!
+//! The steps of all chunks are one row of steps. What a step adds to the loss itself ([`Auxiliary`]) is added to its product;
+//! where READ is given the memories of all chunks, the gradient to a chunk's is added to `v` there.
 
 use burn::module::{AutodiffModule, Module};
 use burn::optim::{GradientsAccumulator, GradientsParams};
@@ -16,8 +19,9 @@ use burn::tensor::Tensor;
 use burn::tensor::backend::{AutodiffBackend, Backend};
 use serde::{Deserialize, Serialize};
 
-use super::write::detached;
-use super::{GradMem, GradMode, Memory};
+use super::segments::Segments;
+use super::write::{Step, detached};
+use super::{Auxiliary, GradMem, GradMode, Memory};
 use crate::episode::Episode;
 use crate::error::Error;
 use crate::model::Writable;
@@ -31,10 +35,10 @@ pub enum MetaGradient {
     /// Unrolled if its graphs fit into half of the memory that is free, else Replay.
     #[default]
     Auto,
-    /// One graph over all K steps: fastest; memory grows with K.
+    /// One graph over all K steps: fastest; memory grows with K and the number of chunks.
     Unrolled,
-    /// One step's graph at a time: memory does not grow with K; all second-order steps but the last are
-    /// taken twice.
+    /// One step's graph at a time: memory does not grow with K or the number of chunks; all second-order steps but the
+    /// last are taken twice.
     Replay,
 }
 
@@ -44,10 +48,11 @@ pub enum MetaGradient {
 pub struct Outer<B: Backend> {
     /// Mean `−log p` of the labelled tokens, `[1]`.
     pub read_loss: Tensor<B, 1>,
-    /// `inner_loss_weight` times the batch mean of the WRITE loss before the last step, `[1]`, if it
-    /// has a part in the outer loss.
-    pub write_term: Option<Tensor<B, 1>>,
-    /// `[batch · r, seq + 1, vocab_size]`
+    /// The losses beside it, not weighted.
+    pub auxiliary: Auxiliary<B>,
+    /// What they add to what training minimises, `[1]`, if anything.
+    pub term: Option<Tensor<B, 1>>,
+    /// `[batch · r, seq + 1, vocab_size]`; without the first row if nothing predicts a first token
     pub logits: Tensor<B, 3>,
     /// The memory after WRITE.
     pub memory: Memory<B>,
@@ -56,56 +61,112 @@ pub struct Outer<B: Backend> {
 impl<B: Backend> Outer<B> {
     /// What training minimises, `[1]`.
     pub fn loss(&self) -> Tensor<B, 1> {
-        match &self.write_term {
+        match &self.term {
             Some(term) => self.read_loss.clone() + term.clone(),
             None => self.read_loss.clone(),
-        }
-    }
-
-    /// What an episode adds to the loss of the batch that it is a part of, `[1]`.
-    fn share_of_loss(&self, episode: &Episode<B>) -> Tensor<B, 1> {
-        let read_loss = episode.share(self.read_loss.clone(), |totals| totals.labels);
-        match self.write_term.clone() {
-            Some(term) => read_loss + episode.share(term, |totals| totals.contexts),
-            None => read_loss,
         }
     }
 }
 
 impl<B: Backend, M: Writable<B>> GradMem<B, M> {
-    /// Writes the contexts, reads the queries and takes the outer loss. On an autodiff backend
+    /// Writes the contexts, reads the queries and takes the outer loss as training does. On an autodiff backend
     /// `outer.loss().backward()` is the meta-gradient: one graph over all K steps.
     ///
     /// # Errors
     ///
     /// As [`GradMem::write`] and [`GradMem::read`]; also labels beyond the vocabulary.
     pub fn outer(&self, episode: &Episode<B>) -> Result<Outer<B>, Error> {
-        self.check_episode(episode)?;
-        self.read_out(self.all_steps(episode.contexts()), episode)
+        let segments = self.segments_of(episode)?;
+        self.unrolled(episode, &segments)
     }
 
-    fn check_episode(&self, episode: &Episode<B>) -> Result<(), Error> {
-        self.check_contexts(episode.contexts())?;
-        episode.check_questions(&self.model, self.config.prefix_len())
+    /// Writes the contexts and reads the queries, without what only training has: of the losses beside READ's there is
+    /// WRITE's alone, and there is no noise.
+    ///
+    /// # Errors
+    ///
+    /// As [`GradMem::outer`].
+    pub fn answer(&self, episode: &Episode<B>) -> Result<Outer<B>, Error> {
+        let quiet = self.without_auxiliary();
+        let segments = quiet.segments_of(episode)?;
+        quiet.unrolled(episode, &segments)
+    }
+
+    fn without_auxiliary(&self) -> Self {
+        let mut quiet = self.clone();
+        let config = &mut quiet.config;
+        for weight in [
+            &mut config.step_alignment_weight,
+            &mut config.intermediate_read_weight,
+            &mut config.memory_alignment_weight,
+            &mut config.star_weight,
+            &mut config.memory_noise,
+        ] {
+            *weight = 0.0;
+        }
+        quiet
+    }
+
+    /// The chunks of an episode that passed its checks.
+    fn segments_of(&self, episode: &Episode<B>) -> Result<Segments<B>, Error> {
+        let contexts = episode.contexts();
+        let segments = self.segments(contexts)?;
+        episode.check_questions(&self.model, self.config.read_after(contexts.width()))?;
+        Ok(segments)
+    }
+
+    fn unrolled(&self, episode: &Episode<B>, segments: &Segments<B>) -> Result<Outer<B>, Error> {
+        let start = self.outer_start(episode.len());
+        let mut terms = Ok(Auxiliary::default());
+        let memory =
+            self.training_steps(self.every_step(segments), start.clone(), segments, |step| {
+                self.add_terms(&mut terms, &step, segments, episode)
+            });
+        let mut terms = terms?;
+        terms.add(self.terms_of_end(&start, memory.fast(), segments, episode)?);
+        self.read_out(memory, terms, episode)
+    }
+
+    fn add_terms(
+        &self,
+        sum: &mut Result<Auxiliary<B>, Error>,
+        step: &Step<'_, B>,
+        segments: &Segments<B>,
+        episode: &Episode<B>,
+    ) {
+        let terms = self.terms_of_step(step, segments, episode);
+        match (sum.as_mut(), terms) {
+            (Ok(sum), Ok(terms)) => sum.add(terms),
+            (Ok(_), Err(error)) => *sum = Err(error),
+            (Err(_), _) => {}
+        }
     }
 
     /// READ and the losses.
-    fn read_out(&self, memory: Memory<B>, episode: &Episode<B>) -> Result<Outer<B>, Error> {
+    fn read_out(
+        &self,
+        memory: Memory<B>,
+        auxiliary: Auxiliary<B>,
+        episode: &Episode<B>,
+    ) -> Result<Outer<B>, Error> {
         let (logits, read_loss) = timed::<B, _>(Phase::Read, &episode.device(), || {
             let logits = self.read(&memory, episode.queries())?;
             let read_loss = episode.read_loss(logits.clone());
             Ok::<_, Error>((logits, read_loss))
         })?;
-        let weight = self.config.inner_loss_weight;
-        let write_term = match memory.losses.last() {
-            Some(inner) if weight > 0.0 => Some(inner.clone().mean().mul_scalar(weight)),
-            _ => None,
-        };
         Ok(Outer {
             read_loss,
-            write_term,
+            term: auxiliary.weighted(&self.config, self.counted(), |mean, _| mean),
+            auxiliary,
             logits,
             memory,
+        })
+    }
+
+    /// What losses add to that of the batch that the episode is a part of, `[1]`.
+    fn term_of_part(&self, terms: &Auxiliary<B>, episode: &Episode<B>) -> Option<Tensor<B, 1>> {
+        terms.weighted(&self.config, self.counted(), |mean, count| {
+            episode.share(mean, count)
         })
     }
 }
@@ -127,15 +188,26 @@ where
         episode: &Episode<B>,
         strategy: MetaGradient,
     ) -> Result<(GradientsParams, Outer<B>), Error> {
-        self.check_episode(episode)?;
+        let segments = self.segments_of(episode)?;
         let contexts = episode.contexts();
         let size = [contexts.len(), contexts.width()];
         if self.choose(strategy, size) == MetaGradient::Replay {
-            return self.replay(episode);
+            return self.replay(episode, &segments);
         }
-        let outer = self.read_out(self.all_steps(contexts), episode)?;
-        let gradients = self.outer_backward(outer.share_of_loss(episode));
+        let outer = self.unrolled(episode, &segments)?;
+        let loss = self.loss_of_part(&outer, &outer.auxiliary, episode);
+        let gradients = self.outer_backward(loss);
         Ok((GradientsParams::from_grads(gradients, self), outer))
+    }
+
+    fn loss_of_part(
+        &self,
+        outer: &Outer<B>,
+        terms: &Auxiliary<B>,
+        episode: &Episode<B>,
+    ) -> Tensor<B, 1> {
+        let read_loss = episode.share(outer.read_loss.clone(), self.counted());
+        sum(read_loss, self.term_of_part(terms, episode))
     }
 
     fn outer_backward(&self, loss: Tensor<B, 1>) -> B::Gradients {
@@ -144,15 +216,18 @@ where
     }
 
     /// The same gradient, one step's graph at a time.
-    fn replay(&self, episode: &Episode<B>) -> Result<(GradientsParams, Outer<B>), Error> {
-        let contexts = episode.contexts();
-        let last = self.config.write_steps - 1;
+    fn replay(
+        &self,
+        episode: &Episode<B>,
+        segments: &Segments<B>,
+    ) -> Result<(GradientsParams, Outer<B>), Error> {
+        let steps = self.config.write_steps;
+        let last = self.every_step(segments).end - 1;
         let constant = self.clone().no_grad();
-        let start = detached(&constant.start(contexts.len()));
-        let mut path = vec![Memory::from_fast(start)];
-        for k in 0..last {
-            let fast = path[k].fast().to_vec();
-            path.push(constant.steps(k..k + 1, fast, contexts));
+        let mut path = vec![Memory::from_fast(detached(&constant.start(episode.len())))];
+        for n in 0..last {
+            let fast = path[n].fast().to_vec();
+            path.push(constant.training_steps(n..n + 1, fast, segments, |_| {}));
         }
 
         let mut total = GradientsAccumulator::new();
@@ -168,30 +243,100 @@ where
             total.accumulate(self, GradientsParams::from_grads(gradients, self));
             to_memory
         };
-        let from = leaves(&path[last]);
-        let mut memory = self.steps(last..last + 1, from.clone(), contexts);
-        for (k, before) in path.iter_mut().skip(1).enumerate() {
-            memory.losses.insert(k, before.losses.remove(0));
-            memory.grad_norms.insert(k, before.grad_norms.remove(0));
-        }
-        let outer = self.read_out(memory, episode)?;
-        let mut v = walk(outer.share_of_loss(episode), &from);
-        // Where a step is not of second order, M_{k+1} is M_k and a constant: v stays.
-        for k in (0..last).rev().filter(|k| self.config.is_second_order(*k)) {
-            let from = leaves(&path[k]);
-            let next = self.steps(k..k + 1, from.clone(), contexts);
-            v = walk(product(next.fast(), v), &from);
+        let step = |n: usize, from: &[Tensor<B, 3>]| {
+            let mut terms = Ok(Auxiliary::default());
+            let next = self.training_steps(n..n + 1, from.to_vec(), segments, |step| {
+                self.add_terms(&mut terms, &step, segments, episode);
+            });
+            Ok::<_, Error>((next, terms?))
+        };
+
+        // READ, the last step, and what stands for the memories before it: its start, those that the chunks before left if
+        // READ is given them, and M_0 if a loss compares the last memory with it.
+        let from = leaves(path[last].fast());
+        let ends: Vec<Vec<Tensor<B, 3>>> = match self.config.concatenates() {
+            true => {
+                let ends = (1..segments.pieces.len()).map(|piece| &path[piece * steps]);
+                ends.map(|end| leaves(end.fast())).collect()
+            }
+            false => Vec::new(),
+        };
+        let origin = match self.has_terms_of_end() && last > 0 {
+            true => leaves(path[0].fast()),
+            false => Vec::new(),
+        };
+        let (next, mut terms) = step(last, &from)?;
+        let start = if origin.is_empty() { &from } else { &origin };
+        terms.add(self.terms_of_end(start, next.fast(), segments, episode)?);
+        let mut memory = match ends.as_slice() {
+            [] => Memory::from_parts(vec![next.fast().to_vec()], None),
+            ends => {
+                let parts = [ends, &[next.fast().to_vec()]].concat();
+                Memory::from_parts(parts, Some(segments.counts.clone()))
+            }
+        };
+        let of_path = path[1..].iter().chain([&next]);
+        let (losses, norms) = of_path
+            .map(|step| (step.losses[0].clone(), step.grad_norms[0].clone()))
+            .unzip();
+        memory = memory.after(losses, norms);
+        let outer = self.read_out(memory, terms, episode)?;
+        let leaves_of_all = [&from, &ends.concat(), &origin].map(Vec::as_slice).concat();
+        let loss = self.loss_of_part(&outer, &outer.auxiliary, episode);
+        let mut to_leaves = walk(loss, &leaves_of_all).into_iter();
+        let matrices = from.len();
+        let mut take = || to_leaves.by_ref().take(matrices).collect::<Vec<_>>();
+        let mut v = take();
+        let to_ends: Vec<_> = ends.iter().map(|_| take()).collect();
+        let to_origin = take();
+
+        let mut auxiliary = outer.auxiliary.clone().detach();
+        for n in (0..last).rev() {
+            if (n + 1) % steps == 0
+                && let Some(to_end) = to_ends.get((n + 1) / steps - 1)
+            {
+                v = v
+                    .into_iter()
+                    .zip(to_end)
+                    .map(|(v, to_end)| v + to_end.clone())
+                    .collect();
+            }
+            let k = n % steps;
+            let has_terms = self.config.has_terms(k);
+            // Where a step is not of second order, M_{k+1} is M_k and a constant: v stays.
+            if !self.config.is_second_order(k) && !has_terms {
+                continue;
+            }
+            let from = leaves(path[n].fast());
+            let (next, terms) = step(n, &from)?;
+            let loss = sum(product(next.fast(), v), self.term_of_part(&terms, episode));
+            v = walk(loss, &from);
+            auxiliary.add(terms.detach());
         }
         if self.config.grad_mode != GradMode::None {
-            walk(product(&self.start(contexts.len()), v), &[]);
+            let v = match to_origin.is_empty() {
+                true => v,
+                false => v
+                    .into_iter()
+                    .zip(to_origin)
+                    .map(|(v, more)| v + more)
+                    .collect(),
+            };
+            walk(product(&self.start(episode.len()), v), &[]);
         }
+        let term = auxiliary.weighted(&self.config, self.counted(), |mean, _| mean);
+        let outer = Outer {
+            term,
+            auxiliary,
+            ..outer
+        };
         Ok((total.grads(), outer))
     }
 }
 
 /// The same values, where a graph begins.
-fn leaves<B: Backend>(memory: &Memory<B>) -> Vec<Tensor<B, 3>> {
-    let fast = detached(memory.fast()).into_iter();
+fn leaves<B: Backend>(memory: &[Tensor<B, 3>]) -> Vec<Tensor<B, 3>> {
+    let fast = detached(memory).into_iter();
     fast.map(Tensor::require_grad).collect()
 }
 
@@ -201,4 +346,11 @@ fn product<B: Backend>(x: &[Tensor<B, 3>], v: Vec<Tensor<B, 3>>) -> Tensor<B, 1>
     products
         .reduce(|sum, product| sum + product)
         .expect("a memory has vectors")
+}
+
+fn sum<B: Backend>(loss: Tensor<B, 1>, term: Option<Tensor<B, 1>>) -> Tensor<B, 1> {
+    match term {
+        Some(term) => loss + term,
+        None => loss,
+    }
 }

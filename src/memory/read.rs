@@ -3,7 +3,7 @@
 use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
 
-use super::kinds::{self, Attach};
+use super::kinds;
 use super::{GradMem, Memory};
 use crate::episode::Tokens;
 use crate::error::Error;
@@ -18,13 +18,13 @@ impl<B: Backend, M: CausalLm<B>> GradMem<B, M> {
     ///
     /// - `queries`: `[batch · r, seq]` (query and target together when training)
     /// - output: `[batch · r, seq + 1, vocab_size]`; row 0 is predicted from the memory alone, row `i + 1`
-    ///   after token `i`
+    ///   after token `i`; with a memory that predicts no first token, `[batch · r, seq, vocab_size]` without row 0
     ///
     /// # Errors
     ///
     /// Shapes that do not fit, a token the model does not have, or more tokens than positions.
     pub fn read(&self, memory: &Memory<B>, queries: &Tokens<B>) -> Result<Tensor<B, 3>, Error> {
-        memory.check(self.layout())?;
+        memory.check(&self.layout())?;
         kinds::read(&self.in_read(), &self.model, memory, queries)
     }
 
@@ -35,7 +35,7 @@ impl<B: Backend, M: CausalLm<B>> GradMem<B, M> {
     ///
     /// If the memory is of another shape than this model's.
     pub fn reader(&self, memory: &Memory<B>) -> Result<Reader<'_, B, M>, Error> {
-        memory.check(self.layout())?;
-        self.in_read().reader(&self.model, memory.fast())
+        memory.check(&self.layout())?;
+        kinds::reader(&self.in_read(), &self.model, memory)
     }
 }

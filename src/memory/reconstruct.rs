@@ -4,10 +4,12 @@ use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
 
 use super::kinds::Attach;
+use super::segments::Segment;
 use super::{GradMem, Memory};
 use crate::episode::{Tokens, check_contexts};
 use crate::error::Error;
-use crate::model::{Cache, CausalLm, Writable, check_positions};
+use crate::model::rows::repeat;
+use crate::model::{CausalLm, Writable, check_positions};
 
 /// How well memories reconstruct their contexts, teacher-forced.
 #[derive(Clone, Debug)]
@@ -43,8 +45,8 @@ impl<B: Backend, M: Writable<B>> GradMem<B, M> {
         memory: &Memory<B>,
         contexts: &Tokens<B>,
     ) -> Result<Reconstruction<B>, Error> {
-        self.check_contexts(contexts)?;
-        memory.check(self.layout())?;
+        let segments = self.segments(contexts)?;
+        memory.check(&self.layout())?;
         if memory.len() != contexts.len() {
             return Err(Error::Input(format!(
                 "there are {} memories, but {} contexts",
@@ -52,34 +54,57 @@ impl<B: Backend, M: Writable<B>> GradMem<B, M> {
                 contexts.len()
             )));
         }
-        let embeds = self.model.embed(contexts.ids());
-        let logits = self
-            .with_adapters()
-            .reconstruction_logits(memory.fast(), embeds);
-        let first = self.first_predicted();
-        let targets = contexts.targets(first);
-        let right = logits.clone().argmax(2).reshape(targets.dims());
-        let right = right.equal(targets).float();
-        let shares = (right * contexts.mean_weights(first)).sum_dim(1);
+        let writing = self.with_adapters();
+        let found = segments.pieces.iter().enumerate().map(|(at, piece)| {
+            let part = memory.parts().len().min(at + 1) - 1;
+            writing.reconstruct_piece(&memory.parts()[part], piece)
+        });
+        let found: Vec<_> = found.collect();
+        let each = |of: fn(&Reconstruction<B>) -> Tensor<B, 1>| {
+            segments.over_chunks(found.iter().map(of).collect(), self.first_predicted())
+        };
         Ok(Reconstruction {
-            accuracy: shares.flatten(0, 1),
-            loss: self.write_losses(logits, contexts),
+            loss: each(|found| found.loss.clone()),
+            accuracy: each(|found| found.accuracy.clone()),
         })
     }
 
+    /// The same of a piece by the memory that is to hold it.
+    fn reconstruct_piece(&self, fast: &[Tensor<B, 3>], piece: &Segment<B>) -> Reconstruction<B> {
+        let fast: Vec<_> = fast
+            .iter()
+            .map(|x| repeat(x.clone(), piece.times))
+            .collect();
+        let embeds = self.model.embed(piece.tokens.ids());
+        let Some(logits) = self.reconstruction_logits(&fast, embeds) else {
+            let none = Tensor::zeros([piece.tokens.len() / piece.times], &piece.tokens.device());
+            return Reconstruction {
+                loss: none.clone(),
+                accuracy: none,
+            };
+        };
+        let targets = piece.tokens.targets(self.first_predicted());
+        let right = logits.clone().argmax(2).reshape(targets.dims());
+        let right = right.equal(targets).float();
+        Reconstruction {
+            accuracy: piece.mean(right),
+            loss: self.losses_of(logits, piece),
+        }
+    }
+
     /// The contexts that the memories hold, reconstructed greedily by WRITE's model from the memories alone:
-    /// each token after those generated before it, as many as `lengths` says.
+    /// each token after those generated before it, as many as `lengths` says; chunk by chunk, if they were written so.
     ///
     /// # Errors
     ///
-    /// If the memories are of another shape, not as many as lengths, or a length is beyond the model's
-    /// positions.
+    /// If the memories are of another shape, not as many as lengths, or predict no first token, or a length is beyond the
+    /// model's positions.
     pub fn reconstruct(
         &self,
         memory: &Memory<B>,
         lengths: &[usize],
     ) -> Result<Vec<Vec<u32>>, Error> {
-        memory.check(self.layout())?;
+        memory.check(&self.layout())?;
         let samples = memory.len();
         if samples != lengths.len() {
             return Err(Error::Input(format!(
@@ -87,28 +112,29 @@ impl<B: Backend, M: Writable<B>> GradMem<B, M> {
                 lengths.len()
             )));
         }
+        if self.first_predicted() > 0 {
+            return Err(Error::Input(format!(
+                "a memory of kind `{}` predicts no first token to begin a reconstruction with",
+                self.config.kind.as_str()
+            )));
+        }
         let longest = lengths.iter().copied().max().unwrap_or(0);
+        let chunk = self.config.longest_chunk(longest);
         let writing = self.with_adapters();
-        let kind = writing.in_write();
-        let before = Attach::<B, M>::positions(&kind);
-        check_positions(&self.model, longest, before, "context")?;
-        let mut cache = Cache::new();
-        let mut hidden = writing
-            .model
-            .hidden_after(kind.vectors::<M>(memory.fast()), &mut cache)
-            .narrow(1, before - 1, 1);
+        check_positions(&self.model, chunk, self.config.prefix_len(), "context")?;
         let mut rows = vec![Vec::with_capacity(longest); samples];
-        for at in 0..longest {
-            let next = writing
-                .write_logits(hidden.clone())
-                .argmax(2)
-                .reshape([samples, 1]);
-            for (row, id) in rows.iter_mut().zip(next.to_data().iter::<i64>()) {
-                row.push(id as u32);
-            }
-            if at + 1 < longest {
-                let embeds = writing.model.embed(next);
-                hidden = writing.model.hidden_after(embeds, &mut cache);
+        // Chunks that one memory holds begin alike: it tells of the last that it has seen.
+        let chunks = match self.config.concatenates() {
+            true => longest.div_ceil(chunk.max(1)).min(memory.parts().len()),
+            false => 1,
+        };
+        for part in 0..chunks {
+            let kind = writing.in_write();
+            let reader = kind.reader(&writing.model, &memory.parts()[part])?;
+            let length = chunk.min(longest - part * chunk);
+            let told = reader.told(length, |hidden| writing.write_logits(hidden));
+            for (row, told) in rows.iter_mut().zip(told) {
+                row.extend(told);
             }
         }
         for (row, length) in rows.iter_mut().zip(lengths) {
@@ -122,6 +148,8 @@ impl<B: Backend, M: CausalLm<B>> GradMem<B, M> {
     /// Fails on contexts that this model cannot write. Host arithmetic only.
     pub(super) fn check_contexts(&self, contexts: &Tokens<B>) -> Result<(), Error> {
         check_contexts(contexts)?;
-        contexts.check(&self.model, self.config.prefix_len(), "context")
+        let longest = self.config.longest_chunk(contexts.width());
+        check_positions(&self.model, longest, self.config.prefix_len(), "context")?;
+        contexts.check_ids(&self.model, "context")
     }
 }

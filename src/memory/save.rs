@@ -25,7 +25,8 @@ impl<B: Backend, M: CausalLm<B>> GradMem<B, M> {
     ///
     /// If they are of another shape than this model's or hold non-finite numbers.
     pub fn pack(&self, memory: &Memory<B>) -> Result<MemoryFile, Error> {
-        memory.check(self.layout())?;
+        let layout = self.layout();
+        memory.check(&layout)?;
         let origin = Origin {
             method: GRADMEM.into(),
             model: self.fingerprint(),
@@ -33,7 +34,7 @@ impl<B: Backend, M: CausalLm<B>> GradMem<B, M> {
             write_lr: Some(self.config.write_lr),
             tokenizer: None,
         };
-        pack(memory, origin)
+        pack(memory, origin, &layout)
     }
 
     /// Memories that this model wrote, back on its backend.
@@ -42,8 +43,13 @@ impl<B: Backend, M: CausalLm<B>> GradMem<B, M> {
     ///
     /// If another method or model wrote them, with both fingerprints named, or they are of another shape.
     pub fn unpack(&self, file: &MemoryFile) -> Result<Memory<B>, Error> {
-        let device = self.mem.val().device();
-        unpack(file, [GRADMEM, &self.fingerprint()], self.layout(), &device)
+        let device = self.memory.device();
+        unpack(
+            file,
+            [GRADMEM, &self.fingerprint()],
+            &self.layout(),
+            &device,
+        )
     }
 
     /// Saves memories as `.safetensors`: [`GradMem::pack`], and [`MemoryFile::save`].

@@ -3,10 +3,12 @@
 //! The paper takes the best K of up to 30 after looking at the answers (section 4.2). A rule looks at
 //! what WRITE has anyway, the loss it lowers.
 
+use burn::module::Module;
 use burn::tensor::backend::Backend;
 use burn::tensor::{Bool, Tensor, TensorData};
 use serde::{Deserialize, Serialize};
 
+use super::segments::Segments;
 use super::write::{Order, StepModels, detached};
 use super::{GradMem, Memory};
 use crate::episode::Tokens;
@@ -96,7 +98,8 @@ impl Progress {
 
 impl<B: Backend, M: Writable<B>> GradMem<B, M> {
     /// `M_0, M_1, M_2, …` of each context, without end: what other numbers of WRITE steps would give, each for
-    /// the price of one step more. For test time: no graph for an outer gradient is kept.
+    /// the price of one step more. With contexts in several chunks a number of steps is that of each, so all of them are
+    /// taken again. For test time: no graph for an outer gradient is kept.
     ///
     /// # Errors
     ///
@@ -105,24 +108,46 @@ impl<B: Backend, M: Writable<B>> GradMem<B, M> {
         &'a self,
         contexts: &'a Tokens<B>,
     ) -> Result<impl Iterator<Item = Memory<B>> + use<'a, B, M>, Error> {
-        self.check_contexts(contexts)?;
+        let segments = self.segments(contexts)?;
+        let start = detached(&self.start(contexts.len()));
+        let constant = self.clone().no_grad();
         let mut models = StepModels::default();
-        let mut memory = Memory::from_fast(detached(&self.start(contexts.len())));
-        let mut is_started = false;
+        let mut memory: Option<Memory<B>> = None;
+        let mut k = 0;
         Ok(std::iter::from_fn(move || {
-            if std::mem::replace(&mut is_started, true) {
-                let fast = memory.fast().to_vec();
-                let (loss, norm, fast) = models.step(self, contexts, fast, Order::None);
-                let losses = [std::mem::take(&mut memory.losses), vec![loss]].concat();
-                let norms = [std::mem::take(&mut memory.grad_norms), vec![norm]].concat();
-                memory = Memory::after(fast, losses, norms);
-            }
-            Some(memory.clone())
+            let next = match memory.take() {
+                None => Memory::from_fast(start.clone()),
+                Some(_) if segments.pieces.len() > 1 => {
+                    let writing = constant.clone().with_write_steps(k);
+                    writing.steps(writing.every_step(&segments), start.clone(), &segments)
+                }
+                Some(before) => self.one_more(before, &segments, 0, &mut models),
+            };
+            k += 1;
+            memory = Some(next.clone());
+            Some(next)
         }))
     }
 
-    /// Writes each context for as many steps as `rule` gives it; also says how many steps each memory
-    /// took. The memory keeps the losses and norms of all steps that were taken for any sample.
+    /// The memory after one more step on a piece.
+    fn one_more(
+        &self,
+        mut before: Memory<B>,
+        segments: &Segments<B>,
+        piece: usize,
+        models: &mut StepModels<B, M>,
+    ) -> Memory<B> {
+        let fast = before.fast().to_vec();
+        let reading = segments.reading(piece);
+        let (loss, norm, fast) = models.step(self, reading, fast, Order::None);
+        let losses = [std::mem::take(&mut before.losses), vec![loss]].concat();
+        let norms = [std::mem::take(&mut before.grad_norms), vec![norm]].concat();
+        Memory::from_fast(fast).after(losses, norms)
+    }
+
+    /// Writes each context for as many steps as `rule` gives it, each chunk for as many as its own loss says; also says how
+    /// many steps each memory took in all. The memory keeps the losses and norms of all steps that were taken for any
+    /// sample.
     ///
     /// A sample's memory does not depend on the others of its batch.
     ///
@@ -135,31 +160,57 @@ impl<B: Backend, M: Writable<B>> GradMem<B, M> {
         rule: &StopRule,
     ) -> Result<(Memory<B>, Vec<usize>), Error> {
         rule.validate()?;
-        let batch = contexts.len();
-        let device = contexts.device();
-        let mut progress = vec![Progress::default(); batch];
+        let segments = self.segments(contexts)?;
+        let mut fast = detached(&self.start(contexts.len()));
+        let mut steps = vec![0; contexts.len()];
+        let (mut parts, mut losses, mut norms) = (Vec::new(), Vec::new(), Vec::new());
+        for piece in 0..segments.pieces.len() {
+            let (memory, taken) = self.write_piece_until(fast, &segments, piece, rule)?;
+            for (steps, taken) in steps.iter_mut().zip(taken) {
+                *steps += taken;
+            }
+            fast = memory.fast().to_vec();
+            losses.extend(memory.losses);
+            norms.extend(memory.grad_norms);
+            if self.config.concatenates() {
+                parts.push(fast.clone());
+            }
+        }
+        if parts.is_empty() {
+            parts.push(fast);
+        }
+        let memory = Memory::from_parts(parts, Some(segments.counts.clone()));
+        Ok((memory.after(losses, norms), steps))
+    }
+
+    fn write_piece_until(
+        &self,
+        start: Vec<Tensor<B, 3>>,
+        segments: &Segments<B>,
+        piece: usize,
+        rule: &StopRule,
+    ) -> Result<(Memory<B>, Vec<usize>), Error> {
+        let device = segments.contexts.device();
+        let mut progress = vec![Progress::default(); segments.contexts.len()];
+        let mut models = StepModels::default();
         let mut kept: Option<Memory<B>> = None;
-        let mut before: Option<Memory<B>> = None;
+        let mut now = Memory::from_fast(start);
         // The loss at a memory is known when the step from it is taken.
-        for next in self.trajectory(contexts)? {
-            if let (Some(memory), Some(losses)) = (before.take(), next.losses.last()) {
-                let losses = losses.to_data();
-                let better: Vec<bool> = progress
-                    .iter_mut()
-                    .zip(losses.iter::<f64>())
-                    .map(|(progress, loss)| {
-                        !rule.is_done(*progress) && progress.see(loss, rule.tolerance)
-                    })
-                    .collect();
-                kept = Some(match kept {
-                    Some(kept) if better.contains(&false) => choose(kept, memory, &better, &device),
-                    _ => memory,
-                });
-            }
-            if progress.iter().all(|progress| rule.is_done(*progress)) {
-                break;
-            }
-            before = Some(next);
+        while !progress.iter().all(|progress| rule.is_done(*progress)) {
+            let next = self.one_more(now.clone(), segments, piece, &mut models);
+            let losses = next.losses[next.losses.len() - 1].to_data();
+            let better: Vec<bool> = progress
+                .iter_mut()
+                .zip(losses.iter::<f64>())
+                .map(|(progress, loss)| {
+                    !rule.is_done(*progress) && progress.see(loss, rule.tolerance)
+                })
+                .collect();
+            kept = Some(match kept {
+                Some(kept) if better.contains(&false) => choose(kept, now, &better, &device),
+                _ => now,
+            });
+            now = next;
         }
         let steps = progress.into_iter().map(|progress| progress.best);
         let memory = kept.ok_or_else(|| Error::Input("there is no context".into()))?;
@@ -181,7 +232,7 @@ fn choose<B: Backend>(
         let mask = mask.clone().expand(old.shape());
         old.clone().mask_where(mask, new.clone())
     });
-    Memory::after(fast.collect(), new.losses, new.grad_norms)
+    Memory::from_fast(fast.collect()).after(new.losses, new.grad_norms)
 }
 
 #[cfg(test)]

@@ -2,7 +2,10 @@
 //!
 //! `L_write(M; C) = mean_i −log p(c_i | [M; c_<i])` is each sample's mean over its own tokens, so that α means
 //! the same in a batch of one and of a hundred. (The paper prints a sum; its values of α belong to the mean.)
-//! The last memory vector, or the last control token behind it, predicts the first token.
+//! The last memory vector, or the last control token behind it, predicts the first token; with memories of other kinds
+//! nothing does.
+//!
+//! A context in chunks takes K steps for each of them ([`Chunks`](super::Chunks)); what is said of K holds within each.
 
 use std::ops::Range;
 
@@ -12,10 +15,13 @@ use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
 
 use super::kinds::Attach;
+use super::noise::{noise, rms};
+use super::segments::{Reading, Segment, Segments};
 use super::{GradMem, GradMode, Memory};
 use crate::episode::Tokens;
 use crate::error::Error;
 use crate::model::layers::affine;
+use crate::model::rows::repeat;
 use crate::model::{CausalLm, Writable};
 use crate::support::profile::{Phase, timed};
 
@@ -29,14 +35,45 @@ impl<B: Backend, M: Writable<B>> GradMem<B, M> {
     ///
     /// An empty context, a token the model does not have, or more tokens than the model has positions.
     pub fn write(&self, contexts: &Tokens<B>) -> Result<Memory<B>, Error> {
-        self.check_contexts(contexts)?;
-        Ok(self.all_steps(contexts))
+        let segments = self.segments(contexts)?;
+        let start = self.outer_start(contexts.len());
+        Ok(self.steps(self.every_step(&segments), start, &segments))
     }
 
-    /// WRITE of contexts that passed their checks.
-    pub(super) fn all_steps(&self, contexts: &Tokens<B>) -> Memory<B> {
-        let start = self.outer_start(contexts.len());
-        self.steps(0..self.config.write_steps, start, contexts)
+    /// Writes more into memories, one context to each: WRITE goes on from where it ended, or, if READ is given the
+    /// memories of all chunks, the new ones are added.
+    ///
+    /// # Errors
+    ///
+    /// As [`GradMem::write`]; also memories of another layout, or not as many as contexts.
+    pub fn write_on(&self, memory: Memory<B>, contexts: &Tokens<B>) -> Result<Memory<B>, Error> {
+        memory.check(&self.layout())?;
+        let segments = self.segments(contexts)?;
+        if memory.len() != contexts.len() {
+            return Err(Error::Input(format!(
+                "there are {} memories, but {} contexts to write on",
+                memory.len(),
+                contexts.len()
+            )));
+        }
+        let start = memory.fast().to_vec();
+        let written = self.steps(self.every_step(&segments), start, &segments);
+        if !self.config.concatenates() {
+            return Ok(written);
+        }
+        let (losses, norms) = (written.losses.clone(), written.grad_norms.clone());
+        Ok(memory.followed_by(written)?.after(losses, norms))
+    }
+
+    /// The chunks of contexts that can be written.
+    pub(super) fn segments(&self, contexts: &Tokens<B>) -> Result<Segments<B>, Error> {
+        self.check_contexts(contexts)?;
+        Segments::new(&self.config, contexts, self.first_predicted())
+    }
+
+    /// The K steps of each piece.
+    pub(super) fn every_step(&self, segments: &Segments<B>) -> Range<usize> {
+        0..segments.pieces.len() * self.config.write_steps
     }
 
     /// M_0, on the outer tape unless the outer gradient ends at WRITE.
@@ -47,27 +84,85 @@ impl<B: Backend, M: Writable<B>> GradMem<B, M> {
         }
     }
 
-    /// Those of WRITE's K steps, from what they begin with.
+    /// Some of WRITE's steps, from what they begin with.
     pub(super) fn steps(
         &self,
         steps: Range<usize>,
+        fast: Vec<Tensor<B, 3>>,
+        segments: &Segments<B>,
+    ) -> Memory<B> {
+        self.seen_steps(steps, fast, segments, |_| None, |_| {})
+    }
+
+    /// The same as in training, with noise if there is to be any. `seen` is shown each of them.
+    pub(super) fn training_steps(
+        &self,
+        steps: Range<usize>,
+        fast: Vec<Tensor<B, 3>>,
+        segments: &Segments<B>,
+        seen: impl FnMut(Step<'_, B>),
+    ) -> Memory<B> {
+        let sigma = self.config.memory_noise;
+        let beside = |n: usize| {
+            let start = detached(&self.start(1));
+            let noise = noise(
+                &segments.contexts,
+                n as u64,
+                &detached(&self.start(segments.contexts.len())),
+            );
+            let noise = noise.into_iter().zip(&start);
+            noise
+                .map(|(noise, start)| noise * rms(start).mul_scalar(sigma))
+                .collect()
+        };
+        let beside = |n: usize| (sigma > 0.0).then(|| beside(n));
+        self.seen_steps(steps, fast, segments, beside, seen)
+    }
+
+    /// `beside`: where a step takes its gradient, as the distance from the memory.
+    fn seen_steps(
+        &self,
+        steps: Range<usize>,
         mut fast: Vec<Tensor<B, 3>>,
-        contexts: &Tokens<B>,
+        segments: &Segments<B>,
+        beside: impl Fn(usize) -> Option<Vec<Tensor<B, 3>>>,
+        mut seen: impl FnMut(Step<'_, B>),
     ) -> Memory<B> {
         let mut models = StepModels::default();
         let (mut losses, mut grad_norms) = (Vec::new(), Vec::new());
-        for k in steps {
+        let mut parts = Vec::new();
+        for n in steps {
+            let k = n % self.config.write_steps;
+            if k == 0 {
+                models = StepModels::default();
+            }
             let order = match (self.config.needs_graph(k), self.config.is_second_order(k)) {
                 (true, true) => Order::Second,
                 (true, false) => Order::First,
                 (false, _) => Order::None,
             };
-            let (loss, norm);
-            (loss, norm, fast) = models.step(self, contexts, fast, order);
+            let reading = Reading {
+                beside: beside(n),
+                ..segments.reading(n / self.config.write_steps)
+            };
+            let (loss, norm, after) = models.step(self, reading, fast.clone(), order);
+            seen(Step {
+                n,
+                before: &fast,
+                after: &after,
+                loss: &loss,
+            });
+            fast = after;
             losses.push(loss);
             grad_norms.push(norm);
+            if self.config.concatenates() && k + 1 == self.config.write_steps {
+                parts.push(fast.clone());
+            }
         }
-        Memory::after(fast, losses, grad_norms)
+        if parts.is_empty() {
+            parts.push(fast);
+        }
+        Memory::from_parts(parts, Some(segments.counts.clone())).after(losses, grad_norms)
     }
 
     /// The same with WRITE's adapters added to the model's weights.
@@ -98,6 +193,18 @@ impl<B: Backend, M: Writable<B>> GradMem<B, M> {
     }
 }
 
+/// A step of WRITE, as it was taken.
+pub(super) struct Step<'a, B: Backend> {
+    /// Its number among all steps of all pieces.
+    pub n: usize,
+    /// The memory it began with.
+    pub before: &'a [Tensor<B, 3>],
+    /// The memory it led to.
+    pub after: &'a [Tensor<B, 3>],
+    /// The WRITE loss before it: `[batch]`.
+    pub loss: &'a Tensor<B, 1>,
+}
+
 /// What of a step the outer gradient passes through.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Order {
@@ -109,7 +216,7 @@ pub(super) enum Order {
     Second,
 }
 
-/// The models that steps are taken on, made when they are first needed.
+/// The models that the steps of one piece are taken on, made when they are first needed.
 pub(super) struct StepModels<B: Backend, M: Writable<B>> {
     /// With weights on the outer tape.
     tracked: Option<StepModel<B, M>>,
@@ -126,71 +233,95 @@ impl<B: Backend, M: Writable<B>> Default for StepModels<B, M> {
     }
 }
 
+/// A step's loss before it `[batch]`, the norm of the inner gradient to each matrix `[batch, matrices]`, and what the
+/// memory becomes.
+pub(super) type Stepped<B> = (Tensor<B, 1>, Tensor<B, 2>, Vec<Tensor<B, 3>>);
+
 impl<B: Backend, M: Writable<B>> StepModels<B, M> {
-    /// One step from `fast`: the loss before it `[batch]`, the norm of the inner gradient to the first matrix
-    /// `[batch]`, and what `fast` becomes.
+    /// One step from `fast`.
     pub(super) fn step(
         &mut self,
         gradmem: &GradMem<B, M>,
-        contexts: &Tokens<B>,
+        reading: Reading<'_, B>,
         fast: Vec<Tensor<B, 3>>,
         order: Order,
-    ) -> (Tensor<B, 1>, Tensor<B, 1>, Vec<Tensor<B, 3>>) {
+    ) -> Stepped<B> {
+        let Reading {
+            segment,
+            scale,
+            beside,
+        } = reading;
+        let at: Vec<_> = match beside {
+            Some(beside) => fast
+                .iter()
+                .zip(beside)
+                .map(|(x, by)| x.clone() + by)
+                .collect(),
+            None => fast.clone(),
+        };
         let (loss, gradients) = match order {
             Order::First | Order::Second => self
                 .tracked
-                .get_or_insert_with(|| StepModel::new(gradmem, contexts))
-                .gradients(fast.clone()),
+                .get_or_insert_with(|| StepModel::new(gradmem, segment))
+                .gradients(at, segment),
             Order::None => self
                 .constant
-                .get_or_insert_with(|| StepModel::new(&gradmem.clone().no_grad(), contexts))
-                .gradients(detached(&fast)),
+                .get_or_insert_with(|| StepModel::new(&gradmem.clone().no_grad(), segment))
+                .gradients(detached(&at), segment),
         };
         let gradients = match order {
             Order::Second => gradients,
             Order::First | Order::None => detached(&gradients),
         };
-        let norm = sample_squares(gradients[0].clone().detach()).sqrt();
+        let gradients: Vec<_> = match scale {
+            Some(scale) => gradients.into_iter().map(|g| g.mul_scalar(scale)).collect(),
+            None => gradients,
+        };
+        let norms = gradients.iter().map(|gradient| {
+            let norm = sample_squares(gradient.clone().detach()).sqrt();
+            norm.flatten::<2>(1, 2)
+        });
+        let norms = Tensor::cat(norms.collect(), 1);
         let steps = gradients.into_iter().map(|g| gradmem.clip(g));
         let lr = gradmem.config.write_lr;
         let fast = fast.into_iter().zip(steps);
         let fast = fast.map(|(x, step)| x - step.mul_scalar(lr)).collect();
-        (loss, norm.flatten(0, 2), fast)
+        (loss, norms, fast)
     }
 }
 
 /// The model on one more tape, the inner one, where only the memory requires a gradient: the weights are
 /// constants there, and stay what they are on the outer tape.
-struct StepModel<B: Backend, M: Writable<B>> {
+pub(super) struct StepModel<B: Backend, M: Writable<B>> {
     gradmem: GradMem<Autodiff<B>, M::Lifted>,
     /// `[batch, seq, d_model]`
     embeds: Tensor<Autodiff<B>, 3>,
-    contexts: Tokens<Autodiff<B>>,
 }
 
 impl<B: Backend, M: Writable<B>> StepModel<B, M> {
-    fn new(gradmem: &GradMem<B, M>, contexts: &Tokens<B>) -> Self {
-        let embeds = gradmem.model.embed(contexts.ids());
+    pub(super) fn new(gradmem: &GradMem<B, M>, segment: &Segment<B>) -> Self {
+        let embeds = gradmem.model.embed(segment.tokens.ids());
         Self {
             gradmem: GradMem::from_inner(gradmem.with_adapters()).no_grad(),
             embeds: Tensor::from_inner(embeds),
-            contexts: contexts.lift(),
         }
     }
 
     /// Each sample's WRITE loss `[batch]` at `fast`, and the gradients to it, all tensors of `B`: if `B`
     /// records, they are differentiable in turn.
-    fn gradients(&self, fast: Vec<Tensor<B, 3>>) -> (Tensor<B, 1>, Vec<Tensor<B, 3>>) {
+    pub(super) fn gradients(
+        &self,
+        fast: Vec<Tensor<B, 3>>,
+        segment: &Segment<B>,
+    ) -> (Tensor<B, 1>, Vec<Tensor<B, 3>>) {
         let fast: Vec<Tensor<Autodiff<B>, 3>> = fast
             .into_iter()
             .map(|x| Tensor::from_inner(x).require_grad())
             .collect();
         let device = self.embeds.device();
         let loss = timed::<B, _>(Phase::WriteForward, &device, || {
-            let logits = self
-                .gradmem
-                .reconstruction_logits(&fast, self.embeds.clone());
-            self.gradmem.write_losses(logits, &self.contexts)
+            self.gradmem
+                .losses(&fast, self.embeds.clone(), &segment.lift())
         });
         // No sample sees another, so the gradient of their sum is each sample's own.
         let gradients = timed::<B, _>(Phase::WriteBackward, &device, || {
@@ -205,17 +336,52 @@ impl<B: Backend, M: Writable<B>> StepModel<B, M> {
 }
 
 impl<B: Backend, M: CausalLm<B>> GradMem<B, M> {
+    /// `L_write`: each sample's mean of `−log p` over the tokens of a segment that are predicted, `[batch]`; zero where
+    /// there are none.
+    fn losses(
+        &self,
+        fast: &[Tensor<B, 3>],
+        embeds: Tensor<B, 3>,
+        segment: &Segment<B>,
+    ) -> Tensor<B, 1> {
+        let fast: Vec<_> = fast
+            .iter()
+            .map(|x| repeat(x.clone(), segment.times))
+            .collect();
+        match self.reconstruction_logits(&fast, embeds) {
+            Some(logits) => self.losses_of(logits, segment),
+            None => {
+                let batch = segment.tokens.len() / segment.times;
+                fast[0]
+                    .clone()
+                    .zeros_like()
+                    .slice([0..batch, 0..1, 0..1])
+                    .flatten(0, 2)
+            }
+        }
+    }
+
+    /// The same of logits.
+    pub(super) fn losses_of(&self, logits: Tensor<B, 3>, segment: &Segment<B>) -> Tensor<B, 1> {
+        let targets = segment.tokens.targets(self.first_predicted());
+        segment.mean(self.model.token_losses(logits, targets))
+    }
+
     /// The logits that predict each token of `embeds` from the [first](Attach::first) on: `[batch, seq, d_model]`
-    /// → `[batch, seq − first, vocab_size]`.
+    /// → `[batch, seq − first, vocab_size]`; none if that is no token.
     pub(super) fn reconstruction_logits(
         &self,
         fast: &[Tensor<B, 3>],
         embeds: Tensor<B, 3>,
-    ) -> Tensor<B, 3> {
+    ) -> Option<Tensor<B, 3>> {
         let seq = embeds.dims()[1];
+        if seq <= self.first_predicted() {
+            return None;
+        }
         // Nothing that is written follows the last token, so it need not be read.
         let read = (seq > 1).then(|| embeds.narrow(1, 0, seq - 1));
-        self.write_logits(self.in_write().hidden(&self.model, fast, read))
+        let hidden = self.in_write().hidden(&self.model, fast, read);
+        Some(self.write_logits(hidden))
     }
 
     /// By WRITE's own head if it has one.
@@ -225,20 +391,10 @@ impl<B: Backend, M: CausalLm<B>> GradMem<B, M> {
             None => self.model.logits(hidden),
         }
     }
-
-    /// `L_write`: each sample's mean of `−log p` over its tokens, `[batch]`.
-    pub(super) fn write_losses(&self, logits: Tensor<B, 3>, contexts: &Tokens<B>) -> Tensor<B, 1> {
-        let first = self.first_predicted();
-        let losses = self.model.token_losses(logits, contexts.targets(first));
-        let batch = contexts.len();
-        (losses * contexts.mean_weights(first))
-            .sum_dim(1)
-            .reshape([batch])
-    }
 }
 
 /// Each sample's sum of squares: `[batch, rows, columns]` → `[batch, 1, 1]`.
-fn sample_squares<B: Backend>(x: Tensor<B, 3>) -> Tensor<B, 3> {
+pub(super) fn sample_squares<B: Backend>(x: Tensor<B, 3>) -> Tensor<B, 3> {
     x.square().sum_dim(2).sum_dim(1)
 }
 

@@ -11,7 +11,7 @@ use gradmem_kernels::LayerBackend;
 
 pub use any::{AnyMethod, MethodConfig, MethodName};
 
-use crate::baselines::{Armt, InContext, Rmt, armt};
+use crate::baselines::{Armt, InContext, Rmt};
 use crate::episode::{Episode, Totals};
 use crate::error::Error;
 use crate::memory::{GradMem, Memory, MetaGradient, Outer, Reconstruction};
@@ -78,9 +78,10 @@ pub trait Method<B: Backend>: Module<B> + ModuleDisplay {
 pub struct Answers<B: Backend> {
     /// Mean `−log p` of the labelled tokens, `[1]`.
     pub read_loss: Tensor<B, 1>,
-    /// What a reconstruction loss adds to what training minimises, `[1]`.
+    /// What other losses add to what training minimises, `[1]`.
     pub write_term: Option<Tensor<B, 1>>,
-    /// Row 0 is predicted before the first query token: `[batch · r, seq + 1, vocab_size]`.
+    /// Row 0 is predicted before the first query token: `[batch · r, seq + 1, vocab_size]`; without it where nothing
+    /// predicts a first token.
     pub logits: Tensor<B, 3>,
     /// What was written, if anything was.
     pub memory: Option<Memory<B>>,
@@ -90,7 +91,7 @@ impl<B: Backend> From<Outer<B>> for Answers<B> {
     fn from(outer: Outer<B>) -> Self {
         Self {
             read_loss: outer.read_loss,
-            write_term: outer.write_term,
+            write_term: outer.term,
             logits: outer.logits,
             memory: Some(outer.memory),
         }
@@ -99,7 +100,7 @@ impl<B: Backend> From<Outer<B>> for Answers<B> {
 
 impl<B: Backend, M: Writable<B>> Method<B> for GradMem<B, M> {
     fn answers(&self, episode: &Episode<B>) -> Result<Answers<B>, Error> {
-        Ok(self.outer(episode)?.into())
+        Ok(self.answer(episode)?.into())
     }
 
     fn gradient(
@@ -113,6 +114,10 @@ impl<B: Backend, M: Writable<B>> Method<B> for GradMem<B, M> {
     {
         let (gradient, outer) = self.outer_gradient(episode, strategy)?;
         Ok((gradient, outer.into()))
+    }
+
+    fn counted_labels(&self, totals: Totals) -> usize {
+        self.counted()(totals)
     }
 
     fn reconstruction(
@@ -150,7 +155,7 @@ impl<B: LayerBackend, M: CausalLm<B>> Method<B> for Armt<B, M> {
         Ok(Answers {
             read_loss: outer.read_loss,
             write_term: None,
-            logits: armt::shifted(outer.logits),
+            logits: outer.logits,
             memory: Some(outer.memory),
         })
     }

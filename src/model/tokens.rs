@@ -155,6 +155,21 @@ impl<B: Backend> Tokens<B> {
         }
     }
 
+    /// These columns of all rows; a row that ends before them is empty.
+    pub(crate) fn columns(&self, columns: std::ops::Range<usize>) -> Self {
+        let part = self.rows().map(|row| {
+            let end = row.len().min(columns.end);
+            row[end.min(columns.start)..end].into()
+        });
+        let part: Arc<[Arc<[u32]>]> = part.collect();
+        Self {
+            ids: self.ids.clone().narrow(1, columns.start, columns.len()),
+            largest: part.iter().flat_map(|row| row.iter().copied()).max(),
+            rows: part,
+            weights: Default::default(),
+        }
+    }
+
     /// The ids from column `first` on: `[rows, width − first]`.
     pub(crate) fn targets(&self, first: usize) -> Tensor<B, 2, Int> {
         match first {
@@ -198,6 +213,11 @@ impl<B: Backend> Tokens<B> {
         what: &str,
     ) -> Result<(), Error> {
         check_positions(model, self.width(), before, what)?;
+        self.check_ids(model, what)
+    }
+
+    /// Fails on tokens that `model` does not have.
+    pub(crate) fn check_ids<M: CausalLm<B>>(&self, model: &M, what: &str) -> Result<(), Error> {
         let vocab = model.vocab_size();
         if self.largest.is_none_or(|id| (id as usize) < vocab) {
             return Ok(());

@@ -24,7 +24,8 @@ use crate::error::Error;
 use crate::support::fs::hex;
 use crate::support::fs::{other_format, read_object};
 
-/// The path of the module that a visitor is in, without the variants of enums.
+/// The path of the module that a visitor is in, without the variants of enums; the parameters of a GradMem's memory are
+/// named as its own, as the reference has them.
 #[derive(Debug, Default)]
 pub(crate) struct ModulePath {
     names: Vec<String>,
@@ -34,14 +35,14 @@ pub(crate) struct ModulePath {
 
 impl ModulePath {
     pub(crate) fn enter(&mut self, name: &str, container: &str) {
-        if !container.starts_with("Enum:") {
+        if has_a_name(name, container) {
             self.names.push(name.into());
         }
         self.container = container.into();
     }
 
-    pub(crate) fn exit(&mut self, container: &str) {
-        if !container.starts_with("Enum:") {
+    pub(crate) fn exit(&mut self, name: &str, container: &str) {
+        if has_a_name(name, container) {
             self.names.pop();
         }
     }
@@ -62,6 +63,10 @@ impl ModulePath {
     }
 }
 
+fn has_a_name(field: &str, container: &str) -> bool {
+    !container.starts_with("Enum:") && (field, container) != ("memory", "Struct:GradMem")
+}
+
 /// Every float parameter of a module with its path, in a fixed order.
 pub fn parameters<B: Backend, M: Module<B>>(module: &M) -> Vec<(String, TensorData)> {
     #[derive(Default)]
@@ -73,8 +78,8 @@ pub fn parameters<B: Backend, M: Module<B>>(module: &M) -> Vec<(String, TensorDa
         fn enter_module(&mut self, name: &str, container: &str) {
             self.path.enter(name, container);
         }
-        fn exit_module(&mut self, _: &str, container: &str) {
-            self.path.exit(container);
+        fn exit_module(&mut self, name: &str, container: &str) {
+            self.path.exit(name, container);
         }
         fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
             self.found.push((self.path.name(), param.val().to_data()));
@@ -125,8 +130,8 @@ pub fn transfer<B: Backend, M: Module<B>, N: Module<B>>(from: &M, to: N) -> Resu
         fn enter_module(&mut self, name: &str, container: &str) {
             self.path.enter(name, container);
         }
-        fn exit_module(&mut self, _: &str, container: &str) {
-            self.path.exit(container);
+        fn exit_module(&mut self, name: &str, container: &str) {
+            self.path.exit(name, container);
         }
         fn map_float<const D: usize>(&mut self, param: Param<Tensor<B, D>>) -> Param<Tensor<B, D>> {
             let (name, shape) = (self.path.name(), param.lazy_shape());
@@ -575,8 +580,8 @@ impl<B: Backend> ModuleMapper<B> for Fill<'_> {
         self.path.enter(name, container);
     }
 
-    fn exit_module(&mut self, _: &str, container: &str) {
-        self.path.exit(container);
+    fn exit_module(&mut self, name: &str, container: &str) {
+        self.path.exit(name, container);
     }
 
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<B, D>>) -> Param<Tensor<B, D>> {
@@ -608,6 +613,7 @@ fn to_safetensors(dtype: DType) -> Result<Dtype, String> {
         DType::F16 => Dtype::F16,
         DType::BF16 => Dtype::BF16,
         DType::I64 => Dtype::I64,
+        DType::I8 => Dtype::I8,
         other => return Err(format!("element type {other:?}")),
     })
 }
@@ -619,9 +625,10 @@ fn from_safetensors(dtype: Dtype) -> Result<DType, String> {
         Dtype::F16 => DType::F16,
         Dtype::BF16 => DType::BF16,
         Dtype::I64 => DType::I64,
+        Dtype::I8 => DType::I8,
         other => {
             return Err(format!(
-                "element type {other:?} is not one of F64, F32, F16, BF16, I64"
+                "element type {other:?} is not one of F64, F32, F16, BF16, I64, I8"
             ));
         }
     })

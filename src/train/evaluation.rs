@@ -343,8 +343,8 @@ fn path_of<B: KernelBackend>(
     let memories = gradmem.trajectory(episode.contexts())?;
     for (k, memory) in memories.take(steps + 1).enumerate() {
         let readback = &mut path.readback;
-        if let (Some(loss), Some(norm)) = (memory.losses.last(), memory.grad_norms.last()) {
-            let step = (readback.push(loss.clone()), readback.push(norm.clone()));
+        if let (Some(loss), Some(norm)) = (memory.losses.last(), memory.inner_norms().pop()) {
+            let step = (readback.push(loss.clone()), readback.push(norm));
             path.steps.push(step);
         }
         if wanted(k) {

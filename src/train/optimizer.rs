@@ -112,8 +112,8 @@ pub(super) fn check_moments<B: AutodiffBackend, M: Module<B>>(
         fn enter_module(&mut self, name: &str, container: &str) {
             self.path.enter(name, container);
         }
-        fn exit_module(&mut self, _: &str, container: &str) {
-            self.path.exit(container);
+        fn exit_module(&mut self, name: &str, container: &str) {
+            self.path.exit(name, container);
         }
         fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
             use AdaptorRecordV1::{Rank1, Rank2, Rank3, Rank4};

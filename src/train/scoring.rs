@@ -6,7 +6,7 @@ use burn::tensor::{Int, Tensor, TensorData};
 use super::fault::Fault;
 use super::metrics::{Measure, Scores};
 use crate::data::Batch;
-use crate::memory::Reconstruction;
+use crate::memory::{Memory, Reconstruction};
 use crate::method::Answers;
 use crate::support::readback::{Readback, Slot, Values};
 
@@ -31,12 +31,9 @@ impl<B: Backend> Unread<B> {
     /// Of answers whose READ loss is a mean over so many `labels`.
     pub fn of(answers: &Answers<B>, batch: &Batch<B>, labels: usize) -> Self {
         let memory = answers.memory.as_ref();
-        let steps = |of: fn(&crate::memory::Memory<B>) -> &Vec<Tensor<B, 1>>| {
-            memory.map_or_else(Vec::new, |memory| of(memory).clone())
-        };
         Self {
-            losses: steps(|memory| &memory.losses),
-            grad_norms: steps(|memory| &memory.grad_norms),
+            losses: memory.map_or_else(Vec::new, |memory| memory.losses.clone()),
+            grad_norms: memory.map_or_else(Vec::new, Memory::inner_norms),
             writes: memory.is_some(),
             read_loss: answers.read_loss.clone(),
             labels,
@@ -74,17 +71,20 @@ pub(super) struct UnreadHits<B: Backend> {
 }
 
 impl<B: Backend> UnreadHits<B> {
-    /// Of logits `[batch · r, seq + 1, vocab_size]`.
+    /// Of logits `[batch · r, seq + 1, vocab_size]`, or without the first row where nothing predicts a first token.
     pub fn of(logits: Tensor<B, 3>, batch: &Batch<B>) -> Self {
         let [rows, places, _] = logits.dims();
-        let seq = places - 1;
+        // Where nothing predicts a row's first token, it is not met.
+        let seq = batch.scored.first().map_or(0, Vec::len);
+        let first = (seq + 1).saturating_sub(places);
         // No prediction is negative, so neither is what has no label or none that can be met.
         let labels = batch.scored.iter().flatten();
         let labels = labels.map(|id| i32::try_from(*id).map_or(-1, i64::from));
         let labels = TensorData::new(labels.collect::<Vec<i64>>(), [rows, seq]);
         let labels: Tensor<B, 2, Int> = Tensor::from_data(labels, &logits.device());
-        let predicted = logits.detach().narrow(1, 0, seq).argmax(2);
-        let right = predicted.reshape([rows, seq]).equal(labels).int();
+        let labels = labels.narrow(1, first, seq - first);
+        let predicted = logits.detach().narrow(1, 0, seq - first).argmax(2);
+        let right = predicted.reshape([rows, seq - first]).equal(labels).int();
         let counts = batch.scored.iter();
         let counts = counts.map(|row| row.iter().filter(|id| **id >= 0).count());
         Self {

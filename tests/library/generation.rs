@@ -545,7 +545,7 @@ fn armt_takes_models_that_have_layers() {
     let narrow = narrow.init(layered(true), 1, &device).unwrap();
     let error = narrow.read(&memory, &contexts).unwrap_err().to_string();
     assert!(
-        error.contains("[36, 16]") && error.contains("[24, 16]"),
+        error.contains("24 × 16") && error.contains("36 × 16"),
         "{error}"
     );
 }

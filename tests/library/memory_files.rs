@@ -246,9 +246,9 @@ fn damaged_and_contradicting_files_are_refused() {
         change(&mut entry);
         message(parts.open(&entry.to_string(), &parts.tensors))
     };
-    let error = says(&|entry| entry["version"] = json!(2));
+    let error = says(&|entry| entry["version"] = json!(3));
     assert!(
-        error.contains("version 2") && error.contains("version 1 is what"),
+        error.contains("version 3") && error.contains("versions up to 2"),
         "{error}"
     );
     for wrong in [json!("1"), json!(-1), json!(null), json!(1.5)] {

@@ -573,8 +573,8 @@ fn memories_of_another_kind_are_refused() {
             Err(error) => return assert!(error.to_string().contains(word), "{error}"),
         };
     };
-    refused(shared.load_memory(path("own")), "projections");
-    refused(own.load_memory(path("shared")), "projections");
+    refused(shared.load_memory(path("own")), "projection of its own");
+    refused(own.load_memory(path("shared")), "no projection of its own");
     refused(none.load_memory(path("rmt")), "rmt");
     let by_steps = MemoryFile::open(path("none")).unwrap();
     refused(rmt.unpack(&by_steps), "gradmem");

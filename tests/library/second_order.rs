@@ -171,7 +171,8 @@ fn full(model: &Model<I>, at: (usize, usize), by: f64) -> f64 {
 fn constant_updates(model: &Model<I>, at: (usize, usize), by: f64, start_moves: bool) -> f64 {
     let written = model.write(&ids(&CONTEXTS)).unwrap();
     let moved = nudged(model, at, by);
-    let start = |model: &Model<I>| -> Tensor<I, 3> { model.mem.val().unsqueeze() };
+    let start =
+        |model: &Model<I>| -> Tensor<I, 3> { model.memory.prefix().unwrap().mem.val().unsqueeze() };
     let vectors = match start_moves {
         true => written.vectors() + (start(&moved) - start(model)),
         false => written.vectors(),

@@ -9,7 +9,6 @@ const ALLOWED: &[(&str, &str)] = &[
     ("model/adapter.rs", "weights that an adapter is added to"),
     ("model/weights.rs", "weights that are saved"),
     ("memory/kinds/file.rs", "memories that are saved"),
-    ("memory/reconstruct.rs", "the tokens that are generated"),
     ("memory/stop.rs", "the losses that a stop rule compares"),
     (
         "support/readback.rs",

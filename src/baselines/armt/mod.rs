@@ -24,10 +24,14 @@ pub use config::{ArmtConfig, ArmtImplementation};
 
 use crate::episode::{Episode, Tokens, check_contexts};
 use crate::error::{Error, require};
-use crate::memory::kinds::{self, Memory, MemoryFile, check_room};
+use crate::memory::kinds::{self, Layout, Memory, MemoryFile, Origin, check_room};
 use crate::model::layers::{Associative, Init};
 use crate::model::rows::{pick, select};
 use crate::model::{Cache, CausalLm, MemoryRows, generate};
+
+/// The method's name in a memory's file, and that of its kind.
+const ARMT: &str = "armt";
+const ASSOCIATIVE: &str = "associative";
 
 /// A language model whose layers have associative memories that forward passes write.
 ///
@@ -219,7 +223,7 @@ impl<B: LayerBackend, M: CausalLm<B>> Armt<B, M> {
         let memory = self.write_placed(episode.contexts(), placement)?;
         let logits = self.read(&memory, episode.queries())?;
         Ok(ArmtOuter {
-            read_loss: episode.labels().mean_loss(shifted(logits.clone()), 1),
+            read_loss: episode.read_loss(logits.clone()),
             logits,
             memory,
         })
@@ -232,12 +236,61 @@ impl<B: LayerBackend, M: CausalLm<B>> Armt<B, M> {
         kinds::fingerprint(self, &self.model.settings())
     }
 
-    pub fn pack(&self, _memory: &Memory<B>) -> Result<MemoryFile, Error> {
-        Err(Error::Input("not yet".into()))
+    /// Takes memories out of the backend, as [`GradMem::pack`].
+    ///
+    /// # Errors
+    ///
+    /// If they are of another shape than this model's or hold non-finite numbers.
+    ///
+    /// [`GradMem::pack`]: crate::memory::GradMem::pack
+    pub fn pack(&self, memory: &Memory<B>) -> Result<MemoryFile, Error> {
+        let layout = self.layout();
+        self.check(memory)?;
+        let origin = Origin {
+            method: ARMT.into(),
+            model: self.fingerprint(),
+            write_steps: 1,
+            write_lr: None,
+            tokenizer: None,
+        };
+        kinds::pack(memory, origin, &layout)
     }
 
-    pub fn unpack(&self, _file: &MemoryFile) -> Result<Memory<B>, Error> {
-        Err(Error::Input("not yet".into()))
+    /// Memories that this model wrote, back on its backend.
+    ///
+    /// # Errors
+    ///
+    /// If another method or model wrote them, or they are of another shape.
+    pub fn unpack(&self, file: &MemoryFile) -> Result<Memory<B>, Error> {
+        let reader = [ARMT, &self.fingerprint()];
+        let device = self.memory.val().device();
+        let memory = kinds::unpack(file, reader, &self.layout(), &device)?;
+        self.check(&memory)?;
+        Ok(memory)
+    }
+
+    /// What one sample's memory is made of: each layer's `W`, the heads below one another, and `z`, if there is one.
+    fn layout(&self) -> Layout {
+        let heads = self.config.n_heads;
+        let matrices = self.layers.iter().enumerate().flat_map(|(layer, maps)| {
+            let [rows, columns] = maps.config().matrix_shape();
+            let matrix = (format!("W_mem.{layer}"), [rows, columns]);
+            let sum = (format!("z.{layer}"), [heads, rows / heads]);
+            [Some(matrix), self.config.use_denom.then_some(sum)]
+        });
+        Layout::new(ASSOCIATIVE, matrices.flatten())
+    }
+
+    /// Fails on memories of another shape than this model's.
+    fn check(&self, memory: &Memory<B>) -> Result<(), Error> {
+        memory.check(&self.layout())?;
+        match memory.parts() {
+            [_] => Ok(()),
+            several => Err(Error::Input(format!(
+                "the memory has parts of {} chunks, but this model reads one",
+                several.len()
+            ))),
+        }
     }
 
     fn write_placed(&self, contexts: &Tokens<B>, placement: Placement) -> Result<Memory<B>, Error> {
@@ -342,14 +395,8 @@ impl<B: LayerBackend, M: CausalLm<B>> Armt<B, M> {
 
     /// Each layer's part of a memory.
     fn associations(&self, memory: &Memory<B>) -> Result<Vec<Association<B>>, Error> {
+        self.check(memory)?;
         let fast = memory.fast();
-        let shapes = self.shapes();
-        let found: Vec<[usize; 2]> = fast.iter().map(|x| [x.dims()[1], x.dims()[2]]).collect();
-        if found != shapes {
-            return Err(Error::Input(format!(
-                "the memory has matrices of {found:?}, but this model reads {shapes:?}"
-            )));
-        }
         let each = if self.config.use_denom { 2 } else { 1 };
         let layers = fast.chunks(each).map(|layer| {
             let [batch, rows, d_value] = layer[0].dims();
@@ -363,25 +410,6 @@ impl<B: LayerBackend, M: CausalLm<B>> Armt<B, M> {
         });
         Ok(layers.collect())
     }
-
-    /// Rows and columns of each matrix of one sample's memory: each layer's `W`, the heads below one another, and `z`, if
-    /// there is one.
-    fn shapes(&self) -> Vec<[usize; 2]> {
-        let heads = self.config.n_heads;
-        let layers = self.layers.iter().flat_map(|maps| {
-            let [rows, columns] = maps.config().matrix_shape();
-            let sum = self.config.use_denom.then_some([heads, rows / heads]);
-            [Some([rows, columns]), sum].into_iter().flatten()
-        });
-        layers.collect()
-    }
-}
-
-/// Logits as other methods give them, with a row before the first token: zeros, because nothing predicts it.
-pub(crate) fn shifted<B: Backend>(logits: Tensor<B, 3>) -> Tensor<B, 3> {
-    let [rows, _, vocab] = logits.dims();
-    let first = Tensor::zeros([rows, 1, vocab], (&logits.device(), logits.dtype()));
-    Tensor::cat(vec![first, logits], 1)
 }
 
 /// What is written for these samples.

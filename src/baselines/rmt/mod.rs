@@ -15,7 +15,7 @@ pub use config::{RmtConfig, RmtProj};
 use crate::episode::{Episode, Tokens, check_contexts};
 use crate::error::Error;
 use crate::memory::kinds::{
-    self, Attach, Layout, Memory, MemoryFile, Origin, Prefix, check_room, control_tokens,
+    self, Layout, Memory, MemoryFile, Origin, Prefix, check_room, control_tokens,
 };
 use crate::model::layers::{Init, LayerNorm, Linear, affine};
 use crate::model::rows::pick;
@@ -195,7 +195,7 @@ impl<B: Backend, M: CausalLm<B>> Rmt<B, M> {
     ///
     /// Shapes that do not fit, a token the model does not have, or more tokens than positions.
     pub fn read(&self, memory: &Memory<B>, queries: &Tokens<B>) -> Result<Tensor<B, 3>, Error> {
-        memory.check(self.layout())?;
+        memory.check(&self.layout())?;
         kinds::read(&self.in_read(), &self.model, memory, queries)
     }
 
@@ -205,8 +205,8 @@ impl<B: Backend, M: CausalLm<B>> Rmt<B, M> {
     ///
     /// If the memory is of another shape than this model's.
     pub fn reader(&self, memory: &Memory<B>) -> Result<generate::Reader<'_, B, M>, Error> {
-        memory.check(self.layout())?;
-        self.in_read().reader(&self.model, memory.fast())
+        memory.check(&self.layout())?;
+        kinds::reader(&self.in_read(), &self.model, memory)
     }
 
     /// Writes the contexts, reads the queries and takes the outer loss. A label in the first column is not
@@ -248,7 +248,7 @@ impl<B: Backend, M: CausalLm<B>> Rmt<B, M> {
     ///
     /// [`GradMem::pack`]: crate::memory::GradMem::pack
     pub fn pack(&self, memory: &Memory<B>) -> Result<MemoryFile, Error> {
-        memory.check(self.layout())?;
+        memory.check(&self.layout())?;
         let origin = Origin {
             method: RMT.into(),
             model: self.fingerprint(),
@@ -256,7 +256,7 @@ impl<B: Backend, M: CausalLm<B>> Rmt<B, M> {
             write_lr: None,
             tokenizer: None,
         };
-        kinds::pack(memory, origin)
+        kinds::pack(memory, origin, &self.layout())
     }
 
     /// Memories that this model wrote, back on its backend.
@@ -267,15 +267,12 @@ impl<B: Backend, M: CausalLm<B>> Rmt<B, M> {
     pub fn unpack(&self, file: &MemoryFile) -> Result<Memory<B>, Error> {
         let reader = [RMT, &self.fingerprint()];
         let device = self.mem.val().device();
-        kinds::unpack(file, reader, self.layout(), &device)
+        kinds::unpack(file, reader, &self.layout(), &device)
     }
 
     /// What one sample's memory is made of.
     fn layout(&self) -> Layout {
-        Layout {
-            vectors: [self.config.memory_tokens, self.model.d_model()],
-            own_projection: false,
-        }
+        Layout::prefix([self.config.memory_tokens, self.model.d_model()], false)
     }
 
     /// The memory before the context in WRITE.

@@ -1,10 +1,14 @@
-//! Memories as a file: their vectors, what wrote them, and how well.
+//! Memories as a file: their matrices, what wrote them, and how well.
 //!
-//! A `.safetensors` file holds the tensor `memory` `[n, memory_tokens, d_model]` of n contexts, with
-//! [`MemProj::PerSample`](crate::memory::MemProj::PerSample) also `projection.weight` `[n, d_model, d_model]` and `projection.bias`
-//! `[n, 1, d_model]`, and in its metadata, under `gradmem_memory`, one object of JSON: a format version,
-//! an [`Origin`] and n [`Written`]. Everything is checked when a file is opened, except for what only the model
-//! knows: that is checked by `unpack`.
+//! A `.safetensors` file holds of n memories a tensor `[n, rows, columns]` for each of their matrices: of a prefix `memory`
+//! `[n, memory_tokens, d_model]`, with [`MemProj::PerSample`](crate::memory::MemProj::PerSample) also `projection.weight`
+//! `[n, d_model, d_model]` and `projection.bias` `[n, 1, d_model]`; of LoRA `lora_mem_A.layer0` and so on, of keys and values
+//! `kv_mem_K.0` and so on. Memories of several chunks stand one behind the other in the rows. In bytes ([`MemoryFloat::Int8`])
+//! each row has a number in `memory.scale` and so on that they are multiplied with.
+//!
+//! Its metadata has, under `gradmem_memory`, one object of JSON: a format version, an [`Origin`], n [`Written`], and, in
+//! version 2, the kind and the number of chunks. What version 1 can say is written as version 1. Everything is checked when
+//! a file is opened, except for what only the model knows: that is checked by `unpack`.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -15,17 +19,21 @@ use burn::tensor::{DType, Element, Tensor, TensorData};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use super::value::{PREFIX, Shapes};
 use super::{Layout, Memory, check_indices};
 use crate::error::Error;
 use crate::model::weights::{self, Tensors};
 use crate::support::fs::{hex, write_atomically};
 
-/// The tensors: the vectors, and each sample's own projection if it has one.
+/// The tensors of a prefix: the vectors, and each sample's own projection if it has one.
 const TENSORS: [&str; 3] = ["memory", "projection.weight", "projection.bias"];
 /// The metadata's entry. One, because the order of several would change from one writing to the next.
 const ENTRY: &str = "gradmem_memory";
-/// The version of the format that is written, and the only one that is understood.
-const VERSION: u64 = 1;
+/// The version of the format that prefixes are written in, and the newest.
+const FIRST: u64 = 1;
+const VERSION: u64 = 2;
+/// Behind the name of a tensor of bytes: its rows' scales.
+const SCALE: &str = ".scale";
 
 /// What wrote a file's memories.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -68,6 +76,12 @@ pub struct Written {
     /// The context itself, if whoever wrote it asked for that.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub context: Option<String>,
+    /// Chunks whose memories READ is given, if they are several.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub chunks: Option<usize>,
+    /// The root mean square of what rounding to bytes changed, over that of the numbers.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rounding: Option<f64>,
 }
 
 impl Written {
@@ -91,6 +105,26 @@ struct Header {
     #[serde(flatten)]
     origin: Origin,
     samples: Vec<Written>,
+    #[serde(default = "prefix", skip_serializing_if = "is_prefix")]
+    kind: String,
+    #[serde(default = "one", skip_serializing_if = "is_one")]
+    chunks: usize,
+}
+
+fn prefix() -> String {
+    PREFIX.into()
+}
+
+fn is_prefix(kind: &str) -> bool {
+    kind == PREFIX
+}
+
+fn one() -> usize {
+    1
+}
+
+fn is_one(chunks: &usize) -> bool {
+    *chunks == 1
 }
 
 /// How a file holds its numbers.
@@ -102,6 +136,8 @@ pub enum MemoryFloat {
     F32,
     /// In half the room, with 8 bits of precision.
     Bf16,
+    /// In a quarter of the room: each row as whole numbers from −127 to 127 times one number of its own.
+    Int8,
 }
 
 /// Memories of n contexts outside of any backend: made by [`GradMem::pack`](crate::memory::GradMem::pack) or opened from a file, and
@@ -113,8 +149,11 @@ pub struct MemoryFile {
     pub origin: Origin,
     /// What is known of each. As many as there are memories.
     pub samples: Vec<Written>,
-    /// One to three of [`TENSORS`], each with the samples as first of three dimensions.
-    tensors: Vec<TensorData>,
+    kind: String,
+    /// How many chunks' memories stand one behind the other.
+    chunks: usize,
+    /// The matrices by name, each with the samples as first of three dimensions, and the scales of bytes.
+    tensors: Vec<(String, TensorData)>,
     /// Where they were read from, for messages.
     path: PathBuf,
 }
@@ -124,7 +163,7 @@ impl MemoryFile {
     ///
     /// # Errors
     ///
-    /// If it cannot be read, is no memory file or a damaged one, is of another format version, its tensors
+    /// If it cannot be read, is no memory file or a damaged one, is of a newer format version, its tensors
     /// are inconsistent with each other or its metadata, or it holds non-finite numbers.
     pub fn open(path: impl AsRef<Path>) -> Result<Self, Error> {
         let path = path.as_ref();
@@ -135,61 +174,137 @@ impl MemoryFile {
         let damaged = |e| problem(format!("says in its metadata what cannot be read: {e}"));
         let entry: serde_json::Value = serde_json::from_str(entry).map_err(damaged)?;
         match entry.get("version").and_then(serde_json::Value::as_u64) {
-            Some(VERSION) => {}
+            Some(FIRST..=VERSION) => {}
             Some(version) => {
                 return Err(problem(format!(
-                    "is a memory file of format version {version}, but version {VERSION} is what this \
+                    "is a memory file of format version {version}, but versions up to {VERSION} are what this \
                      program understands"
                 )));
             }
             None => return Err(problem("is a memory file without a format version".into())),
         }
-        let Header {
-            origin, samples, ..
-        } = serde_json::from_value(entry).map_err(damaged)?;
+        let header: Header = serde_json::from_value(entry).map_err(damaged)?;
+        let found = Self {
+            origin: header.origin,
+            samples: header.samples,
+            kind: header.kind,
+            chunks: header.chunks,
+            tensors: Vec::new(),
+            path: path.into(),
+        };
+        found.with_tensors(&file).map_err(problem)
+    }
 
-        if let Some(name) = file.names().find(|name| !TENSORS.contains(name)) {
-            return Err(problem(format!(
-                "holds `{name}`, which is no part of a memory"
-            )));
+    /// With the tensors of a file, checked against each other and the metadata.
+    fn with_tensors(mut self, file: &Tensors) -> Result<Self, String> {
+        let is_scale = |name: &str| name.ends_with(SCALE);
+        let names: Vec<&str> = match self.kind.as_str() {
+            PREFIX => {
+                let known =
+                    |name: &str| TENSORS.contains(&name.strip_suffix(SCALE).unwrap_or(name));
+                if let Some(name) = file.names().find(|name| !known(name)) {
+                    return Err(format!("holds `{name}`, which is no part of a memory"));
+                }
+                let count = file.names().filter(|name| !is_scale(name)).count().max(1);
+                if count == 2 {
+                    return Err(
+                        "holds half of a projection: a weight and a bias belong together".into(),
+                    );
+                }
+                TENSORS[..count].to_vec()
+            }
+            _ => file.names().filter(|name| !is_scale(name)).collect(),
+        };
+        if names.is_empty() {
+            return Err("holds no tensor".into());
         }
-        let count = file.names().count().max(1);
-        if count == 2 {
-            return Err(problem(
-                "holds half of a projection: a weight and a bias belong together".into(),
-            ));
-        }
-        let tensors = TENSORS[..count].iter().map(|name| file.get(name));
-        let tensors = tensors.collect::<Result<Vec<_>, _>>()?;
-        let n = samples.len();
-        let shape = &tensors[0].shape;
-        if shape.num_dims() != 3 || shape[0] != n || shape.num_elements() == 0 {
-            let shape = shape.as_slice();
-            return Err(problem(format!(
-                "`memory` is {shape:?}, not [{n}, memory_tokens, d_model] for the {n} contexts of its metadata"
-            )));
-        }
-        let d = shape[2];
-        let expected = [[n, shape[1], d], [n, d, d], [n, 1, d]];
-        for ((name, data), expected) in TENSORS.iter().zip(&tensors).zip(expected) {
-            if data.shape.as_slice() != expected {
-                let found = data.shape.as_slice();
-                return Err(problem(format!("`{name}` is {found:?}, not {expected:?}")));
+        let get = |name: &str| {
+            file.get(name).map_err(|e| match e {
+                Error::File { problem, .. } => problem,
+                other => other.to_string(),
+            })
+        };
+        let n = self.samples.len();
+        for name in names {
+            let data = get(name)?;
+            let shape = data.shape.to_vec();
+            let parts = self.chunks;
+            let [count, rows, columns] = shape[..] else {
+                return Err(format!("`{name}` is {shape:?}, not [{n}, rows, columns]"));
+            };
+            if count != n || n == 0 || rows == 0 || columns == 0 {
+                return Err(format!(
+                    "`{name}` is {shape:?}, not [{n}, {}] for the {n} contexts of its metadata",
+                    if name == TENSORS[0] {
+                        "memory_tokens, d_model"
+                    } else {
+                        "rows, columns"
+                    }
+                ));
+            }
+            if parts == 0 || rows % parts != 0 {
+                return Err(format!(
+                    "`{name}` has {rows} rows, which {parts} chunks do not share evenly"
+                ));
+            }
+            let scale = format!("{name}{SCALE}");
+            if data.dtype == DType::I8 {
+                let scales = get(&scale)?;
+                if scales.shape.to_vec() != [n, rows, 1] || scales.dtype != DType::F32 {
+                    return Err(format!(
+                        "`{scale}` is {:?} of {:?}, not {:?} of F32",
+                        scales.shape.to_vec(),
+                        scales.dtype,
+                        [n, rows, 1]
+                    ));
+                }
+                self.tensors.push((name.into(), data));
+                self.tensors.push((scale, scales));
+                continue;
             }
             if !data.dtype.is_float() {
-                let found = data.dtype;
-                return Err(problem(format!("`{name}` holds {found:?}, not floats")));
+                return Err(format!("`{name}` holds {:?}, not floats", data.dtype));
             }
-            if data.iter::<f64>().any(|value| !value.is_finite()) {
-                return Err(problem("holds non-finite numbers".into()));
+            if file.names().any(|other| other == scale) {
+                return Err(format!("has a scale of `{name}`, which is not of bytes"));
+            }
+            self.tensors.push((name.into(), data));
+        }
+        if self.kind == PREFIX {
+            let [_, m, d] = self.shape();
+            let expected = [[n, m, d], [n, self.chunks * d, d], [n, self.chunks, d]];
+            let matrices = self.tensors.iter().filter(|(name, _)| !is_scale(name));
+            for ((name, data), expected) in matrices.zip(expected) {
+                let found = data.shape.to_vec();
+                if found != expected {
+                    return Err(format!("`{name}` is {found:?}, not {expected:?}"));
+                }
             }
         }
-        Ok(Self {
-            origin,
-            samples,
-            tensors,
-            path: path.into(),
-        })
+        let finite = |(_, data): &(String, TensorData)| match data.dtype {
+            DType::I8 => true,
+            _ => data.iter::<f64>().all(f64::is_finite),
+        };
+        if !self.tensors.iter().all(finite) {
+            return Err("holds non-finite numbers".into());
+        }
+        self.check_chunks()?;
+        Ok(self)
+    }
+
+    fn check_chunks(&self) -> Result<(), String> {
+        let all = self.chunks;
+        let wrong = self.samples.iter().position(|sample| {
+            let chunks = sample.chunks.unwrap_or(all);
+            chunks == 0 || chunks > all
+        });
+        match wrong {
+            None => Ok(()),
+            Some(at) => Err(format!(
+                "says that memory {at} is of {} chunks, but there is room for 1 to {all}",
+                self.samples[at].chunks.unwrap_or(0)
+            )),
+        }
     }
 
     /// Writes a memory file. The same memories make the same bytes.
@@ -200,17 +315,28 @@ impl MemoryFile {
     /// stays.
     pub fn save(&self, path: impl AsRef<Path>) -> Result<(), Error> {
         self.check()?;
+        let plain = self.kind == PREFIX && self.chunks == 1 && self.dtype() != DType::I8;
         let header = Header {
-            version: VERSION,
+            version: if plain { FIRST } else { VERSION },
             origin: self.origin.clone(),
             samples: self.samples.clone(),
+            kind: self.kind.clone(),
+            chunks: self.chunks,
         };
         let header = serde_json::to_string(&header)
             .map_err(|e| Error::Failed(format!("a memory's metadata cannot be saved: {e}")))?;
         let metadata = HashMap::from([(ENTRY.to_string(), header)]);
-        let names = TENSORS.iter().map(|name| name.to_string());
-        let tensors: Vec<_> = names.zip(self.tensors.iter().cloned()).collect();
-        write_atomically(path, &weights::encode(&tensors, metadata)?)
+        write_atomically(path, &weights::encode(&self.tensors, metadata)?)
+    }
+
+    /// The kind of memory: `prefix`, `lora`, `kv`.
+    pub fn kind(&self) -> &str {
+        &self.kind
+    }
+
+    /// How many chunks' memories each sample has at most.
+    pub fn chunks(&self) -> usize {
+        self.chunks
     }
 
     /// How many memories there are.
@@ -234,31 +360,72 @@ impl MemoryFile {
         self.len() == 0
     }
 
-    /// `[n, memory_tokens, d_model]`
+    /// Of the first matrix; of a prefix `[n, memory_tokens, d_model]`, with the vectors of all chunks.
     pub fn shape(&self) -> [usize; 3] {
-        [0, 1, 2].map(|at| self.tensors[0].shape[at])
+        [0, 1, 2].map(|at| self.tensors[0].1.shape[at])
     }
 
     /// How its numbers are held.
     pub fn dtype(&self) -> DType {
-        self.tensors[0].dtype
+        self.tensors[0].1.dtype
+    }
+
+    /// The numbers of one memory.
+    pub fn numbers_each(&self) -> usize {
+        let matrices = self.tensors.iter();
+        let matrices = matrices.filter(|(name, _)| !name.ends_with(SCALE));
+        let all: usize = matrices.map(|(_, data)| data.shape.num_elements()).sum();
+        all / self.len().max(1)
     }
 
     /// Bytes of one memory's numbers.
     pub fn bytes_each(&self) -> usize {
-        let all: usize = self.tensors.iter().map(|data| data.bytes.len()).sum();
+        let all = self.tensors.iter().map(|(_, data)| data.bytes.len());
+        let all: usize = all.sum();
         all / self.len().max(1)
     }
 
-    /// The same numbers held in another way.
+    /// The same numbers held in another way. Rounding to bytes notes in each sample what it [changed](Written::rounding).
     pub fn with_float(mut self, float: MemoryFloat) -> Self {
+        let before = self.floats();
         let dtype = match float {
             MemoryFloat::F32 => DType::F32,
             MemoryFloat::Bf16 => DType::BF16,
+            MemoryFloat::Int8 => {
+                self.tensors = before
+                    .iter()
+                    .flat_map(|(name, data)| in_bytes(name, data))
+                    .collect();
+                let after = self.floats();
+                for (at, sample) in self.samples.iter_mut().enumerate() {
+                    sample.rounding = Some(change(&before, &after, at));
+                }
+                return self;
+            }
         };
-        let tensors = self.tensors.into_iter();
-        self.tensors = tensors.map(|data| data.convert_dtype(dtype)).collect();
+        let tensors = before.into_iter();
+        self.tensors = tensors
+            .map(|(name, data)| (name, data.convert_dtype(dtype)))
+            .collect();
         self
+    }
+
+    /// The matrices as floats.
+    fn floats(&self) -> Vec<(String, TensorData)> {
+        let matrices = self.tensors.iter().enumerate();
+        let floats = matrices.filter_map(|(at, (name, data))| match data.dtype {
+            _ if name.ends_with(SCALE) => None,
+            DType::I8 => {
+                let scales: Vec<f32> = self.tensors[at + 1].1.iter::<f32>().collect();
+                let columns = data.shape[2];
+                let values = data.iter::<f32>().enumerate();
+                let values = values.map(|(at, value)| value * scales[at / columns]);
+                let values: Vec<f32> = values.collect();
+                Some((name.clone(), TensorData::new(values, data.shape.clone())))
+            }
+            _ => Some((name.clone(), data.clone())),
+        });
+        floats.collect()
     }
 
     /// The memories of these indices, in this order.
@@ -270,7 +437,7 @@ impl MemoryFile {
         self.check()?;
         let n = self.len();
         check_indices(indices, n)?;
-        let tensors = self.tensors.iter().map(|data| {
+        let tensors = self.tensors.iter().map(|(name, data)| {
             let each = data.bytes.len() / n;
             let bytes: Vec<u8> = indices
                 .iter()
@@ -278,11 +445,14 @@ impl MemoryFile {
                 .copied()
                 .collect();
             let shape = [indices.len(), data.shape[1], data.shape[2]];
-            TensorData::from_bytes_vec(bytes, shape.to_vec(), data.dtype)
+            let data = TensorData::from_bytes_vec(bytes, shape.to_vec(), data.dtype);
+            (name.clone(), data)
         });
         Ok(Self {
             origin: self.origin.clone(),
             samples: indices.iter().map(|i| self.samples[*i].clone()).collect(),
+            kind: self.kind.clone(),
+            chunks: self.chunks,
             tensors: tensors.collect(),
             path: self.path.clone(),
         })
@@ -317,32 +487,84 @@ pub(crate) fn fingerprint<B: Backend, M: Module<B>>(module: &M, settings: &str) 
     hex(&hash.finalize()[..8])
 }
 
-/// A memory outside of its backend.
-pub(crate) fn pack<B: Backend>(memory: &Memory<B>, origin: Origin) -> Result<MemoryFile, Error> {
-    let tensors: Vec<_> = memory.fast().iter().map(Tensor::to_data).collect();
-    let n = memory.len();
-    for data in &tensors {
-        let each = data.num_elements() / n.max(1);
-        let wrong = data.iter::<f64>().position(|value| !value.is_finite());
-        if let Some(at) = wrong {
-            return Err(Error::Failed(format!(
-                "memory {} of {n} holds non-finite numbers: it is not saved",
-                at / each.max(1)
-            )));
+/// A matrix as whole numbers, and what each row of them is multiplied with.
+fn in_bytes(name: &str, data: &TensorData) -> [(String, TensorData); 2] {
+    let [n, rows, columns] = [0, 1, 2].map(|at| data.shape[at]);
+    let values: Vec<f32> = data.iter::<f32>().collect();
+    let (mut bytes, mut scales) = (Vec::with_capacity(values.len()), Vec::new());
+    for row in values.chunks(columns) {
+        let largest = row.iter().fold(0f32, |most, value| most.max(value.abs()));
+        let scale = largest / 127.0;
+        scales.push(scale);
+        bytes.extend(row.iter().map(|value| match scale > 0.0 {
+            true => (value / scale).round().clamp(-127.0, 127.0) as i8,
+            false => 0,
+        }));
+    }
+    [
+        (name.into(), TensorData::new(bytes, [n, rows, columns])),
+        (
+            format!("{name}{SCALE}"),
+            TensorData::new(scales, [n, rows, 1]),
+        ),
+    ]
+}
+
+/// The root mean square of the differences between two forms of a memory, over that of the first's numbers.
+fn change(before: &[(String, TensorData)], after: &[(String, TensorData)], at: usize) -> f64 {
+    let (mut squares, mut total) = (0.0, 0.0);
+    for ((_, a), (_, b)) in before.iter().zip(after) {
+        let each = a.num_elements() / a.shape[0].max(1);
+        let pairs = a.iter::<f64>().zip(b.iter::<f64>());
+        for (a, b) in pairs.skip(at * each).take(each) {
+            squares += (a - b).powi(2);
+            total += a.powi(2);
         }
     }
+    if total > 0.0 {
+        (squares / total).sqrt()
+    } else {
+        0.0
+    }
+}
+
+/// A memory outside of its backend.
+pub(crate) fn pack<B: Backend>(
+    memory: &Memory<B>,
+    origin: Origin,
+    layout: &Layout,
+) -> Result<MemoryFile, Error> {
+    let n = memory.len();
+    let parts = memory.parts();
+    let tensors = layout.names.iter().enumerate().map(|(matrix, name)| {
+        let chunks = parts.iter().map(|part| part[matrix].clone());
+        let data = Tensor::cat(chunks.collect(), 1).to_data();
+        let each = data.num_elements() / n.max(1);
+        let wrong = data.iter::<f64>().position(|value| !value.is_finite());
+        match wrong {
+            None => Ok((name.clone(), data)),
+            Some(at) => Err(Error::Failed(format!(
+                "memory {} of {n} holds non-finite numbers: it is not saved",
+                at / each.max(1)
+            ))),
+        }
+    });
     let losses: Vec<f64> = match memory.losses.first() {
         Some(losses) => losses.to_data().iter::<f64>().collect(),
         None => Vec::new(),
     };
-    let sample = |at: usize| Written {
+    let several = parts.len() > 1;
+    let samples = memory.counts().enumerate().map(|(at, chunks)| Written {
         loss_before: losses.get(at).copied(),
+        chunks: several.then_some(chunks),
         ..Written::default()
-    };
+    });
     let file = MemoryFile {
         origin,
-        samples: (0..n).map(sample).collect(),
-        tensors,
+        samples: samples.collect(),
+        kind: layout.kind.into(),
+        chunks: parts.len(),
+        tensors: tensors.collect::<Result<_, _>>()?,
         path: "the memory".into(),
     };
     Ok(file.with_float(MemoryFloat::F32))
@@ -353,7 +575,7 @@ pub(crate) fn pack<B: Backend>(memory: &Memory<B>, origin: Origin) -> Result<Mem
 pub(crate) fn unpack<B: Backend>(
     file: &MemoryFile,
     [method, model]: [&str; 2],
-    reads: Layout,
+    reads: &Layout,
     device: &B::Device,
 ) -> Result<Memory<B>, Error> {
     let problem = |problem: String| Err(Error::file(&file.path, problem));
@@ -370,29 +592,47 @@ pub(crate) fn unpack<B: Backend>(
             "was written by model {theirs}, but this is model {model}"
         ));
     }
-    let ([_, rows, width], [m, d]) = (file.shape(), reads.vectors);
-    if [rows, width] != [m, d] {
+    if file.kind != reads.kind {
+        let (theirs, ours) = (&file.kind, reads.kind);
         return problem(format!(
-            "has memories of {rows} vectors of width {width}, but this model reads {m} of width {d}"
+            "has memories of kind `{theirs}`, but this model reads kind `{ours}`"
         ));
     }
-    match (file.tensors.len() > 1, reads.own_projection) {
-        (false, true) => {
-            return problem(
-                "has no projections of its memories' own, which this model reads".into(),
-            );
-        }
-        (true, false) => {
-            return problem(
-                "has projections of its memories' own, which this model does not read".into(),
-            );
-        }
-        _ => {}
+    if let Err(wrong) = file.check_chunks() {
+        return problem(wrong);
+    }
+    // In the order of the layout, not of the names.
+    let mut matrices = file.floats();
+    let place = |name: &String| reads.names.iter().position(|other| other == name);
+    matrices.sort_by_key(|(name, _)| place(name));
+    let chunks = file.chunks.max(1);
+    let shapes = matrices
+        .iter()
+        .map(|(_, data)| [data.shape[1] / chunks, data.shape[2]]);
+    if let Some(wrong) = reads.problem(&Shapes(shapes.collect())) {
+        return problem(wrong);
+    }
+    let names = matrices.iter().map(|(name, _)| name);
+    if let Some((found, expected)) = names.zip(&reads.names).find(|(a, b)| a != b) {
+        return problem(format!(
+            "holds `{found}` where this model reads `{expected}`"
+        ));
     }
     let dtype = <B::FloatElem as Element>::dtype();
-    let tensors = file.tensors.iter().cloned().map(|data| {
-        let data = data.convert_dtype(dtype);
-        Tensor::from_data(data, (device, dtype))
+    let tensors: Vec<Tensor<B, 3>> = matrices
+        .into_iter()
+        .map(|(_, data)| Tensor::from_data(data.convert_dtype(dtype), (device, dtype)))
+        .collect();
+    let parts = (0..chunks).map(|chunk| {
+        let part = tensors.iter().map(|tensor| {
+            let rows = tensor.dims()[1] / chunks;
+            tensor.clone().narrow(1, chunk * rows, rows)
+        });
+        part.collect()
     });
-    Ok(Memory::from_fast(tensors.collect()))
+    let counts = file
+        .samples
+        .iter()
+        .map(|sample| sample.chunks.unwrap_or(chunks));
+    Ok(Memory::from_parts(parts.collect(), Some(counts.collect())))
 }

@@ -2,18 +2,27 @@
 //! their files.
 //!
 //! A memory is a list of matrices for each sample ([`Memory`]). WRITE changes them and READ uses them through
-//! [`Attach`] alone, so that a kind of memory is one implementation of it: [`Prefix`], vectors in front of the
-//! tokens.
+//! [`Attach`] alone, so that a kind of memory is one implementation of it:
+//!
+//! | kind | what a sample's memory is | costs |
+//! |---|---|---|
+//! | [`Prefix`] | vectors in front of the tokens | positions; any [`CausalLm`] |
+//! | [`Adapters`] | low-rank maps between the layers or beside their matrices (LoRA) | none; a model with [`slots`](CausalLm::slots) |
+//! | [`KeysValues`] | keys and values of every layer's attention | positions; a model with [`slots`](CausalLm::slots) |
 
+mod adapters;
 mod file;
+mod keys_values;
 mod prefix;
 mod value;
 
 use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
 
+pub use adapters::{Adapters, Place};
 pub use file::{MemoryFile, MemoryFloat, Origin, Written};
 pub(crate) use file::{fingerprint, pack, unpack};
+pub use keys_values::KeysValues;
 pub use prefix::Prefix;
 pub(crate) use prefix::{check_room, control_tokens};
 pub use value::Memory;
@@ -22,24 +31,27 @@ pub(crate) use value::{Layout, check_indices};
 use crate::episode::Tokens;
 use crate::error::Error;
 use crate::model::CausalLm;
-use crate::model::generate;
+use crate::model::generate::Reader;
 use crate::model::rows::share;
 
 /// How a memory takes part in what a model computes.
 ///
 /// `fast` is what WRITE changes, one tensor `[batch, rows, columns]` for each matrix of the memory.
 pub trait Attach<B: Backend, M: CausalLm<B>> {
-    /// Positions of the model that it takes.
-    fn positions(&self) -> usize;
+    /// Positions of the model that the memories of so many chunks take.
+    fn positions(&self, chunks: usize) -> usize;
 
     /// The first token of a sequence that is predicted: 0 if the memory alone predicts one, or else 1.
     fn first(&self) -> usize;
+
+    /// The memories of several chunks as one, for READ.
+    fn join(&self, parts: &[Vec<Tensor<B, 3>>]) -> Vec<Tensor<B, 3>>;
 
     /// The hidden states that predict tokens, by the memory and the tokens before them.
     ///
     /// # Shapes
     ///
-    /// - `embeds`: `[batch, seq, d_model]`; none for no token
+    /// - `embeds`: `[batch, seq, d_model]`; none for no token, if the memory alone predicts one
     /// - output: `[batch, seq + 1 − first, d_model]`; the last row predicts what follows
     fn hidden(
         &self,
@@ -53,11 +65,7 @@ pub trait Attach<B: Backend, M: CausalLm<B>> {
     /// # Errors
     ///
     /// If the model has no positions for it.
-    fn reader<'a>(
-        &self,
-        model: &'a M,
-        fast: &[Tensor<B, 3>],
-    ) -> Result<generate::Reader<'a, B, M>, Error>;
+    fn reader<'a>(&self, model: &'a M, fast: &[Tensor<B, 3>]) -> Result<Reader<'a, B, M>, Error>;
 }
 
 /// READ: the logits of `queries` `[batch · r, seq]` given memories `[batch, …]`, of which each answers `r` in a
@@ -69,11 +77,60 @@ pub(crate) fn read<B: Backend, M: CausalLm<B>>(
     queries: &Tokens<B>,
 ) -> Result<Tensor<B, 3>, Error> {
     let times = share(queries.len(), memory.len())?;
-    queries.check(model, kind.positions(), "query")?;
-    if times > 1 {
-        let reader = kind.reader(model, memory.fast())?;
-        return Ok(reader.logits_of_checked(queries.ids()));
+    queries.check(model, kind.positions(memory.parts().len()), "query")?;
+    if queries.width() < kind.first() {
+        return Err(Error::Input(
+            "the queries have no token, and this memory predicts none".into(),
+        ));
     }
-    let embeds = (queries.width() > 0).then(|| model.embed(queries.ids()));
-    Ok(model.logits(kind.hidden(model, memory.fast(), embeds)))
+    match memory.groups().as_slice() {
+        [(chunks, _)] if times == 1 => {
+            let embeds = (queries.width() > 0).then(|| model.embed(queries.ids()));
+            let fast = joined(kind, &memory.parts()[..*chunks]);
+            Ok(model.logits(kind.hidden(model, &fast, embeds)))
+        }
+        _ => Ok(reader(kind, model, memory)?.logits_of_checked(queries.ids())),
+    }
+}
+
+/// Reads memories once, those of as many chunks together.
+pub(crate) fn reader<'a, B: Backend, M: CausalLm<B>>(
+    kind: &impl Attach<B, M>,
+    model: &'a M,
+    memory: &Memory<B>,
+) -> Result<Reader<'a, B, M>, Error> {
+    let groups = memory.groups();
+    if let [(chunks, _)] = groups.as_slice() {
+        return kind.reader(model, &joined(kind, &memory.parts()[..*chunks]));
+    }
+    let parts = groups.into_iter().map(|(_, samples)| {
+        let some = memory.select(&samples)?;
+        let reader = kind.reader(model, &joined(kind, some.parts()))?;
+        Ok((samples, reader))
+    });
+    let parts = parts.collect::<Result<Vec<_>, Error>>()?;
+    Ok(Reader::of_parts(model, parts))
+}
+
+fn joined<B: Backend, M: CausalLm<B>>(
+    kind: &impl Attach<B, M>,
+    parts: &[Vec<Tensor<B, 3>>],
+) -> Vec<Tensor<B, 3>> {
+    match parts {
+        [only] => only.clone(),
+        several => kind.join(several),
+    }
+}
+
+/// The matrices of several chunks, each along its own dimension.
+fn side_by_side<B: Backend>(
+    parts: &[Vec<Tensor<B, 3>>],
+    dim: impl Fn(usize) -> usize,
+) -> Vec<Tensor<B, 3>> {
+    let matrices = 0..parts.first().map_or(0, Vec::len);
+    let joined = matrices.map(|at| {
+        let each = parts.iter().map(|part| part[at].clone());
+        Tensor::cat(each.collect(), dim(at))
+    });
+    joined.collect()
 }

@@ -2,10 +2,11 @@ use burn::module::Param;
 use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
 
-use super::Attach;
+use super::{Attach, side_by_side};
 use crate::error::{Error, require};
+use crate::model::CausalLm;
+use crate::model::generate::Reader;
 use crate::model::layers::{Init, Linear, affine};
-use crate::model::{CausalLm, generate};
 
 /// A memory that stands in front of the tokens: `[start; W mem + b; end]`.
 ///
@@ -64,14 +65,21 @@ impl<B: Backend> Prefix<'_, B> {
 }
 
 impl<B: Backend, M: CausalLm<B>> Attach<B, M> for Prefix<'_, B> {
-    fn positions(&self) -> usize {
+    fn positions(&self, chunks: usize) -> usize {
         let control = [self.start, self.end].into_iter().flatten();
         let control = control.map(|tokens| tokens.lazy_shape()[0]);
-        self.memory_tokens + control.sum::<usize>()
+        self.memory_tokens * chunks + control.sum::<usize>()
     }
 
     fn first(&self) -> usize {
         0
+    }
+
+    /// The vectors one behind the other, by the last chunk's map where each has its own.
+    fn join(&self, parts: &[Vec<Tensor<B, 3>>]) -> Vec<Tensor<B, 3>> {
+        let vectors = side_by_side(parts, |_| 1).into_iter().take(1);
+        let map = parts.last().into_iter().flat_map(|last| last[1..].to_vec());
+        vectors.chain(map).collect()
     }
 
     fn hidden(
@@ -92,12 +100,8 @@ impl<B: Backend, M: CausalLm<B>> Attach<B, M> for Prefix<'_, B> {
         model.hidden(x).narrow(1, before - 1, seq + 1)
     }
 
-    fn reader<'a>(
-        &self,
-        model: &'a M,
-        fast: &[Tensor<B, 3>],
-    ) -> Result<generate::Reader<'a, B, M>, Error> {
-        generate::Reader::new(model, self.vectors::<M>(fast))
+    fn reader<'a>(&self, model: &'a M, fast: &[Tensor<B, 3>]) -> Result<Reader<'a, B, M>, Error> {
+        Reader::new(model, self.vectors::<M>(fast))
     }
 }
 

@@ -1,4 +1,5 @@
 use std::fmt;
+use std::sync::Arc;
 
 use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
@@ -11,13 +12,17 @@ use crate::model::rows::select;
 #[non_exhaustive]
 #[must_use]
 pub struct Memory<B: Backend> {
-    /// What WRITE changes: `[batch, rows, columns]` for each matrix of the memory.
-    fast: Vec<Tensor<B, 3>>,
-    /// Each sample's WRITE loss before each of the K steps, in nats a token: K tensors `[batch]`.
+    /// What WRITE changes, `[batch, rows, columns]` for each matrix of the memory: once, or for each chunk of the contexts
+    /// if READ is given the memories of all.
+    parts: Vec<Vec<Tensor<B, 3>>>,
+    /// How many of the parts each sample has, the first ones; all have all unless given. What fills the others is a copy
+    /// of the sample's last.
+    counts: Option<Arc<[usize]>>,
+    /// Each sample's WRITE loss before each step, in nats a token: a tensor `[batch]` for each step of each chunk.
     pub losses: Vec<Tensor<B, 1>>,
-    /// Each sample's L2 norm of the inner gradient to the first matrix at each step, before clipping: K
-    /// tensors `[batch]`.
-    pub grad_norms: Vec<Tensor<B, 1>>,
+    /// Each sample's L2 norm of the inner gradient to each matrix at each step, before clipping: as many tensors
+    /// `[batch, matrices]`.
+    pub grad_norms: Vec<Tensor<B, 2>>,
 }
 
 impl<B: Backend> Memory<B> {
@@ -28,25 +33,51 @@ impl<B: Backend> Memory<B> {
 
     /// Of all that WRITE changes, before any step.
     pub(crate) fn from_fast(fast: Vec<Tensor<B, 3>>) -> Self {
-        Self::after(fast, Vec::new(), Vec::new())
+        Self::from_parts(vec![fast], None)
     }
 
-    /// Of all that WRITE changes, after steps with these losses and gradient norms.
-    pub(crate) fn after(
-        fast: Vec<Tensor<B, 3>>,
-        losses: Vec<Tensor<B, 1>>,
-        grad_norms: Vec<Tensor<B, 1>>,
-    ) -> Self {
+    /// Of the memories of several chunks, of which each sample has the first `counts`, or all.
+    ///
+    /// # Panics
+    ///
+    /// If there is no part.
+    pub(crate) fn from_parts(parts: Vec<Vec<Tensor<B, 3>>>, counts: Option<Arc<[usize]>>) -> Self {
+        assert!(!parts.is_empty(), "a memory has a part");
+        let all = parts.len();
+        let some_have_fewer = |counts: &Arc<[usize]>| counts.iter().any(|count| *count < all);
         Self {
-            fast,
-            losses,
-            grad_norms,
+            parts,
+            counts: counts.filter(some_have_fewer),
+            losses: Vec::new(),
+            grad_norms: Vec::new(),
         }
+    }
+
+    /// With the losses and gradient norms of the steps that led here.
+    pub(crate) fn after(
+        mut self,
+        losses: Vec<Tensor<B, 1>>,
+        grad_norms: Vec<Tensor<B, 2>>,
+    ) -> Self {
+        (self.losses, self.grad_norms) = (losses, grad_norms);
+        self
+    }
+
+    /// Each sample's L2 norm of the inner gradient to all matrices at each step, before clipping: as many tensors `[batch]`.
+    pub fn inner_norms(&self) -> Vec<Tensor<B, 1>> {
+        let steps = self.grad_norms.iter().map(|norms| {
+            let norm = match norms.dims() {
+                [_, 1] => norms.clone(),
+                _ => norms.clone().square().sum_dim(1).sqrt(),
+            };
+            norm.flatten(0, 1)
+        });
+        steps.collect()
     }
 
     /// Number of memories.
     pub fn len(&self) -> usize {
-        self.fast[0].dims()[0]
+        self.parts[0][0].dims()[0]
     }
 
     /// Whether there are none.
@@ -54,23 +85,80 @@ impl<B: Backend> Memory<B> {
         self.len() == 0
     }
 
-    /// M_K, the memory vectors: `[batch, memory_tokens, d_model]`.
+    /// M_K of a prefix, the memory vectors: `[batch, memory_tokens, d_model]`; of several chunks, one behind the other.
     pub fn vectors(&self) -> Tensor<B, 3> {
-        self.fast[0].clone()
+        let vectors = self.parts.iter().map(|part| part[0].clone());
+        cat(vectors.collect(), 1)
     }
 
     /// Each sample's own map between memory and model, the weight `[batch, d_model, d_model]` and the bias
     /// `[batch, 1, d_model]`, with [`MemProj::PerSample`](crate::memory::MemProj::PerSample).
     pub fn projection(&self) -> Option<[Tensor<B, 3>; 2]> {
-        match self.fast.as_slice() {
+        match self.fast() {
             [_, weight, bias] => Some([weight.clone(), bias.clone()]),
             _ => None,
         }
     }
 
-    /// All that WRITE changes, one tensor `[batch, rows, columns]` for each matrix.
+    /// What WRITE changes, one tensor `[batch, rows, columns]` for each matrix: where another step or chunk would begin.
     pub fn fast(&self) -> &[Tensor<B, 3>] {
-        &self.fast
+        &self.parts[self.parts.len() - 1]
+    }
+
+    /// What READ is given: the matrices, for each chunk if it is given the memories of all.
+    pub fn parts(&self) -> &[Vec<Tensor<B, 3>>] {
+        &self.parts
+    }
+
+    /// How many of the parts each sample has.
+    pub fn counts(&self) -> impl ExactSizeIterator<Item = usize> {
+        let (counts, all) = (self.counts.clone(), self.parts.len());
+        (0..self.len()).map(move |row| counts.as_ref().map_or(all, |counts| counts[row].min(all)))
+    }
+
+    /// The samples that have as many parts each, with that number; few parts first.
+    pub(crate) fn groups(&self) -> Vec<(usize, Vec<usize>)> {
+        let mut groups = std::collections::BTreeMap::<usize, Vec<usize>>::new();
+        for (row, count) in self.counts().enumerate() {
+            groups.entry(count).or_default().push(row);
+        }
+        groups.into_iter().collect()
+    }
+
+    /// These memories with the parts of later chunks behind them: each sample's own first.
+    ///
+    /// # Errors
+    ///
+    /// If they are not of as many samples, or of another shape.
+    pub(crate) fn followed_by(self, later: Self) -> Result<Self, Error> {
+        if self.len() != later.len() || Shapes::of(&self) != Shapes::of(&later) {
+            return Err(Error::Input(format!(
+                "{} memories of {} and {} of {} do not follow each other",
+                self.len(),
+                Shapes::of(&self),
+                later.len(),
+                Shapes::of(&later)
+            )));
+        }
+        let counts: Vec<usize> = self
+            .counts()
+            .zip(later.counts())
+            .map(|(a, b)| a + b)
+            .collect();
+        let (before, most) = (self.parts.len(), counts.iter().copied().max().unwrap_or(0));
+        // Sample by sample: its own parts, then those that follow; its last one fills the rest.
+        let own: Vec<usize> = self.counts().collect();
+        let all = [self.parts, later.parts].concat();
+        let parts = (0..most).map(|at| {
+            let of_row = |row: usize| match at {
+                at if at < own[row] => at,
+                at => before + at.min(counts[row] - 1) - own[row],
+            };
+            let sources: Vec<usize> = (0..own.len()).map(of_row).collect();
+            mix(&all, &sources)
+        });
+        let parts = parts.collect();
+        Ok(Self::from_parts(parts, Some(counts.into())))
     }
 
     /// The memories of several batches as one. Their losses and norms are kept where all took as many WRITE
@@ -78,35 +166,49 @@ impl<B: Backend> Memory<B> {
     ///
     /// # Errors
     ///
-    /// If there are none, or they differ in shape or in whether they have projections.
+    /// If there are none, or they differ in the shapes of their matrices.
     pub fn cat(memories: Vec<Self>) -> Result<Self, Error> {
-        let layouts = memories.iter().map(Layout::of).collect::<Vec<_>>();
-        let Some(one) = layouts.first() else {
+        let shapes = memories.iter().map(Shapes::of).collect::<Vec<_>>();
+        let Some(one) = shapes.first() else {
             return Err(Error::Input("there is no memory".into()));
         };
-        if let Some(other) = layouts.iter().find(|other| *other != one) {
+        if let Some(other) = shapes.iter().find(|other| *other != one) {
             return Err(Error::Input(format!(
                 "memories of {one} and of {other} do not go together"
             )));
         }
-        let parts = (0..memories[0].fast.len()).map(|part| {
-            let each = memories.iter().map(|memory| memory.fast[part].clone());
-            Tensor::cat(each.collect(), 0)
+        let most = memories.iter().map(|memory| memory.parts.len());
+        let most = most.max().unwrap_or(1);
+        let parts = (0..most).map(|part| {
+            let matrices = (0..memories[0].fast().len()).map(|matrix| {
+                let each = memories.iter().map(|memory| {
+                    let part = part.min(memory.parts.len() - 1);
+                    memory.parts[part][matrix].clone()
+                });
+                cat(each.collect(), 0)
+            });
+            matrices.collect()
         });
-        let steps = |of: fn(&Self) -> &Vec<Tensor<B, 1>>| -> Vec<Tensor<B, 1>> {
-            let steps = of(&memories[0]).len();
-            if memories.iter().any(|memory| of(memory).len() != steps) {
-                return Vec::new();
-            }
-            (0..steps)
-                .map(|k| Tensor::cat(memories.iter().map(|x| of(x)[k].clone()).collect(), 0))
-                .collect()
+        let counts: Vec<usize> = memories.iter().flat_map(Self::counts).collect();
+        let same = |of: fn(&Self) -> usize| memories.iter().all(|m| of(m) == of(&memories[0]));
+        let losses = match same(|memory| memory.losses.len()) {
+            true => (0..memories[0].losses.len())
+                .map(|k| cat(memories.iter().map(|m| m.losses[k].clone()).collect(), 0))
+                .collect(),
+            false => Vec::new(),
         };
-        Ok(Self::after(
-            parts.collect(),
-            steps(|memory| &memory.losses),
-            steps(|memory| &memory.grad_norms),
-        ))
+        let norms = match same(|memory| memory.grad_norms.len()) {
+            true => (0..memories[0].grad_norms.len())
+                .map(|k| {
+                    cat(
+                        memories.iter().map(|m| m.grad_norms[k].clone()).collect(),
+                        0,
+                    )
+                })
+                .collect(),
+            false => Vec::new(),
+        };
+        Ok(Self::from_parts(parts.collect(), Some(counts.into())).after(losses, norms))
     }
 
     /// The memories of these indices, in this order, with their losses and norms.
@@ -116,68 +218,151 @@ impl<B: Backend> Memory<B> {
     /// An index beyond them, or none.
     pub fn select(&self, indices: &[usize]) -> Result<Self, Error> {
         check_indices(indices, self.len())?;
-        let fast = self.fast.iter().cloned().map(|x| select(x, indices));
-        let of_each = |values: &[Tensor<B, 1>]| {
-            let values = values.iter().cloned();
-            values.map(|x| select(x, indices)).collect()
-        };
-        Ok(Self::after(
-            fast.collect(),
-            of_each(&self.losses),
-            of_each(&self.grad_norms),
-        ))
+        let all: Vec<usize> = self.counts().collect();
+        let counts: Vec<usize> = indices.iter().map(|index| all[*index]).collect();
+        let most = counts.iter().copied().max().unwrap_or(1);
+        let parts = self.parts[..most].iter().map(|part| {
+            let matrices = part.iter().cloned();
+            matrices.map(|x| select(x, indices)).collect()
+        });
+        let losses = self.losses.iter().cloned();
+        let norms = self.grad_norms.iter().cloned();
+        Ok(
+            Self::from_parts(parts.collect(), Some(counts.into())).after(
+                losses.map(|x| select(x, indices)).collect(),
+                norms.map(|x| select(x, indices)).collect(),
+            ),
+        )
     }
 
     /// Fails on memories of another layout than a model reads.
-    pub(crate) fn check(&self, reads: Layout) -> Result<(), Error> {
+    pub(crate) fn check(&self, reads: &Layout) -> Result<(), Error> {
         if self.is_empty() {
             return Err(Error::Input("there is no memory".into()));
         }
-        let found = Layout::of(self);
-        let problem = match (found.own_projection, reads.own_projection) {
-            _ if found.vectors != reads.vectors => format!(
-                "the memory has {} vectors of width {}, but this model reads {} of width {}",
-                found.vectors[0], found.vectors[1], reads.vectors[0], reads.vectors[1]
-            ),
-            (false, true) => {
-                "the memory has no projection of its own, but this model reads one".into()
+        match reads.problem(&Shapes::of(self)) {
+            None => Ok(()),
+            Some(problem) => Err(Error::Input(format!("the memory {problem}"))),
+        }
+    }
+}
+
+/// For each row the matrices of the part that `sources` names.
+fn mix<B: Backend>(parts: &[Vec<Tensor<B, 3>>], sources: &[usize]) -> Vec<Tensor<B, 3>> {
+    let first = sources.first().copied().unwrap_or(0);
+    if sources.iter().all(|source| *source == first) {
+        return parts[first].clone();
+    }
+    let matrices = (0..parts[first].len()).map(|matrix| {
+        let rows = sources.iter().enumerate();
+        let rows = rows.map(|(row, source)| parts[*source][matrix].clone().narrow(0, row, 1));
+        Tensor::cat(rows.collect(), 0)
+    });
+    matrices.collect()
+}
+
+fn cat<B: Backend, const D: usize>(mut tensors: Vec<Tensor<B, D>>, dim: usize) -> Tensor<B, D> {
+    match tensors.len() {
+        1 => tensors.remove(0),
+        _ => Tensor::cat(tensors, dim),
+    }
+}
+
+/// The rows and columns of each matrix of a memory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Shapes(pub Vec<[usize; 2]>);
+
+impl Shapes {
+    fn of<B: Backend>(memory: &Memory<B>) -> Self {
+        let shapes = memory.fast().iter().map(|matrix| {
+            let [_, rows, columns] = matrix.dims();
+            [rows, columns]
+        });
+        Self(shapes.collect())
+    }
+}
+
+impl fmt::Display for Shapes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0.as_slice() {
+            [[m, d]] => write!(f, "{m} vectors of width {d}"),
+            // A square matrix and one row: a sample's own map.
+            [[m, d], [a, b], [1, c]] if a == d && b == d && c == d => {
+                write!(f, "{m} vectors of width {d} with projections of their own")
             }
-            (true, false) => {
-                "the memory has a projection of its own, but this model reads none".into()
+            shapes => {
+                let floats: usize = shapes.iter().map(|[rows, columns]| rows * columns).sum();
+                let [rows, columns] = shapes.first().copied().unwrap_or_default();
+                let count = shapes.len();
+                write!(
+                    f,
+                    "{count} matrices, the first {rows} × {columns}, {floats} numbers in all"
+                )
             }
-            _ => return Ok(()),
-        };
-        Err(Error::Input(problem))
+        }
     }
 }
 
 /// What one sample's memory is made of.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Layout {
-    /// `[memory_tokens, d_model]`
-    pub vectors: [usize; 2],
-    /// Whether it has a map to the model of its own.
-    pub own_projection: bool,
+    /// The kind of memory, as it is written in settings and files.
+    pub kind: &'static str,
+    /// The names of the matrices in files.
+    pub names: Vec<String>,
+    pub shapes: Shapes,
 }
+
+/// The kind that memory files of the first version are of.
+pub(crate) const PREFIX: &str = "prefix";
 
 impl Layout {
-    fn of<B: Backend>(memory: &Memory<B>) -> Self {
-        let [_, m, d] = memory.fast[0].dims();
+    /// Vectors in front of the tokens, with a map of their own or without.
+    pub(crate) fn prefix([m, d]: [usize; 2], own_projection: bool) -> Self {
+        let all = [
+            ("memory", [m, d]),
+            ("projection.weight", [d, d]),
+            ("projection.bias", [1, d]),
+        ];
+        let count = if own_projection { all.len() } else { 1 };
+        Self::new(
+            PREFIX,
+            all[..count]
+                .iter()
+                .map(|(name, shape)| (name.to_string(), *shape)),
+        )
+    }
+
+    pub(crate) fn new(
+        kind: &'static str,
+        matrices: impl IntoIterator<Item = (String, [usize; 2])>,
+    ) -> Self {
+        let (names, shapes) = matrices.into_iter().unzip();
         Self {
-            vectors: [m, d],
-            own_projection: memory.fast.len() > 1,
+            kind,
+            names,
+            shapes: Shapes(shapes),
         }
     }
-}
 
-impl fmt::Display for Layout {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let [m, d] = self.vectors;
-        let own = match self.own_projection {
-            true => " with projections of their own",
-            false => "",
-        };
-        write!(f, "{m} vectors of width {d}{own}")
+    /// What is wrong with a memory of these shapes, behind the words for it.
+    pub(crate) fn problem(&self, found: &Shapes) -> Option<String> {
+        if *found == self.shapes {
+            return None;
+        }
+        let own = |shapes: &Shapes| shapes.0.len() > 1;
+        Some(match (self.kind, found.0.first(), self.shapes.0.first()) {
+            (PREFIX, Some([a, b]), Some([m, d])) if [a, b] != [m, d] => {
+                format!("has {a} vectors of width {b}, but this model reads {m} of width {d}")
+            }
+            (PREFIX, ..) if own(&self.shapes) && !own(found) => {
+                "has no projection of its own, but this model reads one".into()
+            }
+            (PREFIX, ..) if own(found) && !own(&self.shapes) => {
+                "has a projection of its own, but this model reads none".into()
+            }
+            _ => format!("is made of {found}, but this model reads {}", self.shapes),
+        })
     }
 }
 

@@ -1,0 +1,187 @@
+//! A context in chunks: what WRITE is given one after another, or all at once.
+
+use std::sync::Arc;
+
+use burn::backend::Autodiff;
+use burn::tensor::backend::Backend;
+use burn::tensor::{Tensor, TensorData};
+
+use super::{Chunks, GradMemConfig};
+use crate::episode::Tokens;
+use crate::error::Error;
+
+/// The pieces of a batch of contexts. Each takes K steps of its own.
+pub(super) struct Segments<B: Backend> {
+    pub contexts: Tokens<B>,
+    pub pieces: Vec<Segment<B>>,
+    /// What the inner gradient is multiplied with.
+    pub gradient_scale: Option<f64>,
+    /// How many chunks each sample has.
+    pub counts: Arc<[usize]>,
+}
+
+/// What a step of WRITE reads.
+pub(super) struct Segment<B: Backend> {
+    /// The chunks: `times` of each sample in a row.
+    pub tokens: Tokens<B>,
+    pub times: usize,
+    /// What each token's loss counts in its sample's: `[batch · times, width − first]`.
+    weights: Tensor<B, 2>,
+}
+
+/// What a step reads, and what its gradient is multiplied with.
+pub(super) struct Reading<'a, B: Backend> {
+    pub segment: &'a Segment<B>,
+    pub scale: Option<f64>,
+    /// Where the gradient is taken, as the distance from the memory.
+    pub beside: Option<Vec<Tensor<B, 3>>>,
+}
+
+impl<B: Backend> Segments<B> {
+    /// `first`: the first token of a chunk that is predicted.
+    pub fn new(config: &GradMemConfig, contexts: &Tokens<B>, first: usize) -> Result<Self, Error> {
+        let whole = |tokens: Tokens<B>| Segment {
+            weights: tokens.mean_weights(first),
+            tokens,
+            times: 1,
+        };
+        let Some(size) = config.chunk_size else {
+            return Ok(Self {
+                contexts: contexts.clone(),
+                pieces: vec![whole(contexts.clone())],
+                gradient_scale: None,
+                counts: vec![1; contexts.len()].into(),
+            });
+        };
+        let own: Vec<usize> = contexts
+            .lengths()
+            .map(|length| length.div_ceil(size))
+            .collect();
+        let most = match config.reference_chunks {
+            true => contexts.width().div_ceil(size),
+            false => own.iter().copied().max().unwrap_or(1),
+        };
+        let counts: Arc<[usize]> = match config.reference_chunks {
+            true => vec![most; own.len()].into(),
+            false => own.clone().into(),
+        };
+        let (pieces, scale) = match config.chunks {
+            Chunks::Sequential | Chunks::Concatenated => {
+                let pieces = (0..most).map(|chunk| {
+                    let end = contexts.width().min((chunk + 1) * size);
+                    whole(contexts.columns(chunk * size..end))
+                });
+                (pieces.collect(), None)
+            }
+            Chunks::Parallel => {
+                let scale = config.reference_chunks.then(|| 1.0 / most as f64);
+                (
+                    vec![Segment::all(contexts, [most, size], first, &counts)?],
+                    scale,
+                )
+            }
+        };
+        Ok(Self {
+            contexts: contexts.clone(),
+            pieces,
+            gradient_scale: scale,
+            counts,
+        })
+    }
+
+    /// One over how many chunks each sample has: `[batch]`.
+    pub fn shares(&self) -> Tensor<B, 1> {
+        let shares = self.counts.iter().map(|count| 1.0 / (*count).max(1) as f64);
+        let data = TensorData::new(shares.collect::<Vec<f64>>(), [self.counts.len()]);
+        Tensor::from_data(data, &self.pieces[0].tokens.device())
+    }
+
+    /// Each sample's mean over the tokens of all pieces, of its means over the tokens of each: `[batch]`.
+    pub fn over_chunks(&self, mut means: Vec<Tensor<B, 1>>, first: usize) -> Tensor<B, 1> {
+        if means.len() == 1 {
+            return means.remove(0);
+        }
+        let device = self.contexts.device();
+        let total: Vec<usize> = (0..self.contexts.len())
+            .map(|row| {
+                let pieces = self.pieces.iter();
+                pieces
+                    .map(|piece| piece.tokens.row(row).len().saturating_sub(first))
+                    .sum()
+            })
+            .collect();
+        let weighted = means.into_iter().zip(&self.pieces).map(|(mean, piece)| {
+            let lengths = piece.tokens.lengths().zip(&total);
+            let shares = lengths.map(|(length, total)| {
+                length.saturating_sub(first) as f64 / (*total).max(1) as f64
+            });
+            let shares = TensorData::new(shares.collect::<Vec<f64>>(), [total.len()]);
+            mean * Tensor::from_data(shares, &device)
+        });
+        let sum = weighted.reduce(|sum, mean| sum + mean);
+        sum.unwrap_or_else(|| unreachable!("a context has a piece"))
+    }
+
+    /// What a step on a piece reads.
+    pub fn reading(&self, piece: usize) -> Reading<'_, B> {
+        Reading {
+            segment: &self.pieces[piece],
+            scale: self.gradient_scale,
+            beside: None,
+        }
+    }
+}
+
+impl<B: Backend> Segment<B> {
+    /// `times` chunks of each sample; a sample's loss is the mean of its `counts` chunks'.
+    fn all(
+        contexts: &Tokens<B>,
+        [times, size]: [usize; 2],
+        first: usize,
+        counts: &[usize],
+    ) -> Result<Self, Error> {
+        let chunk = |row: &[u32], chunk: usize| {
+            let range = row.len().min(chunk * size)..row.len().min((chunk + 1) * size);
+            row[range].to_vec()
+        };
+        let rows = contexts
+            .rows()
+            .flat_map(|row| (0..times).map(move |at| chunk(row, at)));
+        let rows: Vec<Vec<u32>> = rows.collect();
+        let device = contexts.device();
+        let tokens = Tokens::new(&rows, &device)?;
+        let shares = counts.iter().flat_map(|count| {
+            let share = 1.0 / (*count).max(1) as f64;
+            std::iter::repeat_n(share, times)
+        });
+        let shares = TensorData::new(shares.collect::<Vec<f64>>(), [rows.len(), 1]);
+        let weights = tokens.mean_weights(first) * Tensor::from_data(shares, &device);
+        Ok(Self {
+            tokens,
+            times,
+            weights,
+        })
+    }
+
+    /// Each sample's loss `[batch]` from those of the tokens `[batch · times, width − first]`.
+    pub fn mean(&self, losses: Tensor<B, 2>) -> Tensor<B, 1> {
+        let batch = self.tokens.len() / self.times;
+        let of_chunks = (losses * self.weights.clone()).sum_dim(1);
+        match self.times {
+            1 => of_chunks.reshape([batch]),
+            times => of_chunks
+                .reshape([batch, times])
+                .sum_dim(1)
+                .reshape([batch]),
+        }
+    }
+
+    /// The same on one more tape.
+    pub fn lift(&self) -> Segment<Autodiff<B>> {
+        Segment {
+            tokens: self.tokens.lift(),
+            times: self.times,
+            weights: Tensor::from_inner(self.weights.clone()),
+        }
+    }
+}

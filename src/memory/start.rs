@@ -1,0 +1,447 @@
+//! Where WRITE starts, for each kind of memory, and what maps it to the model: what the outer loop trains beside the model.
+
+// Fields are named as the checkpoints name their tensors.
+#![allow(non_snake_case)]
+
+use std::collections::BTreeSet;
+
+use burn::module::{Module, Param};
+use burn::tensor::Tensor;
+use burn::tensor::backend::Backend;
+
+use super::kinds::{
+    Adapters, Attach, KeysValues, Layout, Place, Prefix, check_room, control_tokens,
+};
+use super::{GradMemConfig, LoraPlace, MemProj, MemoryKind};
+use crate::error::Error;
+use crate::model::generate::Reader;
+use crate::model::layers::{Init, Linear};
+use crate::model::{CausalLm, Slots};
+
+/// The learned start of a kind of memory.
+#[derive(Module, Debug)]
+#[allow(clippy::large_enum_variant)] // A GradMem has one.
+#[non_exhaustive]
+pub enum Start<B: Backend> {
+    /// Of vectors in front of the tokens.
+    Prefix(PrefixStart<B>),
+    /// Of low-rank maps.
+    Lora(LoraStart<B>),
+    /// Of keys and values.
+    Kv(KvStart<B>),
+}
+
+/// M0 of a prefix.
+#[derive(Module, Debug)]
+pub struct PrefixStart<B: Backend> {
+    /// M0: `[memory_tokens, d_model]`
+    pub mem: Param<Tensor<B, 2>>,
+    /// The map between memory and model, or where every sample's own starts.
+    pub mem_proj: Option<Linear<B>>,
+    /// Before the memory in WRITE: `[ctrl_tokens, d_model]`.
+    pub write_st: Option<Param<Tensor<B, 2>>>,
+    /// Behind the memory in WRITE.
+    pub write_end: Option<Param<Tensor<B, 2>>>,
+    /// Before the memory in READ.
+    pub read_st: Option<Param<Tensor<B, 2>>>,
+    /// Behind the memory in READ.
+    pub read_end: Option<Param<Tensor<B, 2>>>,
+    /// Whether every sample has its own map.
+    #[module(skip)]
+    own_projection: bool,
+}
+
+/// The maps that every sample's own start as.
+#[derive(Module, Debug)]
+pub struct LoraStart<B: Backend> {
+    /// `[d_input, rank]` at each place.
+    pub lora_mem_A0: Vec<Param<Tensor<B, 2>>>,
+    /// `[rank, d_output]` at each place.
+    pub lora_mem_B0: Vec<Param<Tensor<B, 2>>>,
+    #[module(skip)]
+    places: Vec<Place>,
+    #[module(skip)]
+    scale: f64,
+}
+
+/// The keys and values that every sample's own start as.
+#[derive(Module, Debug)]
+pub struct KvStart<B: Backend> {
+    /// `[heads, memory_tokens, head_dim]` for each layer.
+    pub kv_mem_K0: Vec<Param<Tensor<B, 3>>>,
+    /// The same of the values.
+    pub kv_mem_V0: Vec<Param<Tensor<B, 3>>>,
+    /// Maps from the keys of each layer to the model, the same for all heads; none without a projection.
+    pub mem_proj_K_l: Vec<Linear<B>>,
+    /// The same of the values.
+    pub mem_proj_V_l: Vec<Linear<B>>,
+    #[module(skip)]
+    layers: Vec<usize>,
+}
+
+/// What a phase, WRITE or READ, attaches to the model.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Attached<'a, B: Backend> {
+    Prefix(Prefix<'a, B>),
+    Lora(Adapters<'a>),
+    Kv(KeysValues<'a, B>),
+}
+
+impl<B: Backend> Start<B> {
+    pub(super) fn new<M: CausalLm<B>>(
+        config: &GradMemConfig,
+        model: &M,
+        init: &mut Init,
+        device: &B::Device,
+    ) -> Result<Self, Error> {
+        check_room(model, "memory_tokens", config.prefix_len())?;
+        Ok(match config.kind {
+            MemoryKind::Prefix => Self::Prefix(PrefixStart::new(config, model, init, device)),
+            MemoryKind::Lora => Self::Lora(LoraStart::new(config, model, init, device)?),
+            MemoryKind::Kv => Self::Kv(KvStart::new(config, &model.slots(), init, device)?),
+        })
+    }
+
+    /// The memory as WRITE attaches it.
+    pub(super) fn in_write(&self) -> Attached<'_, B> {
+        match self {
+            Self::Prefix(start) => {
+                Attached::Prefix(start.prefix(&start.write_st, &start.write_end))
+            }
+            _ => self.in_read(),
+        }
+    }
+
+    /// The memory as READ attaches it.
+    pub(super) fn in_read(&self) -> Attached<'_, B> {
+        match self {
+            Self::Prefix(start) => Attached::Prefix(start.prefix(&start.read_st, &start.read_end)),
+            Self::Lora(start) => Attached::Lora(Adapters {
+                places: &start.places,
+                scale: start.scale,
+            }),
+            Self::Kv(start) => Attached::Kv(start.keys_values()),
+        }
+    }
+
+    /// M_0, one matrix for each that WRITE changes.
+    fn matrices(&self) -> Vec<Tensor<B, 2>> {
+        match self {
+            Self::Prefix(start) => {
+                let own = start.mem_proj.as_ref().filter(|_| start.own_projection);
+                let own = own.map(|map| {
+                    let bias = map.bias.as_ref().map(|bias| bias.val().unsqueeze());
+                    [Some(map.weight.val()), bias]
+                });
+                let own = own.into_iter().flatten().flatten();
+                std::iter::once(start.mem.val()).chain(own).collect()
+            }
+            Self::Lora(start) => pairs(&start.lora_mem_A0, &start.lora_mem_B0)
+                .map(|matrix| matrix.val())
+                .collect(),
+            Self::Kv(start) => pairs(&start.kv_mem_K0, &start.kv_mem_V0)
+                .map(|matrix| {
+                    let [heads, m, head_dim] = matrix.dims();
+                    let matrix = matrix.val().swap_dims(0, 1);
+                    matrix.reshape([m, heads * head_dim])
+                })
+                .collect(),
+        }
+    }
+
+    /// M_0 of each of `batch` samples, one tensor `[batch, rows, columns]` for each matrix.
+    pub(super) fn of_batch(&self, batch: usize) -> Vec<Tensor<B, 3>> {
+        let each = self.matrices().into_iter().map(|x| {
+            let [rows, columns] = x.dims();
+            x.unsqueeze::<3>().expand([batch, rows, columns])
+        });
+        each.collect()
+    }
+
+    /// What one sample's memory is made of.
+    pub(super) fn layout(&self) -> Layout {
+        match self {
+            Self::Prefix(start) => {
+                let shape = start.mem.lazy_shape();
+                Layout::prefix([shape[0], shape[1]], start.own_projection)
+            }
+            Self::Lora(start) => {
+                let shapes = pairs(&start.lora_mem_A0, &start.lora_mem_B0);
+                let shapes = shapes.map(|matrix| matrix.lazy_shape());
+                let shapes = shapes.map(|shape| [shape[0], shape[1]]);
+                Layout::new(LORA, self.names().into_iter().zip(shapes))
+            }
+            Self::Kv(start) => {
+                let shapes = pairs(&start.kv_mem_K0, &start.kv_mem_V0);
+                let shapes = shapes.map(|matrix| matrix.lazy_shape());
+                let shapes = shapes.map(|shape| [shape[1], shape[0] * shape[2]]);
+                Layout::new(KV, self.names().into_iter().zip(shapes))
+            }
+        }
+    }
+
+    /// The reference's names of the places in the layers that have a memory.
+    pub(crate) fn slots(&self) -> Vec<String> {
+        match self {
+            Self::Prefix(_) => Vec::new(),
+            Self::Lora(start) => start.places.iter().map(slot_name).collect(),
+            Self::Kv(start) => start.layers.iter().map(usize::to_string).collect(),
+        }
+    }
+
+    /// The names of the matrices of a memory in the layers.
+    fn names(&self) -> Vec<String> {
+        let kinds = match self {
+            Self::Prefix(_) => return Vec::new(),
+            Self::Lora(_) => ["lora_mem_A", "lora_mem_B"],
+            Self::Kv(_) => ["kv_mem_K", "kv_mem_V"],
+        };
+        let slots = self.slots();
+        let names = slots
+            .iter()
+            .flat_map(|slot| kinds.map(|kind| format!("{kind}.{slot}")));
+        names.collect()
+    }
+
+    /// The start of a prefix, if that is the kind.
+    pub fn prefix(&self) -> Option<&PrefixStart<B>> {
+        match self {
+            Self::Prefix(start) => Some(start),
+            _ => None,
+        }
+    }
+
+    /// Where its parameters are.
+    pub(super) fn device(&self) -> B::Device {
+        match self {
+            Self::Prefix(start) => start.mem.lazy_device(),
+            Self::Lora(start) => start.lora_mem_A0[0].lazy_device(),
+            Self::Kv(start) => start.kv_mem_K0[0].lazy_device(),
+        }
+    }
+}
+
+/// The kinds' names in settings and files.
+const LORA: &str = "lora";
+const KV: &str = "kv";
+
+/// The reference's name of a place: `layer0`, or `layer0_mlp_gate_proj`.
+fn slot_name(place: &Place) -> String {
+    let layer = place.layer;
+    match place.module {
+        None => format!("layer{layer}"),
+        Some(module) => format!("layer{layer}_{}", module.replace('.', "_")),
+    }
+}
+
+/// The first of both, the second of both, …
+fn pairs<'a, T>(a: &'a [T], b: &'a [T]) -> impl Iterator<Item = &'a T> {
+    a.iter().zip(b).flat_map(|(a, b)| [a, b])
+}
+
+impl<B: Backend> PrefixStart<B> {
+    fn new<M: CausalLm<B>>(
+        config: &GradMemConfig,
+        model: &M,
+        init: &mut Init,
+        device: &B::Device,
+    ) -> Self {
+        let d = model.d_model();
+        let std = config.memory_std;
+        let mem = init.normal([config.memory_tokens, d], std, device);
+        let projects = config.mem_proj != MemProj::None;
+        let mem_proj = projects.then(|| Linear::identity(d, init, device));
+        let [write_st, write_end, read_st, read_end] =
+            control_tokens([config.ctrl_tokens, d], std, init, device);
+        Self {
+            mem,
+            mem_proj,
+            write_st,
+            write_end,
+            read_st,
+            read_end,
+            own_projection: config.mem_proj == MemProj::PerSample,
+        }
+    }
+
+    fn prefix<'a>(
+        &'a self,
+        start: &'a Option<Param<Tensor<B, 2>>>,
+        end: &'a Option<Param<Tensor<B, 2>>>,
+    ) -> Prefix<'a, B> {
+        Prefix {
+            start: start.as_ref(),
+            memory_tokens: self.mem.lazy_shape()[0],
+            projection: self.mem_proj.as_ref(),
+            end: end.as_ref(),
+        }
+    }
+}
+
+impl<B: Backend> LoraStart<B> {
+    fn new<M: CausalLm<B>>(
+        config: &GradMemConfig,
+        model: &M,
+        init: &mut Init,
+        device: &B::Device,
+    ) -> Result<Self, Error> {
+        let slots = model.slots();
+        let layers = chosen_layers(config, slots.layers)?;
+        let modules = chosen_modules(config, &slots)?;
+        let (rank, d) = (config.lora_rank, model.d_model());
+        // `A` is drawn as PyTorch's initialisation does it for a matrix that is stored transposed: by its rank.
+        let bound = 1.0 / (rank as f64).sqrt();
+        let (mut places, mut a, mut b) = (Vec::new(), Vec::new(), Vec::new());
+        for layer in layers {
+            for (module, d_input, d_output) in match config.lora_place {
+                LoraPlace::Layers => vec![(None, d, d)],
+                LoraPlace::Modules => modules.clone(),
+            } {
+                places.push(Place { layer, module });
+                a.push(init.uniform([d_input, rank], bound, device));
+                b.push(init.constant([rank, d_output], 0.0, device));
+            }
+        }
+        Ok(Self {
+            lora_mem_A0: a,
+            lora_mem_B0: b,
+            places,
+            scale: config.lora_alpha / rank as f64,
+        })
+    }
+}
+
+impl<B: Backend> KvStart<B> {
+    fn new(
+        config: &GradMemConfig,
+        slots: &Slots,
+        init: &mut Init,
+        device: &B::Device,
+    ) -> Result<Self, Error> {
+        let layers = chosen_layers(config, slots.layers)?;
+        let Some([heads, head_dim]) = slots.keys_values else {
+            let problem = "the model keeps no keys and values: `prefix` and `lora` are other kinds";
+            return Err(Error::config("kind", KV, problem));
+        };
+        let shape = [heads, config.memory_tokens, head_dim];
+        let mut draw = || {
+            let each = layers.iter();
+            each.map(|_| init.normal(shape, config.memory_std, device))
+                .collect()
+        };
+        let (keys, values) = (draw(), draw());
+        let map = |_: &usize| Linear::identity(head_dim, init, device);
+        let projected = match config.mem_proj {
+            MemProj::None => &[][..],
+            MemProj::Proj | MemProj::PerSample => &layers,
+        };
+        Ok(Self {
+            kv_mem_K0: keys,
+            kv_mem_V0: values,
+            mem_proj_K_l: projected.iter().map(map).collect(),
+            mem_proj_V_l: projected.iter().map(map).collect(),
+            layers,
+        })
+    }
+
+    /// Heads and the width of one.
+    pub(super) fn heads(&self) -> [usize; 2] {
+        let shape = self.kv_mem_K0[0].lazy_shape();
+        [shape[0], shape[2]]
+    }
+
+    fn keys_values(&self) -> KeysValues<'_, B> {
+        let shape = self.kv_mem_K0[0].lazy_shape();
+        let maps = [&self.mem_proj_K_l[..], &self.mem_proj_V_l[..]];
+        KeysValues {
+            layers: &self.layers,
+            memory_tokens: shape[1],
+            heads: self.heads(),
+            projections: (!maps[0].is_empty()).then_some(maps),
+        }
+    }
+}
+
+/// The layers that have a memory: all, unless some are named.
+fn chosen_layers(config: &GradMemConfig, layers: usize) -> Result<Vec<usize>, Error> {
+    let kind = config.kind.as_str();
+    if layers == 0 {
+        let problem = "the model does not say where in its layers a memory can be (`CausalLm::slots`): `prefix` needs nothing of it";
+        return Err(Error::config("kind", kind, problem));
+    }
+    if config.layers.is_empty() {
+        return Ok((0..layers).collect());
+    }
+    if let Some(layer) = config.layers.iter().find(|layer| **layer >= layers) {
+        let problem = format!("the model's layers are 0 … {}", layers - 1);
+        return Err(Error::config("layers", layer, problem));
+    }
+    let chosen: BTreeSet<usize> = config.layers.iter().copied().collect();
+    Ok(chosen.into_iter().collect())
+}
+
+type Module3 = (Option<&'static str>, usize, usize);
+
+/// The modules that `lora_targets` names by their paths or the ends of them, or all, with their widths.
+fn chosen_modules(config: &GradMemConfig, slots: &Slots) -> Result<Vec<Module3>, Error> {
+    let is_called = |name: &str, target: &str| {
+        let rest = name.strip_suffix(target);
+        rest.is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
+    };
+    let targets = &config.lora_targets;
+    if config.lora_place == LoraPlace::Modules {
+        let unknown = |target: &&String| !slots.modules.iter().any(|m| is_called(m.name, target));
+        if let Some(unknown) = targets.iter().find(unknown) {
+            let names: Vec<&str> = slots.modules.iter().map(|module| module.name).collect();
+            let problem = format!("the model has no such module: it has {}", names.join(", "));
+            return Err(Error::config("lora_targets", unknown, problem));
+        }
+        if slots.modules.is_empty() {
+            let problem = "the model's modules take no adapters: `layers` is another place";
+            return Err(Error::config("lora_place", "modules", problem));
+        }
+    }
+    let chosen = slots.modules.iter().filter(|module| {
+        targets.is_empty() || targets.iter().any(|target| is_called(module.name, target))
+    });
+    let chosen = chosen.map(|module| (Some(module.name), module.d_input, module.d_output));
+    Ok(chosen.collect())
+}
+
+/// Does the same with whichever there is.
+macro_rules! each {
+    ($value:expr, $inner:ident => $body:expr) => {
+        match $value {
+            Attached::Prefix($inner) => $body,
+            Attached::Lora($inner) => $body,
+            Attached::Kv($inner) => $body,
+        }
+    };
+}
+
+impl<B: Backend, M: CausalLm<B>> Attach<B, M> for Attached<'_, B> {
+    fn positions(&self, chunks: usize) -> usize {
+        each!(self, kind => Attach::<B, M>::positions(kind, chunks))
+    }
+
+    fn first(&self) -> usize {
+        each!(self, kind => Attach::<B, M>::first(kind))
+    }
+
+    fn join(&self, parts: &[Vec<Tensor<B, 3>>]) -> Vec<Tensor<B, 3>> {
+        each!(self, kind => Attach::<B, M>::join(kind, parts))
+    }
+
+    fn hidden(
+        &self,
+        model: &M,
+        fast: &[Tensor<B, 3>],
+        embeds: Option<Tensor<B, 3>>,
+    ) -> Tensor<B, 3> {
+        each!(self, kind => kind.hidden(model, fast, embeds))
+    }
+
+    fn reader<'a>(&self, model: &'a M, fast: &[Tensor<B, 3>]) -> Result<Reader<'a, B, M>, Error> {
+        each!(self, kind => kind.reader(model, fast))
+    }
+}

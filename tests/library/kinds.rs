@@ -1,0 +1,685 @@
+//! Every kind of memory, way of writing chunks and loss beside READ's, in f64: the meta-gradient against central
+//! differences, Replay against Unrolled, batches against their samples, and memories that are written on, saved and read.
+
+use burn::backend::Autodiff;
+use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
+use burn::optim::GradientsParams;
+use burn::tensor::backend::Backend;
+use burn::tensor::{Tensor, TensorData};
+use gradmem::episode::{Episode, Tokens};
+use gradmem::kernels::KernelBackend;
+use gradmem::memory::{
+    Chunks, GradMem, GradMemConfig, LoraPlace, Memory, MemoryFile, MemoryFloat, MemoryKind,
+    MetaGradient,
+};
+use gradmem::model::generate::GenerateConfig;
+use gradmem::model::{AnyLm, Gpt2Config, GptNeoXConfig, LlamaConfig, MambaConfig, ModelConfig};
+
+type I = burn_ndarray::NdArray<f64>;
+type B = Autodiff<I>;
+type Model<B> = GradMem<B, AnyLm<B>>;
+
+/// The models, with weights large enough that every curvature shows.
+fn models() -> Vec<(&'static str, ModelConfig)> {
+    let llama = LlamaConfig {
+        initializer_range: 0.3,
+        ..LlamaConfig::new(11, 8, 2, 2).with_kv_heads(1)
+    };
+    let gpt2 = Gpt2Config {
+        initializer_range: 0.3,
+        ..Gpt2Config::new(11, 8, 2, 2)
+    };
+    let neox = GptNeoXConfig {
+        initializer_range: 0.3,
+        ..GptNeoXConfig::new(11, 8, 2, 2)
+    };
+    let mamba = MambaConfig {
+        initializer_range: 0.3,
+        ..MambaConfig::new(11, 8, 2)
+    };
+    vec![
+        ("llama", ModelConfig::Llama(llama)),
+        ("gpt2", ModelConfig::Gpt2(gpt2)),
+        ("gpt_neox", ModelConfig::GptNeoX(neox)),
+        ("mamba", ModelConfig::Mamba(mamba)),
+    ]
+}
+
+/// Settings of every kind, with names.
+fn kinds() -> Vec<(&'static str, GradMemConfig)> {
+    let base = GradMemConfig {
+        memory_tokens: 3,
+        memory_std: 0.5,
+        write_lr: 0.05,
+        write_head: true,
+        ..GradMemConfig::default()
+    };
+    let lora = GradMemConfig {
+        kind: MemoryKind::Lora,
+        lora_rank: 2,
+        lora_alpha: 3.0,
+        ..base.clone()
+    };
+    let kv = GradMemConfig {
+        kind: MemoryKind::Kv,
+        ..base.clone()
+    };
+    vec![
+        ("prefix", base),
+        ("lora between layers", lora.clone()),
+        (
+            "lora of modules",
+            GradMemConfig {
+                lora_place: LoraPlace::Modules,
+                ..lora.clone()
+            },
+        ),
+        ("lora in one layer", lora.with_layers([1])),
+        ("keys and values", kv.clone()),
+        ("keys and values in one layer", kv.clone().with_layers([1])),
+        (
+            "keys and values with maps",
+            kv.with_mem_proj(gradmem::memory::MemProj::Proj),
+        ),
+    ]
+}
+
+fn fits(model: &ModelConfig, config: &GradMemConfig) -> bool {
+    !matches!(model, ModelConfig::Mamba(_)) || config.kind != MemoryKind::Kv
+}
+
+fn model<T: KernelBackend>(lm: &ModelConfig, config: &GradMemConfig) -> Model<T> {
+    let device = Default::default();
+    let lm = lm.init(3, &device).unwrap();
+    let gradmem = config.init(lm, 4, &device).unwrap();
+    // What starts at zero or the identity is moved, so that every part has a gradient.
+    gradmem.map(&mut Shake(0))
+}
+
+/// Adds small numbers to every parameter, the same for every backend.
+struct Shake(usize);
+
+impl<T: Backend> ModuleMapper<T> for Shake {
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<T, D>>) -> Param<Tensor<T, D>> {
+        param.map(|tensor| {
+            let shape = tensor.dims();
+            let values = tensor.to_data().iter::<f64>().collect::<Vec<_>>();
+            let values = values.into_iter().map(|value| {
+                self.0 += 1;
+                value + 0.1 * (self.0 as f64 * 0.7).sin()
+            });
+            let data = TensorData::new(values.collect::<Vec<f64>>(), shape);
+            Tensor::from_data(data, &tensor.device()).set_require_grad(tensor.is_require_grad())
+        })
+    }
+}
+
+const CONTEXTS: [&[u32]; 3] = [&[4, 7, 2, 9, 4, 8, 1], &[5, 10, 3], &[6, 1, 1, 2, 9]];
+const ANSWERS: [(&[u32], &[u32]); 6] = [
+    (&[4], &[7, 2]),
+    (&[9, 3], &[2]),
+    (&[5], &[10, 6]),
+    (&[2], &[2, 5]),
+    (&[6, 1], &[1]),
+    (&[1], &[9, 9]),
+];
+
+fn contexts<T: Backend>() -> Tokens<T> {
+    Tokens::new(&CONTEXTS, &Default::default()).unwrap()
+}
+
+fn episode<T: Backend>() -> Episode<T> {
+    Episode::from_answers(contexts(), &ANSWERS).unwrap()
+}
+
+fn values<T: Backend, const D: usize>(x: Tensor<T, D>) -> Vec<f64> {
+    x.to_data().iter::<f64>().collect()
+}
+
+/// The gradient of every parameter.
+fn gradients(model: &Model<B>, found: &GradientsParams) -> Vec<(String, Vec<f64>)> {
+    struct Collect<'a> {
+        found: &'a GradientsParams,
+        path: Vec<String>,
+        all: Vec<(String, Vec<f64>)>,
+    }
+    impl ModuleVisitor<B> for Collect<'_> {
+        fn enter_module(&mut self, name: &str, _: &str) {
+            self.path.push(name.into());
+        }
+        fn exit_module(&mut self, _: &str, _: &str) {
+            self.path.pop();
+        }
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
+            let gradient = match self.found.get::<I, D>(param.id) {
+                Some(gradient) => values(gradient),
+                None => vec![0.0; param.val().shape().num_elements()],
+            };
+            self.all.push((self.path.join("."), gradient));
+        }
+    }
+    let mut collect = Collect {
+        found,
+        path: Vec::new(),
+        all: Vec::new(),
+    };
+    model.visit(&mut collect);
+    collect.all
+}
+
+/// Adds to one element of one parameter.
+struct Nudge {
+    parameter: usize,
+    element: usize,
+    by: f64,
+}
+
+impl ModuleMapper<I> for Nudge {
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<I, D>>) -> Param<Tensor<I, D>> {
+        let here = self.parameter == 0;
+        self.parameter = self.parameter.wrapping_sub(1);
+        if !here {
+            return param;
+        }
+        param.map(|tensor| {
+            let shape = tensor.dims();
+            let mut values = values(tensor.clone());
+            values[self.element] += self.by;
+            Tensor::from_data(TensorData::new(values, shape), &tensor.device())
+        })
+    }
+}
+
+/// The meta-gradient by both strategies against each other and against central differences of the loss.
+fn check(what: &str, lm: &ModelConfig, config: &GradMemConfig) {
+    let tracked = model::<B>(lm, config);
+    let plain = model::<I>(lm, config);
+    let by = |how| {
+        let (found, outer) = tracked.outer_gradient(&episode(), how).unwrap();
+        (gradients(&tracked, &found), values(outer.loss())[0])
+    };
+    let (unrolled, loss) = by(MetaGradient::Unrolled);
+    let (replayed, same) = by(MetaGradient::Replay);
+    assert!((loss - same).abs() < 1e-12, "{what}: {loss} is not {same}");
+    let scale = unrolled.iter().flat_map(|(_, gradient)| gradient);
+    let scale = scale.fold(1e-3, |most, value| f64::max(most, value.abs()));
+    for ((name, a), (_, b)) in unrolled.iter().zip(&replayed) {
+        for (a, b) in a.iter().zip(b) {
+            let off = (a - b).abs() / scale;
+            assert!(off < 1e-11, "{what}: {name}: Replay is off by {off:.1e}");
+        }
+    }
+    let at = |parameter, element, by| {
+        let nudge = &mut Nudge {
+            parameter,
+            element,
+            by,
+        };
+        values(plain.clone().map(nudge).outer(&episode()).unwrap().loss())[0]
+    };
+    assert!((at(0, 0, 0.0) - loss).abs() < 1e-12, "{what}");
+    for (parameter, (name, gradient)) in unrolled.iter().enumerate() {
+        for element in [gradient.len() / 3, gradient.len() - 1] {
+            let step = 2e-5;
+            let slope =
+                |by: f64| (at(parameter, element, by) - at(parameter, element, -by)) / (2.0 * by);
+            let expected = (4.0 * slope(step) - slope(2.0 * step)) / 3.0;
+            let off = (gradient[element] - expected).abs() / scale;
+            assert!(
+                off < 1e-6,
+                "{what}: {name}[{element}] is {}, differences {expected}: off by {off:.1e}",
+                gradient[element]
+            );
+        }
+    }
+}
+
+#[test]
+fn every_kind_is_the_derivative_of_the_whole() {
+    for (kind, config) in kinds() {
+        check(kind, &models()[0].1, &config);
+    }
+}
+
+#[test]
+#[ignore = "minutes: cargo test --release --features ndarray --test library kinds -- --ignored"]
+fn every_kind_on_every_model_is_the_derivative_of_the_whole() {
+    for (name, lm) in models() {
+        for (kind, config) in kinds() {
+            if fits(&lm, &config) {
+                let config = config
+                    .with_inner_loss_weight(0.4)
+                    .with_inner_clip_norm(Some(0.4));
+                check(&format!("{kind} on {name}"), &lm, &config);
+            }
+        }
+    }
+}
+
+fn in_chunks() -> Vec<(String, GradMemConfig)> {
+    let ways = [Chunks::Sequential, Chunks::Parallel, Chunks::Concatenated];
+    let kinds = kinds();
+    let some = [&kinds[0], &kinds[2], &kinds[4]];
+    let all = ways.into_iter().flat_map(|way| {
+        some.map(|(kind, config)| {
+            let name = format!("{kind}, {way:?}");
+            (name, config.clone().with_chunks(3, way))
+        })
+    });
+    all.collect()
+}
+
+#[test]
+fn every_way_of_chunks_is_the_derivative_of_the_whole() {
+    for (name, config) in in_chunks() {
+        // One of the ways counts chunks as the reference does; all have the WRITE loss.
+        let config = config.with_inner_loss_weight(0.5);
+        check(&name, &models()[0].1, &config);
+    }
+    let reference = GradMemConfig {
+        reference_chunks: true,
+        second_order_steps: Some(1),
+        ..in_chunks()[3].1.clone()
+    };
+    // First-order steps are constants: differences do not know that, Replay does.
+    let tracked = model::<B>(&models()[0].1, &reference);
+    let by = |how| {
+        gradients(
+            &tracked,
+            &tracked.outer_gradient(&episode(), how).unwrap().0,
+        )
+    };
+    for ((name, a), (_, b)) in by(MetaGradient::Unrolled)
+        .iter()
+        .zip(by(MetaGradient::Replay))
+    {
+        assert!(
+            a.iter().zip(b).all(|(a, b)| (a - b).abs() < 1e-12),
+            "{name}"
+        );
+    }
+}
+
+#[test]
+fn every_loss_beside_reads_is_exact() {
+    let base = kinds()[0].1.clone().with_write_steps(3);
+    // ĝ and δ are constants, which differences of the whole do not know: these are compared with each other, and with the
+    // reference's numbers in tests/golden.
+    let constants = [
+        (
+            "step alignment",
+            GradMemConfig {
+                step_alignment_weight: 0.7,
+                ..base.clone()
+            },
+        ),
+        (
+            "step alignment with the last step, by norm",
+            GradMemConfig {
+                step_alignment_weight: 0.7,
+                align_last_step: true,
+                alignment_norm: true,
+                ..base.clone()
+            },
+        ),
+        (
+            "memory alignment",
+            GradMemConfig {
+                memory_alignment_weight: 0.7,
+                ..base.clone()
+            },
+        ),
+        (
+            "all of them, in parallel chunks",
+            GradMemConfig {
+                step_alignment_weight: 0.3,
+                align_last_step: true,
+                intermediate_read_weight: 0.4,
+                memory_alignment_weight: 0.2,
+                star_weight: 0.3,
+                memory_noise: 0.05,
+                inner_loss_weight: 0.2,
+                ..base.clone()
+            }
+            .with_chunks(3, Chunks::Parallel),
+        ),
+        (
+            "STAR",
+            GradMemConfig {
+                star_weight: 0.7,
+                star_step: 0.3,
+                ..base.clone()
+            },
+        ),
+    ];
+    for (what, config) in &constants {
+        for (kind, other) in [&kinds()[0], &kinds()[1], &kinds()[4]] {
+            let config = GradMemConfig {
+                kind: other.kind,
+                lora_rank: other.lora_rank,
+                lora_alpha: other.lora_alpha,
+                ..config.clone()
+            };
+            let tracked = model::<B>(&models()[0].1, &config);
+            let by = |how| {
+                gradients(
+                    &tracked,
+                    &tracked.outer_gradient(&episode(), how).unwrap().0,
+                )
+            };
+            let (unrolled, replayed) = (by(MetaGradient::Unrolled), by(MetaGradient::Replay));
+            for ((name, a), (_, b)) in unrolled.iter().zip(&replayed) {
+                for (a, b) in a.iter().zip(b) {
+                    assert!(
+                        (a - b).abs() < 1e-11,
+                        "{what}, {kind}: {name}: {a} is not {b}"
+                    );
+                }
+            }
+            // It is there at all.
+            let without = GradMemConfig {
+                step_alignment_weight: 0.0,
+                align_last_step: false,
+                alignment_norm: false,
+                memory_alignment_weight: 0.0,
+                star_weight: 0.0,
+                memory_noise: 0.0,
+                ..config.clone()
+            };
+            let plain = model::<I>(&models()[0].1, &without)
+                .outer(&episode())
+                .unwrap();
+            let all = model::<I>(&models()[0].1, &config)
+                .outer(&episode())
+                .unwrap();
+            let gap = (values(plain.loss())[0] - values(all.loss())[0]).abs();
+            assert!(gap > 1e-5, "{what}, {kind}: adds nothing");
+            let quiet = model::<I>(&models()[0].1, &config)
+                .answer(&episode())
+                .unwrap();
+            let gap = values(quiet.read_loss)[0] - values(plain.read_loss)[0];
+            assert!(gap.abs() < 1e-12, "{what}: an evaluation is without it");
+        }
+    }
+    // These two are functions of the parameters like any other.
+    for (what, config) in [
+        (
+            "intermediate READ",
+            GradMemConfig {
+                intermediate_read_weight: 0.7,
+                ..base.clone()
+            },
+        ),
+        (
+            "noise",
+            GradMemConfig {
+                memory_noise: 0.05,
+                ..base.clone()
+            },
+        ),
+    ] {
+        let noise = config.memory_noise > 0.0;
+        // The noise is relative to M0, as a constant: only the other parameters' differences are of the whole.
+        let config = if noise {
+            GradMemConfig {
+                grad_mode: gradmem::memory::GradMode::Second,
+                ..config
+            }
+        } else {
+            config
+        };
+        if noise {
+            let tracked = model::<B>(&models()[0].1, &config);
+            let by = |how| {
+                gradients(
+                    &tracked,
+                    &tracked.outer_gradient(&episode(), how).unwrap().0,
+                )
+            };
+            for ((name, a), (_, b)) in by(MetaGradient::Unrolled)
+                .iter()
+                .zip(by(MetaGradient::Replay))
+            {
+                assert!(
+                    a.iter().zip(b).all(|(a, b)| (a - b).abs() < 1e-11),
+                    "{what}: {name}"
+                );
+            }
+        } else {
+            check(what, &models()[0].1, &config);
+        }
+    }
+}
+
+/// A sample's memory and what it answers depend neither on its neighbours nor on their lengths.
+#[test]
+fn a_batch_is_its_samples() {
+    let whole = kinds()
+        .into_iter()
+        .map(|(name, config)| (name.to_string(), config));
+    for (name, config) in whole.chain(in_chunks()) {
+        let gradmem = model::<I>(&models()[0].1, &config.with_inner_clip_norm(Some(0.3)));
+        let queries = Tokens::<I>::new(&[[4, 7], [5, 10], [6, 1]], &Default::default()).unwrap();
+        let together = gradmem.write(&contexts()).unwrap();
+        let logits = gradmem.read(&together, &queries).unwrap();
+        for (row, context) in CONTEXTS.iter().enumerate() {
+            let alone = Tokens::new(&[context], &Default::default()).unwrap();
+            let alone = gradmem.write(&alone).unwrap();
+            let one = together.select(&[row]).unwrap();
+            assert_eq!(one.parts().len(), alone.parts().len(), "{name}");
+            for (a, b) in one
+                .parts()
+                .iter()
+                .flatten()
+                .zip(alone.parts().iter().flatten())
+            {
+                let gap = values((a.clone() - b.clone()).abs().max())[0];
+                assert!(gap < 1e-13, "{name}: sample {row} is off by {gap:.1e}");
+            }
+            let query = queries.slice(row..row + 1);
+            let alone = gradmem.read(&alone, &query).unwrap();
+            let gap = values((logits.clone().narrow(0, row, 1) - alone).abs().max())[0];
+            assert!(gap < 1e-12, "{name}: answer {row} is off by {gap:.1e}");
+        }
+    }
+}
+
+#[test]
+fn parts_of_a_batch_sum_up_to_the_whole() {
+    let aligned = |config: GradMemConfig| GradMemConfig {
+        step_alignment_weight: 0.3,
+        alignment_norm: true,
+        intermediate_read_weight: 0.4,
+        star_weight: 0.2,
+        memory_noise: 0.1,
+        inner_loss_weight: 0.5,
+        ..config
+    };
+    let kinds = kinds();
+    let mut cases = vec![
+        ("prefix", aligned(kinds[0].1.clone())),
+        ("lora", aligned(kinds[1].1.clone())),
+        ("kv", aligned(kinds[4].1.clone())),
+    ];
+    for (name, config) in in_chunks() {
+        let name: &'static str = name.leak();
+        cases.push((name, config.with_inner_loss_weight(0.5)));
+    }
+    for (name, config) in cases {
+        let tracked = model::<B>(&models()[0].1, &config);
+        for how in [MetaGradient::Unrolled, MetaGradient::Replay] {
+            let whole = gradients(
+                &tracked,
+                &tracked.outer_gradient(&episode(), how).unwrap().0,
+            );
+            let parts = episode()
+                .split(2)
+                .into_iter()
+                .map(|part| gradients(&tracked, &tracked.outer_gradient(&part, how).unwrap().0));
+            let sum = parts.reduce(|sum, part| {
+                let pairs = sum.into_iter().zip(part);
+                pairs
+                    .map(|((name, a), (_, b))| {
+                        (name, a.iter().zip(b).map(|(a, b)| a + b).collect())
+                    })
+                    .collect()
+            });
+            for ((parameter, a), (_, b)) in whole.iter().zip(sum.unwrap()) {
+                let off = a
+                    .iter()
+                    .zip(b)
+                    .fold(0.0, |most, (a, b)| f64::max(most, (a - b).abs()));
+                assert!(
+                    off < 1e-10,
+                    "{name}, {how:?}: {parameter} is off by {off:.1e}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn memories_of_every_kind_are_saved_and_generate() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("memory.safetensors");
+    let whole = kinds()
+        .into_iter()
+        .map(|(name, config)| (name.to_string(), config));
+    for (name, config) in whole.chain(in_chunks()) {
+        for (on, lm) in models() {
+            if !fits(&lm, &config) {
+                continue;
+            }
+            let what = format!("{name} on {on}");
+            let gradmem = model::<I>(&lm, &config);
+            let memory = gradmem.write(&contexts()).unwrap();
+            gradmem.save_memory(&memory, &path).unwrap();
+            let back = gradmem.load_memory(&path).unwrap();
+            assert_eq!(
+                back.counts().collect::<Vec<_>>(),
+                memory.counts().collect::<Vec<_>>(),
+                "{what}"
+            );
+            let queries =
+                Tokens::<I>::new(&[[4, 7], [5, 10], [6, 1]], &Default::default()).unwrap();
+            let read = |memory: &Memory<I>| values(gradmem.read(memory, &queries).unwrap());
+            for (a, b) in read(&back).into_iter().zip(read(&memory)) {
+                assert!((a - b).abs() < 1e-4, "{what}: {a} is not {b}");
+            }
+            // A continuation from what is kept is what is computed anew each time.
+            let prompts = vec![vec![4, 7], vec![5], vec![6, 1]];
+            let reader = gradmem.reader(&memory).unwrap();
+            let found = reader
+                .generate(&prompts, &GenerateConfig::greedy(4))
+                .unwrap();
+            for (row, prompt) in prompts.iter().enumerate() {
+                let one = memory.select(&[row]).unwrap();
+                let mut text = prompt.clone();
+                for token in &found[row] {
+                    let query = Tokens::new(&[&text], &Default::default()).unwrap();
+                    let logits = gradmem.read(&one, &query).unwrap();
+                    let last = logits.dims()[1] - 1;
+                    let next = values(logits.narrow(1, last, 1).argmax(2).float())[0];
+                    assert_eq!(next as u32, *token, "{what}");
+                    text.push(*token);
+                }
+            }
+            // In bytes: rounded, and by how much is said.
+            let bytes = gradmem.pack(&memory).unwrap().with_float(MemoryFloat::Int8);
+            bytes.save(&path).unwrap();
+            let rounded = MemoryFile::open(&path).unwrap();
+            let again = gradmem.unpack(&rounded).unwrap();
+            for (sample, row) in rounded.samples.iter().zip(0..) {
+                let [kept, exact] = [&again, &memory].map(|memory| {
+                    let one = memory.select(&[row]).unwrap();
+                    let parts = one.parts().iter().flatten().cloned();
+                    parts.flat_map(values).collect::<Vec<f64>>()
+                });
+                let squares: f64 = kept.iter().zip(&exact).map(|(a, b)| (a - b).powi(2)).sum();
+                let total: f64 = exact.iter().map(|value| value.powi(2)).sum();
+                let change = (squares / total).sqrt();
+                assert!(change > 0.0 && change < 0.01, "{what}: {change}");
+                // The file counts what fills a sample's missing chunks too.
+                assert!((sample.rounding.unwrap() - change).abs() < 2e-3, "{what}");
+            }
+        }
+    }
+}
+
+/// Writing on is writing the chunks that follow.
+#[test]
+fn a_memory_is_written_on() {
+    let halves = |row: &&[u32]| (row[..3].to_vec(), row[3..].to_vec());
+    let long: Vec<&[u32]> = vec![CONTEXTS[0], CONTEXTS[2]];
+    let (first, rest): (Vec<_>, Vec<_>) = long.iter().map(halves).unzip();
+    let tokens = |rows: &[Vec<u32>]| Tokens::<I>::new(rows, &Default::default()).unwrap();
+    for (name, config) in in_chunks() {
+        let gradmem = model::<I>(&models()[0].1, &config);
+        let all: Vec<Vec<u32>> = long.iter().map(|row| row.to_vec()).collect();
+        let at_once = gradmem.write(&tokens(&all)).unwrap();
+        let on = gradmem.write(&tokens(&first)).unwrap();
+        let on = gradmem.write_on(on, &tokens(&rest)).unwrap();
+        if config.chunks == Chunks::Parallel {
+            continue;
+        }
+        let counts = |memory: &Memory<I>| memory.counts().collect::<Vec<_>>();
+        assert_eq!(counts(&on), counts(&at_once), "{name}");
+        for row in 0..2 {
+            let [a, b] = [&on, &at_once].map(|memory| memory.select(&[row]).unwrap());
+            for (a, b) in a.parts().iter().flatten().zip(b.parts().iter().flatten()) {
+                let gap = values((a.clone() - b.clone()).abs().max())[0];
+                assert!(gap < 1e-13, "{name}: {gap:.1e}");
+            }
+        }
+    }
+}
+
+#[test]
+fn what_contradicts_is_refused() {
+    let device = Default::default();
+    let refused = |lm: usize, config: &GradMemConfig| {
+        let lm = models()[lm].1.init::<I>(1, &device).unwrap();
+        config.init(lm, 1, &device).unwrap_err().to_string()
+    };
+    let kinds = kinds();
+    let (lora, kv) = (&kinds[1].1, &kinds[4].1);
+    let own = kv
+        .clone()
+        .with_mem_proj(gradmem::memory::MemProj::PerSample);
+    assert!(refused(0, &own).contains("is for a memory of kind `prefix`, not `kv`"));
+    let unknown = lora.clone().with_lora_modules(["gate_projj"]);
+    let error = refused(0, &unknown);
+    assert!(error.contains("`lora_targets` = gate_projj") && error.contains("mlp.gate_proj"));
+    assert!(refused(0, &lora.clone().with_layers([2])).contains("0 … 1"));
+    assert!(refused(3, kv).contains("no keys and values"));
+    assert!(refused(0, &kv.clone().with_ctrl_tokens(1)).contains("ctrl_tokens"));
+    let zero = kinds[0].1.clone().with_chunks(0, Chunks::Sequential);
+    assert!(refused(0, &zero).contains("`chunk_size` = 0: must be at least 1"));
+    let one = kv.clone().with_chunks(1, Chunks::Sequential);
+    assert!(refused(0, &one).contains("must be at least 2"));
+    // The memory alone predicts the one token of a chunk of a prefix.
+    let one = kinds[0].1.clone().with_chunks(1, Chunks::Sequential);
+    assert!(model::<I>(&models()[0].1, &one).write(&contexts()).is_ok());
+    let early = GradMemConfig {
+        step_alignment_weight: 0.1,
+        ..kinds[0].1.clone().with_chunks(3, Chunks::Sequential)
+    };
+    assert!(refused(0, &early).contains("not written yet"));
+    // A query without a token has nothing to begin with.
+    let gradmem = model::<I>(&models()[0].1, lora);
+    let memory = gradmem.write(&contexts()).unwrap();
+    let empty = Tokens::<I>::new(&[&[][..], &[], &[]], &device).unwrap();
+    assert!(gradmem.read(&memory, &empty).is_err());
+    let reader = gradmem.reader(&memory).unwrap();
+    let nothing = reader.generate(&vec![vec![]; 3], &GenerateConfig::greedy(1));
+    assert!(
+        nothing
+            .unwrap_err()
+            .to_string()
+            .contains("no token to begin with")
+    );
+    // A context of one token is nothing to write for it: the memory stays as it starts.
+    let single = Tokens::<I>::new(&[[4]], &device).unwrap();
+    let written = gradmem.write(&single).unwrap();
+    assert_eq!(values(written.losses[0].clone()), [0.0]);
+}
