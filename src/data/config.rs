@@ -7,8 +7,8 @@ use serde::{Deserialize, Serialize};
 use super::source::Examples;
 use super::task::{Task, max_inspected};
 use super::{
-    BabiConfig, Example, JsonlConfig, KvConfig, PhonebookConfig, SquadConfig, TextConfig,
-    TextTokenizer, TokensConfig,
+    BabiConfig, Example, JsonlConfig, KvConfig, Lengths, MqarConfig, MultihopConfig,
+    PhonebookConfig, SquadConfig, TextConfig, TextTokenizer, TokensConfig,
 };
 use crate::error::Error;
 
@@ -19,6 +19,10 @@ use crate::error::Error;
 pub enum DataConfig {
     /// Key-value retrieval.
     Kv(KvConfig),
+    /// Associative recall with many queries.
+    Mqar(MqarConfig),
+    /// Association over several hops.
+    Multihop(MultihopConfig),
     /// bAbI, tasks 1 to 5.
     Babi(BabiConfig),
     /// SQuAD.
@@ -39,13 +43,23 @@ impl Default for DataConfig {
 
 impl DataConfig {
     /// The names of the tasks.
-    pub const TASKS: &'static [&'static str] =
-        &["kv", "babi", "squad", "phonebook", "text", "jsonl"];
+    pub const TASKS: &'static [&'static str] = &[
+        "kv",
+        "mqar",
+        "multihop",
+        "babi",
+        "squad",
+        "phonebook",
+        "text",
+        "jsonl",
+    ];
 
     /// The default settings of a task; none if there is no task of this name.
     pub fn of_task(name: &str) -> Option<Self> {
         Some(match name {
             "kv" => Self::Kv(KvConfig::default()),
+            "mqar" => Self::Mqar(MqarConfig::default()),
+            "multihop" => Self::Multihop(MultihopConfig::default()),
             "babi" => Self::Babi(BabiConfig::default()),
             "squad" => Self::Squad(SquadConfig::default()),
             "phonebook" => Self::Phonebook(PhonebookConfig::default()),
@@ -63,6 +77,8 @@ impl DataConfig {
     pub fn validate(&self) -> Result<(), Error> {
         match self {
             Self::Kv(config) => config.validate(),
+            Self::Mqar(config) => config.validate(),
+            Self::Multihop(config) => config.validate(),
             Self::Babi(config) => config.validate(),
             Self::Squad(config) => config.validate(),
             Self::Phonebook(config) => config.validate(),
@@ -75,6 +91,8 @@ impl DataConfig {
     pub fn queries_per_context(&self) -> Option<usize> {
         match self {
             Self::Kv(config) => Some(config.queries_per_context),
+            Self::Mqar(config) => Some(config.queries_per_context),
+            Self::Multihop(config) => Some(config.queries_per_context),
             Self::Phonebook(config) => Some(config.queries_per_context),
             Self::Babi(config) => Some(config.queries_per_context),
             Self::Squad(_) | Self::Text(_) => Some(1),
@@ -85,7 +103,12 @@ impl DataConfig {
     /// A short description for people.
     pub fn describe(&self) -> String {
         match self {
-            Self::Kv(config) => format!("key-value retrieval, {} pairs", config.pairs),
+            Self::Kv(config) => config.describe(),
+            Self::Mqar(config) => format!("MQAR, {} pairs", config.pairs),
+            Self::Multihop(config) => {
+                let MultihopConfig { pairs, hops, .. } = config;
+                format!("association over {hops} hops, {pairs} pairs")
+            }
             Self::Babi(config) => {
                 let tasks = config.tasks.iter().map(|task| format!("qa{task}"));
                 let tasks: Vec<_> = tasks.collect();
@@ -135,13 +158,32 @@ impl DataConfig {
         tokens: &TokensConfig,
         path: impl AsRef<Path>,
     ) -> Result<TextTokenizer, Error> {
-        match self {
-            Self::Kv(config) => {
-                let tokenizer = config.tokenizer()?;
+        match self.own_tokenizer()? {
+            Some(tokenizer) => {
                 tokenizer.check(path)?;
                 Ok(tokenizer)
             }
-            _ => tokens.open(path),
+            None => tokens.open(path),
+        }
+    }
+
+    /// The tokenizer of a task that has its own.
+    pub(crate) fn own_tokenizer(&self) -> Result<Option<TextTokenizer>, Error> {
+        match self {
+            Self::Kv(config) => config.tokenizer().map(Some),
+            Self::Mqar(config) => config.tokenizer().map(Some),
+            Self::Multihop(_) => MultihopConfig::tokenizer().map(Some),
+            _ => Ok(None),
+        }
+    }
+
+    /// The largest lengths of a task's samples, if its settings alone determine them.
+    pub(crate) fn lengths(&self) -> Option<Lengths> {
+        match self {
+            Self::Kv(config) => Some(config.lengths()),
+            Self::Mqar(config) => Some(config.lengths()),
+            Self::Multihop(config) => Some(config.lengths()),
+            _ => None,
         }
     }
 
@@ -160,13 +202,18 @@ impl DataConfig {
         self.validate().map_err(|e| e.in_section("data"))?;
         tokens.validate().map_err(|e| e.in_section("tokens"))?;
         let (sources, shuffle) = match self {
-            Self::Kv(config) => return Task::of_key_values(config, tokens, seed),
+            Self::Kv(config) => (config.open(seed)?, false),
+            Self::Mqar(config) => (config.open(seed)?, false),
+            Self::Multihop(config) => (config.open(seed)?, false),
             Self::Text(config) => return config.open(tokens, seed, made),
             Self::Babi(config) => (config.open(seed)?, config.train_file.is_some()),
             Self::Phonebook(config) => (config.open(seed)?, config.train_file.is_some()),
             Self::Squad(config) => (config.open(seed)?, true),
             Self::Jsonl(config) => (config.open(seed)?, true),
         };
+        if let (Some(tokenizer), Some(lengths)) = (self.own_tokenizer()?, self.lengths()) {
+            return Task::of_lengths(sources, tokenizer, tokens, lengths);
+        }
         let tokenizer = match made {
             Some(made) => made,
             None => tokens.make(|| first_texts(&sources.0, max_inspected(shuffle)))?,

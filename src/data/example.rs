@@ -7,6 +7,17 @@ pub struct Example {
     pub questions: Vec<Question>,
     /// Bytes at the end of the context that are kept when a long context is truncated.
     pub tail: usize,
+    /// Which way its pairs are written, if the task writes them both ways.
+    pub direction: Option<Direction>,
+}
+
+/// Which way a context's pairs are written. Exact match is also measured for each direction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Direction {
+    /// Each key before its value.
+    Forward,
+    /// Each value before its key.
+    Backward,
 }
 
 impl Example {
@@ -16,6 +27,7 @@ impl Example {
             context: context.into(),
             questions,
             tail: 0,
+            direction: None,
         }
     }
 }
@@ -51,4 +63,6 @@ pub struct Asked {
     pub target: usize,
     /// Every text that counts as a right answer.
     pub answers: Vec<String>,
+    /// [`Example::direction`]
+    pub direction: Option<Direction>,
 }

@@ -1,6 +1,7 @@
 //! Datasets of contexts, queries and targets, tokenization and batching.
 //!
-//! A source gives [`Example`]s as text: key-value pairs ([`KvConfig`]), bAbI ([`BabiConfig`]), SQuAD
+//! A source gives [`Example`]s as text: key-value pairs ([`KvConfig`]), MQAR ([`MqarConfig`]), multi-hop association
+//! ([`MultihopConfig`]), bAbI ([`BabiConfig`]), SQuAD
 //! ([`SquadConfig`]), a phone book ([`PhonebookConfig`]), or JSON Lines ([`JsonlConfig`]). A [`TextTokenizer`]
 //! encodes them as [`Sample`]s of token ids; samples of running text ([`TextConfig`]) are cut from the tokens of
 //! a corpus. [`DataConfig::open`] does all of this and returns a [`Task`]. [`ExampleBatcher`] collates samples
@@ -31,6 +32,8 @@ mod example;
 mod json;
 mod jsonl;
 mod kv;
+mod mqar;
+mod multihop;
 mod order;
 mod phonebook;
 mod positioned;
@@ -47,9 +50,11 @@ pub use babi::{BabiConfig, BabiDataset};
 pub use batcher::{Batch, ExampleBatcher};
 pub use config::DataConfig;
 use corpus::Corpus;
-pub use example::{Asked, Example, Question, Sample};
+pub use example::{Asked, Direction, Example, Question, Sample};
 pub use jsonl::{JsonlConfig, JsonlDataset};
-pub use kv::{KvConfig, KvDataset};
+pub use kv::{KvConfig, KvDataset, Order};
+pub use mqar::{MqarConfig, MqarDataset};
+pub use multihop::{MultihopConfig, MultihopDataset};
 pub use order::Cycle;
 pub use phonebook::{PhonebookConfig, PhonebookDataset};
 pub use source::{Examples, Sources};

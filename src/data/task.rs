@@ -7,7 +7,7 @@ use burn::data::dataset::Dataset;
 use sha2::{Digest, Sha256};
 
 use super::source::{Examples, Sources};
-use super::{Example, KvConfig, Sample, Split, TextTokenizer, TokensConfig};
+use super::{Asked, Example, Sample, Split, TextTokenizer, TokensConfig};
 use crate::error::Error;
 use crate::support::fs::hex;
 
@@ -115,12 +115,15 @@ impl EncodedSamples {
             context.truncate(most - tail.len());
             context.extend(tail);
         }
-        let asked = example.questions.iter();
+        let asked = example.questions.iter().map(|question| {
+            Ok(Asked {
+                direction: example.direction,
+                ..tokenizer.encode_question(question)?
+            })
+        });
         Ok(Sample {
             context,
-            asked: asked
-                .map(|question| tokenizer.encode_question(question))
-                .collect::<Result<_, _>>()?,
+            asked: asked.collect::<Result<_, Error>>()?,
             cut,
         })
     }
@@ -138,19 +141,14 @@ impl Dataset<Result<Sample, Error>> for EncodedSamples {
 }
 
 impl Task {
-    /// Key-value retrieval: the lengths follow from the settings, unless contexts are truncated.
-    pub(super) fn of_key_values(
-        config: &KvConfig,
+    /// Of samples whose settings determine them and their lengths; the lengths do unless contexts are truncated.
+    pub(super) fn of_lengths(
+        sources: Sources,
+        tokenizer: TextTokenizer,
         tokens: &TokensConfig,
-        seed: u64,
+        lengths: Lengths,
     ) -> Result<Self, Error> {
-        let task = Self::new(config.open(seed)?, config.tokenizer()?, tokens);
-        let lengths = Lengths {
-            context: config.context_len(),
-            question: config.question_len(),
-            target: config.target_len(),
-            ..Lengths::default()
-        };
+        let task = Self::new(sources, tokenizer, tokens);
         match tokens.max_context.is_some_and(|max| max < lengths.context) {
             true => task.with_lengths(),
             false => Ok(Self { lengths, ..task }),

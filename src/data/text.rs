@@ -22,7 +22,7 @@ pub enum Objective {
     /// The same text, from memory alone.
     #[default]
     Compression,
-    /// The text that follows it.
+    /// The text that follows it: the earlier text is written, the later one predicted.
     Continuation,
 }
 
@@ -227,6 +227,7 @@ impl TextSamples {
                 answers: vec![self.tokenizer.decode(&asked)?],
                 tokens: asked,
                 target: 0,
+                direction: None,
             }],
             cut: 0,
         })
@@ -282,6 +283,40 @@ mod tests {
     fn samples_begin_with_a_sentence_and_have_the_requested_length() {
         task(Objective::Compression, 12).unwrap();
         task(Objective::Continuation, 7).unwrap();
+    }
+
+    #[test]
+    fn the_earlier_text_is_written_and_the_later_one_predicted() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.txt");
+        let text: String = (0..400).map(|i| format!("Ann has {i} apples.\n")).collect();
+        std::fs::write(&path, &text).unwrap();
+        let config = DataConfig::Text(TextConfig {
+            path,
+            objective: Objective::Continuation,
+            context_tokens: 7,
+            target_tokens: 4,
+            valid_samples: 10,
+            ..TextConfig::default()
+        });
+        let task = config.open(&TokensConfig::default(), 1, None).unwrap();
+        let whole = task.tokenizer.encode(&text).unwrap();
+        let is_there = |first: &[u32], second: &[u32]| {
+            let both = [first, second].concat();
+            whole.windows(both.len()).any(|part| part == both)
+        };
+        for samples in [&task.train, &task.valid] {
+            for index in 0..10 {
+                let sample = samples.get(index).unwrap().unwrap();
+                let [asked] = &sample.asked[..] else {
+                    panic!("{sample:?}");
+                };
+                // All of the later text is predicted, its first token from the memory alone.
+                assert_eq!((asked.tokens.len(), asked.target), (4, 0));
+                assert!(is_there(&sample.context, &asked.tokens));
+                assert!(!is_there(&asked.tokens, &sample.context));
+            }
+        }
     }
 
     #[test]

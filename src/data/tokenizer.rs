@@ -5,6 +5,7 @@ use tokenizers::Tokenizer;
 use tokenizers::decoders::fuse::Fuse;
 use tokenizers::models::wordlevel::WordLevel;
 use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
+use tokenizers::pre_tokenizers::whitespace::WhitespaceSplit;
 use tokenizers::tokenizer::normalizer::SplitDelimiterBehavior;
 
 use super::{Asked, Question};
@@ -42,10 +43,18 @@ pub struct TextTokenizer {
     end: u32,
     /// The token for what is not in the vocabulary.
     unknown: Option<u32>,
-    /// Whether text outside the vocabulary is an error; targets then contain their end token already.
-    closed: bool,
+    /// If the vocabulary is closed: text outside it is an error, and targets contain their end token already.
+    closed: Option<Unit>,
     /// Tokens that the metrics ignore.
     marks: Vec<u32>,
+}
+
+/// What has one token in a closed vocabulary.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Unit {
+    Character,
+    /// What stands between white space.
+    Word,
 }
 
 pub(super) fn problem(e: impl std::fmt::Display) -> Error {
@@ -75,8 +84,29 @@ impl TextTokenizer {
             pad: 0,
             end: end.ok_or_else(|| problem("it has no mark to end an answer with"))?,
             unknown: Some(3),
-            closed: true,
+            closed: Some(Unit::Character),
             marks,
+        })
+    }
+
+    /// One token per word of a closed vocabulary, numbered in this order; words are separated by white space. The first
+    /// of them pads. `end` ends an answer: it counts in the loss but not in the metrics.
+    ///
+    /// # Errors
+    ///
+    /// If a word is there twice, or `end` is none of them.
+    pub fn words(words: impl IntoIterator<Item = String>, end: &str) -> Result<Self, Error> {
+        let mut tokenizer = word_level(words)?;
+        tokenizer.with_pre_tokenizer(Some(WhitespaceSplit {}));
+        let end = tokenizer.token_to_id(end);
+        let end = end.ok_or_else(|| problem("its end is none of its words"))?;
+        Ok(Self {
+            tokenizer,
+            pad: 0,
+            end,
+            unknown: None,
+            closed: Some(Unit::Word),
+            marks: vec![end],
         })
     }
 
@@ -112,7 +142,7 @@ impl TextTokenizer {
             tokenizer,
             pad,
             end,
-            closed: false,
+            closed: None,
             marks: vec![end],
         })
     }
@@ -143,20 +173,30 @@ impl TextTokenizer {
         self.unknown == Some(token)
     }
 
-    /// Whether it has one token per character of a closed alphabet.
+    /// Whether it has one token per character or word of a closed vocabulary.
     pub fn is_closed(&self) -> bool {
-        self.closed
+        self.closed.is_some()
     }
 
     /// Token ids of a text.
     ///
     /// # Errors
     ///
-    /// With a closed alphabet: a character outside it. The error names the first one and its position.
+    /// With a closed vocabulary: a character or a word outside it. The error names the first one and its position.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>, Error> {
+        if self.closed == Some(Unit::Word) {
+            let unknown = |word: &str| self.tokenizer.token_to_id(word).is_none();
+            let mut words = text.split_whitespace().enumerate();
+            if let Some((at, word)) = words.find(|(_, word)| unknown(word)) {
+                return Err(Error::Input(format!(
+                    "word {word:?} at position {at} is none of this task's tokens, {}",
+                    self.span()
+                )));
+            }
+        }
         let ids = tokenizer::encode(&self.tokenizer, text, false)?;
         let unknown = || ids.iter().position(|id| self.is_unknown(*id));
-        match self.closed.then(unknown).flatten() {
+        match self.is_closed().then(unknown).flatten() {
             Some(at) => {
                 let character = text.chars().nth(at).unwrap_or_default();
                 let alphabet = self.alphabet();
@@ -180,11 +220,14 @@ impl TextTokenizer {
             target,
             answers,
         } = question;
-        let text = format!("{query}{target}");
+        let text = match self.closed {
+            Some(Unit::Word) => format!("{query} {target}"),
+            _ => format!("{query}{target}"),
+        };
         let (mut tokens, start) = match self.closed {
-            // One token per character.
-            true => (self.encode(&text)?, query.chars().count()),
-            false => {
+            Some(Unit::Character) => (self.encode(&text)?, query.chars().count()),
+            Some(Unit::Word) => (self.encode(&text)?, query.split_whitespace().count()),
+            None => {
                 let encoding = catch_panic(|| self.tokenizer.encode(text.as_str(), false))
                     .map_err(|e| Error::Input(format!("{text:?} cannot be tokenized: {e}")))?;
                 let ids = encoding.get_ids().to_vec();
@@ -200,7 +243,7 @@ impl TextTokenizer {
                 "the target {target:?} of the query {query:?} has no token that counts"
             )));
         }
-        if !self.closed {
+        if !self.is_closed() {
             tokens.push(self.end);
         }
         Ok(Asked {
@@ -210,29 +253,30 @@ impl TextTokenizer {
                 [] => vec![self.answer(target)],
                 answers => answers.to_vec(),
             },
+            direction: None,
         })
     }
 
     /// A target's text without its delimiters.
     fn answer(&self, target: &str) -> String {
         match self.encode(target) {
-            Ok(ids) if self.closed => self.decode_answer(&ids).unwrap_or_default(),
+            Ok(ids) if self.is_closed() => self.decode_answer(&ids).unwrap_or_default(),
             _ => target.into(),
         }
     }
 
-    /// The text of token ids. With a closed alphabet, special tokens are shown by their names.
+    /// The text of token ids. With a closed vocabulary, special tokens are shown by their names.
     ///
     /// # Errors
     ///
     /// If the tokenizer cannot decode them.
     pub fn decode(&self, ids: &[u32]) -> Result<String, Error> {
+        let names = ids.iter().map(|id| self.tokenizer.id_to_token(*id));
+        let names = names.map(Option::unwrap_or_default);
         match self.closed {
-            true => Ok(ids
-                .iter()
-                .map(|id| self.tokenizer.id_to_token(*id).unwrap_or_default())
-                .collect()),
-            false => tokenizer::decode(&self.tokenizer, ids),
+            Some(Unit::Character) => Ok(names.collect()),
+            Some(Unit::Word) => Ok(names.collect::<Vec<_>>().join(" ")),
+            None => tokenizer::decode(&self.tokenizer, ids),
         }
     }
 
@@ -280,6 +324,13 @@ impl TextTokenizer {
         }
     }
 
+    /// The first and the last of the vocabulary.
+    fn span(&self) -> String {
+        let name = |id| self.tokenizer.id_to_token(id).unwrap_or_default();
+        let last = (self.vocab_size() as u32).saturating_sub(1);
+        format!("{} {} {} … {}", name(0), name(1), name(2), name(last))
+    }
+
     fn alphabet(&self) -> String {
         (SPECIAL.len() as u32..self.vocab_size() as u32)
             .filter_map(|id| self.tokenizer.id_to_token(id))
@@ -301,24 +352,29 @@ pub fn tokenizer_fingerprint(tokenizer: &Tokenizer) -> String {
 /// A tokenizer with one token per character: the special tokens, then `alphabet` in this order.
 pub(super) fn characters(alphabet: impl IntoIterator<Item = char>) -> Result<Tokenizer, Error> {
     let tokens = SPECIAL.iter().map(|token| token.to_string());
-    let tokens = tokens.chain(alphabet.into_iter().map(String::from));
-    let vocab: Vec<(String, u32)> = tokens.zip(0..).collect();
-    let count = vocab.len();
-    let model = WordLevel::builder()
-        .vocab(vocab.into_iter().collect())
-        .unk_token("[UNK]".into())
-        .build()
-        .map_err(problem)?;
-    let mut tokenizer = Tokenizer::new(model);
-    if tokenizer.get_vocab_size(false) != count {
-        return Err(problem("its alphabet has a character twice"));
-    }
+    let mut tokenizer = word_level(tokens.chain(alphabet.into_iter().map(String::from)))?;
     let each = SplitPattern::Regex("(?s).".into());
     let split = Split::new(each, SplitDelimiterBehavior::Isolated, false).map_err(problem)?;
     tokenizer.with_pre_tokenizer(Some(split));
     // Decoding joins characters without spaces.
     tokenizer.with_decoder(Some(Fuse::default()));
     Ok(tokenizer)
+}
+
+/// A tokenizer with these tokens, numbered in this order. `[UNK]`, if it is one of them, is for all others.
+fn word_level(tokens: impl IntoIterator<Item = String>) -> Result<Tokenizer, Error> {
+    let vocab: Vec<(String, u32)> = tokens.into_iter().zip(0..).collect();
+    let count = vocab.len();
+    let model = WordLevel::builder()
+        .vocab(vocab.into_iter().collect())
+        .unk_token("[UNK]".into())
+        .build()
+        .map_err(problem)?;
+    let tokenizer = Tokenizer::new(model);
+    match tokenizer.get_vocab_size(false) == count {
+        true => Ok(tokenizer),
+        false => Err(problem("its alphabet has a token twice")),
+    }
 }
 
 #[cfg(test)]
@@ -356,6 +412,32 @@ mod tests {
             target: target.into(),
             answers: Vec::new(),
         }
+    }
+
+    #[test]
+    fn words_of_a_closed_vocabulary_are_numbered_and_others_are_errors() {
+        let names = ["[PAD]", "[END]", "10", "1"].map(String::from);
+        let tokenizer = TextTokenizer::words(names.clone(), "[END]").unwrap();
+        assert_eq!((tokenizer.vocab_size(), tokenizer.end()), (4, 1));
+        assert!(tokenizer.is_closed() && tokenizer.is_mark(1));
+        let ids = tokenizer.encode(" 10 1\n[PAD] 10 ").unwrap();
+        assert_eq!(ids, [2, 3, 0, 2]);
+        assert_eq!(tokenizer.decode(&ids).unwrap(), "10 1 [PAD] 10");
+        let asked = tokenizer.encode_question(&question("10", "1 10 [END]"));
+        let asked = asked.unwrap();
+        assert_eq!((&asked.tokens[..], asked.target), (&[2, 3, 2, 1][..], 1));
+        assert_eq!(asked.answers, ["1 10"]);
+        let error = tokenizer.encode("10 101 1").unwrap_err().to_string();
+        let named = error.contains("\"101\" at position 1");
+        assert!(named && error.contains("[PAD] [END] 10 … 1"), "{error}");
+
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("tokenizer.json");
+        std::fs::write(&path, tokenizer.to_json().unwrap()).unwrap();
+        tokenizer.check(&path).unwrap();
+        assert!(TextTokenizer::words(names.clone(), "2").is_err());
+        let twice = names.iter().chain(&names).cloned();
+        assert!(TextTokenizer::words(twice, "1").is_err());
     }
 
     #[test]

@@ -16,7 +16,7 @@ use super::tokenizer::{SPECIAL, characters, problem};
 use crate::error::{Error, require, sizes};
 use crate::tokenizer::json as tokenizer_json;
 
-/// How texts are tokenized. (Key-value retrieval has its own tokenizer.)
+/// How texts are tokenized. (Key-value retrieval, MQAR and multi-hop association have their own tokenizers.)
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct TokensConfig {

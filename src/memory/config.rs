@@ -525,6 +525,14 @@ impl GradMemConfig {
         self.chunk_size.map_or(tokens, |size| size.min(tokens))
     }
 
+    /// The longest context in chunks that a model of so many positions can read of, in tokens; none if there is no limit.
+    pub(crate) fn longest_in_chunks(&self, positions: usize) -> Option<usize> {
+        let size = self.chunk_size?;
+        let takes = self.kind != MemoryKind::Lora && self.concatenates();
+        let others = positions.saturating_sub(self.prefix_len() + 1) / self.memory_tokens.max(1);
+        takes.then(|| size.saturating_mul(others + 1))
+    }
+
     /// Positions before the first token of a query about a context of so many tokens.
     pub(crate) fn read_after(&self, tokens: usize) -> usize {
         let memories = match self.chunks {

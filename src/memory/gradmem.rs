@@ -112,6 +112,15 @@ impl<B: Backend, M: Module<B>> GradMem<B, M> {
         self
     }
 
+    /// With the first `tokens` memory vectors, or keys and values, alone, if there are more.
+    pub(crate) fn with_first_tokens(mut self, tokens: usize) -> Self {
+        if tokens < self.config.memory_tokens {
+            self.memory = self.memory.first_tokens(tokens);
+            self.config.memory_tokens = tokens;
+        }
+        self
+    }
+
     /// The same weights with another WRITE step size.
     ///
     /// # Errors

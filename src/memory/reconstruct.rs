@@ -56,8 +56,13 @@ impl<B: Backend, M: Writable<B>> GradMem<B, M> {
         }
         let writing = self.with_adapters();
         let found = segments.pieces.iter().enumerate().map(|(at, piece)| {
-            let part = memory.parts().len().min(at + 1) - 1;
-            writing.reconstruct_piece(&memory.parts()[part], piece)
+            // A sample's chunks are its last parts: others may have been written before.
+            let own = memory.counts().zip(segments.counts.iter());
+            let own = own.map(|(parts, chunks)| {
+                let first = parts.saturating_sub(*chunks);
+                (first + at).min(parts - 1)
+            });
+            writing.reconstruct_piece(&memory.part_of(&own.collect::<Vec<_>>()), piece)
         });
         let found: Vec<_> = found.collect();
         let each = |of: fn(&Reconstruction<B>) -> Tensor<B, 1>| {

@@ -211,6 +211,31 @@ impl<B: Backend> Start<B> {
         }
     }
 
+    /// With the first `tokens` of its vectors, or keys and values, alone.
+    pub(super) fn first_tokens(mut self, tokens: usize) -> Self {
+        let first = |param: Param<Tensor<B, 3>>| {
+            param.map(|tensor| {
+                let kept = tensor.clone().narrow(1, 0, tokens).detach();
+                kept.set_require_grad(tensor.is_require_grad())
+            })
+        };
+        match &mut self {
+            Self::Prefix(start) => {
+                start.mem = start.mem.clone().map(|tensor| {
+                    let kept = tensor.clone().narrow(0, 0, tokens).detach();
+                    kept.set_require_grad(tensor.is_require_grad())
+                });
+            }
+            Self::Kv(start) => {
+                for list in [&mut start.kv_mem_K0, &mut start.kv_mem_V0] {
+                    *list = std::mem::take(list).into_iter().map(first).collect();
+                }
+            }
+            Self::Lora(_) => {}
+        }
+        self
+    }
+
     /// Where its parameters are.
     pub(super) fn device(&self) -> B::Device {
         match self {
@@ -285,22 +310,14 @@ impl<B: Backend> LoraStart<B> {
         init: &mut Init,
         device: &B::Device,
     ) -> Result<Self, Error> {
-        let slots = model.slots();
-        let layers = chosen_layers(config, slots.layers)?;
-        let modules = chosen_modules(config, &slots)?;
-        let (rank, d) = (config.lora_rank, model.d_model());
+        let rank = config.lora_rank;
         // `A` is drawn as PyTorch's initialisation does it for a matrix that is stored transposed: by its rank.
         let bound = 1.0 / (rank as f64).sqrt();
         let (mut places, mut a, mut b) = (Vec::new(), Vec::new(), Vec::new());
-        for layer in layers {
-            for (module, d_input, d_output) in match config.lora_place {
-                LoraPlace::Layers => vec![(None, d, d)],
-                LoraPlace::Modules => modules.clone(),
-            } {
-                places.push(Place { layer, module });
-                a.push(init.uniform([d_input, rank], bound, device));
-                b.push(init.constant([rank, d_output], 0.0, device));
-            }
+        for (place, d_input, d_output) in lora_places(config, &model.slots(), model.d_model())? {
+            places.push(place);
+            a.push(init.uniform([d_input, rank], bound, device));
+            b.push(init.constant([rank, d_output], 0.0, device));
         }
         Ok(Self {
             lora_mem_A0: a,
@@ -380,10 +397,66 @@ fn chosen_layers(config: &GradMemConfig, layers: usize) -> Result<Vec<usize>, Er
     Ok(chosen.into_iter().collect())
 }
 
-type Module3 = (Option<&'static str>, usize, usize);
+/// Where LoRA's maps are, with the widths of what they read and add to.
+fn lora_places(
+    config: &GradMemConfig,
+    slots: &Slots,
+    d_model: usize,
+) -> Result<Vec<(Place, usize, usize)>, Error> {
+    let layers = chosen_layers(config, slots.layers)?;
+    let modules = match config.lora_place {
+        LoraPlace::Layers => vec![(None, d_model, d_model)],
+        LoraPlace::Modules => chosen_modules(config, slots)?,
+    };
+    let places = layers.into_iter().flat_map(|layer| {
+        let of_layer = modules.iter();
+        of_layer.map(move |(module, d_input, d_output)| {
+            let place = Place {
+                layer,
+                module: *module,
+            };
+            (place, *d_input, *d_output)
+        })
+    });
+    Ok(places.collect())
+}
+
+impl GradMemConfig {
+    /// How many numbers one memory is made of, for a model of this width with these slots; of one chunk, if READ is given
+    /// those of several.
+    ///
+    /// # Errors
+    ///
+    /// Settings that do not fit the model.
+    pub fn numbers(&self, slots: &Slots, d_model: usize) -> Result<usize, Error> {
+        Ok(match self.kind {
+            MemoryKind::Prefix => {
+                let own = match self.mem_proj {
+                    MemProj::PerSample => d_model * (d_model + 1),
+                    MemProj::None | MemProj::Proj => 0,
+                };
+                self.memory_tokens * d_model + own
+            }
+            MemoryKind::Lora => {
+                let places = lora_places(self, slots, d_model)?;
+                let widths = places
+                    .iter()
+                    .map(|(_, d_input, d_output)| d_input + d_output);
+                self.lora_rank * widths.sum::<usize>()
+            }
+            MemoryKind::Kv => {
+                let layers = chosen_layers(self, slots.layers)?.len();
+                let [heads, head_dim] = slots.keys_values.unwrap_or_default();
+                2 * layers * self.memory_tokens * heads * head_dim
+            }
+        })
+    }
+}
+
+type ModuleWidths = (Option<&'static str>, usize, usize);
 
 /// The modules that `lora_targets` names by their paths or the ends of them, or all, with their widths.
-fn chosen_modules(config: &GradMemConfig, slots: &Slots) -> Result<Vec<Module3>, Error> {
+fn chosen_modules(config: &GradMemConfig, slots: &Slots) -> Result<Vec<ModuleWidths>, Error> {
     let is_called = |name: &str, target: &str| {
         let rest = name.strip_suffix(target);
         rest.is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))

@@ -231,6 +231,22 @@ impl<B: KernelBackend> AnyMethod<B> {
         }
     }
 
+    /// Writes more into memories that this method wrote, one context to each.
+    ///
+    /// # Errors
+    ///
+    /// As [`GradMem::write_on`]; a method that does not write on.
+    pub fn write_on(&self, memory: Memory<B>, contexts: &Tokens<B>) -> Result<Memory<B>, Error> {
+        match self {
+            Self::GradMem(method) => method.write_on(memory, contexts),
+            Self::InContext(_) => Err(writes_nothing()),
+            other => Err(Error::Input(format!(
+                "a memory of {} is written from its whole context at once: nothing is added to it",
+                other.config().name().as_str()
+            ))),
+        }
+    }
+
     /// Reads memories once, for any number of queries.
     ///
     /// # Errors
@@ -301,6 +317,12 @@ impl<B: KernelBackend> AnyMethod<B> {
     /// A method that writes nothing.
     pub fn longest_context(&self) -> Result<Option<usize>, Error> {
         let beside = match self {
+            Self::GradMem(method) if method.config().chunk_size.is_some() => {
+                let positions = self.model().max_positions();
+                return Ok(
+                    positions.and_then(|positions| method.config().longest_in_chunks(positions))
+                );
+            }
             Self::GradMem(method) => method.config().prefix_len(),
             Self::Rmt(method) => method.config().written_with(),
             Self::Armt(method) if method.config().segment_size.is_some() => return Ok(None),

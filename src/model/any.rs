@@ -98,6 +98,11 @@ impl ModelConfig {
         each!(self, Self, config => config.dimensions())
     }
 
+    /// Where in its layers a memory can be.
+    pub fn slots(&self) -> Slots {
+        each!(self, Self, config => config.slots())
+    }
+
     /// Whether the head is the embedding, transposed.
     pub fn tied_head(&self) -> bool {
         each!(self, Self, config => config.tie_word_embeddings)

@@ -25,9 +25,6 @@ pub(crate) trait Decoder: Module<Self::Backend> + ModuleDisplay {
     /// The head; `None` if it is the embedding, transposed.
     fn own_head(&self) -> Option<&Linear<Self::Backend>>;
 
-    /// Where in its blocks a memory can be.
-    fn slots(&self) -> Slots;
-
     /// The blocks and the final norm.
     ///
     /// # Shapes
@@ -44,6 +41,9 @@ pub(crate) trait Decoder: Module<Self::Backend> + ModuleDisplay {
 /// The settings of a [`Decoder`].
 pub(crate) trait DecoderConfig: Serialize {
     fn dimensions(&self) -> Dimensions;
+
+    /// Where in the blocks a memory can be.
+    fn slots(&self) -> Slots;
 }
 
 /// The sizes that every decoder has, whatever its configuration calls them.
@@ -86,7 +86,7 @@ impl<B: KernelBackend, M: Decoder<Backend = B>> CausalLm<B> for M {
     }
 
     fn slots(&self) -> Slots {
-        Decoder::slots(self)
+        self.config().slots()
     }
 
     fn head(&self) -> Tensor<B, 2> {

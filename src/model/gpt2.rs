@@ -190,6 +190,18 @@ impl DecoderConfig for Gpt2Config {
             max_positions: Some(("n_positions", self.n_positions)),
         }
     }
+
+    fn slots(&self) -> Slots {
+        let (d, d_ff, heads) = (self.n_embd, self.d_ff(), self.n_head);
+        Slots::of_layers(self.n_layer)
+            .with_keys_values(heads, d / heads)
+            .with_modules([
+                ("attn.c_attn", d, 3 * d),
+                ("attn.c_proj", d, d),
+                ("mlp.c_fc", d, d_ff),
+                ("mlp.c_proj", d_ff, d),
+            ])
+    }
 }
 
 /// The model; see [`Gpt2Config`]. Parameter paths are Hugging Face's tensor names.
@@ -291,19 +303,6 @@ impl<B: KernelBackend> Decoder for Gpt2<B> {
 
     fn own_head(&self) -> Option<&Linear<B>> {
         self.lm_head.as_ref()
-    }
-
-    fn slots(&self) -> Slots {
-        let config = &self.config;
-        let (d, d_ff, heads) = (config.n_embd, config.d_ff(), config.n_head);
-        Slots::of_layers(config.n_layer)
-            .with_keys_values(heads, d / heads)
-            .with_modules([
-                ("attn.c_attn", d, 3 * d),
-                ("attn.c_proj", d, d),
-                ("mlp.c_fc", d, d_ff),
-                ("mlp.c_proj", d_ff, d),
-            ])
     }
 
     fn forward(&self, embeds: Tensor<B, 3>, cache: Option<&mut Cache<B>>) -> Tensor<B, 3> {

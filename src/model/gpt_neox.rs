@@ -215,6 +215,22 @@ impl DecoderConfig for GptNeoXConfig {
             max_positions: Some(("max_position_embeddings", self.max_position_embeddings)),
         }
     }
+
+    fn slots(&self) -> Slots {
+        let (d, d_ff, heads) = (
+            self.hidden_size,
+            self.intermediate_size,
+            self.num_attention_heads,
+        );
+        Slots::of_layers(self.num_hidden_layers)
+            .with_keys_values(heads, d / heads)
+            .with_modules([
+                ("attention.query_key_value", d, 3 * d),
+                ("attention.dense", d, d),
+                ("mlp.dense_h_to_4h", d, d_ff),
+                ("mlp.dense_4h_to_h", d_ff, d),
+            ])
+    }
 }
 
 /// The model; see [`GptNeoXConfig`]. Parameter paths are Hugging Face's tensor names.
@@ -331,23 +347,6 @@ impl<B: KernelBackend> Decoder for GptNeoX<B> {
 
     fn own_head(&self) -> Option<&Linear<B>> {
         self.embed_out.as_ref()
-    }
-
-    fn slots(&self) -> Slots {
-        let config = &self.config;
-        let (d, d_ff, heads) = (
-            config.hidden_size,
-            config.intermediate_size,
-            config.num_attention_heads,
-        );
-        Slots::of_layers(config.num_hidden_layers)
-            .with_keys_values(heads, d / heads)
-            .with_modules([
-                ("attention.query_key_value", d, 3 * d),
-                ("attention.dense", d, d),
-                ("mlp.dense_h_to_4h", d, d_ff),
-                ("mlp.dense_4h_to_h", d_ff, d),
-            ])
     }
 
     fn forward(&self, embeds: Tensor<B, 3>, cache: Option<&mut Cache<B>>) -> Tensor<B, 3> {

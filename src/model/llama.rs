@@ -232,6 +232,25 @@ impl DecoderConfig for LlamaConfig {
             max_positions: Some(("max_position_embeddings", self.max_position_embeddings)),
         }
     }
+
+    fn slots(&self) -> Slots {
+        let (d, d_ff, head_dim) = (self.hidden_size, self.intermediate_size, self.head_dim());
+        let (d_q, d_kv) = (
+            self.num_attention_heads * head_dim,
+            self.n_kv_heads() * head_dim,
+        );
+        Slots::of_layers(self.num_hidden_layers)
+            .with_keys_values(self.n_kv_heads(), head_dim)
+            .with_modules([
+                ("self_attn.q_proj", d, d_q),
+                ("self_attn.k_proj", d, d_kv),
+                ("self_attn.v_proj", d, d_kv),
+                ("self_attn.o_proj", d_q, d),
+                ("mlp.gate_proj", d, d_ff),
+                ("mlp.up_proj", d, d_ff),
+                ("mlp.down_proj", d_ff, d),
+            ])
+    }
 }
 
 /// The model; see [`LlamaConfig`]. Parameter paths are Hugging Face's tensor names.
@@ -293,30 +312,6 @@ impl<B: KernelBackend> Decoder for Llama<B> {
 
     fn own_head(&self) -> Option<&Linear<B>> {
         self.lm_head.as_ref()
-    }
-
-    fn slots(&self) -> Slots {
-        let config = &self.config;
-        let (d, d_ff, head_dim) = (
-            config.hidden_size,
-            config.intermediate_size,
-            config.head_dim(),
-        );
-        let (d_q, d_kv) = (
-            config.num_attention_heads * head_dim,
-            config.n_kv_heads() * head_dim,
-        );
-        Slots::of_layers(config.num_hidden_layers)
-            .with_keys_values(config.n_kv_heads(), head_dim)
-            .with_modules([
-                ("self_attn.q_proj", d, d_q),
-                ("self_attn.k_proj", d, d_kv),
-                ("self_attn.v_proj", d, d_kv),
-                ("self_attn.o_proj", d_q, d),
-                ("mlp.gate_proj", d, d_ff),
-                ("mlp.up_proj", d, d_ff),
-                ("mlp.down_proj", d_ff, d),
-            ])
     }
 
     fn forward(&self, embeds: Tensor<B, 3>, cache: Option<&mut Cache<B>>) -> Tensor<B, 3> {

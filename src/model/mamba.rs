@@ -264,6 +264,21 @@ impl DecoderConfig for MambaConfig {
             max_positions: None,
         }
     }
+
+    fn slots(&self) -> Slots {
+        let (d, inner, n, rank) = (
+            self.hidden_size,
+            self.d_inner(),
+            self.state_size,
+            self.rank(),
+        );
+        Slots::of_layers(self.num_hidden_layers).with_modules([
+            ("mixer.in_proj", d, 2 * inner),
+            ("mixer.x_proj", inner, rank + 2 * n),
+            ("mixer.dt_proj", rank, inner),
+            ("mixer.out_proj", inner, d),
+        ])
+    }
 }
 
 /// A bias whose softplus is a step size that is uniform in logarithm between two bounds.
@@ -502,22 +517,6 @@ impl<B: KernelBackend> Decoder for Mamba<B> {
 
     fn own_head(&self) -> Option<&Linear<B>> {
         self.lm_head.as_ref()
-    }
-
-    fn slots(&self) -> Slots {
-        let config = &self.config;
-        let (d, inner, n, rank) = (
-            config.hidden_size,
-            config.d_inner(),
-            config.state_size,
-            config.rank(),
-        );
-        Slots::of_layers(config.num_hidden_layers).with_modules([
-            ("mixer.in_proj", d, 2 * inner),
-            ("mixer.x_proj", inner, rank + 2 * n),
-            ("mixer.dt_proj", rank, inner),
-            ("mixer.out_proj", inner, d),
-        ])
     }
 
     fn forward(&self, embeds: Tensor<B, 3>, cache: Option<&mut Cache<B>>) -> Tensor<B, 3> {

@@ -1,7 +1,7 @@
 //! How many floats a method keeps of one context to answer queries from.
 
 use crate::data::DataConfig;
-use crate::memory::MemProj;
+use crate::memory::Chunks;
 use crate::method::MethodName;
 use crate::model::ModelConfig;
 use crate::train::config::RunConfig;
@@ -12,11 +12,13 @@ pub fn floats_kept(config: &RunConfig) -> Option<usize> {
     let d = config.model.d_model();
     match config.method {
         MethodName::GradMem => {
-            let vectors = config.memory.memory_tokens.checked_mul(d)?;
-            match config.memory.mem_proj {
-                MemProj::PerSample => vectors.checked_add(d.checked_mul(d + 1)?),
-                MemProj::None | MemProj::Proj => Some(vectors),
-            }
+            let slots = config.model.slots();
+            let chunks = match (config.memory.chunks, context_tokens(config)) {
+                (Chunks::Concatenated, Some(tokens)) => config.memory.chunks_in_a_row(tokens),
+                (Chunks::Concatenated, None) => return None,
+                _ => 1,
+            };
+            config.memory.numbers(&slots, d).ok()?.checked_mul(chunks)
         }
         MethodName::Rmt => config.rmt.memory_tokens.checked_mul(d),
         MethodName::Armt => config.armt.floats(d, config.model.layers()),
@@ -55,12 +57,8 @@ fn in_context(config: &RunConfig) -> Option<usize> {
 /// Tokens of a context, if the settings fix them.
 pub fn context_tokens(config: &RunConfig) -> Option<usize> {
     match &config.data {
-        DataConfig::Kv(data) => Some(data.context_len()),
         DataConfig::Text(data) => Some(data.context_tokens),
-        DataConfig::Babi(_)
-        | DataConfig::Squad(_)
-        | DataConfig::Phonebook(_)
-        | DataConfig::Jsonl(_) => None,
+        data => data.lengths().map(|lengths| lengths.context),
     }
 }
 

@@ -76,7 +76,7 @@ pub fn learning_curves(report: &Report) -> Result<Option<Figure>, Error> {
 }
 
 /// The measure at each evaluation of a run, a line for each stage of its curriculum.
-fn curve(run: &Run, measure: Measure) -> Vec<Vec<(f64, f64)>> {
+pub(super) fn curve(run: &Run, measure: Measure) -> Vec<Vec<(f64, f64)>> {
     let stages = run.valid.chunk_by(|a, b| a.stage == b.stage);
     let points = stages.map(|stage| {
         let points = stage.iter();

@@ -1,7 +1,7 @@
 //! All figures that the runs have the numbers for.
 
 use super::figure::Figure;
-use super::{Report, comparison, curves, write_steps};
+use super::{Report, comparison, curves, parts, write_steps};
 use crate::error::Error;
 
 /// Every figure that has something to show, in the order of the page.
@@ -12,6 +12,8 @@ use crate::error::Error;
 pub fn all(report: &Report) -> Result<Vec<Figure>, Error> {
     let mut figures = Vec::new();
     figures.extend(curves::learning_curves(report)?);
+    figures.extend(parts::by_position(report)?);
+    figures.extend(parts::by_direction(report)?);
     for key in comparison::settings_to_compare(report) {
         figures.extend(comparison::by_setting(report, &key)?);
     }

@@ -148,7 +148,13 @@ fn differences(groups: &[Group], at: usize) -> Vec<Difference> {
     for key in keys {
         let value = &own.settings[key];
         let differs = |group: &Group| group.settings.get(key) != Some(value);
-        let size = ["data.task", "data.pairs", "data.context_tokens"].contains(&key.as_str());
+        let size = [
+            "data.task",
+            "data.pairs",
+            "data.hops",
+            "data.context_tokens",
+        ]
+        .contains(&key.as_str());
         let of_method = key.starts_with("memory.") || key.starts_with("model.");
         let gradmem = matches!(own.color, MethodColor::GradMem | MethodColor::FirstOrder);
         let listed = match (size, of_method && !settings::is_incidental(key)) {

@@ -23,9 +23,10 @@ const fn named(key: &'static str, symbol: &'static str, axis: &'static str) -> S
 }
 
 /// Settings with a symbol, in their order in a group's label.
-const NAMED: [SettingNames; 15] = [
+const NAMED: [SettingNames; 16] = [
     named("data.task", "", "task"),
     named("data.pairs", "N", "N, pairs in a context"),
+    named("data.hops", "H", "H, edges of a chain"),
     named("data.context_tokens", "L", "L, tokens of a context"),
     named("memory.write_steps", "K", "K, WRITE steps in training"),
     named("memory.memory_tokens", "m", "m, memory vectors"),

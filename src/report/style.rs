@@ -24,7 +24,6 @@ pub enum MethodColor {
 impl MethodColor {
     /// From light to dark.
     fn shades(self) -> [RGBColor; 3] {
-        let of = |hex: u32| RGBColor((hex >> 16) as u8, (hex >> 8) as u8, hex as u8);
         match self {
             Self::GradMem => [0x56a3dc, 0x1a6bb0, 0x0a2f5c],
             Self::FirstOrder => [0xc977b0, 0x9a3f84, 0x571a49],
@@ -33,7 +32,7 @@ impl MethodColor {
             Self::InContext => [0x8c8c8c, 0x595959, 0x1f1f1f],
             Self::StateSpace => [0x35b58f, 0x00875f, 0x004a35],
         }
-        .map(of)
+        .map(rgb)
     }
 
     fn marker(self) -> Marker {
@@ -68,6 +67,28 @@ pub struct Style {
     pub marker: Marker,
     /// Whether its lines are dashed.
     pub dashed: bool,
+}
+
+/// From the first of an ordered series to the last: dark violet, blue, green, light green.
+const ORDERED: [u32; 8] = [
+    0x440154, 0x472d7b, 0x3b528b, 0x2c728e, 0x21918c, 0x28ae80, 0x5ec962, 0xaddc30,
+];
+
+impl Style {
+    /// The style of number `at`, from 0, of `count` ordered series that are no methods.
+    pub fn ordered(at: usize, count: usize) -> Self {
+        let last = ORDERED.len() - 1;
+        let place = at * last / count.saturating_sub(1).max(1);
+        Self {
+            color: rgb(ORDERED[place.min(last)]),
+            marker: Marker::Circle,
+            dashed: false,
+        }
+    }
+}
+
+fn rgb(hex: u32) -> RGBColor {
+    RGBColor((hex >> 16) as u8, (hex >> 8) as u8, hex as u8)
 }
 
 /// The styles of series, by their names.

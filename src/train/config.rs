@@ -214,27 +214,40 @@ impl RunConfig {
         require(used, "rmt.write_head", true, problem)?;
         self.train.validate().map_err(|e| e.in_section("train"))?;
         let measure = self.train.stop_metric;
-        let problem = format!("training with {} does not measure it", self.method.as_str());
-        let measured = Measure::of(self.method).contains(&measure);
+        let can_stop = Measure::of(self.method);
+        let problem = format!(
+            "with {} it must be one of {}",
+            self.method.as_str(),
+            can_stop
+                .iter()
+                .map(|m| m.key())
+                .collect::<Vec<_>>()
+                .join(", ")
+        );
+        let measured = can_stop.contains(&measure);
         require(measured, "train.stop_metric", measure.key(), problem)?;
         self.stages()?;
-        let own = matches!(self.data, DataConfig::Kv(_));
-        let problem = "key-value retrieval has tokens of its own: leave it out";
-        let default = TokensConfig::default();
-        let fits = !own || self.tokens.tokenizer == default.tokenizer;
-        require(fits, "tokens.tokenizer", &self.tokens.tokenizer, problem)?;
-        match &self.data {
-            // The only task whose lengths are known without opening files.
-            DataConfig::Kv(data) => {
-                self.check_vocab(&data.tokenizer()?)?;
-                let context = data.context_len();
-                self.check_positions(&Lengths {
-                    context: context.min(self.tokens.max_context.unwrap_or(context)),
-                    question: data.question_len(),
-                    ..Lengths::default()
-                })
-            }
-            _ => Ok(()),
+        if let Some(own) = self.data.own_tokenizer()? {
+            let problem = "this task has tokens of its own: leave it out";
+            let left_out = self.tokens.tokenizer == TokensConfig::default().tokenizer;
+            require(
+                left_out,
+                "tokens.tokenizer",
+                &self.tokens.tokenizer,
+                problem,
+            )?;
+            self.check_vocab(&own)?;
+        }
+        // Other tasks' lengths are known when their files are open.
+        match self.data.lengths() {
+            Some(Lengths {
+                context, question, ..
+            }) => self.check_positions(&Lengths {
+                context: context.min(self.tokens.max_context.unwrap_or(context)),
+                question,
+                ..Lengths::default()
+            }),
+            None => Ok(()),
         }
     }
 
@@ -299,9 +312,13 @@ impl RunConfig {
             context, question, ..
         } = *lengths;
         let needed = match self.method {
-            MethodName::GradMem => context
-                .max(question)
-                .saturating_add(self.memory.prefix_len()),
+            MethodName::GradMem => {
+                let memory = &self.memory;
+                let write = memory
+                    .longest_chunk(context)
+                    .saturating_add(memory.prefix_len());
+                write.max(question.saturating_add(memory.read_after(context)))
+            }
             MethodName::Rmt => {
                 let write = context.saturating_add(self.rmt.written_with());
                 write.max(question.saturating_add(self.rmt.prefix_len()))
@@ -369,6 +386,7 @@ fn known(table: &toml::Table) -> Result<Json, Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::data::Objective;
 
     fn fails(preset: &str, overrides: &[&str]) -> String {
         let overrides: Vec<String> = overrides.iter().map(|o| o.to_string()).collect();
@@ -387,6 +405,16 @@ mod tests {
             let again = RunConfig::from_table(again, name).unwrap();
             assert_eq!(config, again);
             assert!(config.differences(&again).is_empty());
+        }
+    }
+
+    #[test]
+    fn language_modelling_predicts_what_follows() {
+        for name in ["lm", "lm-small"] {
+            let DataConfig::Text(text) = RunConfig::resolve(name, &[]).unwrap().data else {
+                panic!("{name} is no running text");
+            };
+            assert_eq!(text.objective, Objective::Continuation);
         }
     }
 

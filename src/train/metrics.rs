@@ -1,5 +1,5 @@
 //! The measures of a run: exact match, token accuracy, READ and WRITE losses, the norm of the inner
-//! gradient, and the scores of generated answers.
+//! gradient, accuracy by position and direction, and the scores of generated answers.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -12,6 +12,7 @@ use burn::train::metric::{
 };
 use serde::{Deserialize, Serialize};
 
+use crate::data::Direction;
 use crate::method::MethodName;
 
 /// One of the quantities a run measures.
@@ -43,6 +44,34 @@ pub enum Measure {
     /// context greedily from M_K alone.
     #[serde(alias = "retold")]
     Reconstructed,
+    /// Share of questions whose first scored target token is predicted, teacher-forced.
+    #[serde(rename = "token_accuracy_1")]
+    TokenAccuracy1,
+    /// Share of questions whose second scored target token is predicted, teacher-forced.
+    #[serde(rename = "token_accuracy_2")]
+    TokenAccuracy2,
+    /// Share of questions whose third scored target token is predicted, teacher-forced.
+    #[serde(rename = "token_accuracy_3")]
+    TokenAccuracy3,
+    /// Share of questions whose fourth scored target token is predicted, teacher-forced.
+    #[serde(rename = "token_accuracy_4")]
+    TokenAccuracy4,
+    /// Share of questions whose fifth scored target token is predicted, teacher-forced.
+    #[serde(rename = "token_accuracy_5")]
+    TokenAccuracy5,
+    /// Share of questions whose sixth scored target token is predicted, teacher-forced.
+    #[serde(rename = "token_accuracy_6")]
+    TokenAccuracy6,
+    /// Share of questions whose seventh scored target token is predicted, teacher-forced.
+    #[serde(rename = "token_accuracy_7")]
+    TokenAccuracy7,
+    /// Share of questions whose eighth scored target token is predicted, teacher-forced.
+    #[serde(rename = "token_accuracy_8")]
+    TokenAccuracy8,
+    /// As [`Measure::ExactMatch`], for contexts whose pairs are written key first, of a task with both directions.
+    ExactMatchForward,
+    /// As [`Measure::ExactMatch`], for contexts whose pairs are written value first, of a task with both directions.
+    ExactMatchBackward,
 }
 
 impl Measure {
@@ -58,13 +87,37 @@ impl Measure {
         Self::AnswerMatch,
         Self::AnswerF1,
         Self::Reconstructed,
+        Self::TokenAccuracy1,
+        Self::TokenAccuracy2,
+        Self::TokenAccuracy3,
+        Self::TokenAccuracy4,
+        Self::TokenAccuracy5,
+        Self::TokenAccuracy6,
+        Self::TokenAccuracy7,
+        Self::TokenAccuracy8,
+        Self::ExactMatchForward,
+        Self::ExactMatchBackward,
     ];
 
-    /// The measures of a method's training.
+    /// Token accuracy by position: of each target's first scored token, of its second, and so on up to the eighth.
+    pub const POSITIONS: &'static [Self] = Self::ALL.split_at(10).1.split_at(8).0;
+
+    /// Exact match by direction.
+    pub const DIRECTIONS: &'static [Self] = Self::ALL.split_at(18).1;
+
+    /// The measures of a method's training that are shown and that can stop it.
     pub fn of(method: MethodName) -> &'static [Self] {
         match method {
             MethodName::GradMem => &Self::ALL[..7],
             MethodName::Rmt | MethodName::Armt | MethodName::InContext => &Self::ALL[..3],
+        }
+    }
+
+    /// Exact match on contexts of a direction.
+    pub fn of_direction(direction: Direction) -> Self {
+        match direction {
+            Direction::Forward => Self::ExactMatchForward,
+            Direction::Backward => Self::ExactMatchBackward,
         }
     }
 
@@ -86,6 +139,16 @@ impl Measure {
             Self::AnswerMatch => "answer_match",
             Self::AnswerF1 => "answer_f1",
             Self::Reconstructed => "reconstructed",
+            Self::TokenAccuracy1 => "token_accuracy_1",
+            Self::TokenAccuracy2 => "token_accuracy_2",
+            Self::TokenAccuracy3 => "token_accuracy_3",
+            Self::TokenAccuracy4 => "token_accuracy_4",
+            Self::TokenAccuracy5 => "token_accuracy_5",
+            Self::TokenAccuracy6 => "token_accuracy_6",
+            Self::TokenAccuracy7 => "token_accuracy_7",
+            Self::TokenAccuracy8 => "token_accuracy_8",
+            Self::ExactMatchForward => "exact_match_forward",
+            Self::ExactMatchBackward => "exact_match_backward",
         }
     }
 
@@ -102,19 +165,24 @@ impl Measure {
             Self::AnswerMatch => "Answer match",
             Self::AnswerF1 => "Answer F1",
             Self::Reconstructed => "Reconstructed",
+            Self::TokenAccuracy1 => "Accuracy, token 1",
+            Self::TokenAccuracy2 => "Accuracy, token 2",
+            Self::TokenAccuracy3 => "Accuracy, token 3",
+            Self::TokenAccuracy4 => "Accuracy, token 4",
+            Self::TokenAccuracy5 => "Accuracy, token 5",
+            Self::TokenAccuracy6 => "Accuracy, token 6",
+            Self::TokenAccuracy7 => "Accuracy, token 7",
+            Self::TokenAccuracy8 => "Accuracy, token 8",
+            Self::ExactMatchForward => "Exact match, forward",
+            Self::ExactMatchBackward => "Exact match, backward",
         }
     }
 
     /// Whether it is a share between 0 and 1, shown in percent.
     pub fn is_share(self) -> bool {
-        matches!(
+        !matches!(
             self,
-            Self::ExactMatch
-                | Self::TokenAccuracy
-                | Self::WriteAccuracy
-                | Self::AnswerMatch
-                | Self::AnswerF1
-                | Self::Reconstructed
+            Self::ReadLoss | Self::WriteLossBefore | Self::WriteLossAfter | Self::InnerGradNorm
         )
     }
 
@@ -298,5 +366,26 @@ impl Numeric for MeasureMetric {
 
     fn running_value(&self) -> NumericEntry {
         self.state.running_value()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_are_the_names_in_files_and_the_parts_are_all_there() {
+        for (at, measure) in Measure::ALL.iter().enumerate() {
+            assert_eq!(*measure as usize, at);
+            let json = serde_json::to_value(measure).unwrap();
+            assert_eq!(json, measure.key());
+        }
+        let keys = |parts: &[Measure]| parts.iter().map(|m| m.key()).collect::<Vec<_>>();
+        let positions = keys(Measure::POSITIONS);
+        assert_eq!(positions.len(), 8);
+        assert_eq!(positions[0], "token_accuracy_1");
+        assert_eq!(positions[7], "token_accuracy_8");
+        let both = ["exact_match_forward", "exact_match_backward"];
+        assert_eq!(keys(Measure::DIRECTIONS), both);
     }
 }

@@ -10,7 +10,7 @@ macro_rules! include_presets {
     };
 }
 
-const PRESETS: [(&str, &str); 14] = include_presets![
+const PRESETS: [(&str, &str); 17] = include_presets![
     "babi",
     "babi-small",
     "kv",
@@ -19,6 +19,9 @@ const PRESETS: [(&str, &str); 14] = include_presets![
     "kv-small",
     "lm",
     "lm-small",
+    "mix-small",
+    "mqar-small",
+    "multihop-small",
     "phonebook",
     "phonebook-small",
     "squad",

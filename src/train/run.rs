@@ -27,8 +27,8 @@ use super::strategy::{Components, Loaders, MetaTraining, Outcome};
 use super::trained::open_method;
 use crate::data::{Cycle, DataConfig, ExampleBatcher, Task};
 use crate::error::Error;
-use crate::memory::MetaGradient;
-use crate::method::{AnyMethod, MethodName};
+use crate::memory::{MemoryKind, MetaGradient};
+use crate::method::{AnyMethod, MethodConfig, MethodName};
 use crate::model::weights;
 use crate::model::{ModelConfig, settings};
 
@@ -314,6 +314,19 @@ fn initialized_from<B: KernelBackend>(
         return method.attach(loaded.into(), seed, device);
     }
     let blank = method.blank(&config.model, device)?;
+    let loaded = match (loaded, &method) {
+        (AnyMethod::GradMem(gradmem), MethodConfig::GradMem(ours)) => {
+            let (stored, tokens) = (gradmem.config().memory_tokens, ours.memory_tokens);
+            if tokens < stored && ours.kind != MemoryKind::Lora {
+                log::info!(
+                    "the first {tokens} of the {stored} memory vectors of {} are taken",
+                    from.display()
+                );
+            }
+            AnyMethod::GradMem(gradmem.with_first_tokens(tokens))
+        }
+        (loaded, _) => loaded,
+    };
     weights::transfer(&loaded, blank)
         .map_err(|e| Error::file(from, format!("has other parameters than this run: {e}")))
 }

@@ -5,7 +5,7 @@ use burn::tensor::{Int, Tensor, TensorData};
 
 use super::fault::Fault;
 use super::metrics::{Measure, Scores};
-use crate::data::Batch;
+use crate::data::{Batch, Direction};
 use crate::memory::{Memory, Reconstruction};
 use crate::method::Answers;
 use crate::support::readback::{Readback, Slot, Values};
@@ -55,19 +55,25 @@ impl<B: AutodiffBackend> Unread<B> {
             labels: self.labels,
             hits: UnreadHits {
                 right: self.hits.right.inner(),
-                counts: self.hits.counts,
+                queries: self.hits.queries,
             },
             reconstruction: None,
         }
     }
 }
 
-/// How many of each query's scored tokens are predicted, on the device.
+/// Which of each query's scored tokens are predicted, on the device.
 pub(super) struct UnreadHits<B: Backend> {
-    /// `[batch · r]`
+    /// 1 where the prediction is the label: `[batch · r · seq]`
     right: Tensor<B, 1>,
-    /// Scored tokens of each query.
-    counts: Vec<usize>,
+    queries: Vec<Scored>,
+}
+
+/// What is scored of a query.
+struct Scored {
+    /// Where its scored tokens are among all `batch · r · seq`.
+    places: Vec<usize>,
+    direction: Option<Direction>,
 }
 
 impl<B: Backend> UnreadHits<B> {
@@ -84,12 +90,24 @@ impl<B: Backend> UnreadHits<B> {
         let labels: Tensor<B, 2, Int> = Tensor::from_data(labels, &logits.device());
         let labels = labels.narrow(1, first, seq - first);
         let predicted = logits.detach().narrow(1, 0, seq - first).argmax(2);
-        let right = predicted.reshape([rows, seq - first]).equal(labels).int();
-        let counts = batch.scored.iter();
-        let counts = counts.map(|row| row.iter().filter(|id| **id >= 0).count());
+        let right = predicted.reshape([rows, seq - first]).equal(labels).float();
+        let right = match first {
+            0 => right,
+            _ => Tensor::cat(
+                vec![Tensor::zeros([rows, first], &right.device()), right],
+                1,
+            ),
+        };
+        let queries = batch.scored.iter().enumerate().map(|(row, labels)| {
+            let scored = labels.iter().enumerate().filter(|(_, id)| **id >= 0);
+            Scored {
+                places: scored.map(|(at, _)| row * seq + at).collect(),
+                direction: batch.asked.get(row).and_then(|asked| asked.direction),
+            }
+        });
         Self {
-            right: right.sum_dim(1).reshape([rows]).float(),
-            counts: counts.collect(),
+            right: right.reshape([rows * seq]),
+            queries: queries.collect(),
         }
     }
 
@@ -97,7 +115,7 @@ impl<B: Backend> UnreadHits<B> {
     pub fn pend(self, readback: &mut Readback<B>) -> PendingHits {
         PendingHits {
             right: readback.push(self.right),
-            counts: self.counts,
+            queries: self.queries,
         }
     }
 }
@@ -105,36 +123,45 @@ impl<B: Backend> UnreadHits<B> {
 /// [`UnreadHits`] whose transfer is due.
 pub(super) struct PendingHits {
     right: Slot,
-    counts: Vec<usize>,
+    queries: Vec<Scored>,
 }
 
 impl PendingHits {
     /// Each query's.
     pub fn hits(&self, values: &Values) -> Vec<Hits> {
-        let pairs = values.of(self.right).iter().zip(&self.counts);
-        let hits = pairs.map(|(right, count)| Hits {
-            right: *right as usize,
-            count: *count,
+        let right = values.of(self.right);
+        let hits = self.queries.iter().map(|query| Hits {
+            right: query.places.iter().map(|at| right[*at] > 0.5).collect(),
+            direction: query.direction,
         });
         hits.collect()
     }
 }
 
-/// How many of a query's scored tokens are predicted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// Which of a query's scored tokens are predicted.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Hits {
-    right: usize,
-    count: usize,
+    /// In the order of the target.
+    right: Vec<bool>,
+    direction: Option<Direction>,
 }
 
 impl Hits {
-    pub fn is_match(self) -> bool {
-        self.right == self.count
+    pub fn is_match(&self) -> bool {
+        self.right.iter().all(|right| *right)
     }
 
-    pub fn add_to(self, scores: &mut Scores) {
-        scores.add(Measure::TokenAccuracy, self.right as f64, self.count);
-        scores.add(Measure::ExactMatch, f64::from(self.is_match()), 1);
+    pub fn add_to(&self, scores: &mut Scores) {
+        let right = self.right.iter().filter(|right| **right).count();
+        let exact = f64::from(self.is_match());
+        scores.add(Measure::TokenAccuracy, right as f64, self.right.len());
+        scores.add(Measure::ExactMatch, exact, 1);
+        for (measure, right) in Measure::POSITIONS.iter().zip(&self.right) {
+            scores.add(*measure, f64::from(*right), 1);
+        }
+        if let Some(direction) = self.direction {
+            scores.add(Measure::of_direction(direction), exact, 1);
+        }
     }
 }
 
@@ -244,5 +271,72 @@ fn finite<'a>(values: &'a [f64], what: &str) -> Result<&'a [f64], Fault> {
             sample,
             value: format!("{} ({what})", values[sample]),
         }),
+    }
+}
+
+#[cfg(all(test, feature = "flex"))]
+mod tests {
+    use super::*;
+    use crate::data::{ExampleBatcher, KvConfig, Question, Sample};
+
+    type B = burn_flex::Flex;
+
+    #[test]
+    fn hits_are_counted_by_position_and_direction_in_one_transfer() {
+        let tokenizer = std::sync::Arc::new(KvConfig::default().tokenizer().unwrap());
+        let sample = |target: &str, direction| {
+            let question = Question {
+                query: "?!k:".into(),
+                target: target.into(),
+                answers: Vec::new(),
+            };
+            let mut asked = tokenizer.encode_question(&question).unwrap();
+            asked.direction = direction;
+            Ok(Sample {
+                context: tokenizer.encode("!k:v!|").unwrap(),
+                asked: vec![asked],
+                cut: 0,
+            })
+        };
+        let samples = vec![
+            sample("abc!|", Some(Direction::Forward)),
+            sample("ax!|", Some(Direction::Backward)),
+            sample("0123456789!|", None),
+        ];
+        let device = Default::default();
+        let batch: Batch<B> = ExampleBatcher::new(tokenizer.clone())
+            .try_batch(samples, &device)
+            .unwrap();
+        // What is predicted of the targets, after a query of four tokens.
+        let said = ["abx!|", "ax!|", "x123456789!|"];
+        let width = batch.scored[0].len();
+        let mut logits = vec![0.0f32; 3 * (width + 1) * 70];
+        for (row, said) in said.iter().enumerate() {
+            for (at, id) in tokenizer.encode(said).unwrap().into_iter().enumerate() {
+                logits[(row * (width + 1) + 4 + at) * 70 + id as usize] = 1.0;
+            }
+        }
+        let logits = TensorData::new(logits, [3, width + 1, 70]);
+        let mut readback = Readback::new();
+        let hits = UnreadHits::of(Tensor::from_data(logits, &device), &batch).pend(&mut readback);
+        let before = crate::support::readback::transfers();
+        let hits = hits.hits(&readback.read());
+        assert_eq!(crate::support::readback::transfers(), before + 1);
+        let mut scores = Scores::default();
+        hits.iter().for_each(|hits| hits.add_to(&mut scores));
+
+        let mean = |measure| scores.mean(measure);
+        assert_eq!(mean(Measure::ExactMatch), Some(1.0 / 3.0));
+        assert_eq!(mean(Measure::ExactMatchForward), Some(0.0));
+        assert_eq!(mean(Measure::ExactMatchBackward), Some(1.0));
+        assert_eq!(mean(Measure::TokenAccuracy), Some(13.0 / 15.0));
+        let positions = Measure::POSITIONS.iter();
+        let positions: Vec<_> = positions
+            .map(|m| (mean(*m).unwrap(), scores.count(*m)))
+            .collect();
+        let alone = (1.0, 1);
+        let expected = [(2.0 / 3.0, 3), (1.0, 3), (0.5, 2)];
+        assert_eq!(positions[..3], expected);
+        assert_eq!(positions[3..], [alone; 5]);
     }
 }

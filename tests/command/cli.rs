@@ -303,7 +303,11 @@ fn every_method_trains_on_every_model_by_the_same_command() {
                 let sampled = [&read[..], &["--temperature", "2", "--top-k", "9"]].concat();
                 succeeds(gradmem(&folder, &sampled));
                 let swept = succeeds(gradmem(&folder, &["eval", &run, "--write-steps", "1..3"]));
-                assert_eq!(swept.lines().count(), 5, "{swept}");
+                // A title and a table, and a table of the values' two characters.
+                let tables: Vec<&str> = swept.split("\n\n").collect();
+                let lines: Vec<_> = tables.iter().map(|table| table.lines().count()).collect();
+                assert_eq!(lines, [5, 4], "{swept}");
+                assert!(tables[1].contains("token 2"), "{swept}");
             }
 
             // The run as a checkpoint of the reference, used like the run.

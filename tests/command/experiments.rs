@@ -90,6 +90,48 @@ fn every_task_is_trained_evaluated_and_answers() {
             ][..],
         ),
         (
+            "mix",
+            "mix-small",
+            &[
+                "data.pairs=2",
+                "data.queries_per_context=2",
+                "train.curriculum=[]",
+                "data.valid_samples=10",
+            ],
+        ),
+        (
+            "inverse",
+            "mix-small",
+            &[
+                "data.order=inverse",
+                "data.pairs=4",
+                "data.queries_per_context=4",
+                r#"train.curriculum=["pairs=2 queries_per_context=2"]"#,
+                "data.valid_samples=10",
+            ],
+        ),
+        (
+            "mqar",
+            "mqar-small",
+            &[
+                "data.noise=0.5",
+                "data.valid_samples=10",
+                "train.curriculum=[]",
+                "model.vocab_size=128",
+            ],
+        ),
+        (
+            "multihop",
+            "multihop-small",
+            &[
+                "data.pairs=4",
+                "data.digits=2",
+                "data.queries_per_context=4",
+                "data.valid_samples=10",
+                "train.curriculum=[]",
+            ],
+        ),
+        (
             "babi",
             "babi-small",
             &["data.valid_samples=10", "data.tasks=[1,4]"],
@@ -132,6 +174,7 @@ fn every_task_is_trained_evaluated_and_answers() {
             for key in [
                 "exact_match",
                 "token_accuracy",
+                "token_accuracy_1",
                 "read_loss",
                 "answer_match",
                 "answer_f1",
@@ -148,6 +191,85 @@ fn every_task_is_trained_evaluated_and_answers() {
             assert!(succeeds(train(at, preset, &more)).contains("valid 6/6"));
         }
     }
+}
+
+#[test]
+fn contexts_of_words_are_written_and_read() {
+    let folder = TempDir::new().unwrap();
+    let at = folder.path();
+    let multihop = "[BOS] [CTX] [KV] 3 [SEP] 7 [KV_END] [KV] 7 [SEP] 9 [KV_END] [CTX_END] [EOS]";
+    for (preset, context, question, wrong) in [
+        ("mqar-small", "17 100 42 77", "42", "42 128"),
+        (
+            "multihop-small",
+            multihop,
+            "[Q] 3 [Q_END]",
+            "[Q] 3 g [Q_END]",
+        ),
+    ] {
+        let more = [
+            "--run",
+            preset,
+            "train.curriculum=[]",
+            "data.valid_samples=10",
+        ];
+        succeeds(train(at, preset, &more));
+        std::fs::write(at.join("context.txt"), format!("{context}\n")).unwrap();
+        let write = [
+            "write",
+            "--model",
+            preset,
+            "context.txt",
+            "-o",
+            "m.safetensors",
+        ];
+        succeeds(gradmem(at, &write));
+        let read =
+            |question: &str| gradmem(at, &["read", "--model", preset, "m.safetensors", question]);
+        let answer = succeeds(read(question));
+        assert!(answer.split_whitespace().count() > 0, "{answer:?}");
+        let word = wrong.split(' ').find(|word| !question.contains(word));
+        refuses(read(wrong), &[word.unwrap(), "none of this task's tokens"]);
+        let held = std::fs::read_to_string(at.join(preset).join("config.toml")).unwrap();
+        assert!(held.contains("queries_per_context = 8"), "{held}");
+    }
+    for (preset, setting, words) in [
+        (
+            "mqar-small",
+            "data.vocab_size=33",
+            &["data.vocab_size", "even"][..],
+        ),
+        (
+            "mqar-small",
+            "data.pairs=64",
+            &["data.pairs", "63 different keys"],
+        ),
+        (
+            "mqar-small",
+            "model.vocab_size=64",
+            &["model.vocab_size", "128 tokens"],
+        ),
+        (
+            "mqar-small",
+            "tokens.tokenizer=bpe",
+            &["tokens.tokenizer", "leave it out"],
+        ),
+        (
+            "multihop-small",
+            "data.hops=3",
+            &["data.pairs", "multiple of data.hops"],
+        ),
+        (
+            "multihop-small",
+            "data.digits=0",
+            &["data.digits", "at least 1"],
+        ),
+        ("mix-small", "data.order=both", &["data.order", "inverse"]),
+    ] {
+        let more = ["--run", "new", "train.curriculum=[]", setting];
+        refuses(train(at, preset, &more), words);
+    }
+    assert!(!at.join("new").exists());
 }
 
 #[test]

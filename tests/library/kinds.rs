@@ -219,7 +219,11 @@ fn check(what: &str, lm: &ModelConfig, config: &GradMemConfig) {
     };
     assert!((at(0, 0, 0.0) - loss).abs() < 1e-12, "{what}");
     for (parameter, (name, gradient)) in unrolled.iter().enumerate() {
-        for element in [gradient.len() / 3, gradient.len() - 1] {
+        // Some of the model's parameters, and all others.
+        if name.starts_with("model") && parameter % 5 != 0 {
+            continue;
+        }
+        for element in [gradient.len() / 3] {
             let step = 2e-5;
             let slope =
                 |by: f64| (at(parameter, element, by) - at(parameter, element, -by)) / (2.0 * by);
@@ -547,7 +551,8 @@ fn memories_of_every_kind_are_saved_and_generate() {
         .map(|(name, config)| (name.to_string(), config));
     for (name, config) in whole.chain(in_chunks()) {
         for (on, lm) in models() {
-            if !fits(&lm, &config) {
+            // Chunks are the same on all models.
+            if !fits(&lm, &config) || (config.chunk_size.is_some() && on != "llama") {
                 continue;
             }
             let what = format!("{name} on {on}");

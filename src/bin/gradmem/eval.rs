@@ -16,7 +16,8 @@ use crate::output::{format_measure, say};
 
 /// Score a trained run on held-out samples, for any numbers of WRITE steps in one pass.
 ///
-/// The results are printed, and saved in the run's eval.json for `gradmem report`.
+/// The results are printed, and saved in the run's eval.json for `gradmem report`. Token accuracy is also given for each
+/// of the first eight scored tokens of the targets, and exact match for each direction of a task that has both.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   gradmem eval runs/kv-quick
@@ -128,17 +129,21 @@ fn print_table(found: &Evaluation, method: &str, args: &Args) {
         found.samples,
         args.run.display()
     );
-    let measured = |measure: &Measure| found.rows.iter().any(|row| row.value(*measure).is_some());
-    let measures: Vec<Measure> = Measure::ALL.iter().copied().filter(measured).collect();
-    let names = measures.iter().map(|m| format!("{:>21}", m.name()));
-    say!("{:>4}{}", "K", names.collect::<String>());
-    for row in &found.rows {
-        let values = measures.iter().map(|m| {
-            let value = row.value(*m).map_or("–".into(), |v| format_measure(*m, v));
-            format!("{value:>21}")
-        });
-        let k = row.write_steps.map_or("–".into(), |k| k.to_string());
-        say!("{k:>4}{}", values.collect::<String>());
+    let measured = |measures: &[Measure]| -> Vec<Measure> {
+        let has = |measure: &Measure| found.rows.iter().any(|row| row.value(*measure).is_some());
+        measures.iter().copied().filter(has).collect()
+    };
+    let parts = [Measure::POSITIONS, Measure::DIRECTIONS];
+    let is_whole = |measure: &Measure| !parts.concat().contains(measure);
+    let whole = measured(Measure::ALL);
+    print_rows(
+        found,
+        &whole.into_iter().filter(is_whole).collect::<Vec<_>>(),
+    );
+    // One part alone is the whole again.
+    for parts in parts.map(measured).iter().filter(|parts| parts.len() > 1) {
+        say!("");
+        print_rows(found, parts);
     }
     if let Some(adaptive) = &found.adaptive {
         let rule = &adaptive.rule;
@@ -162,6 +167,20 @@ fn print_table(found: &Evaluation, method: &str, args: &Args) {
             clip(&shown.answer),
             clip(&shown.target)
         );
+    }
+}
+
+/// A line for each number of WRITE steps, a column for each measure.
+fn print_rows(found: &Evaluation, measures: &[Measure]) {
+    let names = measures.iter().map(|m| format!("{:>22}", m.name()));
+    say!("{:>4}{}", "K", names.collect::<String>());
+    for row in &found.rows {
+        let values = measures.iter().map(|m| {
+            let value = row.value(*m).map_or("–".into(), |v| format_measure(*m, v));
+            format!("{value:>22}")
+        });
+        let k = row.write_steps.map_or("–".into(), |k| k.to_string());
+        say!("{k:>4}{}", values.collect::<String>());
     }
 }
 

@@ -129,7 +129,8 @@ fn scalar<B: KernelBackend>(value: Tensor<B, 1>) -> f64 {
 }
 
 fn to_json(file: &MemoryFile, reconstructions: Option<&[Reconstruction]>) -> serde_json::Value {
-    let [memories, memory_tokens, d_model] = file.shape();
+    let [memories, rows, d_model] = file.shape();
+    let prefix = file.kind() == "prefix";
     let samples = file.samples.iter().enumerate().map(|(at, sample)| {
         let mut sample = json!(sample);
         if let (Some(found), Some(sample)) = (reconstructions, sample.as_object_mut()) {
@@ -141,8 +142,11 @@ fn to_json(file: &MemoryFile, reconstructions: Option<&[Reconstruction]>) -> ser
     });
     json!({
         "memories": memories,
-        "memory_tokens": memory_tokens,
-        "d_model": d_model,
+        "kind": file.kind(),
+        "chunks": file.chunks(),
+        "memory_tokens": prefix.then_some(rows / file.chunks().max(1)),
+        "d_model": prefix.then_some(d_model),
+        "numbers_each": file.numbers_each(),
         "dtype": dtype(file),
         "bytes_each": file.bytes_each(),
         "origin": file.origin,

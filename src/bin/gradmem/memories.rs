@@ -48,8 +48,16 @@ pub fn find(file: &MemoryFile, path: &Path, name: &str) -> Result<usize, Error> 
 pub fn describe(path: &Path, file: &MemoryFile, shown: usize) -> String {
     let [n, m, d] = file.shape();
     let memories = if n == 1 { "memory" } else { "memories" };
+    let what = match file.kind() {
+        "prefix" => format!("{} vectors of width {d}", m / file.chunks().max(1)),
+        kind => format!("kind {kind}, {} numbers", with_commas(file.numbers_each())),
+    };
+    let chunks = match file.chunks() {
+        1 => String::new(),
+        chunks => format!(" for each of up to {chunks} chunks"),
+    };
     let mut lines = vec![format!(
-        "{}: {n} {memories} of {m} vectors of width {d} in {}, {} bytes each",
+        "{}: {n} {memories} of {what}{chunks} in {}, {} bytes each",
         path.display(),
         dtype(file),
         with_commas(file.bytes_each())
@@ -72,10 +80,27 @@ fn describe_one(file: &MemoryFile, sample: &Written) -> String {
     if let Some(tokens) = sample.tokens {
         parts.push(format!("{} tokens", with_commas(tokens)));
     }
+    if let Some(texts) = sample.appended {
+        let noun = if texts == 1 { "text" } else { "texts" };
+        parts.push(format!("{texts} {noun} written on"));
+    }
+    if let Some(chunks) = sample.chunks {
+        parts.push(format!("{chunks} chunks"));
+    }
     if let (Some(before), Some(after)) = (sample.loss_before, sample.loss_after) {
         parts.push(format!(
             "WRITE loss {before:.3} → {after:.3} nats per token in {} steps",
             file.origin.write_steps
+        ));
+    }
+    if let Some(change) = sample.rounding {
+        let stored = sample
+            .loss_stored
+            .map(|loss| format!(", loss {loss:.3} as stored"));
+        parts.push(format!(
+            "rounded by {:.2} %{}",
+            100.0 * change,
+            stored.unwrap_or_default()
         ));
     }
     if let Some(cache) = sample.cache_bytes {

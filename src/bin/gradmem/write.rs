@@ -32,16 +32,21 @@ const SHOWN: usize = 8;
 #[command(after_help = "Examples:
   gradmem write --model runs/kv-quick notes.txt -o notes.mem.safetensors
   gradmem write --model runs/babi-small stories/*.txt -o stories.mem.safetensors --bf16
-  sort notes.txt | gradmem write --model runs/mine - -o sorted.mem.safetensors --name sorted")]
+  sort notes.txt | gradmem write --model runs/mine - -o sorted.mem.safetensors --name sorted
+  gradmem write --append more.txt -o notes.mem.safetensors --model runs/kv-quick")]
 pub struct Args {
     /// Text files to write, in UTF-8; - for standard input.
     #[arg(required = true, value_name = "TEXT")]
     contexts: Vec<PathBuf>,
-    /// Memory file to create or replace.
+    /// Memory file to create or replace; with --append, the one to write on.
     #[arg(long, short, value_name = "FILE")]
     output: PathBuf,
     #[command(flatten)]
     model: ModelFolder,
+    /// Write the texts on into the memories of the file, one to each in their order: WRITE goes on where it ended, or
+    /// adds a chunk where the model reads the memories of all chunks.
+    #[arg(long)]
+    append: bool,
     /// Number of WRITE steps [default: as in training].
     #[arg(long, value_name = "K")]
     write_steps: Option<usize>,
@@ -54,6 +59,10 @@ pub struct Args {
     /// Store the vectors as bf16 instead of f32: half the bytes, 8 bits of precision.
     #[arg(long)]
     bf16: bool,
+    /// Store the vectors as whole numbers from −127 to 127 with a scale for each row: a quarter of the bytes. Says how much
+    /// that changes.
+    #[arg(long, conflicts_with = "bf16")]
+    int8: bool,
     /// Number of texts to write at once.
     #[arg(long, value_name = "N", default_value_t = 16)]
     batch: usize,
@@ -64,6 +73,16 @@ pub struct Args {
 pub fn run(args: Args) -> Result<ExitCode, Error> {
     if args.batch == 0 {
         return Err(Error::Input("--batch must be at least 1".into()));
+    }
+    if args.append && args.name.is_some() {
+        return Err(Error::Input(
+            "--name is for new memories: --append keeps their names".into(),
+        ));
+    }
+    if args.append && args.keep_context {
+        return Err(Error::Input(
+            "--keep-context is for new memories: --append keeps the text where there is one".into(),
+        ));
     }
     if args.name.is_some() && args.contexts.len() > 1 {
         return Err(Error::Input(
@@ -92,20 +111,38 @@ impl Job for Args {
         });
         let contexts = contexts.collect::<Result<Vec<_>, _>>()?;
 
+        let before = match self.append {
+            true => Some(self.to_write_on(&model)?),
+            false => None,
+        };
         let start = Instant::now();
-        let mut file = self.write_all(&model.method, &contexts, device)?;
+        let mut file = self.write_all(&model.method, before.as_ref(), &contexts, device)?;
         let seconds = start.elapsed().as_secs_f64();
         file.origin.tokenizer = Some(model.text.fingerprint());
         let cache_bytes = cache_bytes(model.method.model());
         let about = self.contexts.iter().zip(&texts).zip(&contexts);
-        for (sample, ((path, text), ids)) in file.samples.iter_mut().zip(about) {
-            let file_name = path.file_name().filter(|name| *name != "-");
-            let file_name = file_name.map(|name| name.to_string_lossy().into_owned());
-            sample.name = self.name.clone().or(file_name);
-            sample.tokens = Some(ids.len());
-            sample.cache_bytes = Some(cache_bytes(ids.len()));
-            sample.context = self.keep_context.then(|| text.clone());
-            *sample = std::mem::take(sample).with_hash_of(text);
+        for (at, (sample, ((path, text), ids))) in file.samples.iter_mut().zip(about).enumerate() {
+            match &before {
+                Some(before) => {
+                    let new = std::mem::replace(sample, before.samples[at].clone());
+                    (sample.loss_after, sample.chunks) = (new.loss_after, new.chunks);
+                    (sample.rounding, sample.loss_stored) = (None, None);
+                    sample.append(text, ids.len());
+                }
+                None => {
+                    let file_name = path.file_name().filter(|name| *name != "-");
+                    let file_name = file_name.map(|name| name.to_string_lossy().into_owned());
+                    sample.name = self.name.clone().or(file_name);
+                    sample.tokens = Some(ids.len());
+                    sample.context = self.keep_context.then(|| text.clone());
+                    *sample = std::mem::take(sample).with_hash_of(text);
+                }
+            }
+            sample.cache_bytes = sample.tokens.map(&cache_bytes);
+        }
+        if self.int8 {
+            file = file.with_float(MemoryFloat::Int8);
+            self.measure_rounding(&model.method, &mut file, &contexts, device)?;
         }
         if self.bf16 {
             file = file.with_float(MemoryFloat::Bf16);
@@ -123,13 +160,53 @@ impl Job for Args {
 }
 
 impl Args {
+    /// The memories to write on: one for each text.
+    fn to_write_on<B: KernelBackend>(&self, model: &Model<B>) -> Result<MemoryFile, Error> {
+        let file = MemoryFile::open(&self.output)?;
+        file.check_tokenizer(&model.text.fingerprint())?;
+        let (memories, texts) = (file.len(), self.contexts.len());
+        match memories == texts {
+            true => Ok(file),
+            false => Err(Error::File {
+                path: self.output.clone(),
+                problem: format!(
+                    "has {memories} memories, but {texts} texts are to be written on: one to each"
+                ),
+            }),
+        }
+    }
+
+    /// Notes the WRITE loss of each memory as it is stored.
+    fn measure_rounding<B: KernelBackend>(
+        &self,
+        method: &AnyMethod<B>,
+        file: &mut MemoryFile,
+        contexts: &[Vec<u32>],
+        device: &B::Device,
+    ) -> Result<(), Error> {
+        let AnyMethod::GradMem(gradmem) = method else {
+            return Ok(());
+        };
+        let memory = gradmem.unpack(file)?;
+        for (at, context) in contexts.iter().enumerate() {
+            let tokens = Tokens::new(&[context], device)?;
+            let loss = gradmem
+                .write_loss(&memory.select(&[at])?, &tokens)?
+                .to_data();
+            file.samples[at].loss_stored = loss.iter::<f64>().next();
+        }
+        Ok(())
+    }
+
     /// Writes the contexts, those of similar lengths together. The file has them in the order given.
     fn write_all<B: KernelBackend>(
         &self,
         method: &AnyMethod<B>,
+        before: Option<&MemoryFile>,
         contexts: &[Vec<u32>],
         device: &B::Device,
     ) -> Result<MemoryFile, Error> {
+        let before = before.map(|file| method.unpack(file)).transpose()?;
         let mut order: Vec<usize> = (0..contexts.len()).collect();
         order.sort_by_key(|at| contexts[*at].len());
         let bar = progress_bar(contexts.iter().map(|ids| ids.len() as u64).sum());
@@ -137,7 +214,10 @@ impl Args {
         for batch in order.chunks(self.batch) {
             let rows: Vec<&[u32]> = batch.iter().map(|at| &contexts[*at][..]).collect();
             let tokens = Tokens::new(&rows, device)?;
-            let memory = method.write(&tokens)?;
+            let memory = match &before {
+                Some(before) => method.write_on(before.select(batch)?, &tokens)?,
+                None => method.write(&tokens)?,
+            };
             if let AnyMethod::GradMem(gradmem) = method {
                 let after = gradmem.write_loss(&memory, &tokens)?.to_data();
                 for (at, after) in batch.iter().zip(after.iter::<f64>()) {

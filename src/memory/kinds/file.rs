@@ -79,6 +79,12 @@ pub struct Written {
     /// Chunks whose memories READ is given, if they are several.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub chunks: Option<usize>,
+    /// How many texts were written on behind the first.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub appended: Option<usize>,
+    /// The WRITE loss of the numbers as they are stored, if they were rounded to bytes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub loss_stored: Option<f64>,
     /// The root mean square of what rounding to bytes changed, over that of the numbers.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rounding: Option<f64>,
@@ -89,6 +95,17 @@ impl Written {
     pub fn with_hash_of(mut self, context: &str) -> Self {
         self.context_sha256 = Some(hex(&Sha256::digest(context)));
         self
+    }
+
+    /// Adds a text that was written behind the others: the hash of a part alone is that of no text.
+    pub fn append(&mut self, context: &str, tokens: usize) {
+        self.tokens = self.tokens.map(|before| before + tokens);
+        self.appended = Some(self.appended.unwrap_or(0) + 1);
+        self.context_sha256 = None;
+        if let Some(before) = &mut self.context {
+            before.push('\n');
+            before.push_str(context);
+        }
     }
 
     /// Whether this was written from `context`; `None` if its hash was not kept.

@@ -116,6 +116,11 @@ impl<B: Backend> Memory<B> {
         (0..self.len()).map(move |row| counts.as_ref().map_or(all, |counts| counts[row].min(all)))
     }
 
+    /// For each sample the matrices of the part that `sources` names.
+    pub(crate) fn part_of(&self, sources: &[usize]) -> Vec<Tensor<B, 3>> {
+        mix(&self.parts, sources)
+    }
+
     /// The samples that have as many parts each, with that number; few parts first.
     pub(crate) fn groups(&self) -> Vec<(usize, Vec<usize>)> {
         let mut groups = std::collections::BTreeMap::<usize, Vec<usize>>::new();
