@@ -43,6 +43,7 @@ impl MethodName {
 
 /// The settings of a method.
 #[derive(Clone, Debug, PartialEq)]
+#[allow(clippy::large_enum_variant)] // A program has few.
 #[non_exhaustive]
 pub enum MethodConfig {
     /// [`GradMem`]

@@ -208,6 +208,10 @@ impl RunConfig {
         self.memory.validate().map_err(|e| e.in_section("memory"))?;
         self.rmt.validate().map_err(|e| e.in_section("rmt"))?;
         self.armt.validate().map_err(|e| e.in_section("armt"))?;
+        if self.method == MethodName::Armt {
+            let maps = self.armt.maps(self.model.d_model(), &self.model.slots());
+            maps.map_err(|e| e.in_section("armt"))?;
+        }
         let used = !self.rmt.write_head || self.rmt.reconstruction_loss_weight > 0.0;
         let problem =
             "only the reconstruction loss uses it: set rmt.reconstruction_loss_weight too";
@@ -453,6 +457,14 @@ mod tests {
             assert!(!positions(needed - 1, method), "{method}");
         }
         assert!(fails("kv-quick", &["model.model_type=gpt2"]).contains("model.hidden_size"));
+        let heads = fails(
+            "kv-quick",
+            &["method=armt", "armt.d_mem=6", "armt.n_heads=3"],
+        );
+        assert!(
+            heads.contains("armt.n_heads") && heads.contains("width of 64"),
+            "{heads}"
+        );
     }
 
     #[test]

@@ -2,6 +2,7 @@ use gradmem_kernels::Counting;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, require, sizes};
+use crate::model::Slots;
 use crate::model::layers::AssociativeConfig;
 
 /// Which of the authors' two implementations an [`Armt`](super::Armt) computes as.
@@ -159,8 +160,21 @@ impl ArmtConfig {
         matrix.checked_add(sum)?.checked_mul(layers)
     }
 
-    /// The maps of each layer of a model of this width.
-    pub(crate) fn maps(&self, d_model: usize) -> Result<AssociativeConfig, Error> {
+    /// The maps of each layer of a model of this width with these places in its layers.
+    pub(crate) fn maps(&self, d_model: usize, slots: &Slots) -> Result<AssociativeConfig, Error> {
+        if slots.layers == 0 {
+            return Err(Error::Input(
+                "ARMT has a memory in each of a model's layers, but this model does not say by CausalLm::slots that it \
+                 has any"
+                    .into(),
+            ));
+        }
+        if self.implementation == ArmtImplementation::Thinking {
+            let problem = "its memory vectors look at one another both ways, which this model cannot do without \
+                           attention: use \"old\"";
+            let attends = slots.keys_values.is_some();
+            require(attends, "implementation", "thinking", problem)?;
+        }
         let problem = format!("must divide the model's width of {d_model}");
         let divides = d_model.is_multiple_of(self.n_heads);
         require(divides, "n_heads", self.n_heads, problem)?;

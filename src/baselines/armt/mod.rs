@@ -23,7 +23,7 @@ use gradmem_kernels::{Association, LayerBackend};
 pub use config::{ArmtConfig, ArmtImplementation};
 
 use crate::episode::{Episode, Tokens, check_contexts};
-use crate::error::{Error, require};
+use crate::error::Error;
 use crate::memory::kinds::{self, Layout, Memory, MemoryFile, Origin, check_room};
 use crate::model::layers::{Associative, Init};
 use crate::model::rows::{pick, select};
@@ -86,22 +86,8 @@ impl ArmtConfig {
     ) -> Result<Armt<B, M>, Error> {
         self.validate()?;
         check_room(&model, "memory_tokens", self.written_with())?;
-        let slots = model.slots();
-        if slots.layers == 0 {
-            return Err(Error::Input(
-                "ARMT has a memory in each of a model's layers, but this model does not say by CausalLm::slots that it \
-                 has any"
-                    .into(),
-            ));
-        }
-        if self.implementation == ArmtImplementation::Thinking {
-            let problem = "its memory vectors look at one another both ways, which this model cannot do without attention: \
-                           use \"old\"";
-            let attends = slots.keys_values.is_some();
-            require(attends, "implementation", "thinking", problem)?;
-        }
-        let d = model.d_model();
-        let maps = self.maps(d)?;
+        let (d, slots) = (model.d_model(), model.slots());
+        let maps = self.maps(d, &slots)?;
         let std = match (self.memory_std, self.implementation) {
             (Some(std), _) => std,
             (None, ArmtImplementation::Old) if !init.is_blank() => {
@@ -144,6 +130,9 @@ pub struct ArmtOuter<B: Backend> {
     /// What was written.
     pub memory: Memory<B>,
 }
+
+/// What is read at once: samples, and a row of tokens of each.
+type Segment<B> = (Vec<usize>, Tokens<B>);
 
 /// Where memory vectors stand in the sequences of samples of different lengths.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -321,7 +310,7 @@ impl<B: LayerBackend, M: CausalLm<B>> Armt<B, M> {
     }
 
     /// The segments of the contexts in order, each with the samples that have tokens there.
-    fn segments(&self, contexts: &Tokens<B>) -> Result<Vec<(Vec<usize>, Tokens<B>)>, Error> {
+    fn segments(&self, contexts: &Tokens<B>) -> Result<Vec<Segment<B>>, Error> {
         let longest = contexts.lengths().max().unwrap_or(0);
         let size = match self.config.segment_size {
             Some(size) if size < longest => size,
