@@ -11,6 +11,7 @@
 //! - [`KernelBackend`]: all three.
 //!
 //! Call them through the functions of this page, such as [`causal_attention`], which check shapes first.
+//! [`dpfp`], [`associative_read`] and [`associative_write`] are ARMT's associative memory, composed of these.
 //!
 //! # Layers of the crate
 //!
@@ -58,6 +59,9 @@ use burn::tensor::ops::FloatTensor;
 use burn::tensor::{Tensor, TensorPrimitive};
 
 pub use ops::KernelBackend;
+pub use ops::associative::{
+    Association, Bindings, Counting, associative_read, associative_write, dpfp,
+};
 pub use ops::attention::{
     AttentionBackend, AttentionError, causal_attention, try_causal_attention,
 };

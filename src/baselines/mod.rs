@@ -3,6 +3,7 @@
 //! | baseline | what is kept of the context |
 //! |---|---|
 //! | [`Rmt`] | memory vectors, written by forward passes |
+//! | [`Armt`] | a matrix in each layer, written by forward passes |
 //! | [`InContext`] | all of it, in the prompt |
 //!
 //! ```
@@ -22,8 +23,10 @@
 //! # }
 //! ```
 
+pub(crate) mod armt;
 mod in_context;
 mod rmt;
 
+pub use armt::{Armt, ArmtConfig, ArmtImplementation, ArmtOuter};
 pub use in_context::InContext;
 pub use rmt::{Rmt, RmtConfig, RmtOuter, RmtProj};

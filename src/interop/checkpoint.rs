@@ -1,5 +1,5 @@
 //! The reference implementation's checkpoints (github.com/yurakuratov/gradmem), read and written:
-//! `config.json` with `model_type` `grad_memgpt` or `rmt_2segm` and the language model under
+//! `config.json` with `model_type` `grad_memgpt`, `rmt_2segm` or `armt` and the language model under
 //! `base_config`, and `model.safetensors`. A plain language model's folder is read as the in-context
 //! baseline.
 
@@ -12,6 +12,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use tokenizers::Tokenizer;
 
+use super::armt;
 use crate::baselines::{InContext, RmtConfig, RmtProj};
 use crate::error::Error;
 use crate::memory::{
@@ -46,12 +47,18 @@ pub fn open_config(path: impl AsRef<Path>) -> Result<(ModelConfig, MethodConfig)
             let method = MethodConfig::Rmt(config.rmt()?);
             Ok((config.base()?, method))
         }
+        Some(armt::MODEL_TYPE) => {
+            let armt = armt::read(&config.json).map_err(|problem| config.problem(problem))?;
+            let base = config.base()?;
+            armt::check(&base, &armt).map_err(|problem| config.problem(problem))?;
+            Ok((base, MethodConfig::Armt(armt)))
+        }
         Some(known) if ModelConfig::TYPES.contains(&known) => {
             let model = ModelConfig::from_json(&config.json, path)?;
             Ok((model, MethodConfig::InContext))
         }
         found => Err(config.problem(format!(
-            "`model_type` is {}, not one of grad_memgpt, rmt_2segm, {}",
+            "`model_type` is {}, not one of grad_memgpt, rmt_2segm, armt, {}",
             found.map_or("missing".into(), |found| format!("{found:?}")),
             ModelConfig::TYPES.join(", ")
         ))),
@@ -83,7 +90,7 @@ pub fn load<B: KernelBackend>(
     let tensors = Tensors::open_folder(folder)?;
     tensors.check_layers(model.layers())?;
     let blank = method.blank::<B>(&model, device)?;
-    let names = Names::of(&blank);
+    let names = Names::of(&blank).stored_in(&tensors);
     let (model, stored) = pretrained::head(&model, &tensors, |path| names.of_model(path))?;
     let tied = model.tied_head();
     let heads = pretrained::HEADS.map(|head| names.of_model(head));
@@ -100,13 +107,16 @@ pub fn load<B: KernelBackend>(
 ///
 /// # Errors
 ///
-/// If a file cannot be written.
+/// If a file cannot be written, or the reference would compute another function of these weights.
 pub fn save<B: KernelBackend>(
     folder: impl AsRef<Path>,
     method: &AnyMethod<B>,
     tokenizer: Option<&Tokenizer>,
     special: &SpecialTokens,
 ) -> Result<(), Error> {
+    if let MethodConfig::Armt(config) = method.config() {
+        armt::check(&method.model().config(), &config).map_err(Error::Input)?;
+    }
     if let Some(what) = cannot_be_exported(&method.config()) {
         return Err(Error::Input(format!("the reference cannot have {what}")));
     }
@@ -202,6 +212,7 @@ fn to_json(base: Map<String, Value>, method: &MethodConfig) -> Map<String, Value
                 "use_write_head": config.write_head,
             })
         }
+        MethodConfig::Armt(config) => armt::to_json(base, config),
         MethodConfig::InContext => Value::Object(base),
     };
     match json {
@@ -304,10 +315,11 @@ fn cannot_be_exported(method: &MethodConfig) -> Option<String> {
 }
 
 /// The reference's names for our parameters. They are the same but where adapters are: those carry the
-/// names of the library that makes them (PEFT).
+/// names of the library that makes them (PEFT); and in ARMT.
 struct Names {
     /// The adapted modules, in the adapters' order.
     adapted: Vec<String>,
+    armt: Option<armt::Names>,
     /// The places of a memory in the layers, in the order of its matrices.
     slots: Vec<String>,
 }
@@ -329,20 +341,35 @@ impl Names {
     fn of<B: Backend>(method: &AnyMethod<B>) -> Self {
         let lora = match method {
             AnyMethod::GradMem(gradmem) => gradmem.write_lora.as_ref(),
-            AnyMethod::Rmt(_) | AnyMethod::InContext(_) => None,
+            AnyMethod::Rmt(_) | AnyMethod::Armt(_) | AnyMethod::InContext(_) => None,
         };
         let slots = match method {
             AnyMethod::GradMem(gradmem) => gradmem.memory.slots(),
-            AnyMethod::Rmt(_) | AnyMethod::InContext(_) => Vec::new(),
+            AnyMethod::Rmt(_) | AnyMethod::Armt(_) | AnyMethod::InContext(_) => Vec::new(),
         };
         Self {
             adapted: lora.map_or(Vec::new(), |lora| lora.targets().to_vec()),
+            armt: match method {
+                AnyMethod::Armt(armt) => {
+                    Some(armt::Names::new(&armt.model.config(), armt.config()))
+                }
+                _ => None,
+            },
             slots,
         }
     }
 
+    /// As a file has them.
+    fn stored_in(mut self, tensors: &Tensors) -> Self {
+        self.armt = self.armt.map(|names| names.stored_as(tensors.names()));
+        self
+    }
+
     /// Of a parameter of the language model.
     fn of_model(&self, path: &str) -> String {
+        if let Some(armt) = &self.armt {
+            return armt.of_model(path);
+        }
         if self.adapted.is_empty() {
             return format!("model.{path}");
         }
@@ -356,6 +383,9 @@ impl Names {
     fn theirs(&self, path: &str) -> String {
         if let Some(path) = path.strip_prefix("model.") {
             return self.of_model(path);
+        }
+        if let Some(armt) = &self.armt {
+            return armt.of_memory(path);
         }
         let adapter = path.strip_prefix("write_lora.adapters.");
         if let Some((index, matrix)) = adapter.and_then(|adapter| adapter.split_once('.'))

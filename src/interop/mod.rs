@@ -1,4 +1,5 @@
 //! The reference implementation (the authors' PyTorch code): its checkpoints, and its numbers reproduced.
 
+mod armt;
 pub mod checkpoint;
 pub mod parity;

@@ -3,7 +3,7 @@
 //!
 //! | file | holds |
 //! |---|---|
-//! | `config.json` | `model_type` `grad_memgpt` or `rmt_2segm` with the language model under `base_config`, or a plain language model's |
+//! | `config.json` | `model_type` `grad_memgpt`, `rmt_2segm` or `armt` with the language model under `base_config`, or a plain language model's |
 //! | `model.safetensors` | the parameters |
 //! | `batch.safetensors` | `context_input_ids`, `query_input_ids`, `labels`; of a plain model `input_ids`, `labels` |
 //! | `expected.safetensors` | `loss`, `logits`, `memory` or `memory.…`, `stats.…`, and `grad.…` for each parameter that has one |
@@ -17,7 +17,8 @@ use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::tensor::{DType, Tensor, TensorData};
 use gradmem_kernels::KernelBackend;
 
-use crate::baselines::Rmt;
+use crate::baselines::armt::Placement;
+use crate::baselines::{Armt, ArmtImplementation, Rmt};
 use crate::episode::{Episode, Labels, Tokens};
 use crate::error::Error;
 use crate::interop::checkpoint::{self, SpecialTokens};
@@ -92,6 +93,7 @@ pub fn compute<B: KernelBackend>(
     let (mut computed, gradients) = match &method {
         AnyMethod::GradMem(gradmem) => gradmem_case(gradmem, strategy, &batch)?,
         AnyMethod::Rmt(rmt) => rmt_case(rmt, &batch)?,
+        AnyMethod::Armt(armt) => armt_case(armt, &batch)?,
         AnyMethod::InContext(plain) => plain_case(&plain.model, &batch)?,
     };
     collect_gradients(&method, &gradients, &mut computed);
@@ -299,6 +301,81 @@ where
         computed.push(("stats.rec_loss".into(), loss.to_data()));
     }
     Ok((computed, gradients))
+}
+
+fn armt_case<B: KernelBackend + AutodiffBackend>(
+    armt: &Armt<B, AnyLm<B>>,
+    batch: &Batch<B>,
+) -> Result<(Computed, GradientsParams), Error>
+where
+    B::InnerBackend: KernelBackend,
+{
+    let episode = batch.episode()?;
+    let width = batch.rows("context_input_ids")?.first().map_or(0, Vec::len);
+    let placement = armt_placement(armt, &episode, width)?;
+    let outer = armt.outer_placed(&episode, placement)?;
+    let loss = outer.read_loss;
+    let gradients = GradientsParams::from_grads(loss.backward(), armt);
+    let logits = without_padding(outer.logits.to_data(), episode.queries(), batch.pad);
+    let mut computed = vec![
+        ("loss".into(), loss.to_data()),
+        ("logits".into(), logits),
+        ("stats.target_loss".into(), loss.to_data()),
+    ];
+    let parts: &[&str] = match armt.config().use_denom {
+        true => &["W_mem", "z"],
+        false => &["W_mem"],
+    };
+    for (layer, matrices) in outer.memory.fast().chunks(parts.len()).enumerate() {
+        for (part, matrix) in parts.iter().zip(matrices) {
+            computed.push((format!("memory.{part}.{layer}"), matrix.to_data()));
+        }
+    }
+    Ok((computed, gradients))
+}
+
+/// Where the reference puts the memory vectors of a batch whose contexts are padded to `width`. Fails on a batch that it
+/// computes otherwise than sample by sample.
+fn armt_placement<B: KernelBackend>(
+    armt: &Armt<B, AnyLm<B>>,
+    episode: &Episode<B>,
+    width: usize,
+) -> Result<Placement, Error> {
+    let config = armt.config();
+    let size = config.segment_size.unwrap_or(width);
+    let padded = episode.contexts().lengths().any(|length| length < width);
+    let problem = match config.implementation {
+        ArmtImplementation::Thinking if padded => {
+            "its memory vectors look at padding: contexts must be of one length".into()
+        }
+        ArmtImplementation::Thinking if config.segment_size.is_some() => {
+            let query = episode.queries().width();
+            match width.is_multiple_of(size) && query <= size {
+                true => return Ok(Placement::BehindTokens),
+                false => format!(
+                    "it cuts contexts and queries as one stream: a segment of {size} must divide the context's {width} \
+                     tokens and hold the query's {query}"
+                ),
+            }
+        }
+        ArmtImplementation::Thinking => return Ok(Placement::BehindTokens),
+        ArmtImplementation::Old if !padded => return Ok(Placement::BehindTokens),
+        ArmtImplementation::Old => {
+            let last = (width.max(1) - 1) / size.max(1) * size;
+            let mut lengths = episode.contexts().lengths();
+            if episode.contexts().width() < width || lengths.any(|length| length <= last) {
+                "it writes segments of padding alone: every context must have a token in the last segment, and one fill it"
+                    .into()
+            } else if armt.model.slots().keys_values.is_none() {
+                "the model has no attention that could leave padding out: contexts must be of one length".into()
+            } else {
+                return Ok(Placement::BehindPadding);
+            }
+        }
+    };
+    Err(Error::Input(format!(
+        "the reference's results depend on how this batch is padded and cut: {problem}"
+    )))
 }
 
 /// Logits whose rows of padding count for nothing: the reference lets these look at the tokens before

@@ -5,7 +5,7 @@ use gradmem_kernels::KernelBackend;
 use serde::{Deserialize, Serialize};
 
 use super::{Answers, Method};
-use crate::baselines::{InContext, Rmt, RmtConfig};
+use crate::baselines::{Armt, ArmtConfig, InContext, Rmt, RmtConfig};
 use crate::episode::{Episode, Tokens, Totals};
 use crate::error::Error;
 use crate::memory::{GradMem, GradMemConfig, Memory, MemoryFile, MetaGradient, Reconstruction};
@@ -23,6 +23,8 @@ pub enum MethodName {
     GradMem,
     /// [`Rmt`]
     Rmt,
+    /// [`Armt`]
+    Armt,
     /// [`InContext`]
     InContext,
 }
@@ -33,6 +35,7 @@ impl MethodName {
         match self {
             Self::GradMem => "gradmem",
             Self::Rmt => "rmt",
+            Self::Armt => "armt",
             Self::InContext => "in-context",
         }
     }
@@ -40,12 +43,15 @@ impl MethodName {
 
 /// The settings of a method.
 #[derive(Clone, Debug, PartialEq)]
+#[allow(clippy::large_enum_variant)] // A program has few.
 #[non_exhaustive]
 pub enum MethodConfig {
     /// [`GradMem`]
     GradMem(GradMemConfig),
     /// [`Rmt`]
     Rmt(RmtConfig),
+    /// [`Armt`]
+    Armt(ArmtConfig),
     /// [`InContext`], which has none.
     InContext,
 }
@@ -80,6 +86,7 @@ impl MethodConfig {
         Ok(match self {
             Self::GradMem(config) => AnyMethod::GradMem(config.init(model, seed, device)?),
             Self::Rmt(config) => AnyMethod::Rmt(config.init(model, seed, device)?),
+            Self::Armt(config) => AnyMethod::Armt(config.init(model, seed, device)?),
             Self::InContext => AnyMethod::InContext(InContext::new(model)),
         })
     }
@@ -89,6 +96,7 @@ impl MethodConfig {
         match self {
             Self::GradMem(_) => MethodName::GradMem,
             Self::Rmt(_) => MethodName::Rmt,
+            Self::Armt(_) => MethodName::Armt,
             Self::InContext => MethodName::InContext,
         }
     }
@@ -107,6 +115,7 @@ impl MethodConfig {
         Ok(match self {
             Self::GradMem(config) => AnyMethod::GradMem(config.blank(model, device)?),
             Self::Rmt(config) => AnyMethod::Rmt(config.blank(model, device)?),
+            Self::Armt(config) => AnyMethod::Armt(config.blank(model, device)?),
             Self::InContext => AnyMethod::InContext(InContext::new(model)),
         })
     }
@@ -118,6 +127,7 @@ macro_rules! each {
         match $value {
             AnyMethod::GradMem($inner) => $body,
             AnyMethod::Rmt($inner) => $body,
+            AnyMethod::Armt($inner) => $body,
             AnyMethod::InContext($inner) => $body,
         }
     };
@@ -132,6 +142,8 @@ pub enum AnyMethod<B: Backend> {
     GradMem(GradMem<B, AnyLm<B>>),
     /// `rmt`
     Rmt(Rmt<B, AnyLm<B>>),
+    /// `armt`
+    Armt(Armt<B, AnyLm<B>>),
     /// `in-context`
     InContext(InContext<B, AnyLm<B>>),
 }
@@ -149,7 +161,7 @@ impl<B: KernelBackend> AnyMethod<B> {
         let graph = match self {
             Self::GradMem(gradmem) => gradmem.graph_bytes([1, context]),
             // Forward passes keep a layer at a time.
-            Self::Rmt(_) | Self::InContext(_) => 0.0,
+            Self::Rmt(_) | Self::Armt(_) | Self::InContext(_) => 0.0,
         };
         logits + graph
     }
@@ -159,6 +171,7 @@ impl<B: KernelBackend> AnyMethod<B> {
         match self {
             Self::GradMem(method) => MethodConfig::GradMem(method.config().clone()),
             Self::Rmt(method) => MethodConfig::Rmt(method.config().clone()),
+            Self::Armt(method) => MethodConfig::Armt(method.config().clone()),
             Self::InContext(_) => MethodConfig::InContext,
         }
     }
@@ -178,6 +191,8 @@ impl<B: KernelBackend> AnyMethod<B> {
         match self {
             Self::GradMem(method) => Some(method.config().write_steps),
             Self::Rmt(method) => Some(method.config().write_steps),
+            // Over each segment.
+            Self::Armt(_) => Some(1),
             Self::InContext(_) => None,
         }
     }
@@ -191,6 +206,12 @@ impl<B: KernelBackend> AnyMethod<B> {
         Ok(match self {
             Self::GradMem(method) => Self::GradMem(method.with_write_steps(write_steps)),
             Self::Rmt(method) => Self::Rmt(method.with_write_steps(write_steps)?),
+            Self::Armt(_) if write_steps == 1 => self,
+            Self::Armt(_) => {
+                return Err(Error::Input(format!(
+                    "armt writes by one pass over each segment, not by {write_steps}"
+                )));
+            }
             Self::InContext(_) => {
                 return Err(writes_nothing());
             }
@@ -206,6 +227,7 @@ impl<B: KernelBackend> AnyMethod<B> {
         match self {
             Self::GradMem(method) => method.write(contexts),
             Self::Rmt(method) => method.write(contexts),
+            Self::Armt(method) => method.write(contexts),
             Self::InContext(_) => Err(writes_nothing()),
         }
     }
@@ -235,6 +257,7 @@ impl<B: KernelBackend> AnyMethod<B> {
         match self {
             Self::GradMem(method) => method.reader(memory),
             Self::Rmt(method) => method.reader(memory),
+            Self::Armt(method) => method.reader(memory),
             Self::InContext(_) => Err(writes_nothing()),
         }
     }
@@ -269,6 +292,7 @@ impl<B: KernelBackend> AnyMethod<B> {
         match self {
             Self::GradMem(method) => method.pack(memory),
             Self::Rmt(method) => method.pack(memory),
+            Self::Armt(method) => method.pack(memory),
             Self::InContext(_) => Err(writes_nothing()),
         }
     }
@@ -282,6 +306,7 @@ impl<B: KernelBackend> AnyMethod<B> {
         match self {
             Self::GradMem(method) => method.unpack(file),
             Self::Rmt(method) => method.unpack(file),
+            Self::Armt(method) => method.unpack(file),
             Self::InContext(_) => Err(writes_nothing()),
         }
     }
@@ -301,6 +326,8 @@ impl<B: KernelBackend> AnyMethod<B> {
             }
             Self::GradMem(method) => method.config().prefix_len(),
             Self::Rmt(method) => method.config().written_with(),
+            Self::Armt(method) if method.config().segment_size.is_some() => return Ok(None),
+            Self::Armt(method) => method.config().written_with(),
             Self::InContext(_) => return Err(writes_nothing()),
         };
         let positions = self.model().max_positions();
@@ -318,7 +345,7 @@ impl<B: KernelBackend> From<AnyMethod<B>> for AnyLm<B> {
 fn writes_nothing() -> Error {
     Error::Input(
         "the in-context baseline keeps the whole context and writes no memory: \
-         use a model trained with gradmem or rmt"
+         use a model trained with gradmem, rmt or armt"
             .into(),
     )
 }

@@ -7,10 +7,11 @@ use burn::module::{AutodiffModule, Module, ModuleDisplay};
 use burn::optim::GradientsParams;
 use burn::tensor::Tensor;
 use burn::tensor::backend::{AutodiffBackend, Backend};
+use gradmem_kernels::LayerBackend;
 
 pub use any::{AnyMethod, MethodConfig, MethodName};
 
-use crate::baselines::{InContext, Rmt};
+use crate::baselines::{Armt, InContext, Rmt};
 use crate::episode::{Episode, Totals};
 use crate::error::Error;
 use crate::memory::{GradMem, Memory, MetaGradient, Outer, Reconstruction};
@@ -79,7 +80,8 @@ pub struct Answers<B: Backend> {
     pub read_loss: Tensor<B, 1>,
     /// What other losses add to what training minimises, `[1]`.
     pub write_term: Option<Tensor<B, 1>>,
-    /// Row 0 is predicted before the first query token: `[batch · r, seq + 1, vocab_size]`.
+    /// Row 0 is predicted before the first query token: `[batch · r, seq + 1, vocab_size]`; without it where nothing
+    /// predicts a first token.
     pub logits: Tensor<B, 3>,
     /// What was written, if anything was.
     pub memory: Option<Memory<B>>,
@@ -142,6 +144,23 @@ impl<B: Backend, M: CausalLm<B>> Method<B> for Rmt<B, M> {
     }
 
     /// No query token stands before a label in the first column.
+    fn counted_labels(&self, totals: Totals) -> usize {
+        totals.later_labels
+    }
+}
+
+impl<B: LayerBackend, M: CausalLm<B>> Method<B> for Armt<B, M> {
+    fn answers(&self, episode: &Episode<B>) -> Result<Answers<B>, Error> {
+        let outer = self.outer(episode)?;
+        Ok(Answers {
+            read_loss: outer.read_loss,
+            write_term: None,
+            logits: outer.logits,
+            memory: Some(outer.memory),
+        })
+    }
+
+    /// Nothing predicts a label in the first column.
     fn counted_labels(&self, totals: Totals) -> usize {
         totals.later_labels
     }

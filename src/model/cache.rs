@@ -1,11 +1,12 @@
 //! The cache of a model: what it keeps of the tokens it has read, so that later tokens need not read them again, and
-//! what a memory puts there: keys and values, or adapters of the model's modules.
+//! what a memory puts there: keys and values, adapters of the model's modules, or an associative memory of each layer.
 
-use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
-use gradmem_kernels::{LayerBackend, product};
+use burn::tensor::{Int, Tensor, TensorData};
+use gradmem_kernels::{Association, LayerBackend, product};
 
 use super::CausalLm;
+use super::layers::Associative;
 use super::rows::{repeat, select};
 
 /// What a model keeps of a sequence: attention the keys and values, Mamba the inputs of its convolution and
@@ -23,6 +24,8 @@ pub struct LayerCache<B: Backend> {
     /// first token.
     pub kept: Option<[Tensor<B, 4>; 2]>,
     adapters: Vec<(String, Adapter<B>)>,
+    associative: Option<(Associative<B>, Option<Association<B>>)>,
+    memory_rows: Option<MemoryRows<B>>,
 }
 
 /// A low-rank map that is added to what a module computes, for each sample its own: `x A B`.
@@ -34,6 +37,26 @@ pub struct Adapter<B: Backend> {
     pub b: Tensor<B, 3>,
 }
 
+/// Where memory vectors stand in the sequences of one pass: in each sample as many, in a row, behind all of its tokens.
+/// [`forward_layers`] writes what a layer makes of them into the layer's associative memory.
+#[derive(Clone, Debug)]
+pub struct MemoryRows<B: Backend> {
+    count: usize,
+    /// Their indices among the rows of all samples: `[batch · count]`
+    at: Tensor<B, 1, Int>,
+    sight: Option<Sight<B>>,
+}
+
+/// What memory vectors look at, where that is not all that stands before them.
+#[derive(Clone, Debug)]
+pub(crate) struct Sight<B: Backend> {
+    /// Added to attention's scores, 0 or about −∞: `[batch, count, seq]`
+    hidden: Tensor<B, 3>,
+    /// For each row of all samples, its index among these rows with those of the memory vectors behind them:
+    /// `[batch · seq]`
+    order: Tensor<B, 1, Int>,
+}
+
 /// The name of an adapter of a whole layer: from the hidden states behind it to what is added to them.
 pub const WHOLE_LAYER: &str = "";
 
@@ -43,7 +66,8 @@ pub const WHOLE_LAYER: &str = "";
 pub struct Slots {
     /// Number of layers, if [`forward_layers`] runs them.
     pub layers: usize,
-    /// Heads of keys and values and the width of one head, if attention continues those in a [`Cache`].
+    /// Heads of keys and values and the width of one head, if attention continues those in a [`Cache`] and
+    /// [`MemoryRows`] look at what they say; [`attend`](super::layers::attend) does both.
     pub keys_values: Option<[usize; 2]>,
     /// The modules of each layer that add their [adapters](adapted).
     pub modules: Vec<ModuleSlot>,
@@ -91,8 +115,9 @@ impl Slots {
     }
 }
 
-/// Applies `forward` with each layer in turn, with the layer's part of `cache` if there is one, and adds what the
-/// layer's own adapter adds.
+/// Applies `forward` with each layer in turn, with the layer's part of `cache` if there is one. What the layer's
+/// associative memory answers is added before, what the layer's own adapter makes of it behind; then the pass's
+/// [`MemoryRows`] are written.
 ///
 /// # Shapes
 ///
@@ -108,8 +133,11 @@ pub fn forward_layers<B: LayerBackend, L>(
         let Some(past) = cache.as_deref_mut().map(|cache| cache.layer(index)) else {
             return forward(layer, x, None);
         };
+        let x = past.recalled(x);
         let x = forward(layer, x, Some(past));
-        adapted(Some(past), WHOLE_LAYER, x, |x| x)
+        let x = adapted(Some(past), WHOLE_LAYER, x, |x| x);
+        past.memorize(&x);
+        x
     });
     if let Some(cache) = cache {
         cache.advance(seq);
@@ -153,11 +181,49 @@ impl<B: Backend> Default for LayerCache<B> {
         Self {
             kept: None,
             adapters: Vec::new(),
+            associative: None,
+            memory_rows: None,
+        }
+    }
+}
+
+impl<B: LayerBackend> LayerCache<B> {
+    /// `x` with what the associative memory adds to it, if something is written there.
+    fn recalled(&self, x: Tensor<B, 3>) -> Tensor<B, 3> {
+        match &self.associative {
+            Some((maps, Some(written))) => x.clone() + maps.read(x, written),
+            _ => x,
+        }
+    }
+
+    /// Writes the memory vectors' rows of `x`, if the pass has any.
+    fn memorize(&mut self, x: &Tensor<B, 3>) {
+        if let (Some((maps, written)), Some(rows)) = (&mut self.associative, &self.memory_rows) {
+            *written = Some(maps.write(rows.of(x.clone()), written.take()));
         }
     }
 }
 
 impl<B: Backend> LayerCache<B> {
+    /// Gives the layer an associative memory, with what is `written` there.
+    pub fn associate(&mut self, maps: Associative<B>, written: Option<Association<B>>) {
+        self.associative = Some((maps, written));
+    }
+
+    /// What is written in the layer's associative memory.
+    pub fn association(&self) -> Option<&Association<B>> {
+        self.associative.as_ref()?.1.as_ref()
+    }
+
+    /// Says where memory vectors stand in the sequences of the next pass, which must be the cache's first.
+    pub fn write_from(&mut self, rows: MemoryRows<B>) {
+        self.memory_rows = Some(rows);
+    }
+
+    pub(crate) fn memory_rows(&self) -> Option<&MemoryRows<B>> {
+        self.memory_rows.as_ref()
+    }
+
     /// Adds an adapter of the module of this name, or of the [whole layer](WHOLE_LAYER).
     pub fn adapt(&mut self, module: impl Into<String>, adapter: Adapter<B>) {
         self.adapters.push((module.into(), adapter));
@@ -180,11 +246,131 @@ impl<B: Backend> LayerCache<B> {
             let [a, b] = [a, b].map(|x| f.map(x));
             (name, Adapter { a, b })
         });
+        let associative = self.associative.map(|(maps, written)| {
+            let written = written.map(|written| Association {
+                matrix: f.map(written.matrix),
+                normalizer: written.normalizer.map(|x| f.map(x)),
+            });
+            (maps, written)
+        });
         Self {
             kept: self.kept.map(|pair| pair.map(|x| f.map(x))),
             adapters: adapters.collect(),
+            associative,
+            // They belong to one pass.
+            memory_rows: None,
         }
     }
+
+    fn bytes(&self) -> usize {
+        fn of<B: Backend, const D: usize>(x: &Tensor<B, D>) -> usize {
+            x.shape().num_elements() * x.dtype().size()
+        }
+        let kept: usize = self.kept.iter().flatten().map(of).sum();
+        let written = self.association().map_or(0, |written| {
+            of(&written.matrix) + written.normalizer.as_ref().map_or(0, of)
+        });
+        kept + written
+    }
+}
+
+impl<B: Backend> MemoryRows<B> {
+    /// `count` vectors in each sample, from row `starts` of it on, in sequences of `seq` rows.
+    ///
+    /// # Panics
+    ///
+    /// If rows are beyond the sequences.
+    pub fn new(starts: &[usize], count: usize, seq: usize, device: &B::Device) -> Self {
+        let fits = starts.iter().all(|start| start + count <= seq);
+        assert!(
+            fits,
+            "{count} memory vectors from {starts:?} on do not fit into {seq} rows"
+        );
+        let at = starts.iter().enumerate();
+        let at = at.flat_map(|(sample, start)| sample * seq + start..sample * seq + start + count);
+        Self {
+            count,
+            at: indices(at, device),
+            sight: None,
+        }
+    }
+
+    /// Lets these vectors look at each sample's first tokens, so many, and at one another, both ways or only back.
+    /// Otherwise attention is causal for them as for all.
+    ///
+    /// # Panics
+    ///
+    /// If `tokens` are of another number of samples than `starts`, which must be those of [`MemoryRows::new`].
+    pub fn looking_at(
+        mut self,
+        tokens: &[usize],
+        both_ways: bool,
+        starts: &[usize],
+        seq: usize,
+    ) -> Self {
+        assert_eq!(tokens.len(), starts.len(), "samples of memory vectors");
+        let (count, device) = (self.count, self.at.device());
+        let samples = || tokens.iter().zip(starts);
+        let hidden = samples().flat_map(|(tokens, start)| {
+            (0..count).flat_map(move |row| {
+                let last = if both_ways { count } else { row + 1 };
+                let own = *start..start + last;
+                (0..seq).map(move |at| match at < *tokens || own.contains(&at) {
+                    true => 0.0,
+                    // Finite, because WGSL has no literal for −∞.
+                    false => -1e30,
+                })
+            })
+        });
+        let hidden = TensorData::new(hidden.collect::<Vec<f64>>(), [starts.len(), count, seq]);
+        let mut order: Vec<usize> = (0..starts.len() * seq).collect();
+        for (sample, start) in starts.iter().enumerate() {
+            for row in 0..count {
+                order[sample * seq + start + row] = starts.len() * seq + sample * count + row;
+            }
+        }
+        self.sight = Some(Sight {
+            hidden: Tensor::from_data(hidden, &device),
+            order: indices(order, &device),
+        });
+        self
+    }
+
+    /// These rows of `x` `[batch, seq, d]`: `[batch, count, d]`.
+    pub(crate) fn of(&self, x: Tensor<B, 3>) -> Tensor<B, 3> {
+        let [batch, seq, d] = x.dims();
+        let rows = x.reshape([batch * seq, d]).select(0, self.at.clone());
+        rows.reshape([batch, self.count, d])
+    }
+
+    pub(crate) fn sight(&self) -> Option<&Sight<B>> {
+        self.sight.as_ref()
+    }
+}
+
+impl<B: Backend> Sight<B> {
+    /// What is added to the scores of so many heads, one below the other: `[batch, heads · count, seq]`.
+    pub(crate) fn hidden(&self, heads: usize) -> Tensor<B, 3> {
+        self.hidden.clone().repeat_dim(1, heads)
+    }
+
+    /// `x` `[batch, seq, d]` with the memory vectors' rows replaced by `own` `[batch, count, d]`.
+    pub(crate) fn replaced(&self, x: Tensor<B, 3>, own: Tensor<B, 3>) -> Tensor<B, 3> {
+        let [batch, seq, d] = x.dims();
+        let count = own.dims()[1];
+        let (x, own) = (x.reshape([batch * seq, d]), own.reshape([batch * count, d]));
+        let all = Tensor::cat(vec![x, own], 0);
+        all.select(0, self.order.clone()).reshape([batch, seq, d])
+    }
+}
+
+fn indices<B: Backend>(
+    at: impl IntoIterator<Item = usize>,
+    device: &B::Device,
+) -> Tensor<B, 1, Int> {
+    let at: Vec<i64> = at.into_iter().map(|at| at as i64).collect();
+    let shape = [at.len()];
+    Tensor::from_data(TensorData::new(at, shape), device)
 }
 
 /// Something done to the rows of tensors of any rank.
@@ -232,11 +418,9 @@ impl<B: Backend> Cache<B> {
         self.len == 0
     }
 
-    /// Bytes of all its tensors.
+    /// Bytes of what it keeps of what was read or written.
     pub fn bytes(&self) -> usize {
-        let kept = self.layers.iter().flat_map(|layer| &layer.kept).flatten();
-        kept.map(|x| x.shape().num_elements() * x.dtype().size())
-            .sum()
+        self.layers.iter().map(LayerCache::bytes).sum()
     }
 
     /// The part of layer `index`, for models to read and replace.

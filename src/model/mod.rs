@@ -35,7 +35,7 @@ use layers::times_transposed;
 
 pub use any::{AnyLm, ModelConfig};
 pub use cache::{
-    Adapter, Cache, LayerCache, ModuleSlot, Slots, WHOLE_LAYER, adapted, cache_bytes,
+    Adapter, Cache, LayerCache, MemoryRows, ModuleSlot, Slots, WHOLE_LAYER, adapted, cache_bytes,
     forward_layers,
 };
 pub use gpt_neox::{GptNeoX, GptNeoXConfig};
@@ -105,7 +105,7 @@ pub trait CausalLm<B: Backend>: Module<B> + ModuleDisplay {
         self.hidden(embeds).narrow(1, start, seq)
     }
 
-    /// Where in its layers a memory can be: keys and values, adapters. By default nowhere, so that a memory can only
+    /// Where in its layers a memory can be: keys and values, adapters, associative memories. By default nowhere, so that a memory can only
     /// stand in front of the tokens. A model that says otherwise uses in [`hidden_after`](CausalLm::hidden_after) what is
     /// in the cache: [`forward_layers`] and [`adapted`] do.
     fn slots(&self) -> Slots {

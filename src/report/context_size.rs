@@ -6,7 +6,7 @@ use crate::method::MethodName;
 use crate::model::ModelConfig;
 use crate::train::config::RunConfig;
 
-/// Floats kept of one context: the memory vectors (and the projection, with one per sample), or, in-context,
+/// Floats kept of one context: the memory vectors (and the projection, with one per sample), or ARMT's matrices, or, in-context,
 /// the model's cache of the whole context. None if the context's length is not known.
 pub fn floats_kept(config: &RunConfig) -> Option<usize> {
     let d = config.model.d_model();
@@ -21,6 +21,7 @@ pub fn floats_kept(config: &RunConfig) -> Option<usize> {
             config.memory.numbers(&slots, d).ok()?.checked_mul(chunks)
         }
         MethodName::Rmt => config.rmt.memory_tokens.checked_mul(d),
+        MethodName::Armt => config.armt.floats(d, config.model.layers()),
         MethodName::InContext => in_context(config),
     }
 }
@@ -78,6 +79,8 @@ mod tests {
             8 * 64 + 64 * 64 + 64
         );
         assert_eq!(floats(&["method=rmt", "rmt.memory_tokens=4"]), 4 * 64);
+        let keys = ["method=armt", "armt.d_mem=8", "armt.n_heads=2"];
+        assert_eq!(floats(&keys), 2 * (2 * 24 * 32 + 2 * 24));
         assert_eq!(floats(&["method=in-context"]), 2 * 2 * 64 * 21);
         let grouped = "model.num_key_value_heads=1";
         assert_eq!(floats(&["method=in-context", grouped]), 2 * 2 * 32 * 21);

@@ -124,6 +124,7 @@ fn color_and_name(config: &RunConfig) -> (MethodColor, &'static str) {
             (MethodColor::FirstOrder, "GradMem, no outer gradient")
         }
         (MethodName::Rmt, ..) => (MethodColor::Rmt, "RMT"),
+        (MethodName::Armt, ..) => (MethodColor::Armt, "ARMT"),
         (MethodName::InContext, _, ModelConfig::Mamba(_)) => {
             (MethodColor::StateSpace, "Mamba, in-context")
         }

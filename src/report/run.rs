@@ -137,6 +137,7 @@ impl Run {
         match self.config.method {
             MethodName::GradMem => Some(self.config.memory.write_steps),
             MethodName::Rmt => Some(self.config.rmt.write_steps),
+            MethodName::Armt => Some(1),
             MethodName::InContext => None,
         }
     }

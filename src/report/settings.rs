@@ -64,7 +64,10 @@ const WITHOUT_EFFECT: [&str; 4] = [
     "train.micro_batch",
 ];
 
-/// The settings that a run's results depend on, except its seed. RMT's memory settings get the keys of
+/// The sections of the methods.
+const SECTIONS: [&str; 3] = ["memory.", "rmt.", "armt."];
+
+/// The settings that a run's results depend on, except its seed. A baseline's memory settings get the keys of
 /// GradMem's; settings of methods other than the run's are omitted.
 pub fn relevant(config: &RunConfig) -> Settings {
     let mut flat = Settings::new();
@@ -73,21 +76,25 @@ pub fn relevant(config: &RunConfig) -> Settings {
         serde_json::to_value(config).unwrap_or_default(),
         &mut flat,
     );
-    let (own, other) = match config.method {
-        MethodName::GradMem => ("memory.", "rmt."),
-        MethodName::Rmt => ("rmt.", "memory."),
-        MethodName::InContext => ("", "memory."),
+    let own = match config.method {
+        MethodName::GradMem => Some("memory."),
+        MethodName::Rmt => Some("rmt."),
+        MethodName::Armt => Some("armt."),
+        MethodName::InContext => None,
     };
-    let both = config.method == MethodName::InContext;
     flat.into_iter()
         .filter(|(key, value)| {
-            let foreign = key.starts_with(other) || both && key.starts_with("rmt.");
+            let mut sections = SECTIONS.iter();
+            let section = sections.find(|section| key.starts_with(*section));
+            let foreign = section.is_some_and(|section| Some(*section) != own);
             !foreign && !value.is_null() && !WITHOUT_EFFECT.contains(&key.as_str())
         })
-        .map(|(key, value)| match key.strip_prefix("rmt.") {
-            Some(key) if own == "rmt." => (format!("memory.{key}"), value),
-            _ => (key, value),
-        })
+        .map(
+            |(key, value)| match own.and_then(|own| key.strip_prefix(own)) {
+                Some(key) => (format!("memory.{key}"), value),
+                None => (key, value),
+            },
+        )
         .collect()
 }
 

@@ -13,6 +13,8 @@ pub enum MethodColor {
     FirstOrder,
     /// Vermilion: RMT.
     Rmt,
+    /// Ochre: ARMT.
+    Armt,
     /// Grey: the whole context in the prompt.
     InContext,
     /// Green: the whole context in the prompt of a state-space model.
@@ -26,6 +28,7 @@ impl MethodColor {
             Self::GradMem => [0x56a3dc, 0x1a6bb0, 0x0a2f5c],
             Self::FirstOrder => [0xc977b0, 0x9a3f84, 0x571a49],
             Self::Rmt => [0xee8a4a, 0xd55e00, 0x853a00],
+            Self::Armt => [0xd6b24a, 0xa07a00, 0x574200],
             Self::InContext => [0x8c8c8c, 0x595959, 0x1f1f1f],
             Self::StateSpace => [0x35b58f, 0x00875f, 0x004a35],
         }
@@ -35,7 +38,7 @@ impl MethodColor {
     fn marker(self) -> Marker {
         match self {
             Self::GradMem => Marker::Circle,
-            Self::FirstOrder => Marker::Diamond,
+            Self::FirstOrder | Self::Armt => Marker::Diamond,
             Self::Rmt => Marker::Square,
             Self::InContext | Self::StateSpace => Marker::Triangle,
         }

@@ -9,7 +9,7 @@ use super::metrics::Measure;
 use super::overrides::{self, one_line, parse};
 pub use super::presets::presets;
 use super::presets::text_of;
-use crate::baselines::RmtConfig;
+use crate::baselines::{ArmtConfig, RmtConfig};
 use crate::data::{DataConfig, Lengths, TextTokenizer, TokensConfig};
 use crate::error::{Error, at_least_one, require};
 use crate::memory::{GradMemConfig, MetaGradient};
@@ -21,7 +21,7 @@ use crate::support::fs::read_text;
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct RunConfig {
-    /// The method: `gradmem`, `rmt` or `in-context`.
+    /// The method: `gradmem`, `rmt`, `armt` or `in-context`.
     pub method: MethodName,
     /// The task and its data.
     pub data: DataConfig,
@@ -33,6 +33,8 @@ pub struct RunConfig {
     pub memory: GradMemConfig,
     /// RMT's settings, if that is the method.
     pub rmt: RmtConfig,
+    /// ARMT's settings, if that is the method.
+    pub armt: ArmtConfig,
     /// The outer loop.
     pub train: TrainConfig,
 }
@@ -205,6 +207,11 @@ impl RunConfig {
         self.model.validate().map_err(|e| e.in_section("model"))?;
         self.memory.validate().map_err(|e| e.in_section("memory"))?;
         self.rmt.validate().map_err(|e| e.in_section("rmt"))?;
+        self.armt.validate().map_err(|e| e.in_section("armt"))?;
+        if self.method == MethodName::Armt {
+            let maps = self.armt.maps(self.model.d_model(), &self.model.slots());
+            maps.map_err(|e| e.in_section("armt"))?;
+        }
         let used = !self.rmt.write_head || self.rmt.reconstruction_loss_weight > 0.0;
         let problem =
             "only the reconstruction loss uses it: set rmt.reconstruction_loss_weight too";
@@ -320,6 +327,7 @@ impl RunConfig {
                 let write = context.saturating_add(self.rmt.written_with());
                 write.max(question.saturating_add(self.rmt.prefix_len()))
             }
+            MethodName::Armt => self.armt.positions(context).max(question),
             MethodName::InContext => context.saturating_add(question),
         };
         let problem = format!(
@@ -336,6 +344,7 @@ impl RunConfig {
         match self.method {
             MethodName::GradMem => MethodConfig::GradMem(self.memory.clone()),
             MethodName::Rmt => MethodConfig::Rmt(self.rmt.clone()),
+            MethodName::Armt => MethodConfig::Armt(self.armt.clone()),
             MethodName::InContext => MethodConfig::InContext,
         }
     }
@@ -424,7 +433,7 @@ mod tests {
             panic!("{rmt:?}");
         };
         assert_eq!(settings.write_steps, 3);
-        assert!(fails("kv-quick", &["method=armt"]).contains("in-context"));
+        assert!(fails("kv-quick", &["method=rnn"]).contains("in-context"));
         let error = fails(
             "kv-quick",
             &["method=rmt", "train.stop_metric=write_loss_after"],
@@ -438,11 +447,24 @@ mod tests {
             let positions = format!("model.max_position_embeddings={n}");
             resolve(&[&positions, &format!("method={method}")]).is_ok()
         };
-        for (method, needed) in [("gradmem", 29), ("rmt", 37), ("in-context", 28)] {
+        for (method, needed) in [
+            ("gradmem", 29),
+            ("rmt", 37),
+            ("armt", 29),
+            ("in-context", 28),
+        ] {
             assert!(positions(needed, method), "{method}");
             assert!(!positions(needed - 1, method), "{method}");
         }
         assert!(fails("kv-quick", &["model.model_type=gpt2"]).contains("model.hidden_size"));
+        let heads = fails(
+            "kv-quick",
+            &["method=armt", "armt.d_mem=6", "armt.n_heads=3"],
+        );
+        assert!(
+            heads.contains("armt.n_heads") && heads.contains("width of 64"),
+            "{heads}"
+        );
     }
 
     #[test]
@@ -487,6 +509,9 @@ mod tests {
             ("memory.mem_proj", "sum", "per_sample"),
             ("rmt.write_steps", "0", "at least 1"),
             ("rmt.write_head", "true", "reconstruction_loss_weight"),
+            ("armt.n_heads", "0", "at least 1"),
+            ("armt.segment_size", "0", "at least 1"),
+            ("armt.implementation", "new", "thinking"),
             ("train.lr", "nan", "above 0"),
             ("train.batch_size", "0", "at least 1"),
         ] {

@@ -109,7 +109,7 @@ impl Measure {
     pub fn of(method: MethodName) -> &'static [Self] {
         match method {
             MethodName::GradMem => &Self::ALL[..7],
-            MethodName::Rmt | MethodName::InContext => &Self::ALL[..3],
+            MethodName::Rmt | MethodName::Armt | MethodName::InContext => &Self::ALL[..3],
         }
     }
 

@@ -265,6 +265,7 @@ fn initialized<B: KernelBackend>(
     let section = match config.method {
         MethodName::GradMem => "memory",
         MethodName::Rmt => "rmt",
+        MethodName::Armt => "armt",
         MethodName::InContext => "model",
     };
     config

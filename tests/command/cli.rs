@@ -246,17 +246,22 @@ fn every_method_trains_on_every_model_by_the_same_command() {
     let folder = TempDir::new().unwrap();
     std::fs::write(folder.path().join("context.txt"), "!a:1!!b:2!|").unwrap();
     for (model_type, sizes) in SMALL {
+        let implementation = match model_type {
+            "gpt_neox" => "thinking",
+            _ => "old",
+        };
         let preset = format!(
             "[data]\ntask = \"kv\"\npairs = 2\nqueries_per_context = 1\nvalid_samples = 10\n\
              [model]\nmodel_type = \"{model_type}\"\nvocab_size = 70\n{sizes}\n\
              [memory]\nmemory_tokens = 2\nmem_proj = \"per_sample\"\nctrl_tokens = 1\n\
              write_lora_rank = 2\n\
              [rmt]\nmemory_tokens = 2\nwrite_steps = 2\nreconstruction_loss_weight = 0.5\n\
+             [armt]\nimplementation = \"{implementation}\"\nmemory_tokens = 2\nd_mem = 4\n\
              [train]\nsteps = 4\nbatch_size = 4\neval_every = 2\nlog_every = 2\n"
         );
         let file = format!("{model_type}.toml");
         std::fs::write(folder.path().join(&file), preset).unwrap();
-        for method in ["gradmem", "rmt", "in-context"] {
+        for method in ["gradmem", "rmt", "armt", "in-context"] {
             let method_key = format!("method={method}");
             let printed = succeeds(gradmem(&folder, &["train", &file, &method_key]));
             let run = match method {
@@ -302,11 +307,21 @@ fn every_method_trains_on_every_model_by_the_same_command() {
                 assert_eq!(greedy, succeeds(gradmem(&folder, &read)));
                 let sampled = [&read[..], &["--temperature", "2", "--top-k", "9"]].concat();
                 succeeds(gradmem(&folder, &sampled));
-                let swept = succeeds(gradmem(&folder, &["eval", &run, "--write-steps", "1..3"]));
+                let inspected = succeeds(gradmem(&folder, &["inspect", "m.safetensors"]));
+                let by = format!("written by {method}");
+                assert!(inspected.contains(&by), "{inspected}");
+                let steps = if method == "armt" { "1" } else { "1..3" };
+                if method == "armt" {
+                    let swept = gradmem(&folder, &["eval", &run, "--write-steps", "2"]);
+                    assert_eq!(swept.status.code(), Some(2));
+                    assert!(text(&swept.stderr).contains("one pass over each segment"));
+                }
+                let swept = succeeds(gradmem(&folder, &["eval", &run, "--write-steps", steps]));
                 // A title and a table, and a table of the values' two characters.
                 let tables: Vec<&str> = swept.split("\n\n").collect();
                 let lines: Vec<_> = tables.iter().map(|table| table.lines().count()).collect();
-                assert_eq!(lines, [5, 4], "{swept}");
+                let expected = if method == "armt" { [3, 2] } else { [5, 4] };
+                assert_eq!(lines, expected, "{swept}");
                 assert!(tables[1].contains("token 2"), "{swept}");
             }
 
@@ -326,7 +341,12 @@ fn every_method_trains_on_every_model_by_the_same_command() {
             if method != "in-context" {
                 let vectors = |name: &str| {
                     let file = weights::Tensors::open(folder.path().join(name)).unwrap();
-                    file.get("memory").unwrap()
+                    let name = if method == "armt" {
+                        "W_mem.0"
+                    } else {
+                        "memory"
+                    };
+                    file.get(name).unwrap()
                 };
                 assert_eq!(vectors("m.safetensors"), vectors("c.safetensors"));
                 // The same answers, but for the marks around them.

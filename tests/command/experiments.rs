@@ -162,7 +162,7 @@ fn every_task_is_trained_evaluated_and_answers() {
             &["tokens.tokenizer=characters", "train.curriculum=[]"],
         ),
     ] {
-        for method in ["gradmem", "rmt", "in-context"] {
+        for method in ["gradmem", "rmt", "armt", "in-context"] {
             let run = format!("{name}-{method}");
             let key = format!("method={method}");
             let metric = "train.stop_metric=read_loss";

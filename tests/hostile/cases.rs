@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::path::Path;
 
 use burn::tensor::{DType, TensorData};
-use gradmem::baselines::RmtConfig;
+use gradmem::baselines::{ArmtConfig, ArmtImplementation, RmtConfig};
 use gradmem::interop::checkpoint::{self, SpecialTokens};
 use gradmem::interop::parity;
 use gradmem::memory::{GradMemConfig, MetaGradient};
@@ -29,9 +29,15 @@ fn folder() -> Folder {
         memory_tokens: 2,
         ..RmtConfig::default()
     };
+    let armt = ArmtConfig::new()
+        .with_implementation(ArmtImplementation::Old)
+        .with_memory_tokens(2)
+        .with_keys(4, 1)
+        .with_segment_size(Some(3));
     for (name, method) in [
         ("gradmem", MethodConfig::GradMem(gradmem)),
         ("rmt", MethodConfig::Rmt(rmt)),
+        ("armt", MethodConfig::Armt(armt)),
         ("plain", MethodConfig::InContext),
     ] {
         let method: AnyMethod<B> = method.init(&llama, 4, &device).unwrap();

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use gradmem::Error;
-use gradmem::baselines::RmtConfig;
+use gradmem::baselines::{ArmtConfig, RmtConfig};
 use gradmem::episode::{Episode, Tokens};
 use gradmem::interop::checkpoint::{self, SpecialTokens};
 use gradmem::memory::{GradMemConfig, MemProj};
@@ -33,6 +33,7 @@ pub fn folder() -> Folder {
         memory_tokens: 2,
         ..RmtConfig::default()
     };
+    let armt = ArmtConfig::new().with_memory_tokens(2).with_keys(4, 2);
     for (name, method, model) in [
         (
             "grad_memgpt",
@@ -41,6 +42,7 @@ pub fn folder() -> Folder {
         ),
         ("grad_memgpt-mamba", MethodConfig::GradMem(gradmem), &mamba),
         ("rmt_2segm", MethodConfig::Rmt(rmt), &llama),
+        ("armt", MethodConfig::Armt(armt), &llama),
     ] {
         let method = method.init::<B>(model, 4, &device).unwrap();
         let special = SpecialTokens {

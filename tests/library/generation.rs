@@ -5,13 +5,14 @@ use burn::module::Module;
 use burn::tensor::backend::Backend;
 use burn::tensor::{Int, Tensor, TensorData};
 use burn_ndarray::NdArray;
-use gradmem::baselines::{InContext, RmtConfig, RmtProj};
+use gradmem::baselines::{Armt, ArmtConfig, ArmtImplementation, InContext, RmtConfig, RmtProj};
 use gradmem::episode::Tokens;
 use gradmem::kernels::KernelBackend;
 use gradmem::memory::{GradMemConfig, MemProj};
 use gradmem::model::generate::{GenerateConfig, Reader, continue_prompts};
 use gradmem::model::{
-    AnyLm, Cache, CausalLm, Gpt2Config, GptNeoXConfig, Llama, LlamaConfig, MambaConfig, ModelConfig,
+    AnyLm, Cache, CausalLm, Gpt2Config, GptNeoXConfig, Llama, LlamaConfig, MambaConfig,
+    ModelConfig, Slots,
 };
 
 type B = NdArray<f64>;
@@ -332,4 +333,219 @@ fn many_queries_share_one_prefix() {
         let uneven = reader.generate(&[vec![1]], &GenerateConfig::default());
         assert!(uneven.unwrap_err().to_string().contains("evenly"));
     }
+}
+
+/// ARMT on each model with the implementations it can have, cut into segments and not, that has something to write.
+fn armts() -> Vec<(String, Armt<B, AnyLm<B>>)> {
+    let mut found = Vec::new();
+    for (name, model) in models() {
+        for implementation in [ArmtImplementation::Thinking, ArmtImplementation::Old] {
+            for segment_size in [None, Some(4)] {
+                let config = ArmtConfig::new()
+                    .with_implementation(implementation)
+                    .with_memory_tokens(3)
+                    .with_keys(6, 2)
+                    .with_segment_size(segment_size)
+                    .with_denom(segment_size.is_none() || name != "gpt2")
+                    .with_gating(name == "gpt_neox")
+                    .with_memory_std(Some(0.5));
+                let what = format!("{name}, {implementation:?}, segments of {segment_size:?}");
+                let armt = match config.init(model.clone(), 7, &Default::default()) {
+                    Ok(armt) => armt,
+                    Err(error) => {
+                        assert_eq!(
+                            (name, implementation),
+                            ("mamba", ArmtImplementation::Thinking)
+                        );
+                        assert!(error.to_string().contains("without attention"), "{error}");
+                        continue;
+                    }
+                };
+                found.push((what, writing(armt)));
+            }
+        }
+    }
+    assert_eq!(found.len(), 14);
+    found
+}
+
+/// With values that are not zero, as they are at the start.
+fn writing<M: CausalLm<B>>(mut armt: Armt<B, M>) -> Armt<B, M> {
+    for maps in &mut armt.layers {
+        maps.w_mv.weight = maps.w_mv.weight.clone().map(|x| {
+            let values = (0..256).map(|i| f64::from(i * 37 % 23 - 11) / 30.0);
+            let data = TensorData::new(values.collect::<Vec<_>>(), x.dims());
+            Tensor::from_data(data, &x.device())
+        });
+    }
+    armt
+}
+
+#[test]
+fn armt_reads_each_sample_as_if_alone() {
+    for (what, armt) in armts() {
+        let written = armt.write(&padded(&CONTEXTS)).unwrap();
+        let read = armt.read(&written, &padded(&QUERIES)).unwrap();
+        for row in 0..3 {
+            let context = padded(&[&unpadded(CONTEXTS[row])]);
+            let query = padded(&[&unpadded(QUERIES[row])]);
+            let alone = armt.write(&context).unwrap();
+            for (all, one) in written.fast().iter().zip(alone.fast()) {
+                let own = all.clone().narrow(0, row, 1);
+                assert_close(
+                    &format!("{what}, WRITE {row}"),
+                    &values(own),
+                    &values(one.clone()),
+                );
+            }
+            let one = armt.read(&alone, &query).unwrap();
+            let own = read.clone().narrow(0, row, 1).narrow(1, 0, one.dims()[1]);
+            assert_close(&format!("{what}, READ {row}"), &values(own), &values(one));
+        }
+        let [first, second] = [0, 1].map(|at| values(read.clone().narrow(0, at, 1)));
+        assert!(first != second, "{what}");
+        // What is written changes what is read, and what a query says only what follows it.
+        let others = written.select(&[1, 0, 2]).unwrap();
+        let others = armt.read(&others, &padded(&QUERIES)).unwrap();
+        let moved = values((others - read).abs().max());
+        assert!(moved[0] > 1e-3, "{what}: {moved:?}");
+    }
+}
+
+#[test]
+fn armt_decodes_from_its_memory_token_by_token() {
+    for (what, armt) in armts() {
+        let memory = armt.write(&padded(&CONTEXTS)).unwrap();
+        let prompts = [
+            vec![5, 6],
+            vec![3],
+            vec![4, 2, 9],
+            vec![1],
+            vec![12, 3],
+            vec![8, 8],
+        ];
+        let reader = armt.reader(&memory).unwrap();
+        assert!(reader.cache_bytes() > 0);
+        let found = reader
+            .generate(&prompts, &GenerateConfig::greedy(6))
+            .unwrap();
+        for (row, prompt) in prompts.iter().enumerate() {
+            let own = memory.select(&[row / 2]).unwrap();
+            let mut ids = prompt.clone();
+            for _ in 0..6 {
+                let query = Tokens::new(&[ids.as_slice()], &Default::default()).unwrap();
+                let logits = armt.read(&own, &query).unwrap();
+                let last = logits.narrow(1, ids.len() - 1, 1).argmax(2).to_data();
+                ids.push(last.iter::<i64>().next().unwrap() as u32);
+            }
+            assert_eq!(found[row], ids[prompt.len()..], "{what}, prompt {row}");
+        }
+        let empty = reader.generate(&[vec![], vec![1], vec![1]], &GenerateConfig::greedy(6));
+        assert!(
+            empty.unwrap_err().to_string().contains("at least one"),
+            "{what}"
+        );
+    }
+}
+
+/// A user's model that has layers of Llama's, or says so.
+#[derive(Module, Debug)]
+struct Layered<B: Backend> {
+    inner: Llama<B>,
+    #[module(skip)]
+    runs_them: bool,
+}
+
+impl<B: KernelBackend> CausalLm<B> for Layered<B> {
+    fn d_model(&self) -> usize {
+        self.inner.d_model()
+    }
+    fn vocab_size(&self) -> usize {
+        self.inner.vocab_size()
+    }
+    fn max_positions(&self) -> Option<usize> {
+        self.inner.max_positions()
+    }
+    fn embed(&self, tokens: Tensor<B, 2, Int>) -> Tensor<B, 3> {
+        self.inner.embed(tokens)
+    }
+    fn hidden(&self, embeds: Tensor<B, 3>) -> Tensor<B, 3> {
+        self.inner.hidden(embeds)
+    }
+    fn hidden_after(&self, embeds: Tensor<B, 3>, past: &mut Cache<B>) -> Tensor<B, 3> {
+        match self.runs_them {
+            true => self.inner.hidden_after(embeds, past),
+            false => self.hidden(embeds),
+        }
+    }
+    fn slots(&self) -> Slots {
+        CausalLm::slots(&self.inner)
+    }
+    fn head(&self) -> Tensor<B, 2> {
+        self.inner.head()
+    }
+}
+
+#[test]
+fn armt_takes_models_that_have_layers() {
+    let device = Default::default();
+    let config = LlamaConfig::new(VOCAB, 16, 2, 2);
+    let inner: Llama<B> = config.init(3, &device).unwrap();
+    let armt = ArmtConfig::new().with_memory_tokens(2).with_keys(4, 1);
+    let without = armt.init(
+        Plain {
+            inner: inner.clone(),
+        },
+        1,
+        &device,
+    );
+    assert!(without.unwrap_err().to_string().contains("CausalLm::slots"));
+    let contexts = padded(&CONTEXTS);
+    let layered = |runs_them| Layered {
+        inner: inner.clone(),
+        runs_them,
+    };
+    let idle = armt.init(layered(false), 1, &device).unwrap();
+    assert!(
+        idle.write(&contexts)
+            .unwrap_err()
+            .to_string()
+            .contains("forward_layers")
+    );
+    let [own, ours] = [
+        armt.init(layered(true), 1, &device)
+            .unwrap()
+            .write(&contexts),
+        armt.init(inner.clone(), 1, &device)
+            .unwrap()
+            .write(&contexts),
+    ];
+    for (a, b) in own.unwrap().fast().iter().zip(ours.unwrap().fast()) {
+        assert_close(
+            "a model of one's own",
+            &values(a.clone()),
+            &values(b.clone()),
+        );
+    }
+    for (key, armt) in [
+        ("n_heads", armt.clone().with_keys(6, 3)),
+        ("d_mem", armt.clone().with_keys(5, 2)),
+        ("memory_tokens", armt.clone().with_memory_tokens(1024)),
+        ("memory_std", armt.clone().with_memory_std(Some(-1.0))),
+    ] {
+        let error = armt
+            .init(inner.clone(), 1, &device)
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains(key), "{error}");
+    }
+    let wide = armt.init(inner.clone(), 1, &device).unwrap();
+    let memory = wide.write(&contexts).unwrap();
+    let narrow = ArmtConfig::new().with_memory_tokens(2).with_keys(6, 1);
+    let narrow = narrow.init(layered(true), 1, &device).unwrap();
+    let error = narrow.read(&memory, &contexts).unwrap_err().to_string();
+    assert!(
+        error.contains("24 × 16") && error.contains("36 × 16"),
+        "{error}"
+    );
 }

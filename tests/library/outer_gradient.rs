@@ -8,7 +8,7 @@ use burn::module::{Module, ModuleVisitor, Param};
 use burn::optim::GradientsParams;
 use burn::tensor::{Tensor, TensorData};
 use burn::train::TrainStep;
-use gradmem::baselines::RmtConfig;
+use gradmem::baselines::{ArmtConfig, ArmtImplementation, RmtConfig};
 use gradmem::data::Batch;
 use gradmem::episode::{Episode, Tokens};
 use gradmem::interop::parity;
@@ -216,4 +216,32 @@ fn the_baselines_too() {
     };
     check(method(MethodConfig::Rmt(rmt)), "RMT");
     check(method(MethodConfig::InContext), "in-context");
+    for implementation in [ArmtImplementation::Thinking, ArmtImplementation::Old] {
+        for segment_size in [None, Some(2)] {
+            let armt = ArmtConfig::new()
+                .with_implementation(implementation)
+                .with_memory_tokens(3)
+                .with_keys(6, 2)
+                .with_segment_size(segment_size)
+                .with_memory_std(Some(0.5));
+            let what = format!("ARMT, {implementation:?}, segments of {segment_size:?}");
+            check(writing(method(MethodConfig::Armt(armt))), &what);
+        }
+    }
+}
+
+/// With values that are not zero, as they are at the start.
+fn writing(method: AnyMethod<B>) -> AnyMethod<B> {
+    let AnyMethod::Armt(mut armt) = method else {
+        panic!("not ARMT")
+    };
+    for maps in &mut armt.layers {
+        maps.w_mv.weight = maps.w_mv.weight.clone().map(|x| {
+            let values = (0..64)
+                .map(|i| ((i * 37 % 23) as f64 - 11.0) / 20.0)
+                .collect::<Vec<_>>();
+            Tensor::from_data(TensorData::new(values, x.dims()), &x.device()).require_grad()
+        });
+    }
+    AnyMethod::Armt(armt)
 }

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
 use burn::tensor::{DType, Int, Tensor, TensorData};
-use gradmem::baselines::{InContext, RmtConfig, RmtProj};
+use gradmem::baselines::{ArmtConfig, ArmtImplementation, InContext, RmtConfig, RmtProj};
 use gradmem::episode::{Episode, Tokens};
 use gradmem::interop::checkpoint::{self, SpecialTokens};
 use gradmem::memory::{GradMemConfig, MemProj, MemoryFile};
@@ -498,6 +498,27 @@ fn a_configuration_that_is_silent_means_what_transformers_takes_it_to_mean() {
 }
 
 #[test]
+fn armt_is_read_with_the_name_in_front_that_full_checkpoints_have() {
+    let case = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/armt_gpt2");
+    let folder = TempDir::new().unwrap();
+    std::fs::copy(case.join("config.json"), folder.path().join("config.json")).unwrap();
+    let named = tensors(&case).into_iter();
+    let named: Vec<_> = named
+        .map(|(name, data)| (format!("armt.{name}"), data))
+        .collect();
+    write_tensors(&folder.path().join("model.safetensors"), &named);
+    let [plain, full] = [case.as_path(), folder.path()].map(|folder| {
+        let method = checkpoint::load::<B>(folder, &Default::default()).unwrap();
+        weights::parameters(&method)
+    });
+    assert_eq!(plain, full);
+    // What is not in the file is named as the file's names are.
+    write_tensors(&folder.path().join("model.safetensors"), &named[1..]);
+    let error = checkpoint::load::<B>(folder.path(), &Default::default()).unwrap_err();
+    assert!(error.to_string().contains(&named[0].0), "{error}");
+}
+
+#[test]
 fn weights_to_be_loaded_take_no_room() {
     struct Check;
     impl ModuleVisitor<B> for Check {
@@ -515,6 +536,7 @@ fn weights_to_be_loaded_take_no_room() {
         for method in [
             MethodConfig::GradMem(gradmem.clone()),
             MethodConfig::Rmt(RmtConfig::default()),
+            MethodConfig::Armt(ArmtConfig::new().with_implementation(ArmtImplementation::Old)),
         ] {
             let blank: AnyMethod<B> = method.blank(&config, &Default::default()).unwrap();
             blank.visit(&mut Check);
@@ -576,6 +598,33 @@ fn memories_of_another_kind_are_refused() {
     refused(shared.load_memory(path("own")), "projection of its own");
     refused(own.load_memory(path("shared")), "no projection of its own");
     refused(none.load_memory(path("rmt")), "rmt");
+
+    let armt = ArmtConfig::new().with_keys(4, 2);
+    let change = armt.clone().with_denom(false);
+    let [armt, other] = [armt, change].map(|config| config.init(model(), 2, &device).unwrap());
+    let by_layers = armt.write(&contexts).unwrap();
+    let file = armt.pack(&by_layers).unwrap();
+    assert_eq!(
+        (file.kind(), file.origin.method.as_str()),
+        ("associative", "armt")
+    );
+    file.save(path("armt")).unwrap();
+    let file = MemoryFile::open(path("armt")).unwrap();
+    for (a, b) in armt
+        .unpack(&file)
+        .unwrap()
+        .fast()
+        .iter()
+        .zip(by_layers.fast())
+    {
+        assert_eq!(a.to_data(), b.to_data());
+    }
+    refused(other.unpack(&file), "made of 2 matrices");
+    refused(none.load_memory(path("armt")), "armt");
+    refused(rmt.unpack(&file), "armt");
+    refused(armt.unpack(&by_passes), "rmt");
+    assert!(other.pack(&by_layers).is_err());
+    assert!(armt.pack(&memory).is_err());
     let by_steps = MemoryFile::open(path("none")).unwrap();
     refused(rmt.unpack(&by_steps), "gradmem");
     let queries = Tokens::<B>::new(&[[5], [6]], &device).unwrap();
@@ -830,9 +879,45 @@ fn the_references_settings_are_checked() {
     check(
         "llama_second",
         "model_type",
-        json!("armt"),
-        &["armt", "grad_memgpt", "rmt_2segm", "llama"],
+        json!("rnn"),
+        &["rnn", "grad_memgpt", "rmt_2segm", "armt", "llama"],
     );
+    check(
+        "llama_second",
+        "model_type",
+        json!("armt"),
+        &["no setting of armt"],
+    );
+    for (case, key, value, words) in [
+        (
+            "armt_llama",
+            "wrap_pos",
+            json!(true),
+            &["wrap_pos", "not supported"][..],
+        ),
+        ("armt_llama", "K", json!(2), &["`K`", "no setting of armt"]),
+        (
+            "armt_llama",
+            "armt_impl",
+            json!("new"),
+            &["thinking", "old"],
+        ),
+        ("armt_llama", "n_heads", json!(3), &["d_mem", "n_heads = 3"]),
+        (
+            "armt_llama",
+            "num_mem_tokens",
+            json!(0),
+            &["memory_tokens", "at least 1"],
+        ),
+        (
+            "armt_gpt2",
+            "armt_impl",
+            json!("thinking"),
+            &["thinking", "gpt2", "positions"],
+        ),
+    ] {
+        check(case, key, value, words);
+    }
     check(
         "llama_second",
         "n_mem_tokens",
@@ -933,6 +1018,7 @@ fn a_blank_method_is_filled_like_a_made_one() {
         for method in [
             MethodConfig::GradMem(gradmem.clone()),
             MethodConfig::Rmt(rmt.clone()),
+            MethodConfig::Armt(ArmtConfig::new().with_implementation(ArmtImplementation::Old)),
         ] {
             let made = method.init::<B>(&config, 3, &device).unwrap();
             let folder = TempDir::new().unwrap();

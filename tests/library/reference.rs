@@ -115,6 +115,10 @@ mod later {
     }
 
     cases!(
+        armt_gpt2,
+        armt_llama,
+        armt_llama_three_segments,
+        armt_thinking_llama,
         aux_step_align_iread_llama,
         aux_step_align_last_gpt2,
         chunks_concat_llama,

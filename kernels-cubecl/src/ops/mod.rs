@@ -1,5 +1,6 @@
 //! The extension traits of backends and the functions on tensors that call them.
 
+pub mod associative;
 pub mod attention;
 pub mod layers;
 pub mod scan;

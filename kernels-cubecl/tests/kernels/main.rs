@@ -1,5 +1,6 @@
 //! The operations and their derivatives on the CPU backends.
 
+mod associative;
 mod attention;
 mod flex;
 mod layers;

@@ -159,6 +159,7 @@ fn print_text(args: &Args, file: &MemoryFile, reconstructions: Option<&[Reconstr
     let origin = &file.origin;
     let steps = match (origin.method.as_str(), origin.write_lr) {
         ("gradmem", Some(lr)) => format!("{} WRITE steps of size {lr}", origin.write_steps),
+        ("armt", _) => "one pass over each segment".into(),
         _ => format!("{} passes", origin.write_steps),
     };
     say!("written by {} {} in {steps}", origin.method, origin.model);

@@ -3,7 +3,7 @@
 //! A `.safetensors` file holds of n memories a tensor `[n, rows, columns]` for each of their matrices: of a prefix `memory`
 //! `[n, memory_tokens, d_model]`, with [`MemProj::PerSample`](crate::memory::MemProj::PerSample) also `projection.weight`
 //! `[n, d_model, d_model]` and `projection.bias` `[n, 1, d_model]`; of LoRA `lora_mem_A.layer0` and so on, of keys and values
-//! `kv_mem_K.0` and so on. Memories of several chunks stand one behind the other in the rows. In bytes ([`MemoryFloat::Int8`])
+//! `kv_mem_K.0` and so on; of ARMT `W_mem.0` and `z.0` and so on. Memories of several chunks stand one behind the other in the rows. In bytes ([`MemoryFloat::Int8`])
 //! each row has a number in `memory.scale` and so on that they are multiplied with.
 //!
 //! Its metadata has, under `gradmem_memory`, one object of JSON: a format version, an [`Origin`], n [`Written`], and, in
@@ -39,11 +39,11 @@ const SCALE: &str = ".scale";
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Origin {
-    /// The method: `gradmem` or `rmt`.
+    /// The method: `gradmem`, `rmt` or `armt`.
     pub method: String,
     /// The [fingerprint](crate::memory::GradMem::fingerprint) of the model and all else that reads them.
     pub model: String,
-    /// K: WRITE steps, or passes of RMT.
+    /// K: WRITE steps, or passes of RMT; of ARMT 1.
     pub write_steps: usize,
     /// α: the step size of WRITE, if there is one.
     pub write_lr: Option<f64>,

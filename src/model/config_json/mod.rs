@@ -17,7 +17,7 @@ type Object = Map<String, Value>;
 
 /// Keys of all models that do not change logits: names and versions, number formats, outputs, labels, ids of
 /// special tokens, and settings of generation and training.
-const NEUTRAL: &[&str] = &[
+pub(crate) const NEUTRAL: &[&str] = &[
     "_attn_implementation_autoset",
     "_name_or_path",
     "attn_implementation",

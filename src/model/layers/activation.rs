@@ -40,6 +40,15 @@ impl Activation {
     }
 }
 
+/// `σ(x)`, elementwise.
+pub(super) fn sigma<B: Backend, const D: usize>(x: Tensor<B, D>) -> Tensor<B, D> {
+    match x.dtype() {
+        // As in `silu`.
+        DType::F64 => x.mul_scalar(0.5).tanh().mul_scalar(0.5).add_scalar(0.5),
+        _ => sigmoid(x),
+    }
+}
+
 fn silu<B: Backend, const D: usize>(x: Tensor<B, D>) -> Tensor<B, D> {
     match x.dtype() {
         // Some backends compute an f64 sigmoid in f32, but not tanh.

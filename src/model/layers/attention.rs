@@ -1,10 +1,11 @@
 use burn::module::Module;
 use burn::tensor::Tensor;
+use burn::tensor::activation::softmax;
 use burn::tensor::backend::Backend;
-use gradmem_kernels::{KernelBackend, causal_attention, contiguous};
+use gradmem_kernels::{KernelBackend, causal_attention, contiguous, product};
 
 use super::{Init, Linear, LinearConfig, Rotary};
-use crate::model::cache::{LayerCache, adapted};
+use crate::model::cache::{LayerCache, MemoryRows, Sight, adapted};
 
 /// Causal self-attention with rotary positions and grouped-query heads.
 #[derive(Module, Debug)]
@@ -90,7 +91,7 @@ impl<B: KernelBackend> SelfAttention<B> {
     }
 }
 
-/// Causal attention of tokens to each other and to those in the cache.
+/// Causal attention of tokens to each other and to those in the cache; memory vectors look at what the cache says.
 ///
 /// # Shapes
 ///
@@ -105,14 +106,58 @@ pub fn attend<B: KernelBackend>(
     cache: Option<&mut LayerCache<B>>,
 ) -> Tensor<B, 3> {
     let (mut k, mut v) = (k, v);
+    let mut rows = None;
     if let Some(cache) = cache {
+        rows = cache.memory_rows().cloned();
         if let Some([old_k, old_v]) = cache.kept.take() {
             k = Tensor::cat(vec![old_k, k], 1);
             v = Tensor::cat(vec![old_v, v], 1);
         }
         cache.kept = Some([k.clone(), v.clone()]);
     }
+    let own = rows.as_ref().and_then(|rows| {
+        let sight = rows.sight()?;
+        let own = attend_in_sight(q.clone(), k.clone(), v.clone(), scale, rows, sight);
+        Some((sight, own))
+    });
     let [q, k, v] = [q, k, contiguous(v)].map(|x| x.swap_dims(1, 2));
     let out = causal_attention(q, k, v, scale);
+    let out = out.swap_dims(1, 2).flatten(2, 3);
+    match own {
+        None => out,
+        Some((sight, own)) => sight.replaced(out, own),
+    }
+}
+
+/// Attention of the memory vectors to what they look at. They are few, so their scores are kept.
+///
+/// # Shapes
+///
+/// - `q`: `[batch, seq, n_heads, head_dim]`
+/// - `k`, `v`: `[batch, seq, n_kv_heads, head_dim]`
+/// - output: `[batch, count, n_heads · head_dim]`
+fn attend_in_sight<B: KernelBackend>(
+    q: Tensor<B, 4>,
+    k: Tensor<B, 4>,
+    v: Tensor<B, 4>,
+    scale: f64,
+    rows: &MemoryRows<B>,
+    sight: &Sight<B>,
+) -> Tensor<B, 3> {
+    let ([batch, _, n_heads, head_dim], [_, seq, n_kv_heads, _]) = (q.dims(), k.dims());
+    let q = rows.of(q.flatten(2, 3));
+    let count = q.dims()[1];
+    let q = q.reshape([batch, count, n_heads, head_dim]).swap_dims(1, 2);
+    // The query heads that share a key/value head are rows of one matrix.
+    let stacked = n_heads / n_kv_heads * count;
+    let q = q.reshape([batch * n_kv_heads, stacked, head_dim]);
+    let [k, v] = [k, v].map(|x| {
+        let x = x.swap_dims(1, 2);
+        x.reshape([batch * n_kv_heads, seq, head_dim])
+    });
+    let scores = product(q, k.swap_dims(1, 2)).mul_scalar(scale);
+    let scores = scores.reshape([batch, n_heads * count, seq]) + sight.hidden(n_heads);
+    let weights = softmax(scores, 2).reshape([batch * n_kv_heads, stacked, seq]);
+    let out = product(weights, v).reshape([batch, n_heads, count, head_dim]);
     out.swap_dims(1, 2).flatten(2, 3)
 }

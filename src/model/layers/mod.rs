@@ -11,6 +11,7 @@
 //! Face's names, so that a parameter's path in the module is its name in a `.safetensors` file.
 
 mod activation;
+mod associative;
 mod attention;
 mod embedding;
 mod init;
@@ -20,6 +21,7 @@ mod norm;
 mod rotary;
 
 pub use activation::Activation;
+pub use associative::{Associative, AssociativeConfig};
 pub use attention::{SelfAttention, SelfAttentionConfig, attend};
 pub use embedding::Embedding;
 pub use init::Init;

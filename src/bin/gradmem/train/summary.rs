@@ -14,7 +14,7 @@ use crate::output::{format_measure, quoted};
 
 /// The task, the method and the size of a run.
 pub fn before(config: &RunConfig, folder: &Path) -> String {
-    let (memory, rmt) = (&config.memory, &config.rmt);
+    let (memory, rmt, armt) = (&config.memory, &config.rmt, &config.armt);
     let method = match config.method {
         MethodName::GradMem => format!(
             "into {} memory vectors by K = {} gradient steps of α = {}",
@@ -23,6 +23,10 @@ pub fn before(config: &RunConfig, folder: &Path) -> String {
         MethodName::Rmt => format!(
             "into {} memory vectors by {} forward passes (RMT)",
             rmt.memory_tokens, rmt.write_steps
+        ),
+        MethodName::Armt => format!(
+            "into a matrix of each layer by {} memory vectors (ARMT)",
+            armt.memory_tokens
         ),
         MethodName::InContext => "in the prompt".into(),
         other => format!("by {}", other.as_str()),
@@ -119,7 +123,7 @@ fn next_commands(config: &RunConfig, folder: &Path) -> Result<String, Error> {
         return Ok(String::new());
     };
     Ok(match config.method {
-        MethodName::GradMem | MethodName::Rmt => format!(
+        MethodName::GradMem | MethodName::Rmt | MethodName::Armt => format!(
             "
 Write a context of your own and read an answer from its memory:
 

@@ -1,0 +1,429 @@
+//! The Associative Recurrent Memory Transformer (arXiv 2407.04841) with two segments, as GradMem is compared with it: the
+//! context is written into a matrix of each layer, the query is read with these matrices.
+//!
+//! A segment of the context is read as `[C; memory]` with learned memory vectors. After each layer its hidden states of
+//! these vectors are written into the layer's memory `(W, z)`; before each layer what the memory answers is added to the
+//! hidden states of all rows ([`associative_read`], [`associative_write`]). Nothing else passes from a segment to the next.
+//! The query is the last segment, of which nothing is written.
+//!
+//! Positions begin at 0 in every segment, in both implementations. The authors' newer one counts on; with rotary positions,
+//! which act by distances, that is the same function. There, too, one stream of context and query is cut into segments; it
+//! is the same where `segment_size` divides the context's length and no query is longer.
+//!
+//! [`associative_read`]: gradmem_kernels::associative_read
+//! [`associative_write`]: gradmem_kernels::associative_write
+
+mod config;
+
+use burn::module::{Module, Param};
+use burn::tensor::backend::Backend;
+use burn::tensor::{Int, Tensor};
+use gradmem_kernels::{Association, LayerBackend};
+
+pub use config::{ArmtConfig, ArmtImplementation};
+
+use crate::episode::{Episode, Tokens, check_contexts};
+use crate::error::Error;
+use crate::memory::kinds::{self, Layout, Memory, MemoryFile, Origin, check_room};
+use crate::model::layers::{Associative, Init};
+use crate::model::rows::{pick, select};
+use crate::model::{Cache, CausalLm, MemoryRows, generate};
+
+/// The method's name in a memory's file, and that of its kind.
+const ARMT: &str = "armt";
+const ASSOCIATIVE: &str = "associative";
+
+/// A language model whose layers have associative memories that forward passes write.
+///
+/// The model must run its layers by [`forward_layers`](crate::model::forward_layers) and say so by
+/// [`CausalLm::slots`].
+#[derive(Module, Debug)]
+pub struct Armt<B: Backend, M> {
+    /// The language model.
+    pub model: M,
+    /// The vectors behind each segment: `[memory_tokens, d_model]`.
+    pub memory: Param<Tensor<B, 2>>,
+    /// Each layer's maps to and from its memory.
+    pub layers: Vec<Associative<B>>,
+    #[module(skip)]
+    config: ArmtConfig,
+}
+
+impl ArmtConfig {
+    /// Puts a memory on `model`, drawn by `seed`.
+    ///
+    /// # Errors
+    ///
+    /// See [`ArmtConfig::validate`]; also a model that does not say that it has layers, or has no attention where the
+    /// implementation needs one, or no room for the memory.
+    pub fn init<B: Backend, M: CausalLm<B>>(
+        &self,
+        model: M,
+        seed: u64,
+        device: &B::Device,
+    ) -> Result<Armt<B, M>, Error> {
+        self.build(model, Init::new(seed), device)
+    }
+
+    /// The same with weights that are yet to be loaded, as the model's may be.
+    ///
+    /// # Errors
+    ///
+    /// As [`ArmtConfig::init`].
+    pub fn blank<B: Backend, M: CausalLm<B>>(
+        &self,
+        model: M,
+        device: &B::Device,
+    ) -> Result<Armt<B, M>, Error> {
+        self.build(model, Init::blank(), device)
+    }
+
+    fn build<B: Backend, M: CausalLm<B>>(
+        &self,
+        model: M,
+        mut init: Init,
+        device: &B::Device,
+    ) -> Result<Armt<B, M>, Error> {
+        self.validate()?;
+        check_room(&model, "memory_tokens", self.written_with())?;
+        let (d, slots) = (model.d_model(), model.slots());
+        let maps = self.maps(d, &slots)?;
+        let std = match (self.memory_std, self.implementation) {
+            (Some(std), _) => std,
+            (None, ArmtImplementation::Old) if !init.is_blank() => {
+                std_of_embeddings(&model, device)
+            }
+            (None, _) => 0.02,
+        };
+        Ok(Armt {
+            memory: init.normal([self.memory_tokens, d], std, device),
+            layers: (0..slots.layers)
+                .map(|_| maps.init(&mut init, device))
+                .collect(),
+            model,
+            config: self.clone(),
+        })
+    }
+}
+
+/// The standard deviation of all entries of a model's embeddings.
+fn std_of_embeddings<B: Backend, M: CausalLm<B>>(model: &M, device: &B::Device) -> f64 {
+    let vocab = model.vocab_size();
+    let ids = Tensor::<B, 1, Int>::arange(0..vocab as i64, device);
+    let embeddings = model.embed(ids.reshape([1, vocab])).detach();
+    let mean = embeddings.clone().mean();
+    let moments = Tensor::cat(vec![embeddings.square().mean(), mean], 0).to_data();
+    match moments.iter::<f64>().collect::<Vec<_>>().as_slice() {
+        [square, mean] => (square - mean * mean).max(0.0).sqrt(),
+        _ => 0.0,
+    }
+}
+
+/// The outer loss of a batch and what it was made of.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct ArmtOuter<B: Backend> {
+    /// Mean `−log p` of the labelled tokens, `[1]`: what training minimises.
+    pub read_loss: Tensor<B, 1>,
+    /// `[batch · r, seq, vocab_size]`; the first row is predicted from the first token.
+    pub logits: Tensor<B, 3>,
+    /// What was written.
+    pub memory: Memory<B>,
+}
+
+/// What is read at once: samples, and a row of tokens of each.
+type Segment<B> = (Vec<usize>, Tokens<B>);
+
+/// Where memory vectors stand in the sequences of samples of different lengths.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Placement {
+    /// Behind each sample's last token, as if it were alone.
+    BehindTokens,
+    /// Behind the longest sample's last token, as in the authors' padded batches.
+    BehindPadding,
+}
+
+impl<B: Backend, M: Module<B>> Armt<B, M> {
+    /// The settings in force.
+    pub fn config(&self) -> &ArmtConfig {
+        &self.config
+    }
+}
+
+impl<B: LayerBackend, M: CausalLm<B>> Armt<B, M> {
+    /// Writes each context into matrices of its own by one forward pass for each of its segments.
+    ///
+    /// A sample is read as if it were alone, whatever the others' lengths.
+    ///
+    /// # Errors
+    ///
+    /// An empty context, a token the model does not have, or a segment that with the memory vectors has more tokens than
+    /// the model has positions.
+    pub fn write(&self, contexts: &Tokens<B>) -> Result<Memory<B>, Error> {
+        self.write_placed(contexts, Placement::BehindTokens)
+    }
+
+    /// Next-token logits of `queries` given the memory, which predicts no first token: the first row is predicted from the
+    /// first token.
+    ///
+    /// # Shapes
+    ///
+    /// - `queries`: `[batch · r, seq]`; each memory answers `r` in a row
+    /// - output: `[batch · r, seq, vocab_size]`
+    ///
+    /// # Errors
+    ///
+    /// Shapes that do not fit, a query without tokens, a token the model does not have, or more tokens than positions.
+    pub fn read(&self, memory: &Memory<B>, queries: &Tokens<B>) -> Result<Tensor<B, 3>, Error> {
+        self.reader(memory)?.logits(queries)
+    }
+
+    /// The memories for any number of queries.
+    ///
+    /// # Errors
+    ///
+    /// If they are of another shape than this model's.
+    pub fn reader(&self, memory: &Memory<B>) -> Result<generate::Reader<'_, B, M>, Error> {
+        let written = self.associations(memory)?;
+        let mut cache = Cache::new();
+        for (index, (maps, written)) in self.layers.iter().zip(written).enumerate() {
+            cache.layer(index).associate(maps.clone(), Some(written));
+        }
+        Ok(generate::Reader::of_cache(&self.model, memory.len(), cache))
+    }
+
+    /// Writes the contexts, reads the queries and takes the outer loss. A label in the first column is not counted: no
+    /// query token stands before it.
+    ///
+    /// # Errors
+    ///
+    /// As [`Armt::write`] and [`Armt::read`]; also labels beyond the vocabulary.
+    pub fn outer(&self, episode: &Episode<B>) -> Result<ArmtOuter<B>, Error> {
+        self.outer_placed(episode, Placement::BehindTokens)
+    }
+
+    /// [`Armt::outer`] with the memory vectors there.
+    pub(crate) fn outer_placed(
+        &self,
+        episode: &Episode<B>,
+        placement: Placement,
+    ) -> Result<ArmtOuter<B>, Error> {
+        episode.check_questions(&self.model, 0)?;
+        let memory = self.write_placed(episode.contexts(), placement)?;
+        let logits = self.read(&memory, episode.queries())?;
+        Ok(ArmtOuter {
+            read_loss: episode.read_loss(logits.clone()),
+            logits,
+            memory,
+        })
+    }
+
+    /// A short hash of all weights and the model's settings, as [`GradMem::fingerprint`].
+    ///
+    /// [`GradMem::fingerprint`]: crate::memory::GradMem::fingerprint
+    pub fn fingerprint(&self) -> String {
+        kinds::fingerprint(self, &self.model.settings())
+    }
+
+    /// Takes memories out of the backend, as [`GradMem::pack`].
+    ///
+    /// # Errors
+    ///
+    /// If they are of another shape than this model's or hold non-finite numbers.
+    ///
+    /// [`GradMem::pack`]: crate::memory::GradMem::pack
+    pub fn pack(&self, memory: &Memory<B>) -> Result<MemoryFile, Error> {
+        let layout = self.layout();
+        self.check(memory)?;
+        let origin = Origin {
+            method: ARMT.into(),
+            model: self.fingerprint(),
+            write_steps: 1,
+            write_lr: None,
+            tokenizer: None,
+        };
+        kinds::pack(memory, origin, &layout)
+    }
+
+    /// Memories that this model wrote, back on its backend.
+    ///
+    /// # Errors
+    ///
+    /// If another method or model wrote them, or they are of another shape.
+    pub fn unpack(&self, file: &MemoryFile) -> Result<Memory<B>, Error> {
+        let reader = [ARMT, &self.fingerprint()];
+        let device = self.memory.val().device();
+        let memory = kinds::unpack(file, reader, &self.layout(), &device)?;
+        self.check(&memory)?;
+        Ok(memory)
+    }
+
+    /// What one sample's memory is made of: each layer's `W`, the heads below one another, and `z`, if there is one.
+    fn layout(&self) -> Layout {
+        let heads = self.config.n_heads;
+        let matrices = self.layers.iter().enumerate().flat_map(|(layer, maps)| {
+            let [rows, columns] = maps.config().matrix_shape();
+            let matrix = (format!("W_mem.{layer}"), [rows, columns]);
+            let sum = (format!("z.{layer}"), [heads, rows / heads]);
+            [Some(matrix), self.config.use_denom.then_some(sum)]
+        });
+        Layout::new(ASSOCIATIVE, matrices.flatten())
+    }
+
+    /// Fails on memories of another shape than this model's.
+    fn check(&self, memory: &Memory<B>) -> Result<(), Error> {
+        memory.check(&self.layout())?;
+        match memory.parts() {
+            [_] => Ok(()),
+            several => Err(Error::Input(format!(
+                "the memory has parts of {} chunks, but this model reads one",
+                several.len()
+            ))),
+        }
+    }
+
+    fn write_placed(&self, contexts: &Tokens<B>, placement: Placement) -> Result<Memory<B>, Error> {
+        check_contexts(contexts)?;
+        let mut written: Option<Vec<Association<B>>> = None;
+        let segments = self.segments(contexts)?;
+        for (_, tokens) in &segments {
+            tokens.check(&self.model, self.config.written_with(), "context")?;
+        }
+        for (samples, tokens) in segments {
+            let all = samples.len() == contexts.len();
+            written = Some(match written {
+                Some(before) if !all => {
+                    let own = before.iter().map(|x| rows_of(x, &samples)).collect();
+                    let own = self.pass(&tokens, Some(own), placement)?;
+                    let pairs = before.into_iter().zip(own);
+                    pairs.map(|(x, own)| replaced(x, own, &samples)).collect()
+                }
+                before => self.pass(&tokens, before, placement)?,
+            });
+        }
+        let matrices = written.into_iter().flatten().flat_map(|layer| {
+            let [batch, heads, features, d_value] = layer.matrix.dims();
+            let matrix = layer.matrix.reshape([batch, heads * features, d_value]);
+            [Some(matrix), layer.normalizer].into_iter().flatten()
+        });
+        Ok(Memory::from_fast(matrices.collect()))
+    }
+
+    /// The segments of the contexts in order, each with the samples that have tokens there.
+    fn segments(&self, contexts: &Tokens<B>) -> Result<Vec<Segment<B>>, Error> {
+        let longest = contexts.lengths().max().unwrap_or(0);
+        let size = match self.config.segment_size {
+            Some(size) if size < longest => size,
+            _ => return Ok(vec![((0..contexts.len()).collect(), contexts.clone())]),
+        };
+        let segment = |start: usize| {
+            let rows = contexts.rows().enumerate();
+            let rows = rows.filter(|(_, row)| row.len() > start);
+            let rows = rows.map(|(sample, row)| (sample, &row[start..row.len().min(start + size)]));
+            let (samples, rows): (Vec<_>, Vec<_>) = rows.unzip();
+            Ok((samples, Tokens::new(&rows, &contexts.device())?))
+        };
+        (0..longest).step_by(size).map(segment).collect()
+    }
+
+    /// What is written in each layer after one more segment.
+    fn pass(
+        &self,
+        tokens: &Tokens<B>,
+        written: Option<Vec<Association<B>>>,
+        placement: Placement,
+    ) -> Result<Vec<Association<B>>, Error> {
+        let embeds = self.model.embed(tokens.ids());
+        let ([batch, width, d], device) = (embeds.dims(), embeds.device());
+        let count = self.config.memory_tokens;
+        let lengths: Vec<usize> = tokens.lengths().collect();
+        let memory = self.memory.val().unsqueeze::<3>().expand([batch, count, d]);
+        let x = Tensor::cat(vec![embeds, memory], 1);
+        let padded = lengths.iter().any(|length| *length != width);
+        let behind_tokens = placement == Placement::BehindTokens;
+        let x = match padded && behind_tokens {
+            false => x,
+            true => {
+                let order = |length: &usize| {
+                    let vectors = width..width + count;
+                    (0..*length).chain(vectors).chain(*length..width).collect()
+                };
+                pick(x, &lengths.iter().map(order).collect::<Vec<_>>())
+            }
+        };
+        let starts = match behind_tokens {
+            true => lengths.clone(),
+            false => vec![width; batch],
+        };
+        let seq = width + count;
+        let rows = MemoryRows::new(&starts, count, seq, &device);
+        let both_ways = self.config.implementation == ArmtImplementation::Thinking;
+        // Behind the tokens, and looking back only, they see by causal attention what they should.
+        let rows = match both_ways || padded && !behind_tokens {
+            true => rows.looking_at(&lengths, both_ways, &starts, seq),
+            false => rows,
+        };
+        let mut cache = Cache::new();
+        let mut written = written.map(|written| written.into_iter());
+        for (index, maps) in self.layers.iter().enumerate() {
+            let before = written.as_mut().and_then(Iterator::next);
+            let layer = cache.layer(index);
+            layer.associate(maps.clone(), before);
+            layer.write_from(rows.clone());
+        }
+        self.model.hidden_after(x, &mut cache);
+        let layers = 0..self.layers.len();
+        let written = layers.map(|index| cache.layer(index).association().cloned());
+        written.collect::<Option<Vec<_>>>().ok_or_else(|| {
+            Error::Input(
+                "the model says that it has layers, but does not run them by forward_layers, which writes ARMT's memory"
+                    .into(),
+            )
+        })
+    }
+
+    /// Each layer's part of a memory.
+    fn associations(&self, memory: &Memory<B>) -> Result<Vec<Association<B>>, Error> {
+        self.check(memory)?;
+        let fast = memory.fast();
+        let each = if self.config.use_denom { 2 } else { 1 };
+        let layers = fast.chunks(each).map(|layer| {
+            let [batch, rows, d_value] = layer[0].dims();
+            let heads = self.config.n_heads;
+            Association {
+                matrix: layer[0]
+                    .clone()
+                    .reshape([batch, heads, rows / heads, d_value]),
+                normalizer: layer.get(1).cloned(),
+            }
+        });
+        Ok(layers.collect())
+    }
+}
+
+/// What is written for these samples.
+fn rows_of<B: Backend>(x: &Association<B>, samples: &[usize]) -> Association<B> {
+    let normalizer = x.normalizer.clone();
+    Association {
+        matrix: select(x.matrix.clone(), samples),
+        normalizer: normalizer.map(|x| select(x, samples)),
+    }
+}
+
+/// `x` with what is written for these `samples` replaced by `own`.
+fn replaced<B: Backend>(
+    x: Association<B>,
+    own: Association<B>,
+    samples: &[usize],
+) -> Association<B> {
+    let batch = x.matrix.dims()[0];
+    let mut places: Vec<usize> = (0..batch).collect();
+    for (at, sample) in samples.iter().enumerate() {
+        places[*sample] = batch + at;
+    }
+    let normalizer = x.normalizer.zip(own.normalizer);
+    Association {
+        matrix: select(Tensor::cat(vec![x.matrix, own.matrix], 0), &places),
+        normalizer: normalizer.map(|(x, own)| select(Tensor::cat(vec![x, own], 0), &places)),
+    }
+}
