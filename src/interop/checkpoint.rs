@@ -15,7 +15,9 @@ use tokenizers::Tokenizer;
 use super::armt;
 use crate::baselines::{InContext, RmtConfig, RmtProj};
 use crate::error::Error;
-use crate::memory::{Chunks, GradMem, GradMemConfig, GradMode, LoraPlace, MemProj, MemoryKind};
+use crate::memory::{
+    Chunks, GateKind, GradMem, GradMemConfig, GradMode, LoraPlace, MemProj, MemoryKind,
+};
 use crate::method::{AnyMethod, MethodConfig};
 use crate::model::weights::{self, Tensors};
 use crate::model::{AnyLm, ModelConfig};
@@ -302,6 +304,9 @@ fn cannot_be_exported(method: &MethodConfig) -> Option<String> {
              chunks once more"
                 .into(),
         );
+    }
+    if config.gate != GateKind::None {
+        return Some("a gate: its public code has none".into());
     }
     if config.star_weight > 0.0 {
         return Some("star_weight: the reference's training has it elsewhere".into());
@@ -613,9 +618,9 @@ impl Config<'_> {
         let config = GradMemConfig {
             kind,
             memory_tokens: match (kind, read.n_mem_tokens) {
-                // LoRA has none; the reference ignores the number.
-                (MemoryKind::Lora, _) => default.memory_tokens,
                 (_, Some(tokens)) => tokens,
+                // LoRA has none; the reference ignores the number.
+                (MemoryKind::Lora, None) => default.memory_tokens,
                 (_, None) => return Err(self.problem("has no `n_mem_tokens`")),
             },
             lora_rank: read.lora_mem_r,

@@ -1,5 +1,7 @@
 use serde::{Deserialize, Serialize};
 
+use super::GateKind;
+
 use crate::error::{Error, positive, require, sizes};
 
 /// How the outer gradient passes through the WRITE steps.
@@ -143,6 +145,10 @@ pub struct GradMemConfig {
     /// `w`: the outer loss is the READ loss plus `w` times the batch mean of the WRITE loss before
     /// the last step.
     pub inner_loss_weight: f64,
+    /// What decides how much of the memory a WRITE step keeps.
+    pub gate: GateKind,
+    /// Whether the gate is one for each dimension of a vector, or one for the vector.
+    pub gate_dimensions: bool,
     /// Standard deviation of M0's initial values.
     pub memory_std: f64,
     /// Weight of step alignment in the outer loss: how each WRITE step agrees with the READ loss's gradient to the memory it
@@ -193,6 +199,8 @@ impl Default for GradMemConfig {
             freeze_backbone: false,
             write_head: false,
             inner_loss_weight: 0.0,
+            gate: GateKind::None,
+            gate_dimensions: true,
             memory_std: 0.02,
             step_alignment_weight: 0.0,
             align_last_step: false,
@@ -411,6 +419,14 @@ impl GradMemConfig {
         )?;
         let projects = self.mem_proj != MemProj::None && is(&[MemoryKind::Lora]);
         only("mem_proj", projects, "proj", "`prefix` or `kv`")?;
+        let gated = !prefix && self.gate != GateKind::None;
+        only("gate", gated, "convex or mamba", "`prefix`")?;
+        let cut = self.gate != GateKind::None && self.grad_mode == GradMode::None;
+        let problem = "is trained through WRITE: it needs grad_mode = \"second\" or \"first\"";
+        require(!cut, "gate", "convex or mamba", problem)?;
+        let both = self.gate != GateKind::None && self.mem_proj == MemProj::PerSample;
+        let problem = "is for memory vectors alone: mem_proj = \"per_sample\" has other matrices";
+        require(!both, "gate", "convex or mamba", problem)?;
         let own = self.mem_proj == MemProj::PerSample && !prefix;
         only("mem_proj", own, "per_sample", "`prefix`")?;
         let layers = format!("{:?}", self.layers);

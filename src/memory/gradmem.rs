@@ -4,7 +4,7 @@ use burn::tensor::backend::Backend;
 
 use super::kinds::{Attach, Layout};
 use super::start::{Attached, Start};
-use super::{GradMemConfig, Lora, Memory};
+use super::{Gate, GradMemConfig, Lora, Memory};
 use crate::error::Error;
 use crate::model::CausalLm;
 use crate::model::layers::{Init, Linear};
@@ -23,6 +23,8 @@ pub struct GradMem<B: Backend, M> {
     pub write_head: Option<Linear<B>>,
     /// Adapters that the model has in WRITE only.
     pub write_lora: Option<Lora<B>>,
+    /// How much WRITE's steps keep of the memory, if that is learned.
+    pub gate: Option<Gate<B>>,
     #[module(skip)]
     pub(super) config: GradMemConfig,
 }
@@ -86,6 +88,7 @@ impl GradMemConfig {
             memory,
             write_head,
             write_lora: lora.transpose()?,
+            gate: Gate::new(self.gate, d, self.gate_dimensions, &mut init, device),
             config: self.clone(),
         })
     }

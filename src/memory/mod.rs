@@ -20,6 +20,7 @@
 mod auxiliary;
 mod budget;
 mod config;
+mod gate;
 mod gradmem;
 pub mod kinds;
 mod lora;
@@ -35,6 +36,7 @@ mod write;
 
 pub use auxiliary::Auxiliary;
 pub use config::{Chunks, GradMemConfig, GradMode, LoraPlace, MemProj, MemoryKind};
+pub use gate::{Gate, GateKind};
 pub use gradmem::GradMem;
 pub use kinds::{Memory, MemoryFile, MemoryFloat, Origin, Written};
 pub use lora::Lora;

@@ -303,8 +303,8 @@ where
             }
             let k = n % steps;
             let has_terms = self.config.has_terms(k);
-            // Where a step is not of second order, M_{k+1} is M_k and a constant: v stays.
-            if !self.config.is_second_order(k) && !has_terms {
+            // Where a step is not of second order, M_{k+1} is M_k and a constant: v stays. Not behind a gate.
+            if !self.config.is_second_order(k) && !has_terms && self.gate.is_none() {
                 continue;
             }
             let from = leaves(path[n].fast());

@@ -74,6 +74,33 @@ impl<B: Backend, M: Writable<B>> GradMem<B, M> {
         })
     }
 
+    /// The share of each sample's tokens that are told right of each of the first `chunks` chunks, and how many they are.
+    ///
+    /// # Errors
+    ///
+    /// As [`GradMem::write`].
+    pub(crate) fn told_of_chunks(
+        &self,
+        memory: &Memory<B>,
+        contexts: &Tokens<B>,
+        chunks: usize,
+    ) -> Result<Vec<(Tensor<B, 1>, Vec<usize>)>, Error> {
+        let segments = self.segments(contexts)?;
+        let writing = self.with_adapters();
+        let first = self.first_predicted();
+        let pieces = segments.pieces.iter().take(chunks).enumerate();
+        let told = pieces.map(|(at, piece)| {
+            let part = memory.parts().len().min(at + 1) - 1;
+            let found = writing.reconstruct_piece(&memory.parts()[part], piece);
+            let counts = piece
+                .tokens
+                .lengths()
+                .map(|length| length.saturating_sub(first));
+            (found.accuracy, counts.collect())
+        });
+        Ok(told.collect())
+    }
+
     /// The same of a piece by the memory that is to hold it.
     fn reconstruct_piece(&self, fast: &[Tensor<B, 3>], piece: &Segment<B>) -> Reconstruction<B> {
         let fast: Vec<_> = fast

@@ -17,7 +17,7 @@ use burn::tensor::backend::Backend;
 use super::kinds::Attach;
 use super::noise::{noise, rms};
 use super::segments::{Reading, Segment, Segments};
-use super::{GradMem, GradMode, Memory};
+use super::{Chunks, GradMem, GradMode, Memory};
 use crate::episode::Tokens;
 use crate::error::Error;
 use crate::model::layers::affine;
@@ -63,6 +63,35 @@ impl<B: Backend, M: Writable<B>> GradMem<B, M> {
         }
         let (losses, norms) = (written.losses.clone(), written.grad_norms.clone());
         Ok(memory.followed_by(written)?.after(losses, norms))
+    }
+
+    /// The memories after the first chunk of each context, after the second, and so on.
+    ///
+    /// # Errors
+    ///
+    /// As [`GradMem::write`]; also if contexts are not written in chunks one after another.
+    pub fn after_each_chunk(&self, contexts: &Tokens<B>) -> Result<Vec<Memory<B>>, Error> {
+        if self.config.chunk_size.is_none() || self.config.chunks == Chunks::Parallel {
+            return Err(Error::Input(
+                "the contexts are not written in chunks one after another: there is no memory between them".into(),
+            ));
+        }
+        let segments = self.segments(contexts)?;
+        let steps = self.config.write_steps;
+        let mut fast = detached(&self.start(contexts.len()));
+        let mut parts: Vec<Vec<Tensor<B, 3>>> = Vec::new();
+        let memories = (0..segments.pieces.len()).map(|piece| {
+            let written = self.steps(piece * steps..(piece + 1) * steps, fast.clone(), &segments);
+            fast = written.fast().to_vec();
+            if !self.config.concatenates() {
+                parts.clear();
+            }
+            parts.push(fast.clone());
+            let counts = segments.counts.clone();
+            Memory::from_parts(parts.clone(), Some(counts))
+                .after(written.losses, written.grad_norms)
+        });
+        Ok(memories.collect())
     }
 
     /// The chunks of contexts that can be written.
@@ -282,10 +311,16 @@ impl<B: Backend, M: Writable<B>> StepModels<B, M> {
             norm.flatten::<2>(1, 2)
         });
         let norms = Tensor::cat(norms.collect(), 1);
-        let steps = gradients.into_iter().map(|g| gradmem.clip(g));
+        let clipped = gradients.into_iter().map(|g| gradmem.clip(g));
         let lr = gradmem.config.write_lr;
-        let fast = fast.into_iter().zip(steps);
-        let fast = fast.map(|(x, step)| x - step.mul_scalar(lr)).collect();
+        let fast = fast.into_iter().zip(clipped).map(|(x, gradient)| {
+            let step = gradient.clone().mul_scalar(lr);
+            match &gradmem.gate {
+                Some(gate) => gate.apply(x, gradient, step, M::product),
+                None => x - step,
+            }
+        });
+        let fast = fast.collect();
         (loss, norms, fast)
     }
 }

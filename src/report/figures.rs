@@ -1,7 +1,7 @@
 //! All figures that the runs have the numbers for.
 
 use super::figure::Figure;
-use super::{Report, comparison, curves, parts, write_steps};
+use super::{Report, comparison, curves, forgetting, parts, write_steps};
 use crate::error::Error;
 
 /// Every figure that has something to show, in the order of the page.
@@ -19,5 +19,6 @@ pub fn all(report: &Report) -> Result<Vec<Figure>, Error> {
     }
     figures.extend(write_steps::by_evaluated(report)?);
     figures.extend(write_steps::by_trained_and_evaluated(report)?);
+    figures.extend(forgetting::by_chunk(report)?);
     Ok(figures)
 }

@@ -15,14 +15,16 @@ const COLORS: [[f64; 3]; 3] = [
 const EMPTY: RGBColor = RGBColor(243, 243, 243);
 const BORDER: RGBColor = RGBColor(213, 94, 0);
 
-/// Shares by the number of WRITE steps in training (rows) and in evaluation (columns).
+/// Shares by two whole numbers. A cell whose numbers are equal has a rim.
 #[derive(Clone, Debug)]
 pub struct Heatmap {
     /// What it shows.
     pub title: String,
-    /// K in training.
+    /// What the rows and the columns are.
+    pub axes: [&'static str; 2],
+    /// The numbers of the rows.
     pub rows: Vec<usize>,
-    /// K in evaluation.
+    /// The numbers of the columns.
     pub columns: Vec<usize>,
     /// Shares between 0 and 1, row by row.
     pub cells: Vec<Vec<Option<f64>>>,
@@ -90,15 +92,10 @@ impl Heatmap {
         }
         let middle = LEFT + wide / 2.0;
         let below = TOP + high + 34.0;
-        write(
-            "K in evaluation".into(),
-            middle,
-            below,
-            font(12.0, TEXT_COLOR),
-        )?;
+        write(self.axes[1].into(), middle, below, font(12.0, TEXT_COLOR))?;
         let style = font(12.0, TEXT_COLOR).transform(FontTransform::Rotate270);
         let style = style.pos(Pos::new(HPos::Center, VPos::Center));
-        let words = "K in training".to_string();
+        let words = self.axes[0].to_string();
         root.draw(&Text::new(words, place(22.0, TOP + high / 2.0), style))
     }
 }

@@ -30,6 +30,7 @@ mod context_size;
 mod curves;
 mod figure;
 mod figures;
+mod forgetting;
 mod format;
 mod group;
 mod heatmap;

@@ -170,6 +170,7 @@ pub fn by_trained_and_evaluated(report: &Report) -> Result<Option<Figure>, Error
         });
         maps.push(Heatmap {
             title,
+            axes: ["K in training", "K in evaluation"],
             cells: cells.collect(),
             rows,
             columns,

@@ -6,7 +6,7 @@ use gradmem_kernels::KernelBackend;
 
 use super::learner::evaluate;
 use super::metrics::{Measure, Scores};
-pub use super::results::{Adaptive, Evaluation, Row, Shown};
+pub use super::results::{Adaptive, Evaluation, Forgetting, Row, Shown};
 use super::scoring::{Hits, PendingHits, PendingReconstruction, UnreadHits, write_scores};
 use super::trained::Trained;
 use crate::data::{Asked, Batch, ExampleBatcher, Samples, Task, answers};
@@ -31,6 +31,8 @@ pub struct EvalOptions {
     pub generate: bool,
     /// The most right and the most wrong answers to keep.
     pub examples: usize,
+    /// Finds out what is left of each chunk after those behind it.
+    pub forgetting: bool,
 }
 
 /// The rules that are tried: every tolerance with every patience.
@@ -58,6 +60,9 @@ impl<B: KernelBackend> Trained<B> {
         match &self.method {
             AnyMethod::GradMem(gradmem) => self.one_pass(gradmem, &task, options, &mut found)?,
             method => self.one_by_one(method, &task, options, &mut found)?,
+        }
+        if options.forgetting {
+            found.forgetting = Some(self.forgetting(options)?);
         }
         if options.generate {
             let scores = self.answer(&task, samples, options.examples, &mut found.examples)?;
@@ -132,7 +137,7 @@ impl<B: KernelBackend> Trained<B> {
         Ok(())
     }
 
-    fn each_batch(
+    pub(super) fn each_batch(
         &self,
         task: &Task,
         set: &Samples,
@@ -285,7 +290,10 @@ impl<B: KernelBackend> Trained<B> {
                     });
                 }
             }
-            if let (AnyMethod::GradMem(gradmem), Some(memory)) = (&self.method, &memory) {
+            // A memory that predicts no first token has nothing to begin with.
+            if let (AnyMethod::GradMem(gradmem), Some(memory)) = (&self.method, &memory)
+                && gradmem.config().first_predicted() == 0
+            {
                 let lengths: Vec<usize> = contexts.lengths().collect();
                 let rows = gradmem.reconstruct(memory, &lengths)?;
                 for (row, context) in rows.iter().zip(contexts.rows()) {

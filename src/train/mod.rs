@@ -23,6 +23,7 @@ mod dashboard;
 pub mod evaluation;
 mod fault;
 mod folder;
+mod forgetting;
 pub mod learner;
 pub mod metrics;
 mod metrics_log;

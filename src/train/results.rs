@@ -25,6 +25,9 @@ pub struct Evaluation {
     /// Some generated answers.
     #[serde(default)]
     pub examples: Vec<Shown>,
+    /// What is left of each chunk after those behind it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub forgetting: Option<Forgetting>,
 }
 
 impl Evaluation {
@@ -50,6 +53,7 @@ impl Evaluation {
         }
         self.rows.sort_by_key(|row| row.write_steps);
         self.adaptive = self.adaptive.or(earlier.adaptive);
+        self.forgetting = self.forgetting.or(earlier.forgetting);
         if self.examples.is_empty() {
             self.examples = earlier.examples;
         }
@@ -94,6 +98,18 @@ pub struct Adaptive {
     pub mean_write_steps: f64,
     /// Exact match on the held-out samples.
     pub exact_match: f64,
+}
+
+/// How well the memory after chunk i (rows) holds chunk j ≤ i (columns).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct Forgetting {
+    /// Tokens of a chunk.
+    pub chunk_size: usize,
+    /// Exact match of the questions about a chunk, if it is known of all questions which chunk they are about.
+    pub answered: Option<Vec<Vec<Option<f64>>>>,
+    /// The share of a chunk's tokens that are reconstructed, teacher-forced.
+    pub reconstructed: Vec<Vec<Option<f64>>>,
 }
 
 /// A generated answer.

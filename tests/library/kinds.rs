@@ -9,8 +9,8 @@ use burn::tensor::{Tensor, TensorData};
 use gradmem::episode::{Episode, Tokens};
 use gradmem::kernels::KernelBackend;
 use gradmem::memory::{
-    Chunks, GradMem, GradMemConfig, LoraPlace, Memory, MemoryFile, MemoryFloat, MemoryKind,
-    MetaGradient,
+    Chunks, GateKind, GradMem, GradMemConfig, LoraPlace, Memory, MemoryFile, MemoryFloat,
+    MemoryKind, MetaGradient,
 };
 use gradmem::model::generate::GenerateConfig;
 use gradmem::model::{AnyLm, Gpt2Config, GptNeoXConfig, LlamaConfig, MambaConfig, ModelConfig};
@@ -301,6 +301,20 @@ fn every_way_of_chunks_is_the_derivative_of_the_whole() {
             a.iter().zip(b).all(|(a, b)| (a - b).abs() < 1e-12),
             "{name}"
         );
+    }
+}
+
+#[test]
+fn every_gate_is_the_derivative_of_the_whole() {
+    for gate in [GateKind::Convex, GateKind::Mamba] {
+        for gate_dimensions in [true, false] {
+            let config = GradMemConfig {
+                gate,
+                gate_dimensions,
+                ..kinds()[0].1.clone().with_chunks(3, Chunks::Sequential)
+            };
+            check(&format!("{gate:?}"), &models()[0].1, &config);
+        }
     }
 }
 

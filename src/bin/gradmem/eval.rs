@@ -22,7 +22,8 @@ use crate::output::{format_measure, say};
 #[command(after_help = "Examples:
   gradmem eval runs/kv-quick
   gradmem eval runs/kv-quick --write-steps 0..30 --adaptive 30
-  gradmem eval runs/kv-quick --generate")]
+  gradmem eval runs/kv-quick --generate
+  gradmem eval runs/in-chunks --forgetting")]
 pub struct Args {
     /// Folder of the run.
     run: PathBuf,
@@ -38,6 +39,10 @@ pub struct Args {
     /// of the generated answers, over all right answers, and prints a few answers.
     #[arg(long)]
     generate: bool,
+    /// Also find out what is forgotten: after each chunk of the contexts, how well it and the chunks before it are answered
+    /// and reconstructed. For runs with memory.chunk_size.
+    #[arg(long)]
+    forgetting: bool,
     /// Number of contexts [default: all held-out contexts].
     #[arg(long)]
     samples: Option<usize>,
@@ -74,6 +79,7 @@ pub fn run(args: Args) -> Result<ExitCode, Error> {
         adaptive: args.adaptive,
         generate: args.generate,
         examples: EXAMPLES,
+        forgetting: args.forgetting,
     };
     let backend = args.backend.clone();
     dispatch(&backend, EvalJob { args, options })?;
@@ -121,6 +127,9 @@ fn print_json(found: &Evaluation, method: &str) {
         }
         say!("{line}");
     }
+    if let Some(forgetting) = &found.forgetting {
+        say!("{}", serde_json::json!({ "forgetting": forgetting }));
+    }
 }
 
 fn print_table(found: &Evaluation, method: &str, args: &Args) {
@@ -158,6 +167,25 @@ fn print_table(found: &Evaluation, method: &str, args: &Args) {
             adaptive.chosen_on.0,
             format_measure(Measure::ExactMatch, adaptive.chosen_on.1),
         );
+    }
+    if let Some(forgetting) = &found.forgetting {
+        let matrices = [
+            ("answered exactly", forgetting.answered.as_ref()),
+            ("tokens reconstructed", Some(&forgetting.reconstructed)),
+        ];
+        for (name, matrix) in matrices {
+            let Some(matrix) = matrix else { continue };
+            say!("\nAfter chunk (row), of the chunk (column) {name}, in %:");
+            let columns = (1..=matrix.len()).map(|chunk| format!("{chunk:>6}"));
+            say!("{:>6}{}", "", columns.collect::<String>());
+            for (row, cells) in matrix.iter().enumerate() {
+                let cells = cells.iter().map(|cell| match cell {
+                    Some(share) => format!("{:>6.1}", 100.0 * share),
+                    None => format!("{:>6}", "–"),
+                });
+                say!("{:>6}{}", row + 1, cells.collect::<String>());
+            }
+        }
     }
     for shown in &found.examples {
         let mark = if shown.right { "✓" } else { "✗" };

@@ -621,7 +621,7 @@ pub(crate) fn unpack<B: Backend>(
     // In the order of the layout, not of the names.
     let mut matrices = file.floats();
     let place = |name: &String| reads.names.iter().position(|other| other == name);
-    matrices.sort_by_key(|(name, _)| place(name));
+    matrices.sort_by_key(|(name, _)| place(name).unwrap_or(usize::MAX));
     let chunks = file.chunks.max(1);
     let shapes = matrices
         .iter()

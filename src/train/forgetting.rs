@@ -1,0 +1,163 @@
+//! What a memory that is written chunk by chunk still holds of the chunks before.
+
+use burn::tensor::Tensor;
+use gradmem_kernels::KernelBackend;
+
+use super::evaluation::EvalOptions;
+use super::results::Forgetting;
+use super::scoring::UnreadHits;
+use super::trained::Trained;
+use crate::data::{Asked, Batch};
+use crate::error::Error;
+use crate::memory::GradMem;
+use crate::method::AnyMethod;
+use crate::model::AnyLm;
+use crate::support::readback::{Readback, Slot};
+
+impl<B: KernelBackend> Trained<B> {
+    /// The forgetting matrix on held-out samples: after chunk i, how well chunk j ≤ i is answered and reconstructed.
+    ///
+    /// # Errors
+    ///
+    /// A run that does not write chunks one after another, or whose data are gone.
+    pub fn forgetting(&self, options: &EvalOptions) -> Result<Forgetting, Error> {
+        let (gradmem, size) = match &self.method {
+            AnyMethod::GradMem(gradmem) => match gradmem.config().chunk_size {
+                Some(size) => (gradmem, size),
+                None => return Err(no_chunks()),
+            },
+            _ => return Err(no_chunks()),
+        };
+        let task = self.task()?;
+        let samples = options.samples.unwrap_or(task.valid.len());
+        let samples = samples.min(task.valid.len());
+        let mut answered = Cells::default();
+        let mut reconstructed = Cells::default();
+        let mut all_placed = true;
+        self.each_batch(&task, &task.valid, samples, |_, batch| {
+            let places: Vec<Option<usize>> = places(&batch, size);
+            all_placed &= places.iter().all(Option::is_some);
+            for (after, found) in after_chunks(gradmem, &batch)?.into_iter().enumerate() {
+                for (place, right) in places.iter().zip(found.matches) {
+                    if let Some(place) = place.filter(|place| *place <= after) {
+                        answered.add(after, place, f64::from(right), 1.0);
+                    }
+                }
+                for (chunk, (right, count)) in found.told.into_iter().enumerate() {
+                    reconstructed.add(after, chunk, right, count);
+                }
+            }
+            Ok(())
+        })?;
+        Ok(Forgetting {
+            chunk_size: size,
+            answered: all_placed.then(|| answered.means()),
+            reconstructed: reconstructed.means(),
+        })
+    }
+}
+
+fn no_chunks() -> Error {
+    Error::Input(
+        "--forgetting is for a run of gradmem with memory.chunk_size, whose chunks are written one after another".into(),
+    )
+}
+
+/// What the memory after a chunk holds.
+struct After {
+    /// Whether each question is answered.
+    matches: Vec<bool>,
+    /// Of each chunk up to it: the tokens that are told right, and how many there are.
+    told: Vec<(f64, f64)>,
+}
+
+fn after_chunks<B: KernelBackend>(
+    gradmem: &GradMem<B, AnyLm<B>>,
+    batch: &Batch<B>,
+) -> Result<Vec<After>, Error> {
+    let episode = &batch.episode;
+    let mut readback = Readback::new();
+    let mut pending = Vec::new();
+    for memory in gradmem.after_each_chunk(episode.contexts())? {
+        let hits = UnreadHits::of(gradmem.read(&memory, episode.queries())?, batch);
+        let hits = hits.pend(&mut readback);
+        let told = gradmem.told_of_chunks(&memory, episode.contexts(), pending.len() + 1)?;
+        let told: Vec<(Slot, Vec<usize>)> = told
+            .into_iter()
+            .map(|(shares, counts): (Tensor<B, 1>, Vec<usize>)| (readback.push(shares), counts))
+            .collect();
+        pending.push((hits, told));
+    }
+    let values = readback.read();
+    let found = pending.into_iter().map(|(hits, told)| After {
+        matches: hits
+            .hits(&values)
+            .iter()
+            .map(|hits| hits.is_match())
+            .collect(),
+        told: told
+            .into_iter()
+            .map(|(shares, counts)| {
+                let right = values.of(shares).iter().zip(&counts);
+                let right = right.map(|(share, count)| share * *count as f64);
+                (right.sum(), counts.iter().sum::<usize>() as f64)
+            })
+            .collect(),
+    });
+    Ok(found.collect())
+}
+
+/// The chunk that each question is about: where its query's tokens stand in the context, the first of them left out,
+/// which is the question's own. None where they stand nowhere or more than once.
+fn places<B: KernelBackend>(batch: &Batch<B>, size: usize) -> Vec<Option<usize>> {
+    let contexts = batch.episode.contexts();
+    let questions = batch.asked.len() / contexts.len().max(1);
+    let asked = batch.asked.iter().enumerate();
+    asked
+        .map(|(row, asked)| place(contexts.row(row / questions.max(1)), asked).map(|at| at / size))
+        .collect()
+}
+
+fn place(context: &[u32], asked: &Asked) -> Option<usize> {
+    let query = asked
+        .tokens
+        .get(1..asked.target)
+        .filter(|query| !query.is_empty())?;
+    let mut found = context
+        .windows(query.len())
+        .enumerate()
+        .filter(|(_, window)| *window == query);
+    match (found.next(), found.next()) {
+        // By its last token: what is asked for follows it.
+        (Some((at, _)), None) => Some(at + query.len() - 1),
+        _ => None,
+    }
+}
+
+/// Sums and counts by row and column.
+#[derive(Default)]
+struct Cells(Vec<Vec<(f64, f64)>>);
+
+impl Cells {
+    fn add(&mut self, row: usize, column: usize, value: f64, count: f64) {
+        if self.0.len() <= row {
+            self.0.resize(row + 1, Vec::new());
+        }
+        let cells = &mut self.0[row];
+        if cells.len() <= column {
+            cells.resize(column + 1, (0.0, 0.0));
+        }
+        cells[column].0 += value;
+        cells[column].1 += count;
+    }
+
+    fn means(self) -> Vec<Vec<Option<f64>>> {
+        let rows = self.0.into_iter().map(|cells| {
+            let means = cells.into_iter();
+            means
+                .map(|(sum, count)| (count > 0.0).then(|| sum / count))
+                .collect()
+        });
+        rows.collect()
+    }
+}
