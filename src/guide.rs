@@ -7,6 +7,9 @@ pub mod cuda {}
 #[doc = include_str!("../docs/from-pytorch.md")]
 pub mod from_pytorch {}
 
+#[doc = include_str!("../docs/memory-kinds.md")]
+pub mod memory_kinds {}
+
 #[doc = include_str!("../docs/troubleshooting.md")]
 pub mod troubleshooting {}
 

@@ -12,12 +12,10 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use tokenizers::Tokenizer;
 
-use super::armt;
+use super::{armt, gradmem};
 use crate::baselines::{InContext, RmtConfig, RmtProj};
 use crate::error::Error;
-use crate::memory::{
-    Chunks, GateKind, GradMem, GradMemConfig, GradMode, LoraPlace, MemProj, MemoryKind,
-};
+use crate::memory::GradMem;
 use crate::method::{AnyMethod, MethodConfig};
 use crate::model::weights::{self, Tensors};
 use crate::model::{AnyLm, ModelConfig};
@@ -38,10 +36,11 @@ pub fn open_config(path: impl AsRef<Path>) -> Result<(ModelConfig, MethodConfig)
         path,
     };
     match config.json.get("model_type").and_then(Value::as_str) {
-        Some("grad_memgpt") => {
+        Some(gradmem::MODEL_TYPE) => {
             let base = config.base()?;
-            let method = MethodConfig::GradMem(config.gradmem(base.layers())?);
-            Ok((base, method))
+            let read = gradmem::read(&config.json, base.layers());
+            let method = read.map_err(|problem| config.problem(problem))?;
+            Ok((base, MethodConfig::GradMem(method)))
         }
         Some("rmt_2segm") => {
             let method = MethodConfig::Rmt(config.rmt()?);
@@ -117,7 +116,9 @@ pub fn save<B: KernelBackend>(
     if let MethodConfig::Armt(config) = method.config() {
         armt::check(&method.model().config(), &config).map_err(Error::Input)?;
     }
-    if let Some(what) = cannot_be_exported(&method.config()) {
+    if let MethodConfig::GradMem(config) = method.config()
+        && let Some(what) = gradmem::cannot_be_exported(&config)
+    {
         return Err(Error::Input(format!("the reference cannot have {what}")));
     }
     let mut base = method.model().config().to_json();
@@ -155,46 +156,7 @@ pub fn save<B: KernelBackend>(
 /// The settings as the reference writes them.
 fn to_json(base: Map<String, Value>, method: &MethodConfig) -> Map<String, Value> {
     let json = match method {
-        MethodConfig::GradMem(config) => {
-            let second = match config.grad_mode {
-                GradMode::Second => config.second_order_steps.unwrap_or(config.write_steps),
-                GradMode::First | GradMode::None => 0,
-            };
-            let targets = match config.write_lora_targets.as_slice() {
-                [] => Value::Null,
-                targets => targets.into(),
-            };
-            let rank = config.write_lora_rank;
-            let mut json = json!({
-                "model_type": "grad_memgpt",
-                "architectures": ["GradMemGPT"],
-                "base_config": base,
-                "n_mem_tokens": config.memory_tokens,
-                "K": config.write_steps,
-                "lr": config.write_lr,
-                "use_adam": false,
-                "grad_mode": config.grad_mode,
-                "last_K_second_order": second.min(config.write_steps),
-                "n_ctrl_tokens": config.ctrl_tokens,
-                "inner_clip_value": config.inner_clip_value,
-                "inner_clip_norm": config.inner_clip_norm,
-                "use_mem_proj": config.mem_proj != MemProj::None,
-                "mem_proj_mode": config.mem_proj,
-                "use_write_head": config.write_head,
-                "use_write_lora": rank > 0,
-                "write_lora_r": if rank > 0 { rank } else { 8 },
-                "write_lora_alpha": config.write_lora_alpha,
-                "write_lora_dropout": 0.0,
-                "write_lora_target_modules": targets,
-                "freeze_backbone": config.freeze_backbone,
-                "add_inner_loss_to_outer": config.inner_loss_weight > 0.0,
-                "inner_loss_weight": config.inner_loss_weight,
-            });
-            if let Some(json) = json.as_object_mut() {
-                json.extend(later_branches(config));
-            }
-            json
-        }
+        MethodConfig::GradMem(config) => gradmem::to_json(base, config),
         MethodConfig::Rmt(config) => {
             let reconstructs = config.reconstruction_loss_weight > 0.0;
             json!({
@@ -219,99 +181,6 @@ fn to_json(base: Map<String, Value>, method: &MethodConfig) -> Map<String, Value
         Value::Object(json) => json,
         _ => Map::new(),
     }
-}
-
-/// The settings that the reference's later branches added, where they say something.
-fn later_branches(config: &GradMemConfig) -> Map<String, Value> {
-    let list = |layers: &[usize]| {
-        let numbers: Vec<String> = layers.iter().map(usize::to_string).collect();
-        match numbers.is_empty() {
-            true => "all".into(),
-            false => numbers.join(",").into(),
-        }
-    };
-    let mut json = Map::new();
-    let mut set = |key: &str, value: Value| json.insert(key.into(), value);
-    match config.kind {
-        MemoryKind::Lora => {
-            set("memory_backend", "lora".into());
-            set("lora_mem_r", config.lora_rank.into());
-            set("lora_mem_alpha", config.lora_alpha.into());
-            let placement = match config.lora_place {
-                LoraPlace::Modules => "target_modules",
-                LoraPlace::Layers => "between_layers",
-            };
-            set("lora_mem_placement", placement.into());
-            set("lora_mem_layers", list(&config.layers));
-            let targets = match config.lora_targets.is_empty() {
-                true => Value::Null,
-                false => config.lora_targets.join(",").into(),
-            };
-            set("lora_mem_target_modules", targets);
-            set("lora_mem_dropout", 0.0.into());
-        }
-        MemoryKind::Kv => {
-            set("memory_backend", "kv_cache".into());
-            set("kv_mem_layers", list(&config.layers));
-        }
-        MemoryKind::Prefix => {}
-    }
-    if let Some(size) = config.chunk_size {
-        set("chunk_size", size.into());
-        set(
-            "parallel_chunks",
-            (config.chunks == Chunks::Parallel).into(),
-        );
-        set(
-            "concat_chunk_memory",
-            (config.chunks == Chunks::Concatenated).into(),
-        );
-    }
-    for (key, weight) in [
-        ("step_alignment_weight", config.step_alignment_weight),
-        ("intermediate_read_weight", config.intermediate_read_weight),
-        ("memory_alignment_weight", config.memory_alignment_weight),
-        ("memory_noise_sigma", config.memory_noise),
-    ] {
-        if weight > 0.0 {
-            set(key, weight.into());
-        }
-    }
-    if config.align_last_step {
-        set("align_last_step", true.into());
-    }
-    if config.alignment_norm {
-        set("grad_align_norm", "norm".into());
-    }
-    json
-}
-
-/// What the reference would compute otherwise than this crate.
-fn cannot_be_exported(method: &MethodConfig) -> Option<String> {
-    let MethodConfig::GradMem(config) = method else {
-        return None;
-    };
-    if config.kind == MemoryKind::Kv && !config.layers.is_empty() {
-        return Some(
-            "a memory of keys and values in some of the layers: the reference puts it into others"
-                .into(),
-        );
-    }
-    if config.chunks == Chunks::Parallel && !config.reference_chunks && config.chunk_size.is_some()
-    {
-        return Some(
-            "chunks = \"parallel\" without reference_chunks: the reference divides the mean gradient by the number of \
-             chunks once more"
-                .into(),
-        );
-    }
-    if config.gate != GateKind::None {
-        return Some("a gate: its public code has none".into());
-    }
-    if config.star_weight > 0.0 {
-        return Some("star_weight: the reference's training has it elsewhere".into());
-    }
-    None
 }
 
 /// The reference's names for our parameters. They are the same but where adapters are: those carry the
@@ -423,120 +292,6 @@ struct Config<'a> {
     json: Map<String, Value>,
 }
 
-/// The part of a `grad_memgpt` configuration that has a counterpart here.
-#[derive(Deserialize)]
-struct GradMemGpt {
-    #[serde(default)]
-    memory_backend: Option<MemoryKind>,
-    n_mem_tokens: Option<usize>,
-    #[serde(default = "lora_rank")]
-    lora_mem_r: usize,
-    #[serde(default = "lora_alpha")]
-    lora_mem_alpha: f64,
-    #[serde(default)]
-    lora_mem_placement: Placement,
-    #[serde(default)]
-    lora_mem_layers: Value,
-    #[serde(default)]
-    lora_mem_target_modules: Targets,
-    #[serde(default)]
-    kv_mem_layers: Value,
-    chunk_size: Option<usize>,
-    #[serde(default)]
-    parallel_chunks: bool,
-    #[serde(default)]
-    concat_chunk_memory: bool,
-    #[serde(default)]
-    step_alignment_weight: f64,
-    #[serde(default)]
-    align_last_step: bool,
-    #[serde(default)]
-    grad_align_norm: AlignNorm,
-    #[serde(default)]
-    intermediate_read_weight: f64,
-    #[serde(default)]
-    memory_alignment_weight: f64,
-    #[serde(default)]
-    memory_noise_sigma: f64,
-    #[serde(rename = "K")]
-    steps: usize,
-    lr: f64,
-    grad_mode: GradMode,
-    #[serde(rename = "last_K_second_order")]
-    second_order_steps: Option<usize>,
-    inner_clip_value: Option<f64>,
-    inner_clip_norm: Option<f64>,
-    #[serde(default)]
-    mem_proj_mode: MemProj,
-    #[serde(default)]
-    n_ctrl_tokens: usize,
-    #[serde(default)]
-    use_write_lora: bool,
-    #[serde(default = "lora_rank")]
-    write_lora_r: usize,
-    #[serde(default = "lora_alpha")]
-    write_lora_alpha: f64,
-    #[serde(default)]
-    write_lora_target_modules: Targets,
-    #[serde(default)]
-    freeze_backbone: bool,
-    #[serde(default)]
-    use_write_head: bool,
-    #[serde(default)]
-    add_inner_loss_to_outer: bool,
-    inner_loss_weight: Option<f64>,
-}
-
-/// Where the reference puts the maps of a LoRA memory.
-#[derive(Clone, Copy, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "snake_case")]
-enum Placement {
-    #[default]
-    BetweenLayers,
-    TargetModules,
-}
-
-#[derive(Clone, Copy, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "snake_case")]
-enum AlignNorm {
-    #[default]
-    None,
-    Norm,
-}
-
-fn lora_rank() -> usize {
-    8
-}
-
-fn lora_alpha() -> f64 {
-    16.0
-}
-
-/// Module names: a list, or words between commas; nothing or `auto` for the usual ones.
-#[derive(Default, Deserialize)]
-#[serde(untagged)]
-enum Targets {
-    List(Vec<String>),
-    Words(String),
-    #[default]
-    Usual,
-}
-
-impl Targets {
-    fn names(self) -> Vec<String> {
-        let names = match self {
-            Self::List(names) => names,
-            Self::Words(words) => match words.trim().to_lowercase().as_str() {
-                "" | "none" | "auto" => Vec::new(),
-                _ => words.split(',').map(String::from).collect(),
-            },
-            Self::Usual => Vec::new(),
-        };
-        let names = names.iter().map(|name| name.trim().to_string());
-        names.filter(|name| !name.is_empty()).collect()
-    }
-}
-
 /// The part of an `rmt_2segm` configuration that has a counterpart here.
 #[derive(Deserialize)]
 struct Rmt2Segm {
@@ -575,152 +330,6 @@ impl Config<'_> {
         let model = ModelConfig::from_json(base, self.path)
             .map_err(|e| self.problem(format!("base_config: {}", bare(&e))))?;
         Ok(model)
-    }
-
-    fn gradmem(&self, layers: usize) -> Result<GradMemConfig, Error> {
-        let zero = [0.into(), 0.0.into()];
-        for key in [
-            "lora_mem_dropout",
-            "write_lora_dropout",
-            "lipschitz_weight",
-            "mem_noise_std",
-            "mem_prior_weight",
-        ] {
-            self.is_off(key, &zero)?;
-        }
-        self.is_off("use_adam", &[false.into()])?;
-        self.is_off("memory_update", &["gradient".into()])?;
-        self.is_off("use_hopfield_memory", &[false.into()])?;
-        let read: GradMemGpt = self.read()?;
-        // With chunks the reference adds nothing.
-        let weight = match (read.add_inner_loss_to_outer, read.chunk_size) {
-            (true, None) => read.inner_loss_weight.unwrap_or(1.0),
-            _ => 0.0,
-        };
-        let kind = read.memory_backend.unwrap_or_default();
-        let default = GradMemConfig::default();
-        let chosen = match kind {
-            MemoryKind::Lora => self.layers("lora_mem_layers", &read.lora_mem_layers, layers)?,
-            _ => Vec::new(),
-        };
-        if kind == MemoryKind::Kv
-            && !self
-                .layers("kv_mem_layers", &read.kv_mem_layers, layers)?
-                .is_empty()
-        {
-            return Err(self.problem(
-                "`kv_mem_layers` names some of the layers: the reference puts their memory into other layers and lets tokens \
-                 see later ones there, which is not computed here",
-            ));
-        }
-        let modules = read.lora_mem_placement == Placement::TargetModules;
-        let is_lora = kind == MemoryKind::Lora;
-        let config = GradMemConfig {
-            kind,
-            memory_tokens: match (kind, read.n_mem_tokens) {
-                (_, Some(tokens)) => tokens,
-                // LoRA has none; the reference ignores the number.
-                (MemoryKind::Lora, None) => default.memory_tokens,
-                (_, None) => return Err(self.problem("has no `n_mem_tokens`")),
-            },
-            lora_rank: read.lora_mem_r,
-            lora_alpha: read.lora_mem_alpha,
-            lora_place: match is_lora && modules {
-                true => LoraPlace::Modules,
-                false => LoraPlace::Layers,
-            },
-            lora_targets: match is_lora && modules {
-                true => read.lora_mem_target_modules.names(),
-                false => Vec::new(),
-            },
-            layers: chosen,
-            chunk_size: read.chunk_size,
-            chunks: match (
-                read.chunk_size,
-                read.parallel_chunks,
-                read.concat_chunk_memory,
-            ) {
-                (Some(_), true, true) => {
-                    return Err(self.problem(
-                        "`parallel_chunks` and `concat_chunk_memory` exclude each other",
-                    ));
-                }
-                (Some(_), true, false) => Chunks::Parallel,
-                (Some(_), false, true) => Chunks::Concatenated,
-                _ => Chunks::Sequential,
-            },
-            reference_chunks: read.chunk_size.is_some(),
-            step_alignment_weight: read.step_alignment_weight,
-            align_last_step: read.align_last_step && read.step_alignment_weight > 0.0,
-            alignment_norm: read.grad_align_norm == AlignNorm::Norm
-                && (read.step_alignment_weight > 0.0 || read.memory_alignment_weight > 0.0),
-            intermediate_read_weight: read.intermediate_read_weight,
-            memory_alignment_weight: read.memory_alignment_weight,
-            memory_noise: read.memory_noise_sigma,
-            write_steps: read.steps,
-            write_lr: read.lr,
-            grad_mode: read.grad_mode,
-            second_order_steps: match read.grad_mode {
-                GradMode::Second => read.second_order_steps.filter(|j| *j < read.steps),
-                GradMode::First | GradMode::None => None,
-            },
-            inner_clip_value: read.inner_clip_value,
-            inner_clip_norm: read.inner_clip_norm,
-            mem_proj: read.mem_proj_mode,
-            // Other kinds than a prefix ignore them in the reference.
-            ctrl_tokens: match kind {
-                MemoryKind::Prefix => read.n_ctrl_tokens,
-                _ => 0,
-            },
-            write_lora_rank: if read.use_write_lora {
-                read.write_lora_r
-            } else {
-                0
-            },
-            write_lora_alpha: read.write_lora_alpha,
-            write_lora_targets: read.write_lora_target_modules.names(),
-            freeze_backbone: read.freeze_backbone,
-            write_head: read.use_write_head,
-            inner_loss_weight: weight,
-            ..GradMemConfig::default()
-        };
-        config.validate().map_err(|e| self.problem(e.to_string()))?;
-        Ok(config)
-    }
-
-    /// Layers: all (nothing, `all`), the last k (`last_k`), or some by their numbers.
-    fn layers(&self, key: &str, value: &Value, layers: usize) -> Result<Vec<usize>, Error> {
-        let problem = || {
-            self.problem(format!(
-                "`{key}` is {value}, not \"all\", \"last_k\" or numbers of layers such as \"0,2\""
-            ))
-        };
-        let numbers = match value {
-            Value::Null => return Ok(Vec::new()),
-            Value::String(text) => match text.trim() {
-                "" | "all" | "none" | "auto" => return Ok(Vec::new()),
-                text => match text.strip_prefix("last_") {
-                    Some(count) => {
-                        let count: usize = count.parse().map_err(|_| problem())?;
-                        (layers.saturating_sub(count)..layers).collect()
-                    }
-                    None => text
-                        .split(',')
-                        .map(|number| number.trim().parse().map_err(|_| problem()))
-                        .collect::<Result<Vec<usize>, _>>()?,
-                },
-            },
-            Value::Array(numbers) => numbers
-                .iter()
-                .map(|number| number.as_u64().map(|n| n as usize).ok_or_else(problem))
-                .collect::<Result<Vec<usize>, _>>()?,
-            _ => return Err(problem()),
-        };
-        match numbers.is_empty() {
-            true => Err(problem()),
-            false if numbers.len() == layers => Ok(Vec::new()),
-            false => Ok(numbers),
-        }
     }
 
     fn rmt(&self) -> Result<RmtConfig, Error> {

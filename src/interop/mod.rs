@@ -2,4 +2,5 @@
 
 mod armt;
 pub mod checkpoint;
+mod gradmem;
 pub mod parity;
