@@ -32,8 +32,7 @@ fn folder() -> Folder {
     let armt = ArmtConfig::new()
         .with_implementation(ArmtImplementation::Old)
         .with_memory_tokens(2)
-        .with_keys(4, 1)
-        .with_segment_size(Some(3));
+        .with_keys(4, 1);
     for (name, method) in [
         ("gradmem", MethodConfig::GradMem(gradmem)),
         ("rmt", MethodConfig::Rmt(rmt)),

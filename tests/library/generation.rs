@@ -530,6 +530,7 @@ fn armt_takes_models_that_have_layers() {
     for (key, armt) in [
         ("n_heads", armt.clone().with_keys(6, 3)),
         ("d_mem", armt.clone().with_keys(5, 2)),
+        ("dpfp_nu", armt.clone().with_keys(4, 4)),
         ("memory_tokens", armt.clone().with_memory_tokens(1024)),
         ("memory_std", armt.clone().with_memory_std(Some(-1.0))),
     ] {

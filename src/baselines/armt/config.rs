@@ -39,7 +39,7 @@ pub struct ArmtConfig {
     pub use_denom: bool,
     /// Whether each entry of a value has a gate of its own, or a head one for all.
     pub gating: bool,
-    /// Order of the keys' features: each has `2 · d_mem / n_heads · dpfp_nu` entries.
+    /// Order of the keys' features: each has `2 · d_mem / n_heads · dpfp_nu` entries. It is below `2 · d_mem / n_heads`.
     pub dpfp_nu: usize,
     /// Standard deviation of the initial memory vectors; 0.02, or with `old` that of the model's embeddings, unless given.
     pub memory_std: Option<f64>,
@@ -133,6 +133,11 @@ impl ArmtConfig {
         let divides = self.d_mem.is_multiple_of(self.n_heads);
         let problem = format!("must be a multiple of n_heads = {}", self.n_heads);
         require(divides, "d_mem", self.d_mem, problem)?;
+        // Each entry of u with each other one.
+        let most = 2 * (self.d_mem / self.n_heads) - 1;
+        let problem =
+            format!("must be at most {most}: there are no more products of keys of this width");
+        require(self.dpfp_nu <= most, "dpfp_nu", self.dpfp_nu, problem)?;
         if let Some(std) = self.memory_std {
             let fits = std >= 0.0 && std.is_finite();
             require(fits, "memory_std", std, "must be 0 or a positive number")?;

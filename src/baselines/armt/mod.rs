@@ -88,15 +88,17 @@ impl ArmtConfig {
         check_room(&model, "memory_tokens", self.written_with())?;
         let (d, slots) = (model.d_model(), model.slots());
         let maps = self.maps(d, &slots)?;
-        let std = match (self.memory_std, self.implementation) {
-            (Some(std), _) => std,
+        let shape = [self.memory_tokens, d];
+        let memory = match (self.memory_std, self.implementation) {
             (None, ArmtImplementation::Old) if !init.is_blank() => {
-                std_of_embeddings(&model, device)
+                let drawn = init.normal(shape, 1.0, device).val();
+                let std = std_of_embeddings(&model, device).expand(shape);
+                Param::from_tensor((drawn * std).detach())
             }
-            (None, _) => 0.02,
+            (std, _) => init.normal(shape, std.unwrap_or(0.02), device),
         };
         Ok(Armt {
-            memory: init.normal([self.memory_tokens, d], std, device),
+            memory,
             layers: (0..slots.layers)
                 .map(|_| maps.init(&mut init, device))
                 .collect(),
@@ -106,17 +108,14 @@ impl ArmtConfig {
     }
 }
 
-/// The standard deviation of all entries of a model's embeddings.
-fn std_of_embeddings<B: Backend, M: CausalLm<B>>(model: &M, device: &B::Device) -> f64 {
+/// The standard deviation of all entries of a model's embeddings, `[1, 1]`.
+fn std_of_embeddings<B: Backend, M: CausalLm<B>>(model: &M, device: &B::Device) -> Tensor<B, 2> {
     let vocab = model.vocab_size();
     let ids = Tensor::<B, 1, Int>::arange(0..vocab as i64, device);
-    let embeddings = model.embed(ids.reshape([1, vocab])).detach();
-    let mean = embeddings.clone().mean();
-    let moments = Tensor::cat(vec![embeddings.square().mean(), mean], 0).to_data();
-    match moments.iter::<f64>().collect::<Vec<_>>().as_slice() {
-        [square, mean] => (square - mean * mean).max(0.0).sqrt(),
-        _ => 0.0,
-    }
+    let embeddings = model.embed(ids.reshape([1, vocab]));
+    let mean = embeddings.clone().mean().reshape([1, 1, 1]);
+    let variance = (embeddings - mean).square().mean();
+    variance.sqrt().reshape([1, 1])
 }
 
 /// The outer loss of a batch and what it was made of.
