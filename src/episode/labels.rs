@@ -19,6 +19,9 @@ pub struct Labels<B: Backend> {
     largest: i64,
 }
 
+/// Logits, what each of their rows is to predict, and one where that counts.
+type LinedUp<B> = (Tensor<B, 3>, Tensor<B, 2, Int>, Tensor<B, 2>);
+
 impl<B: Backend> Labels<B> {
     /// Rows of labels, at most `width` each, filled with −1 on the right.
     pub(crate) fn new<R: AsRef<[i64]>>(
@@ -96,11 +99,7 @@ impl<B: Backend> Labels<B> {
     }
 
     /// The logits that predict labelled columns, what they are to predict, and one where that counts.
-    fn lined_up(
-        &self,
-        logits: Tensor<B, 3>,
-        first: usize,
-    ) -> Option<(Tensor<B, 3>, Tensor<B, 2, Int>, Tensor<B, 2>)> {
+    fn lined_up(&self, logits: Tensor<B, 3>, first: usize) -> Option<LinedUp<B>> {
         let [rows, width] = self.ids.dims();
         let missing = (width + 1).saturating_sub(logits.dims()[1]);
         if width <= missing {

@@ -290,7 +290,7 @@ where
         ("stats.target_loss".into(), outer.read_loss.to_data()),
         (
             "stats.mem_norm_mean".into(),
-            mean_norm(&[last.clone()]).to_data(),
+            mean_norm(std::slice::from_ref(last)).to_data(),
         ),
     ];
     if let Some(first) = first {

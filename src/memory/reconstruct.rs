@@ -21,6 +21,9 @@ pub struct Reconstruction<B: Backend> {
     pub accuracy: Tensor<B, 1>,
 }
 
+/// The share of each sample's tokens of a chunk that are told right, `[batch]`, and how many they are.
+pub(crate) type Told<B> = (Tensor<B, 1>, Vec<usize>);
+
 impl<B: Backend, M: Writable<B>> GradMem<B, M> {
     /// Each sample's WRITE loss at `memory`, in nats a token: `[batch]`.
     ///
@@ -84,7 +87,7 @@ impl<B: Backend, M: Writable<B>> GradMem<B, M> {
         memory: &Memory<B>,
         contexts: &Tokens<B>,
         chunks: usize,
-    ) -> Result<Vec<(Tensor<B, 1>, Vec<usize>)>, Error> {
+    ) -> Result<Vec<Told<B>>, Error> {
         let segments = self.segments(contexts)?;
         let writing = self.with_adapters();
         let first = self.first_predicted();

@@ -297,35 +297,64 @@ fn a_memory_is_written_on_and_stored_in_bytes() {
     let after = inspect();
     let sample = &after["samples"][0];
     assert_eq!(sample["name"], "long.txt");
-    assert_eq!((&sample["tokens"], &sample["appended"]), (&27.into(), &1.into()));
+    assert_eq!(
+        (&sample["tokens"], &sample["appended"]),
+        (&27.into(), &1.into())
+    );
     assert_eq!(sample["context"], "!a:1!!b:2!!c:3!!d:4!|\n!a:5!|");
     assert_eq!(sample["loss_before"], before["samples"][0]["loss_before"]);
     assert!(sample.get("context_sha256").is_none());
-    succeeds(gradmem(at, &["read", "--model", run, "m.safetensors", "?!a:"]));
+    succeeds(gradmem(
+        at,
+        &["read", "--model", run, "m.safetensors", "?!a:"],
+    ));
     // One text to each memory, and no others' names.
     refuses(
         write(&["--append", "short.txt", "middle.txt"]),
         &["has 1 memories, but 2 texts"],
     );
-    refuses(write(&["--append", "short.txt", "--name", "x"]), &["--append keeps their names"]);
+    refuses(
+        write(&["--append", "short.txt", "--name", "x"]),
+        &["--append keeps their names"],
+    );
     // In bytes: a quarter of the numbers and a scale for each row, with what that changes.
     let printed = succeeds(write(&["long.txt", "--int8"]));
     assert!(printed.contains("rounded by"), "{printed}");
     let stored = inspect();
-    assert_eq!((&stored["dtype"], &stored["bytes_each"]), (&"i8".into(), &(2 * 8 + 2 * 4).into()));
+    assert_eq!(
+        (&stored["dtype"], &stored["bytes_each"]),
+        (&"i8".into(), &(2 * 8 + 2 * 4).into())
+    );
     let sample = &stored["samples"][0];
     assert!(sample["rounding"].as_f64().unwrap() < 0.01);
     let [exact, rounded] = ["loss_after", "loss_stored"].map(|key| sample[key].as_f64().unwrap());
     assert!((exact - rounded).abs() < 0.05, "{exact} {rounded}");
-    succeeds(gradmem(at, &["read", "--model", run, "m.safetensors", "?!a:"]));
-    refuses(write(&["long.txt", "--int8", "--bf16"]), &["cannot be used with"]);
+    succeeds(gradmem(
+        at,
+        &["read", "--model", run, "m.safetensors", "?!a:"],
+    ));
+    refuses(
+        write(&["long.txt", "--int8", "--bf16"]),
+        &["cannot be used with"],
+    );
     // Another model's memory is not written on.
     let other = at.join("other").display().to_string();
     let mut settings = tiny(&other);
     settings.push("train.seed=9");
     succeeds(gradmem(at, &settings));
-    let args = ["write", "--model", &other, "--append", "short.txt", "-o", "m.safetensors"];
-    refuses(gradmem(at, &args), &["was written by model", "but this is model"]);
+    let args = [
+        "write",
+        "--model",
+        &other,
+        "--append",
+        "short.txt",
+        "-o",
+        "m.safetensors",
+    ];
+    refuses(
+        gradmem(at, &args),
+        &["was written by model", "but this is model"],
+    );
 }
 
 /// Every kind of memory, through training, files and questions; and what is left of the chunks of a context.
@@ -337,14 +366,31 @@ fn other_kinds_and_chunks_go_through_the_program() {
     for (name, settings) in [
         ("lora", &["memory.kind=lora", "memory.lora_rank=2"][..]),
         ("kv", &["memory.kind=kv"]),
-        ("chunks", &["memory.chunk_size=5", "memory.chunks=concatenated"]),
+        (
+            "chunks",
+            &["memory.chunk_size=5", "memory.chunks=concatenated"],
+        ),
         ("sequence", &["memory.chunk_size=5", "memory.gate=mamba"]),
-        ("aligned", &["memory.step_alignment_weight=0.1", "memory.intermediate_read_weight=0.1"]),
+        (
+            "aligned",
+            &[
+                "memory.step_alignment_weight=0.1",
+                "memory.intermediate_read_weight=0.1",
+            ],
+        ),
     ] {
         let args = [&tiny(name)[..], settings].concat();
         succeeds(gradmem(at, &args));
         let file = format!("{name}.safetensors");
-        let write = ["write", "--model", name, "long.txt", "short.txt", "-o", &file];
+        let write = [
+            "write",
+            "--model",
+            name,
+            "long.txt",
+            "short.txt",
+            "-o",
+            &file,
+        ];
         succeeds(gradmem(at, &write));
         let read = ["read", "--model", name, &file, "?!a:"];
         assert_eq!(json_lines(&succeeds(gradmem(at, &read))).len(), 2, "{name}");
@@ -357,7 +403,10 @@ fn other_kinds_and_chunks_go_through_the_program() {
             false => refuses(forgets, &["memory.chunk_size"]),
         }
     }
-    succeeds(gradmem(at, &["report", "chunks", "sequence", "-o", "report"]));
+    succeeds(gradmem(
+        at,
+        &["report", "chunks", "sequence", "-o", "report"],
+    ));
     // A memory of one kind is not read as another.
     refuses(
         gradmem(at, &["read", "--model", "kv", "lora.safetensors", "?!a:"]),
@@ -365,10 +414,23 @@ fn other_kinds_and_chunks_go_through_the_program() {
     );
     // What contradicts is said before anything is trained.
     for (settings, words) in [
-        (&["memory.kind=kv", "memory.mem_proj=per_sample"][..], "is for a memory of kind `prefix`"),
-        (&["memory.kind=lora", "memory.lora_place=modules", "memory.lora_targets=[\"nothing\"]"], "has no such module"),
+        (
+            &["memory.kind=kv", "memory.mem_proj=per_sample"][..],
+            "is for a memory of kind `prefix`",
+        ),
+        (
+            &[
+                "memory.kind=lora",
+                "memory.lora_place=modules",
+                "memory.lora_targets=[\"nothing\"]",
+            ],
+            "has no such module",
+        ),
         (&["memory.chunk_size=0"], "must be at least 1"),
-        (&["memory.kind=lora", "memory.chunk_size=1"], "must be at least 2"),
+        (
+            &["memory.kind=lora", "memory.chunk_size=1"],
+            "must be at least 2",
+        ),
         (&["memory.chunks=parallel"], "needs `chunk_size`"),
     ] {
         let args = [&tiny("refused")[..], settings].concat();
