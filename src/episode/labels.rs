@@ -86,8 +86,14 @@ impl<B: Backend> Labels<B> {
         (losses * counted.clone()).sum() / counted.sum().clamp_min(1.0)
     }
 
-    /// The mean of `Σ p (log p − log q)` over the labelled places, of logits as in [`Labels::mean_loss`]: `[1]`.
-    pub(crate) fn mean_divergence(&self, p: Tensor<B, 3>, q: Tensor<B, 3>) -> Tensor<B, 1> {
+    /// The mean of `Σ p (log p − log q)` over the labelled places, of logits as in [`Labels::mean_loss`], each place times
+    /// the share of its context: `[1]`.
+    pub(crate) fn mean_divergence(
+        &self,
+        p: Tensor<B, 3>,
+        q: Tensor<B, 3>,
+        shares: &[f64],
+    ) -> Tensor<B, 1> {
         let (Some((p, _, counted)), Some((q, ..))) = (self.lined_up(p, 0), self.lined_up(q, 0))
         else {
             return Tensor::zeros([1], &self.ids.device());
@@ -95,6 +101,13 @@ impl<B: Backend> Labels<B> {
         let [p, q] = [p, q].map(|logits| log_softmax(logits, 2));
         let each = (p.clone().exp() * (p - q)).sum_dim(2);
         let each = each.reshape(counted.shape());
+        let rows = self.rows.len();
+        let times = rows / shares.len().max(1);
+        let shares = shares
+            .iter()
+            .flat_map(|share| std::iter::repeat_n(*share, times));
+        let shares = TensorData::new(shares.collect::<Vec<f64>>(), [rows, 1]);
+        let each = each * Tensor::from_data(shares, &self.ids.device());
         (each * counted.clone()).sum() / counted.sum().clamp_min(1.0)
     }
 

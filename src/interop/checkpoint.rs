@@ -117,6 +117,11 @@ pub fn save<B: KernelBackend>(
         armt::check(&method.model().config(), &config).map_err(Error::Input)?;
     }
     if let MethodConfig::GradMem(config) = method.config()
+        && let Some(difference) = gradmem::is_exported_with_a_difference(&config)
+    {
+        log::warn!("{difference}");
+    }
+    if let MethodConfig::GradMem(config) = method.config()
         && let Some(what) = gradmem::cannot_be_exported(&config)
     {
         return Err(Error::Input(format!("the reference cannot have {what}")));

@@ -386,6 +386,19 @@ fn later_branches(config: &GradMemConfig) -> Map<String, Value> {
     json
 }
 
+/// What the reference computes otherwise in some batches, or does not do.
+pub(super) fn is_exported_with_a_difference(config: &GradMemConfig) -> Option<&'static str> {
+    config.chunk_size?;
+    if config.inner_loss_weight > 0.0 {
+        return Some(
+            "the reference does not add the WRITE loss to the outer loss where contexts are in chunks",
+        );
+    }
+    (!config.reference_chunks).then_some(
+        "the reference counts the chunks of the longest context of a batch for all its contexts",
+    )
+}
+
 /// What the reference would compute otherwise than this crate.
 pub(super) fn cannot_be_exported(config: &GradMemConfig) -> Option<String> {
     if config.kind == MemoryKind::Kv && !config.layers.is_empty() {

@@ -149,7 +149,8 @@ impl<B: Backend, M: Writable<B>> GradMem<B, M> {
             terms.intermediate_read = Some(episode.read_loss(logits).mul_scalar(weight));
         }
         if config.star_weight > 0.0 && k == steps {
-            terms.star = Some(self.divergence(step.after, episode)?);
+            let shares = segments.shares_at(step.n / steps);
+            terms.star = Some(self.divergence(step.after, &shares, episode)?);
         }
         Ok(terms)
     }
@@ -251,9 +252,11 @@ impl<B: Backend, M: Writable<B>> GradMem<B, M> {
     /// STAR: `KL(READ(m) ‖ READ(m + δ))` over the labelled tokens, `[1]`. `δ` is a constant: from a random direction of
     /// length `star_radius` one step of length `star_step` along the divergence's gradient, both lengths relative to the
     /// root mean square of the memory's numbers.
+    /// Each sample counts by its share.
     fn divergence(
         &self,
         fast: &[Tensor<B, 3>],
+        shares: &[f64],
         episode: &Episode<B>,
     ) -> Result<Tensor<B, 1>, Error> {
         let config = &self.config;
@@ -271,7 +274,7 @@ impl<B: Backend, M: Writable<B>> GradMem<B, M> {
         let gradients = self.gradient_at(near.clone(), |model, memory| {
             let moved = model.read(memory, lifted.queries())?;
             let answers = Tensor::from_inner(answers.detach());
-            Ok(lifted.labels().mean_divergence(answers, moved))
+            Ok(lifted.labels().mean_divergence(answers, moved, shares))
         })?;
         let steps = near.into_iter().zip(gradients.into_iter().zip(scale));
         let shifts = steps.zip(&constant).map(|((near, (gradient, rms)), x)| {
@@ -286,7 +289,7 @@ impl<B: Backend, M: Writable<B>> GradMem<B, M> {
         let queries = episode.queries();
         let here = self.read(&Memory::from_fast(fast.to_vec()), queries)?;
         let there = self.read(&moved, queries)?;
-        Ok(episode.labels().mean_divergence(here, there))
+        Ok(episode.labels().mean_divergence(here, there, shares))
     }
 
     /// Which labels READ's loss is a mean over.

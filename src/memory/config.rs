@@ -488,6 +488,18 @@ impl GradMemConfig {
         let (key, weight) = ("memory_alignment_weight", self.memory_alignment_weight);
         let problem = "compares one memory with its start, but READ is given those of all chunks";
         require(!self.concatenates() || weight == 0.0, key, weight, problem)?;
+        // With constant steps the alignment is a constant too.
+        let trained = self.grad_mode == GradMode::Second
+            && self.second_order_steps != Some(0)
+            && self.write_steps > 0;
+        for (key, weight) in [
+            ("step_alignment_weight", self.step_alignment_weight),
+            ("memory_alignment_weight", self.memory_alignment_weight),
+        ] {
+            let problem = "compares WRITE's steps with READ, which trains nothing unless the steps are second order: it needs \
+                           grad_mode = \"second\" and write_steps of at least 1";
+            require(trained || weight == 0.0, key, weight, problem)?;
+        }
         let problem = "is for step_alignment_weight above 0";
         let aligned = self.step_alignment_weight > 0.0;
         require(

@@ -77,7 +77,8 @@ impl<B: Backend, M: Writable<B>> GradMem<B, M> {
         })
     }
 
-    /// The share of each sample's tokens that are told right of each of the first `chunks` chunks, and how many they are.
+    /// The share of each sample's tokens that are told right of each of the first `chunks` chunks, and how many
+    /// they are: none of a sample that has fewer.
     ///
     /// # Errors
     ///
@@ -95,10 +96,12 @@ impl<B: Backend, M: Writable<B>> GradMem<B, M> {
         let told = pieces.map(|(at, piece)| {
             let part = memory.parts().len().min(at + 1) - 1;
             let found = writing.reconstruct_piece(&memory.parts()[part], piece);
-            let counts = piece
-                .tokens
-                .lengths()
-                .map(|length| length.saturating_sub(first));
+            // Samples that ended before have nothing written over their chunks.
+            let counts = piece.tokens.lengths().zip(segments.counts.iter());
+            let counts = counts.map(|(length, own)| match *own >= chunks {
+                true => length.saturating_sub(first),
+                false => 0,
+            });
             (found.accuracy, counts.collect())
         });
         Ok(told.collect())
@@ -121,9 +124,20 @@ impl<B: Backend, M: Writable<B>> GradMem<B, M> {
         let targets = piece.tokens.targets(self.first_predicted());
         let right = logits.clone().argmax(2).reshape(targets.dims());
         let right = right.equal(targets).float();
-        Reconstruction {
-            accuracy: piece.mean(right),
-            loss: self.losses_of(logits, piece),
+        let first = self.first_predicted();
+        match piece.times {
+            1 => Reconstruction {
+                accuracy: piece.mean(right),
+                loss: self.losses_of(logits, piece),
+            },
+            _ => {
+                let targets = piece.tokens.targets(first);
+                let losses = self.model.token_losses(logits, targets);
+                Reconstruction {
+                    accuracy: piece.share_of_tokens(right, first),
+                    loss: piece.share_of_tokens(losses, first),
+                }
+            }
         }
     }
 
@@ -155,10 +169,14 @@ impl<B: Backend, M: Writable<B>> GradMem<B, M> {
         }
         let longest = lengths.iter().copied().max().unwrap_or(0);
         let chunk = self.config.longest_chunk(longest);
+        if !self.tells_from_nothing(longest) {
+            return Err(Error::Input(format!(
+                "a memory of several chunks of {chunk} tokens does not say which of them is to be reconstructed"
+            )));
+        }
         let writing = self.with_adapters();
         check_positions(&self.model, chunk, self.config.prefix_len(), "context")?;
         let mut rows = vec![Vec::with_capacity(longest); samples];
-        // Chunks that one memory holds begin alike: it tells of the last that it has seen.
         let chunks = match self.config.concatenates() {
             true => longest.div_ceil(chunk.max(1)).min(memory.parts().len()),
             false => 1,
@@ -180,6 +198,14 @@ impl<B: Backend, M: Writable<B>> GradMem<B, M> {
 }
 
 impl<B: Backend, M: CausalLm<B>> GradMem<B, M> {
+    /// Whether a context of so many tokens can be [reconstructed](GradMem::reconstruct) from its memory alone: it predicts a
+    /// first token, and it holds one chunk, or has a memory for each.
+    pub fn tells_from_nothing(&self, tokens: usize) -> bool {
+        let config = &self.config;
+        let one_chunk = config.chunk_size.is_none_or(|size| tokens <= size);
+        self.first_predicted() == 0 && (one_chunk || config.concatenates())
+    }
+
     /// Fails on contexts that this model cannot write. Host arithmetic only.
     pub(super) fn check_contexts(&self, contexts: &Tokens<B>) -> Result<(), Error> {
         check_contexts(contexts)?;

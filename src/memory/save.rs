@@ -5,7 +5,7 @@ use std::path::Path;
 use burn::tensor::backend::Backend;
 
 use super::kinds::{fingerprint, pack, unpack};
-use super::{GradMem, Memory, MemoryFile, Origin};
+use super::{GradMem, Memory, MemoryFile, MemoryKind, Origin};
 use crate::error::Error;
 use crate::model::CausalLm;
 
@@ -16,7 +16,12 @@ impl<B: Backend, M: CausalLm<B>> GradMem<B, M> {
     /// A short hash of all weights and the model's [settings](CausalLm::settings): a memory can only be read by
     /// the model that wrote it.
     pub fn fingerprint(&self) -> String {
-        fingerprint(self, &self.model.settings())
+        let mut settings = self.model.settings();
+        if self.config.kind == MemoryKind::Lora {
+            let scale = self.config.lora_alpha / self.config.lora_rank as f64;
+            settings.push_str(&format!(" lora {scale}"));
+        }
+        fingerprint(self, &settings)
     }
 
     /// Takes memories out of the backend, to be described further and saved, with their WRITE losses at M0.

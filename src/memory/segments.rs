@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use burn::backend::Autodiff;
 use burn::tensor::backend::Backend;
-use burn::tensor::{Tensor, TensorData};
+use burn::tensor::{Bool, Tensor, TensorData};
 
 use super::{Chunks, GradMemConfig};
 use crate::episode::Tokens;
@@ -55,10 +55,11 @@ impl<B: Backend> Segments<B> {
         };
         let own: Vec<usize> = contexts
             .lengths()
-            .map(|length| length.div_ceil(size))
+            .map(|length| chunks_of(length, size, first))
             .collect();
         let most = match config.reference_chunks {
-            true => contexts.width().div_ceil(size),
+            // The reference drops a last chunk of one token, whatever predicts it.
+            true => chunks_of(contexts.width(), size, 1),
             false => own.iter().copied().max().unwrap_or(1),
         };
         let counts: Arc<[usize]> = match config.reference_chunks {
@@ -87,6 +88,19 @@ impl<B: Backend> Segments<B> {
             gradient_scale: scale,
             counts,
         })
+    }
+
+    /// One over how many chunks each sample has, zero for those that do not have this one: `[batch]`.
+    pub fn shares_at(&self, piece: usize) -> Vec<f64> {
+        let counts = self.counts.iter();
+        let share = |count: &usize| {
+            if piece < *count {
+                1.0 / *count as f64
+            } else {
+                0.0
+            }
+        };
+        counts.map(share).collect()
     }
 
     /// One over how many chunks each sample has: `[batch]`.
@@ -132,6 +146,12 @@ impl<B: Backend> Segments<B> {
     }
 }
 
+/// How many chunks a context of so many tokens has. Where the first token of a chunk is not predicted, a last chunk of one
+/// token is none.
+pub(crate) fn chunks_of(length: usize, size: usize, first: usize) -> usize {
+    length.saturating_sub(first).div_ceil(size).max(1)
+}
+
 impl<B: Backend> Segment<B> {
     /// `times` chunks of each sample; a sample's loss is the mean of its `counts` chunks'.
     fn all(
@@ -174,6 +194,41 @@ impl<B: Backend> Segment<B> {
                 .sum_dim(1)
                 .reshape([batch]),
         }
+    }
+
+    /// The share of each sample's predicted tokens `[batch]` of a share for each of them `[batch · times, width − first]`,
+    /// whatever the chunks count in the loss.
+    pub fn share_of_tokens(&self, shares: Tensor<B, 2>, first: usize) -> Tensor<B, 1> {
+        let device = self.tokens.device();
+        let lengths: Vec<usize> = self.tokens.lengths().collect();
+        let predicted = |length: usize| length.saturating_sub(first);
+        let weights = lengths.chunks(self.times).flat_map(|chunks| {
+            let total: usize = chunks.iter().copied().map(predicted).sum();
+            chunks.iter().map(move |_| 1.0 / total.max(1) as f64)
+        });
+        let weights = TensorData::new(weights.collect::<Vec<f64>>(), [lengths.len(), 1]);
+        let weights: Tensor<B, 2> = Tensor::from_data(weights, &device);
+        let inside = self.tokens.mask();
+        let width = shares.dims()[1];
+        let inside = inside.narrow(1, first, width);
+        let batch = lengths.len() / self.times;
+        (shares * inside * weights)
+            .sum_dim(1)
+            .reshape([batch, self.times])
+            .sum_dim(1)
+            .reshape([batch])
+    }
+
+    /// The samples that have nothing here to be predicted, if there are any: `[batch, 1, 1]`.
+    pub fn idle(&self, first: usize) -> Option<Tensor<B, 3, Bool>> {
+        let lengths: Vec<usize> = self.tokens.lengths().collect();
+        let idle = lengths.chunks(self.times);
+        let idle: Vec<bool> = idle
+            .map(|chunks| chunks.iter().all(|length| *length <= first))
+            .collect();
+        let shape = [idle.len(), 1, 1];
+        idle.contains(&true)
+            .then(|| Tensor::from_data(TensorData::new(idle, shape), &self.tokens.device()))
     }
 
     /// The same on one more tape.

@@ -62,7 +62,17 @@ impl<B: Backend, M: Writable<B>> GradMem<B, M> {
             return Ok(written);
         }
         let (losses, norms) = (written.losses.clone(), written.grad_norms.clone());
-        Ok(memory.followed_by(written)?.after(losses, norms))
+        let memory = memory.followed_by(written)?;
+        let chunks = memory.parts().len();
+        let taken = Attach::<B, M>::positions(&self.in_read(), chunks);
+        if let Some(positions) = self.model.max_positions()
+            && taken >= positions
+        {
+            return Err(Error::Input(format!(
+                "the memories of {chunks} chunks take {taken} positions, but the model has {positions}, and a query needs some"
+            )));
+        }
+        Ok(memory.after(losses, norms))
     }
 
     /// The memories after the first chunk of each context, after the second, and so on.
@@ -313,11 +323,23 @@ impl<B: Backend, M: Writable<B>> StepModels<B, M> {
         let norms = Tensor::cat(norms.collect(), 1);
         let clipped = gradients.into_iter().map(|g| gradmem.clip(g));
         let lr = gradmem.config.write_lr;
+        let idle = gradmem
+            .gate
+            .as_ref()
+            .and(segment.idle(gradmem.first_predicted()));
         let fast = fast.into_iter().zip(clipped).map(|(x, gradient)| {
             let step = gradient.clone().mul_scalar(lr);
-            match &gradmem.gate {
-                Some(gate) => gate.apply(x, gradient, step, M::product),
-                None => x - step,
+            let Some(gate) = &gradmem.gate else {
+                return x - step;
+            };
+            let next = gate.apply(x.clone(), gradient, step, M::product);
+            match &idle {
+                // A sample that has nothing here takes no step.
+                Some(idle) => {
+                    let shape = x.shape();
+                    next.mask_where(idle.clone().expand(shape), x)
+                }
+                None => next,
             }
         });
         let fast = fast.collect();

@@ -208,6 +208,13 @@ impl RunConfig {
         self.memory.validate().map_err(|e| e.in_section("memory"))?;
         self.rmt.validate().map_err(|e| e.in_section("rmt"))?;
         self.armt.validate().map_err(|e| e.in_section("armt"))?;
+        let predicts_first =
+            self.method != MethodName::GradMem || self.memory.first_predicted() == 0;
+        let problem = "predicts no first token, but the texts of this task are continued without a query: \
+                       use kind = \"prefix\"";
+        let needed = matches!(self.data, DataConfig::Text(_));
+        let kind = self.memory.kind.as_str();
+        require(predicts_first || !needed, "memory.kind", kind, problem)?;
         if self.method == MethodName::Armt {
             let maps = self.armt.maps(self.model.d_model(), &self.model.slots());
             maps.map_err(|e| e.in_section("armt"))?;

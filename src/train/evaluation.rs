@@ -87,6 +87,11 @@ impl<B: KernelBackend> Trained<B> {
         wanted.sort_unstable();
         wanted.dedup();
         let (cap, samples) = (options.adaptive, found.samples);
+        if cap.is_some() && gradmem.config().chunks_in_a_row(task.lengths.context) > 1 {
+            return Err(Error::Input(
+                "--adaptive compares the losses of one piece of text: with memory.chunk_size every chunk has its own".into(),
+            ));
+        }
         let paths;
         (found.rows, paths) = self.sweep(gradmem, task, &task.valid, samples, &wanted, cap)?;
         if let Some(cap) = cap {
@@ -176,7 +181,8 @@ impl<B: KernelBackend> Trained<B> {
             let path = path_of(gradmem, &batch, last, |k| {
                 wanted.contains(&k) || cap.is_some_and(|cap| k <= cap)
             })?;
-            let (values, steps, places) = (path.readback.read(), path.steps, path.places);
+            let values = path.readback.read();
+            let (steps, before, places) = (path.steps, path.before, path.places);
             let start = paths.losses.len();
             paths.losses.resize(start + batch.len(), Vec::new());
             paths.matches.resize(start + batch.len(), Vec::new());
@@ -189,13 +195,17 @@ impl<B: KernelBackend> Trained<B> {
                     continue;
                 };
                 let scores = &mut scores[row];
-                let labels = batch.episode.totals().labels;
+                let labels = gradmem.counted()(batch.episode.totals());
                 let loss: f64 = values.of(place.read_loss).iter().sum();
                 scores.add(Measure::ReadLoss, loss * labels as f64, labels);
                 hits.iter().for_each(|hits| hits.add_to(scores));
                 // What is non-finite shows in the mean.
                 let (losses, norms): (Vec<_>, Vec<_>) = steps[..place.k].iter().copied().unzip();
                 write_scores(&losses, &norms, &values, scores).ok();
+                if let (Some(before), 1..) = (before, place.k) {
+                    let losses = values.of(before);
+                    scores.add(Measure::WriteLossBefore, losses.iter().sum(), losses.len());
+                }
                 let written = place.reconstruction.add_to(&values, place.k == 0, scores);
                 if written.is_err() {
                     scores.add(Measure::WriteLossAfter, f64::NAN, batch.len());
@@ -290,9 +300,8 @@ impl<B: KernelBackend> Trained<B> {
                     });
                 }
             }
-            // A memory that predicts no first token has nothing to begin with.
             if let (AnyMethod::GradMem(gradmem), Some(memory)) = (&self.method, &memory)
-                && gradmem.config().first_predicted() == 0
+                && gradmem.tells_from_nothing(contexts.width())
             {
                 let lengths: Vec<usize> = contexts.lengths().collect();
                 let rows = gradmem.reconstruct(memory, &lengths)?;
@@ -323,6 +332,8 @@ struct Path<B: KernelBackend> {
     readback: Readback<B>,
     /// The losses before each step, and the norms of its gradients.
     steps: Vec<(Slot, Slot)>,
+    /// The losses at M_0, if contexts are in several chunks: then there are no steps of the whole.
+    before: Option<Slot>,
     /// Where the answers were looked at.
     places: Vec<Place>,
 }
@@ -346,12 +357,21 @@ fn path_of<B: KernelBackend>(
     let mut path = Path {
         readback: Readback::new(),
         steps: Vec::new(),
+        before: None,
         places: Vec::new(),
     };
+    let contexts = episode.contexts();
+    let in_chunks = gradmem.config().chunks_in_a_row(contexts.width()) > 1;
     let memories = gradmem.trajectory(episode.contexts())?;
     for (k, memory) in memories.take(steps + 1).enumerate() {
         let readback = &mut path.readback;
-        if let (Some(loss), Some(norm)) = (memory.losses.last(), memory.inner_norms().pop()) {
+        if in_chunks {
+            if k == 0 {
+                let start = gradmem.reconstruction(&memory, contexts)?;
+                path.before = Some(readback.push(start.loss));
+            }
+        } else if let (Some(loss), Some(norm)) = (memory.losses.last(), memory.inner_norms().pop())
+        {
             let step = (readback.push(loss.clone()), readback.push(norm));
             path.steps.push(step);
         }

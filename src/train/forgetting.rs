@@ -9,7 +9,7 @@ use super::scoring::UnreadHits;
 use super::trained::Trained;
 use crate::data::{Asked, Batch};
 use crate::error::Error;
-use crate::memory::GradMem;
+use crate::memory::{GradMem, chunks_of};
 use crate::method::AnyMethod;
 use crate::model::AnyLm;
 use crate::support::readback::{Readback, Slot};
@@ -37,9 +37,14 @@ impl<B: KernelBackend> Trained<B> {
         self.each_batch(&task, &task.valid, samples, |_, batch| {
             let places: Vec<Option<usize>> = places(&batch, size);
             all_placed &= places.iter().all(Option::is_some);
+            let questions = batch.asked.len() / batch.len().max(1);
+            let first = gradmem.config().first_predicted();
+            let lengths: Vec<usize> = batch.episode.contexts().lengths().collect();
             for (after, found) in after_chunks(gradmem, &batch)?.into_iter().enumerate() {
-                for (place, right) in places.iter().zip(found.matches) {
-                    if let Some(place) = place.filter(|place| *place <= after) {
+                for (row, (place, right)) in places.iter().zip(found.matches).enumerate() {
+                    // Nothing is written over a context that ended before.
+                    let own = chunks_of(lengths[row / questions.max(1)], size, first);
+                    if let Some(place) = place.filter(|place| *place <= after && after < own) {
                         answered.add(after, place, f64::from(right), 1.0);
                     }
                 }
@@ -128,8 +133,8 @@ fn place(context: &[u32], asked: &Asked) -> Option<usize> {
         .enumerate()
         .filter(|(_, window)| *window == query);
     match (found.next(), found.next()) {
-        // By its last token: what is asked for follows it.
-        (Some((at, _)), None) => Some(at + query.len() - 1),
+        // By what follows it: that is asked for.
+        (Some((at, _)), None) => Some(at + query.len()),
         _ => None,
     }
 }

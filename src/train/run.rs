@@ -323,6 +323,37 @@ fn initialized_from<B: KernelBackend>(
                     from.display()
                 );
             }
+            let theirs = gradmem.config();
+            for (key, same, found) in [
+                (
+                    "memory.kind",
+                    theirs.kind == ours.kind,
+                    format!("{:?}", theirs.kind),
+                ),
+                (
+                    "memory.layers",
+                    theirs.layers == ours.layers,
+                    format!("{:?}", theirs.layers),
+                ),
+                (
+                    "memory.lora_place",
+                    theirs.lora_place == ours.lora_place,
+                    format!("{:?}", theirs.lora_place),
+                ),
+                (
+                    "memory.lora_targets",
+                    theirs.lora_targets == ours.lora_targets,
+                    format!("{:?}", theirs.lora_targets),
+                ),
+            ] {
+                if !same {
+                    let found = found.to_lowercase();
+                    return Err(Error::file(
+                        from,
+                        format!("has {key} = {found}, unlike this run"),
+                    ));
+                }
+            }
             AnyMethod::GradMem(gradmem.with_first_tokens(tokens))
         }
         (loaded, _) => loaded,

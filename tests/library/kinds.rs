@@ -474,7 +474,12 @@ fn a_batch_is_its_samples() {
     let whole = kinds()
         .into_iter()
         .map(|(name, config)| (name.to_string(), config));
-    for (name, config) in whole.chain(in_chunks()) {
+    let gated = GradMemConfig {
+        gate: GateKind::Convex,
+        ..in_chunks()[0].1.clone()
+    };
+    let gated = [("a gate".to_string(), gated)];
+    for (name, config) in whole.chain(in_chunks()).chain(gated) {
         let gradmem = model::<I>(&models()[0].1, &config.with_inner_clip_norm(Some(0.3)));
         let queries = Tokens::<I>::new(&[[4, 7], [5, 10], [6, 1]], &Default::default()).unwrap();
         let together = gradmem.write(&contexts()).unwrap();
@@ -520,7 +525,11 @@ fn parts_of_a_batch_sum_up_to_the_whole() {
     ];
     for (name, config) in in_chunks() {
         let name: &'static str = name.leak();
-        cases.push((name, config.with_inner_loss_weight(0.5)));
+        let config = GradMemConfig {
+            star_weight: 0.2,
+            ..config.with_inner_loss_weight(0.5)
+        };
+        cases.push((name, config));
     }
     for (name, config) in cases {
         let tracked = model::<B>(&models()[0].1, &config);

@@ -265,6 +265,12 @@ impl<B: Backend, M: CausalLm<B>> Rmt<B, M> {
     ///
     /// If another method or model wrote them, or they are of another shape.
     pub fn unpack(&self, file: &MemoryFile) -> Result<Memory<B>, Error> {
+        if file.chunks() > 1 {
+            return Err(Error::Input(format!(
+                "the file has memories of {} chunks, but RMT writes a context at once",
+                file.chunks()
+            )));
+        }
         let reader = [RMT, &self.fingerprint()];
         let device = self.mem.val().device();
         kinds::unpack(file, reader, &self.layout(), &device)

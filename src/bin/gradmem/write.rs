@@ -125,7 +125,9 @@ impl Job for Args {
             match &before {
                 Some(before) => {
                     let new = std::mem::replace(sample, before.samples[at].clone());
-                    (sample.loss_after, sample.chunks) = (new.loss_after, new.chunks);
+                    // Of the text that was appended.
+                    (sample.loss_before, sample.loss_after) = (new.loss_before, new.loss_after);
+                    sample.chunks = new.chunks;
                     (sample.rounding, sample.loss_stored) = (None, None);
                     sample.append(text, ids.len());
                 }
@@ -210,7 +212,7 @@ impl Args {
         let mut order: Vec<usize> = (0..contexts.len()).collect();
         order.sort_by_key(|at| contexts[*at].len());
         let bar = progress_bar(contexts.iter().map(|ids| ids.len() as u64).sum());
-        let (mut memories, mut losses) = (Vec::new(), Vec::new());
+        let (mut memories, mut losses, mut starts) = (Vec::new(), Vec::new(), Vec::new());
         for batch in order.chunks(self.batch) {
             let rows: Vec<&[u32]> = batch.iter().map(|at| &contexts[*at][..]).collect();
             let tokens = Tokens::new(&rows, device)?;
@@ -219,6 +221,18 @@ impl Args {
                 None => method.write(&tokens)?,
             };
             if let AnyMethod::GradMem(gradmem) = method {
+                // Of chunks WRITE itself knows the first one's loss alone, and an appended text begins elsewhere.
+                let start = match &before {
+                    Some(before) => Some(before.select(batch)?),
+                    None if gradmem.config().chunk_size.is_some() => {
+                        Some(gradmem.clone().with_write_steps(0).write(&tokens)?)
+                    }
+                    None => None,
+                };
+                if let Some(start) = start {
+                    let losses = gradmem.write_loss(&start, &tokens)?.to_data();
+                    starts.extend(losses.iter::<f64>());
+                }
                 let after = gradmem.write_loss(&memory, &tokens)?.to_data();
                 for (at, after) in batch.iter().zip(after.iter::<f64>()) {
                     if !after.is_finite() {
@@ -238,6 +252,9 @@ impl Args {
         let mut file = method.pack(&Memory::cat(memories)?)?;
         for (sample, after) in file.samples.iter_mut().zip(losses) {
             sample.loss_after = Some(after);
+        }
+        for (sample, start) in file.samples.iter_mut().zip(starts) {
+            sample.loss_before = Some(start);
         }
         // Back to the order given.
         let mut places: Vec<usize> = (0..order.len()).collect();

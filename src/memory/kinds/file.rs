@@ -404,7 +404,10 @@ impl MemoryFile {
 
     /// The same numbers held in another way. Rounding to bytes notes in each sample what it [changed](Written::rounding).
     pub fn with_float(mut self, float: MemoryFloat) -> Self {
-        let before = self.floats();
+        let before = self.floats().into_iter();
+        let before: Vec<_> = before
+            .map(|(name, data)| (name, data.convert_dtype(DType::F32)))
+            .collect();
         let dtype = match float {
             MemoryFloat::F32 => DType::F32,
             MemoryFloat::Bf16 => DType::BF16,
@@ -532,10 +535,15 @@ fn change(before: &[(String, TensorData)], after: &[(String, TensorData)], at: u
     let (mut squares, mut total) = (0.0, 0.0);
     for ((_, a), (_, b)) in before.iter().zip(after) {
         let each = a.num_elements() / a.shape[0].max(1);
-        let pairs = a.iter::<f64>().zip(b.iter::<f64>());
-        for (a, b) in pairs.skip(at * each).take(each) {
-            squares += (a - b).powi(2);
-            total += a.powi(2);
+        let of_sample = |data: &TensorData| -> Vec<f32> {
+            let all = data.as_slice::<f32>().unwrap_or_default();
+            all.get(at * each..(at + 1) * each)
+                .unwrap_or_default()
+                .to_vec()
+        };
+        for (a, b) in of_sample(a).into_iter().zip(of_sample(b)) {
+            squares += f64::from(a - b).powi(2);
+            total += f64::from(a).powi(2);
         }
     }
     if total > 0.0 {

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use gradmem::Error;
 use gradmem::data::{DataConfig, KvDataset, Split};
+use gradmem::memory::MemoryKind;
 use gradmem::method::MethodName;
 use gradmem::train::config::RunConfig;
 use gradmem::train::metrics::{Measure, Scores};
@@ -16,10 +17,22 @@ use crate::output::{format_measure, quoted};
 pub fn before(config: &RunConfig, folder: &Path) -> String {
     let (memory, rmt, armt) = (&config.memory, &config.rmt, &config.armt);
     let method = match config.method {
-        MethodName::GradMem => format!(
-            "into {} memory vectors by K = {} gradient steps of α = {}",
-            memory.memory_tokens, memory.write_steps, memory.write_lr
-        ),
+        MethodName::GradMem => {
+            let what = match memory.kind {
+                MemoryKind::Lora => format!("low-rank maps of rank {}", memory.lora_rank),
+                MemoryKind::Kv => format!("{} keys and values of each layer", memory.memory_tokens),
+                _ => format!("{} memory vectors", memory.memory_tokens),
+            };
+            let chunks = memory
+                .chunk_size
+                .map(|size| format!(", {size} tokens at a time,"));
+            format!(
+                "into {what}{} by K = {} gradient steps of α = {}",
+                chunks.unwrap_or_default(),
+                memory.write_steps,
+                memory.write_lr
+            )
+        }
         MethodName::Rmt => format!(
             "into {} memory vectors by {} forward passes (RMT)",
             rmt.memory_tokens, rmt.write_steps
