@@ -200,7 +200,7 @@ impl<B: KernelBackend> Trained<B> {
                 scores.add(Measure::ReadLoss, loss * labels as f64, labels);
                 hits.iter().for_each(|hits| hits.add_to(scores));
                 // What is non-finite shows in the mean.
-                let (losses, norms): (Vec<_>, Vec<_>) = steps[..place.k].iter().copied().unzip();
+                let (losses, norms): (Vec<_>, Vec<_>) = steps.iter().take(place.k).copied().unzip();
                 write_scores(&losses, &norms, &values, scores).ok();
                 if let (Some(before), 1..) = (before, place.k) {
                     let losses = values.of(before);
