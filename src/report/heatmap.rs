@@ -33,13 +33,17 @@ pub struct Heatmap {
 /// Width of the labels on the left, in CSS pixels, as the sizes below.
 const LEFT: f64 = 58.0;
 const TOP: f64 = 34.0;
+/// About the width of a title's letter.
+const TITLE: f64 = 8.2;
 const CELL: (f64, f64) = (36.0, 30.0);
 const BOTTOM: f64 = 56.0;
 
 impl Heatmap {
     fn size(&self) -> (f64, f64) {
+        let title = TITLE * self.title.chars().count() as f64;
+        let cells = LEFT + CELL.0 * self.columns.len() as f64;
         (
-            LEFT + CELL.0 * self.columns.len() as f64 + 16.0,
+            cells.max(title) + 16.0,
             TOP + CELL.1 * self.rows.len() as f64 + BOTTOM,
         )
     }
@@ -52,7 +56,10 @@ impl Heatmap {
         };
         let wide = CELL.0 * self.columns.len() as f64;
         let high = CELL.1 * self.rows.len() as f64;
-        write(self.title.clone(), LEFT + wide / 2.0, 16.0, bold(13.0))?;
+        // In the middle of the cells, or of the whole where it is wider than they.
+        let title = TITLE * self.title.chars().count() as f64;
+        let middle = (LEFT + wide / 2.0).max(title / 2.0 + 8.0);
+        write(self.title.clone(), middle, 16.0, bold(13.0))?;
         for (r, (trained, cells)) in self.rows.iter().zip(&self.cells).enumerate() {
             let y = TOP + CELL.1 * r as f64;
             write(
