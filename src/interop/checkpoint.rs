@@ -116,15 +116,13 @@ pub fn save<B: KernelBackend>(
     if let MethodConfig::Armt(config) = method.config() {
         armt::check(&method.model().config(), &config).map_err(Error::Input)?;
     }
-    if let MethodConfig::GradMem(config) = method.config()
-        && let Some(difference) = gradmem::is_exported_with_a_difference(&config)
-    {
-        log::warn!("{difference}");
-    }
-    if let MethodConfig::GradMem(config) = method.config()
-        && let Some(what) = gradmem::cannot_be_exported(&config)
-    {
-        return Err(Error::Input(format!("the reference cannot have {what}")));
+    if let MethodConfig::GradMem(config) = method.config() {
+        if let Some(what) = gradmem::cannot_be_exported(&config) {
+            return Err(Error::Input(format!("the reference cannot have {what}")));
+        }
+        if let Some(difference) = gradmem::is_exported_with_a_difference(&config) {
+            log::warn!("{difference}");
+        }
     }
     let mut base = method.model().config().to_json();
     match special.ends.as_slice() {

@@ -192,7 +192,7 @@ where
         true => memory.fast().len(),
         false => 1,
     };
-    let start = gradmem.written_from(1);
+    let start = gradmem.start(1);
     let moved = memory.fast().iter().zip(start);
     let moved: Vec<_> = moved.map(|(end, start)| end.clone() - start).collect();
     let mut computed = vec![

@@ -13,8 +13,8 @@
 
 use burn::backend::Autodiff;
 use burn::module::{AutodiffModule, Module};
-use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
+use burn::tensor::{Tensor, TensorData};
 
 use super::noise::{noise, rms};
 use super::segments::Segments;
@@ -130,7 +130,11 @@ impl<B: Backend, M: Writable<B>> GradMem<B, M> {
             let loss = step.loss.clone();
             terms.write = Some(match segments.pieces.len() {
                 1 => loss.mean(),
-                _ => (loss * segments.shares()).mean(),
+                _ => {
+                    let shares = segments.shares(step.n / steps);
+                    let shares = TensorData::new(shares, [episode.len()]);
+                    (loss * Tensor::from_data(shares, &episode.device())).mean()
+                }
             });
         }
         if config.step_alignment_weight > 0.0 {
@@ -149,7 +153,7 @@ impl<B: Backend, M: Writable<B>> GradMem<B, M> {
             terms.intermediate_read = Some(episode.read_loss(logits).mul_scalar(weight));
         }
         if config.star_weight > 0.0 && k == steps {
-            let shares = segments.shares_at(step.n / steps);
+            let shares = segments.shares(step.n / steps);
             terms.star = Some(self.divergence(step.after, &shares, episode)?);
         }
         Ok(terms)
@@ -269,11 +273,11 @@ impl<B: Backend, M: Writable<B>> GradMem<B, M> {
             .map(|(x, (noise, rms))| x.clone() + noise * rms.clone().mul_scalar(config.star_radius))
             .collect();
         let lifted = episode.lift();
-        let clean = self.clone().no_grad();
-        let answers = clean.read(&Memory::from_fast(constant.clone()), episode.queries())?;
+        let here = self.read(&Memory::from_fast(fast.to_vec()), episode.queries())?;
+        let answers = here.clone().detach();
         let gradients = self.gradient_at(near.clone(), |model, memory| {
             let moved = model.read(memory, lifted.queries())?;
-            let answers = Tensor::from_inner(answers.detach());
+            let answers = Tensor::from_inner(answers);
             Ok(lifted.labels().mean_divergence(answers, moved, shares))
         })?;
         let steps = near.into_iter().zip(gradients.into_iter().zip(scale));
@@ -286,9 +290,7 @@ impl<B: Backend, M: Writable<B>> GradMem<B, M> {
         let moved = fast.iter().zip(shifts);
         let moved = moved.map(|(x, shift)| x.clone() + shift.detach());
         let moved = Memory::from_fast(moved.collect());
-        let queries = episode.queries();
-        let here = self.read(&Memory::from_fast(fast.to_vec()), queries)?;
-        let there = self.read(&moved, queries)?;
+        let there = self.read(&moved, episode.queries())?;
         Ok(episode.labels().mean_divergence(here, there, shares))
     }
 

@@ -538,13 +538,24 @@ impl GradMemConfig {
         self.chunk_size.is_some() && self.chunks == Chunks::Concatenated
     }
 
-    /// How many chunks WRITE takes one after another for a context of so many tokens.
+    /// How many chunks a context of so many tokens has. Where the first token of a chunk is not predicted, a last chunk of
+    /// one token is none; the reference drops it in any case.
+    pub(crate) fn chunks_of(&self, tokens: usize) -> usize {
+        let Some(size) = self.chunk_size else {
+            return 1;
+        };
+        let first = match self.reference_chunks {
+            true => 1,
+            false => self.first_predicted(),
+        };
+        tokens.saturating_sub(first).div_ceil(size.max(1)).max(1)
+    }
+
+    /// How many of them WRITE takes one after another.
     pub(crate) fn chunks_in_a_row(&self, tokens: usize) -> usize {
-        match (self.chunk_size, self.chunks) {
-            (Some(size), Chunks::Sequential | Chunks::Concatenated) => {
-                tokens.div_ceil(size.max(1)).max(1)
-            }
-            _ => 1,
+        match self.chunks {
+            Chunks::Sequential | Chunks::Concatenated => self.chunks_of(tokens),
+            Chunks::Parallel => 1,
         }
     }
 

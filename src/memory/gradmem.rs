@@ -145,11 +145,6 @@ impl<B: Backend, M: Module<B>> GradMem<B, M> {
         self.memory.in_read()
     }
 
-    /// M_0 of so many samples.
-    pub(crate) fn written_from(&self, batch: usize) -> Vec<Tensor<B, 3>> {
-        self.start(batch)
-    }
-
     /// What one sample's memory is made of.
     pub(crate) fn layout(&self) -> Layout {
         self.memory.layout()
@@ -161,7 +156,7 @@ impl<B: Backend, M: Module<B>> GradMem<B, M> {
     }
 
     /// M_0 of each of `batch` samples: what WRITE changes, one tensor `[batch, rows, columns]` for each matrix.
-    pub(super) fn start(&self, batch: usize) -> Vec<Tensor<B, 3>> {
+    pub(crate) fn start(&self, batch: usize) -> Vec<Tensor<B, 3>> {
         self.memory.of_batch(batch)
     }
 }

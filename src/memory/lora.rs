@@ -14,7 +14,7 @@ use burn::tensor::backend::Backend;
 
 use crate::error::{Error, positive, sizes};
 use crate::model::layers::Init;
-use crate::model::weights::ModulePath;
+use crate::model::weights::{ModulePath, is_called};
 
 /// Adapters of some of a model's matrices.
 #[derive(Module, Debug)]
@@ -51,11 +51,6 @@ impl Matrix {
         let mut parts = self.path.split('.');
         parts.any(|part| part.parse::<usize>().is_ok())
     }
-
-    fn is_called(&self, target: &str) -> bool {
-        let rest = self.path.strip_suffix(target);
-        rest.is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
-    }
 }
 
 impl<B: Backend> Lora<B> {
@@ -81,7 +76,7 @@ impl<B: Backend> Lora<B> {
         let adaptable = |matrix: &&Matrix| !matrix.is_embedding;
         if let Some(unknown) = targets.iter().find(|target| {
             let mut found = matrices.iter().filter(adaptable);
-            !found.any(|matrix| matrix.is_called(target))
+            !found.any(|matrix| is_called(&matrix.path, target))
         }) {
             let last = |path: &str| path.rsplit('.').next().unwrap_or_default().to_string();
             let names = matrices.iter().filter(adaptable);
@@ -96,7 +91,7 @@ impl<B: Backend> Lora<B> {
         for matrix in matrices.iter().filter(adaptable) {
             let chosen = match targets.is_empty() {
                 true => matrix.is_in_a_block(),
-                false => targets.iter().any(|target| matrix.is_called(target)),
+                false => targets.iter().any(|target| is_called(&matrix.path, target)),
             };
             if !chosen {
                 continue;

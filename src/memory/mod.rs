@@ -42,6 +42,5 @@ pub use kinds::{Memory, MemoryFile, MemoryFloat, Origin, Written};
 pub use lora::Lora;
 pub use outer::{MetaGradient, Outer};
 pub use reconstruct::Reconstruction;
-pub(crate) use segments::chunks_of;
 pub use start::{KvStart, LoraStart, PrefixStart, Start};
 pub use stop::StopRule;

@@ -21,6 +21,19 @@ pub struct Reconstruction<B: Backend> {
     pub accuracy: Tensor<B, 1>,
 }
 
+/// Fails unless there is a memory for each context.
+pub(super) fn check_as_many<B: Backend>(
+    memory: &Memory<B>,
+    contexts: &Tokens<B>,
+) -> Result<(), Error> {
+    match (memory.len(), contexts.len()) {
+        (memories, contexts) if memories == contexts => Ok(()),
+        (memories, contexts) => Err(Error::Input(format!(
+            "there are {memories} memories, but {contexts} contexts"
+        ))),
+    }
+}
+
 /// The share of each sample's tokens of a chunk that are told right, `[batch]`, and how many they are.
 pub(crate) type Told<B> = (Tensor<B, 1>, Vec<usize>);
 
@@ -50,13 +63,7 @@ impl<B: Backend, M: Writable<B>> GradMem<B, M> {
     ) -> Result<Reconstruction<B>, Error> {
         let segments = self.segments(contexts)?;
         memory.check(&self.layout())?;
-        if memory.len() != contexts.len() {
-            return Err(Error::Input(format!(
-                "there are {} memories, but {} contexts",
-                memory.len(),
-                contexts.len()
-            )));
-        }
+        check_as_many(memory, contexts)?;
         let writing = self.with_adapters();
         let found = segments.pieces.iter().enumerate().map(|(at, piece)| {
             // A sample's chunks are its last parts: others may have been written before.

@@ -53,19 +53,11 @@ impl<B: Backend> Segments<B> {
                 counts: vec![1; contexts.len()].into(),
             });
         };
-        let own: Vec<usize> = contexts
-            .lengths()
-            .map(|length| chunks_of(length, size, first))
-            .collect();
-        let most = match config.reference_chunks {
-            // The reference drops a last chunk of one token, whatever predicts it.
-            true => chunks_of(contexts.width(), size, 1),
-            false => own.iter().copied().max().unwrap_or(1),
-        };
         let counts: Arc<[usize]> = match config.reference_chunks {
-            true => vec![most; own.len()].into(),
-            false => own.clone().into(),
+            true => vec![config.chunks_of(contexts.width()); contexts.len()].into(),
+            false => contexts.lengths().map(|l| config.chunks_of(l)).collect(),
         };
+        let most = counts.iter().copied().max().unwrap_or(1);
         let (pieces, scale) = match config.chunks {
             Chunks::Sequential | Chunks::Concatenated => {
                 let pieces = (0..most).map(|chunk| {
@@ -90,8 +82,8 @@ impl<B: Backend> Segments<B> {
         })
     }
 
-    /// One over how many chunks each sample has, zero for those that do not have this one: `[batch]`.
-    pub fn shares_at(&self, piece: usize) -> Vec<f64> {
+    /// One over how many chunks each sample has, zero for those that do not have this one.
+    pub fn shares(&self, piece: usize) -> Vec<f64> {
         let counts = self.counts.iter();
         let share = |count: &usize| {
             if piece < *count {
@@ -101,13 +93,6 @@ impl<B: Backend> Segments<B> {
             }
         };
         counts.map(share).collect()
-    }
-
-    /// One over how many chunks each sample has: `[batch]`.
-    pub fn shares(&self) -> Tensor<B, 1> {
-        let shares = self.counts.iter().map(|count| 1.0 / (*count).max(1) as f64);
-        let data = TensorData::new(shares.collect::<Vec<f64>>(), [self.counts.len()]);
-        Tensor::from_data(data, &self.pieces[0].tokens.device())
     }
 
     /// Each sample's mean over the tokens of all pieces, of its means over the tokens of each: `[batch]`.
@@ -144,12 +129,6 @@ impl<B: Backend> Segments<B> {
             beside: None,
         }
     }
-}
-
-/// How many chunks a context of so many tokens has. Where the first token of a chunk is not predicted, a last chunk of one
-/// token is none.
-pub(crate) fn chunks_of(length: usize, size: usize, first: usize) -> usize {
-    length.saturating_sub(first).div_ceil(size).max(1)
 }
 
 impl<B: Backend> Segment<B> {

@@ -16,6 +16,7 @@ use super::{GradMemConfig, LoraPlace, MemProj, MemoryKind};
 use crate::error::Error;
 use crate::model::generate::Reader;
 use crate::model::layers::{Init, Linear};
+use crate::model::weights::is_called;
 use crate::model::{CausalLm, Slots};
 
 /// The learned start of a kind of memory.
@@ -169,13 +170,19 @@ impl<B: Backend> Start<B> {
                 let shapes = pairs(&start.lora_mem_A0, &start.lora_mem_B0);
                 let shapes = shapes.map(|matrix| matrix.lazy_shape());
                 let shapes = shapes.map(|shape| [shape[0], shape[1]]);
-                Layout::new(LORA, self.names().into_iter().zip(shapes))
+                Layout::new(
+                    MemoryKind::Lora.as_str(),
+                    self.names().into_iter().zip(shapes),
+                )
             }
             Self::Kv(start) => {
                 let shapes = pairs(&start.kv_mem_K0, &start.kv_mem_V0);
                 let shapes = shapes.map(|matrix| matrix.lazy_shape());
                 let shapes = shapes.map(|shape| [shape[1], shape[0] * shape[2]]);
-                Layout::new(KV, self.names().into_iter().zip(shapes))
+                Layout::new(
+                    MemoryKind::Kv.as_str(),
+                    self.names().into_iter().zip(shapes),
+                )
             }
         }
     }
@@ -245,10 +252,6 @@ impl<B: Backend> Start<B> {
         }
     }
 }
-
-/// The kinds' names in settings and files.
-const LORA: &str = "lora";
-const KV: &str = "kv";
 
 /// The reference's name of a place: `layer0`, or `layer0_mlp_gate_proj`.
 fn slot_name(place: &Place) -> String {
@@ -338,7 +341,7 @@ impl<B: Backend> KvStart<B> {
         let layers = chosen_layers(config, slots.layers)?;
         let Some([heads, head_dim]) = slots.keys_values else {
             let problem = "the model keeps no keys and values: `prefix` and `lora` are other kinds";
-            return Err(Error::config("kind", KV, problem));
+            return Err(Error::config("kind", config.kind.as_str(), problem));
         };
         let shape = [heads, config.memory_tokens, head_dim];
         let mut draw = || {
@@ -457,10 +460,6 @@ type ModuleWidths = (Option<&'static str>, usize, usize);
 
 /// The modules that `lora_targets` names by their paths or the ends of them, or all, with their widths.
 fn chosen_modules(config: &GradMemConfig, slots: &Slots) -> Result<Vec<ModuleWidths>, Error> {
-    let is_called = |name: &str, target: &str| {
-        let rest = name.strip_suffix(target);
-        rest.is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
-    };
     let targets = &config.lora_targets;
     if config.lora_place == LoraPlace::Modules {
         let unknown = |target: &&String| !slots.modules.iter().any(|m| is_called(m.name, target));

@@ -16,6 +16,7 @@ use burn::tensor::backend::Backend;
 
 use super::kinds::Attach;
 use super::noise::{noise, rms};
+use super::reconstruct::check_as_many;
 use super::segments::{Reading, Segment, Segments};
 use super::{Chunks, GradMem, GradMode, Memory};
 use crate::episode::Tokens;
@@ -49,13 +50,7 @@ impl<B: Backend, M: Writable<B>> GradMem<B, M> {
     pub fn write_on(&self, memory: Memory<B>, contexts: &Tokens<B>) -> Result<Memory<B>, Error> {
         memory.check(&self.layout())?;
         let segments = self.segments(contexts)?;
-        if memory.len() != contexts.len() {
-            return Err(Error::Input(format!(
-                "there are {} memories, but {} contexts to write on",
-                memory.len(),
-                contexts.len()
-            )));
-        }
+        check_as_many(&memory, contexts)?;
         let start = memory.fast().to_vec();
         let written = self.steps(self.every_step(&segments), start, &segments);
         if !self.config.concatenates() {

@@ -8,6 +8,7 @@ use gradmem_kernels::{Association, LayerBackend, product};
 use super::CausalLm;
 use super::layers::Associative;
 use super::rows::{repeat, select};
+use super::weights::is_called;
 
 /// What a model keeps of a sequence: attention the keys and values, Mamba the inputs of its convolution and
 /// its state. Clones of a cache can be continued independently.
@@ -230,13 +231,9 @@ impl<B: Backend> LayerCache<B> {
     }
 
     fn adapter(&self, module: &str) -> Option<&Adapter<B>> {
-        let is_it = |name: &str| match name.strip_suffix(module) {
-            Some(rest) => rest.is_empty() || (rest.ends_with('.') && !module.is_empty()),
-            None => false,
-        };
         let mut adapters = self.adapters.iter();
         adapters
-            .find(|(name, _)| is_it(name))
+            .find(|(name, _)| is_called(name, module))
             .map(|(_, adapter)| adapter)
     }
 

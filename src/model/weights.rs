@@ -63,6 +63,12 @@ impl ModulePath {
     }
 }
 
+/// Whether a module's path is this name or ends with it: `self_attn.q_proj` is called `q_proj` too.
+pub(crate) fn is_called(path: &str, name: &str) -> bool {
+    let rest = path.strip_suffix(name);
+    rest.is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
+}
+
 fn has_a_name(field: &str, container: &str) -> bool {
     !container.starts_with("Enum:") && (field, container) != ("memory", "Struct:GradMem")
 }

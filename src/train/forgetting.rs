@@ -9,7 +9,7 @@ use super::scoring::UnreadHits;
 use super::trained::Trained;
 use crate::data::{Asked, Batch};
 use crate::error::Error;
-use crate::memory::{GradMem, chunks_of};
+use crate::memory::GradMem;
 use crate::method::AnyMethod;
 use crate::model::AnyLm;
 use crate::support::readback::{Readback, Slot};
@@ -38,12 +38,11 @@ impl<B: KernelBackend> Trained<B> {
             let places: Vec<Option<usize>> = places(&batch, size);
             all_placed &= places.iter().all(Option::is_some);
             let questions = batch.asked.len() / batch.len().max(1);
-            let first = gradmem.config().first_predicted();
             let lengths: Vec<usize> = batch.episode.contexts().lengths().collect();
             for (after, found) in after_chunks(gradmem, &batch)?.into_iter().enumerate() {
                 for (row, (place, right)) in places.iter().zip(found.matches).enumerate() {
                     // Nothing is written over a context that ended before.
-                    let own = chunks_of(lengths[row / questions.max(1)], size, first);
+                    let own = gradmem.config().chunks_of(lengths[row / questions.max(1)]);
                     if let Some(place) = place.filter(|place| *place <= after && after < own) {
                         answered.add(after, place, f64::from(right), 1.0);
                     }
