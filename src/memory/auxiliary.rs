@@ -19,7 +19,7 @@ use burn::tensor::{Tensor, TensorData};
 use super::noise::{noise, rms};
 use super::segments::Segments;
 use super::write::{Step, StepModel, detached, sample_squares};
-use super::{GradMem, GradMemConfig, Memory};
+use super::{GradMem, GradMemConfig, LiftedObjective, Memory};
 use crate::episode::{Episode, Totals};
 use crate::error::Error;
 use crate::model::Writable;
@@ -113,7 +113,7 @@ impl<B: Backend> Auxiliary<B> {
     }
 }
 
-impl<B: Backend, M: Writable<B>> GradMem<B, M> {
+impl<B: Backend, M: Writable<B>, O: LiftedObjective<B, M>> GradMem<B, M, O> {
     /// What a step of WRITE adds.
     pub(super) fn terms_of_step(
         &self,
@@ -237,7 +237,7 @@ impl<B: Backend, M: Writable<B>> GradMem<B, M> {
         &self,
         fast: Vec<Tensor<B, 3>>,
         loss: impl FnOnce(
-            &GradMem<Autodiff<B>, M::Lifted>,
+            &GradMem<Autodiff<B>, M::Lifted, O::Lifted>,
             &Memory<Autodiff<B>>,
         ) -> Result<Tensor<Autodiff<B>, 1>, Error>,
     ) -> Result<Vec<Tensor<B, 3>>, Error> {

@@ -3,7 +3,7 @@
 use burn::module::Module;
 use burn::tensor::backend::Backend;
 
-use super::{GradMem, MetaGradient};
+use super::{GradMem, MetaGradient, WriteObjective};
 use crate::error::Error;
 use crate::model::CausalLm;
 use crate::support::memory::available;
@@ -18,7 +18,7 @@ const LEAST: f64 = 0.5;
 /// Steps that are unrolled where nobody knows how much memory is free.
 const UNROLLED_BLINDLY: usize = 2;
 
-impl<B: Backend, M: CausalLm<B>> GradMem<B, M> {
+impl<B: Backend, M: CausalLm<B>, O: WriteObjective<B, M>> GradMem<B, M, O> {
     /// What [`MetaGradient::Auto`] is for contexts `[batch, seq]` at this moment; the others are what they
     /// are. With one step or none there is nothing to replay.
     pub fn choose(&self, how: MetaGradient, contexts: [usize; 2]) -> MetaGradient {

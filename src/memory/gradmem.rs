@@ -4,23 +4,23 @@ use burn::tensor::backend::Backend;
 
 use super::kinds::{Attach, Layout};
 use super::start::{Attached, Start};
-use super::{Gate, GradMemConfig, Lora, Memory};
+use super::{Gate, GradMemConfig, Lora, Memory, Reconstruct, WriteObjective};
 use crate::error::Error;
 use crate::model::CausalLm;
-use crate::model::layers::{Init, Linear};
+use crate::model::layers::Init;
 
 /// A language model with a memory that WRITE changes by gradient descent.
 ///
 /// Parameters carry the reference implementation's names: `model.…`, `mem`, `mem_proj.…`, `write_st`,
 /// `write_head.weight` and so on; adapters are `write_lora.adapters.0.lora_A` and so on.
 #[derive(Module, Debug)]
-pub struct GradMem<B: Backend, M> {
+pub struct GradMem<B: Backend, M, O = Reconstruct<B>> {
     /// The language model.
     pub model: M,
     /// M0, where every WRITE starts, and what maps a memory to the model.
     pub memory: Start<B>,
-    /// The head that WRITE predicts with, if not the model's: `[vocab_size, d_model]`.
-    pub write_head: Option<Linear<B>>,
+    /// What WRITE descends on.
+    pub objective: O,
     /// Adapters that the model has in WRITE only.
     pub write_lora: Option<Lora<B>>,
     /// How much WRITE's steps keep of the memory, if that is learned.
@@ -41,7 +41,29 @@ impl GradMemConfig {
         seed: u64,
         device: &B::Device,
     ) -> Result<GradMem<B, M>, Error> {
-        self.build(model, Init::new(seed), device)
+        let head = self.write_head;
+        self.build(model, Init::new(seed), device, |model, init| {
+            Reconstruct::new(model, head, init, device)
+        })
+    }
+
+    /// The same with an objective of one's own for WRITE.
+    ///
+    /// # Errors
+    ///
+    /// As [`GradMemConfig::init`]; also a `write_head`, which is the reconstruction's.
+    pub fn init_with<B: Backend, M: CausalLm<B>, O: WriteObjective<B, M>>(
+        &self,
+        model: M,
+        objective: O,
+        seed: u64,
+        device: &B::Device,
+    ) -> Result<GradMem<B, M, O>, Error> {
+        if self.write_head {
+            let problem = "it is the reconstruction's: an objective of one's own has its own";
+            return Err(Error::config("write_head", true, problem));
+        }
+        self.build(model, Init::new(seed), device, |_, _| objective)
     }
 
     /// The same with weights that are yet to be loaded, as the model's may be.
@@ -54,22 +76,23 @@ impl GradMemConfig {
         model: M,
         device: &B::Device,
     ) -> Result<GradMem<B, M>, Error> {
-        self.build(model, Init::blank(), device)
+        let head = self.write_head;
+        self.build(model, Init::blank(), device, |model, init| {
+            Reconstruct::new(model, head, init, device)
+        })
     }
 
-    fn build<B: Backend, M: CausalLm<B>>(
+    fn build<B: Backend, M: CausalLm<B>, O>(
         &self,
         model: M,
         mut init: Init,
         device: &B::Device,
-    ) -> Result<GradMem<B, M>, Error> {
+        objective: impl FnOnce(&M, &Init) -> O,
+    ) -> Result<GradMem<B, M, O>, Error> {
         self.validate()?;
         let memory = Start::new(self, &model, &mut init, device)?;
         let d = model.d_model();
-        let write_head = self.write_head.then(|| {
-            let shape = [model.vocab_size(), d];
-            Linear::copy(shape, || model.head(), &init, device)
-        });
+        let objective = objective(&model, &init);
         let lora = (self.write_lora_rank > 0).then(|| {
             Lora::new(
                 &model,
@@ -86,7 +109,7 @@ impl GradMemConfig {
                 false => model,
             },
             memory,
-            write_head,
+            objective,
             write_lora: lora.transpose()?,
             gate: Gate::new(self.gate, d, self.gate_dimensions, &mut init, device),
             config: self.clone(),
@@ -103,7 +126,7 @@ impl<B: Backend> ModuleMapper<B> for Freeze {
     }
 }
 
-impl<B: Backend, M: Module<B>> GradMem<B, M> {
+impl<B: Backend, M: Module<B>, O: Module<B>> GradMem<B, M, O> {
     /// The settings in force.
     pub fn config(&self) -> &GradMemConfig {
         &self.config
@@ -161,7 +184,7 @@ impl<B: Backend, M: Module<B>> GradMem<B, M> {
     }
 }
 
-impl<B: Backend, M: CausalLm<B>> GradMem<B, M> {
+impl<B: Backend, M: CausalLm<B>, O: WriteObjective<B, M>> GradMem<B, M, O> {
     /// With the losses that compare WRITE's steps with READ, whatever their weights are.
     pub(crate) fn with_alignment(&self) -> Self {
         let mut aligned = self.clone();

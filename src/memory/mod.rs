@@ -7,6 +7,7 @@
 //! | WRITE: `M_{k+1} = M_k − α ∇_M L_write(M_k; C)` | [`GradMem::write`], `write.rs` |
 //! | READ: the target from `[M_K; Q]` | [`GradMem::read`], `read.rs` |
 //! | the outer loss, differentiated through WRITE | [`GradMem::outer`], [`GradMem::outer_gradient`], `outer.rs` |
+//! | `L_write`, or another objective | [`WriteObjective`], `objective.rs` |
 //! | reconstruction of C from M_K | [`GradMem::reconstruct`], `reconstruct.rs` |
 //! | K chosen at test time (section 4.2) | [`GradMem::trajectory`], [`GradMem::write_until`], `stop.rs` |
 //!
@@ -25,6 +26,7 @@ mod gradmem;
 pub mod kinds;
 mod lora;
 mod noise;
+mod objective;
 mod outer;
 mod read;
 mod reconstruct;
@@ -40,6 +42,7 @@ pub use gate::{Gate, GateKind};
 pub use gradmem::GradMem;
 pub use kinds::{Memory, MemoryFile, MemoryFloat, Origin, Written};
 pub use lora::Lora;
+pub use objective::{Energy, EnergyConfig, LiftedObjective, Reconstruct, WriteObjective};
 pub use outer::{MetaGradient, Outer};
 pub use reconstruct::Reconstruction;
 pub use start::{KvStart, LoraStart, PrefixStart, Start};

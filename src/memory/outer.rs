@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize};
 
 use super::segments::Segments;
 use super::write::{Step, detached};
-use super::{Auxiliary, GradMem, GradMode, Memory};
+use super::{Auxiliary, GradMem, GradMode, LiftedObjective, Memory};
 use crate::episode::Episode;
 use crate::error::Error;
 use crate::model::Writable;
@@ -68,7 +68,7 @@ impl<B: Backend> Outer<B> {
     }
 }
 
-impl<B: Backend, M: Writable<B>> GradMem<B, M> {
+impl<B: Backend, M: Writable<B>, O: LiftedObjective<B, M>> GradMem<B, M, O> {
     /// Writes the contexts, reads the queries and takes the outer loss as training does. On an autodiff backend
     /// `outer.loss().backward()` is the meta-gradient: one graph over all K steps.
     ///
@@ -171,10 +171,11 @@ impl<B: Backend, M: Writable<B>> GradMem<B, M> {
     }
 }
 
-impl<B, M> GradMem<B, M>
+impl<B, M, O> GradMem<B, M, O>
 where
     B: AutodiffBackend,
     M: Writable<B>,
+    O: LiftedObjective<B, M>,
     Self: AutodiffModule<B>,
 {
     /// The meta-gradient of an episode and the outer loss it belongs to. Of a [part](Episode::split) of a

@@ -4,13 +4,13 @@ use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
 
 use super::kinds;
-use super::{GradMem, Memory};
+use super::{GradMem, Memory, WriteObjective};
 use crate::episode::Tokens;
 use crate::error::Error;
 use crate::model::CausalLm;
 use crate::model::generate::Reader;
 
-impl<B: Backend, M: CausalLm<B>> GradMem<B, M> {
+impl<B: Backend, M: CausalLm<B>, O: WriteObjective<B, M>> GradMem<B, M, O> {
     /// Next-token logits of `queries` given the memory. Queries may be several a memory: with `batch · r`
     /// queries, each memory answers `r` in a row.
     ///

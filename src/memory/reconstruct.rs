@@ -5,7 +5,7 @@ use burn::tensor::backend::Backend;
 
 use super::kinds::Attach;
 use super::segments::Segment;
-use super::{GradMem, Memory};
+use super::{GradMem, LiftedObjective, Memory, WriteObjective};
 use crate::episode::{Tokens, check_contexts};
 use crate::error::Error;
 use crate::model::rows::repeat;
@@ -34,11 +34,15 @@ pub(super) fn check_as_many<B: Backend>(
     }
 }
 
+/// Each sample's WRITE loss, and the share of its tokens that are told right, if they are: `[batch]`.
+pub(crate) type Measured<B> = (Tensor<B, 1>, Option<Tensor<B, 1>>);
+
 /// The share of each sample's tokens of a chunk that are told right, `[batch]`, and how many they are.
 pub(crate) type Told<B> = (Tensor<B, 1>, Vec<usize>);
 
-impl<B: Backend, M: Writable<B>> GradMem<B, M> {
-    /// Each sample's WRITE loss at `memory`, in nats a token: `[batch]`.
+impl<B: Backend, M: Writable<B>, O: LiftedObjective<B, M>> GradMem<B, M, O> {
+    /// Each sample's WRITE loss at `memory`, a mean over its tokens: `[batch]`; in nats, unless the objective is another
+    /// than [`Reconstruct`](super::Reconstruct).
     ///
     /// # Errors
     ///
@@ -48,19 +52,30 @@ impl<B: Backend, M: Writable<B>> GradMem<B, M> {
         memory: &Memory<B>,
         contexts: &Tokens<B>,
     ) -> Result<Tensor<B, 1>, Error> {
-        Ok(self.reconstruction(memory, contexts)?.loss)
+        Ok(self.measure(memory, contexts)?.0)
     }
 
     /// How well `memory` reconstructs its contexts.
     ///
     /// # Errors
     ///
-    /// As [`GradMem::write_loss`].
+    /// As [`GradMem::write_loss`]; also an objective that tells no tokens.
     pub fn reconstruction(
         &self,
         memory: &Memory<B>,
         contexts: &Tokens<B>,
     ) -> Result<Reconstruction<B>, Error> {
+        let (loss, accuracy) = self.measure(memory, contexts)?;
+        let accuracy = accuracy.ok_or_else(tells_nothing)?;
+        Ok(Reconstruction { loss, accuracy })
+    }
+
+    /// The WRITE loss, and the share of tokens that are told right if the objective tells them.
+    pub(crate) fn measure(
+        &self,
+        memory: &Memory<B>,
+        contexts: &Tokens<B>,
+    ) -> Result<Measured<B>, Error> {
         let segments = self.segments(contexts)?;
         memory.check(&self.layout())?;
         check_as_many(memory, contexts)?;
@@ -72,16 +87,12 @@ impl<B: Backend, M: Writable<B>> GradMem<B, M> {
                 let first = parts.saturating_sub(*chunks);
                 (first + at).min(parts - 1)
             });
-            writing.reconstruct_piece(&memory.part_of(&own.collect::<Vec<_>>()), piece)
+            writing.measure_piece(&memory.part_of(&own.collect::<Vec<_>>()), piece)
         });
-        let found: Vec<_> = found.collect();
-        let each = |of: fn(&Reconstruction<B>) -> Tensor<B, 1>| {
-            segments.over_chunks(found.iter().map(of).collect(), self.first_predicted())
-        };
-        Ok(Reconstruction {
-            loss: each(|found| found.loss.clone()),
-            accuracy: each(|found| found.accuracy.clone()),
-        })
+        let (losses, accuracies): (Vec<_>, Vec<_>) = found.unzip();
+        let accuracies: Option<Vec<_>> = accuracies.into_iter().collect();
+        let over_chunks = |means| segments.over_chunks(means, self.first_predicted());
+        Ok((over_chunks(losses), accuracies.map(over_chunks)))
     }
 
     /// The share of each sample's tokens that are told right of each of the first `chunks` chunks, and how many
@@ -102,50 +113,43 @@ impl<B: Backend, M: Writable<B>> GradMem<B, M> {
         let pieces = segments.pieces.iter().take(chunks).enumerate();
         let told = pieces.map(|(at, piece)| {
             let part = memory.parts().len().min(at + 1) - 1;
-            let found = writing.reconstruct_piece(&memory.parts()[part], piece);
+            let (_, accuracy) = writing.measure_piece(&memory.parts()[part], piece);
             // Samples that ended before have nothing written over their chunks.
             let counts = piece.tokens.lengths().zip(segments.counts.iter());
             let counts = counts.map(|(length, own)| match *own >= chunks {
                 true => length.saturating_sub(first),
                 false => 0,
             });
-            (found.accuracy, counts.collect())
+            let accuracy = accuracy.ok_or_else(tells_nothing)?;
+            Ok((accuracy, counts.collect()))
         });
-        Ok(told.collect())
+        told.collect()
     }
 
-    /// The same of a piece by the memory that is to hold it.
-    fn reconstruct_piece(&self, fast: &[Tensor<B, 3>], piece: &Segment<B>) -> Reconstruction<B> {
+    /// The same as [`measure`](GradMem::measure) of a piece by the memory that is to hold it.
+    fn measure_piece(&self, fast: &[Tensor<B, 3>], piece: &Segment<B>) -> Measured<B> {
         let fast: Vec<_> = fast
             .iter()
             .map(|x| repeat(x.clone(), piece.times))
             .collect();
         let embeds = self.model.embed(piece.tokens.ids());
-        let Some(logits) = self.reconstruction_logits(&fast, embeds) else {
+        let Some(hidden) = self.hidden_before(&fast, embeds) else {
             let none = Tensor::zeros([piece.tokens.len() / piece.times], &piece.tokens.device());
-            return Reconstruction {
-                loss: none.clone(),
-                accuracy: none,
-            };
+            return (none.clone(), Some(none));
         };
-        let targets = piece.tokens.targets(self.first_predicted());
-        let right = logits.clone().argmax(2).reshape(targets.dims());
-        let right = right.equal(targets).float();
         let first = self.first_predicted();
-        match piece.times {
-            1 => Reconstruction {
-                accuracy: piece.mean(right),
-                loss: self.losses_of(logits, piece),
-            },
-            _ => {
-                let targets = piece.tokens.targets(first);
-                let losses = self.model.token_losses(logits, targets);
-                Reconstruction {
-                    accuracy: piece.share_of_tokens(right, first),
-                    loss: piece.share_of_tokens(losses, first),
-                }
-            }
-        }
+        let targets = piece.tokens.targets(first);
+        let right = self.objective.logits(&self.model, hidden.clone());
+        let right = right.map(|logits| {
+            let told = logits.argmax(2).reshape(targets.dims());
+            told.equal(targets.clone()).float()
+        });
+        let losses = self.objective.losses(&self.model, hidden, targets);
+        let mean = |of_tokens| match piece.times {
+            1 => piece.mean(of_tokens),
+            _ => piece.share_of_tokens(of_tokens, first),
+        };
+        (mean(losses), right.map(mean))
     }
 
     /// The contexts that the memories hold, reconstructed greedily by WRITE's model from the memories alone:
@@ -153,8 +157,8 @@ impl<B: Backend, M: Writable<B>> GradMem<B, M> {
     ///
     /// # Errors
     ///
-    /// If the memories are of another shape, not as many as lengths, or predict no first token, or a length is beyond the
-    /// model's positions.
+    /// If the memories are of another shape, not as many as lengths, or predict no first token, a length is beyond the
+    /// model's positions, or the objective tells no tokens.
     pub fn reconstruct(
         &self,
         memory: &Memory<B>,
@@ -192,7 +196,8 @@ impl<B: Backend, M: Writable<B>> GradMem<B, M> {
             let kind = writing.in_write();
             let reader = kind.reader(&writing.model, &memory.parts()[part])?;
             let length = chunk.min(longest - part * chunk);
-            let told = reader.told(length, |hidden| writing.write_logits(hidden));
+            let head = |hidden| writing.objective.logits(&writing.model, hidden);
+            let told = reader.told(length, head).ok_or_else(tells_nothing)?;
             for (row, told) in rows.iter_mut().zip(told) {
                 row.extend(told);
             }
@@ -204,7 +209,11 @@ impl<B: Backend, M: Writable<B>> GradMem<B, M> {
     }
 }
 
-impl<B: Backend, M: CausalLm<B>> GradMem<B, M> {
+fn tells_nothing() -> Error {
+    Error::Input("WRITE's objective tells no tokens (`WriteObjective::logits`)".into())
+}
+
+impl<B: Backend, M: CausalLm<B>, O: WriteObjective<B, M>> GradMem<B, M, O> {
     /// Whether a context of so many tokens can be [reconstructed](GradMem::reconstruct) from its memory alone: it predicts a
     /// first token, and it holds one chunk, or has a memory for each.
     pub fn tells_from_nothing(&self, tokens: usize) -> bool {

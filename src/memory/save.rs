@@ -5,14 +5,14 @@ use std::path::Path;
 use burn::tensor::backend::Backend;
 
 use super::kinds::{fingerprint, pack, unpack};
-use super::{GradMem, Memory, MemoryFile, MemoryKind, Origin};
+use super::{GradMem, Memory, MemoryFile, MemoryKind, Origin, WriteObjective};
 use crate::error::Error;
 use crate::model::CausalLm;
 
 /// The method's name in a file.
 const GRADMEM: &str = "gradmem";
 
-impl<B: Backend, M: CausalLm<B>> GradMem<B, M> {
+impl<B: Backend, M: CausalLm<B>, O: WriteObjective<B, M>> GradMem<B, M, O> {
     /// A short hash of all weights and the model's [settings](CausalLm::settings): a memory can only be read by
     /// the model that wrote it.
     pub fn fingerprint(&self) -> String {

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::segments::Segments;
 use super::write::{Order, StepModels, detached};
-use super::{GradMem, Memory};
+use super::{GradMem, LiftedObjective, Memory};
 use crate::episode::Tokens;
 use crate::error::{Error, at_least_one, require};
 use crate::model::Writable;
@@ -96,7 +96,7 @@ impl Progress {
     }
 }
 
-impl<B: Backend, M: Writable<B>> GradMem<B, M> {
+impl<B: Backend, M: Writable<B>, O: LiftedObjective<B, M>> GradMem<B, M, O> {
     /// `M_0, M_1, M_2, …` of each context, without end: what other numbers of WRITE steps would give, each for
     /// the price of one step more. With contexts in several chunks a number of steps is that of each, so all of them are
     /// taken again. For test time: no graph for an outer gradient is kept.
@@ -107,7 +107,7 @@ impl<B: Backend, M: Writable<B>> GradMem<B, M> {
     pub fn trajectory<'a>(
         &'a self,
         contexts: &'a Tokens<B>,
-    ) -> Result<impl Iterator<Item = Memory<B>> + use<'a, B, M>, Error> {
+    ) -> Result<impl Iterator<Item = Memory<B>> + use<'a, B, M, O>, Error> {
         let segments = self.segments(contexts)?;
         let start = detached(&self.start(contexts.len()));
         let constant = self.clone().no_grad();
@@ -135,7 +135,7 @@ impl<B: Backend, M: Writable<B>> GradMem<B, M> {
         mut before: Memory<B>,
         segments: &Segments<B>,
         piece: usize,
-        models: &mut StepModels<B, M>,
+        models: &mut StepModels<B, M, O>,
     ) -> Memory<B> {
         let fast = before.fast().to_vec();
         let reading = segments.reading(piece);

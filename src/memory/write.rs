@@ -18,15 +18,14 @@ use super::kinds::Attach;
 use super::noise::{noise, rms};
 use super::reconstruct::check_as_many;
 use super::segments::{Reading, Segment, Segments};
-use super::{Chunks, GradMem, GradMode, Memory};
+use super::{Chunks, GradMem, GradMode, LiftedObjective, Memory, WriteObjective};
 use crate::episode::Tokens;
 use crate::error::Error;
-use crate::model::layers::affine;
 use crate::model::rows::repeat;
 use crate::model::{CausalLm, Writable};
 use crate::support::profile::{Phase, timed};
 
-impl<B: Backend, M: Writable<B>> GradMem<B, M> {
+impl<B: Backend, M: Writable<B>, O: LiftedObjective<B, M>> GradMem<B, M, O> {
     /// Writes each context into a memory of its own by K gradient steps.
     ///
     /// On a plain backend nothing is kept between steps. On an autodiff backend the result is differentiable
@@ -251,14 +250,14 @@ pub(super) enum Order {
 }
 
 /// The models that the steps of one piece are taken on, made when they are first needed.
-pub(super) struct StepModels<B: Backend, M: Writable<B>> {
+pub(super) struct StepModels<B: Backend, M: Writable<B>, O: LiftedObjective<B, M>> {
     /// With weights on the outer tape.
-    tracked: Option<StepModel<B, M>>,
+    tracked: Option<StepModel<B, M, O>>,
     /// With weights that are constants.
-    constant: Option<StepModel<B, M>>,
+    constant: Option<StepModel<B, M, O>>,
 }
 
-impl<B: Backend, M: Writable<B>> Default for StepModels<B, M> {
+impl<B: Backend, M: Writable<B>, O: LiftedObjective<B, M>> Default for StepModels<B, M, O> {
     fn default() -> Self {
         Self {
             tracked: None,
@@ -271,11 +270,11 @@ impl<B: Backend, M: Writable<B>> Default for StepModels<B, M> {
 /// memory becomes.
 pub(super) type Stepped<B> = (Tensor<B, 1>, Tensor<B, 2>, Vec<Tensor<B, 3>>);
 
-impl<B: Backend, M: Writable<B>> StepModels<B, M> {
+impl<B: Backend, M: Writable<B>, O: LiftedObjective<B, M>> StepModels<B, M, O> {
     /// One step from `fast`.
     pub(super) fn step(
         &mut self,
-        gradmem: &GradMem<B, M>,
+        gradmem: &GradMem<B, M, O>,
         reading: Reading<'_, B>,
         fast: Vec<Tensor<B, 3>>,
         order: Order,
@@ -344,14 +343,14 @@ impl<B: Backend, M: Writable<B>> StepModels<B, M> {
 
 /// The model on one more tape, the inner one, where only the memory requires a gradient: the weights are
 /// constants there, and stay what they are on the outer tape.
-pub(super) struct StepModel<B: Backend, M: Writable<B>> {
-    gradmem: GradMem<Autodiff<B>, M::Lifted>,
+pub(super) struct StepModel<B: Backend, M: Writable<B>, O: LiftedObjective<B, M>> {
+    gradmem: GradMem<Autodiff<B>, M::Lifted, O::Lifted>,
     /// `[batch, seq, d_model]`
     embeds: Tensor<Autodiff<B>, 3>,
 }
 
-impl<B: Backend, M: Writable<B>> StepModel<B, M> {
-    pub(super) fn new(gradmem: &GradMem<B, M>, segment: &Segment<B>) -> Self {
+impl<B: Backend, M: Writable<B>, O: LiftedObjective<B, M>> StepModel<B, M, O> {
+    pub(super) fn new(gradmem: &GradMem<B, M, O>, segment: &Segment<B>) -> Self {
         let embeds = gradmem.model.embed(segment.tokens.ids());
         Self {
             gradmem: GradMem::from_inner(gradmem.with_adapters()).no_grad(),
@@ -387,8 +386,8 @@ impl<B: Backend, M: Writable<B>> StepModel<B, M> {
     }
 }
 
-impl<B: Backend, M: CausalLm<B>> GradMem<B, M> {
-    /// `L_write`: each sample's mean of `−log p` over the tokens of a segment that are predicted, `[batch]`; zero where
+impl<B: Backend, M: CausalLm<B>, O: WriteObjective<B, M>> GradMem<B, M, O> {
+    /// `L_write`: each sample's mean of its tokens' losses over those of a segment that are predicted, `[batch]`; zero where
     /// there are none.
     fn losses(
         &self,
@@ -400,8 +399,11 @@ impl<B: Backend, M: CausalLm<B>> GradMem<B, M> {
             .iter()
             .map(|x| repeat(x.clone(), segment.times))
             .collect();
-        match self.reconstruction_logits(&fast, embeds) {
-            Some(logits) => self.losses_of(logits, segment),
+        match self.hidden_before(&fast, embeds) {
+            Some(hidden) => {
+                let next = segment.tokens.targets(self.first_predicted());
+                segment.mean(self.objective.losses(&self.model, hidden, next))
+            }
             None => {
                 let batch = segment.tokens.len() / segment.times;
                 fast[0]
@@ -413,15 +415,9 @@ impl<B: Backend, M: CausalLm<B>> GradMem<B, M> {
         }
     }
 
-    /// The same of logits.
-    pub(super) fn losses_of(&self, logits: Tensor<B, 3>, segment: &Segment<B>) -> Tensor<B, 1> {
-        let targets = segment.tokens.targets(self.first_predicted());
-        segment.mean(self.model.token_losses(logits, targets))
-    }
-
-    /// The logits that predict each token of `embeds` from the [first](Attach::first) on: `[batch, seq, d_model]`
-    /// → `[batch, seq − first, vocab_size]`; none if that is no token.
-    pub(super) fn reconstruction_logits(
+    /// The hidden states before each token of `embeds` from the [first](Attach::first) on: `[batch, seq, d_model]`
+    /// → `[batch, seq − first, d_model]`; none if that is no token.
+    pub(super) fn hidden_before(
         &self,
         fast: &[Tensor<B, 3>],
         embeds: Tensor<B, 3>,
@@ -432,16 +428,7 @@ impl<B: Backend, M: CausalLm<B>> GradMem<B, M> {
         }
         // Nothing that is written follows the last token, so it need not be read.
         let read = (seq > 1).then(|| embeds.narrow(1, 0, seq - 1));
-        let hidden = self.in_write().hidden(&self.model, fast, read);
-        Some(self.write_logits(hidden))
-    }
-
-    /// By WRITE's own head if it has one.
-    pub(super) fn write_logits(&self, hidden: Tensor<B, 3>) -> Tensor<B, 3> {
-        match &self.write_head {
-            Some(head) => affine(head, hidden, M::product),
-            None => self.model.logits(hidden),
-        }
+        Some(self.in_write().hidden(&self.model, fast, read))
     }
 }
 

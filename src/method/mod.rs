@@ -14,7 +14,7 @@ pub use any::{AnyMethod, MethodConfig, MethodName};
 use crate::baselines::{Armt, InContext, Rmt};
 use crate::episode::{Episode, Totals};
 use crate::error::Error;
-use crate::memory::{GradMem, Memory, MetaGradient, Outer, Reconstruction};
+use crate::memory::{GradMem, LiftedObjective, Memory, MetaGradient, Outer, Reconstruction};
 use crate::model::{CausalLm, Writable};
 
 /// Something that answers queries about contexts and can be trained to.
@@ -98,7 +98,7 @@ impl<B: Backend> From<Outer<B>> for Answers<B> {
     }
 }
 
-impl<B: Backend, M: Writable<B>> Method<B> for GradMem<B, M> {
+impl<B: Backend, M: Writable<B>, O: LiftedObjective<B, M>> Method<B> for GradMem<B, M, O> {
     fn answers(&self, episode: &Episode<B>) -> Result<Answers<B>, Error> {
         Ok(self.answer(episode)?.into())
     }
@@ -125,10 +125,11 @@ impl<B: Backend, M: Writable<B>> Method<B> for GradMem<B, M> {
         answers: &Answers<B>,
         episode: &Episode<B>,
     ) -> Result<Option<Reconstruction<B>>, Error> {
-        let memory = answers.memory.as_ref();
-        memory
-            .map(|memory| GradMem::reconstruction(self, memory, episode.contexts()))
-            .transpose()
+        let Some(memory) = &answers.memory else {
+            return Ok(None);
+        };
+        let (loss, accuracy) = self.measure(memory, episode.contexts())?;
+        Ok(accuracy.map(|accuracy| Reconstruction { loss, accuracy }))
     }
 }
 

@@ -316,18 +316,18 @@ impl<'a, B: Backend, M: CausalLm<B>> Reader<'a, B, M> {
     }
 
     /// The most probable tokens by `head`, each after those before it, without a token to begin with: so many of each
-    /// sample.
+    /// sample; none if the head tells none.
     pub(crate) fn told(
         &self,
         tokens: usize,
-        head: impl Fn(Tensor<B, 3>) -> Tensor<B, 3>,
-    ) -> Vec<Vec<u32>> {
+        head: impl Fn(Tensor<B, 3>) -> Option<Tensor<B, 3>>,
+    ) -> Option<Vec<Vec<u32>>> {
         let mut rows = vec![Vec::with_capacity(tokens); self.batch];
         for Group { samples, state } in &self.groups {
             let (mut cache, last) = state.clone();
             let Some(mut hidden) = last else { continue };
             for at in 0..tokens {
-                let next = head(hidden.clone()).argmax(2).reshape([samples.len(), 1]);
+                let next = head(hidden.clone())?.argmax(2).reshape([samples.len(), 1]);
                 for (sample, id) in samples.iter().zip(next.to_data().iter::<i64>()) {
                     rows[*sample].push(id as u32);
                 }
@@ -336,7 +336,7 @@ impl<'a, B: Backend, M: CausalLm<B>> Reader<'a, B, M> {
                 }
             }
         }
-        rows
+        Some(rows)
     }
 
     /// Continues prompts of any lengths; a prompt may be empty where something stands before it. They share the samples

@@ -24,8 +24,8 @@ use crate::error::Error;
 use crate::support::fs::hex;
 use crate::support::fs::{other_format, read_object};
 
-/// The path of the module that a visitor is in, without the variants of enums; the parameters of a GradMem's memory are
-/// named as its own, as the reference has them.
+/// The path of the module that a visitor is in, without the variants of enums; the parameters of a GradMem's memory and
+/// objective are named as its own, as the reference has them.
 #[derive(Debug, Default)]
 pub(crate) struct ModulePath {
     names: Vec<String>,
@@ -70,7 +70,8 @@ pub(crate) fn is_called(path: &str, name: &str) -> bool {
 }
 
 fn has_a_name(field: &str, container: &str) -> bool {
-    !container.starts_with("Enum:") && (field, container) != ("memory", "Struct:GradMem")
+    let own = container == "Struct:GradMem" && ["memory", "objective"].contains(&field);
+    !container.starts_with("Enum:") && !own
 }
 
 /// Every float parameter of a module with its path, in a fixed order.

@@ -2,18 +2,20 @@
 //! differences, Replay against Unrolled, batches against their samples, and memories that are written on, saved and read.
 
 use burn::backend::Autodiff;
-use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
+use burn::module::{AutodiffModule, Module, ModuleMapper, ModuleVisitor, Param};
 use burn::optim::GradientsParams;
 use burn::tensor::backend::Backend;
-use burn::tensor::{Tensor, TensorData};
+use burn::tensor::{Int, Tensor, TensorData};
 use gradmem::episode::{Episode, Tokens};
 use gradmem::kernels::KernelBackend;
 use gradmem::memory::{
-    Chunks, GateKind, GradMem, GradMemConfig, LoraPlace, Memory, MemoryFile, MemoryFloat,
-    MemoryKind, MetaGradient,
+    Chunks, EnergyConfig, GateKind, GradMem, GradMemConfig, LiftedObjective, LoraPlace, Memory,
+    MemoryFile, MemoryFloat, MemoryKind, MetaGradient, WriteObjective,
 };
 use gradmem::model::generate::GenerateConfig;
-use gradmem::model::{AnyLm, Gpt2Config, GptNeoXConfig, LlamaConfig, MambaConfig, ModelConfig};
+use gradmem::model::{
+    AnyLm, CausalLm, Gpt2Config, GptNeoXConfig, LlamaConfig, MambaConfig, ModelConfig,
+};
 
 type I = burn_ndarray::NdArray<f64>;
 type B = Autodiff<I>;
@@ -137,7 +139,7 @@ fn values<T: Backend, const D: usize>(x: Tensor<T, D>) -> Vec<f64> {
 }
 
 /// The gradient of every parameter.
-fn gradients(model: &Model<B>, found: &GradientsParams) -> Vec<(String, Vec<f64>)> {
+fn gradients(model: &impl Module<B>, found: &GradientsParams) -> Vec<(String, Vec<f64>)> {
     struct Collect<'a> {
         found: &'a GradientsParams,
         path: Vec<String>,
@@ -192,11 +194,19 @@ impl ModuleMapper<I> for Nudge {
 
 /// The meta-gradient by both strategies against each other and against central differences of the loss.
 fn check(what: &str, lm: &ModelConfig, config: &GradMemConfig) {
-    let tracked = model::<B>(lm, config);
-    let plain = model::<I>(lm, config);
+    compare(what, &model::<B>(lm, config), &model::<I>(lm, config));
+}
+
+/// The same of a model that is on both backends.
+fn compare<P, Q>(what: &str, tracked: &GradMem<B, AnyLm<B>, P>, plain: &GradMem<I, AnyLm<I>, Q>)
+where
+    P: LiftedObjective<B, AnyLm<B>>,
+    Q: LiftedObjective<I, AnyLm<I>>,
+    GradMem<B, AnyLm<B>, P>: AutodiffModule<B>,
+{
     let by = |how| {
         let (found, outer) = tracked.outer_gradient(&episode(), how).unwrap();
-        (gradients(&tracked, &found), values(outer.loss())[0])
+        (gradients(tracked, &found), values(outer.loss())[0])
     };
     let (unrolled, loss) = by(MetaGradient::Unrolled);
     let (replayed, same) = by(MetaGradient::Replay);
@@ -314,6 +324,96 @@ fn every_gate_is_the_derivative_of_the_whole() {
             };
             check(&format!("{gate:?}"), &models()[0].1, &config);
         }
+    }
+}
+
+/// An objective with a parameter: tokens that are predicted badly count more.
+#[derive(Module, Debug)]
+struct Focal<B: Backend> {
+    sharpness: Param<Tensor<B, 1>>,
+}
+
+impl<T: Backend> Focal<T> {
+    fn new() -> Self {
+        let sharpness = Tensor::from_data([0.7], &Default::default());
+        Self {
+            sharpness: Param::from_tensor(sharpness),
+        }
+    }
+}
+
+impl<T: Backend, M: CausalLm<T>> WriteObjective<T, M> for Focal<T> {
+    fn losses(&self, model: &M, hidden: Tensor<T, 3>, next: Tensor<T, 2, Int>) -> Tensor<T, 2> {
+        let loss = model.token_losses(model.logits(hidden), next);
+        let wrong = (loss.clone().neg() * self.sharpness.val().unsqueeze()).exp();
+        wrong.neg().add_scalar(1.0) * loss
+    }
+}
+
+#[test]
+fn another_objective_is_the_derivative_of_the_whole() {
+    fn both<P, Q>(what: &str, of_b: P, of_i: Q)
+    where
+        P: LiftedObjective<B, AnyLm<B>>,
+        Q: LiftedObjective<I, AnyLm<I>>,
+        GradMem<B, AnyLm<B>, P>: AutodiffModule<B>,
+    {
+        let device = Default::default();
+        for config in [
+            kinds()[0].1.clone(),
+            kinds()[4].1.clone(),
+            kinds()[0].1.clone().with_chunks(3, Chunks::Parallel),
+        ] {
+            let config = config.with_write_head(false).with_inner_loss_weight(0.3);
+            let lm = &models()[0].1;
+            let tracked = config.init_with(lm.init(3, &device).unwrap(), of_b.clone(), 4, &device);
+            let plain = config.init_with(lm.init(3, &device).unwrap(), of_i.clone(), 4, &device);
+            let what = format!("{what}, {:?}, {:?}", config.kind, config.chunk_size);
+            compare(
+                &what,
+                &tracked.unwrap().map(&mut Shake(0)),
+                &plain.unwrap().map(&mut Shake(0)),
+            );
+        }
+    }
+    let device = Default::default();
+    both("focal", Focal::new(), Focal::new());
+    for reconstruct in [false, true] {
+        let config = EnergyConfig::new(5).with_reconstruct(reconstruct);
+        let lm = models()[0].1.init(3, &device).unwrap();
+        let of_b = config.init::<B, _>(&lm, 5, &device).unwrap();
+        let lm = models()[0].1.init(3, &device).unwrap();
+        let of_i = config.init::<I, _>(&lm, 5, &device).unwrap();
+        both("energy", of_b, of_i);
+    }
+}
+
+#[test]
+fn an_objective_that_tells_no_tokens_says_so() {
+    let device = Default::default();
+    let lm: AnyLm<I> = models()[0].1.init(3, &device).unwrap();
+    let config = kinds()[0].1.clone();
+    let refused = config.init_with(lm.clone(), Focal::new(), 4, &device);
+    let refused = refused.err().unwrap().to_string();
+    assert!(refused.contains("write_head"), "{refused}");
+    let config = config.with_write_head(false);
+    let plain = config.init::<I, _>(lm.clone(), 4, &device).unwrap();
+    let focal = config.init_with(lm, Focal::new(), 4, &device).unwrap();
+    let memory = focal.write(&contexts()).unwrap();
+    // Its loss is not the reconstruction's, and is smaller.
+    let [own, nats] = [
+        values(focal.write_loss(&memory, &contexts()).unwrap()),
+        values(plain.write_loss(&memory, &contexts()).unwrap()),
+    ];
+    assert!(
+        own.iter().zip(&nats).all(|(own, nats)| own < nats),
+        "{own:?} {nats:?}"
+    );
+    for refused in [
+        focal.reconstruction(&memory, &contexts()).err().unwrap(),
+        focal.reconstruct(&memory, &[7, 3, 5]).err().unwrap(),
+    ] {
+        assert!(refused.to_string().contains("tells no tokens"), "{refused}");
     }
 }
 
