@@ -22,9 +22,13 @@
 
 mod labels;
 
+use std::ops::RangeInclusive;
+
 use burn::backend::Autodiff;
 use burn::tensor::Tensor;
 use burn::tensor::backend::{AutodiffBackend, Backend};
+
+use sha2::{Digest, Sha256};
 
 pub use labels::Labels;
 
@@ -41,6 +45,8 @@ pub struct Episode<B: Backend> {
     queries: Tokens<B>,
     labels: Labels<B>,
     whole: Totals,
+    /// A random number of the batch: a hash of its first context.
+    drawn: u64,
 }
 
 /// What the losses of an episode are means over.
@@ -100,11 +106,13 @@ impl<B: Backend> Episode<B> {
         }
         let labels = Labels::new(labels, width, &queries.device())?;
         let whole = totals(&contexts, &labels);
+        let drawn = hash(contexts.row(0));
         Ok(Self {
             contexts,
             queries,
             labels,
             whole,
+            drawn,
         })
     }
 
@@ -175,6 +183,12 @@ impl<B: Backend> Episode<B> {
         self.whole
     }
 
+    /// One of these numbers, drawn by the batch: its parts, and the same batch in a resumed run, have the same.
+    pub(crate) fn draw(&self, from: RangeInclusive<usize>) -> usize {
+        let count = (from.end() - from.start()) as u64 + 1;
+        from.start() + (self.drawn % count) as usize
+    }
+
     /// This batch in parts of at most `contexts` contexts, each with its queries. A part weighs its losses by
     /// what it holds of the whole, so that the parts' gradients add up to the whole's.
     pub fn split(self, contexts: usize) -> Vec<Self> {
@@ -191,6 +205,7 @@ impl<B: Backend> Episode<B> {
                 queries: self.queries.slice(rows.clone()),
                 labels: self.labels.slice(rows),
                 whole: self.whole,
+                drawn: self.drawn,
             }
         };
         (0..batch).step_by(contexts).map(part).collect()
@@ -203,6 +218,7 @@ impl<B: Backend> Episode<B> {
             queries: self.queries.lift(),
             labels: self.labels.lift(),
             whole: self.whole,
+            drawn: self.drawn,
         }
     }
 
@@ -247,6 +263,7 @@ impl<B: AutodiffBackend> Episode<B> {
             queries: self.queries.inner(),
             labels: self.labels.inner(),
             whole: self.whole,
+            drawn: self.drawn,
         }
     }
 }
@@ -263,6 +280,17 @@ pub(crate) fn check_contexts<B: Backend>(contexts: &Tokens<B>) -> Result<(), Err
             contexts.len()
         ))),
     }
+}
+
+fn hash(row: &[u32]) -> u64 {
+    let mut hash = Sha256::new();
+    for id in row {
+        hash.update(id.to_le_bytes());
+    }
+    let digest = hash.finalize();
+    digest[..8]
+        .iter()
+        .fold(0, |sum, byte| sum << 8 | u64::from(*byte))
 }
 
 fn totals<B: Backend>(contexts: &Tokens<B>, labels: &Labels<B>) -> Totals {

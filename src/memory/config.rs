@@ -1,6 +1,6 @@
 use serde::{Deserialize, Serialize};
 
-use super::GateKind;
+use super::{GateKind, LearnedLr};
 
 use crate::error::{Error, positive, require, sizes};
 
@@ -115,8 +115,16 @@ pub struct GradMemConfig {
     pub reference_chunks: bool,
     /// `K`: WRITE steps. Any number may be used at evaluation, whatever was trained with.
     pub write_steps: usize,
+    /// In training, each batch is written with a number of steps drawn from these, both included; in evaluation it is
+    /// `write_steps`.
+    pub random_write_steps: Option<[usize; 2]>,
     /// `α`: step size of WRITE.
     pub write_lr: f64,
+    /// What has a step size of its own, learned by the outer loop from α on; nothing if empty.
+    pub learned_lr: Vec<LearnedLr>,
+    /// Momentum of WRITE's steps within a chunk, between 0 and 1, learned by the outer loop from this value on. None if
+    /// it is not given.
+    pub momentum: Option<f64>,
     /// How the outer gradient passes through WRITE.
     pub grad_mode: GradMode,
     /// With `grad_mode = "second"`: only the last so many steps are second order, those before them
@@ -186,7 +194,10 @@ impl Default for GradMemConfig {
             chunks: Chunks::Sequential,
             reference_chunks: false,
             write_steps: 2,
+            random_write_steps: None,
             write_lr: 0.04,
+            learned_lr: Vec::new(),
+            momentum: None,
             grad_mode: GradMode::Second,
             second_order_steps: None,
             inner_clip_value: None,
@@ -270,6 +281,24 @@ impl GradMemConfig {
     /// Sets `α`.
     pub fn with_write_lr(mut self, write_lr: f64) -> Self {
         self.write_lr = write_lr;
+        self
+    }
+
+    /// Draws the number of steps in training from these, both included.
+    pub fn with_random_write_steps(mut self, steps: Option<[usize; 2]>) -> Self {
+        self.random_write_steps = steps;
+        self
+    }
+
+    /// Sets what has a step size of its own.
+    pub fn with_learned_lr(mut self, learned: impl IntoIterator<Item = LearnedLr>) -> Self {
+        self.learned_lr = learned.into_iter().collect();
+        self
+    }
+
+    /// Gives WRITE's steps momentum.
+    pub fn with_momentum(mut self, momentum: Option<f64>) -> Self {
+        self.momentum = momentum;
         self
     }
 
@@ -365,6 +394,7 @@ impl GradMemConfig {
         self.validate_chunks()?;
         self.validate_auxiliary()?;
         positive([("write_lr", self.write_lr)])?;
+        self.validate_inner()?;
         if self.write_lora_rank > 0 {
             positive([("write_lora_alpha", self.write_lora_alpha)])?;
         }
@@ -395,6 +425,47 @@ impl GradMemConfig {
                 value,
                 "must be 0 or a positive number",
             )?;
+        }
+        Ok(())
+    }
+
+    /// What is learned of WRITE's steps, and how many there are.
+    fn validate_inner(&self) -> Result<(), Error> {
+        if let Some([least, most]) = self.random_write_steps {
+            let shown = format!("[{least}, {most}]");
+            let problem =
+                "must be two numbers of steps, the first at least 1 and at most the second";
+            require(
+                (1..=most).contains(&least),
+                "random_write_steps",
+                shown,
+                problem,
+            )?;
+        }
+        if let Some(beta) = self.momentum {
+            let problem = "must be between 0 and 1 (leave it out for none)";
+            require(beta > 0.0 && beta < 1.0, "momentum", beta, problem)?;
+        }
+        let learned = format!("{:?}", self.learned_lr).to_lowercase();
+        let twice = |axis: &LearnedLr| self.learned_lr.iter().filter(|x| *x == axis).count() > 1;
+        let problem = "names one of them twice";
+        require(
+            !self.learned_lr.iter().any(twice),
+            "learned_lr",
+            &learned,
+            problem,
+        )?;
+        let trained = self.grad_mode != GradMode::None && self.write_steps > 0;
+        let problem = "is trained through WRITE: it needs grad_mode = \"second\" or \"first\", and write_steps of at least 1";
+        for (key, given, shown) in [
+            ("learned_lr", !self.learned_lr.is_empty(), learned),
+            (
+                "momentum",
+                self.momentum.is_some(),
+                self.momentum.unwrap_or_default().to_string(),
+            ),
+        ] {
+            require(trained || !given, key, shown, problem)?;
         }
         Ok(())
     }
@@ -531,6 +602,12 @@ impl GradMemConfig {
                 .memory_tokens
                 .saturating_add(self.ctrl_tokens.saturating_mul(2)),
         }
+    }
+
+    /// The most steps that a context, or a chunk of one, is written with in training.
+    pub(crate) fn most_steps(&self) -> usize {
+        self.random_write_steps
+            .map_or(self.write_steps, |[_, most]| most)
     }
 
     /// Whether READ is given the memories of all chunks.

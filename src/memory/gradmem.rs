@@ -4,7 +4,7 @@ use burn::tensor::backend::Backend;
 
 use super::kinds::{Attach, Layout};
 use super::start::{Attached, Start};
-use super::{Gate, GradMemConfig, Lora, Memory, Reconstruct, WriteObjective};
+use super::{Gate, GradMemConfig, InnerOptimizer, Lora, Memory, Reconstruct, WriteObjective};
 use crate::error::Error;
 use crate::model::CausalLm;
 use crate::model::layers::Init;
@@ -25,6 +25,8 @@ pub struct GradMem<B: Backend, M, O = Reconstruct<B>> {
     pub write_lora: Option<Lora<B>>,
     /// How much WRITE's steps keep of the memory, if that is learned.
     pub gate: Option<Gate<B>>,
+    /// What is learned of WRITE's steps, if anything is.
+    pub inner: Option<InnerOptimizer<B>>,
     #[module(skip)]
     pub(super) config: GradMemConfig,
 }
@@ -93,6 +95,7 @@ impl GradMemConfig {
         let memory = Start::new(self, &model, &mut init, device)?;
         let d = model.d_model();
         let objective = objective(&model, &init);
+        let shapes = memory.layout().shapes.0;
         let lora = (self.write_lora_rank > 0).then(|| {
             Lora::new(
                 &model,
@@ -112,6 +115,7 @@ impl GradMemConfig {
             objective,
             write_lora: lora.transpose()?,
             gate: Gate::new(self.gate, d, self.gate_dimensions, &mut init, device),
+            inner: InnerOptimizer::new(self, &shapes, &init, device),
             config: self.clone(),
         })
     }
@@ -142,6 +146,7 @@ impl<B: Backend, M: Module<B>, O: Module<B>> GradMem<B, M, O> {
     pub(crate) fn with_first_tokens(mut self, tokens: usize) -> Self {
         if tokens < self.config.memory_tokens {
             self.memory = self.memory.first_tokens(tokens);
+            self.inner = self.inner.map(|inner| inner.first_rows(tokens));
             self.config.memory_tokens = tokens;
         }
         self

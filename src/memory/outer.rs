@@ -20,7 +20,7 @@ use burn::tensor::backend::{AutodiffBackend, Backend};
 use serde::{Deserialize, Serialize};
 
 use super::segments::Segments;
-use super::write::{Step, detached};
+use super::write::{State, Step, detached};
 use super::{Auxiliary, GradMem, GradMode, LiftedObjective, Memory};
 use crate::episode::Episode;
 use crate::error::Error;
@@ -76,8 +76,18 @@ impl<B: Backend, M: Writable<B>, O: LiftedObjective<B, M>> GradMem<B, M, O> {
     ///
     /// As [`GradMem::write`] and [`GradMem::read`]; also labels beyond the vocabulary.
     pub fn outer(&self, episode: &Episode<B>) -> Result<Outer<B>, Error> {
-        let segments = self.segments_of(episode)?;
-        self.unrolled(episode, &segments)
+        let drawn = self.with_drawn_steps(episode);
+        let segments = drawn.segments_of(episode)?;
+        drawn.unrolled(episode, &segments)
+    }
+
+    /// With as many WRITE steps as the batch is trained with.
+    fn with_drawn_steps(&self, episode: &Episode<B>) -> Self {
+        let drawn = self.clone();
+        match self.config.random_write_steps {
+            Some([least, most]) => drawn.with_write_steps(episode.draw(least..=most)),
+            None => drawn,
+        }
     }
 
     /// Writes the contexts and reads the queries, without what only training has: of the losses beside READ's there is
@@ -118,10 +128,14 @@ impl<B: Backend, M: Writable<B>, O: LiftedObjective<B, M>> GradMem<B, M, O> {
     fn unrolled(&self, episode: &Episode<B>, segments: &Segments<B>) -> Result<Outer<B>, Error> {
         let start = self.outer_start(episode.len());
         let mut terms = Ok(Auxiliary::default());
-        let memory =
-            self.training_steps(self.every_step(segments), start.clone(), segments, |step| {
-                self.add_terms(&mut terms, &step, segments, episode)
-            });
+        let memory = self
+            .training_steps(
+                self.every_step(segments),
+                State::at_rest(start.clone()),
+                segments,
+                |step| self.add_terms(&mut terms, &step, segments, episode),
+            )
+            .0;
         let mut terms = terms?;
         terms.add(self.terms_of_end(&start, memory.fast(), segments, episode)?);
         self.read_out(memory, terms, episode)
@@ -189,15 +203,17 @@ where
         episode: &Episode<B>,
         strategy: MetaGradient,
     ) -> Result<(GradientsParams, Outer<B>), Error> {
-        let segments = self.segments_of(episode)?;
+        let drawn = self.with_drawn_steps(episode);
+        let segments = drawn.segments_of(episode)?;
         let contexts = episode.contexts();
         let size = [contexts.len(), contexts.width()];
-        if self.choose(strategy, size) == MetaGradient::Replay {
-            return self.replay(episode, &segments);
+        let steps = drawn.every_step(&segments).end;
+        if steps > 1 && self.choose(strategy, size) == MetaGradient::Replay {
+            return drawn.replay(episode, &segments);
         }
-        let outer = self.unrolled(episode, &segments)?;
-        let loss = self.loss_of_part(&outer, &outer.auxiliary, episode);
-        let gradients = self.outer_backward(loss);
+        let outer = drawn.unrolled(episode, &segments)?;
+        let loss = drawn.loss_of_part(&outer, &outer.auxiliary, episode);
+        let gradients = drawn.outer_backward(loss);
         Ok((GradientsParams::from_grads(gradients, self), outer))
     }
 
@@ -225,10 +241,17 @@ where
         let steps = self.config.write_steps;
         let last = self.every_step(segments).end - 1;
         let constant = self.clone().no_grad();
-        let mut path = vec![Memory::from_fast(detached(&constant.start(episode.len())))];
+        let mut path = vec![State::at_rest(detached(&constant.start(episode.len())))];
+        let (mut losses, mut norms) = (Vec::new(), Vec::new());
         for n in 0..last {
-            let fast = path[n].fast().to_vec();
-            path.push(constant.training_steps(n..n + 1, fast, segments, |_| {}));
+            let (memory, velocity) =
+                constant.training_steps(n..n + 1, path[n].clone(), segments, |_| {});
+            path.push(State {
+                fast: memory.fast().to_vec(),
+                velocity,
+            });
+            losses.extend(memory.losses);
+            norms.extend(memory.grad_norms);
         }
 
         let mut total = GradientsAccumulator::new();
@@ -244,9 +267,9 @@ where
             total.accumulate(self, GradientsParams::from_grads(gradients, self));
             to_memory
         };
-        let step = |n: usize, from: &[Tensor<B, 3>]| {
+        let step = |n: usize, from: &State<B>| {
             let mut terms = Ok(Auxiliary::default());
-            let next = self.training_steps(n..n + 1, from.to_vec(), segments, |step| {
+            let next = self.training_steps(n..n + 1, from.clone(), segments, |step| {
                 self.add_terms(&mut terms, &step, segments, episode);
             });
             Ok::<_, Error>((next, terms?))
@@ -254,20 +277,24 @@ where
 
         // READ, the last step, and what stands for the memories before it: its start, those that the chunks before left if
         // READ is given them, and M_0 if a loss compares the last memory with it.
-        let from = leaves(path[last].fast());
+        let from = path[last].map(leaves);
         let ends: Vec<Vec<Tensor<B, 3>>> = match self.config.concatenates() {
             true => {
                 let ends = (1..segments.pieces.len()).map(|piece| &path[piece * steps]);
-                ends.map(|end| leaves(end.fast())).collect()
+                ends.map(|end| leaves(&end.fast)).collect()
             }
             false => Vec::new(),
         };
         let origin = match self.has_terms_of_end() && last > 0 {
-            true => leaves(path[0].fast()),
+            true => leaves(&path[0].fast),
             false => Vec::new(),
         };
-        let (next, mut terms) = step(last, &from)?;
-        let start = if origin.is_empty() { &from } else { &origin };
+        let ((next, _), mut terms) = step(last, &from)?;
+        let start = if origin.is_empty() {
+            &from.fast
+        } else {
+            &origin
+        };
         terms.add(self.terms_of_end(start, next.fast(), segments, episode)?);
         let mut memory = match ends.as_slice() {
             [] => Memory::from_parts(vec![next.fast().to_vec()], None),
@@ -276,20 +303,21 @@ where
                 Memory::from_parts(parts, Some(segments.counts.clone()))
             }
         };
-        let of_path = path[1..].iter().chain([&next]);
-        let (losses, norms) = of_path
-            .map(|step| (step.losses[0].clone(), step.grad_norms[0].clone()))
-            .unzip();
+        losses.extend(next.losses);
+        norms.extend(next.grad_norms);
         memory = memory.after(losses, norms);
         let outer = self.read_out(memory, terms, episode)?;
-        let leaves_of_all = [&from, &ends.concat(), &origin].map(Vec::as_slice).concat();
+        let of_last = from.tensors();
+        let leaves_of_all = [&of_last, &ends.concat(), &origin]
+            .map(Vec::as_slice)
+            .concat();
         let loss = self.loss_of_part(&outer, &outer.auxiliary, episode);
         let mut to_leaves = walk(loss, &leaves_of_all).into_iter();
-        let matrices = from.len();
-        let mut take = || to_leaves.by_ref().take(matrices).collect::<Vec<_>>();
-        let mut v = take();
-        let to_ends: Vec<_> = ends.iter().map(|_| take()).collect();
-        let to_origin = take();
+        let mut take = |count| to_leaves.by_ref().take(count).collect::<Vec<_>>();
+        let matrices = from.fast.len();
+        let mut v = take(of_last.len());
+        let to_ends: Vec<_> = ends.iter().map(|_| take(matrices)).collect();
+        let to_origin = take(matrices);
 
         let mut auxiliary = outer.auxiliary.clone().detach();
         for n in (0..last).rev() {
@@ -304,14 +332,17 @@ where
             }
             let k = n % steps;
             let has_terms = self.config.has_terms(k);
-            // Where a step is not of second order, M_{k+1} is M_k and a constant: v stays. Not behind a gate.
-            if !self.config.is_second_order(k) && !has_terms && self.gate.is_none() {
+            // Where a step is not of second order, M_{k+1} is M_k and a constant: v stays. Not behind a gate, or where steps
+            // are learned.
+            let learned = self.gate.is_some() || self.inner.is_some();
+            if !self.config.is_second_order(k) && !has_terms && !learned {
                 continue;
             }
-            let from = leaves(path[n].fast());
-            let (next, terms) = step(n, &from)?;
-            let loss = sum(product(next.fast(), v), self.term_of_part(&terms, episode));
-            v = walk(loss, &from);
+            let from = path[n].map(leaves);
+            let ((next, velocity), terms) = step(n, &from)?;
+            let reached = [next.fast(), &velocity].concat();
+            let loss = sum(product(&reached, v), self.term_of_part(&terms, episode));
+            v = walk(loss, &from.tensors());
             auxiliary.add(terms.detach());
         }
         if self.config.grad_mode != GradMode::None {

@@ -124,17 +124,19 @@ impl<B: Backend, M: Writable<B>, O: LiftedObjective<B, M>> GradMem<B, M, O> {
         fast: Vec<Tensor<B, 3>>,
         segments: &Segments<B>,
     ) -> Memory<B> {
-        self.seen_steps(steps, fast, segments, |_| None, |_| {})
+        let start = State::at_rest(fast);
+        self.seen_steps(steps, start, segments, |_| None, |_| {}).0
     }
 
-    /// The same as in training, with noise if there is to be any. `seen` is shown each of them.
+    /// The same as in training, with noise if there is to be any, and the velocity that the last of them leaves within its
+    /// chunk. `seen` is shown each of them.
     pub(super) fn training_steps(
         &self,
         steps: Range<usize>,
-        fast: Vec<Tensor<B, 3>>,
+        start: State<B>,
         segments: &Segments<B>,
         seen: impl FnMut(Step<'_, B>),
-    ) -> Memory<B> {
+    ) -> (Memory<B>, Vec<Tensor<B, 3>>) {
         let sigma = self.config.memory_noise;
         let beside = |n: usize| {
             let start = detached(&self.start(1));
@@ -149,24 +151,25 @@ impl<B: Backend, M: Writable<B>, O: LiftedObjective<B, M>> GradMem<B, M, O> {
                 .collect()
         };
         let beside = |n: usize| (sigma > 0.0).then(|| beside(n));
-        self.seen_steps(steps, fast, segments, beside, seen)
+        self.seen_steps(steps, start, segments, beside, seen)
     }
 
     /// `beside`: where a step takes its gradient, as the distance from the memory.
     fn seen_steps(
         &self,
         steps: Range<usize>,
-        mut fast: Vec<Tensor<B, 3>>,
+        start: State<B>,
         segments: &Segments<B>,
         beside: impl Fn(usize) -> Option<Vec<Tensor<B, 3>>>,
         mut seen: impl FnMut(Step<'_, B>),
-    ) -> Memory<B> {
-        let mut models = StepModels::default();
+    ) -> (Memory<B>, Vec<Tensor<B, 3>>) {
+        let State { mut fast, velocity } = start;
+        let mut models = StepModels::behind(steps.start % self.config.write_steps.max(1), velocity);
         let (mut losses, mut grad_norms) = (Vec::new(), Vec::new());
         let mut parts = Vec::new();
         for n in steps {
             let k = n % self.config.write_steps;
-            if k == 0 {
+            if models.taken == self.config.write_steps {
                 models = StepModels::default();
             }
             let order = match (self.config.needs_graph(k), self.config.is_second_order(k)) {
@@ -195,7 +198,12 @@ impl<B: Backend, M: Writable<B>, O: LiftedObjective<B, M>> GradMem<B, M, O> {
         if parts.is_empty() {
             parts.push(fast);
         }
-        Memory::from_parts(parts, Some(segments.counts.clone())).after(losses, grad_norms)
+        let memory = Memory::from_parts(parts, Some(segments.counts.clone()));
+        let velocity = match models.taken == self.config.write_steps {
+            true => Vec::new(),
+            false => models.velocity,
+        };
+        (memory.after(losses, grad_norms), velocity)
     }
 
     /// The same with WRITE's adapters added to the model's weights.
@@ -226,6 +234,38 @@ impl<B: Backend, M: Writable<B>, O: LiftedObjective<B, M>> GradMem<B, M, O> {
     }
 }
 
+/// What a step begins with.
+#[derive(Clone)]
+pub(super) struct State<B: Backend> {
+    /// What WRITE changes, one tensor for each matrix.
+    pub fast: Vec<Tensor<B, 3>>,
+    /// With momentum, what the steps before it in its chunk left, if there are any.
+    pub velocity: Vec<Tensor<B, 3>>,
+}
+
+impl<B: Backend> State<B> {
+    /// Where a chunk's steps begin.
+    pub fn at_rest(fast: Vec<Tensor<B, 3>>) -> Self {
+        Self {
+            fast,
+            velocity: Vec::new(),
+        }
+    }
+
+    /// Both in a row.
+    pub fn tensors(&self) -> Vec<Tensor<B, 3>> {
+        [&self.fast[..], &self.velocity].concat()
+    }
+
+    /// The same with each tensor mapped by `f`, which maps all of them.
+    pub fn map(&self, f: impl Fn(&[Tensor<B, 3>]) -> Vec<Tensor<B, 3>>) -> Self {
+        Self {
+            fast: f(&self.fast),
+            velocity: f(&self.velocity),
+        }
+    }
+}
+
 /// A step of WRITE, as it was taken.
 pub(super) struct Step<'a, B: Backend> {
     /// Its number among all steps of all pieces.
@@ -249,20 +289,21 @@ pub(super) enum Order {
     Second,
 }
 
-/// The models that the steps of one piece are taken on, made when they are first needed.
+/// The steps of one piece: the models that they are taken on, made when they are first needed, and how far they are.
 pub(super) struct StepModels<B: Backend, M: Writable<B>, O: LiftedObjective<B, M>> {
     /// With weights on the outer tape.
     tracked: Option<StepModel<B, M, O>>,
     /// With weights that are constants.
     constant: Option<StepModel<B, M, O>>,
+    /// Steps taken.
+    taken: usize,
+    /// What they left, with momentum.
+    velocity: Vec<Tensor<B, 3>>,
 }
 
 impl<B: Backend, M: Writable<B>, O: LiftedObjective<B, M>> Default for StepModels<B, M, O> {
     fn default() -> Self {
-        Self {
-            tracked: None,
-            constant: None,
-        }
+        Self::behind(0, Vec::new())
     }
 }
 
@@ -271,6 +312,16 @@ impl<B: Backend, M: Writable<B>, O: LiftedObjective<B, M>> Default for StepModel
 pub(super) type Stepped<B> = (Tensor<B, 1>, Tensor<B, 2>, Vec<Tensor<B, 3>>);
 
 impl<B: Backend, M: Writable<B>, O: LiftedObjective<B, M>> StepModels<B, M, O> {
+    /// Behind so many steps, which left this velocity.
+    fn behind(taken: usize, velocity: Vec<Tensor<B, 3>>) -> Self {
+        Self {
+            tracked: None,
+            constant: None,
+            taken,
+            velocity,
+        }
+    }
+
     /// One step from `fast`.
     pub(super) fn step(
         &mut self,
@@ -315,18 +366,36 @@ impl<B: Backend, M: Writable<B>, O: LiftedObjective<B, M>> StepModels<B, M, O> {
             norm.flatten::<2>(1, 2)
         });
         let norms = Tensor::cat(norms.collect(), 1);
-        let clipped = gradients.into_iter().map(|g| gradmem.clip(g));
+        let clipped = gradients.into_iter().map(|g| gradmem.clip(g)).collect();
+        let k = self.taken;
+        self.taken += 1;
+        let inner = gradmem.inner.as_ref();
+        let updates = match inner {
+            Some(inner) => {
+                let velocity = inner.velocity(&self.velocity, clipped);
+                if inner.momentum.is_some() {
+                    self.velocity = velocity.clone();
+                }
+                velocity
+            }
+            None => clipped,
+        };
         let lr = gradmem.config.write_lr;
         let idle = gradmem
             .gate
             .as_ref()
             .and(segment.idle(gradmem.first_predicted()));
-        let fast = fast.into_iter().zip(clipped).map(|(x, gradient)| {
-            let step = gradient.clone().mul_scalar(lr);
+        let fast = fast.into_iter().zip(updates).enumerate();
+        let fast = fast.map(|(matrix, (x, update))| {
+            let step = update.clone().mul_scalar(lr);
+            let step = match inner {
+                Some(inner) => inner.scaled(k, matrix, step),
+                None => step,
+            };
             let Some(gate) = &gradmem.gate else {
                 return x - step;
             };
-            let next = gate.apply(x.clone(), gradient, step, M::product);
+            let next = gate.apply(x.clone(), update, step, M::product);
             match &idle {
                 // A sample that has nothing here takes no step.
                 Some(idle) => {

@@ -9,6 +9,7 @@ use super::metrics::Measure;
 use super::overrides::{self, one_line, parse};
 pub use super::presets::presets;
 use super::presets::text_of;
+use super::schedule::LrDecay;
 use crate::baselines::{ArmtConfig, RmtConfig};
 use crate::data::{DataConfig, Lengths, TextTokenizer, TokensConfig};
 use crate::error::{Error, at_least_one, require};
@@ -53,6 +54,16 @@ pub struct TrainConfig {
     pub lr: f64,
     /// Steps in which the learning rate rises linearly from zero.
     pub warmup_steps: usize,
+    /// What the learning rate does behind the warm-up: `constant`, or `linear` or `cosine` to the last step.
+    pub lr_decay: LrDecay,
+    /// The share of `lr` that it falls to.
+    pub lr_end: f64,
+    /// β1 of AdamW.
+    pub beta1: f64,
+    /// β2 of AdamW.
+    pub beta2: f64,
+    /// ε of AdamW.
+    pub epsilon: f64,
     /// Decoupled weight decay of AdamW.
     pub weight_decay: f64,
     /// Largest global L2 norm of the outer gradient; a larger gradient is scaled down to it.
@@ -85,6 +96,11 @@ impl Default for TrainConfig {
             batch_size: 64,
             lr: 1e-4,
             warmup_steps: 0,
+            lr_decay: LrDecay::Constant,
+            lr_end: 0.0,
+            beta1: 0.9,
+            beta2: 0.999,
+            epsilon: 1e-8,
             weight_decay: 0.0,
             clip_norm: None,
             meta_gradient: MetaGradient::Auto,
@@ -115,6 +131,15 @@ impl TrainConfig {
             lr,
             "must be above 0 and at most 1",
         )?;
+        for (key, beta) in [("beta1", self.beta1), ("beta2", self.beta2)] {
+            let fits = (0.0..1.0).contains(&beta);
+            require(fits, key, beta, "must be at least 0 and below 1")?;
+        }
+        let (epsilon, end) = (self.epsilon, self.lr_end);
+        let fits = epsilon > 0.0 && epsilon <= 1.0 && epsilon as f32 > 0.0;
+        require(fits, "epsilon", epsilon, "must be above 0 and at most 1")?;
+        let fits = (0.0..=1.0).contains(&end);
+        require(fits, "lr_end", end, "must be between 0 and 1")?;
         let decay = self.weight_decay;
         let fits = decay >= 0.0 && decay.is_finite();
         require(

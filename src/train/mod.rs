@@ -33,11 +33,13 @@ mod presets;
 mod render;
 mod results;
 mod run;
+mod schedule;
 mod scoring;
 mod strategy;
 mod trained;
 
 pub use render::{duration, leave_dashboard};
 pub use run::{TrainOptions, train};
+pub use schedule::LrDecay;
 pub use strategy::{Ending, Outcome};
 pub use trained::{Trained, open_method};

@@ -1,10 +1,9 @@
-//! AdamW, its learning rate, and a check of its saved state.
+//! AdamW, and a check of its saved state.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
 use burn::module::{AutodiffModule, Module, ModuleDisplay, ModuleVisitor, Param, ParamId};
 use burn::optim::adaptor::OptimizerAdaptor;
-use burn::optim::lr_scheduler::linear::{LinearLrScheduler, LinearLrSchedulerConfig};
 use burn::optim::record::{AdaptorRecord, AdaptorRecordV1};
 use burn::optim::{
     AdamW, AdamWConfig, AdamWState, AdaptiveMomentumState, GradientsParams, LearningRate,
@@ -15,7 +14,6 @@ use burn::tensor::backend::{AutodiffBackend, Backend};
 
 use super::config::TrainConfig;
 use super::learner::MetaLearner;
-use crate::error::Error;
 use crate::model::weights::ModulePath;
 
 type AdamWOf<B, M> = OptimizerAdaptor<AdamW, MetaLearner<B, M>, B>;
@@ -38,7 +36,9 @@ where
     /// AdamW with these settings, without moments.
     pub(super) fn new(config: &TrainConfig) -> Self {
         let adamw = AdamWConfig::new()
-            .with_epsilon(1e-8)
+            .with_beta_1(config.beta1 as f32)
+            .with_beta_2(config.beta2 as f32)
+            .with_epsilon(config.epsilon as f32)
             .with_weight_decay(config.weight_decay as f32);
         Self(Arc::new(Mutex::new(adamw.init())))
     }
@@ -86,14 +86,6 @@ where
 
 /// The optimizer's record for the method `M`.
 pub(super) type RecordOf<B, M> = <SharedOptimizer<B, M> as Optimizer<MetaLearner<B, M>, B>>::Record;
-
-/// The learning rate: linear warm-up from zero, then constant.
-pub(super) fn schedule(config: &TrainConfig) -> Result<LinearLrScheduler, Error> {
-    let steps = config.warmup_steps.max(1);
-    LinearLrSchedulerConfig::new(config.lr / steps as f64, config.lr, (steps - 1).max(1))
-        .init()
-        .map_err(|e| Error::config("train.lr", config.lr, e))
-}
 
 /// The moments of a parameter, by its id.
 pub(super) type Moments<'a, B> = &'a dyn Fn(&ParamId) -> Option<&'a AdaptorRecord<AdamW, B>>;

@@ -21,8 +21,9 @@ use super::evaluation::batch_size;
 use super::folder::{CONFIG, LAST, TOKENIZER};
 use super::learner::{MetaLearner, OuterStep};
 use super::metrics::{Measure, MeasureMetric};
-use super::optimizer::{RecordOf, SharedOptimizer, check_moments, schedule};
+use super::optimizer::{RecordOf, SharedOptimizer, check_moments};
 use super::render::{LineRenderer, dashboard};
+use super::schedule::Schedule;
 use super::strategy::{Components, Loaders, MetaTraining, Outcome};
 use super::trained::open_method;
 use crate::data::{Cycle, DataConfig, ExampleBatcher, Task};
@@ -112,7 +113,7 @@ pub fn train<B: KernelBackend>(
             },
         ),
         optimizer.clone(),
-        schedule(settings)?,
+        Schedule::new(settings, state.step),
     );
 
     if state.stage >= stages.len() {

@@ -7,7 +7,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 use burn::data::dataloader::{DataLoader, Progress};
 use burn::module::{AutodiffModule, ModuleDisplay};
 use burn::optim::Optimizer;
-use burn::optim::lr_scheduler::linear::LinearLrScheduler;
 use burn::tensor::backend::AutodiffBackend;
 use burn::train::{
     EventProcessorTraining, InferenceStep, Learner, LearnerEvent, LearningComponentsMarker,
@@ -21,6 +20,7 @@ use super::learner::MetaLearner;
 use super::metrics::Scores;
 use super::metrics_log::MetricsLog;
 use super::optimizer::SharedOptimizer;
+use super::schedule::Schedule;
 use crate::data::Batch;
 use crate::error::Error;
 use crate::method::Method;
@@ -28,7 +28,7 @@ use crate::support::profile::{self, Phase, timed};
 
 /// The types of the components that burn-train trains with.
 pub(super) type Components<B, M> =
-    LearningComponentsMarker<B, LinearLrScheduler, MetaLearner<B, M>, SharedOptimizer<B, M>>;
+    LearningComponentsMarker<B, Schedule, MetaLearner<B, M>, SharedOptimizer<B, M>>;
 
 /// Why a training ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -144,10 +144,6 @@ where
     fn steps(&mut self, stop: impl Fn() -> Option<String>) -> Result<Ending, Error> {
         let config = &self.strategy.config;
         let mut log = self.strategy.folder.metrics(self.state.step)?;
-        // After the warm-up the learning rate is constant.
-        for _ in 0..self.state.step.min(config.warmup_steps.saturating_add(1)) {
-            self.learner.lr_step();
-        }
         loop {
             if let Some(message) = stop() {
                 self.save_last()?;

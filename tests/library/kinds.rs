@@ -9,8 +9,8 @@ use burn::tensor::{Int, Tensor, TensorData};
 use gradmem::episode::{Episode, Tokens};
 use gradmem::kernels::KernelBackend;
 use gradmem::memory::{
-    Chunks, EnergyConfig, GateKind, GradMem, GradMemConfig, LiftedObjective, LoraPlace, Memory,
-    MemoryFile, MemoryFloat, MemoryKind, MetaGradient, WriteObjective,
+    Chunks, EnergyConfig, GateKind, GradMem, GradMemConfig, GradMode, LearnedLr, LiftedObjective,
+    LoraPlace, Memory, MemoryFile, MemoryFloat, MemoryKind, MetaGradient, WriteObjective,
 };
 use gradmem::model::generate::GenerateConfig;
 use gradmem::model::{
@@ -325,6 +325,135 @@ fn every_gate_is_the_derivative_of_the_whole() {
             check(&format!("{gate:?}"), &models()[0].1, &config);
         }
     }
+}
+
+#[test]
+fn what_is_learned_of_the_steps_is_exact() {
+    use LearnedLr::{Dimension, Step, Vector};
+    let kinds = kinds();
+    let [prefix, lora, kv] = [0, 2, 4].map(|kind| kinds[kind].1.clone().with_write_steps(3));
+    let own = prefix
+        .clone()
+        .with_mem_proj(gradmem::memory::MemProj::PerSample);
+    let cases = [
+        ("momentum", prefix.clone().with_momentum(Some(0.6))),
+        ("α of steps", prefix.clone().with_learned_lr([Step])),
+        (
+            "α of numbers, and momentum",
+            own.with_learned_lr([Vector, Dimension])
+                .with_momentum(Some(0.4)),
+        ),
+        (
+            "all, lora",
+            lora.with_learned_lr([Step, Dimension])
+                .with_momentum(Some(0.5)),
+        ),
+        (
+            "all, keys and values in chunks",
+            kv.with_learned_lr([Step, Vector])
+                .with_momentum(Some(0.5))
+                .with_chunks(3, Chunks::Sequential),
+        ),
+        (
+            "all, chunks beside each other",
+            prefix
+                .clone()
+                .with_learned_lr([Dimension, Step])
+                .with_momentum(Some(0.5))
+                .with_inner_loss_weight(0.3)
+                .with_chunks(3, Chunks::Concatenated),
+        ),
+    ];
+    for (what, config) in cases {
+        check(what, &models()[0].1, &config);
+    }
+    // First-order steps are constants, their sizes are not. Differences do not know that, Replay does.
+    for (mode, last) in [(GradMode::First, None), (GradMode::Second, Some(1))] {
+        let config = prefix
+            .clone()
+            .with_learned_lr([Step, Vector])
+            .with_momentum(Some(0.5))
+            .with_grad_mode(mode)
+            .with_second_order_steps(last);
+        let tracked = model::<B>(&models()[0].1, &config);
+        let by = |how| {
+            gradients(
+                &tracked,
+                &tracked.outer_gradient(&episode(), how).unwrap().0,
+            )
+        };
+        let (unrolled, replayed) = (by(MetaGradient::Unrolled), by(MetaGradient::Replay));
+        for ((name, a), (_, b)) in unrolled.iter().zip(&replayed) {
+            assert!(
+                a.iter().zip(b).all(|(a, b)| (a - b).abs() < 1e-12),
+                "{name}"
+            );
+            if name.starts_with("inner") {
+                assert!(a.iter().any(|a| a.abs() > 1e-6), "{name} is not trained");
+            }
+        }
+    }
+    // The path of memories is WRITE's, beyond the steps that were trained too.
+    let learned = prefix.with_learned_lr([Step]).with_momentum(Some(0.5));
+    let model = model::<I>(&models()[0].1, &learned);
+    let contexts = contexts();
+    let path: Vec<_> = model.trajectory(&contexts).unwrap().take(6).collect();
+    for steps in [3, 5] {
+        let written = model
+            .clone()
+            .with_write_steps(steps)
+            .write(&contexts)
+            .unwrap();
+        let gap = written.vectors() - path[steps].vectors();
+        assert!(values(gap.abs().max())[0] < 1e-13, "K = {steps}");
+    }
+}
+
+#[test]
+fn a_random_number_of_steps_is_that_of_the_whole_batch() {
+    let config = kinds()[0].1.clone().with_random_write_steps(Some([1, 4]));
+    let tracked = model::<B>(&models()[0].1, &config);
+    let gradient = |model: &Model<B>, episode: &Episode<B>, how| {
+        gradients(model, &model.outer_gradient(episode, how).unwrap().0)
+    };
+    let mut seen = std::collections::BTreeSet::new();
+    for first in 0..11u32 {
+        let mut rows = CONTEXTS.map(<[u32]>::to_vec);
+        rows[0][0] = first;
+        let contexts = Tokens::new(&rows, &Default::default()).unwrap();
+        let episode: Episode<B> = Episode::from_answers(contexts, &ANSWERS).unwrap();
+        let drawn = tracked.outer(&episode).unwrap().memory.losses.len();
+        assert!((1..=4).contains(&drawn));
+        if !seen.insert(drawn) {
+            continue;
+        }
+        // It is what that number of steps is, whichever way and in parts.
+        let fixed = config
+            .clone()
+            .with_random_write_steps(None)
+            .with_write_steps(drawn);
+        let fixed = model::<B>(&models()[0].1, &fixed);
+        let expected = gradient(&fixed, &episode, MetaGradient::Unrolled);
+        let mut sum = expected
+            .iter()
+            .map(|(_, g)| vec![0.0; g.len()])
+            .collect::<Vec<_>>();
+        for part in episode.clone().split(1) {
+            for (sum, (_, g)) in sum
+                .iter_mut()
+                .zip(gradient(&tracked, &part, MetaGradient::Replay))
+            {
+                sum.iter_mut().zip(g).for_each(|(sum, g)| *sum += g);
+            }
+        }
+        for ((name, expected), sum) in expected.iter().zip(&sum) {
+            let close = expected.iter().zip(sum).all(|(a, b)| (a - b).abs() < 1e-11);
+            assert!(close, "{name}, K = {drawn}");
+        }
+    }
+    assert!(seen.len() > 2, "{seen:?}");
+    let plain = model::<I>(&models()[0].1, &config);
+    assert_eq!(plain.answer(&episode()).unwrap().memory.losses.len(), 2);
 }
 
 /// An objective with a parameter: tokens that are predicted badly count more.

@@ -1,0 +1,115 @@
+//! WRITE's optimizer, as far as the outer loop learns it: step sizes (Meta-SGD, arXiv 1707.09835; for each step, as in MAML++,
+//! arXiv 1810.09502) and momentum.
+//!
+//! ```text
+//! v_{k+1} = β v_k + g_k        M_{k+1} = M_k − α exp(θ_k) ∘ v_{k+1}        v_0 = 0, at the start of each chunk
+//! ```
+
+use burn::module::{Module, Param};
+use burn::tensor::Tensor;
+use burn::tensor::backend::Backend;
+use serde::{Deserialize, Serialize};
+
+use super::GradMemConfig;
+use crate::model::layers::Init;
+
+/// What has a step size of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum LearnedLr {
+    /// Each of the K steps. Beyond those that were trained, the last one's counts.
+    Step,
+    /// Each vector, or row of a matrix.
+    Vector,
+    /// Each dimension, or column of a matrix. With `vector`, each number: a diagonal preconditioner.
+    Dimension,
+}
+
+/// What the outer loop learns of WRITE's steps.
+#[derive(Module, Debug)]
+pub struct InnerOptimizer<B: Backend> {
+    /// θ, zero at the start: `[K or 1, rows or 1, columns or 1]` for each matrix of the memory; none if α is not learned.
+    pub log_lr: Vec<Param<Tensor<B, 3>>>,
+    /// `β = σ(b)`: `[1]`.
+    pub momentum: Option<Param<Tensor<B, 1>>>,
+}
+
+impl<B: Backend> InnerOptimizer<B> {
+    /// For a memory of matrices of these shapes.
+    pub(super) fn new(
+        config: &GradMemConfig,
+        shapes: &[[usize; 2]],
+        init: &Init,
+        device: &B::Device,
+    ) -> Option<Self> {
+        let has = |axis| config.learned_lr.contains(&axis);
+        let size = |axis, size: usize| if has(axis) { size.max(1) } else { 1 };
+        let log_lr = shapes.iter().map(|[rows, columns]| {
+            let shape = [
+                size(LearnedLr::Step, config.most_steps()),
+                size(LearnedLr::Vector, *rows),
+                size(LearnedLr::Dimension, *columns),
+            ];
+            init.constant(shape, 0.0, device)
+        });
+        let log_lr = match config.learned_lr.is_empty() {
+            true => Vec::new(),
+            false => log_lr.collect(),
+        };
+        let momentum = config.momentum.map(|beta| {
+            let logit = (beta / (1.0 - beta)).ln();
+            init.constant([1], logit, device)
+        });
+        (!log_lr.is_empty() || momentum.is_some()).then_some(Self { log_lr, momentum })
+    }
+
+    /// The first `tokens` rows of matrices that have a step size for each.
+    pub(super) fn first_rows(mut self, tokens: usize) -> Self {
+        self.log_lr = std::mem::take(&mut self.log_lr)
+            .into_iter()
+            .map(|param| {
+                param.map(|tensor| match tensor.dims()[1] > tokens {
+                    true => {
+                        let kept = tensor.clone().narrow(1, 0, tokens).detach();
+                        kept.set_require_grad(tensor.is_require_grad())
+                    }
+                    false => tensor,
+                })
+            })
+            .collect();
+        self
+    }
+
+    /// Velocities behind a step, from those before it, if there were steps before it in the chunk.
+    pub(super) fn velocity(
+        &self,
+        before: &[Tensor<B, 3>],
+        gradients: Vec<Tensor<B, 3>>,
+    ) -> Vec<Tensor<B, 3>> {
+        match &self.momentum {
+            Some(logit) if !before.is_empty() => {
+                // As a sigmoid; Burn's own is computed in f32 on every backend.
+                let beta = logit.val().mul_scalar(0.5).tanh();
+                let beta: Tensor<B, 3> = beta.add_scalar(1.0).mul_scalar(0.5).unsqueeze();
+                let pairs = before.iter().zip(gradients);
+                pairs
+                    .map(|(v, gradient)| v.clone() * beta.clone() + gradient)
+                    .collect()
+            }
+            _ => gradients,
+        }
+    }
+
+    /// `exp(θ_k) ∘ x`, `x` of the memory's matrix of this index.
+    pub(super) fn scaled(&self, k: usize, matrix: usize, x: Tensor<B, 3>) -> Tensor<B, 3> {
+        match self.log_lr.get(matrix) {
+            Some(log_lr) => {
+                let log_lr = log_lr.val();
+                let k = k.min(log_lr.dims()[0] - 1);
+                x * log_lr.narrow(0, k, 1).exp()
+            }
+            None => x,
+        }
+    }
+}
