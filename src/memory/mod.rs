@@ -34,6 +34,7 @@ mod reconstruct;
 mod save;
 mod segments;
 mod start;
+mod step_size;
 mod stop;
 mod write;
 
@@ -48,4 +49,5 @@ pub use objective::{Energy, EnergyConfig, LiftedObjective, Reconstruct, WriteObj
 pub use outer::{MetaGradient, Outer};
 pub use reconstruct::Reconstruction;
 pub use start::{KvStart, LoraStart, PrefixStart, Start};
+pub use step_size::{STEP_SIZES, StepSize, best_step_size};
 pub use stop::StopRule;

@@ -18,6 +18,18 @@ use crate::method::{MethodConfig, MethodName};
 use crate::model::ModelConfig;
 use crate::support::fs::read_text;
 
+/// Whether `memory.write_lr` is `auto`; it is taken away then.
+fn take_auto(table: &mut toml::Table) -> bool {
+    let Some(toml::Value::Table(memory)) = table.get_mut("memory") else {
+        return false;
+    };
+    let is_auto = memory.get("write_lr").and_then(toml::Value::as_str) == Some("auto");
+    if is_auto {
+        memory.remove("write_lr");
+    }
+    is_auto
+}
+
 /// All settings of a run.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
@@ -38,6 +50,9 @@ pub struct RunConfig {
     pub armt: ArmtConfig,
     /// The outer loop.
     pub train: TrainConfig,
+    /// Whether `memory.write_lr` was given as `auto`: a training finds it when it begins, and the run keeps it.
+    #[serde(skip)]
+    pub find_write_lr: bool,
 }
 
 /// Settings of the outer loop.
@@ -210,6 +225,7 @@ impl RunConfig {
                 section.remove("pad_token");
             }
         }
+        let find_write_lr = take_auto(&mut table);
         overrides::check_keys(&table, &known(&table)?, "")?;
         let config = toml::Value::Table(table.clone()).try_into::<Self>();
         let wrong_type = || overrides::wrong_type::<Self>(&table, &["task", "model_type"]);
@@ -217,6 +233,10 @@ impl RunConfig {
             Some(error) => error,
             None => Error::Input(format!("{name}: {}", one_line(&e.to_string()))),
         })?;
+        let config = Self {
+            find_write_lr,
+            ..config
+        };
         config.validate()?;
         Ok(config)
     }

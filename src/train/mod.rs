@@ -37,6 +37,7 @@ mod schedule;
 mod scoring;
 mod strategy;
 mod trained;
+pub mod tune;
 
 pub use render::{duration, leave_dashboard};
 pub use run::{TrainOptions, train};

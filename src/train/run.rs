@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use burn::backend::Autodiff;
 use burn::data::dataloader::DataLoaderBuilder;
+use burn::module::AutodiffModule;
 use burn::optim::Optimizer;
 use burn::train::logger::MetricLogger;
 use burn::train::metric::store::{EpochSummary, MetricsUpdate, Split};
@@ -26,6 +27,7 @@ use super::render::{LineRenderer, dashboard};
 use super::schedule::Schedule;
 use super::strategy::{Components, Loaders, MetaTraining, Outcome};
 use super::trained::open_method;
+use super::tune;
 use crate::data::{Cycle, DataConfig, ExampleBatcher, Task};
 use crate::error::Error;
 use crate::memory::{MemoryKind, MetaGradient};
@@ -77,6 +79,9 @@ pub fn train<B: KernelBackend>(
         None => initialized(&config, device)?,
     };
 
+    if config.find_write_lr {
+        (config, method) = with_step_size(config, method, &tasks, folder, device)?;
+    }
     let context = tasks.iter().map(|task| task.lengths.context).max();
     let at_once = contexts_at_once(&config.train, context.unwrap_or(0));
     config.train.meta_gradient = outer_gradient_strategy(&config, &method, folder, at_once)?;
@@ -215,6 +220,34 @@ fn tasks(config: &RunConfig, folder: &Path, from: Option<&Path>) -> Result<Vec<T
     let mut tasks = earlier.collect::<Result<Vec<_>, _>>()?;
     tasks.push(last);
     Ok(tasks)
+}
+
+/// With α found: that of the run in `folder`, or by a line search on the task's training contexts if the run begins.
+fn with_step_size<B: KernelBackend>(
+    mut config: RunConfig,
+    method: AnyMethod<Autodiff<B>>,
+    tasks: &[Task],
+    folder: &Path,
+    device: &B::Device,
+) -> Result<(RunConfig, AnyMethod<Autodiff<B>>), Error> {
+    let AnyMethod::GradMem(gradmem) = method else {
+        return Ok((config, method));
+    };
+    let begun = folder.join(CONFIG);
+    let found = match (begun.exists(), tasks.last()) {
+        (false, Some(task)) => {
+            let found = tune::search(&gradmem.valid(), task, device)?;
+            let Some(best) = found.best() else {
+                let problem = "WRITE is non-finite at every step size: give it as a number";
+                return Err(Error::config("memory.write_lr", "auto", problem));
+            };
+            log::info!(target: "gradmem::notice", "{found}");
+            best.write_lr
+        }
+        _ => RunConfig::open(begun)?.memory.write_lr,
+    };
+    config.memory.write_lr = found;
+    Ok((config, AnyMethod::GradMem(gradmem.with_write_lr(found)?)))
 }
 
 /// Logs the outer-gradient strategy of a run that begins.

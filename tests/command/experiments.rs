@@ -660,3 +660,145 @@ fn a_run_keeps_to_its_data_and_its_tokenizer() {
     std::fs::remove_file(at.join("a/tokenizer.json")).unwrap();
     refuses(go("a", &["train.steps=8"]), &["tokenizer.json"]);
 }
+
+#[test]
+fn a_step_size_is_found_kept_and_shown() {
+    let folder = TempDir::new().unwrap();
+    let at = folder.path();
+    let auto = |more: &[&str]| {
+        let settings = [&KV[..], &["memory.write_lr=auto", "--run", "auto"], more].concat();
+        train(at, "kv-quick", &settings)
+    };
+    let begun = auto(&[]);
+    let said = String::from_utf8_lossy(&begun.stderr).into_owned();
+    assert!(said.contains("WRITE's step size: "), "{said}");
+    succeeds(begun);
+    let kept = |run: &str| -> f64 {
+        let text = std::fs::read_to_string(at.join(run).join("config.toml")).unwrap();
+        let table: toml::Table = text.parse().unwrap();
+        table["memory"]["write_lr"].as_float().unwrap()
+    };
+    let found = kept("auto");
+    assert!(said.contains(&format!("step size: {found};")), "{said}");
+    // A run goes on with what it found, and does not look again.
+    let resumed = auto(&["train.steps=6"]);
+    assert!(!String::from_utf8_lossy(&resumed.stderr).contains("step size"));
+    succeeds(resumed);
+    assert_eq!(kept("auto"), found);
+    let shown = format!("memory.write_lr={found}");
+    succeeds(train(
+        at,
+        "kv-quick",
+        &[&KV[..], &[&shown, "--run", "auto", "train.steps=8"]].concat(),
+    ));
+    // Another method has no WRITE.
+    let rmt = [
+        &KV[..],
+        &["memory.write_lr=auto", "method=rmt", "--run", "rmt"],
+    ]
+    .concat();
+    succeeds(train(at, "kv-quick", &rmt));
+
+    let table = succeeds(gradmem(at, &["tune", "auto", "--samples", "4"]));
+    assert!(
+        table.contains("exact match") && table.contains("lowest loss"),
+        "{table}"
+    );
+    assert_eq!(table.lines().count(), 36, "{table}");
+    let args = [
+        "tune",
+        "auto",
+        "--write-lr",
+        "0.1,1e6",
+        "--write-steps",
+        "3",
+        "--json",
+    ];
+    let json: Value = serde_json::from_str(&succeeds(gradmem(at, &args))).unwrap();
+    assert_eq!(json["write_steps"], 3);
+    assert_eq!(json["curve"].as_array().unwrap().len(), 2);
+    let curve = json["curve"].as_array().unwrap();
+    let lowest = curve.iter().min_by(|a, b| {
+        let loss = |size: &Value| size["write_loss"].as_f64().unwrap();
+        loss(a).total_cmp(&loss(b))
+    });
+    assert_eq!(json["best"], lowest.unwrap()["write_lr"]);
+    // Texts of one's own.
+    std::fs::write(at.join("a.txt"), "!a:b!!c:d!|").unwrap();
+    let args = ["tune", "auto", "--context", "a.txt", "--write-lr", "0.5,1"];
+    let table = succeeds(gradmem(at, &args));
+    assert!(
+        table.starts_with("WRITE loss of 1 contexts") && !table.contains("exact"),
+        "{table}"
+    );
+
+    refuses(gradmem(at, &["tune", "rmt"]), &["rmt", "not gradmem"]);
+    refuses(
+        gradmem(at, &["tune", "auto", "--write-lr", "0"]),
+        &["--write-lr 0", "positive"],
+    );
+    refuses(
+        gradmem(at, &["tune", "auto", "--samples", "0"]),
+        &["--samples"],
+    );
+    refuses(gradmem(at, &["tune", "nowhere"]), &["nowhere"]);
+    succeeds(gradmem(at, &["export", "auto", "-o", "checkpoint"]));
+    refuses(
+        gradmem(at, &["tune", "checkpoint"]),
+        &["checkpoint", "--context"],
+    );
+    refuses(
+        train(
+            at,
+            "kv-quick",
+            &["memory.write_lr=automatic", "--run", "no"],
+        ),
+        &["memory.write_lr"],
+    );
+}
+
+#[test]
+fn a_falling_learning_rate_ends_with_the_run() {
+    let folder = TempDir::new().unwrap();
+    let at = folder.path();
+    let run = |more: &[&str]| {
+        let settings = [
+            &KV[..],
+            &["train.lr_decay=cosine", "train.lr=0.01", "--run", "run"],
+            more,
+        ];
+        train(at, "kv-quick", &settings.concat())
+    };
+    succeeds(run(&["train.log_every=1"]));
+    let rates: Vec<f64> = lines(at.join("run/metrics.jsonl"))
+        .iter()
+        .filter_map(|line| line["lr"].as_f64())
+        .collect();
+    let expected = [0.005, 0.01, 0.005, 0.0];
+    assert!(
+        rates
+            .iter()
+            .zip(expected)
+            .all(|(a, b)| (a - b).abs() < 1e-12),
+        "{rates:?}"
+    );
+    refuses(
+        run(&["train.log_every=1", "train.steps=6"]),
+        &["falls until step 4", "train.steps"],
+    );
+    for (setting, key) in [
+        ("train.lr_decay=sudden", "train.lr_decay"),
+        ("train.lr_end=2", "train.lr_end"),
+        ("train.beta2=1", "train.beta2"),
+        ("train.epsilon=0", "train.epsilon"),
+        ("memory.momentum=1", "memory.momentum"),
+        ("memory.learned_lr=[\"token\"]", "memory.learned_lr"),
+        ("memory.learned_lr=[\"step\",\"step\"]", "memory.learned_lr"),
+        (
+            "memory.random_write_steps=[3,2]",
+            "memory.random_write_steps",
+        ),
+    ] {
+        refuses(train(at, "kv-quick", &[setting, "--run", "no"]), &[key]);
+    }
+}

@@ -30,6 +30,7 @@ mod read;
 mod report;
 mod startup;
 mod train;
+mod tune;
 mod write;
 
 use std::process::ExitCode;
@@ -59,6 +60,7 @@ enum Command {
     Write(write::Args),
     Read(read::Args),
     Inspect(inspect::Args),
+    Tune(tune::Args),
     Generate(generate::Args),
     Export(export::Args),
     Parity(parity::Args),
@@ -77,6 +79,7 @@ fn main() -> ExitCode {
         Command::Write(args) => write::run(args),
         Command::Read(args) => read::run(args),
         Command::Inspect(args) => inspect::run(args),
+        Command::Tune(args) => tune::run(args),
         Command::Generate(args) => generate::run(args),
         Command::Export(args) => export::run(args),
         Command::Parity(args) => parity::run(args),

@@ -1,0 +1,193 @@
+//! `gradmem tune`: the WRITE loss against the step size of WRITE.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use gradmem::Error;
+use gradmem::episode::Tokens;
+use gradmem::kernels::KernelBackend;
+use gradmem::memory::STEP_SIZES;
+use gradmem::method::AnyMethod;
+use gradmem::train::Trained;
+use gradmem::train::tune::{SAMPLES, Tuning};
+
+use crate::args::Backend;
+use crate::backend::{Job, dispatch};
+use crate::input::{in_file, read_text};
+use crate::model::Model;
+use crate::output::say;
+
+/// Print the WRITE loss behind K steps of each size α, and the α of the lowest.
+///
+/// Of a run it is measured on contexts of its training set, with the exact match of their questions. Of a
+/// checkpoint, which has no data, on the texts given with --context. `memory.write_lr=auto` chooses α in the same
+/// way when a training begins.
+#[derive(clap::Args)]
+#[command(after_help = "Examples:
+  gradmem tune runs/kv-quick
+  gradmem tune runs/kv-quick --write-steps 5 --write-lr 0.1,0.2,0.5,1
+  gradmem tune checkpoints/gradmem --context notes.txt other.txt")]
+pub struct Args {
+    /// Folder of a run or of a checkpoint.
+    #[arg(value_name = "RUN_OR_MODEL")]
+    folder: PathBuf,
+    /// Texts to write, for a folder that is no run.
+    #[arg(long, value_name = "TEXT", num_args = 1..)]
+    context: Vec<PathBuf>,
+    /// Number of training contexts, of a run.
+    #[arg(long, value_name = "N", default_value_t = SAMPLES)]
+    samples: usize,
+    /// Number of WRITE steps [default: as in training].
+    #[arg(long, value_name = "K")]
+    write_steps: Option<usize>,
+    /// Step sizes to try [default: from 0.0001 to 10000, four to a decade].
+    #[arg(long, value_name = "ALPHA", value_delimiter = ',')]
+    write_lr: Vec<f64>,
+    /// Print one JSON object instead of a table.
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    backend: Backend,
+}
+
+pub fn run(args: Args) -> Result<ExitCode, Error> {
+    if args.samples == 0 {
+        return Err(Error::Input("--samples must be at least 1".into()));
+    }
+    if let Some(bad) = args
+        .write_lr
+        .iter()
+        .find(|lr| !(**lr > 0.0 && lr.is_finite()))
+    {
+        return Err(Error::Input(format!(
+            "--write-lr {bad}: must be a positive number"
+        )));
+    }
+    let backend = args.backend.clone();
+    dispatch(&backend, args)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+impl Job for Args {
+    type Output = ();
+
+    fn run<B: KernelBackend>(self, device: &B::Device) -> Result<(), Error> {
+        let sizes = match self.write_lr.is_empty() {
+            true => STEP_SIZES.to_vec(),
+            false => self.write_lr.clone(),
+        };
+        let is_run = self.folder.join("config.toml").is_file();
+        let found = match is_run && self.context.is_empty() {
+            true => {
+                let mut trained = Trained::<B>::open(&self.folder, device)?;
+                if let Some(steps) = self.write_steps {
+                    trained.method = trained.method.with_write_steps(steps)?;
+                }
+                trained.tune(self.samples, &sizes)?
+            }
+            false => self.of_texts::<B>(&sizes, device)?,
+        };
+        match self.json {
+            true => print_json(&found),
+            false => print_table(&found),
+        }
+        Ok(())
+    }
+}
+
+impl Args {
+    fn of_texts<B: KernelBackend>(
+        &self,
+        sizes: &[f64],
+        device: &B::Device,
+    ) -> Result<Tuning, Error> {
+        let mut model = Model::<B>::open(&self.folder, device)?;
+        if self.context.is_empty() {
+            return Err(Error::Input(format!(
+                "{}: is no run, so there are no training contexts: give texts with --context",
+                self.folder.display()
+            )));
+        }
+        if let Some(steps) = self.write_steps {
+            model.method = model.method.with_write_steps(steps)?;
+        }
+        let contexts = self.context.iter().map(|path| {
+            let ids = model.encode_context(&read_text(path)?);
+            ids.map_err(|e| in_file(path, e))
+        });
+        let contexts = Tokens::new(&contexts.collect::<Result<Vec<_>, _>>()?, device)?;
+        match &model.method {
+            AnyMethod::GradMem(gradmem) => Tuning::new(gradmem, &contexts, sizes),
+            other => Err(Error::Input(format!(
+                "{}: is a model of {}: tune needs one of GradMem",
+                self.folder.display(),
+                other.config().name().as_str()
+            ))),
+        }
+    }
+}
+
+fn print_json(found: &Tuning) {
+    let exact = found.exact_match.clone();
+    let curve = found.curve.iter().enumerate().map(|(at, size)| {
+        let exact = exact.as_ref().and_then(|exact| exact[at]);
+        serde_json::json!({
+            "write_lr": size.write_lr,
+            "write_loss": size.loss,
+            "better": size.better,
+            "exact_match": exact,
+        })
+    });
+    let json = serde_json::json!({
+        "samples": found.samples,
+        "write_steps": found.write_steps,
+        "write_loss_before": found.before,
+        "best": found.best().map(|best| best.write_lr),
+        "curve": curve.collect::<Vec<_>>(),
+    });
+    say!("{json}");
+}
+
+fn print_table(found: &Tuning) {
+    say!(
+        "WRITE loss of {} contexts behind {} steps of size α; {:.3} at M0",
+        found.samples,
+        found.write_steps,
+        found.before
+    );
+    let best = found.best();
+    let exact = |at: usize| match &found.exact_match {
+        Some(exact) => match exact[at] {
+            Some(share) => format!("  {:>7.1} %", 100.0 * share),
+            None => format!("  {:>9}", "-"),
+        },
+        None => String::new(),
+    };
+    let title = match found.exact_match {
+        Some(_) => "  exact match",
+        None => "",
+    };
+    say!(
+        "{:>9}  {:>10}  {:>9}{title}",
+        "α",
+        "WRITE loss",
+        "lower for"
+    );
+    for (at, size) in found.curve.iter().enumerate() {
+        let mark = match Some(size) == best.as_ref() {
+            true => "  lowest loss",
+            false => "",
+        };
+        say!(
+            "{:>9}  {:>10.3}  {:>7.1} %{}{mark}",
+            size.write_lr,
+            size.loss,
+            100.0 * size.better,
+            exact(at)
+        );
+    }
+    match best {
+        Some(best) => say!("memory.write_lr={}", best.write_lr),
+        None => say!("WRITE is non-finite at every one of these sizes"),
+    }
+}

@@ -1,0 +1,151 @@
+//! The step size of WRITE, by a line search of the WRITE loss on a task's training contexts.
+
+use std::fmt;
+
+use burn::data::dataloader::DataLoaderBuilder;
+use burn::tensor::backend::Backend;
+use gradmem_kernels::KernelBackend;
+
+use super::learner::evaluate;
+use super::metrics::Measure;
+use super::trained::Trained;
+use crate::data::{Batch, ExampleBatcher, Task};
+use crate::episode::Tokens;
+use crate::error::{Error, at_least_one};
+use crate::memory::{GradMem, StepSize, best_step_size};
+use crate::method::AnyMethod;
+use crate::model::AnyLm;
+
+/// Contexts that are searched on unless another number is asked for.
+pub const SAMPLES: usize = 16;
+
+/// The WRITE loss against the step size.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Tuning {
+    /// Contexts.
+    pub samples: usize,
+    /// K.
+    pub write_steps: usize,
+    /// The mean WRITE loss at M0.
+    pub before: f64,
+    /// Behind K steps of each size.
+    pub curve: Vec<StepSize>,
+    /// The exact match of the samples' questions with each, if it was measured and WRITE is finite.
+    pub exact_match: Option<Vec<Option<f64>>>,
+}
+
+impl Tuning {
+    /// The curve on contexts.
+    ///
+    /// # Errors
+    ///
+    /// As [`GradMem::step_sizes`].
+    pub fn new<B: KernelBackend>(
+        gradmem: &GradMem<B, AnyLm<B>>,
+        contexts: &Tokens<B>,
+        sizes: &[f64],
+    ) -> Result<Self, Error> {
+        let curve = gradmem.step_sizes(contexts, sizes)?;
+        Ok(Self::of(gradmem, contexts, curve))
+    }
+
+    fn of<B: KernelBackend>(
+        gradmem: &GradMem<B, AnyLm<B>>,
+        contexts: &Tokens<B>,
+        (before, curve): (f64, Vec<StepSize>),
+    ) -> Self {
+        Self {
+            samples: contexts.len(),
+            write_steps: gradmem.config().write_steps,
+            before,
+            curve,
+            exact_match: None,
+        }
+    }
+
+    /// The step size of the lowest WRITE loss.
+    pub fn best(&self) -> Option<StepSize> {
+        best_step_size(&self.curve)
+    }
+}
+
+impl fmt::Display for Tuning {
+    /// The best size and its neighbours, in one line.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Some(best) = self.best() else {
+            return write!(f, "WRITE is non-finite at every step size");
+        };
+        write!(
+            f,
+            "WRITE's step size: {}; WRITE loss of {} training contexts {:.3} → {:.3} after {} steps",
+            best.write_lr, self.samples, self.before, best.loss, self.write_steps
+        )?;
+        let at = self
+            .curve
+            .iter()
+            .position(|size| size == &best)
+            .unwrap_or(0);
+        let near = at.saturating_sub(2)..(at + 3).min(self.curve.len());
+        for size in self.curve[near].iter().filter(|size| *size != &best) {
+            write!(f, ", {:.3} with {}", size.loss, size.write_lr)?;
+        }
+        Ok(())
+    }
+}
+
+/// The curve around the best size, on the first training samples of a task.
+pub(super) fn search<B: KernelBackend>(
+    gradmem: &GradMem<B, AnyLm<B>>,
+    task: &Task,
+    device: &B::Device,
+) -> Result<Tuning, Error> {
+    let batch = first_batch::<B>(task, SAMPLES, device)?;
+    let contexts = batch.episode.contexts();
+    let curve = gradmem.line_search(contexts)?;
+    Ok(Tuning::of(gradmem, contexts, curve))
+}
+
+fn first_batch<B: Backend>(
+    task: &Task,
+    samples: usize,
+    device: &B::Device,
+) -> Result<Batch<B>, Error> {
+    let batcher = ExampleBatcher::new(task.tokenizer.clone());
+    let loader = DataLoaderBuilder::<B, _, _>::new(batcher)
+        .batch_size(samples)
+        .set_device(device.clone())
+        .build(task.train.clone());
+    let first = loader.iter().next();
+    first.unwrap_or_else(|| Err(Error::Input("the task has no training samples".into())))
+}
+
+impl<B: KernelBackend> Trained<B> {
+    /// The curve of a trained run on `samples` of its training contexts, with the exact match of their questions.
+    ///
+    /// # Errors
+    ///
+    /// If the run trained another method than GradMem or its data are gone.
+    pub fn tune(&self, samples: usize, sizes: &[f64]) -> Result<Tuning, Error> {
+        at_least_one([("samples", samples)])?;
+        let AnyMethod::GradMem(gradmem) = &self.method else {
+            return Err(Error::Input(format!(
+                "the run trained {}, not gradmem: it has no step size of WRITE",
+                self.config.method.as_str()
+            )));
+        };
+        let device = self.method.device();
+        let task = self.task()?;
+        let batch = first_batch::<B>(&task, samples, &device)?;
+        let found = Tuning::new(gradmem, batch.episode.contexts(), sizes)?;
+        let exact_match = sizes.iter().map(|size| {
+            let sized = gradmem.clone().with_write_lr(*size)?;
+            let scores = evaluate(&sized, batch.clone()).ok();
+            Ok(scores.and_then(|scores| scores.mean(Measure::ExactMatch)))
+        });
+        Ok(Tuning {
+            exact_match: Some(exact_match.collect::<Result<_, Error>>()?),
+            ..found
+        })
+    }
+}
