@@ -174,13 +174,17 @@ fn train_eval_write_read() {
     ] {
         assert!(printed.contains(word), "`{word}` is not in:\n{printed}");
     }
+    let (_, end) = printed.split_once("Write a context of your own").unwrap();
     // The two commands it ends with work as they stand.
-    let commands: Vec<&str> = printed
+    let commands: Vec<&str> = end
         .lines()
         .filter(|line| line.starts_with("  "))
         .map(str::trim)
         .collect();
     assert_eq!(commands.len(), 3, "{printed}");
+    // Before them: the questions about the same context, all of them, and whether each is answered right.
+    let (_, answers) = printed.split_once("The first held-out context, and 0 of 1").unwrap();
+    assert!(answers.contains("✗ ?!") && answers.contains("(right: "), "{printed}");
     for command in commands {
         let output = Command::new("sh")
             .args(["-c", command])

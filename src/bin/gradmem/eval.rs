@@ -12,7 +12,7 @@ use gradmem::train::metrics::Measure;
 
 use crate::args::{Backend, parse_numbers};
 use crate::backend::{Job, dispatch};
-use crate::output::{format_measure, say};
+use crate::output::{format_answer, format_measure, say};
 
 /// Score a trained run on held-out samples, for any numbers of WRITE steps in one pass.
 ///
@@ -58,9 +58,6 @@ const MOST_STEPS: u64 = 10_000;
 
 /// Generated answers that are printed.
 const EXAMPLES: usize = 6;
-
-/// Characters of a query or an answer that are printed.
-const EXAMPLE_WIDTH: usize = 60;
 
 pub fn run(args: Args) -> Result<ExitCode, Error> {
     let steps = args.write_steps.as_deref();
@@ -188,13 +185,7 @@ fn print_table(found: &Evaluation, method: &str, args: &Args) {
         }
     }
     for shown in &found.examples {
-        let mark = if shown.right { "✓" } else { "✗" };
-        say!(
-            "{mark} {} → {} (right: {})",
-            clip(&shown.query),
-            clip(&shown.answer),
-            clip(&shown.target)
-        );
+        say!("{}", format_answer(shown));
     }
 }
 
@@ -209,14 +200,5 @@ fn print_rows(found: &Evaluation, measures: &[Measure]) {
         });
         let k = row.write_steps.map_or("–".into(), |k| k.to_string());
         say!("{k:>4}{}", values.collect::<String>());
-    }
-}
-
-/// The start of a text, in one line.
-fn clip(text: &str) -> String {
-    let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
-    match text.char_indices().nth(EXAMPLE_WIDTH) {
-        Some((at, _)) => format!("{}…", &text[..at]),
-        None => text,
     }
 }

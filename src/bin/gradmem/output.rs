@@ -3,6 +3,7 @@
 use std::fmt::Arguments;
 use std::io::{ErrorKind, Write as _};
 
+use gradmem::train::evaluation::Shown;
 use gradmem::train::metrics::Measure;
 
 /// Prints a line on standard output.
@@ -55,6 +56,25 @@ pub fn format_measure(measure: Measure, value: f64) -> String {
         measure if measure.is_share() => format!("{:.1} %", 100.0 * value),
         _ => format!("{value:.3}"),
     }
+}
+
+/// Characters of a text that are printed.
+const WIDTH: usize = 60;
+
+/// The start of a text, in one line.
+pub fn clip(text: &str) -> String {
+    let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    match text.char_indices().nth(WIDTH) {
+        Some((at, _)) => format!("{}…", &text[..at]),
+        None => text,
+    }
+}
+
+/// A question, the generated answer, and the right one.
+pub fn format_answer(shown: &Shown) -> String {
+    let mark = if shown.right { "✓" } else { "✗" };
+    let [query, answer, target] = [&shown.query, &shown.answer, &shown.target].map(|x| clip(x));
+    format!("{mark} {query} → {answer} (right: {target})")
 }
 
 /// A word for a shell's command line: in single quotes if it has more than letters, digits and marks without meaning.

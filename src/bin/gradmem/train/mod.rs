@@ -13,11 +13,15 @@ use clap::ValueEnum;
 use gradmem::Error;
 use gradmem::kernels::KernelBackend;
 use gradmem::train::config::RunConfig;
-use gradmem::train::{Ending, Outcome, TrainOptions, leave_dashboard};
+use gradmem::train::evaluation::{EvalOptions, Shown};
+use gradmem::train::{Ending, Outcome, TrainOptions, Trained, leave_dashboard};
 
 use crate::args::{Backend, MetaGradient, parse_numbers};
 use crate::backend::{Job, dispatch};
 use crate::output::{accompany, message};
+
+/// The most right and the most wrong answers that are printed behind a training.
+const ANSWERS: usize = 8;
 
 /// The exit status of a program that Ctrl-C ended.
 pub const INTERRUPTED: u8 = 130;
@@ -147,8 +151,8 @@ fn train_one(
             interrupter: interrupter.clone(),
         },
     };
-    let outcome = dispatch(&args.backend, job)?;
-    let text = summary::after(config, folder, &outcome, start.elapsed())?;
+    let (outcome, answers) = dispatch(&args.backend, job)?;
+    let text = summary::after(config, folder, &outcome, start.elapsed(), &answers)?;
     accompany(format_args!("{text}"));
     Ok(outcome)
 }
@@ -160,11 +164,32 @@ struct TrainJob {
 }
 
 impl Job for TrainJob {
-    type Output = Outcome;
+    type Output = (Outcome, Vec<Shown>);
 
-    fn run<B: KernelBackend>(self, device: &B::Device) -> Result<Outcome, Error> {
-        gradmem::train::train::<B>(&self.config, &self.folder, self.options, device)
+    fn run<B: KernelBackend>(self, device: &B::Device) -> Result<Self::Output, Error> {
+        let outcome = gradmem::train::train::<B>(&self.config, &self.folder, self.options, device)?;
+        let answers = match &outcome.ending {
+            Ending::Interrupted(_) => Vec::new(),
+            _ => first_answers::<B>(&self.folder, device).unwrap_or_else(|e| {
+                log::warn!("{e}");
+                Vec::new()
+            }),
+        };
+        Ok((outcome, answers))
     }
+}
+
+/// What the best weights answer to the questions about the first held-out context.
+fn first_answers<B: KernelBackend>(folder: &Path, device: &B::Device) -> Result<Vec<Shown>, Error> {
+    let options = EvalOptions {
+        samples: Some(1),
+        generate: true,
+        examples: ANSWERS,
+        ..EvalOptions::default()
+    };
+    Ok(Trained::<B>::open(folder, device)?
+        .evaluate(&options)?
+        .examples)
 }
 
 /// Makes SIGINT (Ctrl-C), SIGTERM and SIGHUP (a closed terminal) stop the training at the next step. A second

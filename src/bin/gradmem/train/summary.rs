@@ -8,10 +8,11 @@ use gradmem::data::{DataConfig, KvDataset, Split};
 use gradmem::memory::MemoryKind;
 use gradmem::method::MethodName;
 use gradmem::train::config::RunConfig;
+use gradmem::train::evaluation::Shown;
 use gradmem::train::metrics::{Measure, Scores};
 use gradmem::train::{Ending, Outcome, duration};
 
-use crate::output::{format_measure, quoted};
+use crate::output::{clip, format_answer, format_measure, quoted};
 
 /// The task, the method and the size of a run.
 pub fn before(config: &RunConfig, folder: &Path) -> String {
@@ -69,6 +70,7 @@ pub fn after(
     folder: &Path,
     outcome: &Outcome,
     time: Duration,
+    answers: &[Shown],
 ) -> Result<String, Error> {
     let state = &outcome.state;
     let time = duration(time);
@@ -100,8 +102,26 @@ pub fn after(
         ),
         (None, None) => format!("\nnothing left to do: the run is at step {}\n", state.step),
     };
+    text += &answered(answers);
     text += &next_commands(config, folder)?;
     Ok(text)
+}
+
+/// The answers to the questions about one context, right and wrong ones.
+fn answered(answers: &[Shown]) -> String {
+    let Some(first) = answers.first() else {
+        return String::new();
+    };
+    let right = answers.iter().filter(|answer| answer.right).count();
+    let mut text = format!(
+        "\nThe first held-out context, and {right} of {} questions about it answered right:\n\n  {}\n",
+        answers.len(),
+        clip(&first.context)
+    );
+    for answer in answers {
+        text += &format!("  {}\n", format_answer(answer));
+    }
+    text
 }
 
 /// The WRITE losses of a GradMem run.
