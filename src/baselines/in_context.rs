@@ -25,7 +25,8 @@ pub enum Questions {
     /// `separate` up to rounding. Contexts of one length are read together.
     Shared,
     /// A sequence for each context, with all its queries and targets in a row. Each question sees those before it
-    /// and their answers.
+    /// and their answers. Where every pair of a context is asked for, a later answer is then partly known by
+    /// elimination, which does not help a question that is asked alone.
     Joint,
 }
 
