@@ -1,8 +1,11 @@
 //! The whole context in the prompt: the baseline that keeps everything.
 
+use std::collections::BTreeMap;
+
 use burn::module::Module;
-use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
+use burn::tensor::{Tensor, TensorData};
+use serde::{Deserialize, Serialize};
 
 use crate::episode::{Tokens, check_contexts};
 use crate::error::Error;
@@ -10,24 +13,81 @@ use crate::model::CausalLm;
 use crate::model::generate::{GenerateConfig, Reader, continue_prompts};
 use crate::model::rows::{pick, share};
 
+/// How training reads the questions of a context. Evaluation always reads each behind the context, alone.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum Questions {
+    /// A sequence for each question: the context, the query and its target.
+    #[default]
+    Separate,
+    /// The context is read once, and each question continues it from the model's cache. The logits are those of
+    /// `separate` up to rounding. Contexts of one length are read together.
+    Shared,
+    /// A sequence for each context, with all its queries and targets in a row. Each question sees those before it
+    /// and their answers. Where every pair of a context is asked for, a later answer is then partly known by
+    /// elimination, which does not help a question that is asked alone.
+    Joint,
+}
+
+/// Settings of an [`InContext`].
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+#[must_use]
+pub struct InContextConfig {
+    /// How training reads the questions of a context: `separate`, `shared` or `joint`.
+    pub questions: Questions,
+}
+
+impl InContextConfig {
+    /// The default: a sequence for each question.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Sets how training reads the questions of a context.
+    pub fn with_questions(mut self, questions: Questions) -> Self {
+        self.questions = questions;
+        self
+    }
+
+    /// Wraps a model.
+    pub fn init<B: Backend, M: CausalLm<B>>(&self, model: M) -> InContext<B, M> {
+        InContext {
+            model,
+            config: self.clone(),
+            backend: std::marker::PhantomData,
+        }
+    }
+
+    /// The longest sequence in training, for a context of so many tokens with as many questions, each of `question`
+    /// tokens with its target.
+    pub(crate) fn positions(&self, context: usize, question: usize, questions: usize) -> usize {
+        let in_a_row = match self.questions {
+            Questions::Separate | Questions::Shared => 1,
+            Questions::Joint => questions.max(1),
+        };
+        context.saturating_add(question.saturating_mul(in_a_row))
+    }
+}
+
 /// A language model that is given context and query together.
 #[derive(Module, Debug)]
 pub struct InContext<B: Backend, M> {
     /// The language model.
     pub model: M,
+    #[module(skip)]
+    config: InContextConfig,
     backend: std::marker::PhantomData<B>,
 }
 
 impl<B: Backend, M: CausalLm<B>> InContext<B, M> {
-    /// Wraps a model.
+    /// Wraps a model, with the default settings.
     pub fn new(model: M) -> Self {
-        Self {
-            model,
-            backend: std::marker::PhantomData,
-        }
+        InContextConfig::new().init(model)
     }
 
-    /// Next-token logits of `queries` behind their contexts; each context has as many in a row.
+    /// Next-token logits of `queries` behind their contexts, each query alone; each context has as many in a row.
     ///
     /// # Shapes
     ///
@@ -38,25 +98,65 @@ impl<B: Backend, M: CausalLm<B>> InContext<B, M> {
     ///
     /// An empty context, a token the model does not have, or more tokens than positions.
     pub fn logits(&self, contexts: &Tokens<B>, queries: &Tokens<B>) -> Result<Tensor<B, 3>, Error> {
+        self.logits_in_prompts(contexts, queries, false)
+    }
+
+    /// [`InContext::logits`] as training has them, by [`InContextConfig::questions`]. With [`Questions::Joint`], row 0 of a
+    /// query is predicted from all that stands before it.
+    ///
+    /// # Errors
+    ///
+    /// As [`InContext::logits`].
+    pub fn training_logits(
+        &self,
+        contexts: &Tokens<B>,
+        queries: &Tokens<B>,
+    ) -> Result<Tensor<B, 3>, Error> {
+        match self.config.questions {
+            Questions::Separate => self.logits(contexts, queries),
+            Questions::Shared => self.reader(contexts)?.logits(queries),
+            Questions::Joint => self.logits_in_prompts(contexts, queries, true),
+        }
+    }
+
+    /// [`InContext::logits`] of prompts with one query each, or with all of a context.
+    fn logits_in_prompts(
+        &self,
+        contexts: &Tokens<B>,
+        queries: &Tokens<B>,
+        joint: bool,
+    ) -> Result<Tensor<B, 3>, Error> {
         self.check(contexts)?;
         let times = share(queries.len(), contexts.len())?;
-        let longest = contexts.lengths().max().unwrap_or(0);
-        queries.check(&self.model, longest, "query")?;
-        // The query follows the context's last token; what fills a prompt comes last, where nothing looks
-        // back at it.
+        let in_a_row = if joint { times } else { 1 };
         let seq = queries.width();
-        let mut prompts = Vec::with_capacity(queries.len());
-        let mut answers = Vec::with_capacity(queries.len());
-        for (row, query) in queries.rows().enumerate() {
-            let context = contexts.row(row / times);
-            let mut prompt = [context, query].concat();
-            prompt.resize(longest + seq, 0);
+        let mut prompts = Vec::with_capacity(queries.len() / in_a_row);
+        let mut answers = Vec::with_capacity(queries.len() / in_a_row);
+        // Tokens before a prompt's last query; the most.
+        let mut before = 0;
+        for first in (0..queries.len()).step_by(in_a_row) {
+            let mut prompt = contexts.row(first / times).to_vec();
+            let mut rows = Vec::with_capacity(in_a_row * (seq + 1));
+            for query in first..first + in_a_row {
+                before = before.max(prompt.len());
+                // What a shorter query's last rows are is read by nothing.
+                rows.extend(prompt.len() - 1..prompt.len() + seq);
+                prompt.extend(queries.row(query));
+            }
             prompts.push(prompt);
-            answers.push((context.len() - 1..context.len() + seq).collect());
+            answers.push(rows);
+        }
+        queries.check(&self.model, before, "query")?;
+        // A query follows what is before it; what fills a prompt comes last, where nothing looks back at it.
+        for prompt in &mut prompts {
+            prompt.resize(before + seq, 0);
         }
         let prompts = Tokens::new(&prompts, &contexts.device())?;
         let hidden = self.model.hidden(self.model.embed(prompts.ids()));
-        Ok(self.model.logits(pick(hidden, &answers)))
+        let hidden = pick(hidden, &answers);
+        let d_model = hidden.dims()[2];
+        let hidden = hidden.reshape([queries.len(), seq + 1, d_model]);
+        Ok(self.model.logits(hidden))
     }
 
     /// Continues each of the `prompts` `[batch · r]` after its context.
@@ -80,21 +180,38 @@ impl<B: Backend, M: CausalLm<B>> InContext<B, M> {
         continue_prompts(&self.model, &prompts, config, &contexts.device())
     }
 
-    /// Reads contexts of one length once, for any number of queries.
+    /// Reads contexts once, for any number of queries; those of one length together.
     ///
     /// # Errors
     ///
-    /// As [`InContext::logits`]; also contexts of different lengths.
+    /// As [`InContext::logits`].
     pub fn reader(&self, contexts: &Tokens<B>) -> Result<Reader<'_, B, M>, Error> {
         self.check(contexts)?;
-        let length = contexts.row(0).len();
-        if contexts.lengths().any(|other| other != length) {
-            return Err(Error::Input(
-                "contexts read together must be of one length".into(),
-            ));
+        let mut groups = BTreeMap::<usize, Vec<usize>>::new();
+        for (sample, length) in contexts.lengths().enumerate() {
+            groups.entry(length).or_default().push(sample);
         }
-        let ids = contexts.ids().narrow(1, 0, length);
-        Reader::new(&self.model, self.model.embed(ids))
+        let read = |length, ids: Tensor<B, 2, _>| {
+            Reader::new(&self.model, self.model.embed(ids.narrow(1, 0, length)))
+        };
+        if let (1, Some(length)) = (groups.len(), groups.keys().next()) {
+            return read(*length, contexts.ids());
+        }
+        let parts = groups.into_iter().map(|(length, samples)| {
+            let at: Vec<i64> = samples.iter().map(|sample| *sample as i64).collect();
+            let at = TensorData::new(at, [samples.len()]);
+            let at = Tensor::from_data(at, &contexts.device());
+            Ok((samples, read(length, contexts.ids().select(0, at))?))
+        });
+        Ok(Reader::of_parts(
+            &self.model,
+            parts.collect::<Result<_, Error>>()?,
+        ))
+    }
+
+    /// The settings it was made with.
+    pub fn config(&self) -> &InContextConfig {
+        &self.config
     }
 
     fn check(&self, contexts: &Tokens<B>) -> Result<(), Error> {

@@ -28,5 +28,5 @@ mod in_context;
 mod rmt;
 
 pub use armt::{Armt, ArmtConfig, ArmtImplementation, ArmtOuter};
-pub use in_context::InContext;
+pub use in_context::{InContext, InContextConfig, Questions};
 pub use rmt::{Rmt, RmtConfig, RmtOuter, RmtProj};

@@ -106,6 +106,7 @@ impl MqarConfig {
         Lengths {
             context: self.pairs * pair + self.noise_tokens(),
             question: 3,
+            questions: self.queries_per_context,
             target: 2,
             ..Lengths::default()
         }

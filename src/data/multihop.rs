@@ -126,6 +126,7 @@ impl MultihopConfig {
         Lengths {
             context: 4 + self.pairs * (2 * node + 3),
             question: 2 + node + node + 1,
+            questions: self.queries_per_context,
             target: node + 1,
             ..Lengths::default()
         }

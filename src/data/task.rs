@@ -52,6 +52,8 @@ pub struct Lengths {
     pub context: usize,
     /// Tokens of the longest query and its target together.
     pub question: usize,
+    /// Questions to one context, at most.
+    pub questions: usize,
     /// Tokens of the longest target.
     pub target: usize,
     /// Contexts that are truncated to `tokens.max_context`.
@@ -200,6 +202,7 @@ impl Task {
                     print.update(id.to_le_bytes());
                 }
                 lengths.context = lengths.context.max(sample.context.len());
+                lengths.questions = lengths.questions.max(sample.asked.len());
                 for asked in &sample.asked {
                     let tokens = asked.tokens.len();
                     lengths.question = lengths.question.max(tokens);

@@ -133,6 +133,7 @@ impl TextConfig {
             lengths: Lengths {
                 context: self.context_tokens,
                 question: target,
+                questions: 1,
                 target,
                 ..Lengths::default()
             },

@@ -13,7 +13,7 @@ use serde_json::{Map, Value, json};
 use tokenizers::Tokenizer;
 
 use super::{armt, gradmem};
-use crate::baselines::{InContext, RmtConfig, RmtProj};
+use crate::baselines::{InContextConfig, RmtConfig, RmtProj};
 use crate::error::Error;
 use crate::memory::GradMem;
 use crate::method::{AnyMethod, MethodConfig};
@@ -54,7 +54,7 @@ pub fn open_config(path: impl AsRef<Path>) -> Result<(ModelConfig, MethodConfig)
         }
         Some(known) if ModelConfig::TYPES.contains(&known) => {
             let model = ModelConfig::from_json(&config.json, path)?;
-            Ok((model, MethodConfig::InContext))
+            Ok((model, MethodConfig::InContext(InContextConfig::new())))
         }
         found => Err(config.problem(format!(
             "`model_type` is {}, not one of grad_memgpt, rmt_2segm, armt, {}",
@@ -75,9 +75,9 @@ pub fn load<B: KernelBackend>(
 ) -> Result<AnyMethod<B>, Error> {
     let folder = folder.as_ref();
     let (model, method) = open_config(folder.join("config.json"))?;
-    if method == MethodConfig::InContext {
+    if let MethodConfig::InContext(config) = &method {
         let model = pretrained::load_weights(&model, folder, device)?;
-        return Ok(AnyMethod::InContext(InContext::new(model)));
+        return Ok(AnyMethod::InContext(config.init(model)));
     }
     let adapter = folder.join(adapter::CONFIG);
     if adapter.exists() {
@@ -178,7 +178,7 @@ fn to_json(base: Map<String, Value>, method: &MethodConfig) -> Map<String, Value
             })
         }
         MethodConfig::Armt(config) => armt::to_json(base, config),
-        MethodConfig::InContext => Value::Object(base),
+        MethodConfig::InContext(_) => Value::Object(base),
     };
     match json {
         Value::Object(json) => json,

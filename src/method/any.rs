@@ -5,7 +5,7 @@ use gradmem_kernels::KernelBackend;
 use serde::{Deserialize, Serialize};
 
 use super::{Answers, Method};
-use crate::baselines::{Armt, ArmtConfig, InContext, Rmt, RmtConfig};
+use crate::baselines::{Armt, ArmtConfig, InContext, InContextConfig, Rmt, RmtConfig};
 use crate::episode::{Episode, Tokens, Totals};
 use crate::error::Error;
 use crate::memory::{GradMem, GradMemConfig, Memory, MemoryFile, MetaGradient, Reconstruction};
@@ -52,8 +52,8 @@ pub enum MethodConfig {
     Rmt(RmtConfig),
     /// [`Armt`]
     Armt(ArmtConfig),
-    /// [`InContext`], which has none.
-    InContext,
+    /// [`InContext`]
+    InContext(InContextConfig),
 }
 
 impl MethodConfig {
@@ -87,7 +87,7 @@ impl MethodConfig {
             Self::GradMem(config) => AnyMethod::GradMem(config.init(model, seed, device)?),
             Self::Rmt(config) => AnyMethod::Rmt(config.init(model, seed, device)?),
             Self::Armt(config) => AnyMethod::Armt(config.init(model, seed, device)?),
-            Self::InContext => AnyMethod::InContext(InContext::new(model)),
+            Self::InContext(config) => AnyMethod::InContext(config.init(model)),
         })
     }
 
@@ -97,7 +97,7 @@ impl MethodConfig {
             Self::GradMem(_) => MethodName::GradMem,
             Self::Rmt(_) => MethodName::Rmt,
             Self::Armt(_) => MethodName::Armt,
-            Self::InContext => MethodName::InContext,
+            Self::InContext(_) => MethodName::InContext,
         }
     }
 
@@ -116,7 +116,7 @@ impl MethodConfig {
             Self::GradMem(config) => AnyMethod::GradMem(config.blank(model, device)?),
             Self::Rmt(config) => AnyMethod::Rmt(config.blank(model, device)?),
             Self::Armt(config) => AnyMethod::Armt(config.blank(model, device)?),
-            Self::InContext => AnyMethod::InContext(InContext::new(model)),
+            Self::InContext(config) => AnyMethod::InContext(config.init(model)),
         })
     }
 }
@@ -172,7 +172,7 @@ impl<B: KernelBackend> AnyMethod<B> {
             Self::GradMem(method) => MethodConfig::GradMem(method.config().clone()),
             Self::Rmt(method) => MethodConfig::Rmt(method.config().clone()),
             Self::Armt(method) => MethodConfig::Armt(method.config().clone()),
-            Self::InContext(_) => MethodConfig::InContext,
+            Self::InContext(method) => MethodConfig::InContext(method.config().clone()),
         }
     }
 

@@ -43,14 +43,7 @@ pub trait Method<B: Backend>: Module<B> + ModuleDisplay {
         Self: AutodiffModule<B>,
     {
         let answers = self.answers(episode)?;
-        let read_loss = episode.share(answers.read_loss.clone(), |totals| {
-            self.counted_labels(totals)
-        });
-        let loss = match answers.write_term.clone() {
-            Some(term) => read_loss + episode.share(term, |totals| totals.context_tokens),
-            None => read_loss,
-        };
-        Ok((GradientsParams::from_grads(loss.backward(), self), answers))
+        Ok((answers.gradient(self, episode), answers))
     }
 
     /// How many labels the READ loss is a mean over.
@@ -85,6 +78,36 @@ pub struct Answers<B: Backend> {
     pub logits: Tensor<B, 3>,
     /// What was written, if anything was.
     pub memory: Option<Memory<B>>,
+}
+
+impl<B: Backend> Answers<B> {
+    /// Of a method that writes nothing.
+    fn of_logits(logits: Tensor<B, 3>, episode: &Episode<B>) -> Self {
+        Self {
+            read_loss: episode.read_loss(logits.clone()),
+            write_term: None,
+            logits,
+            memory: None,
+        }
+    }
+}
+
+impl<B: AutodiffBackend> Answers<B> {
+    /// The gradient of their losses, as [`Method::gradient`] has it.
+    fn gradient<M: Method<B> + AutodiffModule<B>>(
+        &self,
+        method: &M,
+        episode: &Episode<B>,
+    ) -> GradientsParams {
+        let read_loss = episode.share(self.read_loss.clone(), |totals| {
+            method.counted_labels(totals)
+        });
+        let loss = match self.write_term.clone() {
+            Some(term) => read_loss + episode.share(term, |totals| totals.context_tokens),
+            None => read_loss,
+        };
+        GradientsParams::from_grads(loss.backward(), method)
+    }
 }
 
 impl<B: Backend> From<Outer<B>> for Answers<B> {
@@ -171,12 +194,22 @@ impl<B: Backend, M: CausalLm<B>> Method<B> for InContext<B, M> {
     fn answers(&self, episode: &Episode<B>) -> Result<Answers<B>, Error> {
         episode.labels().check(&self.model)?;
         let logits = self.logits(episode.contexts(), episode.queries())?;
-        let read_loss = episode.read_loss(logits.clone());
-        Ok(Answers {
-            read_loss,
-            write_term: None,
-            logits,
-            memory: None,
-        })
+        Ok(Answers::of_logits(logits, episode))
+    }
+
+    /// With the questions read as in training.
+    fn gradient(
+        &self,
+        episode: &Episode<B>,
+        _strategy: MetaGradient,
+    ) -> Result<(GradientsParams, Answers<B>), Error>
+    where
+        B: AutodiffBackend,
+        Self: AutodiffModule<B>,
+    {
+        episode.labels().check(&self.model)?;
+        let logits = self.training_logits(episode.contexts(), episode.queries())?;
+        let answers = Answers::of_logits(logits, episode);
+        Ok((answers.gradient(self, episode), answers))
     }
 }

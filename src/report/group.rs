@@ -271,6 +271,20 @@ mod tests {
             "GradMem, N = 8, K = 5",
         ];
         assert_eq!(labels(&runs), expected);
+        // A method's own settings do, and not in runs of other methods.
+        let questions = "in_context.questions=joint";
+        let questions = [
+            &["method=in-context"][..],
+            &["method=in-context", questions],
+            &["memory.write_steps=5"],
+            &["memory.write_steps=5", questions],
+        ];
+        let expected = [
+            "GradMem, K = 5",
+            "In-context, questions = joint",
+            "In-context, questions = separate",
+        ];
+        assert_eq!(labels(&questions), expected);
         // The number of steps distinguishes groups only if no other setting does.
         let steps = labels(&[&["train.steps=10"], &["train.steps=20"]]);
         assert_eq!(

@@ -65,7 +65,7 @@ const WITHOUT_EFFECT: [&str; 4] = [
 ];
 
 /// The sections of the methods.
-const SECTIONS: [&str; 3] = ["memory.", "rmt.", "armt."];
+const SECTIONS: [&str; 4] = ["memory.", "rmt.", "armt.", "in_context."];
 
 /// The settings that a run's results depend on, except its seed. A baseline's memory settings get the keys of
 /// GradMem's; settings of methods other than the run's are omitted.
@@ -77,24 +77,22 @@ pub fn relevant(config: &RunConfig) -> Settings {
         &mut flat,
     );
     let own = match config.method {
-        MethodName::GradMem => Some("memory."),
-        MethodName::Rmt => Some("rmt."),
-        MethodName::Armt => Some("armt."),
-        MethodName::InContext => None,
+        MethodName::GradMem => "memory.",
+        MethodName::Rmt => "rmt.",
+        MethodName::Armt => "armt.",
+        MethodName::InContext => "in_context.",
     };
     flat.into_iter()
         .filter(|(key, value)| {
             let mut sections = SECTIONS.iter();
             let section = sections.find(|section| key.starts_with(*section));
-            let foreign = section.is_some_and(|section| Some(*section) != own);
+            let foreign = section.is_some_and(|section| *section != own);
             !foreign && !value.is_null() && !WITHOUT_EFFECT.contains(&key.as_str())
         })
-        .map(
-            |(key, value)| match own.and_then(|own| key.strip_prefix(own)) {
-                Some(key) => (format!("memory.{key}"), value),
-                None => (key, value),
-            },
-        )
+        .map(|(key, value)| match key.strip_prefix(own) {
+            Some(key) if config.method != MethodName::InContext => (format!("memory.{key}"), value),
+            _ => (key, value),
+        })
         .collect()
 }
 

@@ -10,7 +10,7 @@ use super::overrides::{self, one_line, parse};
 pub use super::presets::presets;
 use super::presets::text_of;
 use super::schedule::LrDecay;
-use crate::baselines::{ArmtConfig, RmtConfig};
+use crate::baselines::{ArmtConfig, InContextConfig, Questions, RmtConfig};
 use crate::data::{DataConfig, Lengths, TextTokenizer, TokensConfig};
 use crate::error::{Error, at_least_one, require};
 use crate::memory::{GradMemConfig, MetaGradient};
@@ -48,6 +48,8 @@ pub struct RunConfig {
     pub rmt: RmtConfig,
     /// ARMT's settings, if that is the method.
     pub armt: ArmtConfig,
+    /// The in-context baseline's settings, if that is the method.
+    pub in_context: InContextConfig,
     /// The outer loop.
     pub train: TrainConfig,
     /// Whether `memory.write_lr` was given as `auto`: a training finds it when it begins, and the run keeps it.
@@ -296,12 +298,11 @@ impl RunConfig {
         }
         // Other tasks' lengths are known when their files are open.
         match self.data.lengths() {
-            Some(Lengths {
-                context, question, ..
-            }) => self.check_positions(&Lengths {
-                context: context.min(self.tokens.max_context.unwrap_or(context)),
-                question,
-                ..Lengths::default()
+            Some(lengths) => self.check_positions(&Lengths {
+                context: lengths
+                    .context
+                    .min(self.tokens.max_context.unwrap_or(lengths.context)),
+                ..lengths
             }),
             None => Ok(()),
         }
@@ -365,7 +366,10 @@ impl RunConfig {
             return Ok(());
         };
         let Lengths {
-            context, question, ..
+            context,
+            question,
+            questions,
+            ..
         } = *lengths;
         let needed = match self.method {
             MethodName::GradMem => {
@@ -380,13 +384,23 @@ impl RunConfig {
                 write.max(question.saturating_add(self.rmt.prefix_len()))
             }
             MethodName::Armt => self.armt.positions(context).max(question),
-            MethodName::InContext => context.saturating_add(question),
+            MethodName::InContext => self.in_context.positions(context, question, questions),
         };
-        let problem = format!(
-            "{} on a context of {context} tokens and a question of {question} needs {needed} positions, \
-             memory included",
-            self.method.as_str(),
-        );
+        let joint = self.method == MethodName::InContext
+            && self.in_context.questions == Questions::Joint
+            && questions > 1;
+        let problem = match joint {
+            false => format!(
+                "{} on a context of {context} tokens and a question of {question} needs {needed} positions, \
+                 memory included",
+                self.method.as_str(),
+            ),
+            true => format!(
+                "in-context with in_context.questions = \"joint\" on a context of {context} tokens and {questions} \
+                 questions of {question} needs {needed} positions; \"shared\" and \"separate\" need {}",
+                context.saturating_add(question),
+            ),
+        };
         let key = format!("model.{key}");
         require(needed <= positions, &key, positions, problem)
     }
@@ -397,7 +411,7 @@ impl RunConfig {
             MethodName::GradMem => MethodConfig::GradMem(self.memory.clone()),
             MethodName::Rmt => MethodConfig::Rmt(self.rmt.clone()),
             MethodName::Armt => MethodConfig::Armt(self.armt.clone()),
-            MethodName::InContext => MethodConfig::InContext,
+            MethodName::InContext => MethodConfig::InContext(self.in_context.clone()),
         }
     }
 
@@ -508,6 +522,18 @@ mod tests {
             assert!(positions(needed, method), "{method}");
             assert!(!positions(needed - 1, method), "{method}");
         }
+        // Four questions in a row: 21 tokens and 4 times 7.
+        let joint = |n: usize| {
+            let positions = format!("model.max_position_embeddings={n}");
+            let keys = ["method=in-context", "in_context.questions=joint"];
+            resolve(&[&positions, keys[0], keys[1]])
+        };
+        assert!(joint(49).is_ok());
+        let error = joint(48).unwrap_err().to_string();
+        assert!(
+            error.contains("needs 49 positions") && error.contains("in_context.questions"),
+            "{error}"
+        );
         assert!(fails("kv-quick", &["model.model_type=gpt2"]).contains("model.hidden_size"));
         let heads = fails(
             "kv-quick",
@@ -564,6 +590,7 @@ mod tests {
             ("armt.n_heads", "0", "at least 1"),
             ("armt.segment_size", "0", "at least 1"),
             ("armt.implementation", "new", "thinking"),
+            ("in_context.questions", "apart", "shared"),
             ("train.lr", "nan", "above 0"),
             ("train.batch_size", "0", "at least 1"),
         ] {

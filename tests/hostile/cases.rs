@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::path::Path;
 
 use burn::tensor::{DType, TensorData};
-use gradmem::baselines::{ArmtConfig, ArmtImplementation, RmtConfig};
+use gradmem::baselines::{ArmtConfig, ArmtImplementation, InContextConfig, RmtConfig};
 use gradmem::interop::checkpoint::{self, SpecialTokens};
 use gradmem::interop::parity;
 use gradmem::memory::{GradMemConfig, MetaGradient};
@@ -37,7 +37,7 @@ fn folder() -> Folder {
         ("gradmem", MethodConfig::GradMem(gradmem)),
         ("rmt", MethodConfig::Rmt(rmt)),
         ("armt", MethodConfig::Armt(armt)),
-        ("plain", MethodConfig::InContext),
+        ("plain", MethodConfig::InContext(InContextConfig::new())),
     ] {
         let method: AnyMethod<B> = method.init(&llama, 4, &device).unwrap();
         let path = folder.path().join(name);

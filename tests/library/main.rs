@@ -4,6 +4,7 @@ mod dependencies;
 mod folders;
 mod generation;
 mod imports;
+mod in_context;
 mod kinds;
 mod memory_files;
 mod outer_gradient;

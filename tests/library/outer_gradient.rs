@@ -8,7 +8,7 @@ use burn::module::{Module, ModuleVisitor, Param};
 use burn::optim::GradientsParams;
 use burn::tensor::{Tensor, TensorData};
 use burn::train::TrainStep;
-use gradmem::baselines::{ArmtConfig, ArmtImplementation, RmtConfig};
+use gradmem::baselines::{ArmtConfig, ArmtImplementation, InContextConfig, Questions, RmtConfig};
 use gradmem::data::Batch;
 use gradmem::episode::{Episode, Tokens};
 use gradmem::interop::parity;
@@ -215,7 +215,11 @@ fn the_baselines_too() {
         ..RmtConfig::default()
     };
     check(method(MethodConfig::Rmt(rmt)), "RMT");
-    check(method(MethodConfig::InContext), "in-context");
+    for questions in [Questions::Separate, Questions::Shared, Questions::Joint] {
+        let config = InContextConfig::new().with_questions(questions);
+        let what = format!("in-context, {questions:?}");
+        check(method(MethodConfig::InContext(config)), &what);
+    }
     for implementation in [ArmtImplementation::Thinking, ArmtImplementation::Old] {
         for segment_size in [None, Some(2)] {
             let armt = ArmtConfig::new()

@@ -235,6 +235,7 @@ impl KvConfig {
         Lengths {
             context: self.context_len(),
             question: self.question_len(),
+            questions: self.queries_per_context,
             target: self.target_len(),
             ..Lengths::default()
         }

@@ -1,0 +1,222 @@
+//! The in-context baseline in f64: three ways to read the questions of a context, and what each is equal to.
+
+use burn::backend::Autodiff;
+use burn::module::{Module, ModuleVisitor, Param};
+use burn::optim::GradientsParams;
+use burn::tensor::activation::log_softmax;
+use burn::tensor::backend::Backend;
+use burn::tensor::{Int, Tensor};
+use gradmem::baselines::{InContext, InContextConfig, Questions};
+use gradmem::episode::{Episode, Tokens};
+use gradmem::memory::MetaGradient;
+use gradmem::method::Method;
+use gradmem::model::{
+    AnyLm, CausalLm, Gpt2Config, GptNeoXConfig, LlamaConfig, MambaConfig, ModelConfig,
+};
+
+type I = burn_ndarray::NdArray<f64>;
+type B = Autodiff<I>;
+
+const WAYS: [Questions; 3] = [Questions::Separate, Questions::Shared, Questions::Joint];
+
+/// Of different lengths, two of them alike.
+const CONTEXTS: [&[u32]; 3] = [&[4, 7, 2, 9, 4], &[5, 10, 3], &[3, 9, 5, 7, 1]];
+
+/// Two questions to each: query, target.
+const ANSWERS: [(&[u32], &[u32]); 6] = [
+    (&[4, 7], &[2]),
+    (&[9], &[4, 8]),
+    (&[5], &[10]),
+    (&[6, 1, 10], &[3]),
+    (&[], &[9]),
+    (&[7, 7], &[1, 1]),
+];
+
+/// Weights large enough that every difference shows.
+fn models() -> Vec<(&'static str, AnyLm<B>)> {
+    let llama = LlamaConfig {
+        initializer_range: 0.3,
+        max_position_embeddings: 13,
+        ..LlamaConfig::new(11, 8, 2, 2).with_kv_heads(1)
+    };
+    let gpt2 = Gpt2Config {
+        initializer_range: 0.3,
+        n_positions: 13,
+        ..Gpt2Config::new(11, 8, 2, 2)
+    };
+    let neox = GptNeoXConfig {
+        initializer_range: 0.3,
+        max_position_embeddings: 13,
+        ..GptNeoXConfig::new(11, 8, 2, 2)
+    };
+    let mamba = MambaConfig {
+        initializer_range: 0.3,
+        ..MambaConfig::new(11, 8, 2)
+    };
+    let models = [
+        ModelConfig::Llama(llama),
+        ModelConfig::Gpt2(gpt2),
+        ModelConfig::GptNeoX(neox),
+        ModelConfig::Mamba(mamba),
+    ];
+    let init = |config: ModelConfig| {
+        let model = config.init::<B>(3, &Default::default()).unwrap();
+        (config.model_type(), model)
+    };
+    models.into_iter().map(init).collect()
+}
+
+fn method(model: &AnyLm<B>, questions: Questions) -> InContext<B, AnyLm<B>> {
+    let config = InContextConfig::new().with_questions(questions);
+    config.init(model.clone())
+}
+
+fn tokens<R: AsRef<[u32]>>(rows: &[R]) -> Tokens<B> {
+    Tokens::new(rows, &Default::default()).unwrap()
+}
+
+fn episode() -> Episode<B> {
+    Episode::from_answers(tokens(&CONTEXTS), &ANSWERS).unwrap()
+}
+
+fn values<T: Backend, const D: usize>(x: Tensor<T, D>) -> Vec<f64> {
+    x.to_data().iter::<f64>().collect()
+}
+
+/// Rows of logits that predict a query's tokens and the one behind them.
+fn rows_of(logits: &Tensor<B, 3>, query: usize) -> Vec<f64> {
+    let (asked, target) = ANSWERS[query];
+    let rows = asked.len() + target.len() + 1;
+    values(logits.clone().narrow(0, query, 1).narrow(1, 0, rows))
+}
+
+/// All parameters' gradients in a row.
+fn flat(model: &AnyLm<B>, found: &GradientsParams) -> Vec<f64> {
+    struct Collect<'a>(&'a GradientsParams, Vec<f64>);
+    impl ModuleVisitor<B> for Collect<'_> {
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
+            let found = self.0.get::<I, D>(param.id);
+            self.1.extend(values(found.unwrap()));
+        }
+    }
+    let mut collect = Collect(found, Vec::new());
+    model.visit(&mut collect);
+    collect.1
+}
+
+fn assert_close(what: &str, a: &[f64], b: &[f64]) {
+    assert_eq!(a.len(), b.len(), "{what}");
+    let largest = b.iter().fold(1e-3, |most: f64, x| most.max(x.abs()));
+    for (a, b) in a.iter().zip(b) {
+        assert!((a - b).abs() <= 1e-11 * largest, "{what}: {a} is not {b}");
+    }
+}
+
+fn is_far(a: &[f64], b: &[f64]) -> bool {
+    a.iter().zip(b).any(|(a, b)| (a - b).abs() > 1e-3)
+}
+
+#[test]
+fn a_shared_context_equals_separate_sequences() {
+    for (name, model) in models() {
+        let [separate, shared] = [Questions::Separate, Questions::Shared].map(|questions| {
+            let method = method(&model, questions);
+            let logits = method.training_logits(episode().contexts(), episode().queries());
+            let gradient = method.gradient(&episode(), MetaGradient::Auto).unwrap();
+            (logits.unwrap(), gradient)
+        });
+        for query in 0..ANSWERS.len() {
+            let [a, b] = [&shared.0, &separate.0].map(|logits| rows_of(logits, query));
+            assert_close(&format!("{name}, query {query}"), &a, &b);
+        }
+        let [a, b] = [&shared.1.0, &separate.1.0].map(|found| flat(&model, found));
+        assert_close(&format!("{name}, gradient"), &a, &b);
+        let [a, b] = [shared.1.1, separate.1.1].map(|answers| values(answers.read_loss));
+        assert_close(&format!("{name}, loss"), &a, &b);
+    }
+}
+
+#[test]
+fn a_joint_question_has_those_before_it_in_its_context() {
+    for (name, model) in models() {
+        let (contexts, episode) = (tokens(&CONTEXTS), episode());
+        let joint = method(&model, Questions::Joint);
+        let logits = joint.training_logits(&contexts, episode.queries()).unwrap();
+        let alone = joint.logits(&contexts, episode.queries()).unwrap();
+        for query in 0..ANSWERS.len() {
+            let what = format!("{name}, query {query}");
+            let found = rows_of(&logits, query);
+            let context = CONTEXTS[query / 2];
+            if query % 2 == 0 {
+                assert_close(&what, &found, &rows_of(&alone, query));
+                continue;
+            }
+            assert!(is_far(&found, &rows_of(&alone, query)), "{what}");
+            let context = [context, episode.queries().row(query - 1)].concat();
+            let own = tokens(&[episode.queries().row(query)]);
+            let expected = joint.logits(&tokens(&[context]), &own).unwrap();
+            assert_close(&what, &found, &values(expected));
+        }
+    }
+}
+
+/// Two samples, written out as the sequences they are, without the method.
+#[test]
+fn the_joint_gradient_is_that_of_the_whole_sequences() {
+    for (name, model) in models() {
+        // Context, query, target, query, target; and the places of the targets.
+        let sequences: [(&[i64], &[usize]); 2] = [
+            (&[4, 7, 2, 9, 4, /**/ 4, 7, 2, /**/ 9, 4, 8], &[7, 9, 10]),
+            (&[5, 10, 3, /**/ 5, 10, /**/ 6, 1, 10, 3], &[4, 8]),
+        ];
+        let device = Default::default();
+        let mut loss = Tensor::<B, 1>::zeros([1], &device);
+        for (ids, targets) in sequences {
+            let sequence = Tensor::<B, 1, Int>::from_data(ids, &device).unsqueeze_dim(0);
+            let hidden = model.hidden(model.embed(sequence));
+            let log_p = log_softmax(model.logits(hidden), 2);
+            for at in targets {
+                let token = ids[*at] as usize;
+                let one = log_p.clone().slice([0..1, at - 1..*at, token..token + 1]);
+                loss = loss - one.reshape([1]);
+            }
+        }
+        let loss = loss.mul_scalar(1.0 / 5.0);
+        let expected = GradientsParams::from_grads(loss.backward(), &model);
+
+        let episode = Episode::from_answers(tokens(&CONTEXTS[..2]), &ANSWERS[..4]).unwrap();
+        let joint = method(&model, Questions::Joint);
+        let (found, answers) = joint.gradient(&episode, MetaGradient::Auto).unwrap();
+        assert_close(name, &values(answers.read_loss), &values(loss));
+        assert_close(name, &flat(&model, &found), &flat(&model, &expected));
+    }
+}
+
+#[test]
+fn evaluation_asks_each_question_alone() {
+    for (name, model) in models() {
+        let [separate, shared, joint] = WAYS.map(|questions| {
+            let answers = method(&model, questions).answers(&episode()).unwrap();
+            (values(answers.read_loss), values(answers.logits))
+        });
+        assert!(separate == shared && separate == joint, "{name}");
+    }
+}
+
+#[test]
+fn what_has_no_positions_is_refused() {
+    let (_, model) = models().remove(0);
+    let queries = tokens(&[[1, 2, 3], [4, 5, 6], [7, 8, 9]]);
+    let logits = |questions, context: &[u32]| {
+        let method = method(&model, questions);
+        method.training_logits(&tokens(&[context]), &queries)
+    };
+    for questions in WAYS {
+        assert!(logits(questions, &[1; 4]).is_ok());
+        let last = if questions == Questions::Joint { 4 } else { 10 };
+        assert!(logits(questions, &vec![1; last]).is_ok());
+        let error = logits(questions, &vec![1; last + 1]).unwrap_err();
+        let error = error.to_string();
+        assert!(error.contains("needs 14 positions"), "{error}");
+    }
+}
