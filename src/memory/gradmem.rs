@@ -115,7 +115,14 @@ impl GradMemConfig {
             objective,
             write_lora: lora.transpose()?,
             gate: Gate::new(self.gate, d, self.gate_dimensions, &mut init, device),
-            inner: InnerOptimizer::new(self, &shapes, &init, device),
+            inner: InnerOptimizer::new(
+                &self.learned_lr,
+                self.momentum,
+                self.most_steps(),
+                &shapes,
+                &init,
+                device,
+            ),
             config: self.clone(),
         })
     }

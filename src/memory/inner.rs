@@ -10,7 +10,6 @@ use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
 use serde::{Deserialize, Serialize};
 
-use super::GradMemConfig;
 use crate::model::layers::Init;
 
 /// What has a step size of its own.
@@ -36,28 +35,30 @@ pub struct InnerOptimizer<B: Backend> {
 }
 
 impl<B: Backend> InnerOptimizer<B> {
-    /// For a memory of matrices of these shapes.
+    /// For `steps` steps on a memory of matrices of these shapes; `momentum` is what β starts at.
     pub(super) fn new(
-        config: &GradMemConfig,
+        learned: &[LearnedLr],
+        momentum: Option<f64>,
+        steps: usize,
         shapes: &[[usize; 2]],
         init: &Init,
         device: &B::Device,
     ) -> Option<Self> {
-        let has = |axis| config.learned_lr.contains(&axis);
+        let has = |axis| learned.contains(&axis);
         let size = |axis, size: usize| if has(axis) { size.max(1) } else { 1 };
         let log_lr = shapes.iter().map(|[rows, columns]| {
             let shape = [
-                size(LearnedLr::Step, config.most_steps()),
+                size(LearnedLr::Step, steps),
                 size(LearnedLr::Vector, *rows),
                 size(LearnedLr::Dimension, *columns),
             ];
             init.constant(shape, 0.0, device)
         });
-        let log_lr = match config.learned_lr.is_empty() {
+        let log_lr = match learned.is_empty() {
             true => Vec::new(),
             false => log_lr.collect(),
         };
-        let momentum = config.momentum.map(|beta| {
+        let momentum = momentum.map(|beta| {
             let logit = (beta / (1.0 - beta)).ln();
             init.constant([1], logit, device)
         });

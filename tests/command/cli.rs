@@ -183,8 +183,13 @@ fn train_eval_write_read() {
         .collect();
     assert_eq!(commands.len(), 3, "{printed}");
     // Before them: the questions about the same context, all of them, and whether each is answered right.
-    let (_, answers) = printed.split_once("The first held-out context, and 0 of 1").unwrap();
-    assert!(answers.contains("✗ ?!") && answers.contains("(right: "), "{printed}");
+    let (_, answers) = printed
+        .split_once("The first held-out context, and 0 of 1")
+        .unwrap();
+    assert!(
+        answers.contains("✗ ?!") && answers.contains("(right: "),
+        "{printed}"
+    );
     for command in commands {
         let output = Command::new("sh")
             .args(["-c", command])
