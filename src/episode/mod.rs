@@ -28,8 +28,6 @@ use burn::backend::Autodiff;
 use burn::tensor::Tensor;
 use burn::tensor::backend::{AutodiffBackend, Backend};
 
-use sha2::{Digest, Sha256};
-
 pub use labels::Labels;
 
 pub use crate::model::Tokens;
@@ -106,7 +104,9 @@ impl<B: Backend> Episode<B> {
         }
         let labels = Labels::new(labels, width, &queries.device())?;
         let whole = totals(&contexts, &labels);
-        let drawn = hash(contexts.row(0));
+        let digest = contexts.hash(0);
+        let digits = digest[..8].iter();
+        let drawn = digits.fold(0, |sum, byte| sum << 8 | u64::from(*byte));
         Ok(Self {
             contexts,
             queries,
@@ -280,17 +280,6 @@ pub(crate) fn check_contexts<B: Backend>(contexts: &Tokens<B>) -> Result<(), Err
             contexts.len()
         ))),
     }
-}
-
-fn hash(row: &[u32]) -> u64 {
-    let mut hash = Sha256::new();
-    for id in row {
-        hash.update(id.to_le_bytes());
-    }
-    let digest = hash.finalize();
-    digest[..8]
-        .iter()
-        .fold(0, |sum, byte| sum << 8 | u64::from(*byte))
 }
 
 fn totals<B: Backend>(contexts: &Tokens<B>, labels: &Labels<B>) -> Totals {

@@ -418,6 +418,12 @@ pub(super) fn cannot_be_exported(config: &GradMemConfig) -> Option<String> {
     if config.gate != GateKind::None {
         return Some("a gate: its public code has none".into());
     }
+    if !config.learned_lr.is_empty() {
+        return Some("learned_lr: the reference has one step size for all".into());
+    }
+    if config.momentum.is_some() {
+        return Some("momentum: the reference's steps have none".into());
+    }
     if config.star_weight > 0.0 {
         return Some("star_weight: the reference's training has it elsewhere".into());
     }

@@ -175,7 +175,7 @@ impl<B: Backend, M: Writable<B>, O: LiftedObjective<B, M>> GradMem<B, M, O> {
         }
         let wanted = self.read_gradient(end, episode)?;
         if last_step {
-            // The step that would come next.
+            // The gradient of the step that would come next.
             let piece = &segments.pieces[segments.pieces.len() - 1];
             let (_, next) = StepModel::new(self, piece).gradients(end.to_vec(), piece);
             let pairs = config.write_steps + 1;

@@ -51,8 +51,10 @@ impl<B: Backend, M: CausalLm<B>, O: WriteObjective<B, M>> GradMem<B, M, O> {
         };
         let graphs = match how {
             MetaGradient::Unrolled => {
-                let steps = 0..self.config.most_steps();
-                let of_chunk = steps.filter(|k| self.config.needs_graph(*k)).count();
+                let mut most = self.config.clone();
+                most.write_steps = most.most_steps();
+                let steps = 0..most.write_steps;
+                let of_chunk = steps.filter(|k| most.needs_graph(*k)).count();
                 (of_chunk * self.config.chunks_in_a_row(contexts[1])).max(1)
             }
             _ => 1,

@@ -4,6 +4,9 @@ use super::{GateKind, LearnedLr};
 
 use crate::error::{Error, positive, require, sizes};
 
+/// The most steps that have a step size each.
+const MOST_SIZES: usize = 10_000;
+
 /// How the outer gradient passes through the WRITE steps.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -438,9 +441,11 @@ impl GradMemConfig {
             require(
                 (1..=most).contains(&least),
                 "random_write_steps",
-                shown,
+                &shown,
                 problem,
             )?;
+            let problem = "needs write_steps of at least 1, the number in evaluation";
+            require(self.write_steps > 0, "random_write_steps", shown, problem)?;
         }
         if let Some(beta) = self.momentum {
             let problem = "must be between 0 and 1 (leave it out for none)";
@@ -451,6 +456,14 @@ impl GradMemConfig {
         let problem = "names one of them twice";
         require(
             !self.learned_lr.iter().any(twice),
+            "learned_lr",
+            &learned,
+            problem,
+        )?;
+        let each = self.learned_lr.contains(&LearnedLr::Step);
+        let problem = "has a size for each step, of at most 10000 steps";
+        require(
+            !each || self.most_steps() <= MOST_SIZES,
             "learned_lr",
             &learned,
             problem,

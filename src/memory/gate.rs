@@ -1,7 +1,7 @@
 //! A gate on WRITE's steps: how much of the memory is kept and how much of the step is taken, learned by the outer loop for
 //! memories that are carried over many chunks.
 //!
-//! `m ← r ∘ m − w ∘ α g`, by `φ = [g; m]` of each memory vector:
+//! `m ← r ∘ m − w ∘ α g`, by `φ = [g; m]` of each memory vector; `g` is the velocity with momentum, and `α` what is learned of it:
 //!
 //! | gate | r | w | at the start |
 //! |---|---|---|---|

@@ -11,7 +11,7 @@ use crate::model::layers::Init;
 
 /// A language model with a memory that WRITE changes by gradient descent.
 ///
-/// Parameters carry the reference implementation's names: `model.…`, `mem`, `mem_proj.…`, `write_st`,
+/// Parameters carry the reference implementation's names where it has them: `model.…`, `mem`, `mem_proj.…`, `write_st`,
 /// `write_head.weight` and so on; adapters are `write_lora.adapters.0.lora_A` and so on.
 #[derive(Module, Debug)]
 pub struct GradMem<B: Backend, M, O = Reconstruct<B>> {
@@ -153,9 +153,26 @@ impl<B: Backend, M: Module<B>, O: Module<B>> GradMem<B, M, O> {
     pub(crate) fn with_first_tokens(mut self, tokens: usize) -> Self {
         if tokens < self.config.memory_tokens {
             self.memory = self.memory.first_tokens(tokens);
-            self.inner = self.inner.map(|inner| inner.first_rows(tokens));
             self.config.memory_tokens = tokens;
         }
+        self
+    }
+
+    /// With what `config` learns of WRITE's steps, from what these weights have of it.
+    pub(crate) fn with_inner(mut self, config: &GradMemConfig) -> Self {
+        let shapes = self.memory.layout().shapes.0;
+        let fresh = InnerOptimizer::new(
+            &config.learned_lr,
+            config.momentum,
+            config.most_steps(),
+            &shapes,
+            &Init::new(0),
+            &self.memory.device(),
+        );
+        self.inner = match (fresh, self.inner) {
+            (Some(fresh), Some(found)) => Some(fresh.begin_from(found)),
+            (fresh, _) => fresh,
+        };
         self
     }
 

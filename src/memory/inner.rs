@@ -34,6 +34,18 @@ pub struct InnerOptimizer<B: Backend> {
     pub momentum: Option<Param<Tensor<B, 1>>>,
 }
 
+/// The first rows, and the first steps, the last of them repeated; what has too few rows stays as it is.
+fn fitted<B: Backend>(found: Tensor<B, 3>, [steps, rows, _]: [usize; 3]) -> Tensor<B, 3> {
+    let [had, had_rows, _] = found.dims();
+    let found = found.narrow(1, 0, rows.min(had_rows));
+    let kept = found.clone().narrow(0, 0, steps.min(had));
+    let last = found.narrow(0, had - 1, 1);
+    let more = std::iter::repeat_n(last, steps.saturating_sub(had));
+    Tensor::cat(std::iter::once(kept).chain(more).collect(), 0)
+        .detach()
+        .require_grad()
+}
+
 impl<B: Backend> InnerOptimizer<B> {
     /// For `steps` steps on a memory of matrices of these shapes; `momentum` is what β starts at.
     pub(super) fn new(
@@ -65,20 +77,21 @@ impl<B: Backend> InnerOptimizer<B> {
         (!log_lr.is_empty() || momentum.is_some()).then_some(Self { log_lr, momentum })
     }
 
-    /// The first `tokens` rows of matrices that have a step size for each.
-    pub(super) fn first_rows(mut self, tokens: usize) -> Self {
+    /// What another run has learned, where it has, in the shapes of this one: the first rows, and as many steps, of which
+    /// the last counts for those that it does not have.
+    pub(super) fn begin_from(mut self, other: Self) -> Self {
+        let mut found = other.log_lr.into_iter();
         self.log_lr = std::mem::take(&mut self.log_lr)
             .into_iter()
-            .map(|param| {
-                param.map(|tensor| match tensor.dims()[1] > tokens {
-                    true => {
-                        let kept = tensor.clone().narrow(1, 0, tokens).detach();
-                        kept.set_require_grad(tensor.is_require_grad())
-                    }
-                    false => tensor,
-                })
+            .map(|own| match found.next() {
+                Some(found) => own.map(|own| fitted(found.val(), own.dims())),
+                None => own,
             })
             .collect();
+        self.momentum = match (self.momentum, other.momentum) {
+            (Some(own), Some(found)) => Some(own.map(|_| found.val().detach().require_grad())),
+            (own, _) => own,
+        };
         self
     }
 

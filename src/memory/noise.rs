@@ -5,7 +5,6 @@ use burn::tensor::{Tensor, TensorData};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
 use rand_distr::{Distribution, StandardNormal};
-use sha2::{Digest, Sha256};
 
 use crate::episode::Tokens;
 
@@ -23,7 +22,7 @@ pub(super) fn noise<B: Backend>(
     stream: u64,
     like: &[Tensor<B, 3>],
 ) -> Vec<Tensor<B, 3>> {
-    let seeds: Vec<[u8; 32]> = tokens.rows().map(seed).collect();
+    let seeds: Vec<[u8; 32]> = (0..tokens.len()).map(|row| tokens.hash(row)).collect();
     let drawn = like.iter().enumerate().map(|(matrix, like)| {
         let shape = like.dims();
         let values = seeds.iter().flat_map(|seed| {
@@ -39,12 +38,4 @@ pub(super) fn noise<B: Backend>(
         Tensor::from_data(data, &like.device())
     });
     drawn.collect()
-}
-
-fn seed(row: &[u32]) -> [u8; 32] {
-    let mut hash = Sha256::new();
-    for id in row {
-        hash.update(id.to_le_bytes());
-    }
-    hash.finalize().into()
 }

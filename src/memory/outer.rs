@@ -2,7 +2,7 @@
 //! *through* the WRITE updates.
 //!
 //! Two strategies give the same gradient. *Unrolled* keeps one graph over all K steps. *Replay* is gradient
-//! checkpointing by steps: it keeps `M_0 … M_{K−1}` alone. WRITE's first steps build no graph, the last one
+//! checkpointing by steps: it keeps `M_0 … M_{K−1}` alone, and with momentum the velocities, for which `v` has a part too. WRITE's first steps build no graph, the last one
 //! shares READ's; then, from the last but one back to the first, each step's graph is built again and
 //! differentiated:
 //!
@@ -37,8 +37,8 @@ pub enum MetaGradient {
     Auto,
     /// One graph over all K steps: fastest; memory grows with K and the number of chunks.
     Unrolled,
-    /// One step's graph at a time: memory does not grow with K or the number of chunks; all second-order steps but the
-    /// last are taken twice.
+    /// One step's graph at a time: memory does not grow with K or the number of chunks; all steps but the last that
+    /// are of second order, or have anything to be learned, are taken twice.
     Replay,
 }
 

@@ -121,7 +121,7 @@ impl<B: Backend, M: Writable<B>, O: LiftedObjective<B, M>> GradMem<B, M, O> {
                     let writing = constant.clone().with_write_steps(k);
                     writing.steps(writing.every_step(&segments), start.clone(), &segments)
                 }
-                Some(before) => self.one_more(before, &segments, 0, &mut models),
+                Some(before) => constant.one_more(before, &segments, 0, &mut models),
             };
             k += 1;
             memory = Some(next.clone());
@@ -161,11 +161,12 @@ impl<B: Backend, M: Writable<B>, O: LiftedObjective<B, M>> GradMem<B, M, O> {
     ) -> Result<(Memory<B>, Vec<usize>), Error> {
         rule.validate()?;
         let segments = self.segments(contexts)?;
-        let mut fast = detached(&self.start(contexts.len()));
+        let constant = self.clone().no_grad();
+        let mut fast = detached(&constant.start(contexts.len()));
         let mut steps = vec![0; contexts.len()];
         let (mut parts, mut losses, mut norms) = (Vec::new(), Vec::new(), Vec::new());
         for piece in 0..segments.pieces.len() {
-            let (memory, taken) = self.write_piece_until(fast, &segments, piece, rule)?;
+            let (memory, taken) = constant.write_piece_until(fast, &segments, piece, rule)?;
             for (steps, taken) in steps.iter_mut().zip(taken) {
                 *steps += taken;
             }

@@ -3,6 +3,7 @@ use std::sync::{Arc, OnceLock};
 use burn::backend::Autodiff;
 use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::tensor::{Int, Tensor, TensorData};
+use sha2::{Digest, Sha256};
 
 use super::{CausalLm, check_positions};
 use crate::error::Error;
@@ -104,6 +105,15 @@ impl<B: Backend> Tokens<B> {
     /// Columns of the device's tensor: at least the longest row.
     pub fn width(&self) -> usize {
         self.ids.dims()[1]
+    }
+
+    /// A hash of a row's ids: the same wherever the row stands.
+    pub(crate) fn hash(&self, row: usize) -> [u8; 32] {
+        let mut hash = Sha256::new();
+        for id in self.row(row) {
+            hash.update(id.to_le_bytes());
+        }
+        hash.finalize().into()
     }
 
     /// The ids of a row, without what fills it.

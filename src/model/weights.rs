@@ -24,8 +24,8 @@ use crate::error::Error;
 use crate::support::fs::hex;
 use crate::support::fs::{other_format, read_object};
 
-/// The path of the module that a visitor is in, without the variants of enums; the parameters of a GradMem's memory and
-/// objective are named as its own, as the reference has them.
+/// The path of the module that a visitor is in, without the variants of enums; the parameters of a GradMem's memory and its WRITE
+/// head are named as its own, as the reference has them.
 #[derive(Debug, Default)]
 pub(crate) struct ModulePath {
     names: Vec<String>,
@@ -49,7 +49,14 @@ impl ModulePath {
 
     /// The names, joined by dots.
     pub(crate) fn name(&self) -> String {
-        self.names.join(".")
+        match self.names.as_slice() {
+            [objective, rest @ ..]
+                if objective == "objective" && rest.first().is_some_and(|x| x == "write_head") =>
+            {
+                rest.join(".")
+            }
+            names => names.join("."),
+        }
     }
 
     /// Whether a parameter there is a token embedding.
@@ -70,8 +77,7 @@ pub(crate) fn is_called(path: &str, name: &str) -> bool {
 }
 
 fn has_a_name(field: &str, container: &str) -> bool {
-    let own = container == "Struct:GradMem" && ["memory", "objective"].contains(&field);
-    !container.starts_with("Enum:") && !own
+    !container.starts_with("Enum:") && (field, container) != ("memory", "Struct:GradMem")
 }
 
 /// Every float parameter of a module with its path, in a fixed order.

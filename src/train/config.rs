@@ -9,7 +9,6 @@ use super::metrics::Measure;
 use super::overrides::{self, one_line, parse};
 pub use super::presets::presets;
 use super::presets::text_of;
-use super::schedule::LrDecay;
 use crate::baselines::{ArmtConfig, InContextConfig, Questions, RmtConfig};
 use crate::data::{DataConfig, Lengths, TextTokenizer, TokensConfig};
 use crate::error::{Error, at_least_one, require};
@@ -55,6 +54,20 @@ pub struct RunConfig {
     /// Whether `memory.write_lr` was given as `auto`: a training finds it when it begins, and the run keeps it.
     #[serde(skip)]
     pub find_write_lr: bool,
+}
+
+/// What the learning rate does behind the warm-up.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum LrDecay {
+    /// It stays.
+    #[default]
+    Constant,
+    /// It falls along a line until the last step.
+    Linear,
+    /// It falls along half a period of a cosine until the last step (arXiv 1608.03983).
+    Cosine,
 }
 
 /// Settings of the outer loop.
@@ -149,7 +162,7 @@ impl TrainConfig {
             "must be above 0 and at most 1",
         )?;
         for (key, beta) in [("beta1", self.beta1), ("beta2", self.beta2)] {
-            let fits = (0.0..1.0).contains(&beta);
+            let fits = (0.0..1.0).contains(&beta) && (beta as f32) < 1.0;
             require(fits, key, beta, "must be at least 0 and below 1")?;
         }
         let (epsilon, end) = (self.epsilon, self.lr_end);
@@ -157,6 +170,10 @@ impl TrainConfig {
         require(fits, "epsilon", epsilon, "must be above 0 and at most 1")?;
         let fits = (0.0..=1.0).contains(&end);
         require(fits, "lr_end", end, "must be between 0 and 1")?;
+        let falls = self.lr_decay != LrDecay::Constant;
+        let problem =
+            "is where the learning rate falls to: it needs lr_decay = \"linear\" or \"cosine\"";
+        require(falls || end == 0.0, "lr_end", end, problem)?;
         let decay = self.weight_decay;
         let fits = decay >= 0.0 && decay.is_finite();
         require(
@@ -239,6 +256,14 @@ impl RunConfig {
             find_write_lr,
             ..config
         };
+        let searches = find_write_lr && config.method == MethodName::GradMem;
+        let problem = "is found by WRITE's steps: it needs memory.write_steps of at least 1";
+        require(
+            !searches || config.memory.write_steps > 0,
+            "memory.write_lr",
+            "auto",
+            problem,
+        )?;
         config.validate()?;
         Ok(config)
     }

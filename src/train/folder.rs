@@ -16,10 +16,9 @@ use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
-use super::config::RunConfig;
+use super::config::{LrDecay, RunConfig};
 use super::metrics_log::MetricsLog;
 use super::results::Evaluation;
-use super::schedule::LrDecay;
 use crate::data::TextTokenizer;
 use crate::error::Error;
 use crate::support::fs::{hex, remove_unfinished, write_atomically};
@@ -216,16 +215,14 @@ fn check_config(path: &Path, config: &RunConfig, existing: &RunConfig) -> Result
         .into_iter()
         .find(|(key, ..)| !MAY_CHANGE.contains(&key.as_str()));
     let (steps, begun) = (config.train.steps, existing.train.steps);
-    if config.train.lr_decay != LrDecay::Constant && steps != begun {
-        return Err(Error::file(
+    match differs {
+        None if existing.train.lr_decay != LrDecay::Constant && steps != begun => Err(Error::file(
             path,
             format!(
                 "is a run whose learning rate falls until step {begun}: its train.steps cannot be {steps}; \
                  begin another run, from its weights with --init-from"
             ),
-        ));
-    }
-    match differs {
+        )),
         None => Ok(()),
         Some((key, ours, theirs)) => Err(Error::file(
             path,

@@ -41,6 +41,5 @@ pub mod tune;
 
 pub use render::{duration, leave_dashboard};
 pub use run::{TrainOptions, train};
-pub use schedule::LrDecay;
 pub use strategy::{Ending, Outcome};
 pub use trained::{Trained, open_method};

@@ -237,8 +237,10 @@ fn with_step_size<B: KernelBackend>(
     let found = match (begun.exists(), tasks.last()) {
         (false, Some(task)) => {
             let found = tune::search(&gradmem.valid(), task, device)?;
-            let Some(best) = found.best() else {
-                let problem = "WRITE is non-finite at every step size: give it as a number";
+            let lower = found.best().filter(|best| best.loss < found.before);
+            let Some(best) = lower else {
+                let problem =
+                    "no step size lowers the WRITE loss of training contexts: give it as a number";
                 return Err(Error::config("memory.write_lr", "auto", problem));
             };
             log::info!(target: "gradmem::notice", "{found}");
@@ -262,7 +264,7 @@ fn log_strategy<B: KernelBackend>(
             "outer gradient: {:?}; a WRITE step's graph takes about {:.0} MiB, and there are {}",
             config.train.meta_gradient,
             gradmem.graph_bytes(at_once) / f64::from(1 << 20),
-            config.memory.write_steps,
+            config.memory.most_steps(),
         );
     }
 }
@@ -375,6 +377,16 @@ fn initialized_from<B: KernelBackend>(
                     format!("{:?}", theirs.lora_place),
                 ),
                 (
+                    "memory.learned_lr",
+                    theirs.learned_lr.is_empty() || theirs.learned_lr == ours.learned_lr,
+                    format!("{:?}", theirs.learned_lr),
+                ),
+                (
+                    "memory.momentum",
+                    theirs.momentum.is_none() || ours.momentum.is_some(),
+                    theirs.momentum.unwrap_or_default().to_string(),
+                ),
+                (
                     "memory.lora_targets",
                     theirs.lora_targets == ours.lora_targets,
                     format!("{:?}", theirs.lora_targets),
@@ -388,7 +400,7 @@ fn initialized_from<B: KernelBackend>(
                     ));
                 }
             }
-            AnyMethod::GradMem(gradmem.with_first_tokens(tokens))
+            AnyMethod::GradMem(gradmem.with_first_tokens(tokens).with_inner(ours))
         }
         (loaded, _) => loaded,
     };

@@ -5,23 +5,8 @@ use std::f64::consts::PI;
 use burn::optim::LearningRate;
 use burn::optim::lr_scheduler::LrScheduler;
 use burn::tensor::backend::Backend;
-use serde::{Deserialize, Serialize};
 
-use super::config::TrainConfig;
-
-/// What the learning rate does behind the warm-up.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-#[non_exhaustive]
-pub enum LrDecay {
-    /// It stays.
-    #[default]
-    Constant,
-    /// It falls along a line until the last step.
-    Linear,
-    /// It falls along half a period of a cosine until the last step (arXiv 1608.03983).
-    Cosine,
-}
+use super::config::{LrDecay, TrainConfig};
 
 /// The learning rates of a training, one after another.
 #[derive(Clone, Debug)]
@@ -51,7 +36,9 @@ impl Schedule {
     fn at(&self, step: usize) -> f64 {
         let missing = self.warmup_steps.saturating_sub(step);
         if missing > 0 || self.decay == LrDecay::Constant {
-            return self.lr - self.lr / self.warmup_steps as f64 * missing as f64;
+            let first = self.lr / self.warmup_steps as f64;
+            let rise = (self.lr - first) / (self.warmup_steps - 1).max(1) as f64;
+            return self.lr - rise * missing as f64;
         }
         let length = self.steps.saturating_sub(self.warmup_steps).max(1);
         let progress = ((step - self.warmup_steps) as f64 / length as f64).min(1.0);

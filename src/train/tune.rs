@@ -6,7 +6,7 @@ use burn::data::dataloader::DataLoaderBuilder;
 use burn::tensor::backend::Backend;
 use gradmem_kernels::KernelBackend;
 
-use super::learner::evaluate;
+use super::learner::{Fault, evaluate};
 use super::metrics::Measure;
 use super::trained::Trained;
 use crate::data::{Batch, ExampleBatcher, Task};
@@ -140,8 +140,11 @@ impl<B: KernelBackend> Trained<B> {
         let found = Tuning::new(gradmem, batch.episode.contexts(), sizes)?;
         let exact_match = sizes.iter().map(|size| {
             let sized = gradmem.clone().with_write_lr(*size)?;
-            let scores = evaluate(&sized, batch.clone()).ok();
-            Ok(scores.and_then(|scores| scores.mean(Measure::ExactMatch)))
+            match evaluate(&sized, batch.clone()) {
+                Ok(scores) => Ok(scores.mean(Measure::ExactMatch)),
+                Err(Fault::Error(error)) => Err(error),
+                Err(_) => Ok(None),
+            }
         });
         Ok(Tuning {
             exact_match: Some(exact_match.collect::<Result<_, Error>>()?),

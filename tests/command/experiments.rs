@@ -802,3 +802,69 @@ fn a_falling_learning_rate_ends_with_the_run() {
         refuses(train(at, "kv-quick", &[setting, "--run", "no"]), &[key]);
     }
 }
+
+#[test]
+fn what_is_learned_of_the_steps_begins_from_another_run() {
+    let folder = TempDir::new().unwrap();
+    let at = folder.path();
+    let run = |name: &str, more: &[&str]| {
+        train(at, "kv-quick", &[&KV[..], &["--run", name], more].concat())
+    };
+    let learned = "memory.learned_lr=[\"step\",\"vector\"]";
+    succeeds(run("plain", &[]));
+    succeeds(run(
+        "learned",
+        &["--init-from", "plain", learned, "memory.momentum=0.5"],
+    ));
+    let more = [
+        "memory.momentum=0.5",
+        "memory.write_steps=3",
+        "memory.memory_tokens=1",
+    ];
+    succeeds(run(
+        "longer",
+        &[&["--init-from", "learned", learned], &more[..]].concat(),
+    ));
+    let own = ["memory.kind=lora", "memory.memory_tokens=4", learned];
+    succeeds(run("lora", &own));
+    let fewer = [
+        "--init-from",
+        "lora",
+        "memory.kind=lora",
+        "memory.memory_tokens=1",
+        learned,
+    ];
+    succeeds(run("lora-fewer", &fewer));
+    refuses(
+        run("back", &["--init-from", "learned"]),
+        &["memory.learned_lr", "unlike this run"],
+    );
+    refuses(
+        run("rest", &["--init-from", "learned", learned]),
+        &["memory.momentum", "unlike this run"],
+    );
+    // The reference has no place for it.
+    refuses(
+        gradmem(at, &["export", "learned", "-o", "out"]),
+        &["learned_lr"],
+    );
+    assert!(!at.join("out").exists());
+    for (more, key) in [
+        (&["train.beta2=0.99999999"][..], "train.beta2"),
+        (&["train.lr_end=0.1"], "train.lr_end"),
+        (
+            &["memory.write_lr=auto", "memory.write_steps=0"],
+            "memory.write_lr",
+        ),
+        (
+            &["memory.random_write_steps=[1,2]", "memory.write_steps=0"],
+            "memory.random_write_steps",
+        ),
+        (
+            &["memory.write_steps=100000000000000", learned],
+            "memory.learned_lr",
+        ),
+    ] {
+        refuses(run("no", more), &[key]);
+    }
+}

@@ -35,7 +35,7 @@ pub struct Args {
     #[arg(long, value_name = "TEXT", num_args = 1..)]
     context: Vec<PathBuf>,
     /// Number of training contexts, of a run.
-    #[arg(long, value_name = "N", default_value_t = SAMPLES)]
+    #[arg(long, value_name = "N", default_value_t = SAMPLES, conflicts_with = "context")]
     samples: usize,
     /// Number of WRITE steps [default: as in training].
     #[arg(long, value_name = "K")]
@@ -53,6 +53,9 @@ pub struct Args {
 pub fn run(args: Args) -> Result<ExitCode, Error> {
     if args.samples == 0 {
         return Err(Error::Input("--samples must be at least 1".into()));
+    }
+    if args.write_steps == Some(0) {
+        return Err(Error::Input("--write-steps must be at least 1".into()));
     }
     if let Some(bad) = args
         .write_lr

@@ -20,9 +20,6 @@ use crate::args::{Backend, MetaGradient, parse_numbers};
 use crate::backend::{Job, dispatch};
 use crate::output::{accompany, message};
 
-/// The most right and the most wrong answers that are printed behind a training.
-const ANSWERS: usize = 8;
-
 /// The exit status of a program that Ctrl-C ended.
 pub const INTERRUPTED: u8 = 130;
 
@@ -184,7 +181,7 @@ fn first_answers<B: KernelBackend>(folder: &Path, device: &B::Device) -> Result<
     let options = EvalOptions {
         samples: Some(1),
         generate: true,
-        examples: ANSWERS,
+        examples: usize::MAX,
         ..EvalOptions::default()
     };
     Ok(Trained::<B>::open(folder, device)?

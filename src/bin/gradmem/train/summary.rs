@@ -14,6 +14,9 @@ use gradmem::train::{Ending, Outcome, duration};
 
 use crate::output::{clip, format_answer, format_measure, quoted};
 
+/// The most answers that are printed behind a training.
+const ANSWERS: usize = 8;
+
 /// The task, the method and the size of a run.
 pub fn before(config: &RunConfig, folder: &Path) -> String {
     let (memory, rmt, armt) = (&config.memory, &config.rmt, &config.armt);
@@ -27,11 +30,25 @@ pub fn before(config: &RunConfig, folder: &Path) -> String {
             let chunks = memory
                 .chunk_size
                 .map(|size| format!(", {size} tokens at a time,"));
+            let steps = match memory.random_write_steps {
+                Some([least, most]) => format!("{least} to {most}"),
+                None => memory.write_steps.to_string(),
+            };
+            let write_lr = match config.find_write_lr {
+                true => "auto".into(),
+                false => memory.write_lr.to_string(),
+            };
+            let momentum = match memory.momentum {
+                Some(momentum) => format!(" and momentum {momentum}"),
+                None => String::new(),
+            };
+            let learned = match memory.learned_lr.is_empty() {
+                true => "",
+                false => ", learned from there on",
+            };
             format!(
-                "into {what}{} by K = {} gradient steps of α = {}",
-                chunks.unwrap_or_default(),
-                memory.write_steps,
-                memory.write_lr
+                "into {what}{} by K = {steps} gradient steps of α = {write_lr}{momentum}{learned}",
+                chunks.unwrap_or_default()
             )
         }
         MethodName::Rmt => format!(
@@ -118,8 +135,11 @@ fn answered(answers: &[Shown]) -> String {
         answers.len(),
         clip(&first.context)
     );
-    for answer in answers {
+    for answer in answers.iter().take(ANSWERS) {
         text += &format!("  {}\n", format_answer(answer));
+    }
+    if answers.len() > ANSWERS {
+        text += "  …\n";
     }
     text
 }
