@@ -1,12 +1,12 @@
 //! WRITE's loss against its step size α: a line search on contexts.
 
-use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
 
 use super::{GradMem, LiftedObjective};
 use crate::episode::Tokens;
 use crate::error::Error;
 use crate::model::Writable;
+use crate::support::readback::Readback;
 
 /// What K WRITE steps of one size do to the WRITE loss.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -58,21 +58,27 @@ impl<B: Backend, M: Writable<B>, O: LiftedObjective<B, M>> GradMem<B, M, O> {
         sizes: &[f64],
     ) -> Result<(f64, Vec<StepSize>), Error> {
         let start = self.clone().with_write_steps(0).write(contexts)?;
-        let before = numbers(self.write_loss(&start, contexts)?);
-        let curve = sizes.iter().map(|write_lr| {
+        let mut readback = Readback::new();
+        let before = readback.push(self.write_loss(&start, contexts)?);
+        let after = sizes.iter().map(|write_lr| {
             let sized = self.clone().with_write_lr(*write_lr)?;
-            let after = numbers(sized.write_loss(&sized.write(contexts)?, contexts)?);
-            let better = before
-                .iter()
-                .zip(&after)
-                .filter(|(before, after)| after < before);
-            Ok(StepSize {
-                write_lr: *write_lr,
-                loss: mean(&after),
-                better: better.count() as f64 / before.len() as f64,
-            })
+            let losses = sized.write_loss(&sized.write(contexts)?, contexts)?;
+            Ok(readback.push(losses))
         });
-        Ok((mean(&before), curve.collect::<Result<_, Error>>()?))
+        let after = after.collect::<Result<Vec<_>, Error>>()?;
+        let values = readback.read();
+        let before = values.of(before);
+        let curve = sizes.iter().zip(after).map(|(write_lr, after)| {
+            let after = values.of(after);
+            let better = before.iter().zip(after);
+            let better = better.filter(|(before, after)| after < before);
+            StepSize {
+                write_lr: *write_lr,
+                loss: mean(after),
+                better: better.count() as f64 / before.len() as f64,
+            }
+        });
+        Ok((mean(before), curve.collect()))
     }
 
     /// The step size among [`STEP_SIZES`] of the lowest WRITE loss, by whole decades first and then around the best of them:
@@ -95,10 +101,6 @@ impl<B: Backend, M: Writable<B>, O: LiftedObjective<B, M>> GradMem<B, M, O> {
         }
         Ok((before, curve))
     }
-}
-
-fn numbers<B: Backend>(losses: Tensor<B, 1>) -> Vec<f64> {
-    losses.to_data().iter::<f64>().collect()
 }
 
 fn mean(values: &[f64]) -> f64 {
@@ -129,7 +131,8 @@ mod tests {
         // It is a number of the curve that a WRITE of that size has.
         let written = gradmem.clone().with_write_lr(best.write_lr).unwrap();
         let after = written.write_loss(&written.write(&contexts).unwrap(), &contexts);
-        let after = mean(&numbers(after.unwrap()));
+        let after = after.unwrap().to_data().iter::<f64>().collect::<Vec<_>>();
+        let after = mean(&after);
         assert!((after - best.loss).abs() < 1e-6);
         // Steps of next to nothing change next to nothing.
         assert!((curve[0].loss - before).abs() < 1e-3);
