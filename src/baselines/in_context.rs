@@ -3,15 +3,15 @@
 use std::collections::BTreeMap;
 
 use burn::module::Module;
+use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
-use burn::tensor::{Tensor, TensorData};
 use serde::{Deserialize, Serialize};
 
 use crate::episode::{Tokens, check_contexts};
 use crate::error::Error;
 use crate::model::CausalLm;
 use crate::model::generate::{GenerateConfig, Reader, continue_prompts};
-use crate::model::rows::{pick, share};
+use crate::model::rows::{pick, select, share};
 
 /// How training reads the questions of a context. Evaluation always reads each behind the context, alone.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -198,10 +198,8 @@ impl<B: Backend, M: CausalLm<B>> InContext<B, M> {
             return read(*length, contexts.ids());
         }
         let parts = groups.into_iter().map(|(length, samples)| {
-            let at: Vec<i64> = samples.iter().map(|sample| *sample as i64).collect();
-            let at = TensorData::new(at, [samples.len()]);
-            let at = Tensor::from_data(at, &contexts.device());
-            Ok((samples, read(length, contexts.ids().select(0, at))?))
+            let reader = read(length, select(contexts.ids(), &samples))?;
+            Ok((samples, reader))
         });
         Ok(Reader::of_parts(
             &self.model,

@@ -1,7 +1,8 @@
 //! A gate on WRITE's steps: how much of the memory is kept and how much of the step is taken, learned by the outer loop for
 //! memories that are carried over many chunks.
 //!
-//! `m ← r ∘ m − w ∘ α g`, by `φ = [g; m]` of each memory vector; `g` is the velocity with momentum, and `α` what is learned of it:
+//! `m ← r ∘ m − w ∘ α g`, by `φ = [g; m]` of each memory vector; `g` is the velocity with momentum, and `α` what is learned
+//! of it:
 //!
 //! | gate | r | w | at the start |
 //! |---|---|---|---|
@@ -94,6 +95,6 @@ impl<B: Backend> Gate<B> {
 }
 
 /// Burn's own is computed in f32 on every backend.
-fn sigmoid<B: Backend>(x: Tensor<B, 3>) -> Tensor<B, 3> {
+pub(super) fn sigmoid<B: Backend, const D: usize>(x: Tensor<B, D>) -> Tensor<B, D> {
     x.mul_scalar(0.5).tanh().add_scalar(1.0).mul_scalar(0.5)
 }

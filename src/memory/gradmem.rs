@@ -43,10 +43,7 @@ impl GradMemConfig {
         seed: u64,
         device: &B::Device,
     ) -> Result<GradMem<B, M>, Error> {
-        let head = self.write_head;
-        self.build(model, Init::new(seed), device, |model, init| {
-            Reconstruct::new(model, head, init, device)
-        })
+        self.reconstructing(model, Init::new(seed), device)
     }
 
     /// The same with an objective of one's own for WRITE.
@@ -78,9 +75,17 @@ impl GradMemConfig {
         model: M,
         device: &B::Device,
     ) -> Result<GradMem<B, M>, Error> {
-        let head = self.write_head;
-        self.build(model, Init::blank(), device, |model, init| {
-            Reconstruct::new(model, head, init, device)
+        self.reconstructing(model, Init::blank(), device)
+    }
+
+    fn reconstructing<B: Backend, M: CausalLm<B>>(
+        &self,
+        model: M,
+        init: Init,
+        device: &B::Device,
+    ) -> Result<GradMem<B, M>, Error> {
+        self.build(model, init, device, |model, init| {
+            Reconstruct::new(model, self.write_head, init, device)
         })
     }
 
@@ -95,7 +100,7 @@ impl GradMemConfig {
         let memory = Start::new(self, &model, &mut init, device)?;
         let d = model.d_model();
         let objective = objective(&model, &init);
-        let shapes = memory.layout().shapes.0;
+        let inner = self.inner(&memory, &init, device);
         let lora = (self.write_lora_rank > 0).then(|| {
             Lora::new(
                 &model,
@@ -115,16 +120,27 @@ impl GradMemConfig {
             objective,
             write_lora: lora.transpose()?,
             gate: Gate::new(self.gate, d, self.gate_dimensions, &mut init, device),
-            inner: InnerOptimizer::new(
-                &self.learned_lr,
-                self.momentum,
-                self.most_steps(),
-                &shapes,
-                &init,
-                device,
-            ),
+            inner,
             config: self.clone(),
         })
+    }
+}
+
+impl GradMemConfig {
+    fn inner<B: Backend>(
+        &self,
+        memory: &Start<B>,
+        init: &Init,
+        device: &B::Device,
+    ) -> Option<InnerOptimizer<B>> {
+        InnerOptimizer::new(
+            &self.learned_lr,
+            self.momentum,
+            self.most_steps(),
+            &memory.layout().shapes.0,
+            init,
+            device,
+        )
     }
 }
 
@@ -160,15 +176,7 @@ impl<B: Backend, M: Module<B>, O: Module<B>> GradMem<B, M, O> {
 
     /// With what `config` learns of WRITE's steps, from what these weights have of it.
     pub(crate) fn with_inner(mut self, config: &GradMemConfig) -> Self {
-        let shapes = self.memory.layout().shapes.0;
-        let fresh = InnerOptimizer::new(
-            &config.learned_lr,
-            config.momentum,
-            config.most_steps(),
-            &shapes,
-            &Init::new(0),
-            &self.memory.device(),
-        );
+        let fresh = config.inner(&self.memory, &Init::new(0), &self.memory.device());
         self.inner = match (fresh, self.inner) {
             (Some(fresh), Some(found)) => Some(fresh.begin_from(found)),
             (fresh, _) => fresh,

@@ -10,6 +10,7 @@ use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
 use serde::{Deserialize, Serialize};
 
+use super::gate::sigmoid;
 use crate::model::layers::Init;
 
 /// What has a step size of its own.
@@ -103,9 +104,7 @@ impl<B: Backend> InnerOptimizer<B> {
     ) -> Vec<Tensor<B, 3>> {
         match &self.momentum {
             Some(logit) if !before.is_empty() => {
-                // As a sigmoid; Burn's own is computed in f32 on every backend.
-                let beta = logit.val().mul_scalar(0.5).tanh();
-                let beta: Tensor<B, 3> = beta.add_scalar(1.0).mul_scalar(0.5).unsqueeze();
+                let beta: Tensor<B, 3> = sigmoid(logit.val()).unsqueeze();
                 let pairs = before.iter().zip(gradients);
                 pairs
                     .map(|(v, gradient)| v.clone() * beta.clone() + gradient)

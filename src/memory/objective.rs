@@ -65,6 +65,18 @@ pub trait WriteObjective<B: Backend, M: CausalLm<B>>: Module<B> + ModuleDisplay 
     fn logits(&self, _model: &M, _hidden: Tensor<B, 3>) -> Option<Tensor<B, 3>> {
         None
     }
+
+    /// [`losses`](WriteObjective::losses) and [`logits`](WriteObjective::logits). An objective that makes its losses of its
+    /// logits can override it, so that they are computed once.
+    fn losses_and_logits(
+        &self,
+        model: &M,
+        hidden: Tensor<B, 3>,
+        next: Tensor<B, 2, Int>,
+    ) -> (Tensor<B, 2>, Option<Tensor<B, 3>>) {
+        let logits = self.logits(model, hidden.clone());
+        (self.losses(model, hidden, next), logits)
+    }
 }
 
 /// A [`WriteObjective`] that can be lifted to `Autodiff<B>`, as its derived `Module` lets it; never implemented by hand.
@@ -123,6 +135,16 @@ impl<B: Backend, M: CausalLm<B>> WriteObjective<B, M> for Reconstruct<B> {
 
     fn logits(&self, model: &M, hidden: Tensor<B, 3>) -> Option<Tensor<B, 3>> {
         Some(self.predict(model, hidden))
+    }
+
+    fn losses_and_logits(
+        &self,
+        model: &M,
+        hidden: Tensor<B, 3>,
+        next: Tensor<B, 2, Int>,
+    ) -> (Tensor<B, 2>, Option<Tensor<B, 3>>) {
+        let logits = self.predict(model, hidden);
+        (model.token_losses(logits.clone(), next), Some(logits))
     }
 }
 
@@ -195,20 +217,42 @@ impl EnergyConfig {
     }
 }
 
-impl<B: Backend, M: CausalLm<B>> WriteObjective<B, M> for Energy<B> {
-    fn losses(&self, model: &M, hidden: Tensor<B, 3>, next: Tensor<B, 2, Int>) -> Tensor<B, 2> {
-        let seen = Tensor::cat(vec![hidden.clone(), model.embed(next.clone())], 2);
+impl<B: Backend> Energy<B> {
+    /// Without the reconstruction.
+    fn energies<M: CausalLm<B>>(
+        &self,
+        model: &M,
+        hidden: Tensor<B, 3>,
+        next: Tensor<B, 2, Int>,
+    ) -> Tensor<B, 2> {
+        let seen = Tensor::cat(vec![hidden, model.embed(next)], 2);
         let inside = affine(&self.up, self.norm.forward(seen), M::product);
         let energy = affine(&self.down, Activation::Silu.forward(inside), M::product);
-        let energy = energy.squeeze_dim(2);
-        match &self.reconstruct {
-            Some(reconstruct) => energy + reconstruct.losses(model, hidden, next),
-            None => energy,
-        }
+        energy.squeeze_dim(2)
+    }
+}
+
+impl<B: Backend, M: CausalLm<B>> WriteObjective<B, M> for Energy<B> {
+    fn losses(&self, model: &M, hidden: Tensor<B, 3>, next: Tensor<B, 2, Int>) -> Tensor<B, 2> {
+        self.losses_and_logits(model, hidden, next).0
     }
 
     fn logits(&self, model: &M, hidden: Tensor<B, 3>) -> Option<Tensor<B, 3>> {
         let reconstruct = self.reconstruct.as_ref()?;
-        Some(reconstruct.predict(model, hidden))
+        reconstruct.logits(model, hidden)
+    }
+
+    fn losses_and_logits(
+        &self,
+        model: &M,
+        hidden: Tensor<B, 3>,
+        next: Tensor<B, 2, Int>,
+    ) -> (Tensor<B, 2>, Option<Tensor<B, 3>>) {
+        let energies = self.energies(model, hidden.clone(), next.clone());
+        let Some(reconstruct) = &self.reconstruct else {
+            return (energies, None);
+        };
+        let (losses, logits) = reconstruct.losses_and_logits(model, hidden, next);
+        (energies + losses, logits)
     }
 }

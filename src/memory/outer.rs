@@ -2,9 +2,9 @@
 //! *through* the WRITE updates.
 //!
 //! Two strategies give the same gradient. *Unrolled* keeps one graph over all K steps. *Replay* is gradient
-//! checkpointing by steps: it keeps `M_0 … M_{K−1}` alone, and with momentum the velocities, for which `v` has a part too. WRITE's first steps build no graph, the last one
-//! shares READ's; then, from the last but one back to the first, each step's graph is built again and
-//! differentiated:
+//! checkpointing by steps: it keeps `M_0 … M_{K−1}` alone, and with momentum the velocities, for which `v` has a part too.
+//! WRITE's first steps build no graph, the last one shares READ's; then, from the last but one back to the first, each
+//! step's graph is built again and differentiated:
 //!
 //! ```text
 //! v_K−1 = ∂L/∂M_{K−1}        v_k = ∂⟨M_{k+1}(M_k, θ), v_{k+1}⟩/∂M_k        ∂L/∂θ = Σ_k ∂⟨M_{k+1}(M_k, θ), v_{k+1}⟩/∂θ
@@ -83,11 +83,11 @@ impl<B: Backend, M: Writable<B>, O: LiftedObjective<B, M>> GradMem<B, M, O> {
 
     /// With as many WRITE steps as the batch is trained with.
     fn with_drawn_steps(&self, episode: &Episode<B>) -> Self {
-        let drawn = self.clone();
-        match self.config.random_write_steps {
-            Some([least, most]) => drawn.with_write_steps(episode.draw(least..=most)),
-            None => drawn,
+        let mut drawn = self.clone();
+        if let Some([least, most]) = drawn.config.random_write_steps.take() {
+            drawn.config.write_steps = episode.draw(least..=most);
         }
+        drawn
     }
 
     /// Writes the contexts and reads the queries, without what only training has: of the losses beside READ's there is
@@ -207,8 +207,7 @@ where
         let segments = drawn.segments_of(episode)?;
         let contexts = episode.contexts();
         let size = [contexts.len(), contexts.width()];
-        let steps = drawn.every_step(&segments).end;
-        if steps > 1 && self.choose(strategy, size) == MetaGradient::Replay {
+        if drawn.choose(strategy, size) == MetaGradient::Replay {
             return drawn.replay(episode, &segments);
         }
         let outer = drawn.unrolled(episode, &segments)?;

@@ -139,12 +139,13 @@ impl<B: Backend, M: Writable<B>, O: LiftedObjective<B, M>> GradMem<B, M, O> {
         };
         let first = self.first_predicted();
         let targets = piece.tokens.targets(first);
-        let right = self.objective.logits(&self.model, hidden.clone());
-        let right = right.map(|logits| {
+        let (losses, logits) =
+            self.objective
+                .losses_and_logits(&self.model, hidden, targets.clone());
+        let right = logits.map(|logits| {
             let told = logits.argmax(2).reshape(targets.dims());
-            told.equal(targets.clone()).float()
+            told.equal(targets).float()
         });
-        let losses = self.objective.losses(&self.model, hidden, targets);
         let mean = |of_tokens| match piece.times {
             1 => piece.mean(of_tokens),
             _ => piece.share_of_tokens(of_tokens, first),

@@ -1,7 +1,7 @@
 //! Rows of batches: shared out, repeated, selected.
 
 use burn::tensor::backend::Backend;
-use burn::tensor::{Tensor, TensorData};
+use burn::tensor::{BasicOps, Tensor, TensorData};
 
 use crate::error::Error;
 
@@ -29,7 +29,10 @@ pub(crate) fn repeat<B: Backend, const D: usize>(x: Tensor<B, D>, times: usize) 
 }
 
 /// The rows at these indices, in this order.
-pub(crate) fn select<B: Backend, const D: usize>(x: Tensor<B, D>, rows: &[usize]) -> Tensor<B, D> {
+pub(crate) fn select<B: Backend, const D: usize, K: BasicOps<B>>(
+    x: Tensor<B, D, K>,
+    rows: &[usize],
+) -> Tensor<B, D, K> {
     let rows: Vec<i64> = rows.iter().map(|row| *row as i64).collect();
     let shape = [rows.len()];
     let data = TensorData::new(rows, shape);

@@ -62,10 +62,15 @@ impl<B: KernelBackend> Trained<B> {
     pub fn into_gradmem(self) -> Result<GradMem<B, AnyLm<B>>, Error> {
         match self.method {
             AnyMethod::GradMem(gradmem) => Ok(gradmem),
-            _ => Err(Error::Input(format!(
-                "the run trained {}, not gradmem",
-                self.config.method.as_str()
-            ))),
+            _ => Err(not_gradmem(&self.config)),
+        }
+    }
+
+    /// The same, borrowed.
+    pub(super) fn gradmem(&self) -> Result<&GradMem<B, AnyLm<B>>, Error> {
+        match &self.method {
+            AnyMethod::GradMem(gradmem) => Ok(gradmem),
+            _ => Err(not_gradmem(&self.config)),
         }
     }
 
@@ -87,6 +92,11 @@ impl<B: KernelBackend> Trained<B> {
         }
         Ok(task)
     }
+}
+
+fn not_gradmem(config: &RunConfig) -> Error {
+    let method = config.method.as_str();
+    Error::Input(format!("the run trained {method}, not gradmem"))
 }
 
 /// Opens the method in a folder: that of a trained run, that of a checkpoint of the reference implementation,

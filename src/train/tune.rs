@@ -13,7 +13,6 @@ use crate::data::{Batch, ExampleBatcher, Task};
 use crate::episode::Tokens;
 use crate::error::{Error, at_least_one};
 use crate::memory::{GradMem, StepSize, best_step_size};
-use crate::method::AnyMethod;
 use crate::model::AnyLm;
 
 /// Contexts that are searched on unless another number is asked for.
@@ -128,12 +127,7 @@ impl<B: KernelBackend> Trained<B> {
     /// If the run trained another method than GradMem or its data are gone.
     pub fn tune(&self, samples: usize, sizes: &[f64]) -> Result<Tuning, Error> {
         at_least_one([("samples", samples)])?;
-        let AnyMethod::GradMem(gradmem) = &self.method else {
-            return Err(Error::Input(format!(
-                "the run trained {}, not gradmem: it has no step size of WRITE",
-                self.config.method.as_str()
-            )));
-        };
+        let gradmem = self.gradmem()?;
         let device = self.method.device();
         let task = self.task()?;
         let batch = first_batch::<B>(&task, samples, &device)?;

@@ -169,6 +169,12 @@ fn gradients(model: &impl Module<B>, found: &GradientsParams) -> Vec<(String, Ve
     collect.all
 }
 
+/// The gradients of the episode, by Unrolled and by Replay.
+fn both_ways(model: &Model<B>) -> [Vec<(String, Vec<f64>)>; 2] {
+    [MetaGradient::Unrolled, MetaGradient::Replay]
+        .map(|how| gradients(model, &model.outer_gradient(&episode(), how).unwrap().0))
+}
+
 /// Adds to one element of one parameter.
 struct Nudge {
     parameter: usize,
@@ -376,13 +382,7 @@ fn what_is_learned_of_the_steps_is_exact() {
             .with_grad_mode(mode)
             .with_second_order_steps(last);
         let tracked = model::<B>(&models()[0].1, &config);
-        let by = |how| {
-            gradients(
-                &tracked,
-                &tracked.outer_gradient(&episode(), how).unwrap().0,
-            )
-        };
-        let (unrolled, replayed) = (by(MetaGradient::Unrolled), by(MetaGradient::Replay));
+        let [unrolled, replayed] = both_ways(&tracked);
         for ((name, a), (_, b)) in unrolled.iter().zip(&replayed) {
             assert!(
                 a.iter().zip(b).all(|(a, b)| (a - b).abs() < 1e-12),
@@ -607,13 +607,7 @@ fn every_loss_beside_reads_is_exact() {
                 ..config.clone()
             };
             let tracked = model::<B>(&models()[0].1, &config);
-            let by = |how| {
-                gradients(
-                    &tracked,
-                    &tracked.outer_gradient(&episode(), how).unwrap().0,
-                )
-            };
-            let (unrolled, replayed) = (by(MetaGradient::Unrolled), by(MetaGradient::Replay));
+            let [unrolled, replayed] = both_ways(&tracked);
             for ((name, a), (_, b)) in unrolled.iter().zip(&replayed) {
                 for (a, b) in a.iter().zip(b) {
                     assert!(

@@ -6,12 +6,30 @@ use gradmem::Error;
 use gradmem::data::{DataConfig, TextTokenizer, tokenizer_fingerprint};
 use gradmem::interop::checkpoint::SpecialTokens;
 use gradmem::kernels::KernelBackend;
+use gradmem::memory::GradMem;
 use gradmem::method::AnyMethod;
+use gradmem::model::AnyLm;
 use gradmem::model::generate::GenerateConfig;
 use gradmem::tokenizer::{self, Tokenizer};
 use gradmem::train::{Trained, open_method};
 
 use crate::args::Sampling;
+
+/// A method in a folder, if it is GradMem, for a subcommand that needs it.
+pub fn gradmem_of<'a, B: KernelBackend>(
+    method: &'a AnyMethod<B>,
+    folder: &Path,
+    command: &str,
+) -> Result<&'a GradMem<B, AnyLm<B>>, Error> {
+    match method {
+        AnyMethod::GradMem(gradmem) => Ok(gradmem),
+        other => Err(Error::Input(format!(
+            "{}: is a model of {}: {command} needs one of GradMem",
+            folder.display(),
+            other.config().name().as_str()
+        ))),
+    }
+}
 
 /// A method with trained weights and its tokenizer, from a run, a checkpoint or a pretrained model.
 pub struct Model<B: KernelBackend> {

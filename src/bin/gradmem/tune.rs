@@ -7,14 +7,13 @@ use gradmem::Error;
 use gradmem::episode::Tokens;
 use gradmem::kernels::KernelBackend;
 use gradmem::memory::STEP_SIZES;
-use gradmem::method::AnyMethod;
 use gradmem::train::Trained;
 use gradmem::train::tune::{SAMPLES, Tuning};
 
 use crate::args::Backend;
 use crate::backend::{Job, dispatch};
 use crate::input::{in_file, read_text};
-use crate::model::Model;
+use crate::model::{Model, gradmem_of};
 use crate::output::say;
 
 /// Print the WRITE loss behind K steps of each size α, and the α of the lowest.
@@ -119,14 +118,8 @@ impl Args {
             ids.map_err(|e| in_file(path, e))
         });
         let contexts = Tokens::new(&contexts.collect::<Result<Vec<_>, _>>()?, device)?;
-        match &model.method {
-            AnyMethod::GradMem(gradmem) => Tuning::new(gradmem, &contexts, sizes),
-            other => Err(Error::Input(format!(
-                "{}: is a model of {}: tune needs one of GradMem",
-                self.folder.display(),
-                other.config().name().as_str()
-            ))),
-        }
+        let gradmem = gradmem_of(&model.method, &self.folder, "tune")?;
+        Tuning::new(gradmem, &contexts, sizes)
     }
 }
 

@@ -8,7 +8,6 @@ use gradmem::Error;
 use gradmem::episode::Tokens;
 use gradmem::kernels::KernelBackend;
 use gradmem::memory::GradMem;
-use gradmem::method::AnyMethod;
 use gradmem::model::generate::{GenerateConfig, Reader, continue_prompts};
 use gradmem::model::{AnyLm, CausalLm as _, ModelConfig, weights};
 use gradmem::train::open_method;
@@ -17,6 +16,7 @@ use serde::Serialize;
 use super::{check_shape, median, print_json, synchronize};
 use crate::args::{Backend, ModelFolder};
 use crate::backend::{Job, dispatch};
+use crate::model::gradmem_of;
 use crate::output::say;
 
 /// Compare the time of many questions to one context: answered from its memory, with the context in every
@@ -189,16 +189,7 @@ fn with_positions<B: KernelBackend>(
 ) -> Result<GradMem<B, AnyLm<B>>, Error> {
     let method = open_method::<B>(run, device)?;
     let mut config = method.model().config();
-    let gradmem = match &method {
-        AnyMethod::GradMem(gradmem) => gradmem,
-        other => {
-            return Err(Error::Input(format!(
-                "{}: is a model of {}: bench read needs one of GradMem",
-                run.display(),
-                other.config().name().as_str()
-            )));
-        }
-    };
+    let gradmem = gradmem_of(&method, run, "bench read")?;
     let needed = positions + gradmem.config().prefix_len();
     match &mut config {
         ModelConfig::Llama(config) => {
