@@ -6,7 +6,6 @@ pub(crate) mod panics;
 // For the program's `bench`; no part of the library's interface.
 #[doc(hidden)]
 pub mod profile;
-#[cfg(feature = "train")]
 #[doc(hidden)]
 pub mod readback;
 
