@@ -1,15 +1,16 @@
 //! Checkpoints of a run: weights, the optimizer's state and the run's state.
 //!
-//! `last.safetensors` holds the weights and, as metadata, the run's state and the hash of the optimizer's file.
-//! It is written after the optimizer's file and moved into place: whenever a run is killed, the two files match.
+//! `last.safetensors` holds the weights and, as metadata, the run's state and the hashes of the optimizer's file and of
+//! the averaged weights, where there are such. It is written after these and moved into place: whenever a run is
+//! killed, the files match.
 
 use std::collections::HashMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use burn::module::{Module, ModuleMapper, Param, ParamId, list_param_ids};
+use burn::module::{AutodiffModule, Module, ModuleMapper, Param, ParamId, list_param_ids};
 use burn::record::{BinBytesRecorder, FullPrecisionSettings, Record, Recorder};
 use burn::tensor::Tensor;
-use burn::tensor::backend::Backend;
+use burn::tensor::backend::{AutodiffBackend, Backend};
 use serde::de::{SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 
@@ -23,6 +24,8 @@ use crate::support::panics::catch_panic;
 
 /// The key of the state in a checkpoint's metadata.
 const STATE: &str = "gradmem_run";
+
+const NOT_OF_THIS_RUN: &str = "is not the file this run wrote";
 
 /// The progress of a run.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -49,6 +52,21 @@ struct Saved {
     parameter_ids: Vec<u64>,
     /// Hash of the optimizer's file.
     optimizer_hash: String,
+    /// Hash of the averaged weights.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    average_hash: Option<String>,
+}
+
+/// What a run goes on from.
+pub(super) struct Last<M, A, R> {
+    /// With the latest weights.
+    pub module: M,
+    /// With the average of the weights.
+    pub average: Option<A>,
+    /// The optimizer's record.
+    pub optimizer: R,
+    /// The progress.
+    pub state: RunState,
 }
 
 type OptimizerFormat = BinBytesRecorder<FullPrecisionSettings>;
@@ -83,40 +101,56 @@ impl RunFolder {
         write_atomically(self.path().join(BEST), &bytes)
     }
 
-    /// Replaces the latest weights, the optimizer's record and the state.
-    pub(super) fn save_last<B: Backend, M: Module<B>, R: Record<B>>(
-        &self,
-        module: &M,
-        optimizer: R,
-        state: &RunState,
-    ) -> Result<(), Error> {
-        let optimizer = Recorder::<B>::record(&OptimizerFormat::default(), optimizer, ())
+    /// Replaces the latest weights, their average, the optimizer's record and the state.
+    pub(super) fn save_last<B, M, R>(&self, last: Last<&M, &M::InnerModule, R>) -> Result<(), Error>
+    where
+        B: AutodiffBackend,
+        M: AutodiffModule<B>,
+        R: Record<B>,
+    {
+        let step = last.state.step;
+        let optimizer = Recorder::<B>::record(&OptimizerFormat::default(), last.optimizer, ())
             .map_err(|e| Error::Failed(format!("the optimizer's state cannot be saved: {e}")))?;
+        let average = last.average.map(weights::parameters);
+        let average = average.map(|average| weights::encode(&average, HashMap::new()));
+        let average = average.transpose()?;
         let saved = Saved {
-            state: state.clone(),
-            parameter_ids: list_param_ids(module).iter().map(|id| id.val()).collect(),
+            state: last.state,
+            parameter_ids: list_param_ids(last.module)
+                .iter()
+                .map(|id| id.val())
+                .collect(),
             optimizer_hash: hash(&optimizer),
+            average_hash: average.as_deref().map(hash),
         };
-        write_atomically(self.optimizer_file(state.step), &optimizer)?;
+        write_atomically(self.optimizer_file(step), &optimizer)?;
+        if let Some(average) = average {
+            write_atomically(self.average_file(step), &average)?;
+        }
         let saved = serde_json::to_string(&saved)
             .map_err(|e| Error::Failed(format!("the run's state cannot be saved: {e}")))?;
         let metadata = HashMap::from([(STATE.to_string(), saved)]);
-        let bytes = weights::encode(&weights::parameters(module), metadata)?;
+        let bytes = weights::encode(&weights::parameters(last.module), metadata)?;
         write_atomically(self.path().join(LAST), &bytes)?;
-        self.remove_optimizers_except(state.step);
+        self.remove_except(step);
         Ok(())
     }
 
-    /// Loads the latest weights, the optimizer's record and the state.
+    /// Loads the latest weights, their average, the optimizer's record and the state.
     ///
     /// # Errors
     ///
     /// If any of the files is missing, truncated, or not of this run.
-    pub(super) fn load_last<B: Backend, M: Module<B>, R: Record<B>>(
+    pub(super) fn load_last<B, M, R>(
         &self,
         module: M,
         device: &B::Device,
-    ) -> Result<(M, R, RunState), Error> {
+    ) -> Result<Last<M, M::InnerModule, R>, Error>
+    where
+        B: AutodiffBackend,
+        M: AutodiffModule<B>,
+        R: Record<B>,
+    {
         let path = self.path().join(LAST);
         let tensors = Tensors::open(&path)?;
         let saved = tensors.metadata().get(STATE);
@@ -124,6 +158,7 @@ impl RunFolder {
             state,
             parameter_ids,
             optimizer_hash,
+            average_hash,
         } = saved
             .and_then(|saved| serde_json::from_str(saved).ok())
             .ok_or_else(|| Error::file(&path, "is not a checkpoint of this program"))?;
@@ -132,33 +167,57 @@ impl RunFolder {
             ids: parameter_ids.into_iter(),
         };
         let module = module.map(&mut ids);
+        let average = average_hash.map(|hash| {
+            let path = self.average_file(state.step);
+            self.read(&path, &hash)?;
+            Tensors::open(&path)?.fill(module.valid())
+        });
 
-        let optimizer_file = self.optimizer_file(state.step);
-        let optimizer =
-            std::fs::read(&optimizer_file).map_err(Error::io(&optimizer_file, "cannot read"))?;
-        let damaged = || Error::file(&optimizer_file, "is not the file this run wrote");
-        if hash(&optimizer) != optimizer_hash || !is_whole(&optimizer) {
+        let path = self.optimizer_file(state.step);
+        let optimizer = self.read(&path, &optimizer_hash)?;
+        let damaged = || Error::file(&path, NOT_OF_THIS_RUN);
+        if !is_whole(&optimizer) {
             return Err(damaged());
         }
         // Other defects, such as an unknown element type, make burn panic.
         let load = || Recorder::<B>::load(&OptimizerFormat::default(), optimizer, device);
-        let record = catch_panic(load).and_then(Result::ok).ok_or_else(damaged)?;
-        Ok((module, record, state))
+        Ok(Last {
+            module,
+            average: average.transpose()?,
+            optimizer: catch_panic(load).and_then(Result::ok).ok_or_else(damaged)?,
+            state,
+        })
+    }
+
+    /// A file's bytes, if they have this hash.
+    fn read(&self, path: &Path, expected: &str) -> Result<Vec<u8>, Error> {
+        let bytes = std::fs::read(path).map_err(Error::io(path, "cannot read"))?;
+        match hash(&bytes) == expected {
+            true => Ok(bytes),
+            false => Err(Error::file(path, NOT_OF_THIS_RUN)),
+        }
     }
 
     fn optimizer_file(&self, step: usize) -> PathBuf {
         self.path().join(format!("optimizer-{step}.bin"))
     }
 
-    fn remove_optimizers_except(&self, step: usize) {
-        let keep = self.optimizer_file(step);
+    fn average_file(&self, step: usize) -> PathBuf {
+        self.path().join(format!("average-{step}.safetensors"))
+    }
+
+    /// Removes the files beside the latest weights that are of other steps.
+    fn remove_except(&self, step: usize) {
+        let keep = [self.optimizer_file(step), self.average_file(step)];
         let Ok(entries) = std::fs::read_dir(self.path()) else {
             return;
         };
         for entry in entries.flatten() {
             let name = entry.file_name();
             let name = name.to_string_lossy();
-            let old = name.starts_with("optimizer-") && entry.path() != keep;
+            let kind = ["optimizer-", "average-"];
+            let old =
+                kind.iter().any(|kind| name.starts_with(kind)) && !keep.contains(&entry.path());
             if self.is_locked() && old {
                 // If this fails, the next checkpoint tries again.
                 std::fs::remove_file(entry.path()).ok();

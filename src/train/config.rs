@@ -96,6 +96,8 @@ pub struct TrainConfig {
     pub epsilon: f64,
     /// Decoupled weight decay of AdamW.
     pub weight_decay: f64,
+    /// Scores and keeps as the best weights an exponential moving average of them, with this decay per step, such as 0.99.
+    pub ema_decay: Option<f64>,
     /// Largest global L2 norm of the outer gradient; a larger gradient is scaled down to it.
     pub clip_norm: Option<f64>,
     /// Outer-gradient strategy of GradMem. `auto` chooses when a run begins, and the run keeps that choice.
@@ -132,6 +134,7 @@ impl Default for TrainConfig {
             beta2: 0.999,
             epsilon: 1e-8,
             weight_decay: 0.0,
+            ema_decay: None,
             clip_norm: None,
             meta_gradient: MetaGradient::Auto,
             micro_batch: None,
@@ -182,6 +185,10 @@ impl TrainConfig {
             decay,
             "must be 0 or a positive number",
         )?;
+        if let Some(decay) = self.ema_decay {
+            let problem = "must be above 0 and below 1 (leave it out for no average)";
+            require(decay > 0.0 && decay < 1.0, "ema_decay", decay, problem)?;
+        }
         if let Some(clip) = self.clip_norm {
             let problem = "must be a positive number (leave it out for no clipping)";
             require(clip > 0.0 && clip.is_finite(), "clip_norm", clip, problem)?;

@@ -16,6 +16,7 @@
 //! # }
 //! ```
 
+mod average;
 pub mod checkpoint;
 pub mod config;
 #[cfg(feature = "dashboard")]

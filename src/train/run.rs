@@ -16,7 +16,7 @@ use burn::train::{Interrupter, Learner, SupervisedTraining, TrainingStrategy};
 use gradmem_kernels::KernelBackend;
 use serde_json::{Map, Value};
 
-use super::checkpoint::{RunFolder, RunState};
+use super::checkpoint::{Last, RunFolder, RunState};
 use super::config::{RunConfig, TrainConfig};
 use super::evaluation::batch_size;
 use super::folder::{CONFIG, LAST, TOKENIZER};
@@ -102,11 +102,18 @@ pub fn train<B: KernelBackend>(
     let path = folder.path().to_path_buf();
     let mut optimizer = SharedOptimizer::new(settings);
     let mut state = RunState::default();
+    let mut average = settings.ema_decay.map(|_| method.valid());
     if resumes {
-        let record: RecordOf<Autodiff<B>, AnyMethod<Autodiff<B>>>;
-        (method, record, state) = folder.load_last(method, device)?;
-        check_moments(&method, &|id| record.get(id)).map_err(|e| Error::file(&path, e))?;
-        optimizer = Optimizer::load_record(optimizer, record);
+        let last: Last<_, _, RecordOf<Autodiff<B>, AnyMethod<Autodiff<B>>>> =
+            folder.load_last(method, device)?;
+        let moments = &last.optimizer;
+        check_moments(&last.module, &|id| moments.get(id)).map_err(|e| Error::file(&path, e))?;
+        if last.average.is_some() != average.is_some() {
+            let problem = "has a checkpoint of another train.ema_decay";
+            return Err(Error::file(&path, problem));
+        }
+        (method, average, state) = (last.module, last.average, last.state);
+        optimizer = Optimizer::load_record(optimizer, last.optimizer);
     }
     let learner = Learner::new(
         MetaLearner::new(
@@ -132,6 +139,7 @@ pub fn train<B: KernelBackend>(
         config: settings.clone(),
         folder,
         start: state,
+        average,
         optimizer,
         stages,
         outcome: outcome.clone(),

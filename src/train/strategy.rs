@@ -14,7 +14,8 @@ use burn::train::{
     TrainingItem, ValidLoader,
 };
 
-use super::checkpoint::{RunFolder, RunState};
+use super::average::{averaged, kept};
+use super::checkpoint::{Last, RunFolder, RunState};
 use super::config::TrainConfig;
 use super::learner::MetaLearner;
 use super::metrics::Scores;
@@ -73,6 +74,8 @@ where
     pub(super) folder: RunFolder,
     /// The state to start from.
     pub(super) start: RunState,
+    /// The average of the weights to start from, if there is one.
+    pub(super) average: Option<M::InnerModule>,
     /// The learner's optimizer.
     pub(super) optimizer: SharedOptimizer<B, M>,
     /// The batches of each version of the task, in the curriculum's order.
@@ -103,6 +106,7 @@ where
             learner,
             processor: components.event_processor,
             state: self.start.clone(),
+            average: self.average.clone(),
             valid_scores: None,
         };
         let stop = || {
@@ -131,6 +135,7 @@ where
     learner: Learner<Components<B, M>>,
     processor: SupervisedTrainingEventProcessor<Components<B, M>>,
     state: RunState,
+    average: Option<M::InnerModule>,
     valid_scores: Option<Scores>,
 }
 
@@ -239,6 +244,10 @@ where
         timed::<B, _>(Phase::Optimizer, &device, || {
             self.learner.optimizer_step(output.grads);
         });
+        if let (Some(average), Some(decay)) = (self.average.take(), config.ema_decay) {
+            let weights = self.learner.model().method.valid();
+            self.average = Some(averaged(average, &weights, kept(decay, step)));
+        }
         profile::report(step);
         self.state.step = step;
         self.state.since_log.merge(&output.item.scores);
@@ -265,7 +274,10 @@ where
         let config = &strategy.config;
         let (_, valid) = &strategy.stages[self.state.stage];
         let step = self.state.step;
-        let model = self.learner.model().valid();
+        let mut model = self.learner.model().valid();
+        if let Some(average) = &self.average {
+            model.method = average.clone();
+        }
         let mut scores = Scores::default();
         let mut iterator = valid.iter();
         let mut index = 0;
@@ -317,10 +329,11 @@ where
     }
 
     fn save_last(&self) -> Result<(), Error> {
-        let model = self.learner.model();
-        let record = Optimizer::to_record(&self.strategy.optimizer);
-        self.strategy
-            .folder
-            .save_last::<B, _, _>(&model.method, record, &self.state)
+        self.strategy.folder.save_last(Last {
+            module: &self.learner.model().method,
+            average: self.average.as_ref(),
+            optimizer: Optimizer::to_record(&self.strategy.optimizer),
+            state: self.state.clone(),
+        })
     }
 }

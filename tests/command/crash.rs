@@ -53,7 +53,8 @@ fn finish(args: &[String]) -> Duration {
 
 fn train(run: &Path) -> Vec<String> {
     let overrides = "train.steps=160 data.pairs=2 data.queries_per_context=2 data.valid_samples=20 \
-        train.eval_every=4 train.log_every=3 train.warmup_steps=30 train.stop_value=2 train.curriculum_value=0";
+        train.eval_every=4 train.log_every=3 train.warmup_steps=30 train.stop_value=2 train.curriculum_value=0 \
+        train.ema_decay=0.9";
     let mut args: Vec<String> = ["train", "kv-quick", "--run"].map(String::from).into();
     args.push(run.display().to_string());
     args.extend(SMALL.split_whitespace().map(String::from));
@@ -160,6 +161,7 @@ fn check(run: &Path) {
         let (_, metadata) = tensors(&last);
         let step = &metadata["gradmem_run"]["state"]["step"];
         assert!(run.join(format!("optimizer-{step}.bin")).exists());
+        assert!(run.join(format!("average-{step}.safetensors")).exists());
     }
     let log = std::fs::read(run.join("metrics.jsonl")).unwrap_or_default();
     let whole = log

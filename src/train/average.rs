@@ -1,0 +1,84 @@
+//! A moving average of the weights, scored and kept in place of the weights themselves.
+
+use std::collections::HashMap;
+
+use burn::module::{Module, ModuleMapper, ModuleVisitor, Param, ParamId};
+use burn::tensor::Tensor;
+use burn::tensor::backend::Backend;
+
+/// The part of the average that stays at a step, from 1: in the first steps less than `decay`, so that the initial
+/// weights are soon forgotten.
+pub(super) fn kept(decay: f64, step: usize) -> f64 {
+    let step = step as f64;
+    decay.min((1.0 + step) / (10.0 + step))
+}
+
+/// `kept · average + (1 − kept) · weights`, for two modules with the same parameters.
+pub(super) fn averaged<B: Backend, M: Module<B>>(average: M, weights: &M, kept: f64) -> M {
+    let mut found = Weights(HashMap::new());
+    weights.visit(&mut found);
+    average.map(&mut Average {
+        weights: found.0,
+        kept,
+    })
+}
+
+struct Weights<B: Backend>(HashMap<ParamId, Tensor<B, 1>>);
+
+impl<B: Backend> ModuleVisitor<B> for Weights<B> {
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
+        self.0.insert(param.id, param.val().flatten(0, D - 1));
+    }
+}
+
+struct Average<B: Backend> {
+    weights: HashMap<ParamId, Tensor<B, 1>>,
+    kept: f64,
+}
+
+impl<B: Backend> ModuleMapper<B> for Average<B> {
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<B, D>>) -> Param<Tensor<B, D>> {
+        let (id, average, mapper) = param.consume();
+        let average = match self.weights.remove(&id) {
+            Some(weights) => {
+                let shape = average.shape();
+                average * self.kept + weights.reshape(shape) * (1.0 - self.kept)
+            }
+            None => average,
+        };
+        Param::from_mapped_value(id, average, mapper)
+    }
+}
+
+#[cfg(all(test, feature = "flex"))]
+mod tests {
+    use super::*;
+    use crate::model::layers::{Init, Linear, LinearConfig};
+
+    type B = burn_flex::Flex;
+
+    fn filled(layer: Linear<B>, value: f32) -> Linear<B> {
+        let weight = layer.weight.map(|weight| weight.full_like(value));
+        let bias = layer
+            .bias
+            .map(|bias| bias.map(|bias| bias.full_like(-value)));
+        Linear { weight, bias }
+    }
+
+    #[test]
+    fn an_average_follows_its_weights() {
+        let layer = LinearConfig::new(2, 3).init::<B>(0.1, &mut Init::new(0), &Default::default());
+        let (average, weights) = (filled(layer.clone(), 8.0), filled(layer, 4.0));
+        let found = averaged(average, &weights, 0.75);
+        let values = |tensor: Tensor<B, 1>| tensor.to_data().to_vec::<f32>().unwrap();
+        assert_eq!(values(found.weight.val().flatten(0, 1)), [7.0; 6]);
+        assert_eq!(values(found.bias.unwrap().val()), [-7.0; 3]);
+    }
+
+    #[test]
+    fn the_first_steps_keep_less() {
+        assert_eq!(kept(0.999, 1), 2.0 / 11.0);
+        assert_eq!(kept(0.999, 8_989), 8_990.0 / 8_999.0);
+        assert_eq!(kept(0.999, 8_991), 0.999);
+    }
+}
