@@ -68,8 +68,9 @@ mod tests {
 
     #[test]
     fn floats_kept_follow_from_the_settings() {
-        // kv-quick: N = 4 pairs of 1 + 1 characters are 21 tokens; 2 layers of 64 in 2 heads; m = 8.
+        // N = 4 pairs of 1 + 1 characters are 21 tokens; 2 layers of 64 in 2 heads; m = 8.
         let floats = |overrides: &[&str]| {
+            let overrides = [&["model.num_attention_heads=2"], overrides].concat();
             let overrides: Vec<String> = overrides.iter().map(|o| o.to_string()).collect();
             floats_kept(&RunConfig::resolve("kv-quick", &overrides).unwrap()).unwrap()
         };

@@ -233,10 +233,12 @@ pub(super) mod tests {
 
     /// A run with this log, and with overrides of a preset's settings.
     pub fn run(overrides: &[&str], log: &str) -> Run {
+        let name = overrides.join("-");
+        let overrides = [&["train.curriculum=[]"], overrides].concat();
         let overrides: Vec<String> = overrides.iter().map(|o| o.to_string()).collect();
         let (valid, step) = parse_log(log.as_bytes()).unwrap();
         Run {
-            name: overrides.join("-"),
+            name,
             config: RunConfig::resolve("kv-quick", &overrides).unwrap(),
             valid,
             step,

@@ -13,7 +13,8 @@ pub(super) fn kept(decay: f64, step: usize) -> f64 {
     decay.min((1.0 + step) / (10.0 + step))
 }
 
-/// `kept · average + (1 − kept) · weights`, for two modules with the same parameters.
+/// `average + (1 − kept) · (weights − average)`, for two modules with the same parameters. Weights that do not change
+/// stay what they are, to the bit.
 pub(super) fn averaged<B: Backend, M: Module<B>>(average: M, weights: &M, kept: f64) -> M {
     let mut found = Weights(HashMap::new());
     weights.visit(&mut found);
@@ -42,7 +43,8 @@ impl<B: Backend> ModuleMapper<B> for Average<B> {
         let average = match self.weights.remove(&id) {
             Some(weights) => {
                 let shape = average.shape();
-                average * self.kept + weights.reshape(shape) * (1.0 - self.kept)
+                let change = weights.reshape(shape) - average.clone();
+                average + change * (1.0 - self.kept)
             }
             None => average,
         };
@@ -68,6 +70,9 @@ mod tests {
     #[test]
     fn an_average_follows_its_weights() {
         let layer = LinearConfig::new(2, 3).init::<B>(0.1, &mut Init::new(0), &Default::default());
+        let same = filled(layer.clone(), 0.1);
+        let found = averaged(same.clone(), &same, 0.99);
+        assert_eq!(found.weight.val().to_data(), same.weight.val().to_data());
         let (average, weights) = (filled(layer.clone(), 8.0), filled(layer, 4.0));
         let found = averaged(average, &weights, 0.75);
         let values = |tensor: Tensor<B, 1>| tensor.to_data().to_vec::<f32>().unwrap();

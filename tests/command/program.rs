@@ -9,7 +9,7 @@ pub const PATH: &str = env!("CARGO_BIN_EXE_gradmem");
 
 /// Settings of a small model.
 pub const SMALL: &str = "model.hidden_size=8 model.intermediate_size=16 model.num_hidden_layers=1 \
-    model.num_attention_heads=1 memory.memory_tokens=2 train.batch_size=4";
+    model.num_attention_heads=1 memory.memory_tokens=2 train.batch_size=4 train.curriculum=[]";
 
 /// The arguments of a training of about a second.
 pub fn tiny(run: &str) -> Vec<&str> {

@@ -40,7 +40,7 @@ fn config(task: &str, folder: &Path, steps: usize) -> RunConfig {
     };
     let small = "model.hidden_size=4 model.intermediate_size=4 model.num_hidden_layers=1 \
         model.num_attention_heads=1 memory.memory_tokens=2 memory.write_steps=1 train.batch_size=2 \
-        train.eval_every=2 train.log_every=1 train.warmup_steps=2 train.stop_value=2";
+        train.eval_every=2 train.log_every=1 train.warmup_steps=2 train.stop_value=2 train.curriculum=[]";
     let mut overrides = vec![format!("train.steps={steps}")];
     overrides.extend(data.split_whitespace().map(String::from));
     overrides.extend(small.split_whitespace().map(String::from));
