@@ -243,11 +243,11 @@ where
         }
         timed::<B, _>(Phase::Optimizer, &device, || {
             self.learner.optimizer_step(output.grads);
+            if let (Some(average), Some(decay)) = (self.average.take(), config.ema_decay) {
+                let weights = self.learner.model().method.valid();
+                self.average = Some(averaged(average, &weights, kept(decay, step)));
+            }
         });
-        if let (Some(average), Some(decay)) = (self.average.take(), config.ema_decay) {
-            let weights = self.learner.model().method.valid();
-            self.average = Some(averaged(average, &weights, kept(decay, step)));
-        }
         profile::report(step);
         self.state.step = step;
         self.state.since_log.merge(&output.item.scores);
