@@ -29,7 +29,7 @@
 //! | `burn_ndarray::NdArray` (f32 and f64) | `ndarray` | the reference |
 //! | `burn_fusion::Fusion<B>` | `fusion` | for attention what `B` computes with; for the rest the reference, which Burn fuses |
 //!
-//! All methods of the traits have provided bodies. If you wrote a backend type yourself, three empty
+//! All methods of the traits have provided bodies. If you wrote a backend type yourself, four empty
 //! `impl` blocks in your crate make it a [`KernelBackend`]. A backend type of another crate (Burn's
 //! `LibTorch`, for instance) cannot get them from your crate, because of Rust's orphan rule: its `impl`
 //! blocks must be added here.
@@ -65,6 +65,7 @@ pub use ops::associative::{
 pub use ops::attention::{
     AttentionBackend, AttentionError, causal_attention, try_causal_attention,
 };
+pub use ops::head::{HeadBackend, head_losses};
 pub use ops::layers::{LayerBackend, contiguous, product, rms_norm, rotary, swiglu, token_losses};
 pub use ops::scan::{Direction, ScanBackend, linear_scan};
 pub use ops::selection::{

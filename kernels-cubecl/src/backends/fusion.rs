@@ -10,7 +10,7 @@ use burn_fusion::{Fusion, FusionBackend, FusionRuntime};
 use burn_ir::{CustomOpIr, HandleContainer, OperationIr, TensorIr};
 
 use crate::reference::accumulation_dtype;
-use crate::{AttentionBackend, LayerBackend, ScanBackend};
+use crate::{AttentionBackend, HeadBackend, LayerBackend, ScanBackend};
 
 type Handles<B> =
     HandleContainer<<<B as FusionBackend>::FusionRuntime as FusionRuntime>::FusionHandle>;
@@ -94,6 +94,8 @@ impl<B: FusionBackend + AttentionBackend> AttentionBackend for Fusion<B> {
 }
 
 /// Computed by the reference, whose tensor operations Burn fuses; but for products that Burn would round.
+impl<B: FusionBackend + LayerBackend> HeadBackend for Fusion<B> {}
+
 impl<B: FusionBackend + LayerBackend> LayerBackend for Fusion<B> {
     fn product(lhs: FloatTensor<Self>, rhs: FloatTensor<Self>) -> FloatTensor<Self> {
         let dtype = lhs.dtype;

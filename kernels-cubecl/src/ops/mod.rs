@@ -2,15 +2,16 @@
 
 pub mod associative;
 pub mod attention;
+pub mod head;
 pub mod layers;
 pub mod scan;
 pub mod selection;
 
 use attention::AttentionBackend;
-use layers::LayerBackend;
+use head::HeadBackend;
 use scan::ScanBackend;
 
 /// A backend that implements all traits of this crate: what the models of GradMem need.
-pub trait KernelBackend: AttentionBackend + LayerBackend + ScanBackend {}
+pub trait KernelBackend: AttentionBackend + HeadBackend + ScanBackend {}
 
-impl<B: AttentionBackend + LayerBackend + ScanBackend> KernelBackend for B {}
+impl<B: AttentionBackend + HeadBackend + ScanBackend> KernelBackend for B {}

@@ -5,7 +5,9 @@ use burn::backend::Autodiff;
 use burn::tensor::activation::sigmoid;
 use burn::tensor::backend::Backend;
 use burn::tensor::{DType, Int, Tensor, TensorData};
-use gradmem_kernels::{KernelBackend, product, rms_norm, rotary, swiglu, token_losses};
+use gradmem_kernels::{
+    KernelBackend, head_losses, product, rms_norm, rotary, swiglu, token_losses,
+};
 
 type F64 = burn_ndarray::NdArray<f64>;
 type F32 = burn_flex::Flex;
@@ -86,6 +88,40 @@ impl Layer for Losses {
         let p = weights.clone() / weights.sum_dim(2);
         let targets = self.targets().unsqueeze_dim::<3>(2);
         p.gather(2, targets).log().neg().flatten(0, 2)
+    }
+}
+
+/// `[rows, d, vocab_size]`, and how many rows at once.
+struct Head([usize; 3], usize);
+
+impl Head {
+    fn inputs<B: Backend>(&self, x: &[Tensor<B, 1>]) -> (Tensor<B, 3>, Tensor<B, 2>) {
+        let [rows, d, vocab] = self.0;
+        let hidden = x[0].clone().mul_scalar(3).reshape([1, rows, d]);
+        (hidden, x[1].clone().reshape([vocab, d]))
+    }
+
+    fn losses(&self) -> Losses {
+        let [rows, _, vocab] = self.0;
+        Losses([1, rows, vocab])
+    }
+}
+
+impl Layer for Head {
+    fn sizes(&self) -> Vec<usize> {
+        let [rows, d, vocab] = self.0;
+        vec![rows * d, vocab * d]
+    }
+
+    fn ours<B: KernelBackend>(&self, x: &[Tensor<B, 1>]) -> Tensor<B, 1> {
+        let (hidden, weight) = self.inputs(x);
+        head_losses(hidden, weight, self.losses().targets(), self.1).flatten(0, 1)
+    }
+
+    fn plain<B: Backend>(&self, x: &[Tensor<B, 1>]) -> Tensor<B, 1> {
+        let (hidden, weight) = self.inputs(x);
+        let logits: Tensor<B, 2> = hidden.squeeze_dim::<2>(0).matmul(weight.transpose());
+        self.losses().plain(&[logits.mul_scalar(0.2).flatten(0, 1)])
     }
 }
 
@@ -292,6 +328,18 @@ fn rotary_and_its_derivatives() {
 fn token_losses_and_their_derivatives() {
     for shape in [[1, 1, 1], [2, 3, 5], [1, 7, 17], [3, 33, 70]] {
         check(Losses(shape), &format!("{shape:?}"));
+    }
+}
+
+#[test]
+fn head_losses_and_their_derivatives_some_rows_at_a_time() {
+    for (shape, at_once) in [
+        ([1, 1, 1], 1),
+        ([7, 3, 5], 3),
+        ([7, 3, 5], 100),
+        ([40, 16, 70], 16),
+    ] {
+        check(Head(shape, at_once), &format!("{shape:?} by {at_once}"));
     }
 }
 

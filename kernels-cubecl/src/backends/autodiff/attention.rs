@@ -29,11 +29,12 @@ impl<B: AttentionBackend> Operation<B, 3> for CausalAttention {
         at: Point<B, 3>,
         grad: FloatTensor<B>,
         cotangents: [Option<FloatTensor<B>>; 3],
-    ) -> (FloatTensor<B>, [FloatTensor<B>; 3]) {
+        _: [bool; 3],
+    ) -> (FloatTensor<B>, [Option<FloatTensor<B>>; 3]) {
         let ([q, k, v], [out, lse]) = (at.inputs, pair(at.saved));
         let [to_grad, to_q, to_k, to_v] =
             B::causal_attention_double_backward(q, k, v, out, lse, grad, cotangents, self.scale);
-        (to_grad, [to_q, to_k, to_v])
+        (to_grad, [to_q, to_k, to_v].map(Some))
     }
 }
 

@@ -37,11 +37,12 @@ impl<B: LayerBackend> Operation<B, 2> for RmsNorm {
         at: Point<B, 2>,
         grad: FloatTensor<B>,
         cotangents: [Option<FloatTensor<B>>; 2],
-    ) -> (FloatTensor<B>, [FloatTensor<B>; 2]) {
+        _: [bool; 2],
+    ) -> (FloatTensor<B>, [Option<FloatTensor<B>>; 2]) {
         let [x, weight] = at.inputs;
         let [to_grad, to_x, to_weight] =
             B::rms_norm_double_backward(x, weight, grad, cotangents, self.epsilon);
-        (to_grad, [to_x, to_weight])
+        (to_grad, [Some(to_x), Some(to_weight)])
     }
 }
 
@@ -68,10 +69,11 @@ impl<B: LayerBackend> Operation<B, 2> for SwiGlu {
         at: Point<B, 2>,
         grad: FloatTensor<B>,
         cotangents: [Option<FloatTensor<B>>; 2],
-    ) -> (FloatTensor<B>, [FloatTensor<B>; 2]) {
+        _: [bool; 2],
+    ) -> (FloatTensor<B>, [Option<FloatTensor<B>>; 2]) {
         let [gate, up] = at.inputs;
         let [to_grad, to_gate, to_up] = B::swiglu_double_backward(gate, up, grad, cotangents);
-        (to_grad, [to_gate, to_up])
+        (to_grad, [Some(to_gate), Some(to_up)])
     }
 }
 
@@ -99,11 +101,12 @@ impl<B: LayerBackend> Operation<B, 1> for TokenLosses<B> {
         at: Point<B, 1>,
         grad: FloatTensor<B>,
         [cotangent]: [Option<FloatTensor<B>>; 1],
-    ) -> (FloatTensor<B>, [FloatTensor<B>; 1]) {
+        _: [bool; 1],
+    ) -> (FloatTensor<B>, [Option<FloatTensor<B>>; 1]) {
         let [logits] = at.inputs;
         let a = cotangent.expect("the only port of the hub received a cotangent");
         let [to_grad, to_logits] = B::token_losses_double_backward(logits, self.0, grad, a);
-        (to_grad, [to_logits])
+        (to_grad, [Some(to_logits)])
     }
 }
 

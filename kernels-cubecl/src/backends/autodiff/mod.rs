@@ -10,6 +10,7 @@
 //! and their provided methods are tensor operations of `Autodiff<B>`, which are tracked.
 
 mod attention;
+mod head;
 mod layers;
 mod scan;
 
@@ -34,14 +35,15 @@ trait Operation<B: Backend, const N: usize>: Clone + Debug + Send + 'static {
         wanted: [bool; N],
     ) -> [Option<FloatTensor<B>>; N];
 
-    /// The gradients to `grad` and to the inputs of `Σ ⟨cotangent, gradient⟩`, where an absent
-    /// cotangent counts as zero.
+    /// The gradients to `grad` and to the inputs, at least those that are `wanted`, of `Σ ⟨cotangent, gradient⟩`, where an
+    /// absent cotangent counts as zero.
     fn double_backward(
         self,
         at: Point<B, N>,
         grad: FloatTensor<B>,
         cotangents: [Option<FloatTensor<B>>; N],
-    ) -> (FloatTensor<B>, [FloatTensor<B>; N]);
+        wanted: [bool; N],
+    ) -> (FloatTensor<B>, [Option<FloatTensor<B>>; N]);
 
     /// The sum of two gradients to one tensor.
     fn add(x: FloatTensor<B>, y: FloatTensor<B>) -> FloatTensor<B> {
@@ -215,10 +217,13 @@ impl<B: Backend, T: Operation<B, N>, const N: usize, const M: usize> Backward<B,
             std::mem::replace(&mut *received, [const { None }; N])
         };
         let at = Point { inputs, saved };
-        let (to_grad, to_inputs) = self.0.double_backward(at, grad, cotangents);
-        let gradients = to_inputs.into_iter().chain([to_grad]);
+        let wanted = std::array::from_fn(|i| ops.parents[i].is_some());
+        let (to_grad, to_inputs) = self.0.double_backward(at, grad, cotangents, wanted);
+        let gradients = to_inputs.into_iter().chain([Some(to_grad)]);
         for (parent, gradient) in gradients.enumerate() {
-            add_gradient::<B, T, N, _, M>(&ops, parent, gradient, grads);
+            if let Some(gradient) = gradient {
+                add_gradient::<B, T, N, _, M>(&ops, parent, gradient, grads);
+            }
         }
     }
 }

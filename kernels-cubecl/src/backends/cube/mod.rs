@@ -23,8 +23,18 @@ use burn_cubecl::tensor::CubeTensor;
 use burn_cubecl::{CubeBackend, CubeRuntime, FloatElement, IntElement};
 
 use crate::reference::primitives;
-use crate::{AttentionBackend, LayerBackend, ScanBackend};
+use crate::{AttentionBackend, HeadBackend, LayerBackend, ScanBackend};
 use plan::Plan;
+
+impl<R, F, I, BT> HeadBackend for CubeBackend<R, F, I, BT>
+where
+    R: CubeRuntime,
+    F: FloatElement,
+    I: IntElement,
+    BT: BoolElement,
+    Self: Backend<FloatTensorPrimitive = CubeTensor<R>, Device = R::Device>,
+{
+}
 
 impl<R, F, I, BT> LayerBackend for CubeBackend<R, F, I, BT>
 where

@@ -6,10 +6,12 @@ use burn_flex::Flex;
 
 use super::memory::single;
 use super::{heads, losses, matmul, norm, swiglu};
-use crate::LayerBackend;
 use crate::reference::primitives;
+use crate::{HeadBackend, LayerBackend};
 
 type F = FloatTensor<Flex>;
+
+impl HeadBackend for Flex {}
 
 impl LayerBackend for Flex {
     /// Burn's own product first fills the result with zeros and copies it.

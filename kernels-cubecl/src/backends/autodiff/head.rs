@@ -1,0 +1,70 @@
+//! The autodiff implementation of a head's cross-entropies.
+
+use burn::tensor::backend::Backend;
+use burn::tensor::ops::{FloatTensor, IntTensor};
+use burn_autodiff::Autodiff;
+use burn_autodiff::checkpoint::strategy::CheckpointStrategy;
+
+use super::{Operation, Point, backward, forward};
+use crate::HeadBackend;
+
+#[derive(Clone, Debug)]
+struct HeadLosses<B: Backend> {
+    targets: IntTensor<B>,
+    at_once: usize,
+}
+
+impl<B: HeadBackend> Operation<B, 2> for HeadLosses<B> {
+    fn add(x: FloatTensor<B>, y: FloatTensor<B>) -> FloatTensor<B> {
+        B::add(x, y)
+    }
+
+    fn backward(
+        self,
+        at: Point<B, 2>,
+        grad: FloatTensor<B>,
+        wanted: [bool; 2],
+    ) -> [Option<FloatTensor<B>>; 2] {
+        let [hidden, weight] = at.inputs;
+        B::head_losses_backward(hidden, weight, self.targets, grad, self.at_once, wanted)
+    }
+
+    fn double_backward(
+        self,
+        at: Point<B, 2>,
+        grad: FloatTensor<B>,
+        cotangents: [Option<FloatTensor<B>>; 2],
+        wanted: [bool; 2],
+    ) -> (FloatTensor<B>, [Option<FloatTensor<B>>; 2]) {
+        let [hidden, weight] = at.inputs;
+        let (targets, at_once) = (self.targets, self.at_once);
+        B::head_losses_double_backward(hidden, weight, targets, grad, cotangents, at_once, wanted)
+    }
+}
+
+impl<B: HeadBackend, C: CheckpointStrategy> HeadBackend for Autodiff<B, C> {
+    fn head_losses(
+        hidden: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        targets: IntTensor<Self>,
+        at_once: usize,
+    ) -> FloatTensor<Self> {
+        let inputs = [hidden.primitive.clone(), weight.primitive.clone()];
+        let [h, w] = inputs;
+        let losses = B::head_losses(h, w, targets.clone(), at_once);
+        let operation = HeadLosses::<B> { targets, at_once };
+        forward::<B, C, 2>(operation, [hidden, weight], losses, Vec::new())
+    }
+
+    fn head_losses_backward(
+        hidden: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        targets: IntTensor<Self>,
+        grad: FloatTensor<Self>,
+        at_once: usize,
+        wanted: [bool; 2],
+    ) -> [Option<FloatTensor<Self>>; 2] {
+        let operation = HeadLosses::<B> { targets, at_once };
+        backward::<B, C, 2, 3>(operation, [hidden, weight], Vec::new(), grad, wanted)
+    }
+}
