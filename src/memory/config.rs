@@ -1,93 +1,12 @@
 use serde::{Deserialize, Serialize};
 
+use super::choices::{Chunks, GradMode, LoraPlace, MemProj, MemoryKind, MemoryStart};
 use super::{GateKind, LearnedLr};
 
 use crate::error::{Error, positive, require, sizes};
 
 /// The most steps that have a step size each.
 const MOST_SIZES: usize = 10_000;
-
-/// How the outer gradient passes through the WRITE steps.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum GradMode {
-    /// It does not: the memory is cut from the outer graph and its start M0 is not trained.
-    /// Cheapest; the model learns to read whatever WRITE happens to leave.
-    None,
-    /// The inner gradient counts as a constant (first-order MAML): M0 gets the gradient of M_K.
-    First,
-    /// In full, through the inner gradient: WRITE itself is trained. The paper's method.
-    #[default]
-    Second,
-}
-
-/// A linear map between the memory and the model, `mem′ = W mem + b`, the identity at the start.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-#[non_exhaustive]
-pub enum MemProj {
-    /// None: `mem′ = mem`.
-    #[default]
-    None,
-    /// One map for all, trained by the outer loop: it shapes the steps that WRITE takes.
-    Proj,
-    /// Every sample has its own, which WRITE changes along with its memory; the outer loop trains
-    /// their common start.
-    PerSample,
-}
-
-/// What a memory is.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-#[non_exhaustive]
-pub enum MemoryKind {
-    /// Vectors in front of the tokens: the paper's.
-    #[default]
-    Prefix,
-    /// Low-rank maps of each sample's own, between the model's layers or beside its matrices. They take no positions,
-    /// and nothing predicts the first token of a context or a query.
-    Lora,
-    /// Keys and values of every layer's attention. They take positions as vectors do; nothing predicts the first token.
-    #[serde(alias = "kv_cache")]
-    Kv,
-}
-
-impl MemoryKind {
-    /// The name.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Prefix => "prefix",
-            Self::Lora => "lora",
-            Self::Kv => "kv",
-        }
-    }
-}
-
-/// Where the maps of a [`MemoryKind::Lora`] are.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-#[non_exhaustive]
-pub enum LoraPlace {
-    /// Behind each layer: `h ← h + α/r · (h A) B`.
-    #[default]
-    Layers,
-    /// Beside the matrices of each layer: `y ← W x + α/r · (x A) B`.
-    Modules,
-}
-
-/// What WRITE does with the chunks of a context.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-#[non_exhaustive]
-pub enum Chunks {
-    /// One after another: each starts with the memory that the one before left.
-    #[default]
-    Sequential,
-    /// All at once: each step takes the mean of the chunks' gradients at the same memory.
-    Parallel,
-    /// One after another, and READ is given the memories that all of them left.
-    Concatenated,
-}
 
 /// Settings of WRITE and READ, and of what is trained beside the model.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -160,7 +79,9 @@ pub struct GradMemConfig {
     pub gate: GateKind,
     /// Whether the gate is one for each dimension of a vector, or one for the vector.
     pub gate_dimensions: bool,
-    /// Standard deviation of M0's initial values.
+    /// What M0's initial vectors are, beside noise; for memories of kind `prefix`.
+    pub memory_start: MemoryStart,
+    /// Standard deviation of the noise in M0's initial values.
     pub memory_std: f64,
     /// Weight of step alignment in the outer loss: how each WRITE step agrees with the READ loss's gradient to the memory it
     /// leads to. 0 for none, as with the others.
@@ -215,6 +136,7 @@ impl Default for GradMemConfig {
             inner_loss_weight: 0.0,
             gate: GateKind::None,
             gate_dimensions: true,
+            memory_start: MemoryStart::Noise,
             memory_std: 0.02,
             step_alignment_weight: 0.0,
             align_last_step: false,
@@ -375,6 +297,12 @@ impl GradMemConfig {
         self
     }
 
+    /// Sets what M0's initial vectors are, beside noise.
+    pub fn with_memory_start(mut self, start: MemoryStart) -> Self {
+        self.memory_start = start;
+        self
+    }
+
     /// Sets the standard deviation of M0's initial values.
     pub fn with_memory_std(mut self, std: f64) -> Self {
         self.memory_std = std;
@@ -398,6 +326,10 @@ impl GradMemConfig {
         self.validate_auxiliary()?;
         positive([("write_lr", self.write_lr)])?;
         self.validate_inner()?;
+        let fits = self.kind == MemoryKind::Prefix || self.memory_start == MemoryStart::Noise;
+        let problem = "is for vectors in front of the tokens: it needs kind = \"prefix\"";
+        let start = self.memory_start.as_str();
+        require(fits, "memory_start", start, problem)?;
         if self.write_lora_rank > 0 {
             positive([("write_lora_alpha", self.write_lora_alpha)])?;
         }

@@ -32,7 +32,7 @@ pub struct GradMem<B: Backend, M, O = Reconstruct<B>> {
 }
 
 impl GradMemConfig {
-    /// Puts a memory on `model`, with M0 drawn from N(0, `memory_std`²) by `seed`.
+    /// Puts a memory on `model`, with M0 drawn by `seed`: N(0, `memory_std`²) around what `memory_start` says.
     ///
     /// # Errors
     ///

@@ -20,6 +20,7 @@
 
 mod auxiliary;
 mod budget;
+mod choices;
 mod config;
 mod gate;
 mod gradmem;
@@ -39,7 +40,8 @@ mod stop;
 mod write;
 
 pub use auxiliary::Auxiliary;
-pub use config::{Chunks, GradMemConfig, GradMode, LoraPlace, MemProj, MemoryKind};
+pub use choices::{Chunks, GradMode, LoraPlace, MemProj, MemoryKind, MemoryStart};
+pub use config::GradMemConfig;
 pub use gate::{Gate, GateKind};
 pub use gradmem::GradMem;
 pub use inner::{InnerOptimizer, LearnedLr};

@@ -6,13 +6,13 @@
 use std::collections::BTreeSet;
 
 use burn::module::{Module, Param};
-use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
+use burn::tensor::{Tensor, TensorData};
 
 use super::kinds::{
     Adapters, Attach, KeysValues, Layout, Place, Prefix, check_room, control_tokens,
 };
-use super::{GradMemConfig, LoraPlace, MemProj, MemoryKind};
+use super::{GradMemConfig, LoraPlace, MemProj, MemoryKind, MemoryStart};
 use crate::error::Error;
 use crate::model::generate::Reader;
 use crate::model::layers::{Init, Linear};
@@ -277,6 +277,14 @@ impl<B: Backend> PrefixStart<B> {
         let d = model.d_model();
         let std = config.memory_std;
         let mem = init.normal([config.memory_tokens, d], std, device);
+        let mem = match config.memory_start {
+            MemoryStart::Noise => mem,
+            _ if init.is_blank() => mem,
+            start => {
+                let around = embeddings(start, config.memory_tokens, model, init, device);
+                Param::from_tensor(mem.val().detach() + around)
+            }
+        };
         let projects = config.mem_proj != MemProj::None;
         let mem_proj = projects.then(|| Linear::identity(d, init, device));
         let [write_st, write_end, read_st, read_end] =
@@ -303,6 +311,28 @@ impl<B: Backend> PrefixStart<B> {
             projection: self.mem_proj.as_ref(),
             end: end.as_ref(),
         }
+    }
+}
+
+/// Embeddings of tokens to begin with: `[count, d_model]`, or `[1, d_model]` for all vectors alike.
+fn embeddings<B: Backend, M: CausalLm<B>>(
+    start: MemoryStart,
+    count: usize,
+    model: &M,
+    init: &mut Init,
+    device: &B::Device,
+) -> Tensor<B, 2> {
+    let vocab = model.vocab_size();
+    let ids = match start {
+        MemoryStart::Tokens => init.indices(count, vocab),
+        _ => (0..vocab as i64).collect(),
+    };
+    let shape = [1, ids.len()];
+    let ids = Tensor::from_data(TensorData::new(ids, shape), device);
+    let rows = model.embed(ids).detach().squeeze_dim::<2>(0);
+    match start {
+        MemoryStart::Tokens => rows,
+        _ => rows.mean_dim(0),
     }
 }
 
@@ -515,5 +545,52 @@ impl<B: Backend, M: CausalLm<B>> Attach<B, M> for Attached<'_, B> {
 
     fn reader<'a>(&self, model: &'a M, fast: &[Tensor<B, 3>]) -> Result<Reader<'a, B, M>, Error> {
         each!(self, kind => kind.reader(model, fast))
+    }
+}
+
+#[cfg(all(test, feature = "flex"))]
+mod tests {
+    use super::*;
+    use crate::model::LlamaConfig;
+
+    type B = burn_flex::Flex;
+
+    #[test]
+    fn vectors_begin_as_embeddings() {
+        let device = Default::default();
+        let model = LlamaConfig::new(5, 4, 1, 1).init::<B>(3, &device).unwrap();
+        let start = |start, std| {
+            let config = GradMemConfig::new()
+                .with_memory_tokens(3)
+                .with_memory_start(start)
+                .with_memory_std(std);
+            let gradmem = config.init(model.clone(), 4, &device).unwrap();
+            let mem = gradmem.start(1)[0].clone().into_data();
+            mem.to_vec::<f32>().unwrap()
+        };
+        let ids = Tensor::<B, 1, burn::tensor::Int>::arange(0..5, &device);
+        let rows = model.embed(ids.unsqueeze()).squeeze_dim::<2>(0);
+        let mean = rows.clone().mean_dim(0).into_data();
+        let (mean, rows) = (mean.to_vec::<f32>().unwrap(), rows.into_data());
+        let rows = rows.to_vec::<f32>().unwrap();
+        for vector in start(MemoryStart::Tokens, 0.0).chunks(4) {
+            assert!(rows.chunks(4).any(|row| row == vector), "{vector:?}");
+        }
+        for vector in start(MemoryStart::Mean, 0.0).chunks(4) {
+            assert_eq!(vector, mean);
+        }
+        let noise = start(MemoryStart::Noise, 0.1);
+        let around = start(MemoryStart::Mean, 0.1);
+        for (at, (x, noise)) in around.iter().zip(noise).enumerate() {
+            assert!((x - noise - mean[at % 4]).abs() < 1e-6);
+        }
+        let in_layers = GradMemConfig::new()
+            .with_kind(crate::memory::MemoryKind::Kv)
+            .with_memory_start(MemoryStart::Mean);
+        let error = in_layers.validate().unwrap_err().to_string();
+        assert!(
+            error.contains("memory_start") && error.contains("prefix"),
+            "{error}"
+        );
     }
 }

@@ -82,12 +82,20 @@ fn has_a_name(field: &str, container: &str) -> bool {
 
 /// Every float parameter of a module with its path, in a fixed order.
 pub fn parameters<B: Backend, M: Module<B>>(module: &M) -> Vec<(String, TensorData)> {
-    #[derive(Default)]
-    struct Collect {
+    parameters_of(module, |_| true)
+}
+
+/// The [`parameters`] whose paths are `wanted`.
+pub(crate) fn parameters_of<B: Backend, M: Module<B>>(
+    module: &M,
+    wanted: impl Fn(&str) -> bool,
+) -> Vec<(String, TensorData)> {
+    struct Collect<W> {
         path: ModulePath,
+        wanted: W,
         found: Vec<(String, TensorData)>,
     }
-    impl<B: Backend> ModuleVisitor<B> for Collect {
+    impl<B: Backend, W: Fn(&str) -> bool> ModuleVisitor<B> for Collect<W> {
         fn enter_module(&mut self, name: &str, container: &str) {
             self.path.enter(name, container);
         }
@@ -95,10 +103,17 @@ pub fn parameters<B: Backend, M: Module<B>>(module: &M) -> Vec<(String, TensorDa
             self.path.exit(name, container);
         }
         fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
-            self.found.push((self.path.name(), param.val().to_data()));
+            let name = self.path.name();
+            if (self.wanted)(&name) {
+                self.found.push((name, param.val().to_data()));
+            }
         }
     }
-    let mut collect = Collect::default();
+    let mut collect = Collect {
+        path: ModulePath::default(),
+        wanted,
+        found: Vec::new(),
+    };
     module.visit(&mut collect);
     collect.found
 }
@@ -453,7 +468,17 @@ impl Tensors {
     /// Names every parameter without a tensor, tensor without a parameter, tensor of another shape, and
     /// tensor with a non-finite element.
     pub fn fill<B: Backend, M: Module<B>>(&self, module: M) -> Result<M, Error> {
-        self.fill_as(module, |path| path.into(), |_| false)
+        self.fill_some(module, |_| true)
+    }
+
+    /// [`Tensors::fill`] of the parameters that are `wanted`, and no others.
+    pub(crate) fn fill_some<B: Backend, M: Module<B>>(
+        &self,
+        module: M,
+        wanted: impl Fn(&str) -> bool,
+    ) -> Result<M, Error> {
+        let name = |path: &str| wanted(path).then(|| path.to_string());
+        self.fill_named(module, &name, &|_| false)
     }
 
     /// [`Tensors::fill`] of a file with other names: `name` maps a parameter's path to the tensor's name.
@@ -468,9 +493,19 @@ impl Tensors {
         name: impl Fn(&str) -> String,
         ignored: impl Fn(&str) -> bool,
     ) -> Result<M, Error> {
+        self.fill_named(module, &|path| Some(name(path)), &ignored)
+    }
+
+    /// [`Tensors::fill_as`] of the parameters that have a name.
+    fn fill_named<B: Backend, M: Module<B>>(
+        &self,
+        module: M,
+        name: &dyn Fn(&str) -> Option<String>,
+        ignored: &dyn Fn(&str) -> bool,
+    ) -> Result<M, Error> {
         let mut fill = Fill {
             file: self,
-            name: &name,
+            name,
             unexpected: self.names().map(Into::into).collect(),
             path: ModulePath::default(),
             problems: Vec::new(),
@@ -541,7 +576,7 @@ fn drop_pages(map: &Mmap, start: usize, len: usize) {
 
 struct Fill<'a> {
     file: &'a Tensors,
-    name: &'a dyn Fn(&str) -> String,
+    name: &'a dyn Fn(&str) -> Option<String>,
     path: ModulePath,
     unexpected: BTreeSet<String>,
     problems: Vec<String>,
@@ -598,13 +633,15 @@ impl<B: Backend> ModuleMapper<B> for Fill<'_> {
     }
 
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<B, D>>) -> Param<Tensor<B, D>> {
+        let Some(name) = (self.name)(&self.path.name()) else {
+            return param;
+        };
         // A parameter whose weights are not loaded yet must not be allocated with zeros first.
         let (shape, device) = (param.lazy_shape(), param.lazy_device());
         let dtype = match param.is_initialized() {
             true => param.val().dtype(),
             false => <B::FloatElem as Element>::dtype(),
         };
-        let name = (self.name)(&self.path.name());
         match self.find(&name, &shape.to_vec(), dtype) {
             Err(problem) => {
                 self.problems.push(problem);

@@ -72,15 +72,6 @@ pub(super) struct Last<M, A, R> {
 type OptimizerFormat = BinBytesRecorder<FullPrecisionSettings>;
 
 impl RunFolder {
-    /// Fills `module` with the best weights, or with the latest weights if there has been no evaluation.
-    ///
-    /// # Errors
-    ///
-    /// If there are no weights yet, or they are damaged or of another model.
-    pub fn load_best<B: Backend, M: Module<B>>(&self, module: M) -> Result<M, Error> {
-        self.best()?.fill(module)
-    }
-
     /// The best weights, or the latest weights if there has been no evaluation.
     pub(super) fn best(&self) -> Result<Tensors, Error> {
         Tensors::open(self.weights()?)
@@ -97,7 +88,8 @@ impl RunFolder {
         // One entry: several would be written in an order that varies.
         let about = serde_json::json!({ "step": step, measure.key(): value });
         let metadata = HashMap::from([(STATE.to_string(), about.to_string())]);
-        let bytes = weights::encode(&weights::parameters(module), metadata)?;
+        let kept = weights::parameters_of(module, |name| self.keeps(name));
+        let bytes = weights::encode(&kept, metadata)?;
         write_atomically(self.path().join(BEST), &bytes)
     }
 
@@ -111,7 +103,9 @@ impl RunFolder {
         let step = last.state.step;
         let optimizer = Recorder::<B>::record(&OptimizerFormat::default(), last.optimizer, ())
             .map_err(|e| Error::Failed(format!("the optimizer's state cannot be saved: {e}")))?;
-        let average = last.average.map(weights::parameters);
+        let average = last
+            .average
+            .map(|average| weights::parameters_of(average, |name| self.keeps(name)));
         let average = average.map(|average| weights::encode(&average, HashMap::new()));
         let average = average.transpose()?;
         let saved = Saved {
@@ -130,7 +124,8 @@ impl RunFolder {
         let saved = serde_json::to_string(&saved)
             .map_err(|e| Error::Failed(format!("the run's state cannot be saved: {e}")))?;
         let metadata = HashMap::from([(STATE.to_string(), saved)]);
-        let bytes = weights::encode(&weights::parameters(last.module), metadata)?;
+        let kept = weights::parameters_of(last.module, |name| self.keeps(name));
+        let bytes = weights::encode(&kept, metadata)?;
         write_atomically(self.path().join(LAST), &bytes)?;
         self.remove_except(step);
         Ok(())
@@ -162,7 +157,7 @@ impl RunFolder {
         } = saved
             .and_then(|saved| serde_json::from_str(saved).ok())
             .ok_or_else(|| Error::file(&path, "is not a checkpoint of this program"))?;
-        let module = tensors.fill(module)?;
+        let module = tensors.fill_some(module, |name| self.keeps(name))?;
         let mut ids = Ids {
             ids: parameter_ids.into_iter(),
         };
@@ -170,7 +165,7 @@ impl RunFolder {
         let average = average_hash.map(|hash| {
             let path = self.average_file(state.step);
             self.read(&path, &hash)?;
-            Tensors::open(&path)?.fill(module.valid())
+            Tensors::open(&path)?.fill_some(module.valid(), |name| self.keeps(name))
         });
 
         let path = self.optimizer_file(state.step);

@@ -5,6 +5,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
 
+use super::base::Base;
 use super::metrics::Measure;
 use super::overrides::{self, one_line, parse};
 pub use super::presets::presets;
@@ -12,6 +13,7 @@ use super::presets::text_of;
 use crate::baselines::{ArmtConfig, InContextConfig, Questions, RmtConfig};
 use crate::data::{DataConfig, Lengths, TextTokenizer, TokensConfig};
 use crate::error::{Error, at_least_one, require};
+use crate::interop::checkpoint;
 use crate::memory::{GradMemConfig, MetaGradient};
 use crate::method::{MethodConfig, MethodName};
 use crate::model::ModelConfig;
@@ -27,6 +29,52 @@ fn take_auto(table: &mut toml::Table) -> bool {
         memory.remove("write_lr");
     }
     is_auto
+}
+
+/// Replaces the model's settings by those of the folder that `model.from` names, and leaves out the tokenizer if that
+/// folder has one. The `overrides` among them must say the same as the folder.
+fn follow_base(table: &mut toml::Table, overrides: &[String]) -> Result<(), Error> {
+    let Some(base) = Base::take(table)? else {
+        return Ok(());
+    };
+    let folder = base.check()?;
+    let run = folder.join("config.toml");
+    let model = match run.is_file() {
+        true => RunConfig::open(run)?.model,
+        false => checkpoint::open_config(folder.join("config.json"))?.0,
+    };
+    let model = toml::Table::try_from(model);
+    let mut model =
+        model.map_err(|e| Error::Input(format!("model: {}", one_line(&e.to_string()))))?;
+    for text in overrides {
+        let mut given = toml::Table::new();
+        overrides::apply(&mut given, text)?;
+        let Some(toml::Value::Table(given)) = given.remove("model") else {
+            continue;
+        };
+        let differs = |(key, value): &(&String, &toml::Value)| {
+            *key != "from" && model.get(key.as_str()) != Some(*value)
+        };
+        if let Some((key, value)) = given.iter().find(differs) {
+            let theirs = model.get(key).map_or("unset".into(), ToString::to_string);
+            let problem = format!(
+                "the model is that of {}, where it is {theirs}: leave it out",
+                base.text()
+            );
+            return Err(Error::config(format!("model.{key}"), value, problem));
+        }
+    }
+    base.put(&mut model);
+    table.insert("model".into(), model.into());
+    let named = |text: &String| text.trim_start().starts_with("tokens.tokenizer");
+    if let (Some(_), false, Some(toml::Value::Table(tokens))) = (
+        base.tokenizer(),
+        overrides.iter().any(named),
+        table.get_mut("tokens"),
+    ) {
+        tokens.remove("tokenizer");
+    }
+    Ok(())
 }
 
 /// All settings of a run.
@@ -51,6 +99,9 @@ pub struct RunConfig {
     pub in_context: InContextConfig,
     /// The outer loop.
     pub train: TrainConfig,
+    /// The folder that the model comes from, if its weights are not random: `model.from`.
+    #[serde(skip)]
+    pub base: Option<Base>,
     /// Whether `memory.write_lr` was given as `auto`: a training finds it when it begins, and the run keeps it.
     #[serde(skip)]
     pub find_write_lr: bool,
@@ -220,6 +271,7 @@ impl RunConfig {
         for text in overrides {
             overrides::apply(&mut table, text)?;
         }
+        follow_base(&mut table, overrides)?;
         Self::from_table(table, preset)
     }
 
@@ -241,7 +293,12 @@ impl RunConfig {
     ///
     /// If a number is too large for TOML.
     pub fn to_toml(&self) -> Result<String, Error> {
-        toml::to_string(self).map_err(|e| Error::Input(format!("configuration: {e}")))
+        let text = toml::to_string(self);
+        let text = text.map_err(|e| Error::Input(format!("configuration: {e}")))?;
+        Ok(match &self.base {
+            Some(base) => text.replacen("[model]\n", &format!("[model]\n{}", base.lines()), 1),
+            None => text,
+        })
     }
 
     fn from_table(mut table: toml::Table, name: &str) -> Result<Self, Error> {
@@ -252,6 +309,7 @@ impl RunConfig {
             }
         }
         let find_write_lr = take_auto(&mut table);
+        let base = Base::take(&mut table)?;
         overrides::check_keys(&table, &known(&table)?, "")?;
         let config = toml::Value::Table(table.clone()).try_into::<Self>();
         let wrong_type = || overrides::wrong_type::<Self>(&table, &["task", "model_type"]);
@@ -261,6 +319,7 @@ impl RunConfig {
         })?;
         let config = Self {
             find_write_lr,
+            base,
             ..config
         };
         let searches = find_write_lr && config.method == MethodName::GradMem;
@@ -437,6 +496,12 @@ impl RunConfig {
         require(needed <= positions, &key, positions, problem)
     }
 
+    /// Whether the model's weights are those of the folder that it comes from, now and later: then a run's checkpoints do
+    /// not have them.
+    pub(crate) fn keeps_model_elsewhere(&self) -> bool {
+        self.base.is_some() && self.method == MethodName::GradMem && self.memory.freeze_backbone
+    }
+
     /// The settings of the method.
     pub fn method_config(&self) -> MethodConfig {
         match self.method {
@@ -449,7 +514,13 @@ impl RunConfig {
 
     /// The keys whose values differ from `other`'s, with both values.
     pub fn differences(&self, other: &Self) -> Vec<(String, String, String)> {
-        let json = |config: &Self| serde_json::to_value(config).unwrap_or_default();
+        let json = |config: &Self| {
+            let mut json = serde_json::to_value(config).unwrap_or_default();
+            if let (Some(base), Json::Object(model)) = (&config.base, &mut json["model"]) {
+                model.insert("from".into(), base.text().into());
+            }
+            json
+        };
         overrides::differences(&json(self), &json(other))
     }
 }

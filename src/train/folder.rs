@@ -31,11 +31,14 @@ pub(super) const TOKENIZER: &str = "tokenizer.json";
 pub(super) const BEST: &str = "best.safetensors";
 /// The latest weights.
 pub(super) const LAST: &str = "last.safetensors";
+/// What the names of the language model's parameters begin with.
+pub(super) const MODEL: &str = "model.";
 /// The hashes of the samples that the run began with.
 const DATA: &str = "data.sha256";
 
 /// The settings that may change when a run resumes.
-const MAY_CHANGE: [&str; 5] = [
+const MAY_CHANGE: [&str; 6] = [
+    "model.from",
     "train.steps",
     "train.stop_metric",
     "train.stop_value",
@@ -49,6 +52,8 @@ pub struct RunFolder {
     path: PathBuf,
     /// Held while a training runs in the folder.
     lock: Option<File>,
+    /// Whether checkpoints are without the language model's weights.
+    without_model: bool,
 }
 
 impl RunFolder {
@@ -68,11 +73,12 @@ impl RunFolder {
         Ok(Self {
             path: path.into(),
             lock: None,
+            without_model: false,
         })
     }
 
     /// The folder for a training: a new one, or that of a run to resume. A run to resume may differ from
-    /// `config` in `train.steps`, `train.stop_metric`, `train.stop_value`, `train.meta_gradient` and
+    /// `config` in `model.from`, `train.steps`, `train.stop_metric`, `train.stop_value`, `train.meta_gradient` and
     /// `train.micro_batch` only. `data` has the hashes of the samples, one line for each version of the task.
     ///
     /// # Errors
@@ -98,6 +104,7 @@ impl RunFolder {
         let folder = Self {
             path: path.into(),
             lock: Some(lock),
+            without_model: config.keeps_model_elsewhere(),
         };
         match config_file.exists() {
             true => folder.check_data(data)?,
@@ -131,6 +138,11 @@ impl RunFolder {
     /// The path of the folder.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Whether checkpoints have this parameter.
+    pub(super) fn keeps(&self, name: &str) -> bool {
+        !(self.without_model && name.starts_with(MODEL))
     }
 
     /// Whether this process trains in the folder.
@@ -220,7 +232,7 @@ fn check_config(path: &Path, config: &RunConfig, existing: &RunConfig) -> Result
             path,
             format!(
                 "is a run whose learning rate falls until step {begun}: its train.steps cannot be {steps}; \
-                 begin another run, from its weights with --init-from"
+                 begin another run, from its weights with --from"
             ),
         )),
         None => Ok(()),

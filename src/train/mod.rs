@@ -17,6 +17,7 @@
 //! ```
 
 mod average;
+pub mod base;
 pub mod checkpoint;
 pub mod config;
 #[cfg(feature = "dashboard")]

@@ -1,8 +1,7 @@
 //! Training: from settings to the result.
 
-use std::collections::BTreeSet;
 use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use burn::backend::Autodiff;
@@ -14,8 +13,8 @@ use burn::train::metric::store::{EpochSummary, MetricsUpdate, Split};
 use burn::train::metric::{LearningRateMetric, MetricDefinition, NumericEntry};
 use burn::train::{Interrupter, Learner, SupervisedTraining, TrainingStrategy};
 use gradmem_kernels::KernelBackend;
-use serde_json::{Map, Value};
 
+use super::base::Base;
 use super::checkpoint::{Last, RunFolder, RunState};
 use super::config::{RunConfig, TrainConfig};
 use super::evaluation::batch_size;
@@ -26,20 +25,17 @@ use super::optimizer::{RecordOf, SharedOptimizer, check_moments};
 use super::render::{LineRenderer, dashboard};
 use super::schedule::Schedule;
 use super::strategy::{Components, Loaders, MetaTraining, Outcome};
-use super::trained::open_method;
+use super::trained::{fingerprint, frozen, open_method};
 use super::tune;
 use crate::data::{Cycle, DataConfig, ExampleBatcher, Task};
 use crate::error::Error;
 use crate::memory::{MemoryKind, MetaGradient};
 use crate::method::{AnyMethod, MethodConfig, MethodName};
 use crate::model::weights;
-use crate::model::{ModelConfig, settings};
 
 /// Options of a training that are not settings of the run.
 #[derive(Clone, Default)]
 pub struct TrainOptions {
-    /// A run, a checkpoint or a pretrained model whose weights a new run starts from, instead of random ones.
-    pub init_from: Option<PathBuf>,
     /// Prints lines instead of the dashboard, even on a terminal.
     pub plain: bool,
     /// Stops the training on request.
@@ -49,7 +45,6 @@ pub struct TrainOptions {
 impl fmt::Debug for TrainOptions {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("TrainOptions")
-            .field("init_from", &self.init_from)
             .field("plain", &self.plain)
             .finish_non_exhaustive()
     }
@@ -70,13 +65,46 @@ pub fn train<B: KernelBackend>(
     let folder = folder.as_ref();
     config.validate()?;
     let resumes = folder.join(LAST).exists();
-    let from = options.init_from.as_deref().filter(|_| !resumes);
-    let tasks = tasks(config, folder, from)?;
+    let base = config.base.clone().filter(|_| !resumes);
+    let tasks = tasks(config, folder, base.as_ref())?;
     let tokenizer = tasks[0].tokenizer.clone();
     let mut config = config.clone();
-    let mut method = match from {
-        Some(from) => initialized_from::<Autodiff<B>>(&config, from, device)?,
-        None => initialized(&config, device)?,
+    if let Some(base) = &mut config.base {
+        // The run is used from anywhere.
+        base.folder = base.folder.canonicalize().unwrap_or(base.folder.clone());
+    }
+    if let (true, Some(_)) = (resumes, &config.base) {
+        // Whether the head is tied was settled by the folder's weights.
+        let begun = RunConfig::open(folder.join(CONFIG))?.model;
+        config.model = config.model.with_tied_head(begun.tied_head());
+    }
+    let mut method = match &config.base {
+        Some(base) if resumes && config.keeps_model_elsewhere() => {
+            let begun = RunConfig::open(folder.join(CONFIG))?.base;
+            let fingerprint = begun.and_then(|begun| begun.fingerprint);
+            let base = Base {
+                fingerprint,
+                ..base.clone()
+            };
+            let model = frozen(&base, folder, device)?;
+            config.base = Some(base);
+            config.method_config().blank_on(model, device)?
+        }
+        Some(base) if !resumes => {
+            let base = Base::new(&base.folder);
+            let loaded = open_method::<Autodiff<B>>(&base.folder, device)?;
+            config.model = loaded.model().config();
+            let method = begun_from(&config, loaded, &base.folder, device)?;
+            let print = config
+                .keeps_model_elsewhere()
+                .then(|| fingerprint(method.model()));
+            config.base = Some(Base {
+                fingerprint: print,
+                ..base
+            });
+            method
+        }
+        _ => initialized(&config, device)?,
     };
 
     if config.find_write_lr {
@@ -198,14 +226,12 @@ fn loaders<B: KernelBackend>(
 }
 
 /// Opens the versions of the task, all with one tokenizer: that of the run in `folder`, or else that of the
-/// model in `from`, or else that of the last version, the task itself.
-fn tasks(config: &RunConfig, folder: &Path, from: Option<&Path>) -> Result<Vec<Task>, Error> {
+/// model that it begins with, or else that of the last version, the task itself.
+fn tasks(config: &RunConfig, folder: &Path, base: Option<&Base>) -> Result<Vec<Task>, Error> {
     let begun = folder.join(CONFIG).exists();
     let kept = match begun {
         true => Some(folder.join(TOKENIZER)),
-        false => from
-            .map(|from| from.join(TOKENIZER))
-            .filter(|path| path.exists()),
+        false => base.and_then(Base::tokenizer),
     };
     if let (Some(path), false, Some(file)) = (&kept, begun, config.tokens.file()) {
         config.tokens.open(file)?.check(path)?;
@@ -318,40 +344,14 @@ fn initialized<B: KernelBackend>(
         .map_err(|e| e.in_section(section))
 }
 
-/// The method with the weights in `from`: all of them if that is the same method, or else those of its
-/// language model.
-fn initialized_from<B: KernelBackend>(
+/// The method with the weights that were loaded from a folder: all of them if that is the same method, or else those of
+/// its language model.
+fn begun_from<B: KernelBackend>(
     config: &RunConfig,
+    loaded: AnyMethod<B>,
     from: &Path,
     device: &B::Device,
 ) -> Result<AnyMethod<B>, Error> {
-    let loaded = open_method::<B>(from, device)?;
-    let of = |model: ModelConfig| match settings(&model.explicit()) {
-        Value::Object(json) => json,
-        _ => Map::new(),
-    };
-    let loaded_config = loaded.model().config();
-    let (ours, theirs) = (config.model.model_type(), loaded_config.model_type());
-    if ours != theirs {
-        let problem = format!(
-            "is a {theirs}, but the run's model is a {ours}: set model.model_type={theirs}, and its sizes"
-        );
-        return Err(Error::file(from, problem));
-    }
-    let (ours, theirs) = (of(config.model.clone()), of(loaded_config));
-    let keys: BTreeSet<_> = ours.keys().chain(theirs.keys()).collect();
-    if let Some(key) = keys
-        .into_iter()
-        .find(|key| ours.get(*key) != theirs.get(*key))
-    {
-        let show = |json: &Map<String, Value>| {
-            json.get(key)
-                .map_or("unset".into(), |value| value.to_string())
-        };
-        let (ours, theirs) = (show(&ours), show(&theirs));
-        let problem = format!("is a model with {key} = {theirs}, but model.{key} is {ours}");
-        return Err(Error::file(from, problem));
-    }
     let method = config.method_config();
     if loaded.config().name() != method.name() {
         let seed = !config.train.seed;

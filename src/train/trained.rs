@@ -5,16 +5,17 @@ use std::path::{Path, PathBuf};
 use burn::tensor::backend::Backend;
 use gradmem_kernels::KernelBackend;
 
+use super::base::Base;
 use super::checkpoint::RunFolder;
 use super::config::RunConfig;
-use super::folder::{CONFIG, TOKENIZER};
+use super::folder::{CONFIG, MODEL, TOKENIZER};
 use crate::data::{Task, TextTokenizer};
 use crate::error::Error;
 use crate::interop::checkpoint;
-use crate::memory::GradMem;
+use crate::memory::{GradMem, kinds};
 use crate::method::AnyMethod;
 use crate::model::weights::Tensors;
-use crate::model::{AnyLm, adapter};
+use crate::model::{AnyLm, CausalLm, adapter};
 
 /// A trained run, opened with its best weights.
 #[derive(Debug)]
@@ -43,8 +44,18 @@ impl<B: KernelBackend> Trained<B> {
         let kept = folder.path().join(TOKENIZER);
         let tokenizer = config.data.kept_tokenizer(&config.tokens, kept)?;
         let weights = folder.best()?;
-        weights.check_layers(config.model.layers())?;
-        let method = weights.fill(config.method_config().blank(&config.model, device)?)?;
+        let settings = config.method_config();
+        let method = match &config.base {
+            Some(base) if config.keeps_model_elsewhere() => {
+                let model = frozen(base, folder.path(), device)?;
+                let kept = |name: &str| !name.starts_with(MODEL);
+                weights.fill_some(settings.blank_on(model, device)?, kept)?
+            }
+            _ => {
+                weights.check_layers(config.model.layers())?;
+                weights.fill(settings.blank(&config.model, device)?)?
+            }
+        };
         Ok(Self {
             config,
             method,
@@ -92,6 +103,43 @@ impl<B: KernelBackend> Trained<B> {
         }
         Ok(task)
     }
+}
+
+/// The language model of `base`, which a run in `run` did not train and did not keep.
+///
+/// # Errors
+///
+/// If the folder is not there any more, or has another model than when the run began.
+pub(super) fn frozen<B: KernelBackend>(
+    base: &Base,
+    run: &Path,
+    device: &B::Device,
+) -> Result<AnyLm<B>, Error> {
+    if !base.folder.is_dir() {
+        let problem = format!(
+            "has no weights of its language model, which it did not train: they are in {}, which is missing. Put it \
+             back, or name where it is now as `from` under [model] in config.toml",
+            base.text()
+        );
+        return Err(Error::file(run, problem));
+    }
+    let model: AnyLm<B> = open_method(&base.folder, device)?.into();
+    let found = fingerprint(&model);
+    match base.fingerprint.as_ref() {
+        Some(begun) if *begun != found => Err(Error::file(
+            &base.folder,
+            format!(
+                "has another model than the one that {} was trained on: its fingerprint is {found}, not {begun}",
+                run.display()
+            ),
+        )),
+        _ => Ok(model),
+    }
+}
+
+/// A hash of a model's weights and settings.
+pub(super) fn fingerprint<B: KernelBackend>(model: &AnyLm<B>) -> String {
+    kinds::fingerprint(model, &model.settings())
 }
 
 fn not_gradmem(config: &RunConfig) -> Error {

@@ -93,8 +93,8 @@ fn settings_that_cannot_work_are_refused_before_anything_is_written() {
         ),
         (&["train", "missing.toml"], &["missing.toml", "cannot read"]),
         (
-            &["train", "kv-quick", "--init-from", "nowhere"],
-            &["nowhere", "not a run folder"],
+            &["train", "kv-quick", "--from", "nowhere"],
+            &["nowhere", "not a folder with a model"],
         ),
         (&["eval", "nowhere"], &["nowhere", "not a run folder"]),
         (
@@ -226,11 +226,7 @@ fn train_eval_write_read() {
     let again = succeeds(train(&folder, "run", &[]));
     assert!(again.contains("nothing left to do"), "{again}");
     // Other weights to begin with.
-    let from = succeeds(train(
-        &folder,
-        "next",
-        &["--init-from", "run", "train.seed=9"],
-    ));
+    let from = succeeds(train(&folder, "next", &["--from", "run", "train.seed=9"]));
     assert!(from.contains("valid 6/6"));
 }
 
@@ -399,21 +395,20 @@ fn every_method_trains_on_every_model_by_the_same_command() {
             };
             for key in [method_key.as_str(), other] {
                 for from in [&checkpoint, &run] {
-                    let next = ["train", &file, key, "--init-from", from, "--run", "next"];
+                    let next = ["train", &file, key, "--from", from, "--run", "next"];
                     succeeds(gradmem(&folder, &next));
                     std::fs::remove_dir_all(folder.path().join("next")).unwrap();
                 }
             }
         }
         let checkpoint = format!("runs/{model_type}-checkpoint");
-        let mismatch = gradmem(&folder, &["train", "kv-quick", "--init-from", &checkpoint]);
-        assert_eq!(mismatch.status.code(), Some(2));
-        let error = text(&mismatch.stderr);
-        let words = match model_type {
-            "llama" => "is a model with".to_string(),
-            other => format!("is a {other}, but the run's model is a llama"),
+        let size = match model_type {
+            "gpt2" => "model.n_embd=24",
+            _ => "model.hidden_size=24",
         };
-        assert!(error.contains(&words), "{error}");
+        let from = ["train", "kv-quick", "--from", &checkpoint, size];
+        let words = [size.split_once('=').unwrap().0, "24", "leave it out"];
+        program::refuses(gradmem(&folder, &from), &words);
         assert!(!folder.path().join("runs/kv-quick").exists());
     }
 }
@@ -423,7 +418,7 @@ fn a_memory_begins_on_the_model_it_is_put_on() {
     let folder = TempDir::new().unwrap();
     succeeds(train(&folder, "plain", &["method=in-context"]));
     let more = [
-        "--init-from",
+        "--from",
         "plain",
         "train.steps=1",
         "train.lr=1e-12",
@@ -443,7 +438,7 @@ fn a_memory_begins_on_the_model_it_is_put_on() {
         }
     }
     // Other settings of the same method are told apart by what they add.
-    let more = ["--init-from", "run", "memory.ctrl_tokens=1"];
+    let more = ["--from", "run", "memory.ctrl_tokens=1"];
     let output = train(&folder, "next", &more);
     assert_eq!(output.status.code(), Some(2));
     let error = text(&output.stderr);
@@ -453,12 +448,95 @@ fn a_memory_begins_on_the_model_it_is_put_on() {
     );
     // Another number of steps or step size is no other method.
     let more = [
-        "--init-from",
+        "--from",
         "run",
         "memory.write_steps=1",
         "memory.write_lr=0.1",
     ];
     succeeds(train(&folder, "next", &more));
+}
+
+#[test]
+fn a_model_that_is_not_trained_stays_in_its_folder() {
+    let folder = TempDir::new().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    succeeds(train(&folder, "plain", &["method=in-context"]));
+    succeeds(gradmem(&folder, &["export", "plain", "-o", "model"]));
+    // Nothing of the model is repeated: the folder has it.
+    let begin = |run: &str, more: &[&str]| {
+        let fixed = "--from model data.pairs=2 data.queries_per_context=1 data.valid_samples=20 train.curriculum=[] \
+            train.eval_every=3 train.log_every=3 train.ema_decay=0.9 train.batch_size=4 memory.freeze_backbone=true memory.write_head=false";
+        let args = ["train", "kv-quick", "--run", run].into_iter();
+        let args: Vec<_> = args
+            .chain(fixed.split_whitespace())
+            .chain(more.iter().copied())
+            .collect();
+        gradmem(&folder, &args)
+    };
+    succeeds(begin("run", &["train.steps=6"]));
+    for file in ["last", "best", "average-6"] {
+        let tensors = weights::Tensors::open(at("run").join(format!("{file}.safetensors")));
+        let tensors = tensors.unwrap();
+        assert_eq!(tensors.names().collect::<Vec<_>>(), ["mem"], "{file}");
+    }
+    let config = std::fs::read_to_string(at("run/config.toml")).unwrap();
+    let base = std::fs::canonicalize(at("model")).unwrap();
+    let line = format!("from = {:?}", base.display().to_string());
+    assert!(
+        config.contains(&line) && config.contains("fingerprint = "),
+        "{config}"
+    );
+
+    // Stopped and gone on, it is the same run.
+    succeeds(begin("halves", &["train.steps=3"]));
+    succeeds(begin("halves", &["train.steps=6"]));
+    for file in ["best.safetensors", "metrics.jsonl"] {
+        let of = |run: &str| std::fs::read(at(run).join(file)).unwrap();
+        assert!(of("run") == of("halves"), "{file}");
+    }
+
+    // Used, it finds the model again.
+    std::fs::write(at("context.txt"), "!a:1!!b:2!|").unwrap();
+    let write = [
+        "write",
+        "--model",
+        "run",
+        "context.txt",
+        "-o",
+        "memory.safetensors",
+    ];
+    succeeds(gradmem(&folder, &write));
+    let read = ["read", "--model", "run", "memory.safetensors", "?!a:"];
+    succeeds(gradmem(&folder, &read));
+    succeeds(gradmem(&folder, &["eval", "run"]));
+    // And begins another run.
+    let mut next = program::tiny("next");
+    next.extend(["--from", "run", "memory.write_head=false", "train.steps=1"]);
+    succeeds(gradmem(&folder, &next));
+    let whole = weights::Tensors::open(at("next/last.safetensors")).unwrap();
+    assert!(
+        whole
+            .names()
+            .any(|name| name == "model.model.embed_tokens.weight")
+    );
+
+    // Or says which is missing, or another one.
+    std::fs::rename(at("model"), at("moved")).unwrap();
+    let base = base.display().to_string();
+    program::refuses(gradmem(&folder, &read), &["run", &base, "missing", "from"]);
+    program::refuses(begin("run", &["train.steps=9"]), &["model", "not a folder"]);
+    succeeds(train(
+        &folder,
+        "other",
+        &["method=in-context", "train.seed=8"],
+    ));
+    succeeds(gradmem(&folder, &["export", "other", "-o", "model"]));
+    program::refuses(
+        gradmem(&folder, &read),
+        &[&base, "another model", "fingerprint"],
+    );
+    let again = begin("run", &["train.steps=9"]);
+    program::refuses(again, &[&base, "another model", "fingerprint"]);
 }
 
 #[test]

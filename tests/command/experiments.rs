@@ -638,7 +638,7 @@ fn a_run_keeps_to_its_data_and_its_tokenizer() {
     succeeds(go("a", &[]));
     // Another file, begun from that run's weights, is read by that run's tokenizer.
     std::fs::write(at.join("b.jsonl"), lines("Bob")).unwrap();
-    let told = go("b", &["data.train_file=b.jsonl", "--init-from", "a"]);
+    let told = go("b", &["data.train_file=b.jsonl", "--from", "a"]);
     succeeds(told);
     let tokenizer = |run: &str| std::fs::read(at.join(run).join("tokenizer.json")).unwrap();
     assert_eq!(tokenizer("a"), tokenizer("b"));
@@ -814,7 +814,7 @@ fn what_is_learned_of_the_steps_begins_from_another_run() {
     succeeds(run("plain", &[]));
     succeeds(run(
         "learned",
-        &["--init-from", "plain", learned, "memory.momentum=0.5"],
+        &["--from", "plain", learned, "memory.momentum=0.5"],
     ));
     let more = [
         "memory.momentum=0.5",
@@ -823,12 +823,12 @@ fn what_is_learned_of_the_steps_begins_from_another_run() {
     ];
     succeeds(run(
         "longer",
-        &[&["--init-from", "learned", learned], &more[..]].concat(),
+        &[&["--from", "learned", learned], &more[..]].concat(),
     ));
     let own = ["memory.kind=lora", "memory.memory_tokens=4", learned];
     succeeds(run("lora", &own));
     let fewer = [
-        "--init-from",
+        "--from",
         "lora",
         "memory.kind=lora",
         "memory.memory_tokens=1",
@@ -836,11 +836,11 @@ fn what_is_learned_of_the_steps_begins_from_another_run() {
     ];
     succeeds(run("lora-fewer", &fewer));
     refuses(
-        run("back", &["--init-from", "learned"]),
+        run("back", &["--from", "learned"]),
         &["memory.learned_lr", "unlike this run"],
     );
     refuses(
-        run("rest", &["--init-from", "learned", learned]),
+        run("rest", &["--from", "learned", learned]),
         &["memory.momentum", "unlike this run"],
     );
     // The reference has no place for it.

@@ -69,6 +69,14 @@ impl Init {
         Param::from_tensor(Tensor::from_data(TensorData::new(values, shape), device))
     }
 
+    /// So many indices, drawn uniformly from `0 … size − 1`; none if weights are to be loaded.
+    pub fn indices(&mut self, count: usize, size: usize) -> Vec<i64> {
+        match (&mut self.rng, Uniform::new(0, size as i64)) {
+            (Some(rng), Ok(uniform)) => (0..count).map(|_| uniform.sample(rng)).collect(),
+            _ => Vec::new(),
+        }
+    }
+
     /// Sets each element to `value`.
     pub fn constant<B: Backend, const D: usize>(
         &self,

@@ -141,12 +141,6 @@ impl RopeScaling {
         require(length > 0, key, length, "must be at least 1")
     }
 
-    /// Whether it changes nothing.
-    #[cfg(feature = "train")]
-    pub(crate) fn is_none(&self) -> bool {
-        self.rope_type == RopeType::Default
-    }
-
     fn scale(&self, frequency: f64) -> f64 {
         let slow = frequency / self.factor;
         match self.rope_type {

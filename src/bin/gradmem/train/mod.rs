@@ -34,6 +34,7 @@ pub const INTERRUPTED: u8 = 130;
   gradmem train kv-quick --run runs/first-order memory.grad_mode=first
   gradmem train kv-quick method=rmt
   gradmem train kv-quick --seeds 1..3
+  gradmem train babi --from models/gpt2
   gradmem preset kv-quick > mine.toml && gradmem train mine.toml train.seed=2")]
 pub struct Args {
     /// Name of a preset (see `gradmem preset`), or a .toml file.
@@ -49,10 +50,11 @@ pub struct Args {
     /// folder.
     #[arg(long, value_name = "SEEDS")]
     seeds: Option<String>,
-    /// Start from the best weights of this run instead of random weights, or from those of a folder with a
-    /// config.json: a Hugging Face model or a checkpoint of the reference implementation.
+    /// Start from the model in this folder instead of random weights: architecture, weights and tokenizer are those of
+    /// a Hugging Face model, of another run or of a checkpoint of the reference implementation (short for
+    /// model.from=FOLDER).
     #[arg(long, value_name = "FOLDER")]
-    init_from: Option<PathBuf>,
+    from: Option<PathBuf>,
     /// Compute at most N contexts of a step at once: less memory, and the same gradient up to rounding (short
     /// for train.micro_batch=N).
     #[arg(long, value_name = "N")]
@@ -102,8 +104,14 @@ impl Args {
         let micro_batch = self.micro_batch.map(|n| format!("train.micro_batch={n}"));
         let strategy = self.meta_gradient.and_then(|x| x.to_possible_value());
         let strategy = strategy.map(|x| format!("train.meta_gradient={}", x.get_name()));
+        let from = self.from.as_ref();
+        let from = from.map(|folder| format!("model.from={}", toml_text(folder)));
         let overrides = self.overrides.iter().cloned();
-        overrides.chain(micro_batch).chain(strategy).collect()
+        overrides
+            .chain(micro_batch)
+            .chain(strategy)
+            .chain(from)
+            .collect()
     }
 
     /// The folder of the run. Another method than the preset's is another run.
@@ -121,6 +129,12 @@ impl Args {
         }
         Ok(Path::new("runs").join(name))
     }
+}
+
+/// A path as a text of TOML, whatever it is made of.
+fn toml_text(path: &Path) -> String {
+    let text = path.display().to_string();
+    format!("{text:?}")
 }
 
 fn exit_code(ending: &Ending) -> ExitCode {
@@ -143,7 +157,6 @@ fn train_one(
         config: config.clone(),
         folder: folder.to_path_buf(),
         options: TrainOptions {
-            init_from: args.init_from.clone(),
             plain: args.plain,
             interrupter: interrupter.clone(),
         },
