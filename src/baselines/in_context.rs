@@ -98,7 +98,16 @@ impl<B: Backend, M: CausalLm<B>> InContext<B, M> {
     ///
     /// An empty context, a token the model does not have, or more tokens than positions.
     pub fn logits(&self, contexts: &Tokens<B>, queries: &Tokens<B>) -> Result<Tensor<B, 3>, Error> {
-        self.logits_in_prompts(contexts, queries, false)
+        Ok(self.model.logits(self.hidden(contexts, queries)?))
+    }
+
+    /// The hidden states that [`InContext::logits`] are made of.
+    pub(crate) fn hidden(
+        &self,
+        contexts: &Tokens<B>,
+        queries: &Tokens<B>,
+    ) -> Result<Tensor<B, 3>, Error> {
+        self.hidden_in_prompts(contexts, queries, false)
     }
 
     /// [`InContext::logits`] as training has them, by [`InContextConfig::questions`]. With [`Questions::Joint`], row 0 of a
@@ -112,15 +121,24 @@ impl<B: Backend, M: CausalLm<B>> InContext<B, M> {
         contexts: &Tokens<B>,
         queries: &Tokens<B>,
     ) -> Result<Tensor<B, 3>, Error> {
+        Ok(self.model.logits(self.training_hidden(contexts, queries)?))
+    }
+
+    /// The hidden states that [`InContext::training_logits`] are made of.
+    pub(crate) fn training_hidden(
+        &self,
+        contexts: &Tokens<B>,
+        queries: &Tokens<B>,
+    ) -> Result<Tensor<B, 3>, Error> {
         match self.config.questions {
-            Questions::Separate => self.logits(contexts, queries),
-            Questions::Shared => self.reader(contexts)?.logits(queries),
-            Questions::Joint => self.logits_in_prompts(contexts, queries, true),
+            Questions::Separate => self.hidden(contexts, queries),
+            Questions::Shared => self.reader(contexts)?.hidden_before(queries),
+            Questions::Joint => self.hidden_in_prompts(contexts, queries, true),
         }
     }
 
-    /// [`InContext::logits`] of prompts with one query each, or with all of a context.
-    fn logits_in_prompts(
+    /// [`InContext::hidden`] of prompts with one query each, or with all of a context.
+    fn hidden_in_prompts(
         &self,
         contexts: &Tokens<B>,
         queries: &Tokens<B>,
@@ -155,8 +173,7 @@ impl<B: Backend, M: CausalLm<B>> InContext<B, M> {
         let hidden = self.model.hidden(self.model.embed(prompts.ids()));
         let hidden = pick(hidden, &answers);
         let d_model = hidden.dims()[2];
-        let hidden = hidden.reshape([queries.len(), seq + 1, d_model]);
-        Ok(self.model.logits(hidden))
+        Ok(hidden.reshape([queries.len(), seq + 1, d_model]))
     }
 
     /// Continues each of the `prompts` `[batch · r]` after its context.

@@ -6,7 +6,8 @@ use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::tensor::{Int, Tensor, TensorData};
 
 use crate::error::Error;
-use crate::model::{CausalLm, token_losses};
+use crate::model::rows::select;
+use crate::model::{CausalLm, most_probable, rows_at_once, token_losses};
 
 /// The token to predict at each place of a batch of queries; negative where there is none.
 ///
@@ -17,6 +18,23 @@ pub struct Labels<B: Backend> {
     ids: Tensor<B, 2, Int>,
     rows: Arc<[Arc<[i64]>]>,
     largest: i64,
+}
+
+/// One label.
+struct Label {
+    row: usize,
+    column: usize,
+    id: i64,
+}
+
+/// The most probable tokens at the labelled places.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Told<B: Backend> {
+    /// Row by row, one to each label in columns `first` and later: `[labels]`; none if there are no such labels.
+    pub tokens: Option<Tensor<B, 1, Int>>,
+    /// The first column whose tokens are predicted: 1 if nothing stands before a row's first token, or else 0.
+    pub first: usize,
 }
 
 /// Logits, what each of their rows is to predict, and one where that counts.
@@ -68,20 +86,90 @@ impl<B: Backend> Labels<B> {
             .sum()
     }
 
-    /// The mean of `−log p` over the labels in columns `first` and later; zero if there are none.
+    /// What `model` tells at the labelled places: the mean of `−log p` over the labels in columns `counted` and later, `[1]`,
+    /// zero if there are none; and the most probable tokens. Logits of labelled places alone are computed.
     ///
     /// # Shapes
     ///
-    /// - `logits`: `[rows, width + 1, vocab_size]`, row `i` of a sample predicts its token `i`; the last one
-    ///   predicts beyond the labels and is left out. Without the first of these rows, `[rows, width, vocab_size]`, a label
-    ///   in the first column is not counted.
+    /// - `hidden`: `[rows, width + 1, d_model]`, row `i` of a sample predicts its token `i`; the last one predicts beyond the
+    ///   labels and is left out. Without the first of these rows, `[rows, width, d_model]`, a label in the first column is
+    ///   neither predicted nor counted.
+    pub(crate) fn told<M: CausalLm<B>>(
+        &self,
+        model: &M,
+        hidden: Tensor<B, 3>,
+        counted: usize,
+    ) -> (Tensor<B, 1>, Told<B>) {
+        let device = self.ids.device();
+        let [_, places, d_model] = hidden.dims();
+        let first = (self.ids.dims()[1] + 1).saturating_sub(places);
+        let labels: Vec<_> = self.from_column(first).collect();
+        let count = labels.len();
+        let mut told = Told {
+            tokens: None,
+            first,
+        };
+        if count == 0 {
+            return (Tensor::zeros([1], &device), told);
+        }
+        let at: Vec<usize> = labels
+            .iter()
+            .map(|label| label.row * places + label.column - first)
+            .collect();
+        let hidden = select(hidden.flatten::<2>(0, 1), &at).reshape([1, count, d_model]);
+        let ids: Vec<i64> = labels.iter().map(|label| label.id).collect();
+        let ids = Tensor::from_data(TensorData::new(ids, [1, count]), &device);
+        let losses = match count <= rows_at_once(model.vocab_size()) {
+            true => {
+                let logits = model.logits(hidden);
+                let tokens = logits.clone().detach().argmax(2);
+                told.tokens = Some(tokens.reshape([count]));
+                model.token_losses(logits, ids)
+            }
+            false => {
+                let constant = hidden.clone().detach();
+                let logits = |hidden| model.logits(hidden).detach();
+                let tokens = most_probable(constant, model.vocab_size(), logits);
+                told.tokens = Some(tokens.reshape([count]));
+                model.next_losses(hidden, ids)
+            }
+        };
+        let losses = losses.reshape([count]);
+        let counts: Vec<bool> = labels.iter().map(|label| label.column >= counted).collect();
+        let sum = match counts.iter().all(|counts| *counts) {
+            true => losses.sum(),
+            false => {
+                let ones: Vec<f32> = counts.iter().map(|counts| f32::from(*counts)).collect();
+                (losses * Tensor::from_data(TensorData::new(ones, [count]), &device)).sum()
+            }
+        };
+        let count = counts.iter().filter(|counts| **counts).count();
+        (sum.mul_scalar(1.0 / count.max(1) as f64), told)
+    }
+
+    /// The labels in columns `first` and later, row by row.
+    fn from_column(&self, first: usize) -> impl Iterator<Item = Label> {
+        self.rows.iter().enumerate().flat_map(move |(row, ids)| {
+            let ids = ids.iter().enumerate().skip(first);
+            let labelled = ids.filter(|(_, id)| **id >= 0);
+            labelled.map(move |(column, id)| Label {
+                row,
+                column,
+                id: *id,
+            })
+        })
+    }
+
+    /// The mean of `−log p` over the labels; zero if there are none.
+    ///
+    /// # Shapes
+    ///
+    /// - `logits`: `[rows, width + 1, vocab_size]`, or `[rows, width, vocab_size]`, as in [`Labels::told`]
     /// - output: `[1]`
-    pub(crate) fn mean_loss(&self, logits: Tensor<B, 3>, first: usize) -> Tensor<B, 1> {
-        let Some((logits, targets, counted)) = self.lined_up(logits, first) else {
+    pub(crate) fn mean_loss(&self, logits: Tensor<B, 3>) -> Tensor<B, 1> {
+        let Some((logits, targets, counted)) = self.lined_up(logits) else {
             return Tensor::zeros([1], &self.ids.device());
         };
-        // By the plain formula. `CausalLm::token_losses`, which WRITE uses, is the same to rounding; but a run is
-        // reproduced bit for bit, and all published ones were trained with this.
         let losses = token_losses(logits, targets);
         (losses * counted.clone()).sum() / counted.sum().clamp_min(1.0)
     }
@@ -94,8 +182,7 @@ impl<B: Backend> Labels<B> {
         q: Tensor<B, 3>,
         shares: &[f64],
     ) -> Tensor<B, 1> {
-        let (Some((p, _, counted)), Some((q, ..))) = (self.lined_up(p, 0), self.lined_up(q, 0))
-        else {
+        let (Some((p, _, counted)), Some((q, ..))) = (self.lined_up(p), self.lined_up(q)) else {
             return Tensor::zeros([1], &self.ids.device());
         };
         let [p, q] = [p, q].map(|logits| log_softmax(logits, 2));
@@ -112,20 +199,15 @@ impl<B: Backend> Labels<B> {
     }
 
     /// The logits that predict labelled columns, what they are to predict, and one where that counts.
-    fn lined_up(&self, logits: Tensor<B, 3>, first: usize) -> Option<LinedUp<B>> {
-        let [rows, width] = self.ids.dims();
+    fn lined_up(&self, logits: Tensor<B, 3>) -> Option<LinedUp<B>> {
+        let [_, width] = self.ids.dims();
         let missing = (width + 1).saturating_sub(logits.dims()[1]);
         if width <= missing {
             return None;
         }
-        let first = first.min(width);
-        let labels = match first {
-            0 => self.ids.clone(),
-            _ => self.ids.clone().slice_fill([0..rows, 0..first], -1),
-        };
         let labels = match missing {
-            0 => labels,
-            _ => labels.narrow(1, missing, width - missing),
+            0 => self.ids.clone(),
+            _ => self.ids.clone().narrow(1, missing, width - missing),
         };
         let ignored = labels.clone().lower_elem(0);
         let targets = labels.mask_fill(ignored.clone(), 0);

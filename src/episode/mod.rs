@@ -28,7 +28,7 @@ use burn::backend::Autodiff;
 use burn::tensor::Tensor;
 use burn::tensor::backend::{AutodiffBackend, Backend};
 
-pub use labels::Labels;
+pub use labels::{Labels, Told};
 
 pub use crate::model::Tokens;
 
@@ -229,7 +229,16 @@ impl<B: Backend> Episode<B> {
     ///
     /// If the logits are of other queries.
     pub fn read_loss(&self, logits: Tensor<B, 3>) -> Tensor<B, 1> {
-        self.labels.mean_loss(logits, 0)
+        self.labels.mean_loss(logits)
+    }
+
+    /// The READ loss and the most probable tokens, by the hidden states before the tokens of the queries.
+    pub(crate) fn told<M: CausalLm<B>>(
+        &self,
+        model: &M,
+        hidden: Tensor<B, 3>,
+    ) -> (Tensor<B, 1>, Told<B>) {
+        self.labels.told(model, hidden, 0)
     }
 
     /// What a mean over `count` of this part, `[1]`, adds to the same mean over the whole batch.

@@ -22,7 +22,7 @@ use crate::baselines::{Armt, ArmtImplementation, Rmt};
 use crate::episode::{Episode, Labels, Tokens};
 use crate::error::Error;
 use crate::interop::checkpoint::{self, SpecialTokens};
-use crate::memory::{GradMem, MetaGradient};
+use crate::memory::{GradMem, Memory, MetaGradient};
 use crate::method::AnyMethod;
 use crate::model::weights::{ModulePath, Tensors};
 use crate::model::{AnyLm, CausalLm, unpadded};
@@ -197,7 +197,10 @@ where
     let moved: Vec<_> = moved.map(|(end, start)| end.clone() - start).collect();
     let mut computed = vec![
         ("loss".into(), loss.to_data()),
-        ("logits".into(), outer.logits.to_data()),
+        (
+            "logits".into(),
+            gradmem.read(memory, episode.queries())?.to_data(),
+        ),
         ("stats.target_loss".into(), outer.read_loss.to_data()),
         (
             "stats.mem_norm_mean".into(),
@@ -272,14 +275,15 @@ where
     let outer = rmt.outer(&episode)?;
     let loss = outer.loss();
     let gradients = GradientsParams::from_grads(loss.backward(), rmt);
-    let [rows, seq, vocab] = outer.logits.dims();
-    // The reference has no row for what is predicted from the memory alone.
-    let logits = outer.logits.slice([0..rows, 1..seq, 0..vocab]).to_data();
     let (first, last) = match outer.memories.as_slice() {
         [first, .., last] => (Some(first), last),
         [only] => (None, only),
         [] => return Err(Error::Input("there is no pass".into())),
     };
+    let logits = rmt.read(&Memory::from_vectors(last.clone()), episode.queries())?;
+    let [rows, seq, vocab] = logits.dims();
+    // The reference has no row for what is predicted from the memory alone.
+    let logits = logits.slice([0..rows, 1..seq, 0..vocab]).to_data();
     let mut computed = vec![
         ("loss".into(), loss.to_data()),
         (
@@ -316,7 +320,8 @@ where
     let outer = armt.outer_placed(&episode, placement)?;
     let loss = outer.read_loss;
     let gradients = GradientsParams::from_grads(loss.backward(), armt);
-    let logits = without_padding(outer.logits.to_data(), episode.queries(), batch.pad);
+    let logits = armt.read(&outer.memory, episode.queries())?.to_data();
+    let logits = without_padding(logits, episode.queries(), batch.pad);
     let mut computed = vec![
         ("loss".into(), loss.to_data()),
         ("logits".into(), logits),
@@ -418,7 +423,7 @@ where
     let labels = Labels::new(&labels, tokens.width() - 1, &batch.device)?;
     labels.check(model)?;
     let logits = model.logits(model.hidden(model.embed(tokens.ids())));
-    let loss = labels.mean_loss(logits.clone(), 0);
+    let loss = labels.mean_loss(logits.clone());
     let gradients = GradientsParams::from_grads(loss.backward(), model);
     let computed = vec![
         ("loss".into(), loss.to_data()),

@@ -149,8 +149,9 @@ impl<B: Backend, M: Writable<B>, O: LiftedObjective<B, M>> GradMem<B, M, O> {
         if config.intermediate_read_weight > 0.0 && k < steps {
             let total: f64 = (1..steps).map(|k| 1.0 / (steps - k + 1) as f64).sum();
             let weight = 1.0 / (steps - k + 1) as f64 / total;
-            let logits = self.read(&Memory::from_fast(step.after.to_vec()), episode.queries())?;
-            terms.intermediate_read = Some(episode.read_loss(logits).mul_scalar(weight));
+            let memory = Memory::from_fast(step.after.to_vec());
+            let (read_loss, _) = self.read_answers(&memory, episode)?;
+            terms.intermediate_read = Some(read_loss.mul_scalar(weight));
         }
         if config.star_weight > 0.0 && k == steps {
             let shares = segments.shares(step.n / steps);
@@ -227,8 +228,8 @@ impl<B: Backend, M: Writable<B>, O: LiftedObjective<B, M>> GradMem<B, M, O> {
         let episode = episode.lift();
         let counted = self.counted();
         self.gradient_at(detached(fast), |model, memory| {
-            let logits = model.read(memory, episode.queries())?;
-            Ok(episode.share(episode.read_loss(logits), counted))
+            let (read_loss, _) = model.read_answers(memory, &episode)?;
+            Ok(episode.share(read_loss, counted))
         })
     }
 

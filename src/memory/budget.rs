@@ -5,7 +5,7 @@ use burn::tensor::backend::Backend;
 
 use super::{GradMem, MetaGradient, WriteObjective};
 use crate::error::Error;
-use crate::model::CausalLm;
+use crate::model::{CausalLm, rows_at_once};
 use crate::support::memory::available;
 
 /// A graph's floats for each token that is read and each float of the weights it is multiplied with,
@@ -95,8 +95,12 @@ impl<B: Backend, M: CausalLm<B>, O: WriteObjective<B, M>> GradMem<B, M, O> {
             _ => self.config.longest_chunk(seq),
         };
         let rows = batch as f64 * (seq + self.config.prefix_len()) as f64;
+        let (vocab, d_model) = (self.model.vocab_size(), self.model.d_model() as f64);
         let weights = Module::<B>::num_params(&self.model) as f64;
-        4.0 * GRAPH * rows * weights / self.model.d_model() as f64
+        // The head's products are the logits, of which so many rows exist at once.
+        let logits = vocab as f64 * rows.min(rows_at_once(vocab) as f64);
+        let others = (weights / d_model - vocab as f64).max(0.0) * rows;
+        4.0 * GRAPH * (others + logits)
     }
 }
 

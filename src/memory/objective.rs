@@ -7,7 +7,7 @@ use burn::tensor::{Int, Tensor};
 
 use crate::error::{Error, sizes};
 use crate::model::layers::{Activation, Init, LayerNorm, Linear, LinearConfig, affine};
-use crate::model::{CausalLm, Writable};
+use crate::model::{CausalLm, Writable, most_probable};
 
 /// A loss of each token that WRITE reads, by what the model makes of those before it.
 ///
@@ -34,7 +34,7 @@ use crate::model::{CausalLm, Writable};
 ///     fn losses(&self, model: &M, hidden: Tensor<B, 3>, next: Tensor<B, 2, Int>) -> Tensor<B, 2> {
 ///         let [batch, seq] = next.dims();
 ///         let weight = self.weight.val().select(0, next.clone().flatten(0, 1));
-///         weight.reshape([batch, seq]) * model.token_losses(model.logits(hidden), next)
+///         weight.reshape([batch, seq]) * model.next_losses(hidden, next)
 ///     }
 /// }
 ///
@@ -66,16 +66,16 @@ pub trait WriteObjective<B: Backend, M: CausalLm<B>>: Module<B> + ModuleDisplay 
         None
     }
 
-    /// [`losses`](WriteObjective::losses) and [`logits`](WriteObjective::logits). An objective that makes its losses of its
-    /// logits can override it, so that they are computed once.
-    fn losses_and_logits(
-        &self,
-        model: &M,
-        hidden: Tensor<B, 3>,
-        next: Tensor<B, 2, Int>,
-    ) -> (Tensor<B, 2>, Option<Tensor<B, 3>>) {
-        let logits = self.logits(model, hidden.clone());
-        (self.losses(model, hidden, next), logits)
+    /// The most probable token after each hidden state by the [`logits`](WriteObjective::logits): `[batch, seq]`. Those of a
+    /// large vocabulary are computed some rows at a time.
+    fn told(&self, model: &M, hidden: Tensor<B, 3>) -> Option<Tensor<B, 2, Int>> {
+        // Whether it tells any is seen by one row.
+        let [_, _, d_model] = hidden.dims();
+        self.logits(model, hidden.clone().slice([0..1, 0..1, 0..d_model]))?;
+        let logits = |hidden| self.logits(model, hidden);
+        Some(most_probable(hidden, model.vocab_size(), |hidden| {
+            logits(hidden).expect("an objective that tells one token tells all")
+        }))
     }
 }
 
@@ -119,32 +119,21 @@ impl<B: Backend> Reconstruct<B> {
             write_head: own_head.then(head),
         }
     }
-
-    fn predict<M: CausalLm<B>>(&self, model: &M, hidden: Tensor<B, 3>) -> Tensor<B, 3> {
-        match &self.write_head {
-            Some(head) => affine(head, hidden, M::product),
-            None => model.logits(hidden),
-        }
-    }
 }
 
 impl<B: Backend, M: CausalLm<B>> WriteObjective<B, M> for Reconstruct<B> {
     fn losses(&self, model: &M, hidden: Tensor<B, 3>, next: Tensor<B, 2, Int>) -> Tensor<B, 2> {
-        model.token_losses(self.predict(model, hidden), next)
+        match &self.write_head {
+            Some(head) => model.losses_by(head.weight.val(), hidden, next),
+            None => model.next_losses(hidden, next),
+        }
     }
 
     fn logits(&self, model: &M, hidden: Tensor<B, 3>) -> Option<Tensor<B, 3>> {
-        Some(self.predict(model, hidden))
-    }
-
-    fn losses_and_logits(
-        &self,
-        model: &M,
-        hidden: Tensor<B, 3>,
-        next: Tensor<B, 2, Int>,
-    ) -> (Tensor<B, 2>, Option<Tensor<B, 3>>) {
-        let logits = self.predict(model, hidden);
-        (model.token_losses(logits.clone(), next), Some(logits))
+        Some(match &self.write_head {
+            Some(head) => affine(head, hidden, M::product),
+            None => model.logits(hidden),
+        })
     }
 }
 
@@ -234,25 +223,15 @@ impl<B: Backend> Energy<B> {
 
 impl<B: Backend, M: CausalLm<B>> WriteObjective<B, M> for Energy<B> {
     fn losses(&self, model: &M, hidden: Tensor<B, 3>, next: Tensor<B, 2, Int>) -> Tensor<B, 2> {
-        self.losses_and_logits(model, hidden, next).0
+        let energies = self.energies(model, hidden.clone(), next.clone());
+        match &self.reconstruct {
+            Some(reconstruct) => energies + reconstruct.losses(model, hidden, next),
+            None => energies,
+        }
     }
 
     fn logits(&self, model: &M, hidden: Tensor<B, 3>) -> Option<Tensor<B, 3>> {
         let reconstruct = self.reconstruct.as_ref()?;
         reconstruct.logits(model, hidden)
-    }
-
-    fn losses_and_logits(
-        &self,
-        model: &M,
-        hidden: Tensor<B, 3>,
-        next: Tensor<B, 2, Int>,
-    ) -> (Tensor<B, 2>, Option<Tensor<B, 3>>) {
-        let energies = self.energies(model, hidden.clone(), next.clone());
-        let Some(reconstruct) = &self.reconstruct else {
-            return (energies, None);
-        };
-        let (losses, logits) = reconstruct.losses_and_logits(model, hidden, next);
-        (energies + losses, logits)
     }
 }

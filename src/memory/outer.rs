@@ -22,7 +22,7 @@ use serde::{Deserialize, Serialize};
 use super::segments::Segments;
 use super::write::{State, Step, detached};
 use super::{Auxiliary, GradMem, GradMode, LiftedObjective, Memory};
-use crate::episode::Episode;
+use crate::episode::{Episode, Told};
 use crate::error::Error;
 use crate::model::Writable;
 use crate::support::profile::{Phase, timed};
@@ -52,8 +52,8 @@ pub struct Outer<B: Backend> {
     pub auxiliary: Auxiliary<B>,
     /// What they add to what training minimises, `[1]`, if anything.
     pub term: Option<Tensor<B, 1>>,
-    /// `[batch · r, seq + 1, vocab_size]`; without the first row if nothing predicts a first token
-    pub logits: Tensor<B, 3>,
+    /// The most probable tokens where there are labels.
+    pub told: Told<B>,
     /// The memory after WRITE.
     pub memory: Memory<B>,
 }
@@ -163,16 +163,14 @@ impl<B: Backend, M: Writable<B>, O: LiftedObjective<B, M>> GradMem<B, M, O> {
         auxiliary: Auxiliary<B>,
         episode: &Episode<B>,
     ) -> Result<Outer<B>, Error> {
-        let (logits, read_loss) = timed::<B, _>(Phase::Read, &episode.device(), || {
-            let logits = self.read(&memory, episode.queries())?;
-            let read_loss = episode.read_loss(logits.clone());
-            Ok::<_, Error>((logits, read_loss))
+        let (read_loss, told) = timed::<B, _>(Phase::Read, &episode.device(), || {
+            self.read_answers(&memory, episode)
         })?;
         Ok(Outer {
             read_loss,
             term: auxiliary.weighted(&self.config, self.counted(), |mean, _| mean),
             auxiliary,
-            logits,
+            told,
             memory,
         })
     }

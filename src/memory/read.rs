@@ -5,7 +5,7 @@ use burn::tensor::backend::Backend;
 
 use super::kinds;
 use super::{GradMem, Memory, WriteObjective};
-use crate::episode::Tokens;
+use crate::episode::{Episode, Tokens, Told};
 use crate::error::Error;
 use crate::model::CausalLm;
 use crate::model::generate::Reader;
@@ -24,8 +24,28 @@ impl<B: Backend, M: CausalLm<B>, O: WriteObjective<B, M>> GradMem<B, M, O> {
     ///
     /// Shapes that do not fit, a token the model does not have, or more tokens than positions.
     pub fn read(&self, memory: &Memory<B>, queries: &Tokens<B>) -> Result<Tensor<B, 3>, Error> {
+        Ok(self.model.logits(self.read_hidden(memory, queries)?))
+    }
+
+    /// The hidden states that [`GradMem::read`] makes its logits of.
+    fn read_hidden(&self, memory: &Memory<B>, queries: &Tokens<B>) -> Result<Tensor<B, 3>, Error> {
         memory.check(&self.layout())?;
         kinds::read(&self.in_read(), &self.model, memory, queries)
+    }
+
+    /// The READ loss `[1]` of an episode's queries given memories of its contexts, and the most probable tokens. Logits of
+    /// labelled places alone are computed.
+    ///
+    /// # Errors
+    ///
+    /// As [`GradMem::read`].
+    pub fn read_answers(
+        &self,
+        memory: &Memory<B>,
+        episode: &Episode<B>,
+    ) -> Result<(Tensor<B, 1>, Told<B>), Error> {
+        let hidden = self.read_hidden(memory, episode.queries())?;
+        Ok(episode.told(&self.model, hidden))
     }
 
     /// Reads the memories once, for any number of queries: what they have in common is kept as keys and

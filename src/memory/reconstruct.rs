@@ -38,7 +38,7 @@ pub(super) fn check_as_many<B: Backend>(
 pub(crate) type Measured<B> = (Tensor<B, 1>, Option<Tensor<B, 1>>);
 
 /// The share of each sample's tokens of a chunk that are told right, `[batch]`, and how many they are.
-pub(crate) type Told<B> = (Tensor<B, 1>, Vec<usize>);
+pub(crate) type OfChunk<B> = (Tensor<B, 1>, Vec<usize>);
 
 impl<B: Backend, M: Writable<B>, O: LiftedObjective<B, M>> GradMem<B, M, O> {
     /// Each sample's WRITE loss at `memory`, a mean over its tokens: `[batch]`; in nats, unless the objective is another
@@ -106,7 +106,7 @@ impl<B: Backend, M: Writable<B>, O: LiftedObjective<B, M>> GradMem<B, M, O> {
         memory: &Memory<B>,
         contexts: &Tokens<B>,
         chunks: usize,
-    ) -> Result<Vec<Told<B>>, Error> {
+    ) -> Result<Vec<OfChunk<B>>, Error> {
         let segments = self.segments(contexts)?;
         let writing = self.with_adapters();
         let first = self.first_predicted();
@@ -139,13 +139,9 @@ impl<B: Backend, M: Writable<B>, O: LiftedObjective<B, M>> GradMem<B, M, O> {
         };
         let first = self.first_predicted();
         let targets = piece.tokens.targets(first);
-        let (losses, logits) =
-            self.objective
-                .losses_and_logits(&self.model, hidden, targets.clone());
-        let right = logits.map(|logits| {
-            let told = logits.argmax(2).reshape(targets.dims());
-            told.equal(targets).float()
-        });
+        let told = self.objective.told(&self.model, hidden.clone());
+        let right = told.map(|told| told.equal(targets.clone()).float());
+        let losses = self.objective.losses(&self.model, hidden, targets);
         let mean = |of_tokens| match piece.times {
             1 => piece.mean(of_tokens),
             _ => piece.share_of_tokens(of_tokens, first),

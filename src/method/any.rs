@@ -10,6 +10,8 @@ use crate::episode::{Episode, Tokens, Totals};
 use crate::error::Error;
 use crate::memory::{GradMem, GradMemConfig, Memory, MemoryFile, MetaGradient, Reconstruction};
 use crate::model::generate::{GenerateConfig, Reader};
+#[cfg(feature = "train")]
+use crate::model::rows_at_once;
 use crate::model::{AnyLm, CausalLm, ModelConfig};
 
 /// A method's name, as it is written in settings.
@@ -111,7 +113,15 @@ impl MethodConfig {
         model: &ModelConfig,
         device: &B::Device,
     ) -> Result<AnyMethod<B>, Error> {
-        let model = model.blank(device)?;
+        self.blank_on(model.blank(device)?, device)
+    }
+
+    /// The method on a model that is there already, with the weights of what it adds yet to be loaded.
+    pub(crate) fn blank_on<B: KernelBackend>(
+        &self,
+        model: AnyLm<B>,
+        device: &B::Device,
+    ) -> Result<AnyMethod<B>, Error> {
         Ok(match self {
             Self::GradMem(config) => AnyMethod::GradMem(config.blank(model, device)?),
             Self::Rmt(config) => AnyMethod::Rmt(config.blank(model, device)?),
@@ -149,15 +159,18 @@ pub enum AnyMethod<B: Backend> {
 }
 
 impl<B: KernelBackend> AnyMethod<B> {
-    /// About how many bytes an evaluation takes for one context: WRITE's graph, and the logits with what is made of them.
+    /// About how many bytes an evaluation takes for each of up to 100 contexts: WRITE's graph, and the logits with what is
+    /// made of them.
     ///
     /// - `context`, `questions`: tokens of the context, and of all its queries and targets
     #[cfg(feature = "train")]
     pub(crate) fn evaluation_bytes(&self, context: usize, questions: usize) -> f64 {
         /// Logits, their softmax, its gradient and one in between.
         const COPIES: f64 = 4.0;
-        let vocab_size = self.model().config().vocab_size() as f64;
-        let logits = 4.0 * COPIES * vocab_size * (context + questions) as f64;
+        let vocab_size = self.model().config().vocab_size();
+        // However many contexts there are, so many rows of logits exist at once.
+        let rows = ((context + questions) as f64).min(rows_at_once(vocab_size) as f64 / 100.0);
+        let logits = 4.0 * COPIES * vocab_size as f64 * rows;
         let graph = match self {
             Self::GradMem(gradmem) => gradmem.graph_bytes([1, context]),
             // Forward passes keep a layer at a time.

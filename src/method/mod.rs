@@ -12,7 +12,7 @@ use gradmem_kernels::LayerBackend;
 pub use any::{AnyMethod, MethodConfig, MethodName};
 
 use crate::baselines::{Armt, InContext, Rmt};
-use crate::episode::{Episode, Totals};
+use crate::episode::{Episode, Told, Totals};
 use crate::error::Error;
 use crate::memory::{GradMem, LiftedObjective, Memory, MetaGradient, Outer, Reconstruction};
 use crate::model::{CausalLm, Writable};
@@ -73,20 +73,19 @@ pub struct Answers<B: Backend> {
     pub read_loss: Tensor<B, 1>,
     /// What other losses add to what training minimises, `[1]`.
     pub write_term: Option<Tensor<B, 1>>,
-    /// Row 0 is predicted before the first query token: `[batch · r, seq + 1, vocab_size]`; without it where nothing
-    /// predicts a first token.
-    pub logits: Tensor<B, 3>,
+    /// The most probable tokens where there are labels.
+    pub told: Told<B>,
     /// What was written, if anything was.
     pub memory: Option<Memory<B>>,
 }
 
 impl<B: Backend> Answers<B> {
     /// Of a method that writes nothing.
-    fn of_logits(logits: Tensor<B, 3>, episode: &Episode<B>) -> Self {
+    fn without_memory((read_loss, told): (Tensor<B, 1>, Told<B>)) -> Self {
         Self {
-            read_loss: episode.read_loss(logits.clone()),
+            read_loss,
             write_term: None,
-            logits,
+            told,
             memory: None,
         }
     }
@@ -115,7 +114,7 @@ impl<B: Backend> From<Outer<B>> for Answers<B> {
         Self {
             read_loss: outer.read_loss,
             write_term: outer.term,
-            logits: outer.logits,
+            told: outer.told,
             memory: Some(outer.memory),
         }
     }
@@ -162,7 +161,7 @@ impl<B: Backend, M: CausalLm<B>> Method<B> for Rmt<B, M> {
         Ok(Answers {
             write_term: outer.reconstruction_term(),
             read_loss: outer.read_loss,
-            logits: outer.logits,
+            told: outer.told,
             memory: outer.memories.into_iter().last().map(Memory::from_vectors),
         })
     }
@@ -179,7 +178,7 @@ impl<B: LayerBackend, M: CausalLm<B>> Method<B> for Armt<B, M> {
         Ok(Answers {
             read_loss: outer.read_loss,
             write_term: None,
-            logits: outer.logits,
+            told: outer.told,
             memory: Some(outer.memory),
         })
     }
@@ -193,8 +192,8 @@ impl<B: LayerBackend, M: CausalLm<B>> Method<B> for Armt<B, M> {
 impl<B: Backend, M: CausalLm<B>> Method<B> for InContext<B, M> {
     fn answers(&self, episode: &Episode<B>) -> Result<Answers<B>, Error> {
         episode.labels().check(&self.model)?;
-        let logits = self.logits(episode.contexts(), episode.queries())?;
-        Ok(Answers::of_logits(logits, episode))
+        let hidden = self.hidden(episode.contexts(), episode.queries())?;
+        Ok(Answers::without_memory(episode.told(&self.model, hidden)))
     }
 
     /// With the questions read as in training.
@@ -208,8 +207,8 @@ impl<B: Backend, M: CausalLm<B>> Method<B> for InContext<B, M> {
         Self: AutodiffModule<B>,
     {
         episode.labels().check(&self.model)?;
-        let logits = self.training_logits(episode.contexts(), episode.queries())?;
-        let answers = Answers::of_logits(logits, episode);
+        let hidden = self.training_hidden(episode.contexts(), episode.queries())?;
+        let answers = Answers::without_memory(episode.told(&self.model, hidden));
         Ok((answers.gradient(self, episode), answers))
     }
 }

@@ -108,39 +108,6 @@ impl ModelConfig {
         each!(self, Self, config => config.tie_word_embeddings)
     }
 
-    /// The same model with the values written out that others determine, so that equal models compare as equal.
-    #[cfg(feature = "train")]
-    pub(crate) fn explicit(mut self) -> Self {
-        match &mut self {
-            Self::Gpt2(config) => {
-                config
-                    .n_inner
-                    .get_or_insert(config.n_embd.saturating_mul(4));
-            }
-            Self::GptNeoX(config) => {
-                config.rope_scaling.take_if(|rope| rope.is_none());
-            }
-            Self::Llama(config) => {
-                let heads = config.num_attention_heads;
-                config.num_key_value_heads.get_or_insert(heads);
-                config
-                    .head_dim
-                    .get_or_insert(config.hidden_size / heads.max(1));
-                config.rope_scaling.take_if(|rope| rope.is_none());
-            }
-            Self::Mamba(config) => {
-                let width = config.hidden_size;
-                let inner = config.expand.saturating_mul(width);
-                config.expand = 2;
-                config.intermediate_size.get_or_insert(inner);
-                if config.time_step_rank == super::TimeStepRank::Auto {
-                    config.time_step_rank = super::TimeStepRank::Rank(width.div_ceil(16));
-                }
-            }
-        }
-        self
-    }
-
     /// Sets whether the head is the embedding, transposed (`true`), or has weights of its own (`false`).
     pub(crate) fn with_tied_head(mut self, tied: bool) -> Self {
         each!(&mut self, Self, config => config.tie_word_embeddings = tied);
@@ -276,6 +243,19 @@ impl<B: KernelBackend> CausalLm<B> for AnyLm<B> {
 
     fn token_losses(&self, logits: Tensor<B, 3>, targets: Tensor<B, 2, Int>) -> Tensor<B, 2> {
         each!(self, Self, model => model.token_losses(logits, targets))
+    }
+
+    fn next_losses(&self, hidden: Tensor<B, 3>, next: Tensor<B, 2, Int>) -> Tensor<B, 2> {
+        each!(self, Self, model => model.next_losses(hidden, next))
+    }
+
+    fn losses_by(
+        &self,
+        head: Tensor<B, 2>,
+        hidden: Tensor<B, 3>,
+        next: Tensor<B, 2, Int>,
+    ) -> Tensor<B, 2> {
+        each!(self, Self, model => model.losses_by(head, hidden, next))
     }
 
     fn head(&self) -> Tensor<B, 2> {

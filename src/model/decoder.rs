@@ -5,8 +5,8 @@ use burn::tensor::{Int, Tensor};
 use gradmem_kernels::KernelBackend;
 use serde::Serialize;
 
-use super::layers::{Embedding, Linear};
-use super::{Cache, CausalLm, Slots, settings};
+use super::layers::{Embedding, Linear, times_transposed};
+use super::{Cache, CausalLm, Slots, rows_at_once, settings};
 
 /// A decoder in parts, from which its [`CausalLm`] follows.
 ///
@@ -99,5 +99,23 @@ impl<B: KernelBackend, M: Decoder<Backend = B>> CausalLm<B> for M {
 
     fn token_losses(&self, logits: Tensor<B, 3>, targets: Tensor<B, 2, Int>) -> Tensor<B, 2> {
         gradmem_kernels::token_losses(logits, targets)
+    }
+
+    fn next_losses(&self, hidden: Tensor<B, 3>, next: Tensor<B, 2, Int>) -> Tensor<B, 2> {
+        self.losses_by(self.head(), hidden, next)
+    }
+
+    fn losses_by(
+        &self,
+        head: Tensor<B, 2>,
+        hidden: Tensor<B, 3>,
+        next: Tensor<B, 2, Int>,
+    ) -> Tensor<B, 2> {
+        let [batch, seq] = next.dims();
+        let at_once = rows_at_once(head.dims()[0]);
+        match batch * seq <= at_once {
+            true => self.token_losses(times_transposed(hidden, head, Self::product), next),
+            false => gradmem_kernels::head_losses(hidden, head, next, at_once),
+        }
     }
 }

@@ -266,19 +266,29 @@ impl<'a, B: Backend, M: CausalLm<B>> Reader<'a, B, M> {
     /// A number of rows that is not a multiple of `batch`, a token outside the vocabulary, more tokens than
     /// the model has positions, or none where nothing predicts the first.
     pub fn logits(&self, tokens: &Tokens<B>) -> Result<Tensor<B, 3>, Error> {
+        Ok(self.model.logits(self.hidden_before(tokens)?))
+    }
+
+    /// The hidden states that [`Reader::logits`] are made of.
+    pub(crate) fn hidden_before(&self, tokens: &Tokens<B>) -> Result<Tensor<B, 3>, Error> {
+        self.check(tokens)?;
+        Ok(self.hidden_of_checked(tokens.ids()))
+    }
+
+    fn check(&self, tokens: &Tokens<B>) -> Result<(), Error> {
         share(tokens.len(), self.batch())?;
         tokens.check(self.model, self.positions(), "continuation")?;
         if tokens.width() == 0 && self.groups.iter().any(|group| group.state.1.is_none()) {
             return Err(Error::Input(NOTHING_BEFORE.into()));
         }
-        Ok(self.logits_of_checked(tokens.ids()))
+        Ok(())
     }
 
-    /// [`Reader::logits`] of tokens that passed these checks.
-    pub(crate) fn logits_of_checked(&self, tokens: Tensor<B, 2, Int>) -> Tensor<B, 3> {
+    /// The hidden states before tokens that passed these checks.
+    pub(crate) fn hidden_of_checked(&self, tokens: Tensor<B, 2, Int>) -> Tensor<B, 3> {
         let times = tokens.dims()[0] / self.batch();
         if let [group] = self.groups.as_slice() {
-            return self.model.logits(self.hidden(group, tokens, times));
+            return self.hidden(group, tokens, times);
         }
         let mut order = Vec::new();
         let parts = self.groups.iter().map(|group| {
@@ -297,7 +307,7 @@ impl<'a, B: Backend, M: CausalLm<B>> Reader<'a, B, M> {
         for (at, row) in order.into_iter().enumerate() {
             places[row] = at;
         }
-        self.model.logits(select(hidden, &places))
+        select(hidden, &places)
     }
 
     fn hidden(&self, group: &Group<B>, tokens: Tensor<B, 2, Int>, times: usize) -> Tensor<B, 3> {

@@ -376,9 +376,8 @@ fn path_of<B: KernelBackend>(
             path.steps.push(step);
         }
         if wanted(k) {
-            let logits = gradmem.read(&memory, episode.queries())?;
-            let hits = UnreadHits::of(logits.clone(), batch);
-            let read_loss = episode.read_loss(logits);
+            let (read_loss, told) = gradmem.read_answers(&memory, episode)?;
+            let hits = UnreadHits::of(told, batch);
             let written = gradmem.reconstruction(&memory, episode.contexts())?;
             path.places.push(Place {
                 k,

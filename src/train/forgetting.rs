@@ -83,7 +83,8 @@ fn after_chunks<B: KernelBackend>(
     let mut readback = Readback::new();
     let mut pending = Vec::new();
     for memory in gradmem.after_each_chunk(episode.contexts())? {
-        let hits = UnreadHits::of(gradmem.read(&memory, episode.queries())?, batch);
+        let (_, told) = gradmem.read_answers(&memory, episode)?;
+        let hits = UnreadHits::of(told, batch);
         let hits = hits.pend(&mut readback);
         let told = gradmem.told_of_chunks(&memory, episode.contexts(), pending.len() + 1)?;
         let told: Vec<(Slot, Vec<usize>)> = told

@@ -6,6 +6,7 @@ use burn::tensor::{Int, Tensor, TensorData};
 use super::fault::Fault;
 use super::metrics::{Measure, Scores};
 use crate::data::{Batch, Direction};
+use crate::episode::Told;
 use crate::memory::{Memory, Reconstruction};
 use crate::method::Answers;
 use crate::support::readback::{Readback, Slot, Values};
@@ -37,7 +38,7 @@ impl<B: Backend> Unread<B> {
             writes: memory.is_some(),
             read_loss: answers.read_loss.clone(),
             labels,
-            hits: UnreadHits::of(answers.logits.clone(), batch),
+            hits: UnreadHits::of(answers.told.clone(), batch),
             reconstruction: None,
         }
     }
@@ -54,7 +55,7 @@ impl<B: AutodiffBackend> Unread<B> {
             read_loss: self.read_loss.inner(),
             labels: self.labels,
             hits: UnreadHits {
-                right: self.hits.right.inner(),
+                right: self.hits.right.map(Tensor::inner),
                 queries: self.hits.queries,
             },
             reconstruction: None,
@@ -64,57 +65,54 @@ impl<B: AutodiffBackend> Unread<B> {
 
 /// Which of each query's scored tokens are predicted, on the device.
 pub(super) struct UnreadHits<B: Backend> {
-    /// 1 where the prediction is the label: `[batch · r · seq]`
-    right: Tensor<B, 1>,
+    /// 1 where the prediction is the label, of all labels that are predicted.
+    right: Option<Tensor<B, 1>>,
     queries: Vec<Scored>,
 }
 
 /// What is scored of a query.
 struct Scored {
-    /// Where its scored tokens are among all `batch · r · seq`.
-    places: Vec<usize>,
+    /// Where its scored tokens are among all labels that are predicted; nowhere if nothing predicts one.
+    places: Vec<Option<usize>>,
     direction: Option<Direction>,
 }
 
 impl<B: Backend> UnreadHits<B> {
-    /// Of logits `[batch · r, seq + 1, vocab_size]`, or without the first row where nothing predicts a first token.
-    pub fn of(logits: Tensor<B, 3>, batch: &Batch<B>) -> Self {
-        let [rows, places, _] = logits.dims();
-        // Where nothing predicts a row's first token, it is not met.
-        let seq = batch.scored.first().map_or(0, Vec::len);
-        let first = (seq + 1).saturating_sub(places);
-        // No prediction is negative, so neither is what has no label or none that can be met.
-        let labels = batch.scored.iter().flatten();
-        let labels = labels.map(|id| i32::try_from(*id).map_or(-1, i64::from));
-        let labels = TensorData::new(labels.collect::<Vec<i64>>(), [rows, seq]);
-        let labels: Tensor<B, 2, Int> = Tensor::from_data(labels, &logits.device());
-        let labels = labels.narrow(1, first, seq - first);
-        let predicted = logits.detach().narrow(1, 0, seq - first).argmax(2);
-        let right = predicted.reshape([rows, seq - first]).equal(labels).float();
-        let right = match first {
-            0 => right,
-            _ => Tensor::cat(
-                vec![Tensor::zeros([rows, first], &right.device()), right],
-                1,
-            ),
-        };
-        let queries = batch.scored.iter().enumerate().map(|(row, labels)| {
-            let scored = labels.iter().enumerate().filter(|(_, id)| **id >= 0);
+    /// Of what was told of a batch's labels, which those that are scored are some of.
+    pub fn of(told: Told<B>, batch: &Batch<B>) -> Self {
+        let mut predicted = Vec::new();
+        let labels = batch.episode.labels().rows();
+        let queries = labels.zip(&batch.scored).enumerate();
+        let queries = queries.map(|(row, (labels, scored))| {
+            let mut places = Vec::new();
+            for (column, (label, scored)) in labels.iter().zip(scored).enumerate() {
+                let is_predicted = *label >= 0 && column >= told.first;
+                if *scored >= 0 {
+                    places.push(is_predicted.then_some(predicted.len()));
+                }
+                if is_predicted {
+                    // No prediction is negative, so neither is what cannot be met.
+                    predicted.push(i32::try_from(*scored).map_or(-1, i64::from));
+                }
+            }
             Scored {
-                places: scored.map(|(at, _)| row * seq + at).collect(),
+                places,
                 direction: batch.asked.get(row).and_then(|asked| asked.direction),
             }
         });
-        Self {
-            right: right.reshape([rows * seq]),
-            queries: queries.collect(),
-        }
+        let queries = queries.collect();
+        let right = told.tokens.map(|tokens| {
+            let ids = TensorData::new(predicted, tokens.dims());
+            let ids = Tensor::<B, 1, Int>::from_data(ids, &tokens.device());
+            tokens.equal(ids).float()
+        });
+        Self { right, queries }
     }
 
     /// Waits for the next transfer.
     pub fn pend(self, readback: &mut Readback<B>) -> PendingHits {
         PendingHits {
-            right: readback.push(self.right),
+            right: self.right.map(|right| readback.push(right)),
             queries: self.queries,
         }
     }
@@ -122,16 +120,17 @@ impl<B: Backend> UnreadHits<B> {
 
 /// [`UnreadHits`] whose transfer is due.
 pub(super) struct PendingHits {
-    right: Slot,
+    right: Option<Slot>,
     queries: Vec<Scored>,
 }
 
 impl PendingHits {
     /// Each query's.
     pub fn hits(&self, values: &Values) -> Vec<Hits> {
-        let right = values.of(self.right);
+        let right = self.right.map_or(&[][..], |right| values.of(right));
+        let is_right = |at: &Option<usize>| at.is_some_and(|at| right[at] > 0.5);
         let hits = self.queries.iter().map(|query| Hits {
-            right: query.places.iter().map(|at| right[*at] > 0.5).collect(),
+            right: query.places.iter().map(is_right).collect(),
             direction: query.direction,
         });
         hits.collect()
@@ -307,18 +306,20 @@ mod tests {
         let batch: Batch<B> = ExampleBatcher::new(tokenizer.clone())
             .try_batch(samples, &device)
             .unwrap();
-        // What is predicted of the targets, after a query of four tokens.
-        let said = ["abx!|", "ax!|", "x123456789!|"];
-        let width = batch.scored[0].len();
-        let mut logits = vec![0.0f32; 3 * (width + 1) * 70];
-        for (row, said) in said.iter().enumerate() {
-            for (at, id) in tokenizer.encode(said).unwrap().into_iter().enumerate() {
-                logits[(row * (width + 1) + 4 + at) * 70 + id as usize] = 1.0;
-            }
-        }
-        let logits = TensorData::new(logits, [3, width + 1, 70]);
+        // What is predicted of the targets.
+        let said: Vec<u32> = ["abx!|", "ax!|", "x123456789!|"]
+            .iter()
+            .flat_map(|said| tokenizer.encode(said).unwrap())
+            .collect();
+        let told = Told {
+            tokens: Some(Tensor::from_data(
+                TensorData::new(said.clone(), [said.len()]),
+                &device,
+            )),
+            first: 0,
+        };
         let mut readback = Readback::new();
-        let hits = UnreadHits::of(Tensor::from_data(logits, &device), &batch).pend(&mut readback);
+        let hits = UnreadHits::of(told, &batch).pend(&mut readback);
         let before = crate::support::readback::transfers();
         let hits = hits.hits(&readback.read());
         assert_eq!(crate::support::readback::transfers(), before + 1);

@@ -22,7 +22,7 @@ use gradmem_kernels::{Association, LayerBackend};
 
 pub use config::{ArmtConfig, ArmtImplementation};
 
-use crate::episode::{Episode, Tokens, check_contexts};
+use crate::episode::{Episode, Tokens, Told, check_contexts};
 use crate::error::Error;
 use crate::memory::kinds::{self, Layout, Memory, MemoryFile, Origin, check_room};
 use crate::model::layers::{Associative, Init};
@@ -124,8 +124,8 @@ fn std_of_embeddings<B: Backend, M: CausalLm<B>>(model: &M, device: &B::Device) 
 pub struct ArmtOuter<B: Backend> {
     /// Mean `−log p` of the labelled tokens, `[1]`: what training minimises.
     pub read_loss: Tensor<B, 1>,
-    /// `[batch · r, seq, vocab_size]`; the first row is predicted from the first token.
-    pub logits: Tensor<B, 3>,
+    /// The most probable tokens where there are labels.
+    pub told: Told<B>,
     /// What was written.
     pub memory: Memory<B>,
 }
@@ -209,10 +209,11 @@ impl<B: LayerBackend, M: CausalLm<B>> Armt<B, M> {
     ) -> Result<ArmtOuter<B>, Error> {
         episode.check_questions(&self.model, 0)?;
         let memory = self.write_placed(episode.contexts(), placement)?;
-        let logits = self.read(&memory, episode.queries())?;
+        let hidden = self.reader(&memory)?.hidden_before(episode.queries())?;
+        let (read_loss, told) = episode.told(&self.model, hidden);
         Ok(ArmtOuter {
-            read_loss: episode.read_loss(logits.clone()),
-            logits,
+            read_loss,
+            told,
             memory,
         })
     }

@@ -12,12 +12,12 @@ use burn::tensor::backend::Backend;
 
 pub use config::{RmtConfig, RmtProj};
 
-use crate::episode::{Episode, Tokens, check_contexts};
+use crate::episode::{Episode, Tokens, Told, check_contexts};
 use crate::error::Error;
 use crate::memory::kinds::{
     self, Layout, Memory, MemoryFile, Origin, Prefix, check_room, control_tokens,
 };
-use crate::model::layers::{Init, LayerNorm, Linear, affine};
+use crate::model::layers::{Init, LayerNorm, Linear};
 use crate::model::rows::pick;
 use crate::model::{CausalLm, generate};
 
@@ -134,8 +134,8 @@ pub struct RmtOuter<B: Backend> {
     pub read_loss: Tensor<B, 1>,
     /// The reconstruction loss, if it has a part in the outer loss: in nats a token, `[1]`.
     pub reconstruction_loss: Option<Tensor<B, 1>>,
-    /// `[batch · r, seq + 1, vocab_size]`
-    pub logits: Tensor<B, 3>,
+    /// The most probable tokens where there are labels.
+    pub told: Told<B>,
     /// The memory after each pass: K tensors `[batch, memory_tokens, d_model]`.
     pub memories: Vec<Tensor<B, 3>>,
     weight: f64,
@@ -195,6 +195,11 @@ impl<B: Backend, M: CausalLm<B>> Rmt<B, M> {
     ///
     /// Shapes that do not fit, a token the model does not have, or more tokens than positions.
     pub fn read(&self, memory: &Memory<B>, queries: &Tokens<B>) -> Result<Tensor<B, 3>, Error> {
+        Ok(self.model.logits(self.read_hidden(memory, queries)?))
+    }
+
+    /// The hidden states that [`Rmt::read`] makes its logits of.
+    fn read_hidden(&self, memory: &Memory<B>, queries: &Tokens<B>) -> Result<Tensor<B, 3>, Error> {
         memory.check(&self.layout())?;
         kinds::read(&self.in_read(), &self.model, memory, queries)
     }
@@ -220,14 +225,14 @@ impl<B: Backend, M: CausalLm<B>> Rmt<B, M> {
         episode.check_questions(&self.model, self.config.prefix_len())?;
         let (memories, losses) = self.passes(episode.contexts());
         let memory = Memory::from_vectors(last(memories.clone()));
-        let logits = self.read(&memory, episode.queries())?;
-        let read_loss = episode.labels().mean_loss(logits.clone(), 1);
+        let hidden = self.read_hidden(&memory, episode.queries())?;
+        let (read_loss, told) = episode.labels().told(&self.model, hidden, 1);
         let count = losses.len() as f64;
         let total = losses.into_iter().reduce(|sum, loss| sum + loss);
         Ok(RmtOuter {
             read_loss,
             reconstruction_loss: total.map(|total| total.mul_scalar(1.0 / count)),
-            logits,
+            told,
             memories,
             weight: self.config.reconstruction_loss_weight,
         })
@@ -373,11 +378,12 @@ impl<B: Backend, M: CausalLm<B>> Rmt<B, M> {
         counted: &Tensor<B, 2>,
     ) -> Tensor<B, 1> {
         let hidden = hidden.narrow(1, self.config.prefix_len() - 1, contexts.width());
-        let logits = match &self.write_head {
-            Some(head) => affine(head, hidden, M::product),
-            None => self.model.logits(hidden),
+        let losses = match &self.write_head {
+            Some(head) => self
+                .model
+                .losses_by(head.weight.val(), hidden, contexts.ids()),
+            None => self.model.next_losses(hidden, contexts.ids()),
         };
-        let losses = self.model.token_losses(logits, contexts.ids());
         (losses * counted.clone())
             .sum()
             .mul_scalar(1.0 / contexts.count() as f64)

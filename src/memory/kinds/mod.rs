@@ -68,8 +68,8 @@ pub trait Attach<B: Backend, M: CausalLm<B>> {
     fn reader<'a>(&self, model: &'a M, fast: &[Tensor<B, 3>]) -> Result<Reader<'a, B, M>, Error>;
 }
 
-/// READ: the logits of `queries` `[batch · r, seq]` given memories `[batch, …]`, of which each answers `r` in a
-/// row: `[batch · r, seq + 1 − first, vocab_size]`. Several queries to a memory share what is read of it.
+/// READ: the hidden states that predict the tokens of `queries` `[batch · r, seq]` given memories `[batch, …]`, of which each
+/// answers `r` in a row: `[batch · r, seq + 1 − first, d_model]`. Several queries to a memory share what is read of it.
 pub(crate) fn read<B: Backend, M: CausalLm<B>>(
     kind: &impl Attach<B, M>,
     model: &M,
@@ -87,9 +87,9 @@ pub(crate) fn read<B: Backend, M: CausalLm<B>>(
         [(chunks, _)] if times == 1 => {
             let embeds = (queries.width() > 0).then(|| model.embed(queries.ids()));
             let fast = joined(kind, &memory.parts()[..*chunks]);
-            Ok(model.logits(kind.hidden(model, &fast, embeds)))
+            Ok(kind.hidden(model, &fast, embeds))
         }
-        _ => Ok(reader(kind, model, memory)?.logits_of_checked(queries.ids())),
+        _ => Ok(reader(kind, model, memory)?.hidden_of_checked(queries.ids())),
     }
 }
 
