@@ -3,6 +3,7 @@
 # the ratio of each round's two.
 #
 #   benches/compare.sh [ROUNDS [PYTHON]]        default: 5 rounds, python3 with torch and transformers
+#   MODEL=FOLDER benches/compare.sh …           the step of a pretrained Llama instead: batch 8, context 40, K 1
 #
 # Install for PyTorch: pip install torch 'transformers==4.57.3'. Here: cargo build --release
 set -euo pipefail
@@ -25,11 +26,16 @@ work=(
     "--batch 64 --context 29 --layers 2 --dim 64 --heads 2 --query 8 --queries 4"
     "--batch 64 --context 64 --steps 5"
 )
+iters=5
+if [ -n "${MODEL:-}" ]; then
+    work=("--model $MODEL --batch 8 --context 40 --query 8 --steps 1 --write-lr 1e-3 --warmup 1")
+    iters=3
+fi
 for round in $(seq "$rounds"); do
     for i in "${!work[@]}"; do
         # shellcheck disable=SC2086  # the options are words
-        { "$python" benches/torch_baseline.py ${work[$i]} --iters 5
-          "$gradmem" bench --json ${work[$i]} --iters 5; } | paste -sd'\t' >>"$out/$i"
+        { "$python" benches/torch_baseline.py ${work[$i]} --iters $iters
+          "$gradmem" bench --json ${work[$i]} --iters $iters; } | paste -sd'\t' >>"$out/$i"
         echo "round $round of $rounds: ${work[$i]}" >&2
     done
 done

@@ -30,6 +30,7 @@ pub mod learner;
 pub mod metrics;
 mod metrics_log;
 mod optimizer;
+mod outer_loop;
 mod overrides;
 mod presets;
 mod render;

@@ -1,5 +1,6 @@
 //! `gradmem bench`: one training step on random contexts.
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
 
@@ -12,7 +13,7 @@ use gradmem::Error;
 use gradmem::episode::{Episode, Tokens};
 use gradmem::kernels::KernelBackend;
 use gradmem::memory::{self, GradMemConfig, MetaGradient};
-use gradmem::model::LlamaConfig;
+use gradmem::model::{AnyLm, CausalLm, LlamaConfig, pretrained};
 use gradmem::support::profile::{self, Phase, timed};
 use serde::Serialize;
 
@@ -32,6 +33,9 @@ pub struct StepArgs {
     /// Tokens of a query and its target together, half each.
     #[arg(long, default_value_t = 16)]
     query: usize,
+    /// A pretrained model's folder, instead of a Llama with random weights of these sizes.
+    #[arg(long, value_name = "FOLDER", conflicts_with_all = ["layers", "heads", "dim", "vocab"])]
+    model: Option<PathBuf>,
     /// Layers of the model, a Llama.
     #[arg(long, default_value_t = 4)]
     layers: usize,
@@ -158,10 +162,16 @@ impl Job for StepArgs {
         }
         let positions = self.memory.saturating_add(self.context.max(self.query));
         check_shape(&[self.batch, self.queries, positions, self.dim])?;
-        let model = LlamaConfig::new(self.vocab, self.dim, self.layers, self.heads)
-            .with_tied_head(true)
-            .with_max_positions(positions)
-            .init::<Autodiff<B>>(self.seed, device)?;
+        let model: AnyLm<Autodiff<B>> = match &self.model {
+            Some(folder) => pretrained::load(folder, device)?.model,
+            None => {
+                let config = LlamaConfig::new(self.vocab, self.dim, self.layers, self.heads)
+                    .with_tied_head(true)
+                    .with_max_positions(positions);
+                AnyLm::Llama(config.init(self.seed, device)?)
+            }
+        };
+        let vocab = model.vocab_size() as u64;
         let mut gradmem = GradMemConfig::new()
             .with_memory_tokens(self.memory)
             .with_write_steps(self.steps)
@@ -171,8 +181,8 @@ impl Job for StepArgs {
         let mut optimizer = AdamWConfig::new().with_weight_decay(0.0).init();
 
         let rows = |count: usize, columns: usize, seed: u64| -> Vec<Vec<u32>> {
-            let first = 4.min(self.vocab as u64 - 1);
-            let count_of_ids = self.vocab as u64 - first;
+            let first = 4.min(vocab - 1);
+            let count_of_ids = vocab - first;
             let id = |i: u64| (first + (i * 2654435761 + seed * 40503) / 7 % count_of_ids) as u32;
             let ids: Vec<u32> = (0..(count * columns) as u64).map(id).collect();
             ids.chunks(columns).map(<[u32]>::to_vec).collect()
