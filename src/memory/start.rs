@@ -282,7 +282,7 @@ impl<B: Backend> PrefixStart<B> {
             _ if init.is_blank() => mem,
             start => {
                 let around = embeddings(start, config.memory_tokens, model, init, device);
-                Param::from_tensor(mem.val().detach() + around)
+                Param::from_tensor((mem.val() + around).detach())
             }
         };
         let projects = config.mem_proj != MemProj::None;
@@ -579,6 +579,12 @@ mod tests {
         for vector in start(MemoryStart::Mean, 0.0).chunks(4) {
             assert_eq!(vector, mean);
         }
+        // Where it is trained, too.
+        type A = burn::backend::Autodiff<B>;
+        let model = LlamaConfig::new(5, 4, 1, 1).init::<A>(3, &device).unwrap();
+        let config = GradMemConfig::new().with_memory_start(MemoryStart::Tokens);
+        let gradmem = config.init(model, 4, &device).unwrap();
+        assert!(gradmem.memory.matrices()[0].is_require_grad());
         let noise = start(MemoryStart::Noise, 0.1);
         let around = start(MemoryStart::Mean, 0.1);
         for (at, (x, noise)) in around.iter().zip(noise).enumerate() {

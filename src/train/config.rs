@@ -7,8 +7,8 @@ use serde_json::Value as Json;
 
 use super::base::Base;
 use super::metrics::Measure;
-use super::overrides::{self, one_line, parse};
 pub use super::outer_loop::{LrDecay, TrainConfig};
+use super::overrides::{self, one_line, parse};
 pub use super::presets::presets;
 use super::presets::text_of;
 use crate::baselines::{ArmtConfig, InContextConfig, Questions, RmtConfig};
