@@ -358,7 +358,7 @@ impl<B: KernelBackend> From<AnyMethod<B>> for AnyLm<B> {
 fn writes_nothing() -> Error {
     Error::Input(
         "the in-context baseline keeps the whole context and writes no memory: \
-         use a model trained with gradmem, rmt or armt"
+         use a model trained with gradmem, rmt or armt, or optimise vectors for the text (`write --optimizer adam`, `GradMem::cram`)"
             .into(),
     )
 }

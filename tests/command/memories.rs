@@ -552,3 +552,81 @@ fn a_byte_order_mark_is_no_part_of_a_text() {
         "{of_file}"
     );
 }
+
+#[test]
+fn vectors_are_optimised_for_a_text_in_front_of_a_model_that_has_none() {
+    let folder = TempDir::new().unwrap();
+    let mut plain = tiny("plain");
+    plain.extend([
+        "method=in-context",
+        "model.hidden_size=32",
+        "model.initializer_range=0.5",
+    ]);
+    succeeds(gradmem(&folder, &plain));
+    succeeds(gradmem(&folder, &["export", "plain", "-o", "model"]));
+    std::fs::write(folder.path().join("a.txt"), "!a:1!!b:2!|").unwrap();
+    std::fs::write(folder.path().join("b.txt"), "!x:y!|").unwrap();
+    let write = |model: &'static str, more: &[&'static str]| {
+        let fixed = [
+            "write",
+            "--model",
+            model,
+            "a.txt",
+            "b.txt",
+            "-o",
+            "m.safetensors",
+        ];
+        gradmem(&folder, &[&fixed[..], more].concat())
+    };
+    let adam = [
+        "--optimizer",
+        "adam",
+        "--memory-tokens",
+        "6",
+        "--step-size",
+        "0.1",
+        "--until",
+        "0.7",
+    ];
+    // Of a folder of Hugging Face's format and of a run.
+    for model in ["model", "plain"] {
+        let written = succeeds(write(model, &adam));
+        assert!(written.contains("steps of Adam"), "{written}");
+        let inspect = ["inspect", "m.safetensors", "--json", "--model", model];
+        let context = ["--context", "a.txt", "b.txt"];
+        let found = succeeds(gradmem(&folder, &[&inspect[..], &context].concat()));
+        let found: serde_json::Value = serde_json::from_str(&found).unwrap();
+        assert_eq!(found["memory_tokens"], 6);
+        for sample in found["samples"].as_array().unwrap() {
+            let told = sample["told"].as_f64().unwrap();
+            assert!(told >= 0.7, "{sample}");
+            assert_eq!(sample["reconstruction_accuracy"].as_f64().unwrap(), told);
+            let steps = sample["adam_steps"].as_u64().unwrap();
+            assert!(steps > 0 && steps <= 1000, "{sample}");
+            let [before, after] =
+                ["loss_before", "loss_after"].map(|key| sample[key].as_f64().unwrap());
+            assert!(after < before, "{sample}");
+        }
+        let read = [
+            "read",
+            "--model",
+            model,
+            "m.safetensors",
+            "--memory",
+            "a.txt",
+            "!a:",
+        ];
+        succeeds(gradmem(&folder, &read));
+    }
+    // Without Adam there is nothing to write with, and each optimizer has options of its own.
+    refuses(write("model", &[]), &["--optimizer adam"]);
+    refuses(write("model", &["--until", "0.9"]), &["--until", "adam"]);
+    refuses(
+        write("model", &["--optimizer", "adam", "--write-steps", "2"]),
+        &["--write-steps", "descent"],
+    );
+    refuses(
+        write("model", &["--optimizer", "adam", "--until", "2"]),
+        &["until", "at most 1"],
+    );
+}

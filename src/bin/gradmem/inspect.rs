@@ -100,7 +100,7 @@ impl Job for ReconstructJob {
                 file.len()
             )));
         }
-        let model = Model::<B>::open(&model, device)?;
+        let model = Model::<B>::open(&model, device)?.with_vectors_of(&file, device)?;
         file.check_tokenizer(&model.text.fingerprint())?;
         let AnyMethod::GradMem(gradmem) = &model.method else {
             return Err(Error::Input(
@@ -158,6 +158,7 @@ fn print_text(args: &Args, file: &MemoryFile, reconstructions: Option<&[Reconstr
     say!("{}", describe(&args.file, file, usize::MAX));
     let origin = &file.origin;
     let steps = match (origin.method.as_str(), origin.write_lr) {
+        ("gradmem", None) => format!("at most {} steps of Adam", origin.write_steps),
         ("gradmem", Some(lr)) => format!("{} WRITE steps of size {lr}", origin.write_steps),
         ("armt", _) => "one pass over each segment".into(),
         _ => format!("{} passes", origin.write_steps),

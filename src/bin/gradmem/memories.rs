@@ -88,10 +88,16 @@ fn describe_one(file: &MemoryFile, sample: &Written) -> String {
         parts.push(format!("{chunks} chunks"));
     }
     if let (Some(before), Some(after)) = (sample.loss_before, sample.loss_after) {
+        let steps = match sample.adam_steps {
+            Some(steps) => format!("{steps} steps of Adam"),
+            None => format!("{} steps", file.origin.write_steps),
+        };
         parts.push(format!(
-            "WRITE loss {before:.3} → {after:.3} nats per token in {} steps",
-            file.origin.write_steps
+            "WRITE loss {before:.3} → {after:.3} nats per token in {steps}"
         ));
+    }
+    if let Some(told) = sample.told {
+        parts.push(format!("{:.1} % of the tokens are told", 100.0 * told));
     }
     if let Some(change) = sample.rounding {
         let stored = sample

@@ -6,7 +6,7 @@ use gradmem::Error;
 use gradmem::data::{DataConfig, TextTokenizer, tokenizer_fingerprint};
 use gradmem::interop::checkpoint::SpecialTokens;
 use gradmem::kernels::KernelBackend;
-use gradmem::memory::GradMem;
+use gradmem::memory::{GradMem, GradMemConfig, MemoryFile, MemoryStart};
 use gradmem::method::AnyMethod;
 use gradmem::model::AnyLm;
 use gradmem::model::generate::GenerateConfig;
@@ -64,6 +64,40 @@ impl<B: KernelBackend> Model<B> {
             in_context: matches!(method, AnyMethod::InContext(_)),
         };
         Ok(Self { method, text })
+    }
+
+    /// With so many memory vectors in front of a model that has none, for which nothing was trained: they are optimised
+    /// for each text. The vectors start as embeddings of tokens, always the same.
+    pub fn with_vectors(self, memory_tokens: usize, device: &B::Device) -> Result<Self, Error> {
+        let AnyMethod::InContext(bare) = self.method else {
+            return Ok(self);
+        };
+        let config = GradMemConfig::new()
+            .with_memory_tokens(memory_tokens)
+            .with_memory_start(MemoryStart::Tokens)
+            .with_memory_std(0.0);
+        let method = AnyMethod::GradMem(config.init(bare.model, 0, device)?);
+        let text = match self.text {
+            Text::Any {
+                tokenizer, ends, ..
+            } => Text::Any {
+                tokenizer,
+                ends,
+                in_context: false,
+            },
+            task => task,
+        };
+        Ok(Self { method, text })
+    }
+
+    /// The same with as many vectors as a file's memories have.
+    pub fn with_vectors_of(self, file: &MemoryFile, device: &B::Device) -> Result<Self, Error> {
+        match file.origin.method.as_str() {
+            "gradmem" if file.kind() == "prefix" => {
+                self.with_vectors(file.shape()[1] / file.chunks().max(1), device)
+            }
+            _ => Ok(self),
+        }
     }
 
     /// The token ids of a context to write.

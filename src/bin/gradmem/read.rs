@@ -65,7 +65,8 @@ impl Job for Args {
 
     fn run<B: KernelBackend>(self, device: &B::Device) -> Result<(), Error> {
         let file = self.open_file()?;
-        let Model { method, text } = Model::<B>::open(&self.model.folder, device)?;
+        let model = Model::<B>::open(&self.model.folder, device)?;
+        let Model { method, text } = model.with_vectors_of(&file, device)?;
         file.check_tokenizer(&text.fingerprint())?;
         let config = text.generate_config(&self.sampling);
         let memory = method.unpack(&file)?;

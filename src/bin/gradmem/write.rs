@@ -8,7 +8,7 @@ use std::time::Instant;
 use gradmem::Error;
 use gradmem::episode::Tokens;
 use gradmem::kernels::KernelBackend;
-use gradmem::memory::{Memory, MemoryFile, MemoryFloat};
+use gradmem::memory::{CramConfig, Memory, MemoryFile, MemoryFloat};
 use gradmem::method::AnyMethod;
 use gradmem::model::cache_bytes;
 use indicatif::{ProgressBar, ProgressState, ProgressStyle};
@@ -33,6 +33,7 @@ const SHOWN: usize = 8;
   gradmem write --model runs/kv-quick notes.txt -o notes.mem.safetensors
   gradmem write --model runs/babi-small stories/*.txt -o stories.mem.safetensors --bf16
   sort notes.txt | gradmem write --model runs/mine - -o sorted.mem.safetensors --name sorted
+  gradmem write --model models/smollm2 --optimizer adam --memory-tokens 1 page.txt -o page.mem.safetensors
   gradmem write --append more.txt -o notes.mem.safetensors --model runs/kv-quick")]
 pub struct Args {
     /// Text files to write, in UTF-8; - for standard input.
@@ -50,6 +51,23 @@ pub struct Args {
     /// Number of WRITE steps [default: as in training].
     #[arg(long, value_name = "K")]
     write_steps: Option<usize>,
+    /// What lowers the WRITE loss: WRITE's K steps, or Adam until the text is told, which needs no trained memory and takes
+    /// hundreds of steps.
+    #[arg(long, value_enum, default_value_t = Optimizer::Descent)]
+    optimizer: Optimizer,
+    /// With --optimizer adam: stop when this share of a text's tokens is told right, each after those before it
+    /// [default: 0.99].
+    #[arg(long, value_name = "SHARE")]
+    until: Option<f64>,
+    /// With --optimizer adam: stop after N steps [default: 1000].
+    #[arg(long, value_name = "N")]
+    max_steps: Option<usize>,
+    /// With --optimizer adam: its step size [default: 0.01].
+    #[arg(long, value_name = "LR")]
+    step_size: Option<f64>,
+    /// With --optimizer adam and a model that was trained without a memory: number of vectors [default: 8].
+    #[arg(long, value_name = "M")]
+    memory_tokens: Option<usize>,
     /// Name of the memory, if there is one text [default: the name of its file].
     #[arg(long, value_name = "NAME")]
     name: Option<String>,
@@ -70,10 +88,20 @@ pub struct Args {
     backend: Backend,
 }
 
+/// What lowers the WRITE loss.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Optimizer {
+    /// WRITE's own steps.
+    Descent,
+    /// Steps of Adam until the text is told.
+    Adam,
+}
+
 pub fn run(args: Args) -> Result<ExitCode, Error> {
     if args.batch == 0 {
         return Err(Error::Input("--batch must be at least 1".into()));
     }
+    args.check_optimizer()?;
     if args.append && args.name.is_some() {
         return Err(Error::Input(
             "--name is for new memories: --append keeps their names".into(),
@@ -104,6 +132,9 @@ impl Job for Args {
         let mut model = Model::<B>::open(&self.model.folder, device)?;
         if let Some(steps) = self.write_steps {
             model.method = model.method.with_write_steps(steps)?;
+        }
+        if self.optimizer == Optimizer::Adam {
+            model = model.with_vectors(self.memory_tokens.unwrap_or(8), device)?;
         }
         let contexts = self.contexts.iter().zip(&texts).map(|(path, text)| {
             let ids = model.encode_context(text);
@@ -162,6 +193,36 @@ impl Job for Args {
 }
 
 impl Args {
+    /// Fails on options that are the other optimizer's.
+    fn check_optimizer(&self) -> Result<(), Error> {
+        let adams = [
+            ("--until", self.until.is_some()),
+            ("--max-steps", self.max_steps.is_some()),
+            ("--step-size", self.step_size.is_some()),
+            ("--memory-tokens", self.memory_tokens.is_some()),
+        ];
+        let descents = [
+            ("--write-steps", self.write_steps.is_some()),
+            ("--append", self.append),
+        ];
+        let (others, needed) = match self.optimizer {
+            Optimizer::Descent => (&adams[..], "--optimizer adam"),
+            Optimizer::Adam => (&descents[..], "--optimizer descent"),
+        };
+        if let Some((option, _)) = others.iter().find(|(_, given)| *given) {
+            return Err(Error::Input(format!("{option} is for {needed}")));
+        }
+        self.cram_config().validate()
+    }
+
+    fn cram_config(&self) -> CramConfig {
+        let mut config = CramConfig::new();
+        config.until = self.until.unwrap_or(config.until);
+        config.max_steps = self.max_steps.unwrap_or(config.max_steps);
+        config.lr = self.step_size.unwrap_or(config.lr);
+        config
+    }
+
     /// The memories to write on: one for each text.
     fn to_write_on<B: KernelBackend>(&self, model: &Model<B>) -> Result<MemoryFile, Error> {
         let file = MemoryFile::open(&self.output)?;
@@ -213,14 +274,37 @@ impl Args {
         order.sort_by_key(|at| contexts[*at].len());
         let bar = progress_bar(contexts.iter().map(|ids| ids.len() as u64).sum());
         let (mut memories, mut losses, mut starts) = (Vec::new(), Vec::new(), Vec::new());
+        let mut crammed = Vec::new();
         for batch in order.chunks(self.batch) {
             let rows: Vec<&[u32]> = batch.iter().map(|at| &contexts[*at][..]).collect();
             let tokens = Tokens::new(&rows, device)?;
+            let lengths = batch.iter().map(|at| contexts[*at].len() as f64);
+            let lengths: Vec<f64> = lengths.collect();
+            let told = bar.position();
             let memory = match &before {
+                None if self.optimizer == Optimizer::Adam => {
+                    let AnyMethod::GradMem(gradmem) = method else {
+                        return Err(Error::Input(
+                            "--optimizer adam is for vectors in front of the model, as GradMem has them".into(),
+                        ));
+                    };
+                    let config = self.cram_config();
+                    let (memory, held) = gradmem.cram(&tokens, &config, |step, held| {
+                        if step == 0 {
+                            starts.extend(held.iter().map(|sample| sample.loss));
+                        }
+                        let now = held.iter().zip(&lengths);
+                        let now: f64 = now.map(|(sample, tokens)| sample.accuracy * tokens).sum();
+                        bar.set_position(told + now as u64);
+                    })?;
+                    crammed.extend(held);
+                    bar.set_position(told);
+                    memory
+                }
                 Some(before) => method.write_on(before.select(batch)?, &tokens)?,
                 None => method.write(&tokens)?,
             };
-            if let AnyMethod::GradMem(gradmem) = method {
+            if let (AnyMethod::GradMem(gradmem), Optimizer::Descent) = (method, self.optimizer) {
                 // Of chunks WRITE itself knows the first one's loss alone, and an appended text begins elsewhere.
                 let start = match &before {
                     Some(before) => Some(before.select(batch)?),
@@ -255,6 +339,14 @@ impl Args {
         }
         for (sample, start) in file.samples.iter_mut().zip(starts) {
             sample.loss_before = Some(start);
+        }
+        for (sample, held) in file.samples.iter_mut().zip(&crammed) {
+            sample.loss_after = Some(held.loss);
+            sample.told = Some(held.accuracy);
+            sample.adam_steps = Some(held.steps);
+        }
+        if let Some(most) = crammed.iter().map(|held| held.steps).max() {
+            (file.origin.write_steps, file.origin.write_lr) = (most, None);
         }
         // Back to the order given.
         let mut places: Vec<usize> = (0..order.len()).collect();
