@@ -103,7 +103,7 @@ impl<B: Backend> Labels<B> {
         let device = self.ids.device();
         let [_, places, d_model] = hidden.dims();
         let first = (self.ids.dims()[1] + 1).saturating_sub(places);
-        let labels: Vec<_> = self.from_column(first).collect();
+        let labels: Vec<_> = self.labels_from(first).collect();
         let count = labels.len();
         let mut told = Told {
             tokens: None,
@@ -148,7 +148,7 @@ impl<B: Backend> Labels<B> {
     }
 
     /// The labels in columns `first` and later, row by row.
-    fn from_column(&self, first: usize) -> impl Iterator<Item = Label> {
+    fn labels_from(&self, first: usize) -> impl Iterator<Item = Label> {
         self.rows.iter().enumerate().flat_map(move |(row, ids)| {
             let ids = ids.iter().enumerate().skip(first);
             let labelled = ids.filter(|(_, id)| **id >= 0);
