@@ -110,7 +110,8 @@ impl<B: Backend> Labels<B> {
             first,
         };
         if count == 0 {
-            return (Tensor::zeros([1], &device), told);
+            // On the tape, so that it can be differentiated.
+            return (hidden.sum().mul_scalar(0.0), told);
         }
         let at: Vec<usize> = labels
             .iter()

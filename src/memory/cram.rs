@@ -70,6 +70,11 @@ impl CramConfig {
         self
     }
 
+    /// Whether a sample has all that it is to have, up to rounding.
+    fn is_done(&self, sample: &Crammed) -> bool {
+        sample.accuracy >= self.until - 1e-9
+    }
+
     /// Checks every value.
     ///
     /// # Errors
@@ -135,7 +140,7 @@ impl<B: Backend, M: Writable<B>, O: LiftedObjective<B, M>> GradMem<B, M, O> {
                 let memory = Memory::from_fast(fast.clone());
                 found = self.look(&memory, contexts, step, &found, config)?;
                 seen(step, &found);
-                if found.iter().all(|sample| sample.accuracy >= config.until) {
+                if found.iter().all(|sample| config.is_done(sample)) {
                     break;
                 }
             }
@@ -143,7 +148,7 @@ impl<B: Backend, M: Writable<B>, O: LiftedObjective<B, M>> GradMem<B, M, O> {
                 break;
             }
             let (_, gradients) = model.gradients(fast.clone(), piece);
-            let done = found.iter().map(|sample| sample.accuracy >= config.until);
+            let done = found.iter().map(|sample| config.is_done(sample));
             let shape = [contexts.len(), 1, 1];
             let done = TensorData::new(done.collect::<Vec<bool>>(), shape);
             let done = Tensor::<B, 3, Bool>::from_data(done, &contexts.device());
@@ -179,8 +184,13 @@ impl<B: Backend, M: Writable<B>, O: LiftedObjective<B, M>> GradMem<B, M, O> {
         let mut readback = Readback::new();
         let (loss, accuracy) = (readback.push(held.loss), readback.push(held.accuracy));
         let values = readback.read();
-        let samples = values.of(loss).iter().zip(values.of(accuracy)).enumerate();
-        let samples = samples.map(|(sample, (loss, accuracy))| {
+        let lengths = contexts.lengths().map(|length| {
+            // Whole tokens: a share in the backend's type may be a little less than it is.
+            length.saturating_sub(self.first_predicted()).max(1) as f64
+        });
+        let samples = values.of(loss).iter().zip(values.of(accuracy));
+        let samples = samples.zip(lengths).enumerate();
+        let samples = samples.map(|(sample, ((loss, accuracy), length))| {
             if !loss.is_finite() {
                 return Err(Error::Failed(format!(
                     "sample {sample}: the WRITE loss is {loss} after {step} steps of {}: try smaller ones",
@@ -188,10 +198,10 @@ impl<B: Backend, M: Writable<B>, O: LiftedObjective<B, M>> GradMem<B, M, O> {
                 )));
             }
             Ok(match before.get(sample) {
-                Some(done) if done.accuracy >= config.until => *done,
+                Some(done) if config.is_done(done) => *done,
                 _ => Crammed {
                     steps: step,
-                    accuracy: *accuracy,
+                    accuracy: (accuracy * length).round() / length,
                     loss: *loss,
                 },
             })
@@ -222,6 +232,19 @@ mod tests {
     fn contexts() -> Tokens<B> {
         let rows = [&[4, 5, 6, 7, 9, 2][..], &[9, 4], &[11, 3, 3]];
         Tokens::new(&rows, &Default::default()).unwrap()
+    }
+
+    #[test]
+    fn shares_are_counted_in_whole_tokens() {
+        let gradmem = gradmem();
+        let config = CramConfig::new().with_lr(0.1).with_until(0.5);
+        for length in [12, 19, 23] {
+            let row: Vec<u32> = (0..length).map(|at| 4 + at % 3).collect();
+            let contexts = Tokens::new(&[row], &Default::default()).unwrap();
+            let (_, held) = gradmem.cram(&contexts, &config, |_, _| {}).unwrap();
+            let right = held[0].accuracy * f64::from(length);
+            assert!((right - right.round()).abs() < 1e-9, "{held:?}");
+        }
     }
 
     #[test]

@@ -113,7 +113,7 @@ impl GradMemConfig {
         });
         Ok(GradMem {
             model: match self.freeze_backbone {
-                true => model.map(&mut Freeze),
+                true => model.map(&mut RequireGrad(false)),
                 false => model,
             },
             memory,
@@ -144,12 +144,12 @@ impl GradMemConfig {
     }
 }
 
-/// Takes gradients away from parameters, also from those that are yet to be loaded.
-struct Freeze;
+/// Whether parameters get gradients, also those that are yet to be loaded.
+pub(crate) struct RequireGrad(pub bool);
 
-impl<B: Backend> ModuleMapper<B> for Freeze {
+impl<B: Backend> ModuleMapper<B> for RequireGrad {
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<B, D>>) -> Param<Tensor<B, D>> {
-        param.set_require_grad(false)
+        param.set_require_grad(self.0)
     }
 }
 

@@ -46,6 +46,8 @@ pub use config::GradMemConfig;
 pub use cram::{CramConfig, Crammed};
 pub use gate::{Gate, GateKind};
 pub use gradmem::GradMem;
+#[cfg(feature = "train")]
+pub(crate) use gradmem::RequireGrad;
 pub use inner::{InnerOptimizer, LearnedLr};
 pub use kinds::{Memory, MemoryFile, MemoryFloat, Origin, Written};
 pub use lora::Lora;

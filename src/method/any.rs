@@ -162,19 +162,32 @@ impl<B: KernelBackend> AnyMethod<B> {
     /// About how many bytes an evaluation takes for each of up to 100 contexts: WRITE's graph, and the logits with what is
     /// made of them.
     ///
-    /// - `context`, `questions`: tokens of the context, and of all its queries and targets
+    ///
+    /// - `context`, `question`: tokens of the context, and of a query with its target
     #[cfg(feature = "train")]
-    pub(crate) fn evaluation_bytes(&self, context: usize, questions: usize) -> f64 {
+    pub(crate) fn evaluation_bytes(
+        &self,
+        context: usize,
+        question: usize,
+        questions: usize,
+    ) -> f64 {
         /// Logits, their softmax, its gradient and one in between.
         const COPIES: f64 = 4.0;
-        let vocab_size = self.model().config().vocab_size();
+        let config = self.model().config();
+        let vocab_size = config.vocab_size();
         // However many contexts there are, so many rows of logits exist at once.
-        let rows = ((context + questions) as f64).min(rows_at_once(vocab_size) as f64 / 100.0);
+        let read = context + questions * question;
+        let rows = (read as f64).min(rows_at_once(vocab_size) as f64 / 100.0);
         let logits = 4.0 * COPIES * vocab_size as f64 * rows;
+        // About what one layer makes of a token, and as much again.
+        let head = (vocab_size * config.d_model()) as f64;
+        let weights = (Module::<B>::num_params(self.model()) as f64 - head).max(0.0);
+        let layer = 2.0 * 4.0 * weights / (config.layers() * config.d_model()).max(1) as f64;
         let graph = match self {
             Self::GradMem(gradmem) => gradmem.graph_bytes([1, context]),
             // Forward passes keep a layer at a time.
-            Self::Rmt(_) | Self::Armt(_) | Self::InContext(_) => 0.0,
+            Self::Rmt(_) | Self::Armt(_) => layer * read as f64,
+            Self::InContext(_) => layer * (questions * (context + question)) as f64,
         };
         logits + graph
     }

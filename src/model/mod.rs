@@ -22,13 +22,11 @@ pub(crate) mod rows;
 mod tokens;
 pub mod weights;
 
-use std::ops::Range;
-
 use burn::backend::Autodiff;
 use burn::module::{AutodiffModule, HasAutodiffModule, Module, ModuleDisplay};
 use burn::tensor::activation::log_softmax;
 use burn::tensor::backend::Backend;
-use burn::tensor::{BasicOps, Int, Tensor};
+use burn::tensor::{Int, Tensor};
 use serde::Serialize;
 use serde_json::Value;
 
@@ -180,36 +178,22 @@ pub(crate) fn rows_at_once(vocab_size: usize) -> usize {
     (LOGITS_AT_ONCE / vocab_size.max(1)).max(1)
 }
 
-/// `of` hidden states `[batch, seq, d_model]`, a part of the rows at a time: it is given `[1, rows, d_model]` and the rows'
-/// range among all, and the parts are joined to `[batch, seq]`.
-pub(crate) fn in_parts<B: Backend, K: BasicOps<B>>(
-    hidden: Tensor<B, 3>,
-    vocab_size: usize,
-    of: impl Fn(Tensor<B, 3>, Range<usize>) -> Tensor<B, 2, K>,
-) -> Tensor<B, 2, K> {
-    let [batch, seq, d_model] = hidden.dims();
-    let (rows, at_once) = (batch * seq, rows_at_once(vocab_size));
-    if rows <= at_once {
-        return of(hidden, 0..rows).reshape([batch, seq]);
-    }
-    let hidden = hidden.reshape([1, rows, d_model]);
-    let parts = (0..rows).step_by(at_once).map(|start| {
-        let range = start..rows.min(start + at_once);
-        of(hidden.clone().slice([0..1, range.clone()]), range)
-    });
-    Tensor::cat(parts.collect(), 1).reshape([batch, seq])
-}
-
-/// The most probable token by a head, after each hidden state: `[batch, seq, d_model]` → `[batch, seq]`.
+/// The most probable token by a head, after each hidden state, a part of the rows at a time: `[batch, seq, d_model]` →
+/// `[batch, seq]`.
 pub(crate) fn most_probable<B: Backend>(
     hidden: Tensor<B, 3>,
     vocab_size: usize,
     logits: impl Fn(Tensor<B, 3>) -> Tensor<B, 3>,
 ) -> Tensor<B, 2, Int> {
-    in_parts(hidden, vocab_size, |hidden, _| {
-        let [batch, seq, _] = hidden.dims();
-        logits(hidden).argmax(2).reshape([batch, seq])
-    })
+    let [batch, seq, d_model] = hidden.dims();
+    let (rows, at_once) = (batch * seq, rows_at_once(vocab_size));
+    let hidden = hidden.reshape([1, rows, d_model]);
+    let parts = (0..rows).step_by(at_once).map(|start| {
+        let count = at_once.min(rows - start);
+        let logits = logits(hidden.clone().narrow(1, start, count));
+        logits.argmax(2).reshape([1, count])
+    });
+    Tensor::cat(parts.collect(), 1).reshape([batch, seq])
 }
 
 /// The settings of a configuration that determine what a model with given weights computes.

@@ -38,7 +38,14 @@ fn follow_base(table: &mut toml::Table, overrides: &[String]) -> Result<(), Erro
     let Some(base) = Base::take(table)? else {
         return Ok(());
     };
-    let folder = base.check()?;
+    let folder = base.folder.as_path();
+    if !folder.is_dir() {
+        // A run that has all its weights goes on without it; one that begins is refused.
+        if let Some(toml::Value::Table(model)) = table.get_mut("model") {
+            base.put(model);
+        }
+        return Ok(());
+    }
     let run = folder.join("config.toml");
     let model = match run.is_file() {
         true => RunConfig::open(run)?.model,
@@ -54,7 +61,7 @@ fn follow_base(table: &mut toml::Table, overrides: &[String]) -> Result<(), Erro
             continue;
         };
         let differs = |(key, value): &(&String, &toml::Value)| {
-            *key != "from" && model.get(key.as_str()) != Some(*value)
+            *key != "from" && !model.get(key.as_str()).is_some_and(|own| same(own, value))
         };
         if let Some((key, value)) = given.iter().find(differs) {
             let theirs = model.get(key).map_or("unset".into(), ToString::to_string);
@@ -76,6 +83,15 @@ fn follow_base(table: &mut toml::Table, overrides: &[String]) -> Result<(), Erro
         tokens.remove("tokenizer");
     }
     Ok(())
+}
+
+/// Whether two values say the same: a number may be written as a whole one.
+fn same(a: &toml::Value, b: &toml::Value) -> bool {
+    let number = |value: &toml::Value| match value {
+        toml::Value::Integer(whole) => Some(*whole as f64),
+        other => other.as_float(),
+    };
+    a == b || (number(a).is_some() && number(a) == number(b))
 }
 
 /// All settings of a run.

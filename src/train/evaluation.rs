@@ -323,7 +323,7 @@ pub(super) fn batch_size<B: KernelBackend>(method: &AnyMethod<B>, task: &Task) -
     let sample = task.valid.get(0).and_then(Result::ok);
     let questions = sample.map_or(1, |sample| sample.asked.len());
     let lengths = &task.lengths;
-    let bytes = method.evaluation_bytes(lengths.context, questions * lengths.question);
+    let bytes = method.evaluation_bytes(lengths.context, lengths.question, questions);
     ((f64::from(1u32 << 31) / bytes) as usize).clamp(1, 100)
 }
 

@@ -222,10 +222,13 @@ impl RunFolder {
 
 /// Fails if `config` differs from that of the run in `path` in a setting that may not change.
 fn check_config(path: &Path, config: &RunConfig, existing: &RunConfig) -> Result<(), Error> {
-    let differs = config
-        .differences(existing)
-        .into_iter()
-        .find(|(key, ..)| !MAY_CHANGE.contains(&key.as_str()));
+    // A run whose model came from nowhere has no other place for it.
+    let may_change = |(key, ours, theirs): &(String, String, String)| {
+        let appears = [ours, theirs].iter().any(|value| *value == "null");
+        MAY_CHANGE.contains(&key.as_str()) && !(key == "model.from" && appears)
+    };
+    let differs = config.differences(existing).into_iter();
+    let differs = differs.filter(|found| !may_change(found)).next();
     let (steps, begun) = (config.train.steps, existing.train.steps);
     match differs {
         None if existing.train.lr_decay != LrDecay::Constant && steps != begun => Err(Error::file(

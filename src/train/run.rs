@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use burn::backend::Autodiff;
 use burn::data::dataloader::DataLoaderBuilder;
-use burn::module::AutodiffModule;
+use burn::module::{AutodiffModule, Module};
 use burn::optim::Optimizer;
 use burn::train::logger::MetricLogger;
 use burn::train::metric::store::{EpochSummary, MetricsUpdate, Split};
@@ -29,9 +29,9 @@ use super::trained::{fingerprint, frozen, open_method};
 use super::tune;
 use crate::data::{Cycle, DataConfig, ExampleBatcher, Task};
 use crate::error::Error;
-use crate::memory::{MemoryKind, MetaGradient};
+use crate::memory::{MemoryKind, MetaGradient, RequireGrad};
 use crate::method::{AnyMethod, MethodConfig, MethodName};
-use crate::model::weights;
+use crate::model::{AnyLm, weights};
 
 /// Options of a training that are not settings of the run.
 #[derive(Clone, Default)]
@@ -65,43 +65,28 @@ pub fn train<B: KernelBackend>(
     let folder = folder.as_ref();
     config.validate()?;
     let resumes = folder.join(LAST).exists();
-    let base = config.base.clone().filter(|_| !resumes);
-    let tasks = tasks(config, folder, base.as_ref())?;
-    let tokenizer = tasks[0].tokenizer.clone();
     let mut config = config.clone();
-    if let Some(base) = &mut config.base {
-        // The run is used from anywhere.
-        base.folder = base.folder.canonicalize().unwrap_or(base.folder.clone());
-    }
-    if let (true, Some(_)) = (resumes, &config.base) {
-        // Whether the head is tied was settled by the folder's weights.
-        let begun = RunConfig::open(folder.join(CONFIG))?.model;
-        config.model = config.model.with_tied_head(begun.tied_head());
-    }
+    let begun = match resumes {
+        true => Some(RunConfig::open(folder.join(CONFIG))?),
+        false => None,
+    };
+    settle_base(&mut config, begun.as_ref(), folder)?;
+    let base = config.base.clone().filter(|_| !resumes);
+    let tasks = tasks(&config, folder, base.as_ref())?;
+    let tokenizer = tasks[0].tokenizer.clone();
     let mut method = match &config.base {
         Some(base) if resumes && config.keeps_model_elsewhere() => {
-            let begun = RunConfig::open(folder.join(CONFIG))?.base;
-            let fingerprint = begun.and_then(|begun| begun.fingerprint);
-            let base = Base {
-                fingerprint,
-                ..base.clone()
-            };
-            let model = frozen(&base, folder, device)?;
-            config.base = Some(base);
+            let model = frozen(base, folder, device)?;
             config.method_config().blank_on(model, device)?
         }
         Some(base) if !resumes => {
-            let base = Base::new(&base.folder);
+            let mut base = base.clone();
             let loaded = open_method::<Autodiff<B>>(&base.folder, device)?;
             config.model = loaded.model().config();
             let method = begun_from(&config, loaded, &base.folder, device)?;
-            let print = config
-                .keeps_model_elsewhere()
-                .then(|| fingerprint(method.model()));
-            config.base = Some(Base {
-                fingerprint: print,
-                ..base
-            });
+            let keeps_elsewhere = config.keeps_model_elsewhere();
+            base.fingerprint = keeps_elsewhere.then(|| fingerprint(method.model()));
+            config.base = Some(base);
             method
         }
         _ => initialized(&config, device)?,
@@ -198,6 +183,45 @@ pub fn train<B: KernelBackend>(
         .unwrap_or_else(PoisonError::into_inner)
         .take();
     outcome.unwrap_or_else(|| Err(Error::Failed("the training ended without a result".into())))
+}
+
+/// Where the model of a run comes from, by absolute path. A run that goes on is what it `begun` as: its own weights and
+/// settings count, and where they came from stays on record.
+fn settle_base(
+    config: &mut RunConfig,
+    begun: Option<&RunConfig>,
+    folder: &Path,
+) -> Result<(), Error> {
+    let keeps_elsewhere = config.keeps_model_elsewhere();
+    let Some(base) = &mut config.base else {
+        return Ok(());
+    };
+    if let Ok(absolute) = base.folder.canonicalize() {
+        if folder.canonicalize().is_ok_and(|own| own == absolute) {
+            let problem = "is the run's own folder: a run cannot begin from itself. Name another one with --run";
+            return Err(Error::file(&base.folder, problem));
+        }
+        base.folder = absolute;
+    }
+    let Some(begun) = begun else {
+        base.check()?;
+        return Ok(());
+    };
+    match base.folder.is_dir() {
+        // Whether the head is tied was settled by the folder's weights.
+        true => config.model = config.model.clone().with_tied_head(begun.model.tied_head()),
+        false => {
+            config.model = begun.model.clone();
+            config.tokens.tokenizer = begun.tokens.tokenizer.clone();
+        }
+    }
+    if let Some(first) = &begun.base {
+        base.fingerprint = first.fingerprint.clone();
+        if !keeps_elsewhere {
+            base.folder = first.folder.clone();
+        }
+    }
+    Ok(())
 }
 
 /// The batches of one version of the task.
@@ -354,8 +378,9 @@ fn begun_from<B: KernelBackend>(
 ) -> Result<AnyMethod<B>, Error> {
     let method = config.method_config();
     if loaded.config().name() != method.name() {
-        let seed = !config.train.seed;
-        return method.attach(loaded.into(), seed, device);
+        // What another method froze is trained by this one.
+        let model = AnyLm::from(loaded).map(&mut RequireGrad(true));
+        return method.attach(model, !config.train.seed, device);
     }
     let blank = method.blank(&config.model, device)?;
     let loaded = match (loaded, &method) {

@@ -123,9 +123,14 @@ pub(super) fn frozen<B: KernelBackend>(
         );
         return Err(Error::file(run, problem));
     }
+    check_chain(base, run)?;
     let model: AnyLm<B> = open_method(&base.folder, device)?.into();
     let found = fingerprint(&model);
     match base.fingerprint.as_ref() {
+        None => Err(Error::file(
+            run,
+            "has no `fingerprint` under [model] in config.toml, so its model cannot be told from another",
+        )),
         Some(begun) if *begun != found => Err(Error::file(
             &base.folder,
             format!(
@@ -135,6 +140,28 @@ pub(super) fn frozen<B: KernelBackend>(
         )),
         _ => Ok(model),
     }
+}
+
+/// Fails if a run's model comes from a run whose model comes from … it.
+fn check_chain(base: &Base, run: &Path) -> Result<(), Error> {
+    let place = |folder: &Path| folder.canonicalize().unwrap_or(folder.into());
+    let mut seen = vec![place(run)];
+    let mut next = Some(base.clone());
+    while let Some(base) = next {
+        let folder = place(&base.folder);
+        if seen.contains(&folder) {
+            let problem =
+                "has a model that comes from itself: see `from` under [model] in config.toml";
+            return Err(Error::file(run, problem));
+        }
+        let config = folder.join(CONFIG);
+        next = match config.is_file() {
+            true => RunConfig::open(config)?.base,
+            false => None,
+        };
+        seen.push(folder);
+    }
+    Ok(())
 }
 
 /// A hash of a model's weights and settings.

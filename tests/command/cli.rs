@@ -524,7 +524,16 @@ fn a_model_that_is_not_trained_stays_in_its_folder() {
     std::fs::rename(at("model"), at("moved")).unwrap();
     let base = base.display().to_string();
     program::refuses(gradmem(&folder, &read), &["run", &base, "missing", "from"]);
-    program::refuses(begin("run", &["train.steps=9"]), &["model", "not a folder"]);
+    program::refuses(begin("run", &["train.steps=9"]), &["run", "missing"]);
+    program::refuses(begin("new", &["train.steps=9"]), &["model", "not a folder"]);
+    let mut itself = program::tiny("next");
+    itself.extend(["--from", "next", "memory.write_head=false"]);
+    program::refuses(gradmem(&folder, &itself), &["next", "begin from itself"]);
+    // A run that has its weights goes on without the folder that they once came from.
+    std::fs::rename(at("run"), at("gone")).unwrap();
+    let more = [&next[..next.len() - 1], &["train.steps=2"]].concat();
+    succeeds(gradmem(&folder, &more));
+    std::fs::rename(at("gone"), at("run")).unwrap();
     succeeds(train(
         &folder,
         "other",

@@ -600,7 +600,8 @@ fn vectors_are_optimised_for_a_text_in_front_of_a_model_that_has_none() {
         for sample in found["samples"].as_array().unwrap() {
             let told = sample["told"].as_f64().unwrap();
             assert!(told >= 0.7, "{sample}");
-            assert_eq!(sample["reconstruction_accuracy"].as_f64().unwrap(), told);
+            let found = sample["reconstruction_accuracy"].as_f64().unwrap();
+            assert!((found - told).abs() < 1e-5, "{sample}");
             let steps = sample["adam_steps"].as_u64().unwrap();
             assert!(steps > 0 && steps <= 1000, "{sample}");
             let [before, after] =

@@ -93,9 +93,9 @@ impl<B: FusionBackend + AttentionBackend> AttentionBackend for Fusion<B> {
     }
 }
 
-/// Computed by the reference, whose tensor operations Burn fuses; but for products that Burn would round.
 impl<B: FusionBackend + LayerBackend> HeadBackend for Fusion<B> {}
 
+/// Computed by the reference, whose tensor operations Burn fuses; but for products that Burn would round.
 impl<B: FusionBackend + LayerBackend> LayerBackend for Fusion<B> {
     fn product(lhs: FloatTensor<Self>, rhs: FloatTensor<Self>) -> FloatTensor<Self> {
         let dtype = lhs.dtype;

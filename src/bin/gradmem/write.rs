@@ -134,6 +134,13 @@ impl Job for Args {
             model.method = model.method.with_write_steps(steps)?;
         }
         if self.optimizer == Optimizer::Adam {
+            if let (Some(_), false) = (
+                self.memory_tokens,
+                matches!(model.method, AnyMethod::InContext(_)),
+            ) {
+                let problem = "--memory-tokens is for a model that was trained without a memory: this one has its own";
+                return Err(Error::Input(problem.into()));
+            }
             model = model.with_vectors(self.memory_tokens.unwrap_or(8), device)?;
         }
         let contexts = self.contexts.iter().zip(&texts).map(|(path, text)| {
@@ -160,6 +167,7 @@ impl Job for Args {
                     (sample.loss_before, sample.loss_after) = (new.loss_before, new.loss_after);
                     sample.chunks = new.chunks;
                     (sample.rounding, sample.loss_stored) = (None, None);
+                    (sample.adam_steps, sample.told) = (None, None);
                     sample.append(text, ids.len());
                 }
                 None => {
@@ -285,7 +293,8 @@ impl Args {
                 None if self.optimizer == Optimizer::Adam => {
                     let AnyMethod::GradMem(gradmem) = method else {
                         return Err(Error::Input(
-                            "--optimizer adam is for vectors in front of the model, as GradMem has them".into(),
+                            "--optimizer adam is for a model of GradMem, or one without a memory"
+                                .into(),
                         ));
                     };
                     let config = self.cram_config();

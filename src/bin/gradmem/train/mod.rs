@@ -133,8 +133,7 @@ impl Args {
 
 /// A path as a text of TOML, whatever it is made of.
 fn toml_text(path: &Path) -> String {
-    let text = path.display().to_string();
-    format!("{text:?}")
+    toml::Value::String(path.display().to_string()).to_string()
 }
 
 fn exit_code(ending: &Ending) -> ExitCode {
