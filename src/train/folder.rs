@@ -227,8 +227,8 @@ fn check_config(path: &Path, config: &RunConfig, existing: &RunConfig) -> Result
         let appears = [ours, theirs].iter().any(|value| *value == "null");
         MAY_CHANGE.contains(&key.as_str()) && !(key == "model.from" && appears)
     };
-    let differs = config.differences(existing).into_iter();
-    let differs = differs.filter(|found| !may_change(found)).next();
+    let mut differs = config.differences(existing).into_iter();
+    let differs = differs.find(|found| !may_change(found));
     let (steps, begun) = (config.train.steps, existing.train.steps);
     match differs {
         None if existing.train.lr_decay != LrDecay::Constant && steps != begun => Err(Error::file(
