@@ -105,13 +105,13 @@ impl<B: Backend> Labels<B> {
         let first = (self.ids.dims()[1] + 1).saturating_sub(places);
         let labels: Vec<_> = self.labels_from(first).collect();
         let count = labels.len();
-        let mut told = Told {
-            tokens: None,
-            first,
-        };
         if count == 0 {
             // On the tape, so that it can be differentiated.
-            return (hidden.sum().mul_scalar(0.0), told);
+            let none = Told {
+                tokens: None,
+                first,
+            };
+            return (hidden.sum().mul_scalar(0.0), none);
         }
         let at: Vec<usize> = labels
             .iter()
@@ -120,19 +120,18 @@ impl<B: Backend> Labels<B> {
         let hidden = select(hidden.flatten::<2>(0, 1), &at).reshape([1, count, d_model]);
         let ids: Vec<i64> = labels.iter().map(|label| label.id).collect();
         let ids = Tensor::from_data(TensorData::new(ids, [1, count]), &device);
-        let losses = match count <= rows_at_once(model.vocab_size()) {
+        let vocab_size = model.vocab_size();
+        let (losses, tokens) = match count <= rows_at_once(vocab_size) {
             true => {
                 let logits = model.logits(hidden);
-                let tokens = logits.clone().detach().argmax(2);
-                told.tokens = Some(tokens.reshape([count]));
-                model.token_losses(logits, ids)
+                let tokens = logits.clone().detach().argmax(2).reshape([count]);
+                (model.token_losses(logits, ids), Some(tokens))
             }
             false => {
-                let constant = hidden.clone().detach();
-                let logits = |hidden| model.logits(hidden).detach();
-                let tokens = most_probable(constant, model.vocab_size(), logits);
-                told.tokens = Some(tokens.reshape([count]));
-                model.next_losses(hidden, ids)
+                let logits = |hidden| Some(model.logits(hidden).detach());
+                let tokens = most_probable(hidden.clone().detach(), vocab_size, logits);
+                let tokens = tokens.map(|tokens| tokens.reshape([count]));
+                (model.next_losses(hidden, ids), tokens)
             }
         };
         let losses = losses.reshape([count]);
@@ -145,7 +144,8 @@ impl<B: Backend> Labels<B> {
             }
         };
         let count = counts.iter().filter(|counts| **counts).count();
-        (sum.mul_scalar(1.0 / count.max(1) as f64), told)
+        let mean = sum.mul_scalar(1.0 / count.max(1) as f64);
+        (mean, Told { tokens, first })
     }
 
     /// The labels in columns `first` and later, row by row.

@@ -135,23 +135,24 @@ impl<B: Backend, M: Writable<B>, O: LiftedObjective<B, M>> GradMem<B, M, O> {
             .map(|x| [x.zeros_like(), x.zeros_like()])
             .collect();
         let mut found: Vec<Crammed> = Vec::new();
+        let shape = [contexts.len(), 1, 1];
+        let mut done = Tensor::<B, 3, Bool>::empty(shape, &contexts.device());
         for step in 0..=config.max_steps {
             if step % config.look_every == 0 || step == config.max_steps {
                 let memory = Memory::from_fast(fast.clone());
                 found = self.look(&memory, contexts, step, &found, config)?;
                 seen(step, &found);
-                if found.iter().all(|sample| config.is_done(sample)) {
+                let each = found.iter().map(|sample| config.is_done(sample));
+                let each: Vec<bool> = each.collect();
+                if each.iter().all(|done| *done) {
                     break;
                 }
+                done = Tensor::from_data(TensorData::new(each, shape), &contexts.device());
             }
             if step == config.max_steps {
                 break;
             }
             let (_, gradients) = model.gradients(fast.clone(), piece);
-            let done = found.iter().map(|sample| config.is_done(sample));
-            let shape = [contexts.len(), 1, 1];
-            let done = TensorData::new(done.collect::<Vec<bool>>(), shape);
-            let done = Tensor::<B, 3, Bool>::from_data(done, &contexts.device());
             let [first, second] = BETAS.map(|beta| 1.0 - beta.powi(step as i32 + 1));
             for ((x, moments), gradient) in fast.iter_mut().zip(&mut moments).zip(gradients) {
                 let [mean, square] = moments.clone();

@@ -7,7 +7,7 @@ use burn::tensor::{Int, Tensor};
 
 use crate::error::{Error, sizes};
 use crate::model::layers::{Activation, Init, LayerNorm, Linear, LinearConfig, affine};
-use crate::model::{CausalLm, Writable, most_probable};
+use crate::model::{CausalLm, Writable, losses_by_head, most_probable};
 
 /// A loss of each token that WRITE reads, by what the model makes of those before it.
 ///
@@ -69,13 +69,8 @@ pub trait WriteObjective<B: Backend, M: CausalLm<B>>: Module<B> + ModuleDisplay 
     /// The most probable token after each hidden state by the [`logits`](WriteObjective::logits): `[batch, seq]`. Those of a
     /// large vocabulary are computed some rows at a time.
     fn told(&self, model: &M, hidden: Tensor<B, 3>) -> Option<Tensor<B, 2, Int>> {
-        // Whether it tells any is seen by one row.
-        let [_, _, d_model] = hidden.dims();
-        self.logits(model, hidden.clone().slice([0..1, 0..1, 0..d_model]))?;
         let logits = |hidden| self.logits(model, hidden);
-        Some(most_probable(hidden, model.vocab_size(), |hidden| {
-            logits(hidden).expect("an objective that tells one token tells all")
-        }))
+        most_probable(hidden, model.vocab_size(), logits)
     }
 }
 
@@ -123,10 +118,7 @@ impl<B: Backend> Reconstruct<B> {
 
 impl<B: Backend, M: CausalLm<B>> WriteObjective<B, M> for Reconstruct<B> {
     fn losses(&self, model: &M, hidden: Tensor<B, 3>, next: Tensor<B, 2, Int>) -> Tensor<B, 2> {
-        match &self.write_head {
-            Some(head) => model.losses_by(head.weight.val(), hidden, next),
-            None => model.next_losses(hidden, next),
-        }
+        losses_by_head(model, self.write_head.as_ref(), hidden, next)
     }
 
     fn logits(&self, model: &M, hidden: Tensor<B, 3>) -> Option<Tensor<B, 3>> {

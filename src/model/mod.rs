@@ -31,7 +31,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use crate::error::Error;
-use layers::times_transposed;
+use layers::{Linear, times_transposed};
 
 pub use any::{AnyLm, ModelConfig};
 pub use cache::{
@@ -179,21 +179,35 @@ pub(crate) fn rows_at_once(vocab_size: usize) -> usize {
 }
 
 /// The most probable token by a head, after each hidden state, a part of the rows at a time: `[batch, seq, d_model]` →
-/// `[batch, seq]`.
+/// `[batch, seq]`; none if the head tells none.
 pub(crate) fn most_probable<B: Backend>(
     hidden: Tensor<B, 3>,
     vocab_size: usize,
-    logits: impl Fn(Tensor<B, 3>) -> Tensor<B, 3>,
-) -> Tensor<B, 2, Int> {
+    logits: impl Fn(Tensor<B, 3>) -> Option<Tensor<B, 3>>,
+) -> Option<Tensor<B, 2, Int>> {
     let [batch, seq, d_model] = hidden.dims();
     let (rows, at_once) = (batch * seq, rows_at_once(vocab_size));
     let hidden = hidden.reshape([1, rows, d_model]);
     let parts = (0..rows).step_by(at_once).map(|start| {
         let count = at_once.min(rows - start);
-        let logits = logits(hidden.clone().narrow(1, start, count));
-        logits.argmax(2).reshape([1, count])
+        let logits = logits(hidden.clone().narrow(1, start, count))?;
+        Some(logits.argmax(2).reshape([1, count]))
     });
-    Tensor::cat(parts.collect(), 1).reshape([batch, seq])
+    let parts = parts.collect::<Option<Vec<_>>>()?;
+    Some(Tensor::cat(parts, 1).reshape([batch, seq]))
+}
+
+/// [`CausalLm::next_losses`] by a head of one's own, if there is one, or else the model's.
+pub(crate) fn losses_by_head<B: Backend, M: CausalLm<B>>(
+    model: &M,
+    head: Option<&Linear<B>>,
+    hidden: Tensor<B, 3>,
+    next: Tensor<B, 2, Int>,
+) -> Tensor<B, 2> {
+    match head {
+        Some(head) => model.losses_by(head.weight.val(), hidden, next),
+        None => model.next_losses(hidden, next),
+    }
 }
 
 /// The settings of a configuration that determine what a model with given weights computes.

@@ -3,7 +3,7 @@
 //! `[model] from` names it. Architecture, weights and tokenizer are those of the folder. A run that does not train the
 //! model's weights leaves them out of its checkpoints, and keeps their fingerprint: it needs the folder to be used.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use crate::error::Error;
 
@@ -66,9 +66,9 @@ impl Base {
     }
 
     /// Fails if there is no such folder.
-    pub(super) fn check(&self) -> Result<&Path, Error> {
+    pub(super) fn check(&self) -> Result<(), Error> {
         match self.folder.is_dir() {
-            true => Ok(&self.folder),
+            true => Ok(()),
             false => Err(Error::file(
                 &self.folder,
                 "is not a folder with a model (`model.from`, `--from`)",

@@ -88,9 +88,18 @@ impl RunFolder {
         // One entry: several would be written in an order that varies.
         let about = serde_json::json!({ "step": step, measure.key(): value });
         let metadata = HashMap::from([(STATE.to_string(), about.to_string())]);
-        let kept = weights::parameters_of(module, |name| self.keeps(name));
-        let bytes = weights::encode(&kept, metadata)?;
+        let bytes = self.encode(module, metadata)?;
         write_atomically(self.path().join(BEST), &bytes)
+    }
+
+    /// The bytes of a checkpoint's file.
+    fn encode<B: Backend, M: Module<B>>(
+        &self,
+        module: &M,
+        metadata: HashMap<String, String>,
+    ) -> Result<Vec<u8>, Error> {
+        let kept = weights::parameters_of(module, |name| self.keeps(name));
+        weights::encode(&kept, metadata)
     }
 
     /// Replaces the latest weights, their average, the optimizer's record and the state.
@@ -103,10 +112,8 @@ impl RunFolder {
         let step = last.state.step;
         let optimizer = Recorder::<B>::record(&OptimizerFormat::default(), last.optimizer, ())
             .map_err(|e| Error::Failed(format!("the optimizer's state cannot be saved: {e}")))?;
-        let average = last
-            .average
-            .map(|average| weights::parameters_of(average, |name| self.keeps(name)));
-        let average = average.map(|average| weights::encode(&average, HashMap::new()));
+        let average = last.average;
+        let average = average.map(|average| self.encode(average, HashMap::new()));
         let average = average.transpose()?;
         let saved = Saved {
             state: last.state,
@@ -124,8 +131,7 @@ impl RunFolder {
         let saved = serde_json::to_string(&saved)
             .map_err(|e| Error::Failed(format!("the run's state cannot be saved: {e}")))?;
         let metadata = HashMap::from([(STATE.to_string(), saved)]);
-        let kept = weights::parameters_of(last.module, |name| self.keeps(name));
-        let bytes = weights::encode(&kept, metadata)?;
+        let bytes = self.encode(last.module, metadata)?;
         write_atomically(self.path().join(LAST), &bytes)?;
         self.remove_except(step);
         Ok(())

@@ -32,7 +32,7 @@ pub(super) const BEST: &str = "best.safetensors";
 /// The latest weights.
 pub(super) const LAST: &str = "last.safetensors";
 /// What the names of the language model's parameters begin with.
-pub(super) const MODEL: &str = "model.";
+const MODEL: &str = "model.";
 /// The hashes of the samples that the run began with.
 const DATA: &str = "data.sha256";
 
@@ -104,8 +104,9 @@ impl RunFolder {
         let folder = Self {
             path: path.into(),
             lock: Some(lock),
-            without_model: config.keeps_model_elsewhere(),
-        };
+            without_model: false,
+        }
+        .of_run(config);
         match config_file.exists() {
             true => folder.check_data(data)?,
             false => write_atomically(path.join(DATA), data.as_bytes())?,
@@ -138,6 +139,14 @@ impl RunFolder {
     /// The path of the folder.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// The same, as a run of these settings has it.
+    pub(super) fn of_run(self, config: &RunConfig) -> Self {
+        Self {
+            without_model: config.keeps_model_elsewhere(),
+            ..self
+        }
     }
 
     /// Whether checkpoints have this parameter.

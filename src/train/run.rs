@@ -66,11 +66,12 @@ pub fn train<B: KernelBackend>(
     config.validate()?;
     let resumes = folder.join(LAST).exists();
     let mut config = config.clone();
-    let begun = match resumes {
+    let begun = match folder.join(CONFIG).exists() {
         true => Some(RunConfig::open(folder.join(CONFIG))?),
         false => None,
     };
-    settle_base(&mut config, begun.as_ref(), folder)?;
+    let begun = begun.as_ref();
+    settle_base(&mut config, begun.filter(|_| resumes), folder)?;
     let base = config.base.clone().filter(|_| !resumes);
     let tasks = tasks(&config, folder, base.as_ref())?;
     let tokenizer = tasks[0].tokenizer.clone();
@@ -93,11 +94,11 @@ pub fn train<B: KernelBackend>(
     };
 
     if config.find_write_lr {
-        (config, method) = with_step_size(config, method, &tasks, folder, device)?;
+        (config, method) = with_step_size(config, method, &tasks, begun, device)?;
     }
     let context = tasks.iter().map(|task| task.lengths.context).max();
     let at_once = contexts_at_once(&config.train, context.unwrap_or(0));
-    config.train.meta_gradient = outer_gradient_strategy(&config, &method, folder, at_once)?;
+    config.train.meta_gradient = outer_gradient_strategy(&config, &method, begun, at_once);
     if let AnyMethod::GradMem(gradmem) = &method {
         gradmem.check_memory(config.train.meta_gradient, at_once)?;
     }
@@ -204,8 +205,7 @@ fn settle_base(
         base.folder = absolute;
     }
     let Some(begun) = begun else {
-        base.check()?;
-        return Ok(());
+        return base.check();
     };
     match base.folder.is_dir() {
         // Whether the head is tied was settled by the folder's weights.
@@ -280,20 +280,21 @@ fn tasks(config: &RunConfig, folder: &Path, base: Option<&Base>) -> Result<Vec<T
     Ok(tasks)
 }
 
-/// With α found: that of the run in `folder`, or by a line search on the task's training contexts if the run begins.
+/// With α found: that of the run that `begun` before, or by a line search on the task's training contexts if the run begins.
 fn with_step_size<B: KernelBackend>(
     mut config: RunConfig,
     method: AnyMethod<Autodiff<B>>,
     tasks: &[Task],
-    folder: &Path,
+    begun: Option<&RunConfig>,
     device: &B::Device,
 ) -> Result<(RunConfig, AnyMethod<Autodiff<B>>), Error> {
     let AnyMethod::GradMem(gradmem) = method else {
         return Ok((config, method));
     };
-    let begun = folder.join(CONFIG);
-    let found = match (begun.exists(), tasks.last()) {
-        (false, Some(task)) => {
+    let found = match begun {
+        Some(begun) => begun.memory.write_lr,
+        None => {
+            let task = &tasks[tasks.len() - 1];
             let found = tune::search(&gradmem.valid(), task, device)?;
             let lower = found.best().filter(|best| best.loss < found.before);
             let Some(best) = lower else {
@@ -304,7 +305,6 @@ fn with_step_size<B: KernelBackend>(
             log::info!(target: "gradmem::notice", "{found}");
             best.write_lr
         }
-        _ => RunConfig::open(begun)?.memory.write_lr,
     };
     config.memory.write_lr = found;
     Ok((config, AnyMethod::GradMem(gradmem.with_write_lr(found)?)))
@@ -327,22 +327,21 @@ fn log_strategy<B: KernelBackend>(
     }
 }
 
-/// The outer-gradient strategy. `auto` is that of the run in `folder`, or chosen by free memory if the run
+/// The outer-gradient strategy. `auto` is that of the run that `begun` before, or chosen by free memory if the run
 /// begins: the choice changes the rounding, and a resumed run must not depend on free memory.
 fn outer_gradient_strategy<B: KernelBackend>(
     config: &RunConfig,
     method: &AnyMethod<Autodiff<B>>,
-    folder: &Path,
+    begun: Option<&RunConfig>,
     at_once: [usize; 2],
-) -> Result<MetaGradient, Error> {
-    let begun = folder.join(CONFIG);
-    Ok(match (method, config.train.meta_gradient) {
-        (AnyMethod::GradMem(gradmem), MetaGradient::Auto) => match begun.exists() {
-            true => RunConfig::open(begun)?.train.meta_gradient,
-            false => gradmem.choose(MetaGradient::Auto, at_once),
+) -> MetaGradient {
+    match (method, config.train.meta_gradient) {
+        (AnyMethod::GradMem(gradmem), MetaGradient::Auto) => match begun {
+            Some(begun) => begun.train.meta_gradient,
+            None => gradmem.choose(MetaGradient::Auto, at_once),
         },
         (_, chosen) => chosen,
-    })
+    }
 }
 
 /// `[batch, seq]` of the contexts that a step computes at once, if they have `context` tokens.

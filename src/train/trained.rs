@@ -8,7 +8,7 @@ use gradmem_kernels::KernelBackend;
 use super::base::Base;
 use super::checkpoint::RunFolder;
 use super::config::RunConfig;
-use super::folder::{CONFIG, MODEL, TOKENIZER};
+use super::folder::{CONFIG, TOKENIZER};
 use crate::data::{Task, TextTokenizer};
 use crate::error::Error;
 use crate::interop::checkpoint;
@@ -41,21 +41,21 @@ impl<B: KernelBackend> Trained<B> {
     pub fn open(folder: impl AsRef<Path>, device: &B::Device) -> Result<Self, Error> {
         let folder = RunFolder::open(folder)?;
         let config = folder.config()?;
+        let folder = folder.of_run(&config);
         let kept = folder.path().join(TOKENIZER);
         let tokenizer = config.data.kept_tokenizer(&config.tokens, kept)?;
         let weights = folder.best()?;
         let settings = config.method_config();
-        let method = match &config.base {
+        let blank = match &config.base {
             Some(base) if config.keeps_model_elsewhere() => {
-                let model = frozen(base, folder.path(), device)?;
-                let kept = |name: &str| !name.starts_with(MODEL);
-                weights.fill_some(settings.blank_on(model, device)?, kept)?
+                settings.blank_on(frozen(base, folder.path(), device)?, device)?
             }
             _ => {
                 weights.check_layers(config.model.layers())?;
-                weights.fill(settings.blank(&config.model, device)?)?
+                settings.blank(&config.model, device)?
             }
         };
+        let method = weights.fill_some(blank, |name| folder.keeps(name))?;
         Ok(Self {
             config,
             method,
@@ -123,22 +123,22 @@ pub(super) fn frozen<B: KernelBackend>(
         );
         return Err(Error::file(run, problem));
     }
+    let Some(begun) = &base.fingerprint else {
+        let problem = "has no `fingerprint` under [model] in config.toml, so its model cannot be told from another";
+        return Err(Error::file(run, problem));
+    };
     check_chain(base, run)?;
     let model: AnyLm<B> = open_method(&base.folder, device)?.into();
     let found = fingerprint(&model);
-    match base.fingerprint.as_ref() {
-        None => Err(Error::file(
-            run,
-            "has no `fingerprint` under [model] in config.toml, so its model cannot be told from another",
-        )),
-        Some(begun) if *begun != found => Err(Error::file(
+    match *begun == found {
+        true => Ok(model),
+        false => Err(Error::file(
             &base.folder,
             format!(
                 "has another model than the one that {} was trained on: its fingerprint is {found}, not {begun}",
                 run.display()
             ),
         )),
-        _ => Ok(model),
     }
 }
 

@@ -19,7 +19,7 @@ use crate::memory::kinds::{
 };
 use crate::model::layers::{Init, LayerNorm, Linear};
 use crate::model::rows::pick;
-use crate::model::{CausalLm, generate};
+use crate::model::{CausalLm, generate, losses_by_head};
 
 /// The method's name in a memory's file.
 const RMT: &str = "rmt";
@@ -378,12 +378,8 @@ impl<B: Backend, M: CausalLm<B>> Rmt<B, M> {
         counted: &Tensor<B, 2>,
     ) -> Tensor<B, 1> {
         let hidden = hidden.narrow(1, self.config.prefix_len() - 1, contexts.width());
-        let losses = match &self.write_head {
-            Some(head) => self
-                .model
-                .losses_by(head.weight.val(), hidden, contexts.ids()),
-            None => self.model.next_losses(hidden, contexts.ids()),
-        };
+        let head = self.write_head.as_ref();
+        let losses = losses_by_head(&self.model, head, hidden, contexts.ids());
         (losses * counted.clone())
             .sum()
             .mul_scalar(1.0 / contexts.count() as f64)

@@ -134,10 +134,8 @@ impl Job for Args {
             model.method = model.method.with_write_steps(steps)?;
         }
         if self.optimizer == Optimizer::Adam {
-            if let (Some(_), false) = (
-                self.memory_tokens,
-                matches!(model.method, AnyMethod::InContext(_)),
-            ) {
+            let has_memory = !matches!(model.method, AnyMethod::InContext(_));
+            if self.memory_tokens.is_some() && has_memory {
                 let problem = "--memory-tokens is for a model that was trained without a memory: this one has its own";
                 return Err(Error::Input(problem.into()));
             }
@@ -286,9 +284,6 @@ impl Args {
         for batch in order.chunks(self.batch) {
             let rows: Vec<&[u32]> = batch.iter().map(|at| &contexts[*at][..]).collect();
             let tokens = Tokens::new(&rows, device)?;
-            let lengths = batch.iter().map(|at| contexts[*at].len() as f64);
-            let lengths: Vec<f64> = lengths.collect();
-            let told = bar.position();
             let memory = match &before {
                 None if self.optimizer == Optimizer::Adam => {
                     let AnyMethod::GradMem(gradmem) = method else {
@@ -298,12 +293,14 @@ impl Args {
                         ));
                     };
                     let config = self.cram_config();
+                    let told = bar.position();
                     let (memory, held) = gradmem.cram(&tokens, &config, |step, held| {
                         if step == 0 {
                             starts.extend(held.iter().map(|sample| sample.loss));
                         }
-                        let now = held.iter().zip(&lengths);
-                        let now: f64 = now.map(|(sample, tokens)| sample.accuracy * tokens).sum();
+                        let now = held.iter().zip(&rows);
+                        let now = now.map(|(sample, ids)| sample.accuracy * ids.len() as f64);
+                        let now: f64 = now.sum();
                         bar.set_position(told + now as u64);
                     })?;
                     crammed.extend(held);

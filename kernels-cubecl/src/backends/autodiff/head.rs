@@ -49,8 +49,7 @@ impl<B: HeadBackend, C: CheckpointStrategy> HeadBackend for Autodiff<B, C> {
         targets: IntTensor<Self>,
         at_once: usize,
     ) -> FloatTensor<Self> {
-        let inputs = [hidden.primitive.clone(), weight.primitive.clone()];
-        let [h, w] = inputs;
+        let [h, w] = [&hidden, &weight].map(|x| x.primitive.clone());
         let losses = B::head_losses(h, w, targets.clone(), at_once);
         let operation = HeadLosses::<B> { targets, at_once };
         forward::<B, C, 2>(operation, [hidden, weight], losses, Vec::new())

@@ -104,8 +104,10 @@ impl Args {
         let micro_batch = self.micro_batch.map(|n| format!("train.micro_batch={n}"));
         let strategy = self.meta_gradient.and_then(|x| x.to_possible_value());
         let strategy = strategy.map(|x| format!("train.meta_gradient={}", x.get_name()));
-        let from = self.from.as_ref();
-        let from = from.map(|folder| format!("model.from={}", toml_text(folder)));
+        // As a text of TOML, whatever the path is made of.
+        let text = |path: &PathBuf| toml::Value::String(path.display().to_string());
+        let from = self.from.as_ref().map(text);
+        let from = from.map(|text| format!("model.from={text}"));
         let overrides = self.overrides.iter().cloned();
         overrides
             .chain(micro_batch)
@@ -129,11 +131,6 @@ impl Args {
         }
         Ok(Path::new("runs").join(name))
     }
-}
-
-/// A path as a text of TOML, whatever it is made of.
-fn toml_text(path: &Path) -> String {
-    toml::Value::String(path.display().to_string()).to_string()
 }
 
 fn exit_code(ending: &Ending) -> ExitCode {
