@@ -265,7 +265,7 @@ fn what_cannot_be_is_said_before_any_work_and_leaves_what_was() {
     let inspect = |args: &[&str]| gradmem(at, &[&["inspect", "m.safetensors"], args].concat());
     refuses(
         inspect(&["--context", "short.txt"]),
-        &["--context needs --model"],
+        &["--context and --reconstruct need --model"],
     );
     refuses(
         inspect(&["--model", run, "--context", "short.txt"]),
@@ -564,8 +564,9 @@ fn vectors_are_optimised_for_a_text_in_front_of_a_model_that_has_none() {
     ]);
     succeeds(gradmem(&folder, &plain));
     succeeds(gradmem(&folder, &["export", "plain", "-o", "model"]));
-    std::fs::write(folder.path().join("a.txt"), "!a:1!!b:2!|").unwrap();
-    std::fs::write(folder.path().join("b.txt"), "!x:y!|").unwrap();
+    let texts = ["!a:1!!b:2!|", "xy"];
+    std::fs::write(folder.path().join("a.txt"), texts[0]).unwrap();
+    std::fs::write(folder.path().join("b.txt"), texts[1]).unwrap();
     let write = |model: &'static str, more: &[&'static str]| {
         let fixed = [
             "write",
@@ -607,7 +608,18 @@ fn vectors_are_optimised_for_a_text_in_front_of_a_model_that_has_none() {
             let [before, after] =
                 ["loss_before", "loss_after"].map(|key| sample[key].as_f64().unwrap());
             assert!(after < before, "{sample}");
+            assert!(sample.get("reconstructed").is_none(), "{sample}");
         }
+        // From the memory alone, token behind token: a wrong one misleads those after it.
+        let told = succeeds(gradmem(
+            &folder,
+            &[&inspect[..], &["--reconstruct"]].concat(),
+        ));
+        let told: Value = serde_json::from_str(&told).unwrap();
+        let samples = &told["samples"];
+        assert!(samples[0]["reconstructed"].is_string(), "{samples}");
+        assert_eq!(samples[1]["reconstructed"], texts[1], "{samples}");
+        assert!(samples[1].get("reconstruction_loss").is_none(), "{samples}");
         let read = [
             "read",
             "--model",

@@ -6,6 +6,7 @@ mod generation;
 mod imports;
 mod in_context;
 mod kinds;
+mod known_answers;
 mod large_vocabulary;
 mod memory_files;
 mod outer_gradient;

@@ -1,4 +1,4 @@
-//! `gradmem inspect`: the contents of a memory file, and how well its memories reconstruct their contexts.
+//! `gradmem inspect`: the contents of a memory file, and what its memories tell of their contexts.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -18,12 +18,13 @@ use crate::memories::{describe, dtype, name_of};
 use crate::model::Model;
 use crate::output::say;
 
-/// Show what a memory file contains and, with --context, how well it reconstructs its contexts.
+/// Show what a memory file contains and what its memories tell of their contexts.
 ///
-/// Without --context no model is needed.
+/// Without --context and --reconstruct no model is needed.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   gradmem inspect notes.mem.safetensors
+  gradmem inspect notes.mem.safetensors --reconstruct --model runs/kv-quick
   gradmem inspect notes.mem.safetensors --context notes.txt --model runs/kv-quick")]
 pub struct Args {
     /// Memory file.
@@ -33,6 +34,9 @@ pub struct Args {
     /// reconstructs its context; needs --model.
     #[arg(long, value_name = "TEXT", num_args = 1..)]
     context: Vec<PathBuf>,
+    /// Generate each context greedily from its memory alone, as many tokens as were written; needs --model.
+    #[arg(long)]
+    reconstruct: bool,
     #[command(flatten)]
     model: OptionalModelFolder,
     /// Print one JSON object.
@@ -44,31 +48,42 @@ pub struct Args {
 
 pub fn run(args: Args) -> Result<ExitCode, Error> {
     let file = MemoryFile::open(&args.file)?;
-    let reconstructions = match (args.context.is_empty(), args.model.folder.clone()) {
-        (true, _) => None,
-        (false, None) => {
+    let told = match (&args.model.folder, &args.context[..], args.reconstruct) {
+        (_, [], false) => None,
+        (None, ..) => {
             return Err(Error::Input(
-                "--context needs --model: the model reconstructs the contexts".into(),
+                "--context and --reconstruct need --model: the model that the memories were written by"
+                    .into(),
             ));
         }
-        (false, Some(model)) => {
-            let job = ReconstructJob {
+        (Some(model), contexts, reconstruct) => {
+            let job = TellJob {
+                path: args.file.clone(),
                 file: file.clone(),
-                contexts: args.context.clone(),
-                model,
+                contexts: contexts.to_vec(),
+                reconstruct,
+                model: model.clone(),
             };
             Some(dispatch(&args.backend, job)?)
         }
     };
     match args.json {
-        true => say!("{}", to_json(&file, reconstructions.as_deref())),
-        false => print_text(&args, &file, reconstructions.as_deref()),
+        true => say!("{}", to_json(&file, told.as_deref())),
+        false => print_text(&args, &file, told.as_deref()),
     }
     Ok(ExitCode::SUCCESS)
 }
 
-/// How well a memory reconstructs a context.
-struct Reconstruction {
+/// What a memory tells of its context.
+struct Told {
+    /// How well, with each token behind the true ones before it; with --context.
+    against: Option<Against>,
+    /// The text, generated from the memory alone; with --reconstruct.
+    text: Option<String>,
+}
+
+/// A memory against a text.
+struct Against {
     /// Whether it is the context that was written, if the file has its hash.
     same: Option<bool>,
     /// In nats per token.
@@ -77,47 +92,77 @@ struct Reconstruction {
     accuracy: f64,
 }
 
-/// Reconstructs each memory's context, teacher-forced.
-struct ReconstructJob {
+/// Asks each memory for its context.
+struct TellJob {
+    path: PathBuf,
     file: MemoryFile,
     contexts: Vec<PathBuf>,
+    reconstruct: bool,
     model: PathBuf,
 }
 
-impl Job for ReconstructJob {
-    type Output = Vec<Reconstruction>;
+impl TellJob {
+    /// The number of tokens that memory `at` was written from.
+    fn written_tokens(&self, at: usize) -> Result<usize, Error> {
+        let sample = &self.file.samples[at];
+        let problem = match (sample.appended, sample.tokens) {
+            (None, Some(tokens)) => return Ok(tokens),
+            (Some(_), _) => {
+                "holds texts that were written one behind the other, and tells none of them by itself"
+            }
+            (None, None) => "does not say how many tokens it was written from",
+        };
+        Err(Error::Input(format!(
+            "--reconstruct: {} in {} {problem}",
+            name_of(sample, at),
+            self.path.display()
+        )))
+    }
+}
 
-    fn run<B: KernelBackend>(self, device: &B::Device) -> Result<Vec<Reconstruction>, Error> {
-        let Self {
-            file,
-            contexts,
-            model,
-        } = self;
-        if contexts.len() != file.len() {
+impl Job for TellJob {
+    type Output = Vec<Told>;
+
+    fn run<B: KernelBackend>(self, device: &B::Device) -> Result<Vec<Told>, Error> {
+        let file = &self.file;
+        if !self.contexts.is_empty() && self.contexts.len() != file.len() {
             return Err(Error::Input(format!(
                 "--context names {} texts for {} memories",
-                contexts.len(),
+                self.contexts.len(),
                 file.len()
             )));
         }
-        let model = Model::<B>::open(&model, device)?.with_vectors_of(&file, device)?;
+        let model = Model::<B>::open(&self.model, device)?.with_vectors_of(file, device)?;
         file.check_tokenizer(&model.text.fingerprint())?;
         let AnyMethod::GradMem(gradmem) = &model.method else {
             return Err(Error::Input(
-                "--context is for memories of GradMem: a model of another method does not reconstruct contexts"
+                "--context and --reconstruct are for memories of GradMem: a model of another method does not \
+                 reconstruct contexts"
                     .into(),
             ));
         };
-        let memories = gradmem.unpack(&file)?;
-        let each = contexts.iter().enumerate().map(|(at, path)| {
+        let memories = gradmem.unpack(file)?;
+        let against = |at: usize, path: &PathBuf| {
             let context = read_text(path)?;
             let ids = model.encode_context(&context);
             let tokens = Tokens::new(&[ids.map_err(|e| in_file(path, e))?], device)?;
             let found = gradmem.reconstruction(&memories.select(&[at])?, &tokens)?;
-            Ok(Reconstruction {
+            Ok::<_, Error>(Against {
                 same: file.samples[at].is_of(&context),
                 loss: scalar(found.loss),
                 accuracy: scalar(found.accuracy),
+            })
+        };
+        let text = |at: usize| {
+            let length = self.written_tokens(at)?;
+            let told = gradmem.reconstruct(&memories.select(&[at])?, &[length])?;
+            model.text.decode_continued(&[], &told[0])
+        };
+        let each = (0..file.len()).map(|at| {
+            let context = self.contexts.get(at);
+            Ok(Told {
+                against: context.map(|path| against(at, path)).transpose()?,
+                text: self.reconstruct.then(|| text(at)).transpose()?,
             })
         });
         each.collect()
@@ -128,15 +173,20 @@ fn scalar<B: KernelBackend>(value: Tensor<B, 1>) -> f64 {
     value.to_data().iter::<f64>().next().unwrap_or(f64::NAN)
 }
 
-fn to_json(file: &MemoryFile, reconstructions: Option<&[Reconstruction]>) -> serde_json::Value {
+fn to_json(file: &MemoryFile, told: Option<&[Told]>) -> serde_json::Value {
     let [memories, rows, d_model] = file.shape();
     let prefix = file.kind() == "prefix";
     let samples = file.samples.iter().enumerate().map(|(at, sample)| {
         let mut sample = json!(sample);
-        if let (Some(found), Some(sample)) = (reconstructions, sample.as_object_mut()) {
-            sample.insert("same_context".into(), json!(found[at].same));
-            sample.insert("reconstruction_loss".into(), json!(found[at].loss));
-            sample.insert("reconstruction_accuracy".into(), json!(found[at].accuracy));
+        if let (Some(told), Some(sample)) = (told, sample.as_object_mut()) {
+            if let Some(against) = &told[at].against {
+                sample.insert("same_context".into(), json!(against.same));
+                sample.insert("reconstruction_loss".into(), json!(against.loss));
+                sample.insert("reconstruction_accuracy".into(), json!(against.accuracy));
+            }
+            if let Some(text) = &told[at].text {
+                sample.insert("reconstructed".into(), json!(text));
+            }
         }
         sample
     });
@@ -154,7 +204,7 @@ fn to_json(file: &MemoryFile, reconstructions: Option<&[Reconstruction]>) -> ser
     })
 }
 
-fn print_text(args: &Args, file: &MemoryFile, reconstructions: Option<&[Reconstruction]>) {
+fn print_text(args: &Args, file: &MemoryFile, told: Option<&[Told]>) {
     say!("{}", describe(&args.file, file, usize::MAX));
     let origin = &file.origin;
     let steps = match (origin.method.as_str(), origin.write_lr) {
@@ -167,18 +217,27 @@ fn print_text(args: &Args, file: &MemoryFile, reconstructions: Option<&[Reconstr
     if let Some(tokenizer) = &origin.tokenizer {
         say!("tokenizer {tokenizer}");
     }
-    let found = reconstructions.into_iter().flatten();
-    for (at, (sample, found)) in file.samples.iter().zip(found).enumerate() {
-        let context = match found.same {
-            Some(true) => "the text that was written",
-            Some(false) => "another text than was written",
-            None => "the text",
-        };
-        say!(
-            "{}: reconstructs {:.1} % of the tokens of {context}, loss {:.3} nats per token",
-            name_of(sample, at),
-            100.0 * found.accuracy,
-            found.loss
-        );
+    for (at, (sample, told)) in file
+        .samples
+        .iter()
+        .zip(told.into_iter().flatten())
+        .enumerate()
+    {
+        if let Some(against) = &told.against {
+            let context = match against.same {
+                Some(true) => "the text that was written",
+                Some(false) => "another text than was written",
+                None => "the text",
+            };
+            say!(
+                "{}: reconstructs {:.1} % of the tokens of {context}, loss {:.3} nats per token",
+                name_of(sample, at),
+                100.0 * against.accuracy,
+                against.loss
+            );
+        }
+        if let Some(text) = &told.text {
+            say!("{} tells:\n{text}", name_of(sample, at));
+        }
     }
 }
