@@ -58,6 +58,7 @@ use burn::tensor::backend::Backend;
 use burn::tensor::ops::FloatTensor;
 use burn::tensor::{Tensor, TensorPrimitive};
 
+pub use backends::Tape;
 pub use ops::KernelBackend;
 pub use ops::associative::{
     Association, Bindings, Counting, associative_read, associative_write, dpfp,

@@ -1,9 +1,9 @@
 use std::sync::Arc;
 
-use burn::backend::Autodiff;
 use burn::tensor::activation::log_softmax;
 use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::tensor::{Int, Tensor, TensorData};
+use gradmem_kernels::Tape;
 
 use crate::error::Error;
 use crate::model::rows::select;
@@ -226,7 +226,7 @@ impl<B: Backend> Labels<B> {
     }
 
     /// The same on one more tape.
-    pub(super) fn lift(&self) -> Labels<Autodiff<B>> {
+    pub(super) fn lift(&self) -> Labels<Tape<B>> {
         Labels {
             ids: Tensor::from_inner(self.ids.clone()),
             rows: self.rows.clone(),

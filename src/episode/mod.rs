@@ -24,9 +24,9 @@ mod labels;
 
 use std::ops::RangeInclusive;
 
-use burn::backend::Autodiff;
 use burn::tensor::Tensor;
 use burn::tensor::backend::{AutodiffBackend, Backend};
+use gradmem_kernels::Tape;
 
 pub use labels::{Labels, Told};
 
@@ -212,7 +212,7 @@ impl<B: Backend> Episode<B> {
     }
 
     /// The same on one more tape.
-    pub(crate) fn lift(&self) -> Episode<Autodiff<B>> {
+    pub(crate) fn lift(&self) -> Episode<Tape<B>> {
         Episode {
             contexts: self.contexts.lift(),
             queries: self.queries.lift(),

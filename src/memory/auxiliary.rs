@@ -11,10 +11,10 @@
 //! | memory alignment | `1 − mean_batch cos(M_0 − M_K, ĝ_K)` | a READ and its gradient to the memory |
 //! | STAR | the divergence of READ's answers from `m` and from `m + δ` at the end of each chunk | three READs |
 
-use burn::backend::Autodiff;
 use burn::module::{AutodiffModule, Module};
 use burn::tensor::backend::Backend;
 use burn::tensor::{Tensor, TensorData};
+use gradmem_kernels::Tape;
 
 use super::noise::{noise, rms};
 use super::segments::Segments;
@@ -238,13 +238,13 @@ impl<B: Backend, M: Writable<B>, O: LiftedObjective<B, M>> GradMem<B, M, O> {
         &self,
         fast: Vec<Tensor<B, 3>>,
         loss: impl FnOnce(
-            &GradMem<Autodiff<B>, M::Lifted, O::Lifted>,
-            &Memory<Autodiff<B>>,
-        ) -> Result<Tensor<Autodiff<B>, 1>, Error>,
+            &GradMem<Tape<B>, M::Lifted, O::Lifted>,
+            &Memory<Tape<B>>,
+        ) -> Result<Tensor<Tape<B>, 1>, Error>,
     ) -> Result<Vec<Tensor<B, 3>>, Error> {
         let model = GradMem::from_inner(self.clone().no_grad()).no_grad();
         let fast = fast.into_iter();
-        let fast: Vec<Tensor<Autodiff<B>, 3>> =
+        let fast: Vec<Tensor<Tape<B>, 3>> =
             fast.map(|x| Tensor::from_inner(x).require_grad()).collect();
         let gradients = loss(&model, &Memory::from_fast(fast.clone()))?.backward();
         let found = fast.iter().map(|x| match x.grad(&gradients) {

@@ -89,7 +89,7 @@ impl GradMemConfig {
         })
     }
 
-    fn build<B: Backend, M: CausalLm<B>, O>(
+    fn build<B: Backend, M: CausalLm<B>, O: Module<B>>(
         &self,
         model: M,
         mut init: Init,
@@ -97,9 +97,11 @@ impl GradMemConfig {
         objective: impl FnOnce(&M, &Init) -> O,
     ) -> Result<GradMem<B, M, O>, Error> {
         self.validate()?;
+        init.settle(&model);
         let memory = Start::new(self, &model, &mut init, device)?;
         let d = model.d_model();
         let objective = objective(&model, &init);
+        init.settle(&objective);
         let inner = self.inner(&memory, &init, device);
         let lora = (self.write_lora_rank > 0).then(|| {
             Lora::new(

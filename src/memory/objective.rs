@@ -1,9 +1,9 @@
 //! What WRITE descends on: the reconstruction of the context (section 3.1), or an objective of one's own.
 
-use burn::backend::Autodiff;
 use burn::module::{AutodiffModule, HasAutodiffModule, Module, ModuleDisplay};
 use burn::tensor::backend::Backend;
 use burn::tensor::{Int, Tensor};
+use gradmem_kernels::Tape;
 
 use crate::error::{Error, sizes};
 use crate::model::layers::{Activation, Init, LayerNorm, Linear, LinearConfig, affine};
@@ -74,21 +74,20 @@ pub trait WriteObjective<B: Backend, M: CausalLm<B>>: Module<B> + ModuleDisplay 
     }
 }
 
-/// A [`WriteObjective`] that can be lifted to `Autodiff<B>`, as its derived `Module` lets it; never implemented by hand.
+/// A [`WriteObjective`] that can be lifted to `Tape<B>`, as its derived `Module` lets it; never implemented by hand.
 pub trait LiftedObjective<B: Backend, M: Writable<B>>:
-    WriteObjective<B, M> + HasAutodiffModule<Autodiff<B>, TrainModule = Self::Lifted>
+    WriteObjective<B, M> + HasAutodiffModule<Tape<B>, TrainModule = Self::Lifted>
 {
     /// The same on one more tape.
-    type Lifted: WriteObjective<Autodiff<B>, M::Lifted>
-        + AutodiffModule<Autodiff<B>, InnerModule = Self>;
+    type Lifted: WriteObjective<Tape<B>, M::Lifted> + AutodiffModule<Tape<B>, InnerModule = Self>;
 }
 
 impl<B, M, O, L> LiftedObjective<B, M> for O
 where
     B: Backend,
     M: Writable<B>,
-    O: WriteObjective<B, M> + HasAutodiffModule<Autodiff<B>, TrainModule = L>,
-    L: WriteObjective<Autodiff<B>, M::Lifted> + AutodiffModule<Autodiff<B>, InnerModule = O>,
+    O: WriteObjective<B, M> + HasAutodiffModule<Tape<B>, TrainModule = L>,
+    L: WriteObjective<Tape<B>, M::Lifted> + AutodiffModule<Tape<B>, InnerModule = O>,
 {
     type Lifted = L;
 }

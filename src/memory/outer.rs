@@ -56,6 +56,9 @@ pub struct Outer<B: Backend> {
     pub told: Told<B>,
     /// The memory after WRITE.
     pub memory: Memory<B>,
+    /// How far the WRITE losses of a step that Replay took twice are apart, the largest over their size: `[1]`. Above rounding
+    /// the model is not the same function twice, as with dropout, and Replay's gradient is that of no function.
+    pub drift: Option<Tensor<B, 1>>,
 }
 
 impl<B: Backend> Outer<B> {
@@ -172,6 +175,7 @@ impl<B: Backend, M: Writable<B>, O: LiftedObjective<B, M>> GradMem<B, M, O> {
             auxiliary,
             told,
             memory,
+            drift: None,
         })
     }
 
@@ -229,7 +233,8 @@ where
         timed::<B, _>(Phase::OuterBackward, &device, || loss.backward())
     }
 
-    /// The same gradient, one step's graph at a time.
+    /// The same gradient, one step's graph at a time. A model that draws at random must draw the same when a step is taken
+    /// again, which nothing here can see to: [`Outer::drift`] tells.
     fn replay(
         &self,
         episode: &Episode<B>,
@@ -317,6 +322,7 @@ where
         let to_origin = take(matrices);
 
         let mut auxiliary = outer.auxiliary.clone().detach();
+        let mut drift: Option<Tensor<B, 1>> = None;
         for n in (0..last).rev() {
             if (n + 1) % steps == 0
                 && let Some(to_end) = to_ends.get((n + 1) / steps - 1)
@@ -337,6 +343,11 @@ where
             }
             let from = path[n].map(leaves);
             let ((next, velocity), terms) = step(n, &from)?;
+            let apart = apart(&next.losses[0], &outer.memory.losses[n]);
+            drift = Some(match drift {
+                Some(drift) => drift.max_pair(apart),
+                None => apart,
+            });
             let reached = [next.fast(), &velocity].concat();
             let loss = sum(product(&reached, v), self.term_of_part(&terms, episode));
             v = walk(loss, &from.tensors());
@@ -357,6 +368,7 @@ where
         let outer = Outer {
             term,
             auxiliary,
+            drift,
             ..outer
         };
         Ok((total.grads(), outer))
@@ -367,6 +379,12 @@ where
 fn leaves<B: Backend>(memory: &[Tensor<B, 3>]) -> Vec<Tensor<B, 3>> {
     let fast = detached(memory).into_iter();
     fast.map(Tensor::require_grad).collect()
+}
+
+/// The largest difference of two losses `[batch]` over their size, `[1]`.
+fn apart<B: Backend>(x: &Tensor<B, 1>, y: &Tensor<B, 1>) -> Tensor<B, 1> {
+    let [x, y] = [x, y].map(|x| x.clone().detach());
+    ((x - y.clone()).abs() / y.abs().add_scalar(1.0)).max()
 }
 
 /// `Σ ⟨x, v⟩`, `[1]`.

@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
-use burn::backend::Autodiff;
 use burn::tensor::backend::Backend;
 use burn::tensor::{Bool, Tensor, TensorData};
+use gradmem_kernels::Tape;
 
 use super::{Chunks, GradMemConfig};
 use crate::episode::Tokens;
@@ -211,7 +211,7 @@ impl<B: Backend> Segment<B> {
     }
 
     /// The same on one more tape.
-    pub fn lift(&self) -> Segment<Autodiff<B>> {
+    pub fn lift(&self) -> Segment<Tape<B>> {
         Segment {
             tokens: self.tokens.lift(),
             times: self.times,

@@ -9,10 +9,10 @@
 
 use std::ops::Range;
 
-use burn::backend::Autodiff;
 use burn::module::{AutodiffModule, Module};
 use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
+use gradmem_kernels::Tape;
 
 use super::kinds::Attach;
 use super::noise::{noise, rms};
@@ -413,9 +413,9 @@ impl<B: Backend, M: Writable<B>, O: LiftedObjective<B, M>> StepModels<B, M, O> {
 /// The model on one more tape, the inner one, where only the memory requires a gradient: the weights are
 /// constants there, and stay what they are on the outer tape.
 pub(super) struct StepModel<B: Backend, M: Writable<B>, O: LiftedObjective<B, M>> {
-    gradmem: GradMem<Autodiff<B>, M::Lifted, O::Lifted>,
+    gradmem: GradMem<Tape<B>, M::Lifted, O::Lifted>,
     /// `[batch, seq, d_model]`
-    embeds: Tensor<Autodiff<B>, 3>,
+    embeds: Tensor<Tape<B>, 3>,
 }
 
 impl<B: Backend, M: Writable<B>, O: LiftedObjective<B, M>> StepModel<B, M, O> {
@@ -434,7 +434,7 @@ impl<B: Backend, M: Writable<B>, O: LiftedObjective<B, M>> StepModel<B, M, O> {
         fast: Vec<Tensor<B, 3>>,
         segment: &Segment<B>,
     ) -> (Tensor<B, 1>, Vec<Tensor<B, 3>>) {
-        let fast: Vec<Tensor<Autodiff<B>, 3>> = fast
+        let fast: Vec<Tensor<Tape<B>, 3>> = fast
             .into_iter()
             .map(|x| Tensor::from_inner(x).require_grad())
             .collect();

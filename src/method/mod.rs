@@ -77,6 +77,8 @@ pub struct Answers<B: Backend> {
     pub told: Told<B>,
     /// What was written, if anything was.
     pub memory: Option<Memory<B>>,
+    /// See [`Outer::drift`](crate::memory::Outer::drift).
+    pub drift: Option<Tensor<B, 1>>,
 }
 
 impl<B: Backend> Answers<B> {
@@ -87,6 +89,7 @@ impl<B: Backend> Answers<B> {
             write_term: None,
             told,
             memory: None,
+            drift: None,
         }
     }
 }
@@ -116,6 +119,7 @@ impl<B: Backend> From<Outer<B>> for Answers<B> {
             write_term: outer.term,
             told: outer.told,
             memory: Some(outer.memory),
+            drift: outer.drift,
         }
     }
 }
@@ -163,6 +167,7 @@ impl<B: Backend, M: CausalLm<B>> Method<B> for Rmt<B, M> {
             read_loss: outer.read_loss,
             told: outer.told,
             memory: outer.memories.into_iter().last().map(Memory::from_vectors),
+            drift: None,
         })
     }
 
@@ -180,6 +185,7 @@ impl<B: LayerBackend, M: CausalLm<B>> Method<B> for Armt<B, M> {
             write_term: None,
             told: outer.told,
             memory: Some(outer.memory),
+            drift: None,
         })
     }
 

@@ -22,11 +22,11 @@ pub(crate) mod rows;
 mod tokens;
 pub mod weights;
 
-use burn::backend::Autodiff;
 use burn::module::{AutodiffModule, HasAutodiffModule, Module, ModuleDisplay};
 use burn::tensor::activation::log_softmax;
 use burn::tensor::backend::Backend;
 use burn::tensor::{Int, Tensor};
+use gradmem_kernels::Tape;
 use serde::Serialize;
 use serde_json::Value;
 
@@ -241,20 +241,20 @@ pub fn token_losses<B: Backend>(logits: Tensor<B, 3>, targets: Tensor<B, 2, Int>
         .neg()
 }
 
-/// A [`CausalLm`] that can be lifted to `Autodiff<B>`, so that WRITE can take gradients on it.
+/// A [`CausalLm`] that can be lifted to `Tape<B>`, so that WRITE can take gradients on it.
 /// Implemented for every such model.
 pub trait Writable<B: Backend>:
-    CausalLm<B> + HasAutodiffModule<Autodiff<B>, TrainModule = Self::Lifted>
+    CausalLm<B> + HasAutodiffModule<Tape<B>, TrainModule = Self::Lifted>
 {
     /// The same model on one more tape.
-    type Lifted: CausalLm<Autodiff<B>> + AutodiffModule<Autodiff<B>, InnerModule = Self>;
+    type Lifted: CausalLm<Tape<B>> + AutodiffModule<Tape<B>, InnerModule = Self>;
 }
 
 impl<B, M, L> Writable<B> for M
 where
     B: Backend,
-    M: CausalLm<B> + HasAutodiffModule<Autodiff<B>, TrainModule = L>,
-    L: CausalLm<Autodiff<B>> + AutodiffModule<Autodiff<B>, InnerModule = M>,
+    M: CausalLm<B> + HasAutodiffModule<Tape<B>, TrainModule = L>,
+    L: CausalLm<Tape<B>> + AutodiffModule<Tape<B>, InnerModule = M>,
 {
     type Lifted = L;
 }

@@ -1,8 +1,8 @@
 use std::sync::{Arc, OnceLock};
 
-use burn::backend::Autodiff;
 use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::tensor::{Int, Tensor, TensorData};
+use gradmem_kernels::Tape;
 use sha2::{Digest, Sha256};
 
 use super::{CausalLm, check_positions};
@@ -245,7 +245,7 @@ impl<B: Backend> Tokens<B> {
     }
 
     /// The same on one more tape.
-    pub(crate) fn lift(&self) -> Tokens<Autodiff<B>> {
+    pub(crate) fn lift(&self) -> Tokens<Tape<B>> {
         self.map(Tensor::from_inner)
     }
 

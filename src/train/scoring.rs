@@ -11,6 +11,9 @@ use crate::memory::{Memory, Reconstruction};
 use crate::method::Answers;
 use crate::support::readback::{Readback, Slot, Values};
 
+/// What rounding makes of the losses of a step that is taken twice, with room to spare.
+const MOST_DRIFT: f64 = 1e-2;
+
 /// The scores of a batch as tensors on its device.
 pub(super) struct Unread<B: Backend> {
     /// Each sample's WRITE loss before each step: K tensors `[batch]`.
@@ -24,6 +27,7 @@ pub(super) struct Unread<B: Backend> {
     /// Labels that the READ loss is a mean over.
     labels: usize,
     hits: UnreadHits<B>,
+    drift: Option<Tensor<B, 1>>,
     /// At M_K.
     pub reconstruction: Option<Reconstruction<B>>,
 }
@@ -39,6 +43,7 @@ impl<B: Backend> Unread<B> {
             read_loss: answers.read_loss.clone(),
             labels,
             hits: UnreadHits::of(answers.told.clone(), batch),
+            drift: answers.drift.clone(),
             reconstruction: None,
         }
     }
@@ -58,6 +63,7 @@ impl<B: AutodiffBackend> Unread<B> {
                 right: self.hits.right.map(Tensor::inner),
                 queries: self.hits.queries,
             },
+            drift: self.drift.map(Tensor::inner),
             reconstruction: None,
         }
     }
@@ -172,6 +178,7 @@ pub(super) struct Pending {
     read_loss: Slot,
     labels: usize,
     hits: PendingHits,
+    drift: Option<Slot>,
     reconstruction: Option<PendingReconstruction>,
 }
 
@@ -190,6 +197,7 @@ impl Pending {
             read_loss: readback.push(unread.read_loss),
             labels: unread.labels,
             hits: unread.hits.pend(readback),
+            drift: unread.drift.map(|drift| readback.push(drift)),
             reconstruction: written.map(|written| PendingReconstruction::new(written, readback)),
         }
     }
@@ -198,6 +206,10 @@ impl Pending {
     pub fn scores(&self, values: &Values) -> Result<Scores, Fault> {
         let mut scores = Scores::default();
         write_scores(&self.losses, &self.grad_norms, values, &mut scores)?;
+        let drift = self.drift.map_or(0.0, |drift| values.of(drift)[0]);
+        if drift > MOST_DRIFT {
+            return Err(Fault::Drift(drift));
+        }
         let read_loss: f64 = values.of(self.read_loss).iter().sum();
         scores.add(
             Measure::ReadLoss,

@@ -1,5 +1,6 @@
 //! The library on the CPU, in one binary.
 
+mod burn_nn;
 mod dependencies;
 mod folders;
 mod generation;

@@ -9,3 +9,6 @@ mod flex;
 mod fusion;
 #[cfg(feature = "ndarray")]
 mod ndarray;
+mod tape;
+
+pub use tape::Tape;

@@ -1,4 +1,4 @@
-use burn::module::{Param, ParamId};
+use burn::module::{Module, ModuleVisitor, Param, ParamId};
 use burn::tensor::backend::Backend;
 use burn::tensor::{Shape, Tensor, TensorData};
 use rand_chacha::ChaCha8Rng;
@@ -90,9 +90,26 @@ impl Init {
         }
     }
 
+    /// Draws the weights that a model is yet to draw, as those of `burn::nn` are until they are first used: a clone of such a
+    /// model would draw its own. Nothing, if weights are to be loaded.
+    pub(crate) fn settle<B: Backend>(&self, model: &impl Module<B>) {
+        if !self.is_blank() {
+            model.visit(&mut Used);
+        }
+    }
+
     /// Whether weights are to be loaded.
     pub fn is_blank(&self) -> bool {
         self.rng.is_none()
+    }
+}
+
+/// Uses every weight.
+struct Used;
+
+impl<B: Backend> ModuleVisitor<B> for Used {
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
+        drop(param.val());
     }
 }
 

@@ -1,0 +1,38 @@
+//! The operations of this crate: as `Autodiff` has them.
+
+use super::*;
+use crate::{AttentionBackend, Direction, HeadBackend, LayerBackend, ScanBackend};
+
+impl<B: AttentionBackend> AttentionBackend for Tape<B> {
+    forward! { Autodiff<B> =>
+        fn causal_attention(q: Float<B>, k: Float<B>, v: Float<B>, scale: f64) -> (Float<B>, Float<B>);
+        fn causal_attention_backward(q: Float<B>, k: Float<B>, v: Float<B>, out: Float<B>, lse: Float<B>, grad_out: Float<B>, scale: f64) -> [Float<B>; 3];
+    }
+}
+
+impl<B: LayerBackend> LayerBackend for Tape<B> {
+    forward! { Autodiff<B> =>
+        fn product(lhs: Float<B>, rhs: Float<B>) -> Float<B>;
+        fn token_losses(logits: Float<B>, targets: Int<B>) -> Float<B>;
+        fn token_losses_backward(logits: Float<B>, targets: Int<B>, grad: Float<B>) -> Float<B>;
+        fn contiguous(x: Float<B>) -> Float<B>;
+        fn rms_norm(x: Float<B>, weight: Float<B>, epsilon: f64) -> Float<B>;
+        fn rms_norm_backward(x: Float<B>, weight: Float<B>, grad: Float<B>, epsilon: f64, wants_weight: bool) -> (Float<B>, Option<Float<B>>);
+        fn swiglu(gate: Float<B>, up: Float<B>) -> Float<B>;
+        fn swiglu_backward(gate: Float<B>, up: Float<B>, grad: Float<B>) -> [Float<B>; 2];
+        fn rotary(x: Float<B>, cos: Float<B>, sin: Float<B>, turn: Float<B>) -> Float<B>;
+    }
+}
+
+impl<B: HeadBackend> HeadBackend for Tape<B> {
+    forward! { Autodiff<B> =>
+        fn head_losses(hidden: Float<B>, weight: Float<B>, targets: Int<B>, at_once: usize) -> Float<B>;
+        fn head_losses_backward(hidden: Float<B>, weight: Float<B>, targets: Int<B>, grad: Float<B>, at_once: usize, wanted: [bool; 2]) -> [Option<Float<B>>; 2];
+    }
+}
+
+impl<B: ScanBackend> ScanBackend for Tape<B> {
+    forward! { Autodiff<B> =>
+        fn linear_scan(a: Float<B>, b: Float<B>, direction: Direction) -> Float<B>;
+    }
+}

@@ -1,0 +1,391 @@
+//! Models of `burn::nn` modules as they are: each module can be differentiated twice, or is refused by name.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use burn::backend::Autodiff;
+use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
+use burn::nn::activation::{Activation, ActivationConfig};
+use burn::nn::attention::{
+    MhaInput, MultiHeadAttention, MultiHeadAttentionConfig, generate_autoregressive_mask,
+};
+use burn::nn::conv::{Conv1d, Conv1dConfig, ConvTranspose1d, ConvTranspose1dConfig};
+use burn::nn::gru::{Gru, GruConfig};
+use burn::nn::interpolate::{Interpolate1d, Interpolate1dConfig};
+use burn::nn::norm::{Normalization, NormalizationConfig};
+use burn::nn::pool::{AdaptiveAvgPool1d, AdaptiveAvgPool1dConfig, AvgPool1d, AvgPool1dConfig};
+use burn::nn::pool::{MaxPool1d, MaxPool1dConfig};
+use burn::nn::transformer::{
+    TransformerEncoder, TransformerEncoderConfig, TransformerEncoderInput,
+};
+use burn::nn::{
+    BatchNormConfig, Dropout, DropoutConfig, Embedding, EmbeddingConfig, GroupNormConfig,
+    InstanceNormConfig, LayerNormConfig, Linear, LinearConfig, Lstm, LstmConfig, PReluConfig,
+    PaddingConfig1d, PositionalEncoding, PositionalEncodingConfig, RmsNormConfig, RotaryEncoding,
+    RotaryEncodingConfig, SwiGluConfig,
+};
+use burn::tensor::backend::Backend;
+use burn::tensor::{Int, Tensor};
+use gradmem::episode::{Episode, Tokens};
+use gradmem::memory::{GradMem, GradMemConfig, MetaGradient};
+use gradmem::model::CausalLm;
+
+type I = burn_ndarray::NdArray<f64>;
+type B = Autodiff<I>;
+
+const D: usize = 8;
+
+/// A module that maps `[batch, seq, D]` to the same shape.
+#[derive(Module, Debug)]
+enum Layer<B: Backend> {
+    Linear(Linear<B>),
+    Activation(Activation<B>),
+    Normalization(Normalization<B>),
+    Attention(MultiHeadAttention<B>),
+    Encoder(TransformerEncoder<B>),
+    Lstm(Lstm<B>),
+    Gru(Gru<B>),
+    Conv(Conv1d<B>),
+    ConvTranspose(ConvTranspose1d<B>),
+    Rotary(RotaryEncoding<B>),
+    Positions(PositionalEncoding<B>),
+    Dropout(Dropout),
+    MaxPool(MaxPool1d),
+    AvgPool(AvgPool1d),
+    AdaptivePool(AdaptiveAvgPool1d),
+    Interpolate(Interpolate1d),
+}
+
+impl<B: Backend> Layer<B> {
+    fn forward(&self, x: Tensor<B, 3>) -> Tensor<B, 3> {
+        let over_sequence =
+            |f: &dyn Fn(Tensor<B, 3>) -> Tensor<B, 3>| f(x.clone().swap_dims(1, 2)).swap_dims(1, 2);
+        let [batch, seq, _] = x.dims();
+        let mask = || generate_autoregressive_mask::<B>(batch, seq, &x.device());
+        match self {
+            Self::Linear(layer) => layer.forward(x),
+            Self::Activation(layer) => layer.forward(x),
+            // Channels come second.
+            Self::Normalization(layer @ (Normalization::Layer(_) | Normalization::Rms(_))) => {
+                layer.forward(x)
+            }
+            Self::Normalization(layer) => over_sequence(&|x| layer.forward(x)),
+            Self::Attention(layer) => {
+                let input = MhaInput::self_attn(x.clone()).mask_attn(mask());
+                layer.forward(input).context
+            }
+            Self::Encoder(layer) => {
+                layer.forward(TransformerEncoderInput::new(x.clone()).mask_attn(mask()))
+            }
+            Self::Lstm(layer) => layer.forward(x, None).0,
+            Self::Gru(layer) => layer.forward(x, None),
+            Self::Conv(layer) => over_sequence(&|x| layer.forward(x)),
+            Self::ConvTranspose(layer) => over_sequence(&|x| layer.forward(x)),
+            Self::Rotary(layer) => layer.forward(x),
+            Self::Positions(layer) => layer.forward(x),
+            Self::Dropout(layer) => layer.forward(x),
+            Self::MaxPool(layer) => over_sequence(&|x| layer.forward(x)),
+            Self::AvgPool(layer) => over_sequence(&|x| layer.forward(x)),
+            Self::AdaptivePool(layer) => layer.forward(x),
+            Self::Interpolate(layer) => layer.forward(x),
+        }
+    }
+}
+
+/// An embedding, the mean of all before, and the layer.
+#[derive(Module, Debug)]
+struct Probe<B: Backend> {
+    embedding: Embedding<B>,
+    layer: Layer<B>,
+}
+
+impl<B: Backend> Probe<B> {
+    fn new(layer: Layer<B>) -> Self {
+        B::seed(&Default::default(), 7);
+        let embedding = EmbeddingConfig::new(11, D).init(&Default::default());
+        Self { embedding, layer }
+    }
+}
+
+impl<B: Backend> CausalLm<B> for Probe<B> {
+    fn d_model(&self) -> usize {
+        D
+    }
+    fn vocab_size(&self) -> usize {
+        11
+    }
+    fn max_positions(&self) -> Option<usize> {
+        None
+    }
+    fn embed(&self, tokens: Tensor<B, 2, Int>) -> Tensor<B, 3> {
+        self.embedding.forward(tokens)
+    }
+    fn hidden(&self, x: Tensor<B, 3>) -> Tensor<B, 3> {
+        let seen = x.clone().cumsum(1).mul_scalar(0.3);
+        x + self.layer.forward(seen)
+    }
+    fn head(&self) -> Tensor<B, 2> {
+        self.embedding.weight.val()
+    }
+}
+
+fn on<B: Backend>(name: &str) -> Layer<B> {
+    let device = &Default::default();
+    let activation = |config: ActivationConfig| Layer::Activation(config.init(device));
+    let norm = |config: NormalizationConfig| Layer::Normalization(config.init(device));
+    let same = PaddingConfig1d::Explicit(1, 1);
+    match name {
+        "Linear" => Layer::Linear(LinearConfig::new(D, D).init(device)),
+        "Relu" => activation(ActivationConfig::Relu),
+        "Gelu" => activation(ActivationConfig::Gelu),
+        "Sigmoid" => activation(ActivationConfig::Sigmoid),
+        "Tanh" => activation(ActivationConfig::Tanh),
+        "Selu" => activation(ActivationConfig::Selu),
+        "HardSwish" => activation(ActivationConfig::HardSwish),
+        "PRelu" => activation(ActivationConfig::PRelu(PReluConfig::new())),
+        "SwiGlu" => activation(ActivationConfig::SwiGlu(
+            SwiGluConfig::new(D, D).with_bias(true),
+        )),
+        "LayerNorm" => norm(NormalizationConfig::Layer(LayerNormConfig::new(D))),
+        "RmsNorm" => norm(NormalizationConfig::Rms(RmsNormConfig::new(D))),
+        "GroupNorm" => norm(NormalizationConfig::Group(GroupNormConfig::new(2, D))),
+        "InstanceNorm" => norm(NormalizationConfig::Instance(InstanceNormConfig::new(D))),
+        "BatchNorm" => norm(NormalizationConfig::Batch(BatchNormConfig::new(D))),
+        "MultiHeadAttention" => {
+            let config = MultiHeadAttentionConfig::new(D, 2).with_dropout(0.0);
+            Layer::Attention(config.init(device))
+        }
+        "TransformerEncoder" => {
+            let config = TransformerEncoderConfig::new(D, 12, 2, 1).with_dropout(0.0);
+            Layer::Encoder(config.init(device))
+        }
+        "Lstm" => Layer::Lstm(LstmConfig::new(D, D, true).init(device)),
+        "Gru" => Layer::Gru(GruConfig::new(D, D, true).init(device)),
+        "Conv1d" => Layer::Conv(Conv1dConfig::new(D, D, 3).with_padding(same).init(device)),
+        "ConvTranspose1d" => {
+            let config = ConvTranspose1dConfig::new([D, D], 3).with_padding(1);
+            Layer::ConvTranspose(config.init(device))
+        }
+        "RotaryEncoding" => Layer::Rotary(RotaryEncodingConfig::new(32, D).init(device)),
+        "PositionalEncoding" => Layer::Positions(PositionalEncodingConfig::new(D).init(device)),
+        "Dropout" => Layer::Dropout(DropoutConfig::new(0.3).init()),
+        "MaxPool1d" => {
+            let config = MaxPool1dConfig::new(3).with_stride(1);
+            Layer::MaxPool(config.with_padding(same).init())
+        }
+        "AvgPool1d" => {
+            let config = AvgPool1dConfig::new(3).with_stride(1);
+            Layer::AvgPool(config.with_padding(same).init())
+        }
+        "AdaptiveAvgPool1d" => Layer::AdaptivePool(AdaptiveAvgPool1dConfig::new(D).init()),
+        "Interpolate1d" => {
+            let config = Interpolate1dConfig::new().with_output_size(Some(D));
+            Layer::Interpolate(config.init())
+        }
+        other => panic!("{other}?"),
+    }
+}
+
+fn gradmem<B: Backend>(name: &str, steps: usize) -> GradMem<B, Probe<B>> {
+    let config = GradMemConfig::new()
+        .with_memory_tokens(2)
+        .with_write_steps(steps)
+        .with_write_lr(0.5)
+        .with_memory_std(0.5);
+    let device = Default::default();
+    config.init(Probe::new(on(name)), 4, &device).unwrap()
+}
+
+fn episode<B: Backend>() -> Episode<B> {
+    let contexts = Tokens::new(&[[4_u32, 7, 2, 9], [5, 10, 3, 1]], &Default::default()).unwrap();
+    Episode::from_answers(contexts, &[([4, 7], [2]), ([9, 5], [10])]).unwrap()
+}
+
+fn number<B: Backend>(x: Tensor<B, 1>) -> f64 {
+    x.to_data().iter::<f64>().next().unwrap()
+}
+
+/// A direction that depends on nothing but the place.
+fn direction<B: Backend, const N: usize>(like: &Tensor<B, N>, parameter: usize) -> Tensor<B, N> {
+    let count = like.shape().num_elements() as i64;
+    let at = Tensor::<B, 1, Int>::arange(0..count, &like.device()).float();
+    at.mul_scalar(1.7 + parameter as f64)
+        .add_scalar(0.4)
+        .sin()
+        .reshape(like.shape())
+}
+
+/// Moves one parameter along its direction.
+struct Nudge {
+    parameter: usize,
+    at: usize,
+    by: f64,
+}
+
+impl<B: Backend> ModuleMapper<B> for Nudge {
+    fn map_float<const N: usize>(&mut self, param: Param<Tensor<B, N>>) -> Param<Tensor<B, N>> {
+        let here = self.parameter == self.at;
+        self.at += 1;
+        match here {
+            true => param.map(|x| x.clone() + direction(&x, self.parameter).mul_scalar(self.by)),
+            false => param,
+        }
+    }
+}
+
+/// The slope of the outer loss along each parameter's direction.
+struct Slopes<'a> {
+    gradients: &'a <B as burn::tensor::backend::AutodiffBackend>::Gradients,
+    found: Vec<f64>,
+    /// The gradient's norm: what an error is measured against.
+    norms: Vec<f64>,
+}
+
+impl ModuleVisitor<B> for Slopes<'_> {
+    fn visit_float<const N: usize>(&mut self, param: &Param<Tensor<B, N>>) {
+        let x = param.val();
+        let along = direction(&x.clone().inner(), self.found.len());
+        let slope = x.grad(self.gradients).map(|gradient| {
+            let norm = number(gradient.clone().square().sum().sqrt());
+            (number((gradient * along).sum()), norm)
+        });
+        let (slope, norm) = slope.unwrap_or_default();
+        self.found.push(slope);
+        self.norms.push(norm);
+    }
+}
+
+/// The largest error of the meta-gradient along any parameter's direction, over the norm of the largest gradient.
+fn error(name: &str) -> f64 {
+    let model = gradmem::<B>(name, 2);
+    let gradients = model.outer(&episode()).unwrap().loss().backward();
+    let mut slopes = Slopes {
+        gradients: &gradients,
+        found: Vec::new(),
+        norms: Vec::new(),
+    };
+    model.visit(&mut slopes);
+    let largest = slopes.norms.iter().copied().fold(0.0, f64::max);
+    assert!(largest > 1e-3, "{name}: {largest}");
+    let loss = |parameter: usize, by: f64| {
+        let moved = model.clone().map(&mut Nudge {
+            parameter,
+            at: 0,
+            by,
+        });
+        number(moved.outer(&episode()).unwrap().loss().inner())
+    };
+    let errors = slopes.found.iter().enumerate().map(|(parameter, slope)| {
+        let h = 2e-3;
+        let near = loss(parameter, h) - loss(parameter, -h);
+        let far = loss(parameter, 2.0 * h) - loss(parameter, -2.0 * h);
+        let difference = (8.0 * near - far) / (12.0 * h);
+        (slope - difference).abs() / largest
+    });
+    errors.fold(0.0, f64::max)
+}
+
+#[test]
+fn modules_of_burn_nn_can_be_differentiated_twice() {
+    let exact = [
+        "Linear",
+        "Relu",
+        "Tanh",
+        "Selu",
+        "PRelu",
+        "GroupNorm",
+        "InstanceNorm",
+        "MultiHeadAttention",
+        "Conv1d",
+        "ConvTranspose1d",
+        "RotaryEncoding",
+        "PositionalEncoding",
+        "MaxPool1d",
+    ];
+    for name in exact {
+        let found = error(name);
+        assert!(found < 1e-7, "{name}: {found:.1e}");
+    }
+    // Of these Burn computes something in f32, or the first gradient of GELU, in READ, from an approximation.
+    let nearly = [
+        ("LayerNorm", 1e-5),
+        ("RmsNorm", 1e-4),
+        ("Sigmoid", 1e-4),
+        ("HardSwish", 1e-4),
+        ("SwiGlu", 1e-4),
+        ("Lstm", 1e-4),
+        ("Gru", 1e-4),
+        ("Gelu", 1e-4),
+        ("TransformerEncoder", 1e-3),
+    ];
+    for (name, most) in nearly {
+        let found = error(name);
+        assert!(found < most, "{name}: {found:.1e}");
+    }
+}
+
+#[test]
+fn modules_that_cannot_be_are_named_in_training_and_write_without_it() {
+    for name in ["AvgPool1d", "AdaptiveAvgPool1d", "Interpolate1d"] {
+        let trained = gradmem::<B>(name, 1);
+        let stopped = catch_unwind(AssertUnwindSafe(|| trained.outer(&episode())));
+        let message = stopped.unwrap_err().downcast::<String>().unwrap();
+        let says = |words: &str| assert!(message.contains(words), "{name}: {message}");
+        says(name);
+        says("cannot be differentiated twice");
+        let plain = gradmem::<I>(name, 1);
+        assert!(plain.outer(&episode()).is_ok(), "{name}");
+    }
+}
+
+fn written<B: Backend>(model: &GradMem<B, Probe<B>>, contexts: &[&[u32]]) -> Vec<Vec<f64>> {
+    let rows: Vec<Vec<u32>> = contexts.iter().map(|row| row.to_vec()).collect();
+    let contexts = Tokens::new(&rows, &Default::default()).unwrap();
+    let memory = model.write(&contexts).unwrap();
+    let values: Vec<f64> = memory.vectors().to_data().iter::<f64>().collect();
+    let each = values.len() / rows.len();
+    values.chunks(each).map(<[f64]>::to_vec).collect()
+}
+
+/// At test time WRITE takes gradients, but is no training.
+#[test]
+fn dropout_and_batch_statistics_are_for_training() {
+    const A: &[u32] = &[4, 7, 2, 9];
+    const B: &[u32] = &[5, 10, 3, 1];
+    for name in ["Dropout", "BatchNorm"] {
+        let model = gradmem::<I>(name, 2);
+        let first = written(&model, &[A]);
+        assert_eq!(first, written(&model, &[A]), "{name}");
+        let in_a_batch = written(&model, &[A, B]);
+        for (x, y) in first[0].iter().zip(&in_a_batch[0]) {
+            assert!((x - y).abs() < 1e-12, "{name}: {x} {y}");
+        }
+    }
+}
+
+/// `burn::nn` draws a weight when it is first used, and a clone of one that is not draws its own.
+#[test]
+fn a_fresh_model_is_one_model() {
+    let model = gradmem::<I>("TransformerEncoder", 2);
+    let memories = [(); 3].map(|()| written(&model, &[&[4, 7, 2, 9]]));
+    assert_eq!(memories[0], memories[1]);
+    assert_eq!(memories[0], memories[2]);
+    let trained = gradmem::<B>("TransformerEncoder", 2);
+    let losses = [(); 2].map(|()| number(trained.outer(&episode()).unwrap().loss()));
+    assert_eq!(losses[0], losses[1]);
+}
+
+#[test]
+fn replay_tells_when_a_step_is_another_when_it_is_taken_again() {
+    for (name, draws) in [("Linear", false), ("Dropout", true)] {
+        let model = gradmem::<B>(name, 3);
+        let (_, outer) = model
+            .outer_gradient(&episode(), MetaGradient::Replay)
+            .unwrap();
+        let drift = number(outer.drift.unwrap());
+        assert_eq!(drift > 1e-2, draws, "{name}: {drift}");
+        let (_, outer) = model
+            .outer_gradient(&episode(), MetaGradient::Unrolled)
+            .unwrap();
+        assert!(outer.drift.is_none());
+    }
+}
