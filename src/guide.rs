@@ -10,6 +10,9 @@ pub mod from_pytorch {}
 #[doc = include_str!("../docs/memory-kinds.md")]
 pub mod memory_kinds {}
 
+#[doc = include_str!("../docs/your-burn-model.md")]
+pub mod your_burn_model {}
+
 #[doc = include_str!("../docs/troubleshooting.md")]
 pub mod troubleshooting {}
 

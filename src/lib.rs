@@ -106,6 +106,17 @@ pub mod tokenizer;
 #[cfg(feature = "train")]
 pub mod train;
 
+/// Burn, at the version that this crate is built with.
+pub use burn;
+/// The backend of CUDA.
+#[cfg(feature = "cuda")]
+pub use burn_cuda;
+/// The CPU backend.
+#[cfg(feature = "flex")]
+pub use burn_flex;
+/// The backend of Vulkan, Metal and WebGPU.
+#[cfg(feature = "wgpu")]
+pub use burn_wgpu;
 pub use error::Error;
 /// Attention and the linear scan, differentiable twice.
 pub use gradmem_kernels as kernels;

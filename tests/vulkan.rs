@@ -7,18 +7,27 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
-use burn::tensor::TensorData;
+use burn::backend::Autodiff;
+use burn::module::{Module, ModuleVisitor, Param};
+use burn::optim::GradientsParams;
+use burn::record::{BinBytesRecorder, FullPrecisionSettings, Recorder};
+use burn::tensor::backend::Backend;
+use burn::tensor::{Tensor, TensorData};
 use burn_cubecl::cubecl::Runtime;
 use burn_wgpu::graphics::{AutoGraphicsApi, GraphicsApi, WebGpu};
 use burn_wgpu::{CubeBackend, WgpuDevice, WgpuRuntime, WgpuSetup, init_device, init_setup};
+use gradmem::episode::{Episode, Tokens};
 use gradmem::interop::checkpoint::{self, SpecialTokens};
 use gradmem::interop::parity;
 use gradmem::kernels::{self, Attention, KernelBackend};
-use gradmem::memory::GradMemConfig;
-use gradmem::memory::MetaGradient;
+use gradmem::memory::{GradMem, GradMemConfig, MetaGradient};
 use gradmem::method::AnyMethod;
 use gradmem::model::{AnyLm, LlamaConfig};
 use safetensors::tensor::{Dtype, TensorView};
+
+/// A model of `burn::nn` modules alone.
+#[path = "../examples/burn_nn/model.rs"]
+mod burn_nn;
 
 type Flex = burn_flex::Flex;
 /// As the feature `fusion` makes it.
@@ -211,4 +220,75 @@ fn a_training_step_is_the_cpus() {
         }
         kernels::set_attention(Attention::Fused);
     }
+}
+
+/// The outer gradient of a GPT of `burn::nn` modules with the weights in a record, in the order of its parameters, and the
+/// losses.
+fn nn_step<B: Backend>(record: Vec<u8>) -> BTreeMap<String, TensorData> {
+    struct Found<'a> {
+        gradients: &'a GradientsParams,
+        found: BTreeMap<String, TensorData>,
+    }
+    impl<B: Backend> ModuleVisitor<Autodiff<B>> for Found<'_> {
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<Autodiff<B>, D>>) {
+            if let Some(gradient) = self.gradients.get::<B, D>(param.id) {
+                let name = format!("parameter {}", self.found.len());
+                self.found.insert(name, gradient.to_data());
+            }
+        }
+    }
+    let device = Default::default();
+    let model = nn_model::<Autodiff<B>>();
+    let record = Recorder::<Autodiff<B>>::load(&Bytes::new(), record, &device).unwrap();
+    let model = model.load_record(record);
+    let contexts = Tokens::new(&[[4_u32, 7, 2, 9, 11], [5, 10, 3, 1, 6]], &device).unwrap();
+    let episode = Episode::from_answers(contexts, &[([4, 7], [2]), ([9, 5], [10])]).unwrap();
+    let (gradients, outer) = model
+        .outer_gradient(&episode, MetaGradient::Unrolled)
+        .unwrap();
+    let mut found = Found {
+        gradients: &gradients,
+        found: BTreeMap::new(),
+    };
+    model.visit(&mut found);
+    // A bias of keys has no gradient but rounding: softmax takes no notice of it.
+    let mut found = found.found;
+    let all = found.values().map(|gradient| size(gradient));
+    let most = all.fold(0.0, f64::max);
+    found.retain(|_, gradient| size(gradient) > 1e-5 * most);
+    assert!(found.len() > 30, "{}", found.len());
+    found.insert("READ loss".into(), outer.read_loss.to_data());
+    for (step, loss) in outer.memory.losses.iter().enumerate() {
+        found.insert(format!("WRITE loss {step}"), loss.to_data());
+    }
+    found
+}
+
+fn size(x: &TensorData) -> f64 {
+    x.iter::<f64>().map(f64::abs).fold(0.0, f64::max)
+}
+
+type Bytes = BinBytesRecorder<FullPrecisionSettings>;
+
+fn nn_model<B: Backend>() -> GradMem<B, burn_nn::Gpt<B>> {
+    let device = Default::default();
+    let lm = burn_nn::Gpt::new(20, &device);
+    burn_nn::memory().init(lm, 1, &device).unwrap()
+}
+
+/// Modules of `burn::nn` inside WRITE, with and without fusion.
+#[test]
+fn a_training_step_of_burn_nn_is_the_cpus() {
+    device();
+    let record = nn_model::<Flex>().into_record();
+    let record: Vec<u8> = Recorder::<Flex>::record(&Bytes::new(), record, ()).unwrap();
+    let expected = nn_step::<Flex>(record.clone());
+    println!(
+        "burn::nn: {:.1e}",
+        worst(&nn_step::<Vulkan>(record.clone()), &expected)
+    );
+    println!(
+        "burn::nn, no fusion: {:.1e}",
+        worst(&nn_step::<Plain>(record), &expected)
+    );
 }

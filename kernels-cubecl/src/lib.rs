@@ -24,6 +24,7 @@
 //! | backend | feature | computes with |
 //! |---|---|---|
 //! | `burn_autodiff::Autodiff<B>` | none | what `B` computes with; it records the backward of each forward and the double backward of each backward, so `Autodiff<Autodiff<B>>` has second derivatives |
+//! | [`Tape<B>`](Tape) | none | as `Autodiff<B>`, on which the modules of `burn::nn` differentiate twice as well, and which is in training only if `B` is |
 //! | `burn_flex::Flex` (CPU) | `flex` | loops of this crate in f32 for attention and the layers, the reference for other types and for the scan |
 //! | `burn_cubecl::CubeBackend` (GPU) | `cubecl`, `wgpu`, `vulkan`, `cuda` | CubeCL kernels of this crate for attention, which never store a matrix of `query_len × key_len`; the reference for the rest |
 //! | `burn_ndarray::NdArray` (f32 and f64) | `ndarray` | the reference |

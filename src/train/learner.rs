@@ -60,8 +60,15 @@ pub struct StepOutput {
 impl ItemLazy for StepOutput {
     type ItemSync = Scores;
 
+    /// # Panics
+    ///
+    /// With the message of a step that failed, which ends a training by burn-train's own loop: it would go on without a
+    /// gradient otherwise. A loop of one's own looks at `error` first.
     fn sync(self) -> Scores {
-        self.scores
+        match self.error {
+            Some(fault) => panic!("{fault}"),
+            None => self.scores,
+        }
     }
 }
 

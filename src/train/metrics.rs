@@ -4,11 +4,13 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use burn::tensor::Tensor;
+use burn::tensor::backend::Backend;
 use burn::train::ItemLazy;
 use burn::train::metric::state::{FormatOptions, NumericMetricState};
 use burn::train::metric::{
-    Adaptor, Metric, MetricAttributes, MetricMetadata, MetricName, Numeric, NumericAttributes,
-    NumericEntry, SerializedEntry,
+    Adaptor, LossInput, Metric, MetricAttributes, MetricMetadata, MetricName, Numeric,
+    NumericAttributes, NumericEntry, SerializedEntry,
 };
 use serde::{Deserialize, Serialize};
 
@@ -302,17 +304,32 @@ impl Adaptor<Scores> for Scores {
     }
 }
 
-/// A [`Measure`] as a metric of burn-train.
+/// The READ loss, for burn-train's `LossMetric`.
+impl<B: Backend> Adaptor<LossInput<B>> for Scores {
+    fn adapt(&self) -> LossInput<B> {
+        let loss = self.mean(Measure::ReadLoss).unwrap_or(f64::NAN);
+        LossInput::new(Tensor::from_data([loss], &Default::default()))
+    }
+}
+
+/// A [`Measure`] as a metric of burn-train, for what is trained or evaluated by a
+/// [`MetaLearner`](super::learner::MetaLearner).
 #[derive(Clone)]
-pub(super) struct MeasureMetric {
+pub struct MeasureMetric {
     measure: Measure,
     name: MetricName,
     state: NumericMetricState,
 }
 
+impl std::fmt::Debug for MeasureMetric {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("MeasureMetric").field(&self.measure).finish()
+    }
+}
+
 impl MeasureMetric {
     /// The metric of this measure.
-    pub(super) fn new(measure: Measure) -> Self {
+    pub fn new(measure: Measure) -> Self {
         Self {
             measure,
             name: Arc::new(measure.name().into()),

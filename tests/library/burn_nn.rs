@@ -35,6 +35,7 @@ type B = Autodiff<I>;
 const D: usize = 8;
 
 /// A module that maps `[batch, seq, D]` to the same shape.
+#[allow(clippy::large_enum_variant)] // A test has one.
 #[derive(Module, Debug)]
 enum Layer<B: Backend> {
     Linear(Linear<B>),

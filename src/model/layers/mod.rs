@@ -1,8 +1,8 @@
 //! Layers that can be differentiated twice.
 //!
-//! Burn's fused module operations stop at the first derivative (`nn::Linear` and `nn::Embedding`
-//! panic in their second backward), and GradMem trains through gradients. These layers use only
-//! operations that can be differentiated again; their parameters are ordinary Burn parameters.
+//! The layers of the models of this crate, around operations whose second derivatives are closed formulas (`kernels`). Modules
+//! of `burn::nn` can be differentiated twice in WRITE as well; these are faster, and have Hugging Face's layouts. Their
+//! parameters are ordinary Burn parameters.
 //!
 //! As Burn's own layers, they panic on tensors of the wrong shape. Models of this crate check their
 //! settings when they are made, and WRITE and READ check tokens before a model sees them.
