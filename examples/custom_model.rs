@@ -1,5 +1,5 @@
 //! A language model of one's own is meta-trained and written through: anything that implements `CausalLm`
-//! out of operations that can be differentiated twice. `Linear` needs the kernels' `LayerBackend`.
+//! out of operations that can be differentiated twice. `Affine` needs the kernels' `LayerBackend`.
 
 use burn::backend::Autodiff;
 use burn::module::{AutodiffModule, Module};
@@ -11,14 +11,14 @@ use gradmem::episode::{Episode, Tokens};
 use gradmem::kernels::LayerBackend;
 use gradmem::memory::GradMemConfig;
 use gradmem::model::CausalLm;
-use gradmem::model::layers::{Embedding, Init, Linear, LinearConfig};
+use gradmem::model::layers::{Affine, AffineConfig, Embedding, Init};
 
 /// A running mean of everything so far, through one hidden layer: small, but causal.
 #[derive(Module, Debug)]
 struct MeanLm<B: Backend> {
     embedding: Embedding<B>,
-    up: Linear<B>,
-    down: Linear<B>,
+    up: Affine<B>,
+    down: Affine<B>,
 }
 
 impl<B: Backend> MeanLm<B> {
@@ -26,8 +26,8 @@ impl<B: Backend> MeanLm<B> {
         let mut init = Init::new(1);
         Self {
             embedding: Embedding::new([vocab, d], 0.5, &mut init, device),
-            up: LinearConfig::new(d, 4 * d).init(0.3, &mut init, device),
-            down: LinearConfig::new(4 * d, d).init(0.3, &mut init, device),
+            up: AffineConfig::new(d, 4 * d).init(0.3, &mut init, device),
+            down: AffineConfig::new(4 * d, d).init(0.3, &mut init, device),
         }
     }
 }

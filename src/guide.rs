@@ -7,6 +7,9 @@ pub mod cuda {}
 #[doc = include_str!("../docs/from-pytorch.md")]
 pub mod from_pytorch {}
 
+#[doc = include_str!("../docs/language.md")]
+pub mod language {}
+
 #[doc = include_str!("../docs/memory-kinds.md")]
 pub mod memory_kinds {}
 

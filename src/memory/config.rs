@@ -10,7 +10,7 @@ const MOST_SIZES: usize = 10_000;
 
 /// Settings of WRITE and READ, and of what is trained beside the model.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default)]
+#[serde(default, deny_unknown_fields)]
 #[must_use]
 pub struct GradMemConfig {
     /// What a memory is.
@@ -150,6 +150,9 @@ impl Default for GradMemConfig {
         }
     }
 }
+
+/// `save` and `load` of Burn's configurations: JSON.
+impl burn::config::Config for GradMemConfig {}
 
 impl GradMemConfig {
     /// The defaults: m = 8, K = 2, α = 0.04, full second order.

@@ -16,7 +16,7 @@ use burn::tensor::activation::softplus;
 use burn::tensor::backend::Backend;
 use serde::{Deserialize, Serialize};
 
-use crate::model::layers::{Init, Linear, LinearConfig, affine};
+use crate::model::layers::{Affine, AffineConfig, Init, affine};
 
 /// What decides how much of the memory a WRITE step keeps.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -37,9 +37,9 @@ pub enum GateKind {
 #[derive(Module, Debug)]
 pub struct Gate<B: Backend> {
     /// `W_w φ + b_w`, for each dimension of a vector or one for all: `[d_model or 1, 2 · d_model]`
-    pub take: Linear<B>,
+    pub take: Affine<B>,
     /// `W_r φ + b_r` of a mamba gate.
-    pub keep: Option<Linear<B>>,
+    pub keep: Option<Affine<B>>,
 }
 
 impl<B: Backend> Gate<B> {
@@ -53,8 +53,8 @@ impl<B: Backend> Gate<B> {
     ) -> Option<Self> {
         let d_output = if each_dimension { d } else { 1 };
         let mut linear = |bias: f64| {
-            let config = LinearConfig::new(2 * d, d_output).with_bias(false);
-            Linear {
+            let config = AffineConfig::new(2 * d, d_output).with_bias(false);
+            Affine {
                 bias: Some(init.constant([d_output], bias, device)),
                 ..config.init(0.0, init, device)
             }

@@ -6,7 +6,7 @@ use burn::tensor::{Int, Tensor};
 use gradmem_kernels::Tape;
 
 use crate::error::{Error, sizes};
-use crate::model::layers::{Activation, Init, LayerNorm, Linear, LinearConfig, affine};
+use crate::model::layers::{Activation, Affine, AffineConfig, Init, LayerNorm, affine};
 use crate::model::{CausalLm, Writable, losses_by_head, most_probable};
 
 /// A loss of each token that WRITE reads, by what the model makes of those before it.
@@ -96,7 +96,7 @@ where
 #[derive(Module, Debug)]
 pub struct Reconstruct<B: Backend> {
     /// The head that WRITE predicts with, if not the model's: `[vocab_size, d_model]`.
-    pub write_head: Option<Linear<B>>,
+    pub write_head: Option<Affine<B>>,
 }
 
 impl<B: Backend> Reconstruct<B> {
@@ -108,7 +108,7 @@ impl<B: Backend> Reconstruct<B> {
         device: &B::Device,
     ) -> Self {
         let shape = [model.vocab_size(), model.d_model()];
-        let head = || Linear::copy(shape, || model.head(), init, device);
+        let head = || Affine::copy(shape, || model.head(), init, device);
         Self {
             write_head: own_head.then(head),
         }
@@ -135,9 +135,9 @@ pub struct Energy<B: Backend> {
     /// Over `[h; e]`: `[2 · d_model]`.
     pub norm: LayerNorm<B>,
     /// `[d_hidden, 2 · d_model]`
-    pub up: Linear<B>,
+    pub up: Affine<B>,
     /// `[1, d_hidden]`
-    pub down: Linear<B>,
+    pub down: Affine<B>,
     /// What is added to it, if anything.
     pub reconstruct: Option<Reconstruct<B>>,
 }
@@ -183,7 +183,7 @@ impl EnergyConfig {
         let d = 2 * model.d_model();
         let mut linear = |d_input: usize, d_output: usize| {
             let std = 1.0 / (d_input as f64).sqrt();
-            LinearConfig::new(d_input, d_output).init(std, &mut init, device)
+            AffineConfig::new(d_input, d_output).init(std, &mut init, device)
         };
         let (up, down) = (linear(d, self.d_hidden), linear(self.d_hidden, 1));
         Ok(Energy {

@@ -15,7 +15,7 @@ use super::kinds::{
 use super::{GradMemConfig, LoraPlace, MemProj, MemoryKind, MemoryStart};
 use crate::error::Error;
 use crate::model::generate::Reader;
-use crate::model::layers::{Init, Linear};
+use crate::model::layers::{Affine, Init};
 use crate::model::weights::is_called;
 use crate::model::{CausalLm, Slots};
 
@@ -38,7 +38,7 @@ pub struct PrefixStart<B: Backend> {
     /// M0: `[memory_tokens, d_model]`
     pub mem: Param<Tensor<B, 2>>,
     /// The map between memory and model, or where every sample's own starts.
-    pub mem_proj: Option<Linear<B>>,
+    pub mem_proj: Option<Affine<B>>,
     /// Before the memory in WRITE: `[ctrl_tokens, d_model]`.
     pub write_st: Option<Param<Tensor<B, 2>>>,
     /// Behind the memory in WRITE.
@@ -73,9 +73,9 @@ pub struct KvStart<B: Backend> {
     /// The same of the values.
     pub kv_mem_V0: Vec<Param<Tensor<B, 3>>>,
     /// Maps from the keys of each layer to the model, the same for all heads; none without a projection.
-    pub mem_proj_K_l: Vec<Linear<B>>,
+    pub mem_proj_K_l: Vec<Affine<B>>,
     /// The same of the values.
-    pub mem_proj_V_l: Vec<Linear<B>>,
+    pub mem_proj_V_l: Vec<Affine<B>>,
     #[module(skip)]
     layers: Vec<usize>,
 }
@@ -286,7 +286,7 @@ impl<B: Backend> PrefixStart<B> {
             }
         };
         let projects = config.mem_proj != MemProj::None;
-        let mem_proj = projects.then(|| Linear::identity(d, init, device));
+        let mem_proj = projects.then(|| Affine::identity(d, init, device));
         let [write_st, write_end, read_st, read_end] =
             control_tokens([config.ctrl_tokens, d], std, init, device);
         Self {
@@ -380,7 +380,7 @@ impl<B: Backend> KvStart<B> {
                 .collect()
         };
         let (keys, values) = (draw(), draw());
-        let map = |_: &usize| Linear::identity(head_dim, init, device);
+        let map = |_: &usize| Affine::identity(head_dim, init, device);
         let projected = match config.mem_proj {
             MemProj::None => &[][..],
             MemProj::Proj | MemProj::PerSample => &layers,

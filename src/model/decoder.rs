@@ -5,7 +5,7 @@ use burn::tensor::{Int, Tensor};
 use gradmem_kernels::KernelBackend;
 use serde::Serialize;
 
-use super::layers::{Embedding, Linear, times_transposed};
+use super::layers::{Affine, Embedding, times_transposed};
 use super::{Cache, CausalLm, Slots, rows_at_once, settings};
 
 /// A decoder in parts, from which its [`CausalLm`] follows.
@@ -23,7 +23,7 @@ pub(crate) trait Decoder: Module<Self::Backend> + ModuleDisplay {
     fn embedding(&self) -> &Embedding<Self::Backend>;
 
     /// The head; `None` if it is the embedding, transposed.
-    fn own_head(&self) -> Option<&Linear<Self::Backend>>;
+    fn own_head(&self) -> Option<&Affine<Self::Backend>>;
 
     /// The blocks and the final norm.
     ///

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::cache::{Cache, LayerCache, Slots, adapted, forward_layers};
 use super::decoder::{Decoder, DecoderConfig, Dimensions};
-use super::layers::{Activation, Conv1D, Embedding, Init, LayerNorm, Linear, LinearConfig, attend};
+use super::layers::{Activation, Affine, AffineConfig, Conv1D, Embedding, Init, LayerNorm, attend};
 use crate::error::{Error, positive, require, sizes};
 
 /// Sizes of a [`Gpt2`], under the names of Hugging Face's `config.json`. There is no dropout.
@@ -155,7 +155,7 @@ impl Gpt2Config {
             })
             .collect();
         let ln_f = norm(init);
-        let head = LinearConfig::new(d, vocab).with_bias(false);
+        let head = AffineConfig::new(d, vocab).with_bias(false);
         Ok(Gpt2 {
             transformer: Gpt2Trunk { wte, wpe, h, ln_f },
             lm_head: (!self.tie_word_embeddings).then(|| head.init(std, init, device)),
@@ -208,7 +208,7 @@ impl DecoderConfig for Gpt2Config {
 #[derive(Module, Debug)]
 pub struct Gpt2<B: Backend> {
     transformer: Gpt2Trunk<B>,
-    lm_head: Option<Linear<B>>,
+    lm_head: Option<Affine<B>>,
     #[module(skip)]
     config: Gpt2Config,
 }
@@ -301,7 +301,7 @@ impl<B: KernelBackend> Decoder for Gpt2<B> {
         &self.transformer.wte
     }
 
-    fn own_head(&self) -> Option<&Linear<B>> {
+    fn own_head(&self) -> Option<&Affine<B>> {
         self.lm_head.as_ref()
     }
 

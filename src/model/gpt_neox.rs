@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::cache::{Cache, LayerCache, Slots, adapted, forward_layers};
 use super::decoder::{Decoder, DecoderConfig, Dimensions};
 use super::layers::{
-    Activation, Embedding, Init, LayerNorm, Linear, LinearConfig, RopeScaling, Rotary,
+    Activation, Affine, AffineConfig, Embedding, Init, LayerNorm, RopeScaling, Rotary,
     RotaryConfig, attend,
 };
 use crate::error::{Error, positive, require, sizes};
@@ -161,7 +161,7 @@ impl GptNeoXConfig {
         let init = &mut init;
         let norm = |init: &Init| LayerNorm::new(d, self.layer_norm_eps, init, device);
         let linear = |d_input, d_output, bias, init: &mut Init| {
-            let config = LinearConfig::new(d_input, d_output).with_bias(bias);
+            let config = AffineConfig::new(d_input, d_output).with_bias(bias);
             config.init(std, init, device)
         };
         let embed_in = Embedding::new([vocab, d], std, init, device);
@@ -183,7 +183,7 @@ impl GptNeoXConfig {
             })
             .collect();
         let final_layer_norm = norm(init);
-        let head = LinearConfig::new(d, vocab).with_bias(false);
+        let head = AffineConfig::new(d, vocab).with_bias(false);
         Ok(GptNeoX {
             gpt_neox: NeoXTrunk {
                 embed_in,
@@ -237,7 +237,7 @@ impl DecoderConfig for GptNeoXConfig {
 #[derive(Module, Debug)]
 pub struct GptNeoX<B: Backend> {
     gpt_neox: NeoXTrunk<B>,
-    embed_out: Option<Linear<B>>,
+    embed_out: Option<Affine<B>>,
     #[module(skip)]
     config: GptNeoXConfig,
 }
@@ -277,8 +277,8 @@ impl<B: KernelBackend> NeoXBlock<B> {
 #[derive(Module, Debug)]
 struct NeoXAttention<B: Backend> {
     /// For each head its query, key and value.
-    query_key_value: Linear<B>,
-    dense: Linear<B>,
+    query_key_value: Affine<B>,
+    dense: Affine<B>,
     #[module(skip)]
     n_heads: usize,
 }
@@ -308,15 +308,15 @@ impl<B: KernelBackend> NeoXAttention<B> {
 
 #[derive(Module, Debug)]
 struct NeoXMlp<B: Backend> {
-    dense_h_to_4h: Linear<B>,
-    dense_4h_to_h: Linear<B>,
+    dense_h_to_4h: Affine<B>,
+    dense_4h_to_h: Affine<B>,
     #[module(skip)]
     activation: Activation,
 }
 
 impl<B: KernelBackend> NeoXMlp<B> {
     fn forward(&self, x: Tensor<B, 3>, past: Option<&LayerCache<B>>) -> Tensor<B, 3> {
-        let project = |name, linear: &Linear<B>, x| adapted(past, name, x, |x| linear.forward(x));
+        let project = |name, linear: &Affine<B>, x| adapted(past, name, x, |x| linear.forward(x));
         let y = project("mlp.dense_h_to_4h", &self.dense_h_to_4h, x);
         project(
             "mlp.dense_4h_to_h",
@@ -345,7 +345,7 @@ impl<B: KernelBackend> Decoder for GptNeoX<B> {
         &self.gpt_neox.embed_in
     }
 
-    fn own_head(&self) -> Option<&Linear<B>> {
+    fn own_head(&self) -> Option<&Affine<B>> {
         self.embed_out.as_ref()
     }
 

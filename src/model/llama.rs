@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::cache::{Cache, LayerCache, Slots, forward_layers};
 use super::decoder::{Decoder, DecoderConfig, Dimensions};
 use super::layers::{
-    Activation, Embedding, GatedMlp, GatedMlpConfig, Init, Linear, LinearConfig, RmsNorm,
+    Activation, Affine, AffineConfig, Embedding, GatedMlp, GatedMlpConfig, Init, RmsNorm,
     RopeScaling, Rotary, RotaryConfig, SelfAttention, SelfAttentionConfig,
 };
 use crate::error::{Error, positive, require, sizes};
@@ -192,7 +192,7 @@ impl LlamaConfig {
                 mlp: mlp.init(std, &mut init, device),
             })
             .collect();
-        let head = LinearConfig::new(d_model, vocab).with_bias(false);
+        let head = AffineConfig::new(d_model, vocab).with_bias(false);
         Ok(Llama {
             model: LlamaTrunk {
                 embed_tokens,
@@ -257,7 +257,7 @@ impl DecoderConfig for LlamaConfig {
 #[derive(Module, Debug)]
 pub struct Llama<B: Backend> {
     model: LlamaTrunk<B>,
-    lm_head: Option<Linear<B>>,
+    lm_head: Option<Affine<B>>,
     #[module(skip)]
     config: LlamaConfig,
 }
@@ -310,7 +310,7 @@ impl<B: KernelBackend> Decoder for Llama<B> {
         &self.model.embed_tokens
     }
 
-    fn own_head(&self) -> Option<&Linear<B>> {
+    fn own_head(&self) -> Option<&Affine<B>> {
         self.lm_head.as_ref()
     }
 

@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize};
 
 use super::cache::{Cache, LayerCache, Slots, adapted, forward_layers};
 use super::decoder::{Decoder, DecoderConfig, Dimensions};
-use super::layers::{Activation, Embedding, Init, Linear, LinearConfig, RmsNorm};
+use super::layers::{Activation, Affine, AffineConfig, Embedding, Init, RmsNorm};
 use crate::error::{Error, positive, require, sizes};
 
 /// Sizes of a [`Mamba`], under the names of Hugging Face's `config.json`.
@@ -191,7 +191,7 @@ impl MambaConfig {
             })
             .collect();
         let norm_f = norm(init);
-        let head = LinearConfig::new(d, vocab).with_bias(false);
+        let head = AffineConfig::new(d, vocab).with_bias(false);
         Ok(Mamba {
             backbone: MambaTrunk {
                 embeddings,
@@ -212,10 +212,10 @@ impl MambaConfig {
         );
         let linear = |[d_output, d_input]: [usize; 2], bias: bool, init: &mut Init| {
             let bound = 1.0 / (d_input as f64).sqrt();
-            Linear {
-                weight: init.uniform([d_output, d_input], bound, device),
-                bias: bias.then(|| init.constant([d_output], 0.0, device)),
-            }
+            Affine::new(
+                init.uniform([d_output, d_input], bound, device),
+                bias.then(|| init.constant([d_output], 0.0, device)),
+            )
         };
         let kernel = self.conv_kernel;
         let steps = StepBias {
@@ -231,10 +231,10 @@ impl MambaConfig {
                     .then(|| init.constant([inner], 0.0, device)),
             },
             x_proj: linear([rank + 2 * n, inner], false, init),
-            dt_proj: Linear {
-                weight: init.uniform([inner, rank], 1.0 / (rank as f64).sqrt(), device),
-                bias: Some(init.draw([inner], steps, device)),
-            },
+            dt_proj: Affine::new(
+                init.uniform([inner, rank], 1.0 / (rank as f64).sqrt(), device),
+                Some(init.draw([inner], steps, device)),
+            ),
             A_log: init.draw([inner, n], Ramp::new(n), device),
             D: init.constant([inner], 1.0, device),
             out_proj: linear([d, inner], self.use_bias, init),
@@ -321,7 +321,7 @@ impl Distribution<f64> for Ramp {
 #[derive(Module, Debug)]
 pub struct Mamba<B: Backend> {
     backbone: MambaTrunk<B>,
-    lm_head: Option<Linear<B>>,
+    lm_head: Option<Affine<B>>,
     #[module(skip)]
     config: MambaConfig,
 }
@@ -342,18 +342,18 @@ struct MambaBlock<B: Backend> {
 #[derive(Module, Debug)]
 struct MambaMixer<B: Backend> {
     /// To the scan's input and its gate, concatenated: `[2 · d_inner, d_model]`
-    in_proj: Linear<B>,
+    in_proj: Affine<B>,
     conv1d: CausalConv<B>,
     /// To the low-rank Δ, B and C, concatenated: `[rank + 2 N, d_inner]`
-    x_proj: Linear<B>,
+    x_proj: Affine<B>,
     /// `[d_inner, rank]`
-    dt_proj: Linear<B>,
+    dt_proj: Affine<B>,
     /// `ln(−A)`: `[d_inner, N]`
     A_log: Param<Tensor<B, 2>>,
     /// `[d_inner]`
     D: Param<Tensor<B, 1>>,
     /// `[d_model, d_inner]`
-    out_proj: Linear<B>,
+    out_proj: Affine<B>,
     #[module(skip)]
     activation: Activation,
 }
@@ -367,7 +367,7 @@ impl<B: KernelBackend> MambaMixer<B> {
         let rank = self.dt_proj.weight.val().dims()[1];
         let kept = cache.as_deref_mut().and_then(|cache| cache.kept.take());
         let past = cache.as_deref();
-        let project = |name, linear: &Linear<B>, x| adapted(past, name, x, |x| linear.forward(x));
+        let project = |name, linear: &Affine<B>, x| adapted(past, name, x, |x| linear.forward(x));
         let (past_inputs, past_state) = match kept {
             Some([inputs, state]) => (Some(inputs.squeeze_dim::<3>(1)), Some(state)),
             None => (None, None),
@@ -515,7 +515,7 @@ impl<B: KernelBackend> Decoder for Mamba<B> {
         &self.backbone.embeddings
     }
 
-    fn own_head(&self) -> Option<&Linear<B>> {
+    fn own_head(&self) -> Option<&Affine<B>> {
         self.lm_head.as_ref()
     }
 

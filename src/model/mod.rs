@@ -31,7 +31,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use crate::error::Error;
-use layers::{Linear, times_transposed};
+use layers::{Affine, times_transposed};
 
 pub use any::{AnyLm, ModelConfig};
 pub use cache::{
@@ -200,7 +200,7 @@ pub(crate) fn most_probable<B: Backend>(
 /// [`CausalLm::next_losses`] by a head of one's own, if there is one, or else the model's.
 pub(crate) fn losses_by_head<B: Backend, M: CausalLm<B>>(
     model: &M,
-    head: Option<&Linear<B>>,
+    head: Option<&Affine<B>>,
     hidden: Tensor<B, 3>,
     next: Tensor<B, 2, Int>,
 ) -> Tensor<B, 2> {

@@ -55,21 +55,21 @@ impl<B: Backend> ModuleMapper<B> for Average<B> {
 #[cfg(all(test, feature = "flex"))]
 mod tests {
     use super::*;
-    use crate::model::layers::{Init, Linear, LinearConfig};
+    use crate::model::layers::{Affine, AffineConfig, Init};
 
     type B = burn_flex::Flex;
 
-    fn filled(layer: Linear<B>, value: f32) -> Linear<B> {
+    fn filled(layer: Affine<B>, value: f32) -> Affine<B> {
         let weight = layer.weight.map(|weight| weight.full_like(value));
         let bias = layer
             .bias
             .map(|bias| bias.map(|bias| bias.full_like(-value)));
-        Linear { weight, bias }
+        Affine::new(weight, bias)
     }
 
     #[test]
     fn an_average_follows_its_weights() {
-        let layer = LinearConfig::new(2, 3).init::<B>(0.1, &mut Init::new(0), &Default::default());
+        let layer = AffineConfig::new(2, 3).init::<B>(0.1, &mut Init::new(0), &Default::default());
         let same = filled(layer.clone(), 0.1);
         let found = averaged(same.clone(), &same, 0.99);
         assert_eq!(found.weight.val().to_data(), same.weight.val().to_data());

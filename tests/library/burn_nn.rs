@@ -390,3 +390,41 @@ fn replay_tells_when_a_step_is_another_when_it_is_taken_again() {
         assert!(outer.drift.is_none());
     }
 }
+
+/// Burn's linear layer has the same names and the other layout: a square weight would fit.
+#[test]
+fn a_record_of_the_other_layout_is_refused() {
+    use burn::record::{DoublePrecisionSettings, NamedMpkBytesRecorder, Recorder as _};
+    use gradmem::model::layers::{Affine, AffineConfig, Init};
+    type Named = NamedMpkBytesRecorder<DoublePrecisionSettings>;
+    let device = Default::default();
+    let theirs = LinearConfig::new(D, D).init::<I>(&device);
+    let ours = || AffineConfig::new(D, D).init::<I>(0.5, &mut Init::new(3), &device);
+    let weight = |layer: &Affine<I>| layer.weight.to_data();
+    // What is its own comes back.
+    let bytes = Named::new().record(ours().into_record(), ()).unwrap();
+    let loaded = Named::new().load(bytes, &device).unwrap();
+    let other = AffineConfig::new(D, D).init::<I>(0.5, &mut Init::new(4), &device);
+    assert_eq!(weight(&other.load_record(loaded)), weight(&ours()));
+
+    type OfOurs = <Affine<I> as Module<I>>::Record;
+    let bytes = Named::new().record(theirs.into_record(), ()).unwrap();
+    let refused = Named::new().load::<OfOurs>(bytes, &device).err().unwrap();
+    assert!(refused.to_string().contains("layout"), "{refused}");
+}
+
+/// As Burn's configurations do, and without a silent default where a name is wrong.
+#[test]
+fn a_configuration_is_saved_and_loaded() {
+    use burn::config::Config as _;
+    let folder = tempfile::TempDir::new().unwrap();
+    let path = folder.path().join("memory.json");
+    let config = GradMemConfig::new()
+        .with_memory_tokens(3)
+        .with_write_head(true);
+    config.save(&path).unwrap();
+    assert_eq!(GradMemConfig::load(&path).unwrap(), config);
+    std::fs::write(&path, r#"{"memory_token": 3}"#).unwrap();
+    let refused = GradMemConfig::load(&path).unwrap_err().to_string();
+    assert!(refused.contains("memory_token"), "{refused}");
+}

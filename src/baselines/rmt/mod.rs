@@ -17,7 +17,7 @@ use crate::error::Error;
 use crate::memory::kinds::{
     self, Layout, Memory, MemoryFile, Origin, Prefix, check_room, control_tokens,
 };
-use crate::model::layers::{Init, LayerNorm, Linear};
+use crate::model::layers::{Affine, Init, LayerNorm};
 use crate::model::rows::pick;
 use crate::model::{CausalLm, generate, losses_by_head};
 
@@ -34,9 +34,9 @@ pub struct Rmt<B: Backend, M> {
     /// Where every WRITE starts: `[memory_tokens, d_model]`.
     pub mem: Param<Tensor<B, 2>>,
     /// Between memory and model in WRITE.
-    pub mem_proj: Option<Linear<B>>,
+    pub mem_proj: Option<Affine<B>>,
     /// Between memory and model in READ.
-    pub read_mem_proj: Option<Linear<B>>,
+    pub read_mem_proj: Option<Affine<B>>,
     /// Before the memory in WRITE, on both sides of the context: `[ctrl_tokens, d_model]`.
     pub write_st: Option<Param<Tensor<B, 2>>>,
     /// Behind the memory before the context.
@@ -48,7 +48,7 @@ pub struct Rmt<B: Backend, M> {
     /// Of what passes after the first add to the memory.
     pub mem_residual_ln: Option<LayerNorm<B>>,
     /// The head of the reconstruction, if it has one of its own: `[vocab_size, d_model]`.
-    pub write_head: Option<Linear<B>>,
+    pub write_head: Option<Affine<B>>,
     #[module(skip)]
     config: RmtConfig,
 }
@@ -95,13 +95,13 @@ impl RmtConfig {
         let mem = init.normal([self.memory_tokens, d], std, device);
         let mem_proj = (self.mem_proj != RmtProj::None).then(|| {
             let bound = 1.0 / (d as f64).sqrt();
-            Linear {
-                weight: init.uniform([d, d], bound, device),
-                bias: Some(init.uniform([d], bound, device)),
-            }
+            Affine::new(
+                init.uniform([d, d], bound, device),
+                Some(init.uniform([d], bound, device)),
+            )
         });
         let reads = self.mem_proj == RmtProj::ProjRw;
-        let read_mem_proj = reads.then(|| Linear::identity(d, &init, device));
+        let read_mem_proj = reads.then(|| Affine::identity(d, &init, device));
         let [write_st, write_end, read_st, read_end] =
             control_tokens([self.ctrl_tokens, d], std, &mut init, device);
         let mem_residual_ln = self
@@ -109,7 +109,7 @@ impl RmtConfig {
             .then(|| LayerNorm::new(d, 1e-5, &init, device));
         let write_head = self.write_head.then(|| {
             let shape = [model.vocab_size(), d];
-            Linear::copy(shape, || model.head(), &init, device)
+            Affine::copy(shape, || model.head(), &init, device)
         });
         Ok(Rmt {
             model,

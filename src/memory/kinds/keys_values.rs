@@ -4,7 +4,7 @@ use burn::tensor::backend::Backend;
 use super::{Attach, side_by_side};
 use crate::error::Error;
 use crate::model::generate::Reader;
-use crate::model::layers::{Linear, affine};
+use crate::model::layers::{Affine, affine};
 use crate::model::{Cache, CausalLm};
 
 /// A memory of keys and values, for each sample its own: every token of a layer's attention sees them before the tokens.
@@ -20,7 +20,7 @@ pub struct KeysValues<'a, B: Backend> {
     /// Heads of keys and values, and the width of one.
     pub heads: [usize; 2],
     /// Maps of each layer's keys and values, the same for all heads, if there are any.
-    pub projections: Option<[&'a [Linear<B>]; 2]>,
+    pub projections: Option<[&'a [Affine<B>]; 2]>,
 }
 
 impl<B: Backend> KeysValues<'_, B> {

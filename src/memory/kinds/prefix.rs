@@ -6,7 +6,7 @@ use super::{Attach, side_by_side};
 use crate::error::{Error, require};
 use crate::model::CausalLm;
 use crate::model::generate::Reader;
-use crate::model::layers::{Init, Linear, affine};
+use crate::model::layers::{Affine, Init, affine};
 
 /// A memory that stands in front of the tokens: `[start; W mem + b; end]`.
 ///
@@ -20,7 +20,7 @@ pub struct Prefix<'a, B: Backend> {
     /// Number of memory vectors.
     pub memory_tokens: usize,
     /// The map from memory to model, if all samples share one. A sample's own is a part of its memory.
-    pub projection: Option<&'a Linear<B>>,
+    pub projection: Option<&'a Affine<B>>,
     /// Learned vectors behind the memory: `[n, d_model]`.
     pub end: Option<&'a Param<Tensor<B, 2>>>,
 }

@@ -6,7 +6,7 @@ use gradmem_kernels::{
 };
 
 use super::activation::sigma;
-use super::{Init, Linear, LinearConfig};
+use super::{Affine, AffineConfig, Init};
 
 /// The maps between a layer's hidden states and an associative memory (ARMT, arXiv 2407.04841).
 ///
@@ -14,13 +14,13 @@ use super::{Init, Linear, LinearConfig};
 #[derive(Module, Debug)]
 pub struct Associative<B: Backend> {
     /// Queries: `[d_mem, d_model]`
-    pub w_mq: Linear<B>,
+    pub w_mq: Affine<B>,
     /// Keys: `[d_mem, d_model]`
-    pub w_mk: Linear<B>,
+    pub w_mk: Affine<B>,
     /// Values: `[d_model, d_model]`
-    pub w_mv: Linear<B>,
+    pub w_mv: Affine<B>,
     /// How much of a value is written: `[n_heads, d_model]`, or `[d_model, d_model]` with gating
-    pub w_mb: Linear<B>,
+    pub w_mb: Affine<B>,
     #[module(skip)]
     config: AssociativeConfig,
 }
@@ -48,19 +48,16 @@ impl AssociativeConfig {
         let d = self.d_model;
         let bound = 1.0 / (d as f64).sqrt();
         let gates = if self.gating { d } else { self.n_heads };
-        let mut linear = |d_output| Linear {
-            weight: init.uniform([d_output, d], bound, device),
-            bias: None,
-        };
+        let mut linear = |d_output| Affine::new(init.uniform([d_output, d], bound, device), None);
         let (w_mq, w_mk, w_mb) = (linear(self.d_mem), linear(self.d_mem), linear(gates));
         let bias = Some(init.uniform([gates], bound, device));
         Associative {
             w_mq,
             w_mk,
-            w_mv: LinearConfig::new(d, d)
+            w_mv: AffineConfig::new(d, d)
                 .with_bias(false)
                 .init(0.0, init, device),
-            w_mb: Linear { bias, ..w_mb },
+            w_mb: Affine { bias, ..w_mb },
             config: *self,
         }
     }

@@ -4,20 +4,20 @@ use burn::tensor::activation::softmax;
 use burn::tensor::backend::Backend;
 use gradmem_kernels::{KernelBackend, causal_attention, contiguous, product};
 
-use super::{Init, Linear, LinearConfig, Rotary};
+use super::{Affine, AffineConfig, Init, Rotary};
 use crate::model::cache::{LayerCache, MemoryRows, Sight, adapted};
 
 /// Causal self-attention with rotary positions and grouped-query heads.
 #[derive(Module, Debug)]
 pub struct SelfAttention<B: Backend> {
     /// `[n_heads · head_dim, d_model]`
-    pub q_proj: Linear<B>,
+    pub q_proj: Affine<B>,
     /// `[n_kv_heads · head_dim, d_model]`
-    pub k_proj: Linear<B>,
+    pub k_proj: Affine<B>,
     /// `[n_kv_heads · head_dim, d_model]`
-    pub v_proj: Linear<B>,
+    pub v_proj: Affine<B>,
     /// `[d_model, n_heads · head_dim]`
-    pub o_proj: Linear<B>,
+    pub o_proj: Affine<B>,
     #[module(skip)]
     head_dim: usize,
 }
@@ -46,7 +46,7 @@ impl SelfAttentionConfig {
         device: &B::Device,
     ) -> SelfAttention<B> {
         let mut linear = |d_input, d_output| {
-            let config = LinearConfig::new(d_input, d_output).with_bias(self.bias);
+            let config = AffineConfig::new(d_input, d_output).with_bias(self.bias);
             config.init(std, init, device)
         };
         let (d_q, d_kv) = (
@@ -81,7 +81,7 @@ impl<B: KernelBackend> SelfAttention<B> {
             let n_heads = y.dims()[2] / self.head_dim;
             y.reshape([batch, seq, n_heads, self.head_dim])
         };
-        let project = |name, linear: &Linear<B>, x| adapted(past, name, x, |x| linear.forward(x));
+        let project = |name, linear: &Affine<B>, x| adapted(past, name, x, |x| linear.forward(x));
         let q = rotary.apply(heads(project("q_proj", &self.q_proj, x.clone())));
         let k = rotary.apply(heads(project("k_proj", &self.k_proj, x.clone())));
         let v = heads(project("v_proj", &self.v_proj, x));

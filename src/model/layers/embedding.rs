@@ -2,7 +2,7 @@ use burn::module::{Module, Param};
 use burn::tensor::backend::Backend;
 use burn::tensor::{Int, Tensor};
 
-use super::{Init, Linear};
+use super::{Affine, Init};
 
 /// A vector for each token. A tied head uses the same table, transposed.
 #[derive(Module, Debug)]
@@ -38,7 +38,7 @@ impl<B: Backend> Embedding<B> {
     }
 
     /// The weight `[vocab_size, d_model]` of a model's head: its own, or this table if they are tied.
-    pub fn head(&self, own: Option<&Linear<B>>) -> Tensor<B, 2> {
+    pub fn head(&self, own: Option<&Affine<B>>) -> Tensor<B, 2> {
         own.map_or_else(|| self.weight.val(), |own| own.weight.val())
     }
 }

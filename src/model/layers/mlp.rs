@@ -3,18 +3,18 @@ use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
 use gradmem_kernels::{LayerBackend, swiglu};
 
-use super::{Activation, Init, Linear, LinearConfig};
+use super::{Activation, Affine, AffineConfig, Init};
 use crate::model::cache::{LayerCache, adapted};
 
 /// The gated feed-forward layer `W_down (act(W_gate x) ∘ W_up x)`; SwiGLU with silu (arXiv 2002.05202).
 #[derive(Module, Debug)]
 pub struct GatedMlp<B: Backend> {
     /// `[d_ff, d_model]`
-    pub gate_proj: Linear<B>,
+    pub gate_proj: Affine<B>,
     /// `[d_ff, d_model]`
-    pub up_proj: Linear<B>,
+    pub up_proj: Affine<B>,
     /// `[d_model, d_ff]`
-    pub down_proj: Linear<B>,
+    pub down_proj: Affine<B>,
     #[module(skip)]
     activation: Activation,
 }
@@ -36,7 +36,7 @@ impl GatedMlpConfig {
     /// Weights from N(0, `std`²).
     pub fn init<B: Backend>(&self, std: f64, init: &mut Init, device: &B::Device) -> GatedMlp<B> {
         let mut linear = |d_input, d_output| {
-            let config = LinearConfig::new(d_input, d_output).with_bias(self.bias);
+            let config = AffineConfig::new(d_input, d_output).with_bias(self.bias);
             config.init(std, init, device)
         };
         GatedMlp {
@@ -54,7 +54,7 @@ impl<B: LayerBackend> GatedMlp<B> {
     /// - `x` and output: `[batch, seq, d_model]`
     /// - `past`: adapters of the projections, if there are any
     pub fn forward(&self, x: Tensor<B, 3>, past: Option<&LayerCache<B>>) -> Tensor<B, 3> {
-        let project = |name, linear: &Linear<B>, x| adapted(past, name, x, |x| linear.forward(x));
+        let project = |name, linear: &Affine<B>, x| adapted(past, name, x, |x| linear.forward(x));
         let gate = project("gate_proj", &self.gate_proj, x.clone());
         let up = project("up_proj", &self.up_proj, x);
         let y = match self.activation {

@@ -11,22 +11,24 @@
 //! Face's names, so that a parameter's path in the module is its name in a `.safetensors` file.
 
 mod activation;
+mod affine;
 mod associative;
 mod attention;
 mod embedding;
 mod init;
-mod linear;
+mod layout;
 mod mlp;
 mod norm;
 mod rotary;
 
 pub use activation::Activation;
+pub use affine::{Affine, AffineConfig, Conv1D};
+pub(crate) use affine::{affine, times_transposed};
 pub use associative::{Associative, AssociativeConfig};
 pub use attention::{SelfAttention, SelfAttentionConfig, attend};
 pub use embedding::Embedding;
 pub use init::Init;
-pub use linear::{Conv1D, Linear, LinearConfig};
-pub(crate) use linear::{affine, times_transposed};
+pub use layout::OutputFirst;
 pub use mlp::{GatedMlp, GatedMlpConfig};
 pub use norm::{LayerNorm, RmsNorm};
 pub use rotary::{RopeScaling, RopeType, Rotary, RotaryConfig};

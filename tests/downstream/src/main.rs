@@ -8,7 +8,7 @@ use burn::tensor::{Distribution, Int, Tensor, activation::softmax, backend::Back
 use gradmem::episode::{Episode, Tokens};
 use gradmem::kernels::LayerBackend;
 use gradmem::model::CausalLm;
-use gradmem::model::layers::{Embedding, Init, Linear, LinearConfig};
+use gradmem::model::layers::{Embedding, Init, Affine, AffineConfig};
 use gradmem::{Error, memory::GradMemConfig};
 
 #[cfg(feature = "flex")]
@@ -27,7 +27,7 @@ const VOCAB: usize = FIRST_LETTER + 8;
 struct Net<B: Backend> {
     embedding: Embedding<B>,
     positions: Param<Tensor<B, 2>>,
-    maps: [Linear<B>; 5],
+    maps: [Affine<B>; 5],
 }
 
 impl<B: Backend> Net<B> {
@@ -37,7 +37,7 @@ impl<B: Backend> Net<B> {
             embedding: Embedding::new([VOCAB, d], 0.5, &mut init, device),
             positions: init.normal([16, d], 0.5, device),
             maps: [(d, d), (d, d), (d, d), (d, 4 * d), (4 * d, d)]
-                .map(|(i, o)| LinearConfig::new(i, o).init(0.15, &mut init, device)),
+                .map(|(i, o)| AffineConfig::new(i, o).init(0.15, &mut init, device)),
         }
     }
 }

@@ -3,21 +3,23 @@ use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
 use gradmem_kernels::{LayerBackend, product};
 
-use super::Init;
+use super::{Init, OutputFirst};
 
 /// `y = x Wᵀ + b`
 #[derive(Module, Debug)]
-pub struct Linear<B: Backend> {
+pub struct Affine<B: Backend> {
     /// `[d_output, d_input]`
     pub weight: Param<Tensor<B, 2>>,
     /// `[d_output]`
     pub bias: Option<Param<Tensor<B, 1>>>,
+    /// For records: not the layout of Burn's linear layer.
+    pub layout: OutputFirst<B>,
 }
 
-/// The sizes of a [`Linear`].
+/// The sizes of a [`Affine`].
 #[derive(Clone, Copy, Debug)]
 #[must_use]
-pub struct LinearConfig {
+pub struct AffineConfig {
     /// Width of the input.
     pub d_input: usize,
     /// Width of the output.
@@ -26,7 +28,7 @@ pub struct LinearConfig {
     pub bias: bool,
 }
 
-impl LinearConfig {
+impl AffineConfig {
     /// A layer with a bias.
     pub fn new(d_input: usize, d_output: usize) -> Self {
         Self {
@@ -43,20 +45,30 @@ impl LinearConfig {
     }
 
     /// Weights from N(0, `std`²), a zero bias if there is one.
-    pub fn init<B: Backend>(&self, std: f64, init: &mut Init, device: &B::Device) -> Linear<B> {
+    pub fn init<B: Backend>(&self, std: f64, init: &mut Init, device: &B::Device) -> Affine<B> {
         let Self {
             d_input,
             d_output,
             bias,
         } = *self;
-        Linear {
-            weight: init.normal([d_output, d_input], std, device),
-            bias: bias.then(|| init.constant([d_output], 0.0, device)),
-        }
+        Affine::new(
+            init.normal([d_output, d_input], std, device),
+            bias.then(|| init.constant([d_output], 0.0, device)),
+        )
     }
 }
 
-impl<B: Backend> Linear<B> {
+impl<B: Backend> Affine<B> {
+    /// Of a weight `[d_output, d_input]` and a bias `[d_output]`.
+    pub fn new(weight: Param<Tensor<B, 2>>, bias: Option<Param<Tensor<B, 1>>>) -> Self {
+        let layout = OutputFirst::default();
+        Self {
+            weight,
+            bias,
+            layout,
+        }
+    }
+
     /// The identity, with a zero bias.
     pub fn identity(d: usize, init: &Init, device: &B::Device) -> Self {
         let bias = Some(init.constant([d], 0.0, device));
@@ -64,7 +76,7 @@ impl<B: Backend> Linear<B> {
             true => init.constant([d, d], 0.0, device),
             false => Param::from_tensor(Tensor::eye(d, device)),
         };
-        Self { weight, bias }
+        Self::new(weight, bias)
     }
 
     /// A copy of a model's head; `head` is called only if the weights are not to be loaded.
@@ -78,7 +90,7 @@ impl<B: Backend> Linear<B> {
             true => init.constant(shape, 0.0, device),
             false => Param::from_tensor(head().detach()),
         };
-        Self { weight, bias: None }
+        Self::new(weight, None)
     }
 
     fn plus_bias<const D: usize>(&self, y: Tensor<B, D>) -> Tensor<B, D> {
@@ -89,7 +101,7 @@ impl<B: Backend> Linear<B> {
     }
 }
 
-impl<B: LayerBackend> Linear<B> {
+impl<B: LayerBackend> Affine<B> {
     /// # Shapes
     ///
     /// - `x`: `[…, d_input]`
@@ -99,7 +111,7 @@ impl<B: LayerBackend> Linear<B> {
     }
 }
 
-/// `y = x W + b`: a [`Linear`] with the transposed weight, as GPT-2 stores it.
+/// `y = x W + b`: a [`Affine`] with the transposed weight, as GPT-2 stores it.
 #[derive(Module, Debug)]
 pub struct Conv1D<B: Backend> {
     /// `[d_input, d_output]`
@@ -133,14 +145,14 @@ impl<B: LayerBackend> Conv1D<B> {
     }
 }
 
-/// [`Linear::forward`] by a product of the caller's, for any backend.
+/// [`Affine::forward`] by a product of the caller's, for any backend.
 ///
 /// # Shapes
 ///
 /// - `x`: `[…, d_input]`
 /// - output: `[…, d_output]`
 pub(crate) fn affine<B: Backend, const D: usize>(
-    linear: &Linear<B>,
+    linear: &Affine<B>,
     x: Tensor<B, D>,
     product: impl Fn(Tensor<B, 2>, Tensor<B, 2>) -> Tensor<B, 2>,
 ) -> Tensor<B, D> {
