@@ -2,7 +2,7 @@
 //! and queries are answered from the memory alone (arXiv 2603.13875).
 //!
 //! The model and the memory's start are trained *through* the WRITE steps, by gradients of gradients;
-//! that works on any Burn backend wrapped in nested `Autodiff`.
+//! that works on any Burn backend wrapped in `Autodiff`.
 //!
 //! ```
 //! # #[cfg(feature = "flex")] {

@@ -253,7 +253,7 @@ fn nn_step<B: Backend>(record: Vec<u8>) -> BTreeMap<String, TensorData> {
     model.visit(&mut found);
     // A bias of keys has no gradient but rounding: softmax takes no notice of it.
     let mut found = found.found;
-    let all = found.values().map(|gradient| size(gradient));
+    let all = found.values().map(size);
     let most = all.fold(0.0, f64::max);
     found.retain(|_, gradient| size(gradient) > 1e-5 * most);
     assert!(found.len() > 30, "{}", found.len());

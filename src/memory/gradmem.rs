@@ -97,11 +97,11 @@ impl GradMemConfig {
         objective: impl FnOnce(&M, &Init) -> O,
     ) -> Result<GradMem<B, M, O>, Error> {
         self.validate()?;
-        init.settle(&model);
+        init.draw_pending(&model);
         let memory = Start::new(self, &model, &mut init, device)?;
         let d = model.d_model();
         let objective = objective(&model, &init);
-        init.settle(&objective);
+        init.draw_pending(&objective);
         let inner = self.inner(&memory, &init, device);
         let lora = (self.write_lora_rank > 0).then(|| {
             Lora::new(

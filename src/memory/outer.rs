@@ -56,7 +56,7 @@ pub struct Outer<B: Backend> {
     pub told: Told<B>,
     /// The memory after WRITE.
     pub memory: Memory<B>,
-    /// How far the WRITE losses of a step that Replay took twice are apart, the largest over their size: `[1]`. Above rounding
+    /// How far the WRITE losses of a step that Replay took twice are apart, the largest over one plus their size: `[1]`. Above rounding
     /// the model is not the same function twice, as with dropout, and Replay's gradient is that of no function.
     pub drift: Option<Tensor<B, 1>>,
 }
@@ -381,7 +381,7 @@ fn leaves<B: Backend>(memory: &[Tensor<B, 3>]) -> Vec<Tensor<B, 3>> {
     fast.map(Tensor::require_grad).collect()
 }
 
-/// The largest difference of two losses `[batch]` over their size, `[1]`.
+/// The largest difference of two losses `[batch]` over one plus their size, `[1]`.
 fn apart<B: Backend>(x: &Tensor<B, 1>, y: &Tensor<B, 1>) -> Tensor<B, 1> {
     let [x, y] = [x, y].map(|x| x.clone().detach());
     ((x - y.clone()).abs() / y.abs().add_scalar(1.0)).max()

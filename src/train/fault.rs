@@ -20,8 +20,12 @@ pub enum Fault {
     /// The outer gradient has this non-finite norm.
     #[error("the outer gradient's norm became {0}")]
     Gradient(f64),
-    /// Replay took a WRITE step again whose losses were so far, over their size, from what they had been.
-    #[error("a WRITE step that Replay took again had other losses")]
+    /// Replay took a WRITE step again whose losses were so far, over one plus their size, from what they had been.
+    #[error(
+        "a WRITE step that was taken again had losses that are {:.1} % off: the model draws at random, as dropout does, and \
+         Replay needs the same draw twice. Use the strategy Unrolled (train.meta_gradient=unrolled), or leave the draw out",
+        100.0 * .0
+    )]
     Drift(f64),
 }
 
@@ -46,12 +50,7 @@ impl Fault {
             Self::Gradient(norm) => Error::Failed(format!(
                 "the outer gradient's norm became {norm} at step {step}, batch {batch}: {hint}"
             )),
-            Self::Drift(drift) => Error::Failed(format!(
-                "at step {step}, batch {batch}, a WRITE step that was taken again had losses that are {:.1} % off: the model \
-                 draws at random, as dropout does, and Replay needs the same draw twice. Train with \
-                 train.meta_gradient=unrolled, or without the draw",
-                100.0 * drift
-            )),
+            Self::Drift(_) => Error::Failed(format!("step {step}, batch {batch}: {self}")),
             Self::NotFinite { sample, value } => Error::NotFinite {
                 value,
                 step,

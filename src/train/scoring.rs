@@ -12,7 +12,7 @@ use crate::method::Answers;
 use crate::support::readback::{Readback, Slot, Values};
 
 /// What rounding makes of the losses of a step that is taken twice, with room to spare.
-const MOST_DRIFT: f64 = 1e-2;
+const MOST_DRIFT: f64 = 1e-3;
 
 /// The scores of a batch as tensors on its device.
 pub(super) struct Unread<B: Backend> {
@@ -207,7 +207,7 @@ impl Pending {
         let mut scores = Scores::default();
         write_scores(&self.losses, &self.grad_norms, values, &mut scores)?;
         let drift = self.drift.map_or(0.0, |drift| values.of(drift)[0]);
-        if drift > MOST_DRIFT {
+        if drift.is_nan() || drift > MOST_DRIFT {
             return Err(Fault::Drift(drift));
         }
         let read_loss: f64 = values.of(self.read_loss).iter().sum();

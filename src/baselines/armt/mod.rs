@@ -85,7 +85,7 @@ impl ArmtConfig {
         device: &B::Device,
     ) -> Result<Armt<B, M>, Error> {
         self.validate()?;
-        init.settle(&model);
+        init.draw_pending(&model);
         check_room(&model, "memory_tokens", self.written_with())?;
         let (d, slots) = (model.d_model(), model.slots());
         let maps = self.maps(d, &slots)?;

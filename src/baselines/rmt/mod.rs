@@ -88,7 +88,7 @@ impl RmtConfig {
         device: &B::Device,
     ) -> Result<Rmt<B, M>, Error> {
         self.validate()?;
-        init.settle(&model);
+        init.draw_pending(&model);
         check_room(&model, "memory_tokens", self.written_with())?;
         let d = model.d_model();
         let std = self.memory_std;

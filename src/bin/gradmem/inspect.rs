@@ -1,6 +1,6 @@
 //! `gradmem inspect`: the contents of a memory file, and what its memories tell of their contexts.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use burn::tensor::Tensor;
@@ -57,11 +57,12 @@ pub fn run(args: Args) -> Result<ExitCode, Error> {
             ));
         }
         (Some(model), contexts, reconstruct) => {
-            let job = TellJob {
-                path: args.file.clone(),
+            let job = InspectJob {
                 file: file.clone(),
                 contexts: contexts.to_vec(),
-                reconstruct,
+                lengths: reconstruct
+                    .then(|| written_tokens(&args.file, &file))
+                    .transpose()?,
                 model: model.clone(),
             };
             Some(dispatch(&args.backend, job)?)
@@ -74,16 +75,16 @@ pub fn run(args: Args) -> Result<ExitCode, Error> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// What a memory tells of its context.
-struct Told {
+/// What was asked of a memory.
+struct Findings {
     /// How well, with each token behind the true ones before it; with --context.
-    against: Option<Against>,
+    against: Option<Comparison>,
     /// The text, generated from the memory alone; with --reconstruct.
     text: Option<String>,
 }
 
 /// A memory against a text.
-struct Against {
+struct Comparison {
     /// Whether it is the context that was written, if the file has its hash.
     same: Option<bool>,
     /// In nats per token.
@@ -93,37 +94,35 @@ struct Against {
 }
 
 /// Asks each memory for its context.
-struct TellJob {
-    path: PathBuf,
+struct InspectJob {
     file: MemoryFile,
     contexts: Vec<PathBuf>,
-    reconstruct: bool,
+    /// The tokens to generate from each memory, if any.
+    lengths: Option<Vec<usize>>,
     model: PathBuf,
 }
 
-impl TellJob {
-    /// The number of tokens that memory `at` was written from.
-    fn written_tokens(&self, at: usize) -> Result<usize, Error> {
-        let sample = &self.file.samples[at];
+/// The numbers of tokens that a file's memories were written from.
+fn written_tokens(path: &Path, file: &MemoryFile) -> Result<Vec<usize>, Error> {
+    let each = file.samples.iter().enumerate().map(|(at, sample)| {
         let problem = match (sample.appended, sample.tokens) {
             (None, Some(tokens)) => return Ok(tokens),
-            (Some(_), _) => {
-                "holds texts that were written one behind the other, and tells none of them by itself"
-            }
+            (Some(_), _) => "holds texts that were written one behind the other, and tells none of them by itself",
             (None, None) => "does not say how many tokens it was written from",
         };
         Err(Error::Input(format!(
             "--reconstruct: {} in {} {problem}",
             name_of(sample, at),
-            self.path.display()
+            path.display()
         )))
-    }
+    });
+    each.collect()
 }
 
-impl Job for TellJob {
-    type Output = Vec<Told>;
+impl Job for InspectJob {
+    type Output = Vec<Findings>;
 
-    fn run<B: KernelBackend>(self, device: &B::Device) -> Result<Vec<Told>, Error> {
+    fn run<B: KernelBackend>(self, device: &B::Device) -> Result<Vec<Findings>, Error> {
         let file = &self.file;
         if !self.contexts.is_empty() && self.contexts.len() != file.len() {
             return Err(Error::Input(format!(
@@ -147,22 +146,22 @@ impl Job for TellJob {
             let ids = model.encode_context(&context);
             let tokens = Tokens::new(&[ids.map_err(|e| in_file(path, e))?], device)?;
             let found = gradmem.reconstruction(&memories.select(&[at])?, &tokens)?;
-            Ok::<_, Error>(Against {
+            Ok::<_, Error>(Comparison {
                 same: file.samples[at].is_of(&context),
                 loss: scalar(found.loss),
                 accuracy: scalar(found.accuracy),
             })
         };
-        let text = |at: usize| {
-            let length = self.written_tokens(at)?;
+        let text = |at: usize, length: usize| {
             let told = gradmem.reconstruct(&memories.select(&[at])?, &[length])?;
             model.text.decode_continued(&[], &told[0])
         };
+        let lengths = self.lengths.as_ref();
         let each = (0..file.len()).map(|at| {
             let context = self.contexts.get(at);
-            Ok(Told {
+            Ok(Findings {
                 against: context.map(|path| against(at, path)).transpose()?,
-                text: self.reconstruct.then(|| text(at)).transpose()?,
+                text: lengths.map(|lengths| text(at, lengths[at])).transpose()?,
             })
         });
         each.collect()
@@ -173,7 +172,7 @@ fn scalar<B: KernelBackend>(value: Tensor<B, 1>) -> f64 {
     value.to_data().iter::<f64>().next().unwrap_or(f64::NAN)
 }
 
-fn to_json(file: &MemoryFile, told: Option<&[Told]>) -> serde_json::Value {
+fn to_json(file: &MemoryFile, told: Option<&[Findings]>) -> serde_json::Value {
     let [memories, rows, d_model] = file.shape();
     let prefix = file.kind() == "prefix";
     let samples = file.samples.iter().enumerate().map(|(at, sample)| {
@@ -204,7 +203,7 @@ fn to_json(file: &MemoryFile, told: Option<&[Told]>) -> serde_json::Value {
     })
 }
 
-fn print_text(args: &Args, file: &MemoryFile, told: Option<&[Told]>) {
+fn print_text(args: &Args, file: &MemoryFile, told: Option<&[Findings]>) {
     say!("{}", describe(&args.file, file, usize::MAX));
     let origin = &file.origin;
     let steps = match (origin.method.as_str(), origin.write_lr) {

@@ -1,4 +1,5 @@
 use burn::module::{Module, Param};
+use burn::nn;
 use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
 use gradmem_kernels::{LayerBackend, product};
@@ -16,7 +17,7 @@ pub struct Affine<B: Backend> {
     pub layout: OutputFirst<B>,
 }
 
-/// The sizes of a [`Affine`].
+/// The sizes of an [`Affine`].
 #[derive(Clone, Copy, Debug)]
 #[must_use]
 pub struct AffineConfig {
@@ -111,7 +112,31 @@ impl<B: LayerBackend> Affine<B> {
     }
 }
 
-/// `y = x W + b`: a [`Affine`] with the transposed weight, as GPT-2 stores it.
+/// Burn's linear layer in this layout: the same map, and the same parameters' ids.
+impl<B: Backend> From<nn::Linear<B>> for Affine<B> {
+    fn from(linear: nn::Linear<B>) -> Self {
+        Self::new(turned(linear.weight), linear.bias)
+    }
+}
+
+/// The same map in Burn's layout.
+impl<B: Backend> From<Affine<B>> for nn::Linear<B> {
+    fn from(affine: Affine<B>) -> Self {
+        Self {
+            weight: turned(affine.weight),
+            bias: affine.bias,
+        }
+    }
+}
+
+fn turned<B: Backend>(weight: Param<Tensor<B, 2>>) -> Param<Tensor<B, 2>> {
+    let (id, weight, _) = weight.consume();
+    let trained = weight.is_require_grad();
+    let weight = weight.transpose().detach();
+    Param::initialized(id, weight.set_require_grad(trained))
+}
+
+/// `y = x W + b`: an [`Affine`] with the transposed weight, as GPT-2 stores it.
 #[derive(Module, Debug)]
 pub struct Conv1D<B: Backend> {
     /// `[d_input, d_output]`

@@ -91,10 +91,10 @@ impl Init {
     }
 
     /// Draws the weights that a model is yet to draw, as those of `burn::nn` are until they are first used: a clone of such a
-    /// model would draw its own. Nothing, if weights are to be loaded.
-    pub(crate) fn settle<B: Backend>(&self, model: &impl Module<B>) {
+    /// model would draw its own. Does nothing if weights are to be loaded.
+    pub(crate) fn draw_pending<B: Backend>(&self, model: &impl Module<B>) {
         if !self.is_blank() {
-            model.visit(&mut Used);
+            model.visit(&mut DrawAll);
         }
     }
 
@@ -105,9 +105,9 @@ impl Init {
 }
 
 /// Uses every weight.
-struct Used;
+struct DrawAll;
 
-impl<B: Backend> ModuleVisitor<B> for Used {
+impl<B: Backend> ModuleVisitor<B> for DrawAll {
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
         drop(param.val());
     }

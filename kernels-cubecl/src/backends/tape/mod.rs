@@ -6,7 +6,8 @@
 //! times ([`modules`]); what cannot be composed says so before it computes anything.
 //!
 //! It is also in training only if `B` is, so that dropout and batch normalisation of a model do at test time what
-//! they are to do then, although WRITE takes gradients.
+//! they are to do then, although WRITE takes gradients. (What batch normalisation sees in WRITE's training is not in its running
+//! statistics: the model on the tape is a copy.)
 //!
 //! Tensors, gradients and graphs are those of `Autodiff<B>`.
 

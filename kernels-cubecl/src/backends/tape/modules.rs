@@ -1,6 +1,6 @@
 //! The operations of modules, and activations.
 //!
-//! What is not here is the composition that the trait provides: embeddings, layer norm, softmax, pools and convolutions of
+//! What is not here is the composition that the trait provides: embeddings, layer norm, softmax, CTC, unfolding, pools of
 //! one dimension by those of two, and GELU, whose gradient `Autodiff` takes from an approximation.
 
 use burn::tensor::ops::{
@@ -8,6 +8,7 @@ use burn::tensor::ops::{
     DeformConvOptions, FloatTensorOps, InterpolateOptions, MaxPool2dBackward, MaxPool2dWithIndices,
     ModuleOps,
 };
+use burn_backend::get_device_settings;
 use burn_backend::ops::attention::attention_fallback;
 
 use super::*;
@@ -21,11 +22,11 @@ impl<B: Backend> ActivationOps<Self> for Tape<B> {
 }
 
 /// Stops where an operation would be differentiated twice and cannot be.
-fn once<B: Backend>(x: &Float<B>, operation: &str, modules: &str) {
+fn refuse_in_training<B: Backend>(x: &Float<B>, operation: &str, modules: &str) {
     assert!(
         !B::ad_enabled(&Tape::<B>::float_device(x)),
-        "{operation} ({modules}) cannot be differentiated twice in Burn 0.21, and the outer gradient needs that of all that \
-         WRITE computes: leave it out of the model that is trained"
+        "{operation} ({modules}) cannot be differentiated twice in Burn 0.21, as WRITE on an autodiff backend needs: leave it \
+         out of the model that is trained"
     );
 }
 
@@ -70,7 +71,8 @@ impl<B: Backend> ModuleOps<Self> for Tape<B> {
         attention_fallback::<Self>(query, key, value, mask, attn_bias, options)
     }
 
-    /// The maxima are elements of `x`, gathered from where they are.
+    /// The maxima are elements of `x`, gathered from where they are. Where a window has none (padding alone, or nothing above −∞),
+    /// the backend's value stands.
     fn max_pool2d_with_indices(
         x: Float<B>,
         kernel_size: [usize; 2],
@@ -79,16 +81,22 @@ impl<B: Backend> ModuleOps<Self> for Tape<B> {
         dilation: [usize; 2],
         ceil_mode: bool,
     ) -> MaxPool2dWithIndices<Self> {
-        let values = Self::inner(x.clone());
+        let values = B::float_detach(Self::inner(x.clone()));
         let pool = B::max_pool2d_with_indices;
-        let indices = pool(values, kernel_size, stride, padding, dilation, ceil_mode).indices;
+        let pooled = pool(values, kernel_size, stride, padding, dilation, ceil_mode);
+        let indices = B::int_clamp_min(pooled.indices, 0.into());
         let [batch, channels, height, width] = x.shape().dims();
         let [_, _, rows, columns] = indices.shape().dims();
         let flat = |n| Shape::new([batch, channels, n]);
         let at = B::int_reshape(indices.clone(), flat(rows * columns));
         let found = Self::float_gather(2, Self::float_reshape(x, flat(height * width)), at);
         let shape = Shape::new([batch, channels, rows, columns]);
-        MaxPool2dWithIndices::new(Self::float_reshape(found, shape), indices)
+        let found = Self::float_reshape(found, shape);
+        let truth = get_device_settings::<B>(&B::float_device(&pooled.output)).bool_dtype;
+        let values = B::float_detach(Self::inner(found.clone()));
+        let none = B::float_not_equal(values, pooled.output.clone(), truth);
+        let found = Self::float_mask_where(found, none, Self::from_inner(pooled.output));
+        MaxPool2dWithIndices::new(found, indices)
     }
 
     fn max_pool2d(
@@ -111,7 +119,7 @@ impl<B: Backend> ModuleOps<Self> for Tape<B> {
         count_include_pad: bool,
         ceil_mode: bool,
     ) -> Float<B> {
-        once::<B>(&x, "avg_pool2d", "AvgPool1d, AvgPool2d");
+        refuse_in_training::<B>(&x, "avg_pool2d", "AvgPool1d, AvgPool2d");
         let pool = Autodiff::<B>::avg_pool2d;
         pool(
             x,
@@ -125,12 +133,12 @@ impl<B: Backend> ModuleOps<Self> for Tape<B> {
 
     fn adaptive_avg_pool2d(x: Float<B>, output_size: [usize; 2]) -> Float<B> {
         let modules = "AdaptiveAvgPool1d, AdaptiveAvgPool2d";
-        once::<B>(&x, "adaptive_avg_pool2d", modules);
+        refuse_in_training::<B>(&x, "adaptive_avg_pool2d", modules);
         Autodiff::<B>::adaptive_avg_pool2d(x, output_size)
     }
 
     fn interpolate(x: Float<B>, output_size: [usize; 2], options: InterpolateOptions) -> Float<B> {
-        once::<B>(&x, "interpolate", "Interpolate1d, Interpolate2d");
+        refuse_in_training::<B>(&x, "interpolate", "Interpolate1d, Interpolate2d");
         Autodiff::<B>::interpolate(x, output_size, options)
     }
 
@@ -142,7 +150,7 @@ impl<B: Backend> ModuleOps<Self> for Tape<B> {
         bias: Option<Float<B>>,
         options: DeformConvOptions<2>,
     ) -> Float<B> {
-        once::<B>(&x, "deform_conv2d", "DeformConv2d");
+        refuse_in_training::<B>(&x, "deform_conv2d", "DeformConv2d");
         Autodiff::<B>::deform_conv2d(x, offset, weight, mask, bias, options)
     }
 

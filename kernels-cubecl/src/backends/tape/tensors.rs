@@ -1,4 +1,4 @@
-//! The operations on tensors: all as [`Autodiff`] has them.
+//! The operations on tensors: as [`Autodiff`] has them, but for `float_topk`, which it lacks and the trait composes.
 //!
 //! Each table has the methods that a backend must have and those that `Autodiff` has in a way of its own. What both take
 //! from the trait is not here.
