@@ -88,8 +88,6 @@
 #![warn(missing_docs)]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 #![recursion_limit = "256"]
-// Some of what is shared inside the crate is for `train` alone.
-#![cfg_attr(not(feature = "train"), allow(dead_code))]
 
 pub mod baselines;
 pub mod data;

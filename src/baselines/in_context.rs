@@ -62,6 +62,7 @@ impl InContextConfig {
 
     /// The longest sequence in training, for a context of so many tokens with as many questions, each of `question`
     /// tokens with its target.
+    #[cfg(feature = "train")]
     pub(crate) fn positions(&self, context: usize, question: usize, questions: usize) -> usize {
         let in_a_row = match self.questions {
             Questions::Separate | Questions::Shared => 1,

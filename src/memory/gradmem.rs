@@ -168,6 +168,7 @@ impl<B: Backend, M: Module<B>, O: Module<B>> GradMem<B, M, O> {
     }
 
     /// With the first `tokens` memory vectors, or keys and values, alone, if there are more.
+    #[cfg(feature = "train")]
     pub(crate) fn with_first_tokens(mut self, tokens: usize) -> Self {
         if tokens < self.config.memory_tokens {
             self.memory = self.memory.first_tokens(tokens);
@@ -177,6 +178,7 @@ impl<B: Backend, M: Module<B>, O: Module<B>> GradMem<B, M, O> {
     }
 
     /// With what `config` learns of WRITE's steps, from what these weights have of it.
+    #[cfg(feature = "train")]
     pub(crate) fn with_inner(mut self, config: &GradMemConfig) -> Self {
         let fresh = config.inner(&self.memory, &Init::new(0), &self.memory.device());
         self.inner = match (fresh, self.inner) {

@@ -36,6 +36,7 @@ pub struct InnerOptimizer<B: Backend> {
 }
 
 /// The first rows, and the first steps, the last of them repeated; what has too few rows stays as it is.
+#[cfg(feature = "train")]
 fn fitted<B: Backend>(found: Tensor<B, 3>, [steps, rows, _]: [usize; 3]) -> Tensor<B, 3> {
     let [had, had_rows, _] = found.dims();
     let found = found.narrow(1, 0, rows.min(had_rows));
@@ -80,6 +81,7 @@ impl<B: Backend> InnerOptimizer<B> {
 
     /// What another run has learned, where it has, in the shapes of this one: the first rows, and as many steps, of which
     /// the last counts for those that it does not have.
+    #[cfg(feature = "train")]
     pub(super) fn begin_from(mut self, other: Self) -> Self {
         let mut found = other.log_lr.into_iter();
         self.log_lr = std::mem::take(&mut self.log_lr)

@@ -38,6 +38,7 @@ pub(super) fn check_as_many<B: Backend>(
 pub(crate) type Measured<B> = (Tensor<B, 1>, Option<Tensor<B, 1>>);
 
 /// The share of each sample's tokens of a chunk that are told right, `[batch]`, and how many they are.
+#[cfg(feature = "train")]
 pub(crate) type OfChunk<B> = (Tensor<B, 1>, Vec<usize>);
 
 impl<B: Backend, M: Writable<B>, O: LiftedObjective<B, M>> GradMem<B, M, O> {
@@ -101,6 +102,7 @@ impl<B: Backend, M: Writable<B>, O: LiftedObjective<B, M>> GradMem<B, M, O> {
     /// # Errors
     ///
     /// As [`GradMem::write`].
+    #[cfg(feature = "train")]
     pub(crate) fn told_of_chunks(
         &self,
         memory: &Memory<B>,

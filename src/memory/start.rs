@@ -219,6 +219,7 @@ impl<B: Backend> Start<B> {
     }
 
     /// With the first `tokens` of its vectors, or keys and values, alone.
+    #[cfg(feature = "train")]
     pub(super) fn first_tokens(mut self, tokens: usize) -> Self {
         let first = |param: Param<Tensor<B, 3>>| {
             param.map(|tensor| {

@@ -151,6 +151,7 @@ impl ArmtConfig {
     }
 
     /// The longest sequence that a context of so many tokens is read in, memory vectors included.
+    #[cfg(feature = "train")]
     pub(crate) fn positions(&self, context: usize) -> usize {
         let segment = self.segment_size.unwrap_or(context).min(context);
         segment.saturating_add(self.memory_tokens)
