@@ -149,6 +149,7 @@ impl Error {
     }
 
     /// The same error, with its key placed under `section` (`write_lr` → `memory.write_lr`).
+    #[cfg(feature = "data")]
     pub(crate) fn in_section(self, section: &str) -> Self {
         match self {
             Self::Config {

@@ -13,6 +13,9 @@ pub mod language {}
 #[doc = include_str!("../docs/memory-kinds.md")]
 pub mod memory_kinds {}
 
+#[doc = include_str!("../docs/scale.md")]
+pub mod scale {}
+
 #[doc = include_str!("../docs/your-burn-model.md")]
 pub mod your_burn_model {}
 

@@ -56,8 +56,8 @@
 //! | [`memory`] | the method: WRITE, READ, the outer loss; memories as files |
 //! | [`model`] | what a language model must be to be written through; Llama, GPT-2, GPT-NeoX and Mamba, pretrained ones too; generation |
 //! | [`baselines`], [`method`] | RMT, and the whole context in the prompt; all of these as one |
-//! | [`data`] | contexts and questions as batches |
-//! | [`tokenizer`] | text to token ids and back |
+//! | `data` | contexts and questions as batches |
+//! | `tokenizer` | text to token ids and back |
 //! | `train` | meta-training on burn-train, in runs that can be stopped and resumed |
 //! | `report` | plots and tables of runs, on a page of their own |
 //! | [`interop`] | the reference implementation's numbers and checkpoints |
@@ -80,9 +80,11 @@
 //!
 //! | feature | brings |
 //! |---|---|
-//! | `flex` (default), `ndarray`, `wgpu`, `vulkan`, `metal`, `cuda` | backends, as Burn names them |
+//! | `flex` (default), `ndarray`, `wgpu`, `vulkan`, `metal`, `cuda`, `rocm` | backends, as Burn names them |
 //! | `fusion`, `autotune` | Burn's, for GPUs |
-//! | `train` | the module of that name, on burn-train |
+//! | `data` | the modules `data` and `tokenizer`: data sets, and Hugging Face's tokenizers |
+//! | `train` | the module of that name, on burn-train; implies `data` |
+//! | `mpi` | several processes that train together; implies `train` |
 //! | `dashboard` | burn-train's terminal dashboard |
 //! | `command` (default) | the program `gradmem` and the module `report`; implies the two above |
 #![warn(missing_docs)]
@@ -90,6 +92,7 @@
 #![recursion_limit = "256"]
 
 pub mod baselines;
+#[cfg(feature = "data")]
 pub mod data;
 pub mod episode;
 mod error;
@@ -102,6 +105,11 @@ pub mod model;
 pub mod report;
 #[doc(hidden)]
 pub mod support;
+#[cfg(feature = "data")]
+pub mod tokenizer;
+/// Tokenizers. Without the feature `data` there are none.
+#[cfg(not(feature = "data"))]
+#[path = "tokenizer/absent.rs"]
 pub mod tokenizer;
 #[cfg(feature = "train")]
 pub mod train;
@@ -114,6 +122,9 @@ pub use burn_cuda;
 /// The CPU backend.
 #[cfg(feature = "flex")]
 pub use burn_flex;
+/// The backend of AMD's GPUs.
+#[cfg(feature = "rocm")]
+pub use burn_rocm;
 /// The backend of Vulkan, Metal and WebGPU.
 #[cfg(feature = "wgpu")]
 pub use burn_wgpu;
@@ -135,6 +146,7 @@ mod tests {
 
     fn all_cross_threads<B: KernelBackend>() {
         crosses_threads::<crate::Error>();
+        #[cfg(feature = "data")]
         crosses_threads::<crate::data::Task>();
         crosses_threads::<crate::memory::Memory<B>>();
         crosses_threads::<crate::memory::MemoryFile>();

@@ -47,6 +47,17 @@ impl<B: Backend> Batch<B> {
     }
 }
 
+impl<B: Backend> From<Episode<B>> for Batch<B> {
+    /// Whose metrics count all labels.
+    fn from(episode: Episode<B>) -> Self {
+        Self {
+            scored: episode.labels().rows().map(<[i64]>::to_vec).collect(),
+            asked: Vec::new(),
+            episode,
+        }
+    }
+}
+
 /// A label that no prediction meets: who answers that the answer is not in the vocabulary is not right.
 const NEVER: i64 = i64::MAX;
 

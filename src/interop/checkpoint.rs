@@ -10,7 +10,6 @@ use burn::tensor::backend::Backend;
 use gradmem_kernels::KernelBackend;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
-use tokenizers::Tokenizer;
 
 use super::{armt, gradmem};
 use crate::baselines::{InContextConfig, RmtConfig, RmtProj};
@@ -21,6 +20,7 @@ use crate::model::weights::{self, Tensors};
 use crate::model::{AnyLm, ModelConfig};
 use crate::model::{adapter, pretrained};
 use crate::support::fs::read_object;
+use crate::tokenizer::Tokenizer;
 
 pub use crate::model::pretrained::SpecialTokens;
 

@@ -393,6 +393,10 @@ impl<B: KernelBackend> Method<B> for AnyMethod<B> {
         each!(self, method => method.gradient(episode, strategy))
     }
 
+    fn settle(&self, strategy: MetaGradient, contexts: [usize; 2]) -> Result<MetaGradient, Error> {
+        each!(self, method => method.settle(strategy, contexts))
+    }
+
     fn counted_labels(&self, totals: Totals) -> usize {
         each!(self, method => method.counted_labels(totals))
     }

@@ -46,6 +46,16 @@ pub trait Method<B: Backend>: Module<B> + ModuleDisplay {
         Ok((answers.gradient(self, episode), answers))
     }
 
+    /// What [`MetaGradient::Auto`] is at this moment, for steps that compute contexts `[batch, seq]` at once; the
+    /// others are what they are.
+    ///
+    /// # Errors
+    ///
+    /// If such a step certainly does not fit into memory.
+    fn settle(&self, strategy: MetaGradient, _contexts: [usize; 2]) -> Result<MetaGradient, Error> {
+        Ok(strategy)
+    }
+
     /// How many labels the READ loss is a mean over.
     fn counted_labels(&self, totals: Totals) -> usize {
         totals.labels
@@ -140,6 +150,15 @@ impl<B: Backend, M: Writable<B>, O: LiftedObjective<B, M>> Method<B> for GradMem
     {
         let (gradient, outer) = self.outer_gradient(episode, strategy)?;
         Ok((gradient, outer.into()))
+    }
+
+    fn settle(&self, strategy: MetaGradient, contexts: [usize; 2]) -> Result<MetaGradient, Error> {
+        let chosen = match strategy {
+            MetaGradient::Auto => self.choose(strategy, contexts),
+            chosen => chosen,
+        };
+        self.check_memory(chosen, contexts)?;
+        Ok(chosen)
     }
 
     fn counted_labels(&self, totals: Totals) -> usize {

@@ -18,13 +18,12 @@ use std::path::Path;
 use burn::tensor::backend::Backend;
 use burn::tensor::{DType, TensorData};
 use serde_json::{Map, Value};
-use tokenizers::Tokenizer;
 
 use super::weights::{self, Tensors};
 use super::{AnyLm, ModelConfig, adapter};
 use crate::error::Error;
 use crate::support::fs::{read_object, write_atomically};
-use crate::tokenizer;
+use crate::tokenizer::{self, Tokenizer};
 
 /// The contents of a folder.
 #[derive(Clone, Debug)]
@@ -32,7 +31,7 @@ use crate::tokenizer;
 pub struct Pretrained<B: Backend> {
     /// The model.
     pub model: AnyLm<B>,
-    /// Its tokenizer, if the folder has one.
+    /// Its tokenizer, if the folder has one (feature `data`).
     pub tokenizer: Option<Tokenizer>,
     /// The token for padding and the tokens that end a text.
     pub special: SpecialTokens,

@@ -107,6 +107,7 @@ pub(crate) fn other_format(bytes: &[u8]) -> Option<&'static str> {
 
 /// Fails on what can be read but once or has no end, a pipe or a device, and on a file of [another
 /// format](other_format); says nothing of what is not there.
+#[cfg(feature = "data")]
 pub(crate) fn check_file(path: &Path) -> Result<(), Error> {
     match std::fs::metadata(path) {
         Ok(about) if !about.is_file() => return Err(Error::file(path, "is not a regular file")),

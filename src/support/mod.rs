@@ -2,7 +2,8 @@
 
 pub(crate) mod fs;
 pub(crate) mod memory;
-pub(crate) mod panics;
+#[doc(hidden)]
+pub mod panics;
 // For the program's `bench`; no part of the library's interface.
 #[doc(hidden)]
 pub mod profile;

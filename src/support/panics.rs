@@ -4,12 +4,19 @@ use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Once;
 
+thread_local! {
+    static GUARDED: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Whether a panic on this thread is caught here.
+#[cfg(feature = "mpi")]
+pub(crate) fn is_guarded() -> bool {
+    GUARDED.get()
+}
+
 /// Runs what a dependency may panic in; `None` if it does. The panic is not printed: the caller makes an error
 /// of it and drops what was being made.
-pub(crate) fn catch_panic<T>(run: impl FnOnce() -> T) -> Option<T> {
-    thread_local! {
-        static GUARDED: Cell<bool> = const { Cell::new(false) };
-    }
+pub fn catch_panic<T>(run: impl FnOnce() -> T) -> Option<T> {
     static QUIET: Once = Once::new();
     QUIET.call_once(|| {
         let hook = std::panic::take_hook();

@@ -1,6 +1,7 @@
 //! Text to token ids and back, with a tokenizer of Hugging Face's (`tokenizer.json`).
 //!
-//! A file is checked before the `tokenizers` crate reads it, and a panic of that crate becomes an [`Error`].
+//! A file is checked before the `tokenizers` crate reads it, and a panic of that crate becomes an [`Error`]. Feature `data`:
+//! without it there are no tokenizers, and a model's folder is read without its own.
 
 pub(crate) mod json;
 

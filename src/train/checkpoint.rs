@@ -4,11 +4,15 @@
 //! the averaged weights, where there are such. It is written after these and moved into place: whenever a run is
 //! killed, the files match.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
-use burn::module::{AutodiffModule, Module, ModuleMapper, Param, ParamId, list_param_ids};
-use burn::record::{BinBytesRecorder, FullPrecisionSettings, Record, Recorder};
+use burn::module::{
+    AutodiffModule, Module, ModuleDisplay, ModuleMapper, ModuleVisitor, Param, ParamId,
+};
+use burn::optim::AdamW;
+use burn::optim::record::AdaptorRecord;
+use burn::record::{BinBytesRecorder, BurnRecord, FullPrecisionSettings, Record, Recorder};
 use burn::tensor::Tensor;
 use burn::tensor::backend::{AutodiffBackend, Backend};
 use serde::de::{SeqAccess, Visitor};
@@ -17,6 +21,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 pub use super::folder::RunFolder;
 use super::folder::{BEST, LAST, hash};
 use super::metrics::{Measure, Scores};
+use super::optimizer::RecordOf;
 use crate::error::Error;
 use crate::model::weights::{self, Tensors};
 use crate::support::fs::write_atomically;
@@ -37,6 +42,9 @@ pub struct RunState {
     pub best: Option<(f64, usize)>,
     /// The step of the last evaluation.
     pub evaluated: usize,
+    /// The step of the last evaluation that was better than all before it.
+    #[serde(default)]
+    pub improved: usize,
     /// Index of the curriculum's current version of the task, from 0.
     #[serde(default)]
     pub stage: usize,
@@ -103,24 +111,23 @@ impl RunFolder {
     }
 
     /// Replaces the latest weights, their average, the optimizer's record and the state.
-    pub(super) fn save_last<B, M, R>(&self, last: Last<&M, &M::InnerModule, R>) -> Result<(), Error>
+    pub(super) fn save_last<B, M>(
+        &self,
+        last: Last<&M, &M::InnerModule, RecordOf<B, M>>,
+    ) -> Result<(), Error>
     where
         B: AutodiffBackend,
-        M: AutodiffModule<B>,
-        R: Record<B>,
+        M: AutodiffModule<B> + ModuleDisplay,
+        M::InnerModule: ModuleDisplay,
     {
         let step = last.state.step;
-        let optimizer = Recorder::<B>::record(&OptimizerFormat::default(), last.optimizer, ())
-            .map_err(|e| Error::Failed(format!("the optimizer's state cannot be saved: {e}")))?;
+        let optimizer = encode_moments(last.optimizer)?;
         let average = last.average;
         let average = average.map(|average| self.encode(average, HashMap::new()));
         let average = average.transpose()?;
         let saved = Saved {
             state: last.state,
-            parameter_ids: list_param_ids(last.module)
-                .iter()
-                .map(|id| id.val())
-                .collect(),
+            parameter_ids: float_ids(last.module),
             optimizer_hash: hash(&optimizer),
             average_hash: average.as_deref().map(hash),
         };
@@ -225,6 +232,47 @@ impl RunFolder {
             }
         }
     }
+}
+
+/// The moments of all parameters, in the format that [`OptimizerFormat`] reads, in the order of the parameters' ids: equal
+/// moments are equal bytes.
+fn encode_moments<B: AutodiffBackend>(
+    moments: impl IntoIterator<Item = (ParamId, AdaptorRecord<AdamW, B>)>,
+) -> Result<Vec<u8>, Error> {
+    let items: BTreeMap<String, _> = moments
+        .into_iter()
+        .map(|(id, record)| (id.serialize(), record.into_item::<FullPrecisionSettings>()))
+        .collect();
+    let record = BurnRecord::<_, B>::new::<OptimizerFormat>(items);
+    bincode::serde::encode_to_vec(record, bincode::config::standard())
+        .map_err(|e| Error::Failed(format!("the optimizer's state cannot be saved: {e}")))
+}
+
+/// The ids of a module's float parameters, in its order.
+fn float_ids<B: Backend, M: Module<B>>(module: &M) -> Vec<u64> {
+    struct Collect(Vec<u64>);
+    impl<B: Backend> ModuleVisitor<B> for Collect {
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
+            self.0.push(param.id.val());
+        }
+    }
+    let mut collect = Collect(Vec::new());
+    module.visit(&mut collect);
+    collect.0
+}
+
+/// The module with 1, 2, 3, … as the ids of its parameters, which are random otherwise: a checkpoint holds them, and equal
+/// runs are to have equal checkpoints. What had one id has one.
+pub(super) fn with_plain_ids<B: Backend, M: Module<B>>(module: M) -> M {
+    let mut plain = HashMap::new();
+    let ids = float_ids(&module).into_iter().map(|id| {
+        let next = plain.len() as u64 + 1;
+        *plain.entry(id).or_insert(next)
+    });
+    let ids: Vec<u64> = ids.collect();
+    module.map(&mut Ids {
+        ids: ids.into_iter(),
+    })
 }
 
 /// Gives a module's parameters the ids that they had when their run was saved.

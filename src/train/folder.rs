@@ -2,7 +2,7 @@
 //!
 //! | file | contents |
 //! |---|---|
-//! | `config.toml` | every setting of the run |
+//! | `config.toml` | every setting of the run; of a method of another program (`Training`) it is `training.toml` |
 //! | `tokenizer.json` | the task's tokenizer |
 //! | `data.sha256` | hashes of the tokenized samples, one line for each version of the task |
 //! | `metrics.jsonl` | a line for each log interval and each evaluation |
@@ -16,8 +16,9 @@ use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
-use super::config::{LrDecay, RunConfig};
+use super::config::{LrDecay, RunConfig, TrainConfig};
 use super::metrics_log::MetricsLog;
+use super::own_settings::{OWN, OwnSettings};
 use super::results::Evaluation;
 use crate::data::TextTokenizer;
 use crate::error::Error;
@@ -37,11 +38,12 @@ const MODEL: &str = "model.";
 const DATA: &str = "data.sha256";
 
 /// The settings that may change when a run resumes.
-const MAY_CHANGE: [&str; 6] = [
+const MAY_CHANGE: [&str; 7] = [
     "model.from",
     "train.steps",
     "train.stop_metric",
     "train.stop_value",
+    "train.patience",
     "train.meta_gradient",
     "train.micro_batch",
 ];
@@ -67,7 +69,12 @@ impl RunFolder {
         if !path.join(CONFIG).is_file() {
             return Err(Error::file(
                 path,
-                "is not a run folder (it has no config.toml); `gradmem train` makes one",
+                match path.join(OWN).is_file() {
+                    true => "is a run of another program (training.toml): that program opens it",
+                    false => {
+                        "is not a run folder (it has no config.toml); `gradmem train` makes one"
+                    }
+                },
             ));
         }
         Ok(Self {
@@ -78,8 +85,8 @@ impl RunFolder {
     }
 
     /// The folder for a training: a new one, or that of a run to resume. A run to resume may differ from
-    /// `config` in `model.from`, `train.steps`, `train.stop_metric`, `train.stop_value`, `train.meta_gradient` and
-    /// `train.micro_batch` only. `data` has the hashes of the samples, one line for each version of the task.
+    /// `config` in `model.from`, `train.steps`, `train.stop_metric`, `train.stop_value`, `train.patience`,
+    /// `train.meta_gradient` and `train.micro_batch` only. `data` has the hashes of the samples, one line for each version of the task.
     ///
     /// # Errors
     ///
@@ -92,29 +99,75 @@ impl RunFolder {
         data: &str,
     ) -> Result<Self, Error> {
         let path = path.as_ref();
-        let config_file = path.join(CONFIG);
-        match config_file.exists() {
-            true => check_config(path, config, &RunConfig::open(&config_file)?)?,
-            false if path.is_dir() => check_empty(path)?,
-            false => {}
+        let file = path.join(CONFIG);
+        let begun = file.exists().then(|| RunConfig::open(&file)).transpose()?;
+        if let Some(begun) = &begun {
+            check_settings(
+                path,
+                config.differences(begun),
+                [&config.train, &begun.train],
+            )?;
+        }
+        let folder = Self::locked(path, begun.is_none())?.of_run(config);
+        folder.settle_data(data, begun.is_none())?;
+        write_atomically(path.join(TOKENIZER), tokenizer.to_json()?.as_bytes())?;
+        // Last: this file makes the folder a run.
+        write_atomically(&file, config.to_toml()?.as_bytes())?;
+        Ok(folder)
+    }
+
+    /// A folder that is no run's, for a checkpoint that goes from one process to another, with all weights.
+    pub(super) fn scratch(path: &Path) -> Self {
+        Self {
+            path: path.into(),
+            lock: None,
+            without_model: false,
+        }
+    }
+
+    /// The same for a training of another program's method, with its settings.
+    pub(super) fn for_own(
+        path: impl AsRef<Path>,
+        settings: &OwnSettings,
+        data: &str,
+    ) -> Result<Self, Error> {
+        let path = path.as_ref();
+        let file = path.join(OWN);
+        let begun = OwnSettings::open(path)?;
+        if let Some(begun) = &begun {
+            check_settings(
+                path,
+                settings.differences(begun),
+                [&settings.train, &begun.train],
+            )?;
+        }
+        let folder = Self::locked(path, begun.is_none())?;
+        folder.settle_data(data, begun.is_none())?;
+        write_atomically(&file, settings.to_toml()?.as_bytes())?;
+        Ok(folder)
+    }
+
+    /// The folder, made if there is none, and locked for this process. A new run needs it `empty`.
+    fn locked(path: &Path, empty: bool) -> Result<Self, Error> {
+        if empty && path.is_dir() {
+            check_empty(path)?;
         }
         std::fs::create_dir_all(path).map_err(Error::io(path, "cannot make the folder"))?;
         let lock = lock(path)?;
         remove_unfinished(path, ".");
-        let folder = Self {
+        Ok(Self {
             path: path.into(),
             lock: Some(lock),
             without_model: false,
+        })
+    }
+
+    /// Keeps the hashes of a new run's samples, or compares them with those it began with.
+    fn settle_data(&self, data: &str, new: bool) -> Result<(), Error> {
+        match new {
+            true => write_atomically(self.path.join(DATA), data.as_bytes()),
+            false => self.check_data(data),
         }
-        .of_run(config);
-        match config_file.exists() {
-            true => folder.check_data(data)?,
-            false => write_atomically(path.join(DATA), data.as_bytes())?,
-        }
-        write_atomically(path.join(TOKENIZER), tokenizer.to_json()?.as_bytes())?;
-        // Last: this file makes the folder a run.
-        write_atomically(&config_file, config.to_toml()?.as_bytes())?;
-        Ok(folder)
     }
 
     /// Fails unless `data`, hashes of samples, are those that the run began with: of all versions of its
@@ -170,14 +223,7 @@ impl RunFolder {
 
     /// The file of the best weights, or of the latest weights if there has been no evaluation.
     pub(super) fn weights(&self) -> Result<PathBuf, Error> {
-        let found = [BEST, LAST].map(|name| self.path.join(name));
-        let found = found.into_iter().find(|path| path.exists());
-        found.ok_or_else(|| {
-            Error::file(
-                &self.path,
-                "has no weights yet: its training has not reached a checkpoint",
-            )
-        })
+        weights_in(&self.path)
     }
 
     /// SHA-256 of the file of the best weights, or of the latest weights if there has been no evaluation, as
@@ -229,18 +275,30 @@ impl RunFolder {
     }
 }
 
-/// Fails if `config` differs from that of the run in `path` in a setting that may not change.
-fn check_config(path: &Path, config: &RunConfig, existing: &RunConfig) -> Result<(), Error> {
+/// The file of the best weights in a folder, or of the latest weights if there has been no evaluation.
+pub(super) fn weights_in(folder: &Path) -> Result<PathBuf, Error> {
+    let found = [BEST, LAST].map(|name| folder.join(name));
+    let found = found.into_iter().find(|path| path.exists());
+    let missing = "has no weights yet: its training has not reached a checkpoint";
+    found.ok_or_else(|| Error::file(folder, missing))
+}
+
+/// Fails if the run in `path` differs in a setting that may not change: `differences` are keys with the value here and
+/// that of the run, `train` has both settings of the outer loop.
+fn check_settings(
+    path: &Path,
+    differences: Vec<(String, String, String)>,
+    train: [&TrainConfig; 2],
+) -> Result<(), Error> {
     // A run whose model came from nowhere has no other place for it.
     let may_change = |(key, ours, theirs): &(String, String, String)| {
         let appears = [ours, theirs].iter().any(|value| *value == "null");
         MAY_CHANGE.contains(&key.as_str()) && !(key == "model.from" && appears)
     };
-    let mut differs = config.differences(existing).into_iter();
-    let differs = differs.find(|found| !may_change(found));
-    let (steps, begun) = (config.train.steps, existing.train.steps);
+    let differs = differences.into_iter().find(|found| !may_change(found));
+    let [steps, begun] = train.map(|train| train.steps);
     match differs {
-        None if existing.train.lr_decay != LrDecay::Constant && steps != begun => Err(Error::file(
+        None if train[1].lr_decay != LrDecay::Constant && steps != begun => Err(Error::file(
             path,
             format!(
                 "is a run whose learning rate falls until step {begun}: its train.steps cannot be {steps}; \
@@ -251,8 +309,7 @@ fn check_config(path: &Path, config: &RunConfig, existing: &RunConfig) -> Result
         Some((key, ours, theirs)) => Err(Error::file(
             path,
             format!(
-                "is a run with {key} = {theirs}, not {ours}: \
-                 use its values, or another folder with --run"
+                "is a run with {key} = {theirs}, not {ours}: use its values, or another folder (--run)"
             ),
         )),
     }

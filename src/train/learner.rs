@@ -1,19 +1,22 @@
 //! One step of training and one of evaluation, as burn-train calls them.
 
+use std::sync::Arc;
+
 use burn::module::{AutodiffModule, Module, ModuleDisplay, ModuleVisitor, Param};
-use burn::optim::{GradientsAccumulator, GradientsParams};
-use burn::tensor::Tensor;
+use burn::optim::GradientsParams;
 use burn::tensor::backend::{AutodiffBackend, Backend};
+use burn::tensor::{Tensor, TensorData};
 use burn::train::{InferenceStep, ItemLazy, TrainOutput, TrainStep};
 
 pub use super::fault::Fault;
 use super::metrics::Scores;
 use super::scoring::{Pending, Unread};
+use super::world::{Alone, TreeSum, World, block, exchanged};
 use crate::data::Batch;
 use crate::error::Error;
 use crate::memory::MetaGradient;
 use crate::method::Method;
-use crate::support::readback::Readback;
+use crate::support::readback::{Readback, Values};
 
 /// A [`Method`] and how its outer loop steps.
 #[derive(Module, Debug)]
@@ -26,7 +29,7 @@ pub struct MetaLearner<B: Backend, M> {
 }
 
 /// How the outer gradient of a batch is taken.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct OuterStep {
     /// The way through WRITE.
     pub meta_gradient: MetaGradient,
@@ -34,6 +37,19 @@ pub struct OuterStep {
     pub micro_batch: Option<usize>,
     /// Rescales the outer gradient to at most this global L2 norm.
     pub clip_norm: Option<f64>,
+    /// The processes among which the parts of a batch are divided.
+    pub world: Arc<dyn World>,
+}
+
+impl Default for OuterStep {
+    fn default() -> Self {
+        Self {
+            meta_gradient: MetaGradient::default(),
+            micro_batch: None,
+            clip_norm: None,
+            world: Arc::new(Alone),
+        }
+    }
 }
 
 impl<B: Backend, M> MetaLearner<B, M> {
@@ -73,7 +89,15 @@ impl ItemLazy for StepOutput {
 }
 
 impl StepOutput {
-    fn of(result: Result<Scores, Fault>) -> Self {
+    /// The scores, or the fault.
+    pub(super) fn result(self) -> Result<Scores, Fault> {
+        match self.error {
+            Some(fault) => Err(fault),
+            None => Ok(self.scores),
+        }
+    }
+
+    pub(super) fn of(result: Result<Scores, Fault>) -> Self {
         let (scores, error) = match result {
             Ok(scores) => (scores, None),
             Err(fault) => (Scores::default(), Some(fault)),
@@ -92,7 +116,7 @@ where
     type Output = StepOutput;
 
     fn step(&self, batch: Self::Input) -> TrainOutput<StepOutput> {
-        let (grads, result) = match batch.map_err(Fault::Error).and_then(|b| self.gradients(b)) {
+        let (grads, result) = match self.gradients(batch) {
             Ok((grads, scores)) => (grads, Ok(scores)),
             Err(fault) => (GradientsParams::new(), Err(fault)),
         };
@@ -125,40 +149,43 @@ where
     M: Method<B> + AutodiffModule<B>,
     M::InnerModule: ModuleDisplay,
 {
-    /// The batch's clipped outer gradient and its scores: one read-back from the device for all numbers.
-    fn gradients(&self, batch: Batch<B>) -> Result<(GradientsParams, Scores), Fault> {
-        let OuterStep {
-            meta_gradient,
-            micro_batch,
-            clip_norm,
-        } = self.settings;
-        let method = &self.method;
-        let contexts = micro_batch.unwrap_or(batch.len());
-        let mut total = GradientsAccumulator::new();
+    /// The batch's clipped outer gradient and its scores: one read-back from the device for all numbers, and two more if
+    /// there are several processes.
+    fn gradients(
+        &self,
+        batch: Result<Batch<B>, Error>,
+    ) -> Result<(GradientsParams, Scores), Fault> {
+        let (method, world) = (&self.method, &*self.settings.world);
         let mut readback = Readback::new();
-        let mut parts = Vec::new();
-        for part in batch.split(contexts) {
-            let gradient = method.gradient(&part.episode, meta_gradient);
-            let (grads, answers) = gradient.map_err(Fault::Error)?;
-            let labels = method.counted_labels(part.episode.totals());
-            let unread = Unread::of(&answers, &part, labels).inner();
-            parts.push(Pending::new(unread, &mut readback));
-            total.accumulate(method, grads);
+        let mut squares = None;
+        let mut computed = self.block(batch, &mut readback);
+        if world.size() == 1
+            && let Ok(block) = &computed
+        {
+            squares = sum_of_squares(&block.grads, method).map(|sum| readback.push(sum));
         }
-        let mut grads = total.grads();
-        let squares = sum_of_squares(&grads, method).map(|sum| readback.push(sum));
-        let values = readback.read();
-
-        let mut scores = Scores::default();
-        for (index, part) in parts.iter().enumerate() {
-            let part = part.scores(&values);
-            scores.merge(&part.map_err(|fault| fault.behind(index * contexts))?);
+        let mut values = readback.read();
+        let leaves = match &computed {
+            Ok(block) => block.scores(&values),
+            Err((at, fault)) => vec![(*at, Err(fault.clone()))],
+        };
+        let scores = told(world, leaves)?;
+        let mut grads = match &mut computed {
+            Ok(block) => std::mem::take(&mut block.grads),
+            // Unreachable: its fault was told.
+            Err((_, fault)) => return Err(fault.clone()),
+        };
+        if world.size() > 1 {
+            grads = summed(world, method, grads).map_err(Fault::Error)?;
+            let mut readback = Readback::new();
+            squares = sum_of_squares(&grads, method).map(|sum| readback.push(sum));
+            values = readback.read();
         }
         let norm = squares.map_or(0.0, |sum| values.of(sum)[0]).sqrt();
         if !norm.is_finite() {
             return Err(Fault::Gradient(norm));
         }
-        if let Some(clip) = clip_norm
+        if let Some(clip) = self.settings.clip_norm
             && norm > clip
         {
             let factor = clip / (norm + 1e-6);
@@ -167,6 +194,165 @@ where
         }
         Ok((grads, scores))
     }
+
+    /// The sum of the gradients of this process's leaves, and what will be read of each. The error has the leaf's number.
+    fn block(
+        &self,
+        batch: Result<Batch<B>, Error>,
+        readback: &mut Readback<B::InnerBackend>,
+    ) -> Result<Block, (usize, Fault)> {
+        let OuterStep {
+            meta_gradient,
+            micro_batch,
+            world,
+            ..
+        } = &self.settings;
+        let method = &self.method;
+        let batch = batch.map_err(|e| (0, Fault::Error(e)))?;
+        let contexts = micro_batch.unwrap_or(batch.len());
+        let leaves = batch.split(contexts);
+        let own = block(leaves.len(), &**world);
+        let mut sum = TreeSum::new(|a, b| added(method, a, b));
+        let mut parts = Vec::new();
+        for (index, part) in leaves.into_iter().enumerate() {
+            if !own.contains(&index) {
+                continue;
+            }
+            let gradient = method.gradient(&part.episode, *meta_gradient);
+            let (grads, answers) = gradient.map_err(|e| (index, Fault::Error(e)))?;
+            let labels = method.counted_labels(part.episode.totals());
+            let unread = Unread::of(&answers, &part, labels).inner();
+            parts.push((index, Pending::new(unread, readback)));
+            sum.push(grads);
+        }
+        Ok(Block {
+            grads: sum.finish().unwrap_or_default(),
+            parts,
+            contexts,
+        })
+    }
+}
+
+/// What a process computed of a batch.
+struct Block {
+    /// The sum of the leaves' gradients.
+    grads: GradientsParams,
+    /// What is to be read of each leaf, with the leaf's number.
+    parts: Vec<(usize, Pending)>,
+    /// The contexts of a leaf.
+    contexts: usize,
+}
+
+impl Block {
+    fn scores(&self, values: &Values) -> Vec<(usize, Result<Scores, Fault>)> {
+        let scores = |(index, part): &(usize, Pending)| {
+            let scores = part.scores(values);
+            (
+                *index,
+                scores.map_err(|fault| fault.behind(index * self.contexts)),
+            )
+        };
+        self.parts.iter().map(scores).collect()
+    }
+}
+
+/// The scores of all processes' leaves together, or the fault of the first one that has any: the same in every process.
+fn told(world: &dyn World, leaves: Vec<(usize, Result<Scores, Fault>)>) -> Result<Scores, Fault> {
+    let mut scores = Scores::default();
+    for leaf in exchanged(world, leaves) {
+        scores.merge(&leaf?);
+    }
+    Ok(scores)
+}
+
+/// `a + b`, for every parameter that has both; else what there is.
+fn added<B: AutodiffBackend, M: AutodiffModule<B>>(
+    module: &M,
+    mut a: GradientsParams,
+    b: GradientsParams,
+) -> GradientsParams {
+    struct Add<'a>(&'a mut GradientsParams, GradientsParams);
+    impl<B: AutodiffBackend> ModuleVisitor<B> for Add<'_> {
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
+            let Some(later) = self.1.remove::<B::InnerBackend, D>(param.id) else {
+                return;
+            };
+            let sum = match self.0.remove::<B::InnerBackend, D>(param.id) {
+                Some(earlier) => earlier + later,
+                None => later,
+            };
+            self.0.register(param.id, sum);
+        }
+    }
+    module.visit(&mut Add(&mut a, b));
+    a
+}
+
+/// The sum of all processes' gradients. What some process has no gradient for has one, where another one has.
+fn summed<B: AutodiffBackend, M: AutodiffModule<B>>(
+    world: &dyn World,
+    module: &M,
+    grads: GradientsParams,
+) -> Result<GradientsParams, Error> {
+    /// All gradients in the module's order, one behind the other.
+    struct Flatten<'a, B: AutodiffBackend> {
+        grads: &'a GradientsParams,
+        present: Vec<bool>,
+        flat: Vec<Tensor<B::InnerBackend, 1>>,
+    }
+    impl<B: AutodiffBackend> ModuleVisitor<B> for Flatten<'_, B> {
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
+            let grad = self.grads.get::<B::InnerBackend, D>(param.id);
+            self.present.push(grad.is_some());
+            // x + (−0) is x, also where x is −0.
+            let grad = grad.unwrap_or_else(|| param.val().inner().full_like(-0.0));
+            self.flat.push(grad.flatten(0, D - 1));
+        }
+    }
+    struct Restore<'a, B: AutodiffBackend> {
+        flat: Tensor<B::InnerBackend, 1>,
+        present: std::slice::Iter<'a, bool>,
+        at: usize,
+        grads: GradientsParams,
+    }
+    impl<B: AutodiffBackend> ModuleVisitor<B> for Restore<'_, B> {
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
+            let shape = param.val().shape();
+            let length = shape.num_elements();
+            let grad = self.flat.clone().narrow(0, self.at, length);
+            self.at += length;
+            if self.present.next() == Some(&true) {
+                self.grads.register(param.id, grad.reshape::<D, _>(shape));
+            }
+        }
+    }
+    let mut flatten = Flatten::<B> {
+        grads: &grads,
+        present: Vec::new(),
+        flat: Vec::new(),
+    };
+    module.visit(&mut flatten);
+    let Flatten { present, flat, .. } = flatten;
+    let present: Vec<u8> = present.into_iter().map(u8::from).collect();
+    let of_all = world.gather(&present);
+    let present = (0..present.len()).map(|i| of_all.iter().any(|one| one[i] == 1));
+    let present: Vec<bool> = present.collect();
+    let flat = Tensor::cat(flat, 0);
+    let device = flat.device();
+    let Ok(mut numbers) = flat.into_data().into_vec::<f32>() else {
+        return Err(Error::Input(
+            "several processes train in f32 only: use a backend of f32".into(),
+        ));
+    };
+    world.sum(&mut numbers);
+    let mut restore = Restore::<B> {
+        flat: Tensor::from_data(TensorData::from(&numbers[..]), &device),
+        present: present.iter(),
+        at: 0,
+        grads: GradientsParams::new(),
+    };
+    module.visit(&mut restore);
+    Ok(restore.grads)
 }
 
 /// Scores of a batch on a backend without outer tape, WRITE loss at M_K included: one read-back.

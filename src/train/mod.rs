@@ -15,6 +15,8 @@
 //! # Ok(()) }
 //! # }
 //! ```
+//!
+//! [`Training`] does the same for a model and data of your own.
 
 mod average;
 pub mod base;
@@ -26,12 +28,16 @@ pub mod evaluation;
 mod fault;
 mod folder;
 mod forgetting;
+mod launch;
 pub mod learner;
 pub mod metrics;
 mod metrics_log;
 mod optimizer;
+mod options;
 mod outer_loop;
 mod overrides;
+mod own;
+mod own_settings;
 mod presets;
 mod render;
 mod results;
@@ -41,8 +47,11 @@ mod scoring;
 mod strategy;
 mod trained;
 pub mod tune;
+pub mod world;
 
+pub use options::TrainOptions;
+pub use own::Training;
 pub use render::{duration, leave_dashboard};
-pub use run::{TrainOptions, train};
+pub use run::train;
 pub use strategy::{Ending, Outcome};
 pub use trained::{Trained, open_method};

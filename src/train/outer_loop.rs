@@ -62,6 +62,9 @@ pub struct TrainConfig {
     pub stop_metric: Measure,
     /// See `stop_metric`.
     pub stop_value: Option<f64>,
+    /// Training stops when so many evaluations in a row were no better than the best before them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub patience: Option<usize>,
     /// Easier versions of the task to train on first, each as the `[data]` settings that differ, such as
     /// `"pairs=2 queries_per_context=2"` (no spaces inside a value). The next version begins when `stop_metric`
     /// reaches `curriculum_value`.
@@ -92,6 +95,7 @@ impl Default for TrainConfig {
             log_every: 50,
             stop_metric: Measure::ExactMatch,
             stop_value: None,
+            patience: None,
             curriculum: Vec::new(),
             curriculum_value: 0.9,
         }
@@ -99,6 +103,13 @@ impl Default for TrainConfig {
 }
 
 impl TrainConfig {
+    /// The number of contexts that a step computes at once.
+    pub(super) fn contexts_at_once(&self) -> usize {
+        self.micro_batch
+            .unwrap_or(self.batch_size)
+            .min(self.batch_size)
+    }
+
     pub(super) fn validate(&self) -> Result<(), Error> {
         at_least_one([
             ("steps", self.steps),
@@ -106,6 +117,7 @@ impl TrainConfig {
             ("eval_every", self.eval_every),
             ("log_every", self.log_every),
             ("micro_batch", self.micro_batch.unwrap_or(1)),
+            ("patience", self.patience.unwrap_or(1)),
         ])?;
         let lr = self.lr;
         require(

@@ -41,6 +41,26 @@ pub(super) fn dashboard(_plain: bool, _interrupter: &Interrupter) -> Option<Line
     None
 }
 
+/// Shows nothing: of several processes, the first one shows.
+pub(super) struct Silent;
+
+impl MetricsRendererTraining for Silent {
+    fn update_train(&mut self, _: MetricState) {}
+    fn update_valid(&mut self, _: MetricState) {}
+    fn render_train(&mut self, _: TrainingProgress, _: Vec<ProgressType>) {}
+    fn render_valid(&mut self, _: TrainingProgress, _: Vec<ProgressType>) {}
+}
+
+impl MetricsRendererEvaluation for Silent {
+    fn update_test(&mut self, _: EvaluationName, _: MetricState) {}
+    fn render_test(&mut self, _: EvaluationProgress, _: Vec<ProgressType>) {}
+}
+
+impl MetricsRenderer for Silent {
+    fn manual_close(&mut self) {}
+    fn register_metric(&mut self, _: MetricDefinition) {}
+}
+
 /// Prints a line per log interval and per evaluation: metrics, steps per second and time left.
 pub(super) struct LineRenderer {
     log_every: usize,

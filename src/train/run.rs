@@ -1,69 +1,98 @@
-//! Training: from settings to the result.
+//! A run of the command: from its settings to the result.
 
-use std::fmt;
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
 
 use burn::backend::Autodiff;
-use burn::data::dataloader::DataLoaderBuilder;
 use burn::module::{AutodiffModule, Module};
-use burn::optim::Optimizer;
-use burn::train::logger::MetricLogger;
-use burn::train::metric::store::{EpochSummary, MetricsUpdate, Split};
-use burn::train::metric::{LearningRateMetric, MetricDefinition, NumericEntry};
-use burn::train::{Interrupter, Learner, SupervisedTraining, TrainingStrategy};
 use gradmem_kernels::KernelBackend;
 
 use super::base::Base;
-use super::checkpoint::{Last, RunFolder, RunState};
-use super::config::{RunConfig, TrainConfig};
+use super::config::RunConfig;
 use super::evaluation::batch_size;
-use super::folder::{CONFIG, LAST, TOKENIZER};
-use super::learner::{MetaLearner, OuterStep};
-use super::metrics::{Measure, MeasureMetric};
-use super::optimizer::{RecordOf, SharedOptimizer, check_moments};
-use super::render::{LineRenderer, dashboard};
-use super::schedule::Schedule;
-use super::strategy::{Components, Loaders, MetaTraining, Outcome};
+use super::folder::{CONFIG, LAST, RunFolder, TOKENIZER};
+use super::launch::{launch, loaders};
+use super::metrics::Measure;
+use super::options::TrainOptions;
+use super::strategy::Outcome;
 use super::trained::{fingerprint, frozen, open_method};
 use super::tune;
-use crate::data::{Cycle, DataConfig, ExampleBatcher, Task};
+use super::world::{all_or_none, leaf_size, same};
+use crate::data::{DataConfig, ExampleBatcher, Task};
 use crate::error::Error;
 use crate::memory::{MemoryKind, MetaGradient, RequireGrad};
-use crate::method::{AnyMethod, MethodConfig, MethodName};
+use crate::method::{AnyMethod, Method, MethodConfig, MethodName};
 use crate::model::{AnyLm, weights};
 
-/// Options of a training that are not settings of the run.
-#[derive(Clone, Default)]
-pub struct TrainOptions {
-    /// Prints lines instead of the dashboard, even on a terminal.
-    pub plain: bool,
-    /// Stops the training on request.
-    pub interrupter: Interrupter,
-}
-
-impl fmt::Debug for TrainOptions {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("TrainOptions")
-            .field("plain", &self.plain)
-            .finish_non_exhaustive()
-    }
-}
-
-/// Trains in `folder`: begins a run, or resumes the one that is there.
+/// Trains in `folder`: begins a run, or resumes the one that is there. Of several processes the first one alone reads and
+/// writes the folder; all need the data.
 ///
 /// # Errors
 ///
 /// Errors in the settings, the folder or the initial weights are found before anything is written. If the
-/// training itself fails, its last checkpoint stays.
+/// training itself fails, its last checkpoint stays. All processes have the error of one.
 pub fn train<B: KernelBackend>(
     config: &RunConfig,
     folder: impl AsRef<Path>,
     options: TrainOptions,
     device: &B::Device,
 ) -> Result<Outcome, Error> {
-    let folder = folder.as_ref();
-    config.validate()?;
+    let world = &*options.world;
+    let settings = config.validate().and_then(|()| config.to_toml());
+    let settings = all_or_none(world, settings)?;
+    let version = concat!("gradmem ", env!("CARGO_PKG_VERSION"));
+    same(world, "settings", &format!("{version}\n{settings}"))?;
+
+    let (config, tasks, method, folder) = match world.rank() {
+        0 => {
+            let begun = begin::<B>(config, folder.as_ref(), world.size(), device);
+            let (config, tasks, method, folder) = all_or_none(world, begun)?;
+            let files = config
+                .to_toml()
+                .and_then(|settings| Ok((settings, tasks[0].tokenizer.to_json()?)));
+            let (settings, tokenizer) = all_or_none(world, files)?;
+            world.broadcast(settings.into_bytes());
+            world.broadcast(tokenizer.into_bytes());
+            all_or_none(world, Ok(()))?;
+            (config, tasks, method, Some(folder))
+        }
+        _ => {
+            all_or_none(world, Ok(()))?;
+            all_or_none(world, Ok(()))?;
+            let files = [Vec::new(), Vec::new()].map(|none| world.broadcast(none));
+            let (config, tasks, method) = all_or_none(world, join::<B>(files, device))?;
+            (config, tasks, method, None)
+        }
+    };
+    let settings = &config.train;
+    same(world, "samples", &prints(&tasks))?;
+    let batcher = ExampleBatcher::new(tasks[0].tokenizer.clone());
+    let stages = tasks.into_iter().map(|task| {
+        let valid_batch = batch_size(&method, &task);
+        let sets = (task.train, task.valid);
+        loaders(
+            sets,
+            batcher.clone(),
+            settings,
+            task.shuffle,
+            valid_batch,
+            device,
+        )
+    });
+    let stages = stages.collect();
+    let measures = Measure::of(config.method);
+    launch(method, stages, settings, measures, folder, options)
+}
+
+/// The settings of a run, the versions of its task, and its method.
+type Begun<B> = (RunConfig, Vec<Task>, AnyMethod<Autodiff<B>>);
+
+/// Begins a run in `folder`, or opens the one that is there, with the method's initial weights.
+fn begin<B: KernelBackend>(
+    config: &RunConfig,
+    folder: &Path,
+    processes: usize,
+    device: &B::Device,
+) -> Result<(RunConfig, Vec<Task>, AnyMethod<Autodiff<B>>, RunFolder), Error> {
     let resumes = folder.join(LAST).exists();
     let mut config = config.clone();
     let begun = match folder.join(CONFIG).exists() {
@@ -74,7 +103,6 @@ pub fn train<B: KernelBackend>(
     settle_base(&mut config, begun.filter(|_| resumes), folder)?;
     let base = config.base.clone().filter(|_| !resumes);
     let tasks = tasks(&config, folder, base.as_ref())?;
-    let tokenizer = tasks[0].tokenizer.clone();
     let mut method = match &config.base {
         Some(base) if resumes && config.keeps_model_elsewhere() => {
             let model = frozen(base, folder, device)?;
@@ -97,93 +125,44 @@ pub fn train<B: KernelBackend>(
         (config, method) = with_step_size(config, method, &tasks, begun, device)?;
     }
     let context = tasks.iter().map(|task| task.lengths.context).max();
-    let at_once = contexts_at_once(&config.train, context.unwrap_or(0));
-    config.train.meta_gradient = outer_gradient_strategy(&config, &method, begun, at_once);
-    if let AnyMethod::GradMem(gradmem) = &method {
-        gradmem.check_memory(config.train.meta_gradient, at_once)?;
+    let train = &mut config.train;
+    // What a run has settled stays: it changes the rounding.
+    if let Some(begun) = begun {
+        if train.meta_gradient == MetaGradient::Auto {
+            train.meta_gradient = begun.train.meta_gradient;
+        }
+        train.micro_batch = train.micro_batch.or(begun.train.micro_batch);
     }
-    let settings = &config.train;
-    let prints = tasks.iter().filter_map(|task| task.fingerprint.clone());
-    let prints = prints.collect::<Vec<_>>().join("\n");
-    let folder = RunFolder::for_training(folder, &config, &tokenizer, &prints)?;
+    let leaf = leaf_size(train.batch_size, train.micro_batch, processes);
+    train.micro_batch = leaf.map_err(|e| e.in_section("train"))?;
+    let at_once = [train.contexts_at_once(), context.unwrap_or(0)];
+    train.meta_gradient = method.settle(train.meta_gradient, at_once)?;
+    let tokenizer = &tasks[0].tokenizer;
+    let folder = RunFolder::for_training(folder, &config, tokenizer, &prints(&tasks))?;
     if !resumes {
         log_strategy(&config, &method, at_once);
     }
-    let batcher = ExampleBatcher::new(tokenizer);
-    let stages = tasks.into_iter();
-    let stages = stages.map(|task| loaders(task, &method, &batcher, settings, device));
-    let stages: Vec<Loaders<Autodiff<B>>> = stages.collect();
-    let path = folder.path().to_path_buf();
-    let mut optimizer = SharedOptimizer::new(settings);
-    let mut state = RunState::default();
-    let mut average = settings.ema_decay.map(|_| method.valid());
-    if resumes {
-        let last: Last<_, _, RecordOf<Autodiff<B>, AnyMethod<Autodiff<B>>>> =
-            folder.load_last(method, device)?;
-        let moments = &last.optimizer;
-        check_moments(&last.module, &|id| moments.get(id)).map_err(|e| Error::file(&path, e))?;
-        if last.average.is_some() != average.is_some() {
-            let problem = "has a checkpoint of another train.ema_decay";
-            return Err(Error::file(&path, problem));
-        }
-        (method, average, state) = (last.module, last.average, last.state);
-        optimizer = Optimizer::load_record(optimizer, last.optimizer);
-    }
-    let learner = Learner::new(
-        MetaLearner::new(
-            method,
-            OuterStep {
-                meta_gradient: settings.meta_gradient,
-                micro_batch: settings.micro_batch,
-                clip_norm: settings.clip_norm,
-            },
-        ),
-        optimizer.clone(),
-        Schedule::new(settings, state.step),
-    );
+    Ok((config, tasks, method, folder))
+}
 
-    if state.stage >= stages.len() {
-        return Err(Error::file(&path, "has a checkpoint of another curriculum"));
+/// The run that the first process has begun, from its settings and its tokenizer; weights come with its checkpoint.
+fn join<B: KernelBackend>(files: [Vec<u8>; 2], device: &B::Device) -> Result<Begun<B>, Error> {
+    let folder = tempfile::tempdir().map_err(Error::io("", "cannot make a temporary folder"))?;
+    let folder = folder.path();
+    for (name, bytes) in [CONFIG, TOKENIZER].iter().zip(files) {
+        let path = folder.join(name);
+        std::fs::write(&path, bytes).map_err(Error::io(&path, "cannot write"))?;
     }
-    let (train_loader, valid_loader) = stages[state.stage].clone();
-    let outcome = Arc::new(Mutex::new(None));
-    let dashboard = dashboard(options.plain, &options.interrupter);
-    let lines = LineRenderer::new(settings.log_every, settings.steps);
-    let strategy = MetaTraining {
-        config: settings.clone(),
-        folder,
-        start: state,
-        average,
-        optimizer,
-        stages,
-        outcome: outcome.clone(),
-    };
-    let mut training: SupervisedTraining<Components<Autodiff<B>, AnyMethod<Autodiff<B>>>> =
-        SupervisedTraining::new(path, train_loader, valid_loader)
-            .with_interrupter(options.interrupter)
-            .with_application_logger(None)
-            .with_metric_logger(NoMetricLogger)
-            .metric_train_numeric(LearningRateMetric::new());
-    for measure in Measure::of(config.method).iter().copied() {
-        training = training.metric_valid_numeric(MeasureMetric::new(measure));
-        if !measure.is_of_validation() {
-            training = training.metric_train_numeric(MeasureMetric::new(measure));
-        }
-    }
-    let training = match dashboard {
-        Some(dashboard) => training.renderer(dashboard),
-        None => training.renderer(lines),
-    };
-    let result = training
-        .with_training_strategy(TrainingStrategy::Custom(Arc::new(strategy)))
-        .launch(learner);
-    // Dropping the dashboard restores the terminal.
-    drop(result);
-    let outcome = outcome
-        .lock()
-        .unwrap_or_else(PoisonError::into_inner)
-        .take();
-    outcome.unwrap_or_else(|| Err(Error::Failed("the training ended without a result".into())))
+    let config = RunConfig::open(folder.join(CONFIG))?;
+    let tasks = tasks(&config, folder, None)?;
+    let method = config.method_config().blank(&config.model, device)?;
+    Ok((config, tasks, method))
+}
+
+/// The hashes of the samples, a line for each version of the task.
+fn prints(tasks: &[Task]) -> String {
+    let prints = tasks.iter().filter_map(|task| task.fingerprint.clone());
+    prints.collect::<Vec<_>>().join("\n")
 }
 
 /// Where the model of a run comes from, by absolute path. A run that goes on is what it `begun` as: its own weights and
@@ -222,31 +201,6 @@ fn settle_base(
         }
     }
     Ok(())
-}
-
-/// The batches of one version of the task.
-fn loaders<B: KernelBackend>(
-    task: Task,
-    method: &AnyMethod<Autodiff<B>>,
-    batcher: &ExampleBatcher,
-    settings: &TrainConfig,
-    device: &B::Device,
-) -> Loaders<Autodiff<B>> {
-    let valid_batch = batch_size(method, &task);
-    let items = settings.steps * settings.batch_size;
-    let items = match task.shuffle {
-        true => Cycle::shuffled(task.train, items, settings.seed),
-        false => Cycle::new(task.train, items),
-    };
-    let train = DataLoaderBuilder::new(batcher.clone())
-        .batch_size(settings.batch_size)
-        .set_device(device.clone())
-        .build(items);
-    let valid = DataLoaderBuilder::new(batcher.clone())
-        .batch_size(valid_batch)
-        .set_device(device.clone())
-        .build(task.valid);
-    (train, valid)
 }
 
 /// Opens the versions of the task, all with one tokenizer: that of the run in `folder`, or else that of the
@@ -325,29 +279,6 @@ fn log_strategy<B: KernelBackend>(
             config.memory.most_steps(),
         );
     }
-}
-
-/// The outer-gradient strategy. `auto` is that of the run that `begun` before, or chosen by free memory if the run
-/// begins: the choice changes the rounding, and a resumed run must not depend on free memory.
-fn outer_gradient_strategy<B: KernelBackend>(
-    config: &RunConfig,
-    method: &AnyMethod<Autodiff<B>>,
-    begun: Option<&RunConfig>,
-    at_once: [usize; 2],
-) -> MetaGradient {
-    match (method, config.train.meta_gradient) {
-        (AnyMethod::GradMem(gradmem), MetaGradient::Auto) => match begun {
-            Some(begun) => begun.train.meta_gradient,
-            None => gradmem.choose(MetaGradient::Auto, at_once),
-        },
-        (_, chosen) => chosen,
-    }
-}
-
-/// `[batch, seq]` of the contexts that a step computes at once, if they have `context` tokens.
-fn contexts_at_once(settings: &TrainConfig, context: usize) -> [usize; 2] {
-    let batch = settings.batch_size;
-    [settings.micro_batch.unwrap_or(batch).min(batch), context]
 }
 
 /// The method with the initial weights of the seed.
@@ -438,20 +369,4 @@ fn begun_from<B: KernelBackend>(
     };
     weights::transfer(&loaded, blank)
         .map_err(|e| Error::file(from, format!("has other parameters than this run: {e}")))
-}
-
-/// Replaces burn-train's metric logger, whose files cannot be resumed inside an evaluation interval.
-/// `metrics.jsonl` is written instead.
-struct NoMetricLogger;
-
-impl MetricLogger for NoMetricLogger {
-    fn log(&mut self, _: MetricsUpdate, _: usize, _: &Split) {}
-
-    fn read_numeric(&mut self, _: &str, _: usize, _: &Split) -> Result<Vec<NumericEntry>, String> {
-        Ok(Vec::new())
-    }
-
-    fn log_metric_definition(&mut self, _: MetricDefinition) {}
-
-    fn log_epoch_summary(&mut self, _: EpochSummary) {}
 }

@@ -2,6 +2,7 @@
 //!
 //! burn-train's own strategies save checkpoints after whole epochs. This one can stop and resume at any step.
 
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use burn::data::dataloader::{DataLoader, Progress};
@@ -17,14 +18,17 @@ use burn::train::{
 use super::average::{averaged, kept};
 use super::checkpoint::{Last, RunFolder, RunState};
 use super::config::TrainConfig;
-use super::learner::MetaLearner;
+use super::folder::hash;
+use super::learner::{MetaLearner, StepOutput};
 use super::metrics::Scores;
 use super::metrics_log::MetricsLog;
 use super::optimizer::SharedOptimizer;
 use super::schedule::Schedule;
+use super::world::{World, agreed_stop, all_or_none, exchanged, same};
 use crate::data::Batch;
 use crate::error::Error;
 use crate::method::Method;
+use crate::model::weights;
 use crate::support::profile::{self, Phase, timed};
 
 /// The types of the components that burn-train trains with.
@@ -39,6 +43,8 @@ pub enum Ending {
     Steps,
     /// The stop metric reached `train.stop_value`.
     Reached,
+    /// No evaluation of the last `train.patience` was better than the best before.
+    Patience,
     /// The training was interrupted, with this message.
     Interrupted(String),
 }
@@ -70,8 +76,10 @@ where
 {
     /// Settings of the outer loop.
     pub(super) config: TrainConfig,
-    /// The run's folder.
-    pub(super) folder: RunFolder,
+    /// The run's folder; the first process alone has it.
+    pub(super) folder: Option<RunFolder>,
+    /// The processes that train together.
+    pub(super) world: Arc<dyn World>,
     /// The state to start from.
     pub(super) start: RunState,
     /// The average of the weights to start from, if there is one.
@@ -148,9 +156,12 @@ where
     /// Steps and evaluations until one of the reasons to end.
     fn steps(&mut self, stop: impl Fn() -> Option<String>) -> Result<Ending, Error> {
         let config = &self.strategy.config;
-        let mut log = self.strategy.folder.metrics(self.state.step)?;
+        let world = &*self.strategy.world;
+        let folder = self.strategy.folder.as_ref();
+        let log = folder.map(|folder| folder.metrics(self.state.step));
+        let mut log = all_or_none(world, log.transpose())?;
         loop {
-            if let Some(message) = stop() {
+            if let Some(message) = agreed_stop(world, self.state.step, stop())? {
                 self.save_last()?;
                 return Ok(Ending::Interrupted(message));
             }
@@ -168,6 +179,9 @@ where
             if self.reached() {
                 return Ok(Ending::Reached);
             }
+            if self.is_out_of_patience() {
+                return Ok(Ending::Patience);
+            }
             if step >= config.steps {
                 return Ok(Ending::Steps);
             }
@@ -177,7 +191,7 @@ where
             let (train, _) = &strategy.stages[self.state.stage];
             for batch in train.slice(items.start, items.end).iter() {
                 self.step(batch, end, &mut log)?;
-                if stop().is_some() {
+                if agreed_stop(world, self.state.step, stop())?.is_some() {
                     break;
                 }
             }
@@ -190,6 +204,18 @@ where
     fn reached(&self) -> bool {
         let stop = self.strategy.config.stop_value;
         self.is_last_stage() && stop.is_some_and(|stop| self.has(stop))
+    }
+
+    /// Whether the last `patience` evaluations were no better than one before them.
+    fn is_out_of_patience(&self) -> bool {
+        let config = &self.strategy.config;
+        let Some(patience) = config.patience else {
+            return false;
+        };
+        // The last step may be evaluated between two others.
+        let [evaluated, improved] = [self.state.evaluated, self.state.improved];
+        let since = evaluated.div_ceil(config.eval_every) - improved.div_ceil(config.eval_every);
+        since >= patience
     }
 
     /// Whether the curriculum's next version of the task is due.
@@ -230,7 +256,7 @@ where
         &mut self,
         batch: Result<Batch<B>, Error>,
         end: usize,
-        log: &mut MetricsLog,
+        log: &mut Option<MetricsLog>,
     ) -> Result<(), Error> {
         let config = &self.strategy.config;
         self.learner.lr_step();
@@ -254,7 +280,7 @@ where
         let lr = self.learner.lr_current();
         if step.is_multiple_of(config.log_every) || step == config.steps {
             let scores = std::mem::take(&mut self.state.since_log);
-            log.push(self.line("train", Some(lr), &scores))?;
+            self.log(log, self.line("train", Some(lr), &scores))?;
         }
         let in_interval = |step: usize| (step - 1) % config.eval_every + 1;
         let progress = Progress::new(
@@ -269,50 +295,82 @@ where
 
     /// Scores the validation set, logs the scores, and saves the weights if they are the best so far. Of equally
     /// good weights the later ones are kept: they were trained longer.
-    fn evaluate(&mut self, log: &mut MetricsLog) -> Result<(), Error> {
+    fn evaluate(&mut self, log: &mut Option<MetricsLog>) -> Result<(), Error> {
         let strategy = self.strategy;
-        let config = &strategy.config;
+        let (config, world) = (&strategy.config, &*strategy.world);
         let (_, valid) = &strategy.stages[self.state.stage];
         let step = self.state.step;
         let mut model = self.learner.model().valid();
         if let Some(average) = &self.average {
             model.method = average.clone();
         }
-        let mut scores = Scores::default();
+        if world.size() > 1 {
+            let weights = weights::parameters(&model.method);
+            let print = weights::encode(&weights, HashMap::new()).map(|bytes| hash(&bytes));
+            same(world, "weights", &all_or_none(world, print)?)?;
+        }
+        let mut parts = Vec::new();
         let mut iterator = valid.iter();
         let mut index = 0;
         while let Some(batch) = iterator.next() {
-            let output = InferenceStep::step(&model, batch);
-            if let Some(fault) = output.error {
-                return Err(fault.locate(step, index));
+            if index % world.size() == world.rank() {
+                let part = InferenceStep::step(&model, batch).result();
+                let failed = part.is_err();
+                if let (Ok(scores), 1) = (&part, world.size()) {
+                    self.show(scores, iterator.progress());
+                }
+                parts.push((index, part));
+                if failed {
+                    break;
+                }
             }
             index += 1;
-            scores.merge(&output.scores);
-            let progress = iterator.progress();
-            let item = TrainingItem::new(output, progress, self.progress(), Some(step), None);
-            self.processor
-                .process_valid(LearnerEvent::ProcessedItem(item));
+        }
+        let mut scores = Scores::default();
+        let parts = exchanged(world, parts);
+        let count = parts.len();
+        for (index, part) in parts.into_iter().enumerate() {
+            let part = part.map_err(|fault| fault.locate(step, index))?;
+            scores.merge(&part);
+            if world.size() > 1 {
+                self.show(&part, Progress::new(index + 1, count));
+            }
         }
         let epoch = self.epoch();
         self.processor.process_valid(LearnerEvent::EndEpoch(epoch));
-        log.push(self.line("valid", None, &scores))?;
+        self.log(log, self.line("valid", None, &scores))?;
         self.valid_scores = Some(scores);
         self.state.evaluated = step;
         let measure = config.stop_metric;
         let Some(value) = scores.mean(measure) else {
             return Ok(());
         };
-        if self
-            .state
-            .best
-            .is_none_or(|(best, _)| value == best || measure.better(value, best))
-        {
+        let best = self.state.best.map(|(best, _)| best);
+        if best.is_none_or(|best| measure.better(value, best)) {
+            self.state.improved = step;
+        }
+        if best.is_none_or(|best| value == best || measure.better(value, best)) {
             self.state.best = Some((value, step));
-            self.strategy
-                .folder
-                .save_best(&model.method, step, measure, value)?;
+            let folder = strategy.folder.as_ref();
+            let saved = folder.map(|folder| folder.save_best(&model.method, step, measure, value));
+            all_or_none(world, saved.unwrap_or(Ok(())))?;
         }
         Ok(())
+    }
+
+    /// Shows what a validation batch measured.
+    fn show(&mut self, scores: &Scores, progress: Progress) {
+        let output = StepOutput::of(Ok(*scores));
+        let step = Some(self.state.step);
+        let item = TrainingItem::new(output, progress, self.progress(), step, None);
+        self.processor
+            .process_valid(LearnerEvent::ProcessedItem(item));
+    }
+
+    /// Appends a line to the metrics log.
+    fn log(&self, log: &mut Option<MetricsLog>, line: serde_json::Value) -> Result<(), Error> {
+        let written = log.as_mut().map(|log| log.push(line));
+        all_or_none(&*self.strategy.world, written.unwrap_or(Ok(())))
     }
 
     /// A line of the metrics log.
@@ -329,11 +387,14 @@ where
     }
 
     fn save_last(&self) -> Result<(), Error> {
-        self.strategy.folder.save_last(Last {
-            module: &self.learner.model().method,
-            average: self.average.as_ref(),
-            optimizer: Optimizer::to_record(&self.strategy.optimizer),
-            state: self.state.clone(),
-        })
+        let saved = self.strategy.folder.as_ref().map(|folder| {
+            folder.save_last(Last {
+                module: &self.learner.model().method,
+                average: self.average.as_ref(),
+                optimizer: Optimizer::to_record(&self.strategy.optimizer),
+                state: self.state.clone(),
+            })
+        });
+        all_or_none(&*self.strategy.world, saved.unwrap_or(Ok(())))
     }
 }

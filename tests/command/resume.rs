@@ -78,11 +78,12 @@ fn assert_same_run(what: &str, a: &Path, b: &Path) {
         assert_eq!(whole, other, "{what}");
     }
     assert_eq!(whole.len(), other.len(), "{what}");
-    assert_eq!(read(a, "best.safetensors"), read(b, "best.safetensors"));
-    let [a, b] = [a, b].map(|run| Tensors::open(run.join("last.safetensors")).unwrap());
-    assert_eq!(a.names().collect::<Vec<_>>(), b.names().collect::<Vec<_>>());
-    for name in a.names() {
-        assert_eq!(a.get(name).unwrap(), b.get(name).unwrap(), "{name}");
+    for file in [
+        "best.safetensors",
+        "last.safetensors",
+        &format!("optimizer-{STEPS}.bin"),
+    ] {
+        assert!(read(a, file) == read(b, file), "{what}: {file}");
     }
 }
 
@@ -130,7 +131,7 @@ fn a_run_repeated_killed_or_interrupted_ends_the_same() {
     assert_same_run("interrupted", &whole, &stopped);
 
     // The same where nobody reads any more what it prints, as behind `2>&1 | tee` after Ctrl-C.
-    for signal in ["-INT", "-TERM", "-HUP"] {
+    for signal in ["-INT", "-TERM", "-HUP", "-USR1"] {
         let unread = path(&format!("unread{signal}"));
         let mut child = Command::new(program::PATH)
             .args(command(&unread, STEPS))
@@ -157,6 +158,21 @@ fn a_run_repeated_killed_or_interrupted_ends_the_same() {
         run(&unread, STEPS);
         assert_same_run(signal, &whole, &unread);
     }
+
+    // By the clock.
+    let timed = path("timed");
+    let mut args = command(&timed, STEPS);
+    args.extend(["--until", "0.0002"].map(String::from));
+    let mut ended = Command::new(program::PATH);
+    let ended = ended.args(&args).stdout(Stdio::piped()).spawn().unwrap();
+    let (printed, status) = finish(ended);
+    assert_eq!(status, Some(130), "{printed}");
+    assert!(
+        printed.contains("The time is over. Saved at step"),
+        "{printed}"
+    );
+    run(&timed, STEPS);
+    assert_same_run("timed", &whole, &timed);
 
     // Shorter at first, then longer.
     run(&path("longer"), 100);

@@ -11,6 +11,7 @@ mod known_answers;
 mod large_vocabulary;
 mod memory_files;
 mod outer_gradient;
+mod own_training;
 mod pretrained;
 mod reference;
 mod second_order;

@@ -140,6 +140,7 @@ fn check(method: AnyMethod<B>, what: &str) {
                     meta_gradient: how,
                     micro_batch: Some(contexts),
                     clip_norm,
+                    ..OuterStep::default()
                 };
                 let (parts, of_parts) = step(&method, settings);
                 let whole = match clip_norm {

@@ -14,6 +14,10 @@ const ALLOWED: &[(&str, &str)] = &[
         "support/readback.rs",
         "all numbers of a step or of a batch's evaluation together",
     ),
+    (
+        "train/learner.rs",
+        "gradients, where several processes train together",
+    ),
     ("train/optimizer.rs", "moments that were loaded"),
     ("interop/parity.rs", "what is compared"),
 ];

@@ -6,7 +6,7 @@ use gradmem::Error;
 
 #[derive(clap::Args, Clone)]
 pub struct Backend {
-    /// Backend to compute on: flex, ndarray (CPU), wgpu, vulkan, metal, cuda (GPU). All but flex need a build
+    /// Backend to compute on: flex, ndarray (CPU), wgpu, vulkan, metal, cuda, rocm (GPU). All but flex need a build
     /// with the cargo feature of that name.
     // The id is not `name`: a subcommand may have an argument of that name.
     #[arg(
@@ -24,6 +24,9 @@ pub struct Backend {
     /// Products of matrices on CUDA: f32, exact, or tf32, which rounds the factors to ten bits and is faster.
     #[arg(long, value_name = "HOW", default_value = "f32")]
     pub precision: Precision,
+    /// Which of the machine's devices, from 0.
+    #[arg(skip)]
+    pub device: usize,
 }
 
 #[derive(clap::ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]

@@ -12,9 +12,9 @@ pub trait Job: Send {
     fn run<B: KernelBackend>(self, device: &B::Device) -> Result<Self::Output, Error>;
 }
 
-const NAMES: [&str; 6] = ["flex", "ndarray", "wgpu", "vulkan", "metal", "cuda"];
+const NAMES: [&str; 7] = ["flex", "ndarray", "wgpu", "vulkan", "metal", "cuda", "rocm"];
 /// Backends with fused attention.
-const FUSED: [&str; 5] = ["flex", "wgpu", "vulkan", "metal", "cuda"];
+const FUSED: [&str; 6] = ["flex", "wgpu", "vulkan", "metal", "cuda", "rocm"];
 
 /// Runs `job` on the default device of the backend, with the chosen implementation of attention.
 ///
@@ -48,15 +48,21 @@ pub fn dispatch<J: Job>(backend: &Backend, job: J) -> Result<J::Output, Error> {
         #[cfg(feature = "ndarray")]
         "ndarray" => job.run::<burn_ndarray::NdArray<f32>>(&Default::default()),
         #[cfg(feature = "wgpu")]
-        "wgpu" => job.run::<burn_wgpu::Wgpu>(&Default::default()),
+        "wgpu" => job.run::<burn_wgpu::Wgpu>(&wgpu_device(backend.device)),
         #[cfg(feature = "vulkan")]
-        "vulkan" => job.run::<burn_wgpu::Vulkan>(&Default::default()),
+        "vulkan" => job.run::<burn_wgpu::Vulkan>(&wgpu_device(backend.device)),
         #[cfg(feature = "metal")]
-        "metal" => job.run::<burn_wgpu::Metal>(&Default::default()),
+        "metal" => job.run::<burn_wgpu::Metal>(&wgpu_device(backend.device)),
         #[cfg(feature = "cuda")]
         "cuda" => {
-            find_cuda()?;
-            job.run::<burn_cuda::Cuda>(&Default::default())
+            find_cuda(backend.device)?;
+            job.run::<burn_cuda::Cuda>(&burn_cuda::CudaDevice::new(backend.device))
+        }
+        #[cfg(feature = "rocm")]
+        "rocm" => {
+            let device = burn_rocm::RocmDevice::new(backend.device);
+            find_rocm(&device)?;
+            job.run::<burn_rocm::Rocm>(&device)
         }
         name if NAMES.contains(&name) => Err(Error::Input(format!(
             "backend `{name}` is not compiled in: build with `cargo build --release --features {name}`"
@@ -68,10 +74,19 @@ pub fn dispatch<J: Job>(backend: &Backend, job: J) -> Result<J::Output, Error> {
     }
 }
 
+/// One of the machine's adapters: the one that wgpu prefers, or another discrete GPU.
+#[cfg(feature = "wgpu")]
+fn wgpu_device(index: usize) -> burn_wgpu::WgpuDevice {
+    match index {
+        0 => Default::default(),
+        index => burn_wgpu::WgpuDevice::DiscreteGpu(index),
+    }
+}
+
 /// Bytes that a GPU backend has reserved on its default device. It keeps them until the program ends, so this
 /// is the peak, in whole pages. None for a CPU backend.
 pub fn device_bytes(name: &str) -> Option<u64> {
-    #[cfg(any(feature = "wgpu", feature = "cuda"))]
+    #[cfg(any(feature = "wgpu", feature = "cuda", feature = "rocm"))]
     fn reserved<R: burn_cubecl::CubeRuntime>() -> Option<u64> {
         let usage = R::client(&R::Device::default()).memory_usage();
         usage.ok().map(|usage| usage.bytes_reserved)
@@ -81,14 +96,28 @@ pub fn device_bytes(name: &str) -> Option<u64> {
         "wgpu" | "vulkan" | "metal" => reserved::<burn_wgpu::WgpuRuntime>(),
         #[cfg(feature = "cuda")]
         "cuda" => reserved::<burn_cubecl::cubecl::cuda::CudaRuntime>(),
+        #[cfg(feature = "rocm")]
+        "rocm" => reserved::<burn_cubecl::cubecl::hip::HipRuntime>(),
         _ => None,
     }
+}
+
+/// Checks that ROCm's library and a card are there: a missing one would be a panic at its first use.
+#[cfg(feature = "rocm")]
+fn find_rocm(device: &burn_rocm::RocmDevice) -> Result<(), Error> {
+    use burn_cubecl::{CubeRuntime, cubecl::hip::HipRuntime};
+    let found = gradmem::support::panics::catch_panic(|| HipRuntime::client(device));
+    let missing = "rocm: no usable card or HIP library (libamdhip64.so) is found; install ROCm, or use another \
+                   backend, such as --backend flex";
+    found
+        .map(|_| ())
+        .ok_or_else(|| Error::Input(missing.into()))
 }
 
 /// Checks that CUDA's libraries, a card and the headers are there. They are loaded at their first use, and
 /// a missing one would be a panic then.
 #[cfg(feature = "cuda")]
-fn find_cuda() -> Result<(), Error> {
+fn find_cuda(device: usize) -> Result<(), Error> {
     use std::path::PathBuf;
     let missing = |what: &str, remedy: &str| Err(Error::Input(format!("cuda: {what}; {remedy}")));
     // SAFETY: both only try to open a library.
@@ -112,8 +141,18 @@ fn find_cuda() -> Result<(), Error> {
     }
     let cards =
         cudarc::driver::result::init().and_then(|()| cudarc::driver::result::device::get_count());
-    if !cards.is_ok_and(|cards| cards > 0) {
-        return missing("the driver finds no card", "check nvidia-smi");
+    match cards {
+        Ok(cards) if cards > 0 && device < cards as usize => {}
+        Ok(cards) if cards > 0 => {
+            return missing(
+                &format!(
+                    "{} processes of this machine compute on {cards} cards",
+                    device + 1
+                ),
+                "start one for each card",
+            );
+        }
+        _ => return missing("the driver finds no card", "check nvidia-smi"),
     }
     let folders = match std::env::var_os("CUDA_PATH") {
         Some(folder) => vec![PathBuf::from(folder)],

@@ -8,7 +8,8 @@
         feature = "flex",
         feature = "ndarray",
         feature = "wgpu",
-        feature = "cuda"
+        feature = "cuda",
+        feature = "rocm"
     )),
     allow(dead_code, unused)
 )]
@@ -26,6 +27,7 @@ mod model;
 mod output;
 mod parity;
 mod preset;
+mod processes;
 mod read;
 mod report;
 mod startup;
@@ -72,7 +74,12 @@ fn main() -> ExitCode {
     startup::keep_pages();
     startup::start_log();
     startup::report_panics();
-    let result = match Cli::parse().command {
+    let command = Cli::parse().command;
+    let alone = match &command {
+        Command::Train(_) => Ok(()),
+        _ => processes::refuse_several(),
+    };
+    let result = alone.and_then(|()| match command {
         Command::Train(args) => train::run(args),
         Command::Eval(args) => eval::run(args),
         Command::Report(args) => report::run(args),
@@ -85,11 +92,13 @@ fn main() -> ExitCode {
         Command::Parity(args) => parity::run(args),
         Command::Preset(args) => preset::run(args),
         Command::Bench(args) => bench::run(args),
-    };
+    });
     match result {
         Ok(code) => code,
         Err(error) => {
-            output::message!("{error}");
+            if !processes::is_silent() {
+                output::message!("{error}");
+            }
             ExitCode::from(if error.is_user_error() { 2 } else { 1 })
         }
     }

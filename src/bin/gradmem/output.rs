@@ -6,6 +6,8 @@ use std::io::{ErrorKind, Write as _};
 use gradmem::train::evaluation::Shown;
 use gradmem::train::metrics::Measure;
 
+use crate::processes::is_silent;
+
 /// Prints a line on standard output.
 macro_rules! say {
     ($($what:tt)*) => {
@@ -29,6 +31,9 @@ pub fn report(text: Arguments<'_>) {
 
 /// Prints text that accompanies work which is done: where nobody reads it, it is lost and nothing else.
 pub fn accompany(text: Arguments<'_>) {
+    if is_silent() {
+        return;
+    }
     let mut out = std::io::stdout().lock();
     out.write_fmt(text).and_then(|()| out.flush()).ok();
 }

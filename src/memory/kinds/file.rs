@@ -47,7 +47,7 @@ pub struct Origin {
     pub write_steps: usize,
     /// α: the step size of WRITE, if there is one.
     pub write_lr: Option<f64>,
-    /// The [fingerprint](crate::data::tokenizer_fingerprint) of the tokenizer that made tokens of the contexts.
+    /// The fingerprint (`data::tokenizer_fingerprint`) of the tokenizer that made tokens of the contexts.
     pub tokenizer: Option<String>,
 }
 

@@ -6,7 +6,7 @@ use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use burn::train::Interrupter;
 use clap::ValueEnum;
@@ -19,6 +19,7 @@ use gradmem::train::{Ending, Outcome, TrainOptions, Trained, leave_dashboard};
 use crate::args::{Backend, MetaGradient, parse_numbers};
 use crate::backend::{Job, dispatch};
 use crate::output::{accompany, message};
+use crate::processes::{is_silent, join};
 
 /// The exit status of a program that Ctrl-C ended.
 pub const INTERRUPTED: u8 = 130;
@@ -27,7 +28,9 @@ pub const INTERRUPTED: u8 = 130;
 ///
 /// The same command resumes from the run's last checkpoint, with the result of an uninterrupted run. On a
 /// terminal it shows a dashboard (q, then s, stops and saves); elsewhere it prints one line per log interval.
-/// Ctrl-C stops and saves.
+/// Ctrl-C stops and saves, and so does SIGUSR1.
+///
+/// `mpirun -n N gradmem train …` trains on N processes, with the result of one (build with --features mpi).
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   gradmem train kv-quick
@@ -65,17 +68,36 @@ pub struct Args {
     /// Print lines instead of showing the dashboard.
     #[arg(long)]
     plain: bool,
+    /// Stop and save after so many hours, such as 1.5, as Ctrl-C does: the same command goes on.
+    #[arg(long, value_name = "HOURS", value_parser = hours)]
+    until: Option<Duration>,
+    /// Of several processes (mpirun -n 2 gradmem train …), how many seconds one waits for the others before it takes
+    /// them for gone and ends.
+    #[arg(long, value_name = "SECONDS", default_value_t = 600)]
+    patience: u64,
     #[command(flatten)]
     backend: Backend,
 }
 
-pub fn run(args: Args) -> Result<ExitCode, Error> {
+pub fn run(mut args: Args) -> Result<ExitCode, Error> {
+    let world = join(Duration::from_secs(args.patience.max(1)))?;
+    args.backend.device = world.local_rank();
     let config = RunConfig::resolve(&args.preset, &args.all_overrides())?;
     let folder = args.folder(&config)?;
     let interrupter = Interrupter::new();
     stop_on_signals(&interrupter)?;
+    #[cfg(unix)]
+    stop_on_user_signal(&interrupter)?;
+    if let Some(until) = args.until {
+        stop_after(until, &interrupter)?;
+    }
+    let options = TrainOptions {
+        plain: args.plain,
+        interrupter,
+        world,
+    };
     let Some(seeds) = &args.seeds else {
-        let outcome = train_one(&args, &config, &folder, &interrupter)?;
+        let outcome = train_one(&args, &config, &folder, &options)?;
         return Ok(exit_code(&outcome.ending));
     };
     let mut seeds = parse_numbers("--seeds", seeds, u64::MAX >> 1)?;
@@ -86,7 +108,7 @@ pub fn run(args: Args) -> Result<ExitCode, Error> {
         let mut config = config.clone();
         config.train.seed = seed;
         let folder = folder.join(format!("seed-{seed}"));
-        let outcome = train_one(&args, &config, &folder, &interrupter)?;
+        let outcome = train_one(&args, &config, &folder, &options)?;
         let interrupted = matches!(outcome.ending, Ending::Interrupted(_));
         outcomes.push((seed, outcome));
         if interrupted {
@@ -145,19 +167,19 @@ fn train_one(
     args: &Args,
     config: &RunConfig,
     folder: &Path,
-    interrupter: &Interrupter,
+    options: &TrainOptions,
 ) -> Result<Outcome, Error> {
     accompany(format_args!("{}\n", summary::before(config, folder)));
     let start = Instant::now();
     let job = TrainJob {
         config: config.clone(),
         folder: folder.to_path_buf(),
-        options: TrainOptions {
-            plain: args.plain,
-            interrupter: interrupter.clone(),
-        },
+        options: options.clone(),
     };
     let (outcome, answers) = dispatch(&args.backend, job)?;
+    if is_silent() {
+        return Ok(outcome);
+    }
     let text = summary::after(config, folder, &outcome, start.elapsed(), &answers)?;
     accompany(format_args!("{text}"));
     Ok(outcome)
@@ -176,6 +198,7 @@ impl Job for TrainJob {
         let outcome = gradmem::train::train::<B>(&self.config, &self.folder, self.options, device)?;
         let answers = match &outcome.ending {
             Ending::Interrupted(_) => Vec::new(),
+            _ if is_silent() => Vec::new(),
             _ => first_answers::<B>(&self.folder, device).unwrap_or_else(|e| {
                 log::warn!("{e}");
                 Vec::new()
@@ -210,7 +233,49 @@ fn stop_on_signals(interrupter: &Interrupter) -> Result<(), Error> {
         }
         // First of all: the message may have no reader any more.
         interrupter.stop(Some("Interrupted."));
-        message!("stopping at the next step, to save; press Ctrl-C again to stop at once");
+        if !is_silent() {
+            message!("stopping at the next step, to save; press Ctrl-C again to stop at once");
+        }
     })
     .map_err(|e| Error::Failed(format!("signals cannot be caught: {e}")))
+}
+
+/// A positive number of hours.
+fn hours(text: &str) -> Result<Duration, String> {
+    let hours = text.parse::<f64>().ok().filter(|hours| *hours > 0.0);
+    let time = hours.and_then(|hours| Duration::try_from_secs_f64(3600.0 * hours).ok());
+    time.ok_or_else(|| "must be a positive number of hours, such as 1.5".into())
+}
+
+/// Stops the training at the next step when this time is over.
+fn stop_after(time: Duration, interrupter: &Interrupter) -> Result<(), Error> {
+    let interrupter = interrupter.clone();
+    let wait = move || {
+        std::thread::sleep(time);
+        interrupter.stop(Some("The time is over."));
+    };
+    let thread = std::thread::Builder::new().name("clock".into());
+    let started = thread.spawn(wait).map(|_| ());
+    started.map_err(|e| Error::Failed(format!("no clock can be started: {e}")))
+}
+
+/// Makes SIGUSR1 stop the training at the next step: what a job scheduler sends before time is up (Slurm's
+/// `--signal=USR1@60`), and what `mpirun` passes on to all processes. It never ends the program at once.
+#[cfg(unix)]
+fn stop_on_user_signal(interrupter: &Interrupter) -> Result<(), Error> {
+    use signal_hook::consts::SIGUSR1;
+    use signal_hook::iterator::Signals;
+    let caught = |e| Error::Failed(format!("signals cannot be caught: {e}"));
+    let mut signals = Signals::new([SIGUSR1]).map_err(caught)?;
+    let interrupter = interrupter.clone();
+    let wait = move || {
+        for _ in signals.forever() {
+            interrupter.stop(Some("SIGUSR1."));
+            if !is_silent() {
+                message!("SIGUSR1: stopping at the next step, to save");
+            }
+        }
+    };
+    let thread = std::thread::Builder::new().name("signals".into());
+    thread.spawn(wait).map(|_| ()).map_err(caught)
 }

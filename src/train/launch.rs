@@ -1,0 +1,276 @@
+//! A training in a run's folder, begun or gone on with: burn-train's learner and display, our strategy and checkpoints.
+
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use burn::data::dataloader::DataLoaderBuilder;
+use burn::data::dataloader::batcher::Batcher;
+use burn::data::dataset::Dataset;
+use burn::module::{AutodiffModule, ModuleDisplay};
+use burn::optim::Optimizer;
+use burn::tensor::backend::AutodiffBackend;
+use burn::train::logger::MetricLogger;
+use burn::train::metric::store::{EpochSummary, MetricsUpdate, Split};
+use burn::train::metric::{LearningRateMetric, MetricDefinition, NumericEntry};
+use burn::train::{Learner, SupervisedTraining, TrainingStrategy};
+
+use super::checkpoint::{Last, RunState, with_plain_ids};
+use super::config::TrainConfig;
+use super::folder::{LAST, RunFolder};
+use super::learner::{MetaLearner, OuterStep};
+use super::metrics::{Measure, MeasureMetric};
+use super::optimizer::{RecordOf, SharedOptimizer, check_moments};
+use super::options::TrainOptions;
+use super::render::{LineRenderer, Silent, dashboard};
+use super::schedule::Schedule;
+use super::strategy::{Components, Loaders, MetaTraining, Outcome};
+use super::world::{World, all_or_none};
+use crate::data::{Batch, Cycle};
+use crate::error::Error;
+use crate::method::Method;
+
+/// The batches of one version of a task, the validation samples `valid_batch` at once. Training samples are repeated for
+/// as many steps as there are, in another order each time if they are to be `shuffled`.
+pub(super) fn loaders<B, I, C>(
+    (train, valid): (impl Dataset<I> + 'static, impl Dataset<I> + 'static),
+    batcher: C,
+    settings: &TrainConfig,
+    shuffled: bool,
+    valid_batch: usize,
+    device: &B::Device,
+) -> Loaders<B>
+where
+    B: AutodiffBackend,
+    I: Send + Sync + Clone + std::fmt::Debug + 'static,
+    C: Batcher<B, I, Result<Batch<B>, Error>>
+        + Batcher<B::InnerBackend, I, Result<Batch<B::InnerBackend>, Error>>
+        + Clone
+        + 'static,
+{
+    let items = settings.steps * settings.batch_size;
+    let items = match shuffled {
+        true => Cycle::shuffled(train, items, settings.seed),
+        false => Cycle::new(train, items),
+    };
+    let train = DataLoaderBuilder::new(batcher.clone())
+        .batch_size(settings.batch_size)
+        .set_device(device.clone())
+        .build(items);
+    let valid = DataLoaderBuilder::new(batcher)
+        .batch_size(valid_batch)
+        .set_device(device.clone())
+        .build(valid);
+    (train, valid)
+}
+
+/// What a training begins with or goes on from.
+struct Start<B, M>
+where
+    B: AutodiffBackend,
+    M: AutodiffModule<B> + ModuleDisplay,
+    M::InnerModule: ModuleDisplay,
+{
+    method: M,
+    average: Option<M::InnerModule>,
+    optimizer: SharedOptimizer<B, M>,
+    state: RunState,
+}
+
+impl<B, M> Start<B, M>
+where
+    B: AutodiffBackend,
+    M: Method<B> + AutodiffModule<B> + 'static,
+    M::InnerModule: Method<B::InnerBackend>,
+{
+    fn new(method: M, settings: &TrainConfig) -> Self {
+        let method = with_plain_ids(method);
+        Self {
+            average: settings.ema_decay.map(|_| method.valid()),
+            method,
+            optimizer: SharedOptimizer::new(settings),
+            state: RunState::default(),
+        }
+    }
+
+    /// From the last checkpoint of a folder, if there is one.
+    fn go_on(self, folder: &RunFolder) -> Result<Self, Error> {
+        let path = folder.path();
+        if !path.join(LAST).exists() {
+            return Ok(self);
+        }
+        let device = self.method.devices().into_iter().next();
+        let last: Last<_, _, RecordOf<B, M>> =
+            folder.load_last(self.method, &device.unwrap_or_default())?;
+        let moments = &last.optimizer;
+        check_moments(&last.module, &|id| moments.get(id)).map_err(|e| Error::file(path, e))?;
+        if last.average.is_some() != self.average.is_some() {
+            let problem = "has a checkpoint of another train.ema_decay";
+            return Err(Error::file(path, problem));
+        }
+        Ok(Self {
+            method: last.module,
+            average: last.average,
+            optimizer: Optimizer::load_record(self.optimizer, last.optimizer),
+            state: last.state,
+        })
+    }
+
+    /// That of the first process in all, as the files of a checkpoint.
+    fn of_the_first(self, world: &dyn World) -> Result<Self, Error> {
+        let folder = tempfile::tempdir();
+        let folder = folder.map_err(Error::io("", "cannot make a temporary folder"));
+        let folder = all_or_none(world, folder)?;
+        let folder = RunFolder::scratch(folder.path());
+        let is_first = world.rank() == 0;
+        let files = match is_first {
+            true => self.save(&folder).and_then(|()| read_all(folder.path())),
+            false => Ok(Vec::new()),
+        };
+        let files = all_or_none(world, files)?;
+        let count = world.broadcast(vec![files.len() as u8]);
+        let mut files = files.into_iter();
+        let mut written = Ok(());
+        for _ in 0..count.first().copied().unwrap_or(0) {
+            let (name, bytes) = files.next().unwrap_or_default();
+            let name = world.broadcast(name.into_bytes());
+            let bytes = world.broadcast(bytes);
+            if !is_first && written.is_ok() {
+                let path = folder.path().join(String::from_utf8_lossy(&name).as_ref());
+                written = std::fs::write(&path, bytes).map_err(Error::io(&path, "cannot write"));
+            }
+        }
+        let own = match is_first {
+            true => Ok(self),
+            false => written.and_then(|()| self.go_on(&folder)),
+        };
+        all_or_none(world, own)
+    }
+
+    fn save(&self, folder: &RunFolder) -> Result<(), Error> {
+        folder.save_last(Last {
+            module: &self.method,
+            average: self.average.as_ref(),
+            optimizer: Optimizer::to_record(&self.optimizer),
+            state: self.state.clone(),
+        })
+    }
+}
+
+/// A folder's files, by name.
+fn read_all(folder: &Path) -> Result<Vec<(String, Vec<u8>)>, Error> {
+    let entries = std::fs::read_dir(folder).map_err(Error::io(folder, "cannot read"))?;
+    let files = entries.flatten().map(|entry| {
+        let bytes = std::fs::read(entry.path()).map_err(Error::io(entry.path(), "cannot read"))?;
+        Ok((entry.file_name().to_string_lossy().into_owned(), bytes))
+    });
+    files.collect()
+}
+
+/// Trains `method` on the batches of each version of the task, from the folder's last checkpoint if there is one. All
+/// `measures` are shown. The first process alone has a folder.
+pub(super) fn launch<B, M>(
+    method: M,
+    stages: Vec<Loaders<B>>,
+    settings: &TrainConfig,
+    measures: &[Measure],
+    folder: Option<RunFolder>,
+    options: TrainOptions,
+) -> Result<Outcome, Error>
+where
+    B: AutodiffBackend,
+    M: Method<B> + AutodiffModule<B> + 'static,
+    M::InnerModule: Method<B::InnerBackend>,
+{
+    let world = options.world;
+    let start = Start::new(method, settings);
+    let start = match &folder {
+        Some(folder) => start.go_on(folder),
+        None => Ok(start),
+    };
+    let mut start = all_or_none(&*world, start)?;
+    if world.size() > 1 {
+        start = start.of_the_first(&*world)?;
+    }
+    let Start {
+        method,
+        average,
+        optimizer,
+        state,
+    } = start;
+    let path = folder.as_ref().map(|folder| folder.path().to_path_buf());
+    let path = path.unwrap_or_default();
+    let learner = Learner::new(
+        MetaLearner::new(
+            method,
+            OuterStep {
+                meta_gradient: settings.meta_gradient,
+                micro_batch: settings.micro_batch,
+                clip_norm: settings.clip_norm,
+                world: world.clone(),
+            },
+        ),
+        optimizer.clone(),
+        Schedule::new(settings, state.step),
+    );
+
+    let Some((train_loader, valid_loader)) = stages.get(state.stage).cloned() else {
+        return Err(Error::file(&path, "has a checkpoint of another curriculum"));
+    };
+    let outcome = Arc::new(Mutex::new(None));
+    let is_first = world.rank() == 0;
+    let dashboard = is_first.then(|| dashboard(options.plain, &options.interrupter));
+    let lines = LineRenderer::new(settings.log_every, settings.steps);
+    let strategy = MetaTraining {
+        config: settings.clone(),
+        folder,
+        world,
+        start: state,
+        average,
+        optimizer,
+        stages,
+        outcome: outcome.clone(),
+    };
+    let mut training: SupervisedTraining<Components<B, M>> =
+        SupervisedTraining::new(path, train_loader, valid_loader)
+            .with_interrupter(options.interrupter)
+            .with_application_logger(None)
+            .with_metric_logger(NoMetricLogger)
+            .metric_train_numeric(LearningRateMetric::new());
+    for measure in measures.iter().copied() {
+        training = training.metric_valid_numeric(MeasureMetric::new(measure));
+        if !measure.is_of_validation() {
+            training = training.metric_train_numeric(MeasureMetric::new(measure));
+        }
+    }
+    let training = match dashboard {
+        Some(Some(dashboard)) => training.renderer(dashboard),
+        Some(None) => training.renderer(lines),
+        None => training.renderer(Silent),
+    };
+    let result = training
+        .with_training_strategy(TrainingStrategy::Custom(Arc::new(strategy)))
+        .launch(learner);
+    // Dropping the dashboard restores the terminal.
+    drop(result);
+    let outcome = outcome
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .take();
+    outcome.unwrap_or_else(|| Err(Error::Failed("the training ended without a result".into())))
+}
+
+/// Replaces burn-train's metric logger, whose files cannot be resumed inside an evaluation interval.
+/// `metrics.jsonl` is written instead.
+struct NoMetricLogger;
+
+impl MetricLogger for NoMetricLogger {
+    fn log(&mut self, _: MetricsUpdate, _: usize, _: &Split) {}
+
+    fn read_numeric(&mut self, _: &str, _: usize, _: &Split) -> Result<Vec<NumericEntry>, String> {
+        Ok(Vec::new())
+    }
+
+    fn log_metric_definition(&mut self, _: MetricDefinition) {}
+
+    fn log_epoch_summary(&mut self, _: EpochSummary) {}
+}
