@@ -272,6 +272,26 @@ fn processes_that_differ_are_told_so() {
     assert_eq!(ended.text.matches("has settings").count(), 1);
     assert_eq!(ended.status.code(), Some(2));
     assert!(!folder.path().join("a").exists());
+    // What one process alone cannot read ends all at once.
+    let ended = two("--run c --from nowhere");
+    assert_eq!(
+        ended.text.matches("is not a folder with a model").count(),
+        1,
+        "{}",
+        ended.text
+    );
+    std::fs::write(folder.path().join("0.toml"), "").unwrap();
+    let script =
+        format!("exec {program} train $OMPI_COMM_WORLD_RANK.toml --plain train.steps=1 --run d");
+    let mut command = mpirun(2, "sh", folder.path());
+    command.args(["-c", &script]);
+    let ended = run(command);
+    assert!(
+        ended.text.contains("1.toml") && ended.took < Duration::from_secs(60),
+        "{}",
+        ended.text
+    );
+    assert_eq!(ended.status.code(), Some(2));
     let ended = two("--run b train.batch_size=7");
     assert!(
         ended.text.contains("train.micro_batch") && ended.text.contains("2 processes"),

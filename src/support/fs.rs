@@ -1,6 +1,8 @@
 //! Files that are either old or new, never half.
 
-use std::io::{Read as _, Write};
+#[cfg(any(feature = "data", test))]
+use std::io::Read as _;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
@@ -107,7 +109,7 @@ pub(crate) fn other_format(bytes: &[u8]) -> Option<&'static str> {
 
 /// Fails on what can be read but once or has no end, a pipe or a device, and on a file of [another
 /// format](other_format); says nothing of what is not there.
-#[cfg(feature = "data")]
+#[cfg(any(feature = "data", test))]
 pub(crate) fn check_file(path: &Path) -> Result<(), Error> {
     match std::fs::metadata(path) {
         Ok(about) if !about.is_file() => return Err(Error::file(path, "is not a regular file")),

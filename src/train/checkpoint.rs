@@ -52,6 +52,16 @@ pub struct RunState {
     pub since_log: Scores,
 }
 
+impl RunState {
+    /// Of a version that did not know `improved`.
+    pub(super) fn with_improved(mut self) -> Self {
+        if let (0, Some((_, step))) = (self.improved, self.best) {
+            self.improved = step;
+        }
+        self
+    }
+}
+
 /// The metadata of a checkpoint.
 #[derive(Serialize, Deserialize)]
 struct Saved {

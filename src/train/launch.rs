@@ -47,7 +47,8 @@ where
         + Clone
         + 'static,
 {
-    let items = settings.steps * settings.batch_size;
+    // More than can be counted is refused by `validate`.
+    let items = settings.steps.saturating_mul(settings.batch_size);
     let items = match shuffled {
         true => Cycle::shuffled(train, items, settings.seed),
         false => Cycle::new(train, items),
@@ -111,7 +112,7 @@ where
             method: last.module,
             average: last.average,
             optimizer: Optimizer::load_record(self.optimizer, last.optimizer),
-            state: last.state,
+            state: last.state.with_improved(),
         })
     }
 

@@ -211,7 +211,7 @@ where
         let batch = batch.map_err(|e| (0, Fault::Error(e)))?;
         let contexts = micro_batch.unwrap_or(batch.len());
         let leaves = batch.split(contexts);
-        let own = block(leaves.len(), &**world);
+        let own = block(leaves.len(), &**world).map_err(|e| (0, Fault::Error(e)))?;
         let mut sum = TreeSum::new(|a, b| added(method, a, b));
         let mut parts = Vec::new();
         for (index, part) in leaves.into_iter().enumerate() {
@@ -288,56 +288,68 @@ fn added<B: AutodiffBackend, M: AutodiffModule<B>>(
     a
 }
 
-/// The sum of all processes' gradients. What some process has no gradient for has one, where another one has.
+/// The sum of all processes' gradients, of the parameters for which any process has one.
 fn summed<B: AutodiffBackend, M: AutodiffModule<B>>(
     world: &dyn World,
     module: &M,
     grads: GradientsParams,
 ) -> Result<GradientsParams, Error> {
-    /// All gradients in the module's order, one behind the other.
+    /// Which parameters have a gradient, in the module's order.
+    struct Present<'a>(&'a GradientsParams, Vec<u8>);
+    impl<B: AutodiffBackend> ModuleVisitor<B> for Present<'_> {
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
+            let grad = self.0.get::<B::InnerBackend, D>(param.id);
+            self.1.push(grad.is_some().into());
+        }
+    }
+    /// These gradients, one behind the other.
     struct Flatten<'a, B: AutodiffBackend> {
         grads: &'a GradientsParams,
-        present: Vec<bool>,
+        wanted: std::slice::Iter<'a, bool>,
         flat: Vec<Tensor<B::InnerBackend, 1>>,
     }
     impl<B: AutodiffBackend> ModuleVisitor<B> for Flatten<'_, B> {
         fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
-            let grad = self.grads.get::<B::InnerBackend, D>(param.id);
-            self.present.push(grad.is_some());
-            // x + (−0) is x, also where x is −0.
-            let grad = grad.unwrap_or_else(|| param.val().inner().full_like(-0.0));
-            self.flat.push(grad.flatten(0, D - 1));
+            if self.wanted.next() == Some(&true) {
+                let grad = self.grads.get::<B::InnerBackend, D>(param.id);
+                // x + (−0) is x, also where x is −0.
+                let grad = grad.unwrap_or_else(|| param.val().inner().full_like(-0.0));
+                self.flat.push(grad.flatten(0, D - 1));
+            }
         }
     }
     struct Restore<'a, B: AutodiffBackend> {
         flat: Tensor<B::InnerBackend, 1>,
-        present: std::slice::Iter<'a, bool>,
+        wanted: std::slice::Iter<'a, bool>,
         at: usize,
         grads: GradientsParams,
     }
     impl<B: AutodiffBackend> ModuleVisitor<B> for Restore<'_, B> {
         fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
-            let shape = param.val().shape();
-            let length = shape.num_elements();
-            let grad = self.flat.clone().narrow(0, self.at, length);
-            self.at += length;
-            if self.present.next() == Some(&true) {
+            if self.wanted.next() == Some(&true) {
+                let shape = param.val().shape();
+                let length = shape.num_elements();
+                let grad = self.flat.clone().narrow(0, self.at, length);
+                self.at += length;
                 self.grads.register(param.id, grad.reshape::<D, _>(shape));
             }
         }
     }
+    let mut present = Present(&grads, Vec::new());
+    module.visit(&mut present);
+    let of_all = world.gather(&present.1);
+    let wanted = (0..present.1.len()).map(|i| of_all.iter().any(|one| one[i] == 1));
+    let wanted: Vec<bool> = wanted.collect();
+    if !wanted.contains(&true) {
+        return Ok(grads);
+    }
     let mut flatten = Flatten::<B> {
         grads: &grads,
-        present: Vec::new(),
+        wanted: wanted.iter(),
         flat: Vec::new(),
     };
     module.visit(&mut flatten);
-    let Flatten { present, flat, .. } = flatten;
-    let present: Vec<u8> = present.into_iter().map(u8::from).collect();
-    let of_all = world.gather(&present);
-    let present = (0..present.len()).map(|i| of_all.iter().any(|one| one[i] == 1));
-    let present: Vec<bool> = present.collect();
-    let flat = Tensor::cat(flat, 0);
+    let flat = Tensor::cat(flatten.flat, 0);
     let device = flat.device();
     let Ok(mut numbers) = flat.into_data().into_vec::<f32>() else {
         return Err(Error::Input(
@@ -347,7 +359,7 @@ fn summed<B: AutodiffBackend, M: AutodiffModule<B>>(
     world.sum(&mut numbers);
     let mut restore = Restore::<B> {
         flat: Tensor::from_data(TensorData::from(&numbers[..]), &device),
-        present: present.iter(),
+        wanted: wanted.iter(),
         at: 0,
         grads: GradientsParams::new(),
     };

@@ -11,14 +11,14 @@ use serde::Serialize;
 use sha2::{Digest, Sha256};
 
 use super::config::TrainConfig;
-use super::folder::{RunFolder, weights_in};
+use super::folder::{LAST, RunFolder, weights_in};
 use super::launch::{launch, loaders};
 use super::metrics::Measure;
 use super::options::TrainOptions;
 use super::overrides::one_line;
 use super::own_settings::OwnSettings;
 use super::strategy::{Loaders, Outcome};
-use super::world::{all_or_none, leaf_size, same};
+use super::world::{all_or_none, check_leaves, leaf_size, same};
 use crate::data::Batch;
 use crate::error::{Error, require};
 use crate::memory::MetaGradient;
@@ -258,7 +258,10 @@ fn begin<B: AutodiffBackend, M: Method<B>>(
         if train.meta_gradient == MetaGradient::Auto {
             train.meta_gradient = begun.train.meta_gradient;
         }
-        train.micro_batch = train.micro_batch.or(begun.train.micro_batch);
+        if train.micro_batch.is_none() && folder.join(LAST).exists() {
+            train.micro_batch = begun.train.micro_batch;
+            check_leaves(train.micro_batch, processes).map_err(|e| e.in_section("train"))?;
+        }
     }
     let leaf = leaf_size(train.batch_size, train.micro_batch, processes);
     train.micro_batch = leaf.map_err(|e| e.in_section("train"))?;

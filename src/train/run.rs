@@ -16,7 +16,7 @@ use super::options::TrainOptions;
 use super::strategy::Outcome;
 use super::trained::{fingerprint, frozen, open_method};
 use super::tune;
-use super::world::{all_or_none, leaf_size, same};
+use super::world::{all_or_none, check_leaves, leaf_size, same};
 use crate::data::{DataConfig, ExampleBatcher, Task};
 use crate::error::Error;
 use crate::memory::{MemoryKind, MetaGradient, RequireGrad};
@@ -45,7 +45,7 @@ pub fn train<B: KernelBackend>(
     let (config, tasks, method, folder) = match world.rank() {
         0 => {
             let begun = begin::<B>(config, folder.as_ref(), world.size(), device);
-            let (config, tasks, method, folder) = all_or_none(world, begun)?;
+            let ((config, tasks, method), folder) = all_or_none(world, begun)?;
             let files = config
                 .to_toml()
                 .and_then(|settings| Ok((settings, tasks[0].tokenizer.to_json()?)));
@@ -92,7 +92,7 @@ fn begin<B: KernelBackend>(
     folder: &Path,
     processes: usize,
     device: &B::Device,
-) -> Result<(RunConfig, Vec<Task>, AnyMethod<Autodiff<B>>, RunFolder), Error> {
+) -> Result<(Begun<B>, RunFolder), Error> {
     let resumes = folder.join(LAST).exists();
     let mut config = config.clone();
     let begun = match folder.join(CONFIG).exists() {
@@ -131,7 +131,10 @@ fn begin<B: KernelBackend>(
         if train.meta_gradient == MetaGradient::Auto {
             train.meta_gradient = begun.train.meta_gradient;
         }
-        train.micro_batch = train.micro_batch.or(begun.train.micro_batch);
+        if resumes && train.micro_batch.is_none() {
+            train.micro_batch = begun.train.micro_batch;
+            check_leaves(train.micro_batch, processes).map_err(|e| e.in_section("train"))?;
+        }
     }
     let leaf = leaf_size(train.batch_size, train.micro_batch, processes);
     train.micro_batch = leaf.map_err(|e| e.in_section("train"))?;
@@ -142,7 +145,7 @@ fn begin<B: KernelBackend>(
     if !resumes {
         log_strategy(&config, &method, at_once);
     }
-    Ok((config, tasks, method, folder))
+    Ok(((config, tasks, method), folder))
 }
 
 /// The run that the first process has begun, from its settings and its tokenizer; weights come with its checkpoint.

@@ -305,7 +305,14 @@ where
             model.method = average.clone();
         }
         if world.size() > 1 {
-            let weights = weights::parameters(&model.method);
+            let mut weights = weights::parameters(&model.method);
+            if self.average.is_some() {
+                weights.extend(
+                    weights::parameters(&self.learner.model().valid().method)
+                        .into_iter()
+                        .map(|(name, data)| (format!("trained.{name}"), data)),
+                );
+            }
             let print = weights::encode(&weights, HashMap::new()).map(|bytes| hash(&bytes));
             same(world, "weights", &all_or_none(world, print)?)?;
         }

@@ -16,6 +16,21 @@ const NAMES: [&str; 7] = ["flex", "ndarray", "wgpu", "vulkan", "metal", "cuda", 
 /// Backends with fused attention.
 const FUSED: [&str; 6] = ["flex", "wgpu", "vulkan", "metal", "cuda", "rocm"];
 
+/// Fails where a GPU that the backend needs, or its driver, is missing.
+///
+/// # Errors
+///
+/// Says what is missing and what to install.
+pub fn usable(backend: &Backend) -> Result<(), Error> {
+    match backend.name.as_str() {
+        #[cfg(feature = "cuda")]
+        "cuda" => find_cuda(backend.device),
+        #[cfg(feature = "rocm")]
+        "rocm" => find_rocm(&burn_rocm::RocmDevice::new(backend.device)),
+        _ => Ok(()),
+    }
+}
+
 /// Runs `job` on the default device of the backend, with the chosen implementation of attention.
 ///
 /// # Errors

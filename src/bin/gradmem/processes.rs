@@ -17,7 +17,7 @@ pub fn is_silent() -> bool {
 
 /// The number of processes that a launcher says it has started.
 fn launched() -> usize {
-    let sizes = ["OMPI_COMM_WORLD_SIZE", "PMI_SIZE"];
+    let sizes = ["OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS"];
     let sizes = sizes.iter().filter_map(|name| std::env::var(name).ok());
     sizes
         .filter_map(|size| size.parse().ok())

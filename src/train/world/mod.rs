@@ -104,16 +104,28 @@ pub(super) fn leaf_size(
     let fits = leaf * leaves == batch_size && leaves.is_power_of_two() && leaves >= processes;
     let problem = format!(
         "with {processes} processes a batch of {batch_size} contexts is divided into {processes}, or twice as many, or four \
-         times, parts of equal size"
+         times, parts of equal size; a run keeps the size that it began with"
     );
     require(fits, "micro_batch", leaf, problem)?;
     Ok(Some(leaf))
 }
 
+/// Fails if a run that began without parts of its batches goes on with several processes: other parts have other rounding.
+pub(super) fn check_leaves(begun: Option<usize>, processes: usize) -> Result<(), Error> {
+    let problem = "is not set in this run, which began with whole batches: parts would round otherwise. Go on with one \
+                   process, or set it and have another rounding from here on";
+    require(
+        begun.is_some() || processes == 1,
+        "micro_batch",
+        "none",
+        problem,
+    )
+}
+
 /// What a leaf measured, as it is told to other processes.
 #[derive(Serialize, Deserialize)]
 enum Leaf {
-    Scores(Scores),
+    Scores(Box<Scores>),
     NotFinite { sample: usize, value: String },
     Gradient(f64),
     Drift(f64),
@@ -151,7 +163,7 @@ pub(super) fn exchanged(
     if world.size() > 1 {
         let tell = |(at, result)| {
             let leaf = match result {
-                Ok(scores) => Leaf::Scores(scores),
+                Ok(scores) => Leaf::Scores(Box::new(scores)),
                 Err(Fault::NotFinite { sample, value }) => Leaf::NotFinite { sample, value },
                 Err(Fault::Gradient(norm)) => Leaf::Gradient(norm),
                 Err(Fault::Drift(drift)) => Leaf::Drift(drift),
@@ -163,7 +175,7 @@ pub(super) fn exchanged(
         let all = gathered(world, &mine).into_iter().flatten();
         let hear = |(at, leaf)| {
             let result = match leaf {
-                Leaf::Scores(scores) => Ok(scores),
+                Leaf::Scores(scores) => Ok(*scores),
                 Leaf::NotFinite { sample, value } => Err(Fault::NotFinite { sample, value }),
                 Leaf::Gradient(norm) => Err(Fault::Gradient(norm)),
                 Leaf::Drift(drift) => Err(Fault::Drift(drift)),
@@ -189,8 +201,13 @@ fn gathered<T: Serialize + DeserializeOwned>(world: &dyn World, mine: &T) -> Vec
     all.into_iter().map(|(value, _)| value).collect()
 }
 
-/// The result of this process if all have one; else the error of the first one that has none, in every process.
-pub(super) fn all_or_none<T>(world: &dyn World, result: Result<T, Error>) -> Result<T, Error> {
+/// The result of this process if all have one; else the error of the first one that has none, in every process. All
+/// processes call it.
+///
+/// # Errors
+///
+/// That of the first process that has one.
+pub fn all_or_none<T>(world: &dyn World, result: Result<T, Error>) -> Result<T, Error> {
     if world.size() == 1 {
         return result;
     }
@@ -248,9 +265,20 @@ pub(super) fn agreed_stop(
 }
 
 /// The leaves that a process computes.
-pub(super) fn block(leaves: usize, world: &dyn World) -> Range<usize> {
-    let share = leaves / world.size();
-    world.rank() * share..(world.rank() + 1) * share
+///
+/// # Errors
+///
+/// If there are not as many for each process, in a balanced tree.
+pub(super) fn block(leaves: usize, world: &dyn World) -> Result<Range<usize>, Error> {
+    let size = world.size();
+    let share = leaves / size;
+    if size > 1 && (share * size != leaves || !share.is_power_of_two()) {
+        return Err(Error::Input(format!(
+            "a batch has {leaves} parts of train.micro_batch contexts: {size} processes need {size}, or twice as many, or \
+             four times"
+        )));
+    }
+    Ok(world.rank() * share..(world.rank() + 1) * share)
 }
 
 /// A sum in a balanced binary tree, of values that come one after another: at most one for each level is kept.

@@ -5,6 +5,7 @@ mod summary;
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -14,10 +15,11 @@ use gradmem::Error;
 use gradmem::kernels::KernelBackend;
 use gradmem::train::config::RunConfig;
 use gradmem::train::evaluation::{EvalOptions, Shown};
+use gradmem::train::world::{World, all_or_none};
 use gradmem::train::{Ending, Outcome, TrainOptions, Trained, leave_dashboard};
 
 use crate::args::{Backend, MetaGradient, parse_numbers};
-use crate::backend::{Job, dispatch};
+use crate::backend::{Job, dispatch, usable};
 use crate::output::{accompany, message};
 use crate::processes::{is_silent, join};
 
@@ -82,8 +84,24 @@ pub struct Args {
 pub fn run(mut args: Args) -> Result<ExitCode, Error> {
     let world = join(Duration::from_secs(args.patience.max(1)))?;
     args.backend.device = world.local_rank();
-    let config = RunConfig::resolve(&args.preset, &args.all_overrides())?;
-    let folder = args.folder(&config)?;
+    match run_in(&args, &world) {
+        // Said before this process leaves the others: a launcher may end it as soon as one of them is gone.
+        Err(error) if world.size() > 1 => {
+            if !is_silent() {
+                message!("{error}");
+            }
+            Ok(ExitCode::from(if error.is_user_error() { 2 } else { 1 }))
+        }
+        result => result,
+    }
+}
+
+/// What fails in one process fails in all.
+fn run_in(args: &Args, world: &Arc<dyn World>) -> Result<ExitCode, Error> {
+    let settings = RunConfig::resolve(&args.preset, &args.all_overrides())
+        .and_then(|config| Ok((args.folder(&config)?, config)))
+        .and_then(|settings| usable(&args.backend).map(|()| settings));
+    let (folder, config) = all_or_none(&**world, settings)?;
     let interrupter = Interrupter::new();
     stop_on_signals(&interrupter)?;
     #[cfg(unix)]
@@ -94,10 +112,10 @@ pub fn run(mut args: Args) -> Result<ExitCode, Error> {
     let options = TrainOptions {
         plain: args.plain,
         interrupter,
-        world,
+        world: world.clone(),
     };
     let Some(seeds) = &args.seeds else {
-        let outcome = train_one(&args, &config, &folder, &options)?;
+        let outcome = train_one(args, &config, &folder, &options)?;
         return Ok(exit_code(&outcome.ending));
     };
     let mut seeds = parse_numbers("--seeds", seeds, u64::MAX >> 1)?;
@@ -108,7 +126,7 @@ pub fn run(mut args: Args) -> Result<ExitCode, Error> {
         let mut config = config.clone();
         config.train.seed = seed;
         let folder = folder.join(format!("seed-{seed}"));
-        let outcome = train_one(&args, &config, &folder, &options)?;
+        let outcome = train_one(args, &config, &folder, &options)?;
         let interrupted = matches!(outcome.ending, Ending::Interrupted(_));
         outcomes.push((seed, outcome));
         if interrupted {
@@ -180,8 +198,11 @@ fn train_one(
     if is_silent() {
         return Ok(outcome);
     }
-    let text = summary::after(config, folder, &outcome, start.elapsed(), &answers)?;
-    accompany(format_args!("{text}"));
+    // The run is done: what cannot be said of it is no error of it.
+    match summary::after(config, folder, &outcome, start.elapsed(), &answers) {
+        Ok(text) => accompany(format_args!("{text}")),
+        Err(error) => log::warn!("{error}"),
+    }
     Ok(outcome)
 }
 
