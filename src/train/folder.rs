@@ -18,6 +18,7 @@ use sha2::{Digest, Sha256};
 
 use super::config::{LrDecay, RunConfig, TrainConfig};
 use super::metrics_log::MetricsLog;
+use super::overrides::Difference;
 use super::own_settings::{OWN, OwnSettings};
 use super::results::Evaluation;
 use crate::data::TextTokenizer;
@@ -77,16 +78,22 @@ impl RunFolder {
                 },
             ));
         }
-        Ok(Self {
+        Ok(Self::unlocked(path))
+    }
+
+    /// A folder in which nobody trains, with all weights in its checkpoints.
+    pub(super) fn unlocked(path: &Path) -> Self {
+        Self {
             path: path.into(),
             lock: None,
             without_model: false,
-        })
+        }
     }
 
     /// The folder for a training: a new one, or that of a run to resume. A run to resume may differ from
     /// `config` in `model.from`, `train.steps`, `train.stop_metric`, `train.stop_value`, `train.patience`,
-    /// `train.meta_gradient` and `train.micro_batch` only. `data` has the hashes of the samples, one line for each version of the task.
+    /// `train.meta_gradient` and `train.micro_batch` only. `data` has the hashes of the samples, one line for each version of
+    /// the task.
     ///
     /// # Errors
     ///
@@ -101,28 +108,13 @@ impl RunFolder {
         let path = path.as_ref();
         let file = path.join(CONFIG);
         let begun = file.exists().then(|| RunConfig::open(&file)).transpose()?;
-        if let Some(begun) = &begun {
-            check_settings(
-                path,
-                config.differences(begun),
-                [&config.train, &begun.train],
-            )?;
-        }
-        let folder = Self::locked(path, begun.is_none())?.of_run(config);
-        folder.settle_data(data, begun.is_none())?;
+        let begun = begun.as_ref();
+        let begun = begun.map(|begun| (config.differences(begun), &begun.train));
+        let folder = Self::begun(path, begun, &config.train, data)?.of_run(config);
         write_atomically(path.join(TOKENIZER), tokenizer.to_json()?.as_bytes())?;
         // Last: this file makes the folder a run.
         write_atomically(&file, config.to_toml()?.as_bytes())?;
         Ok(folder)
-    }
-
-    /// A folder that is no run's, for a checkpoint that goes from one process to another, with all weights.
-    pub(super) fn scratch(path: &Path) -> Self {
-        Self {
-            path: path.into(),
-            lock: None,
-            without_model: false,
-        }
     }
 
     /// The same for a training of another program's method, with its settings.
@@ -134,40 +126,39 @@ impl RunFolder {
         let path = path.as_ref();
         let file = path.join(OWN);
         let begun = OwnSettings::open(path)?;
-        if let Some(begun) = &begun {
-            check_settings(
-                path,
-                settings.differences(begun),
-                [&settings.train, &begun.train],
-            )?;
-        }
-        let folder = Self::locked(path, begun.is_none())?;
-        folder.settle_data(data, begun.is_none())?;
+        let begun = begun.as_ref();
+        let begun = begun.map(|begun| (settings.differences(begun), &begun.train));
+        let folder = Self::begun(path, begun, &settings.train, data)?;
         write_atomically(&file, settings.to_toml()?.as_bytes())?;
         Ok(folder)
     }
 
-    /// The folder, made if there is none, and locked for this process. A new run needs it `empty`.
-    fn locked(path: &Path, empty: bool) -> Result<Self, Error> {
-        if empty && path.is_dir() {
-            check_empty(path)?;
+    /// The folder, made if there is none, and locked for this process: that of the run that `begun` before, of which it
+    /// says the settings that differ and those of the outer loop, or an empty one.
+    fn begun(
+        path: &Path,
+        begun: Option<(Vec<Difference>, &TrainConfig)>,
+        train: &TrainConfig,
+        data: &str,
+    ) -> Result<Self, Error> {
+        let is_new = begun.is_none();
+        match begun {
+            Some((differences, begun)) => check_settings(path, differences, [train, begun])?,
+            None if path.is_dir() => check_empty(path)?,
+            None => {}
         }
         std::fs::create_dir_all(path).map_err(Error::io(path, "cannot make the folder"))?;
         let lock = lock(path)?;
         remove_unfinished(path, ".");
-        Ok(Self {
-            path: path.into(),
+        let folder = Self {
             lock: Some(lock),
-            without_model: false,
-        })
-    }
-
-    /// Keeps the hashes of a new run's samples, or compares them with those it began with.
-    fn settle_data(&self, data: &str, new: bool) -> Result<(), Error> {
-        match new {
-            true => write_atomically(self.path.join(DATA), data.as_bytes()),
-            false => self.check_data(data),
+            ..Self::unlocked(path)
+        };
+        match is_new {
+            true => write_atomically(path.join(DATA), data.as_bytes())?,
+            false => folder.check_data(data)?,
         }
+        Ok(folder)
     }
 
     /// Fails unless `data`, hashes of samples, are those that the run began with: of all versions of its
@@ -287,11 +278,11 @@ pub(super) fn weights_in(folder: &Path) -> Result<PathBuf, Error> {
 /// that of the run, `train` has both settings of the outer loop.
 fn check_settings(
     path: &Path,
-    differences: Vec<(String, String, String)>,
+    differences: Vec<Difference>,
     train: [&TrainConfig; 2],
 ) -> Result<(), Error> {
     // A run whose model came from nowhere has no other place for it.
-    let may_change = |(key, ours, theirs): &(String, String, String)| {
+    let may_change = |(key, ours, theirs): &Difference| {
         let appears = [ours, theirs].iter().any(|value| *value == "null");
         MAY_CHANGE.contains(&key.as_str()) && !(key == "model.from" && appears)
     };

@@ -13,6 +13,7 @@ use burn::train::logger::MetricLogger;
 use burn::train::metric::store::{EpochSummary, MetricsUpdate, Split};
 use burn::train::metric::{LearningRateMetric, MetricDefinition, NumericEntry};
 use burn::train::{Learner, SupervisedTraining, TrainingStrategy};
+use tempfile::TempDir;
 
 use super::checkpoint::{Last, RunState, with_plain_ids};
 use super::config::TrainConfig;
@@ -24,9 +25,10 @@ use super::options::TrainOptions;
 use super::render::{LineRenderer, Silent, dashboard};
 use super::schedule::Schedule;
 use super::strategy::{Components, Loaders, MetaTraining, Outcome};
-use super::world::{World, all_or_none};
+use super::world::{World, all_or_none, check_leaves, from_the_first, leaf_size};
 use crate::data::{Batch, Cycle};
 use crate::error::Error;
+use crate::memory::MetaGradient;
 use crate::method::Method;
 
 /// The batches of one version of a task, the validation samples `valid_batch` at once. Training samples are repeated for
@@ -62,6 +64,33 @@ where
         .set_device(device.clone())
         .build(valid);
     (train, valid)
+}
+
+/// Settles what the settings leave open: as in the run that `begun` before, since it changes the rounding, or by the
+/// processes and the memory that there are. `context` is the longest one; a run that `resumes` has a checkpoint.
+pub(super) fn settle<B: AutodiffBackend, M: Method<B>>(
+    train: &mut TrainConfig,
+    method: &M,
+    begun: Option<&TrainConfig>,
+    resumes: bool,
+    context: usize,
+    processes: usize,
+) -> Result<(), Error> {
+    let in_section = |e: Error| e.in_section("train");
+    if let Some(begun) = begun {
+        if train.meta_gradient == MetaGradient::Auto {
+            train.meta_gradient = begun.meta_gradient;
+        }
+        if resumes && train.micro_batch.is_none() {
+            train.micro_batch = begun.micro_batch;
+            check_leaves(train.micro_batch, processes).map_err(in_section)?;
+        }
+    }
+    train.micro_batch =
+        leaf_size(train.batch_size, train.micro_batch, processes).map_err(in_section)?;
+    let at_once = [train.contexts_at_once(), context];
+    train.meta_gradient = method.settle(train.meta_gradient, at_once)?;
+    Ok(())
 }
 
 /// What a training begins with or goes on from.
@@ -118,31 +147,14 @@ where
 
     /// That of the first process in all, as the files of a checkpoint.
     fn of_the_first(self, world: &dyn World) -> Result<Self, Error> {
-        let folder = tempfile::tempdir();
-        let folder = folder.map_err(Error::io("", "cannot make a temporary folder"));
-        let folder = all_or_none(world, folder)?;
-        let folder = RunFolder::scratch(folder.path());
-        let is_first = world.rank() == 0;
-        let files = match is_first {
-            true => self.save(&folder).and_then(|()| read_all(folder.path())),
-            false => Ok(Vec::new()),
-        };
-        let files = all_or_none(world, files)?;
-        let count = world.broadcast(vec![files.len() as u8]);
-        let mut files = files.into_iter();
-        let mut written = Ok(());
-        for _ in 0..count.first().copied().unwrap_or(0) {
-            let (name, bytes) = files.next().unwrap_or_default();
-            let name = world.broadcast(name.into_bytes());
-            let bytes = world.broadcast(bytes);
-            if !is_first && written.is_ok() {
-                let path = folder.path().join(String::from_utf8_lossy(&name).as_ref());
-                written = std::fs::write(&path, bytes).map_err(Error::io(&path, "cannot write"));
-            }
-        }
-        let own = match is_first {
-            true => Ok(self),
-            false => written.and_then(|()| self.go_on(&folder)),
+        let files = from_the_first(world, || {
+            let folder = temporary()?;
+            self.save(&RunFolder::unlocked(folder.path()))?;
+            read_all(folder.path())
+        })?;
+        let own = match world.rank() {
+            0 => Ok(self),
+            _ => with_files(files, |folder| self.go_on(&RunFolder::unlocked(folder))),
         };
         all_or_none(world, own)
     }
@@ -155,6 +167,24 @@ where
             state: self.state.clone(),
         })
     }
+}
+
+/// A temporary folder.
+fn temporary() -> Result<TempDir, Error> {
+    tempfile::tempdir().map_err(Error::io("", "cannot make a temporary folder"))
+}
+
+/// Opens files, by name, in a temporary folder.
+pub(super) fn with_files<T>(
+    files: Vec<(String, Vec<u8>)>,
+    open: impl FnOnce(&Path) -> Result<T, Error>,
+) -> Result<T, Error> {
+    let folder = temporary()?;
+    for (name, bytes) in files {
+        let path = folder.path().join(name);
+        std::fs::write(&path, bytes).map_err(Error::io(&path, "cannot write"))?;
+    }
+    open(folder.path())
 }
 
 /// A folder's files, by name.

@@ -158,7 +158,7 @@ where
         let (method, world) = (&self.method, &*self.settings.world);
         let mut readback = Readback::new();
         let mut squares = None;
-        let mut computed = self.block(batch, &mut readback);
+        let computed = self.block(batch, &mut readback);
         if world.size() == 1
             && let Ok(block) = &computed
         {
@@ -170,11 +170,7 @@ where
             Err((at, fault)) => vec![(*at, Err(fault.clone()))],
         };
         let scores = told(world, leaves)?;
-        let mut grads = match &mut computed {
-            Ok(block) => std::mem::take(&mut block.grads),
-            // Unreachable: its fault was told.
-            Err((_, fault)) => return Err(fault.clone()),
-        };
+        let mut grads = computed.map_err(|(_, fault)| fault)?.grads;
         if world.size() > 1 {
             grads = summed(world, method, grads).map_err(Fault::Error)?;
             let mut readback = Readback::new();

@@ -102,14 +102,17 @@ pub(super) fn wrong_type<T: DeserializeOwned>(table: &toml::Table, tags: &[&str]
     None
 }
 
+/// A key with two values that differ.
+pub(super) type Difference = (String, String, String);
+
 /// The keys whose values differ, with both values.
-pub(super) fn differences(a: &Json, b: &Json) -> Vec<(String, String, String)> {
+pub(super) fn differences(a: &Json, b: &Json) -> Vec<Difference> {
     let mut found = Vec::new();
     compare("", a, b, &mut found);
     found
 }
 
-fn compare(path: &str, a: &Json, b: &Json, found: &mut Vec<(String, String, String)>) {
+fn compare(path: &str, a: &Json, b: &Json, found: &mut Vec<Difference>) {
     match (a, b) {
         (Json::Object(a), Json::Object(b)) => {
             let keys: BTreeSet<_> = a.keys().chain(b.keys()).collect();

@@ -12,16 +12,15 @@ use sha2::{Digest, Sha256};
 
 use super::config::TrainConfig;
 use super::folder::{LAST, RunFolder, weights_in};
-use super::launch::{launch, loaders};
+use super::launch::{launch, loaders, settle};
 use super::metrics::Measure;
 use super::options::TrainOptions;
 use super::overrides::one_line;
-use super::own_settings::OwnSettings;
+use super::own_settings::{OWN, OwnSettings};
 use super::strategy::{Loaders, Outcome};
-use super::world::{all_or_none, check_leaves, leaf_size, same};
+use super::world::{all_or_none, from_the_first, same};
 use crate::data::Batch;
 use crate::error::{Error, require};
-use crate::memory::MetaGradient;
 use crate::method::{Method, MethodName};
 use crate::model::weights::Tensors;
 use crate::support::fs::hex;
@@ -166,8 +165,12 @@ impl<B: AutodiffBackend> Training<B> {
             _ => Ok(None),
         };
         let folder = all_or_none(world, begun)?;
-        let settled = world.broadcast(settings.to_toml()?.into_bytes());
-        let settings = OwnSettings::parse(&String::from_utf8_lossy(&settled), path)?;
+        let settled = from_the_first(world, || {
+            Ok(vec![(OWN.into(), settings.to_toml()?.into_bytes())])
+        })?;
+        if let Some((_, bytes)) = settled.first() {
+            settings = OwnSettings::parse(&String::from_utf8_lossy(bytes), path)?;
+        }
         // The parameters are shared, not copied.
         let shape = method.valid();
         let outcome = launch(
@@ -253,19 +256,16 @@ fn begin<B: AutodiffBackend, M: Method<B>>(
     processes: usize,
     data: &str,
 ) -> Result<RunFolder, Error> {
-    let train = &mut settings.train;
-    if let Some(begun) = OwnSettings::open(folder)? {
-        if train.meta_gradient == MetaGradient::Auto {
-            train.meta_gradient = begun.train.meta_gradient;
-        }
-        if train.micro_batch.is_none() && folder.join(LAST).exists() {
-            train.micro_batch = begun.train.micro_batch;
-            check_leaves(train.micro_batch, processes).map_err(|e| e.in_section("train"))?;
-        }
-    }
-    let leaf = leaf_size(train.batch_size, train.micro_batch, processes);
-    train.micro_batch = leaf.map_err(|e| e.in_section("train"))?;
-    let at_once = [train.contexts_at_once(), contexts];
-    train.meta_gradient = method.settle(train.meta_gradient, at_once)?;
+    let begun = OwnSettings::open(folder)?;
+    let earlier = begun.as_ref().map(|begun| &begun.train);
+    let resumes = folder.join(LAST).exists();
+    settle(
+        &mut settings.train,
+        method,
+        earlier,
+        resumes,
+        contexts,
+        processes,
+    )?;
     RunFolder::for_own(folder, settings, data)
 }

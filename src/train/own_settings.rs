@@ -5,7 +5,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use super::config::TrainConfig;
-use super::overrides::{differences, one_line};
+use super::overrides::{Difference, differences, one_line};
 use crate::error::Error;
 use crate::support::fs::read_text;
 
@@ -40,7 +40,7 @@ impl OwnSettings {
     }
 
     /// The keys whose values differ from `other`'s, with both values.
-    pub(super) fn differences(&self, other: &Self) -> Vec<(String, String, String)> {
+    pub(super) fn differences(&self, other: &Self) -> Vec<Difference> {
         let json = |settings: &Self| serde_json::to_value(settings).unwrap_or_default();
         differences(&json(self), &json(other))
     }

@@ -10,17 +10,17 @@ use super::base::Base;
 use super::config::RunConfig;
 use super::evaluation::batch_size;
 use super::folder::{CONFIG, LAST, RunFolder, TOKENIZER};
-use super::launch::{launch, loaders};
+use super::launch::{launch, loaders, settle, with_files};
 use super::metrics::Measure;
 use super::options::TrainOptions;
 use super::strategy::Outcome;
 use super::trained::{fingerprint, frozen, open_method};
 use super::tune;
-use super::world::{all_or_none, check_leaves, leaf_size, same};
+use super::world::{all_or_none, from_the_first, same};
 use crate::data::{DataConfig, ExampleBatcher, Task};
 use crate::error::Error;
-use crate::memory::{MemoryKind, MetaGradient, RequireGrad};
-use crate::method::{AnyMethod, Method, MethodConfig, MethodName};
+use crate::memory::{MemoryKind, RequireGrad};
+use crate::method::{AnyMethod, MethodConfig, MethodName};
 use crate::model::{AnyLm, weights};
 
 /// Trains in `folder`: begins a run, or resumes the one that is there. Of several processes the first one alone reads and
@@ -42,27 +42,18 @@ pub fn train<B: KernelBackend>(
     let version = concat!("gradmem ", env!("CARGO_PKG_VERSION"));
     same(world, "settings", &format!("{version}\n{settings}"))?;
 
-    let (config, tasks, method, folder) = match world.rank() {
-        0 => {
-            let begun = begin::<B>(config, folder.as_ref(), world.size(), device);
-            let ((config, tasks, method), folder) = all_or_none(world, begun)?;
-            let files = config
-                .to_toml()
-                .and_then(|settings| Ok((settings, tasks[0].tokenizer.to_json()?)));
-            let (settings, tokenizer) = all_or_none(world, files)?;
-            world.broadcast(settings.into_bytes());
-            world.broadcast(tokenizer.into_bytes());
-            all_or_none(world, Ok(()))?;
-            (config, tasks, method, Some(folder))
-        }
-        _ => {
-            all_or_none(world, Ok(()))?;
-            all_or_none(world, Ok(()))?;
-            let files = [Vec::new(), Vec::new()].map(|none| world.broadcast(none));
-            let (config, tasks, method) = all_or_none(world, join::<B>(files, device))?;
-            (config, tasks, method, None)
-        }
+    let is_first = world.rank() == 0;
+    let begun = is_first.then(|| begin::<B>(config, folder.as_ref(), world.size(), device));
+    let begun = all_or_none(world, begun.transpose())?;
+    let files = from_the_first(world, || match &begun {
+        Some(((config, tasks, _), _)) => files(config, tasks),
+        None => Ok(Vec::new()),
+    })?;
+    let (begun, folder) = match begun {
+        Some((begun, folder)) => (Ok(begun), Some(folder)),
+        None => (with_files(files, |folder| join::<B>(folder, device)), None),
     };
+    let (config, tasks, method) = all_or_none(world, begun)?;
     let settings = &config.train;
     same(world, "samples", &prints(&tasks))?;
     let batcher = ExampleBatcher::new(tasks[0].tokenizer.clone());
@@ -125,37 +116,35 @@ fn begin<B: KernelBackend>(
         (config, method) = with_step_size(config, method, &tasks, begun, device)?;
     }
     let context = tasks.iter().map(|task| task.lengths.context).max();
-    let train = &mut config.train;
-    // What a run has settled stays: it changes the rounding.
-    if let Some(begun) = begun {
-        if train.meta_gradient == MetaGradient::Auto {
-            train.meta_gradient = begun.train.meta_gradient;
-        }
-        if resumes && train.micro_batch.is_none() {
-            train.micro_batch = begun.train.micro_batch;
-            check_leaves(train.micro_batch, processes).map_err(|e| e.in_section("train"))?;
-        }
-    }
-    let leaf = leaf_size(train.batch_size, train.micro_batch, processes);
-    train.micro_batch = leaf.map_err(|e| e.in_section("train"))?;
-    let at_once = [train.contexts_at_once(), context.unwrap_or(0)];
-    train.meta_gradient = method.settle(train.meta_gradient, at_once)?;
+    let context = context.unwrap_or(0);
+    let earlier = begun.map(|begun| &begun.train);
+    settle(
+        &mut config.train,
+        &method,
+        earlier,
+        resumes,
+        context,
+        processes,
+    )?;
     let tokenizer = &tasks[0].tokenizer;
     let folder = RunFolder::for_training(folder, &config, tokenizer, &prints(&tasks))?;
     if !resumes {
-        log_strategy(&config, &method, at_once);
+        log_strategy(&config, &method, [config.train.contexts_at_once(), context]);
     }
     Ok(((config, tasks, method), folder))
 }
 
-/// The run that the first process has begun, from its settings and its tokenizer; weights come with its checkpoint.
-fn join<B: KernelBackend>(files: [Vec<u8>; 2], device: &B::Device) -> Result<Begun<B>, Error> {
-    let folder = tempfile::tempdir().map_err(Error::io("", "cannot make a temporary folder"))?;
-    let folder = folder.path();
-    for (name, bytes) in [CONFIG, TOKENIZER].iter().zip(files) {
-        let path = folder.join(name);
-        std::fs::write(&path, bytes).map_err(Error::io(&path, "cannot write"))?;
-    }
+/// What the other processes need of a run that the first one has begun.
+fn files(config: &RunConfig, tasks: &[Task]) -> Result<Vec<(String, Vec<u8>)>, Error> {
+    let tokenizer = tasks[0].tokenizer.to_json()?;
+    let files = [(CONFIG, config.to_toml()?), (TOKENIZER, tokenizer)];
+    Ok(files
+        .map(|(name, text)| (name.into(), text.into_bytes()))
+        .into())
+}
+
+/// The run that the first process has begun, from a folder with these files; weights come with its checkpoint.
+fn join<B: KernelBackend>(folder: &Path, device: &B::Device) -> Result<Begun<B>, Error> {
     let config = RunConfig::open(folder.join(CONFIG))?;
     let tasks = tasks(&config, folder, None)?;
     let method = config.method_config().blank(&config.model, device)?;

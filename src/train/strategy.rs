@@ -358,9 +358,7 @@ where
         }
         if best.is_none_or(|best| value == best || measure.better(value, best)) {
             self.state.best = Some((value, step));
-            let folder = strategy.folder.as_ref();
-            let saved = folder.map(|folder| folder.save_best(&model.method, step, measure, value));
-            all_or_none(world, saved.unwrap_or(Ok(())))?;
+            self.save(|folder| folder.save_best(&model.method, step, measure, value))?;
         }
         Ok(())
     }
@@ -394,14 +392,19 @@ where
     }
 
     fn save_last(&self) -> Result<(), Error> {
-        let saved = self.strategy.folder.as_ref().map(|folder| {
+        self.save(|folder| {
             folder.save_last(Last {
                 module: &self.learner.model().method,
                 average: self.average.as_ref(),
                 optimizer: Optimizer::to_record(&self.strategy.optimizer),
                 state: self.state.clone(),
             })
-        });
+        })
+    }
+
+    /// What the first process does in the run's folder. If it fails, it fails in all.
+    fn save(&self, save: impl FnOnce(&RunFolder) -> Result<(), Error>) -> Result<(), Error> {
+        let saved = self.strategy.folder.as_ref().map(save);
         all_or_none(&*self.strategy.world, saved.unwrap_or(Ok(())))
     }
 }

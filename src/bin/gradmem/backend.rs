@@ -56,6 +56,7 @@ pub fn dispatch<J: Job>(backend: &Backend, job: J) -> Result<J::Output, Error> {
         }
         kernels::set_precision(kernels::Precision::Tf32);
     }
+    usable(backend)?;
     match name {
         #[cfg(feature = "flex")]
         // On a thread of rayon's pool: it works on its part of a parallel loop without waking another thread.
@@ -69,16 +70,9 @@ pub fn dispatch<J: Job>(backend: &Backend, job: J) -> Result<J::Output, Error> {
         #[cfg(feature = "metal")]
         "metal" => job.run::<burn_wgpu::Metal>(&wgpu_device(backend.device)),
         #[cfg(feature = "cuda")]
-        "cuda" => {
-            find_cuda(backend.device)?;
-            job.run::<burn_cuda::Cuda>(&burn_cuda::CudaDevice::new(backend.device))
-        }
+        "cuda" => job.run::<burn_cuda::Cuda>(&burn_cuda::CudaDevice::new(backend.device)),
         #[cfg(feature = "rocm")]
-        "rocm" => {
-            let device = burn_rocm::RocmDevice::new(backend.device);
-            find_rocm(&device)?;
-            job.run::<burn_rocm::Rocm>(&device)
-        }
+        "rocm" => job.run::<burn_rocm::Rocm>(&burn_rocm::RocmDevice::new(backend.device)),
         name if NAMES.contains(&name) => Err(Error::Input(format!(
             "backend `{name}` is not compiled in: build with `cargo build --release --features {name}`"
         ))),
@@ -120,7 +114,7 @@ pub fn device_bytes(name: &str) -> Option<u64> {
 /// Checks that ROCm's library and a card are there: a missing one would be a panic at its first use.
 #[cfg(feature = "rocm")]
 fn find_rocm(device: &burn_rocm::RocmDevice) -> Result<(), Error> {
-    use burn_cubecl::{CubeRuntime, cubecl::hip::HipRuntime};
+    use burn_cubecl::cubecl::{Runtime as _, hip::HipRuntime};
     let found = gradmem::support::panics::catch_panic(|| HipRuntime::client(device));
     let missing = "rocm: no usable card or HIP library (libamdhip64.so) is found; install ROCm, or use another \
                    backend, such as --backend flex";

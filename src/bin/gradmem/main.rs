@@ -95,11 +95,6 @@ fn main() -> ExitCode {
     });
     match result {
         Ok(code) => code,
-        Err(error) => {
-            if !processes::is_silent() {
-                output::message!("{error}");
-            }
-            ExitCode::from(if error.is_user_error() { 2 } else { 1 })
-        }
+        Err(error) => output::failed(&error),
     }
 }

@@ -2,7 +2,9 @@
 
 use std::fmt::Arguments;
 use std::io::{ErrorKind, Write as _};
+use std::process::ExitCode;
 
+use gradmem::Error;
 use gradmem::train::evaluation::Shown;
 use gradmem::train::metrics::Measure;
 
@@ -27,6 +29,14 @@ pub(crate) use message;
 /// See [`message`]. Unlike `eprintln!` it never panics: a signal handler or an error path must go on.
 pub fn report(text: Arguments<'_>) {
     std::io::stderr().lock().write_fmt(text).ok();
+}
+
+/// Prints an error, and the exit status that it has.
+pub fn failed(error: &Error) -> ExitCode {
+    if !is_silent() {
+        message!("{error}");
+    }
+    ExitCode::from(if error.is_user_error() { 2 } else { 1 })
 }
 
 /// Prints text that accompanies work which is done: where nobody reads it, it is lost and nothing else.

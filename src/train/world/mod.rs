@@ -220,6 +220,32 @@ pub fn all_or_none<T>(world: &dyn World, result: Result<T, Error>) -> Result<T, 
     }
 }
 
+/// The files, by name, that the first process makes, in every process; none where there is no other process.
+pub(super) fn from_the_first(
+    world: &dyn World,
+    make: impl FnOnce() -> Result<Vec<(String, Vec<u8>)>, Error>,
+) -> Result<Vec<(String, Vec<u8>)>, Error> {
+    if world.size() == 1 {
+        return Ok(Vec::new());
+    }
+    let made = match world.rank() {
+        0 => make(),
+        _ => Ok(Vec::new()),
+    };
+    let made = all_or_none(world, made)?;
+    let count = gathered(world, &made.len())[0];
+    let mut made = made.into_iter();
+    let files = (0..count).map(|_| {
+        let (name, bytes) = made.next().unwrap_or_default();
+        let name = world.broadcast(name.into_bytes());
+        (
+            String::from_utf8_lossy(&name).into_owned(),
+            world.broadcast(bytes),
+        )
+    });
+    Ok(files.collect())
+}
+
 /// Fails in every process unless all have the same `text`; `what` names it.
 pub(super) fn same(world: &dyn World, what: &str, text: &str) -> Result<(), Error> {
     if world.size() == 1 {

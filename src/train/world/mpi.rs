@@ -61,7 +61,8 @@ impl Mpi {
         LAUNCHED.iter().any(|name| std::env::var_os(name).is_some())
     }
 
-    /// Joins the processes that were started together, once in a process. From then on a panic ends all of them, and so does a wait for others of more than `patience`: one of them is gone or stuck.
+    /// Joins the processes that were started together, once in a process. From then on a panic ends all of them, and so
+    /// does a wait for others of more than `patience`: one of them is gone or stuck.
     ///
     /// # Errors
     ///
@@ -70,13 +71,12 @@ impl Mpi {
         let (universe, _) = ::mpi::initialize_with_threading(Threading::Serialized)
             .ok_or_else(|| Error::Failed("MPI has been initialized before".into()))?;
         let world = SimpleCommunicator::world();
-        let (rank, size) = (world.rank(), world.size());
-        let (rank_, size_) = (rank as usize, size as usize);
+        let [rank, size] = [world.rank(), world.size()].map(|n| n as usize);
         let waiting = Arc::new(Waiting {
             start: Instant::now(),
             since: AtomicU64::new(0),
         });
-        watch(waiting.clone(), patience, rank_);
+        watch(waiting.clone(), patience, rank);
         let hook = std::panic::take_hook();
         let of_hook = waiting.clone();
         std::panic::set_hook(Box::new(move |info| {
@@ -87,9 +87,9 @@ impl Mpi {
             }
         }));
         Ok(Self {
-            rank: rank_,
-            size: size_,
-            local_rank: world.split_shared(rank).rank() as usize,
+            rank,
+            size,
+            local_rank: world.split_shared(world.rank()).rank() as usize,
             _universe: universe,
             waiting,
         })
@@ -130,13 +130,11 @@ impl World for Mpi {
             let mut all = vec![0u8; lengths.iter().sum::<u64>() as usize];
             let mut parts = PartitionMut::new(&mut all[..], &counts[..], &starts[..]);
             world.all_gather_varcount_into(bytes, &mut parts);
-            let mut rest = &all[..];
-            let mut take = |n: &u64| {
-                let (part, after) = rest.split_at(*n as usize);
-                rest = after;
-                part.to_vec()
-            };
-            lengths.iter().map(&mut take).collect()
+            let mut all = all.into_iter();
+            let parts = lengths.iter();
+            parts
+                .map(|n| all.by_ref().take(*n as usize).collect())
+                .collect()
         })
     }
 

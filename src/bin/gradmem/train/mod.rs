@@ -20,7 +20,7 @@ use gradmem::train::{Ending, Outcome, TrainOptions, Trained, leave_dashboard};
 
 use crate::args::{Backend, MetaGradient, parse_numbers};
 use crate::backend::{Job, dispatch, usable};
-use crate::output::{accompany, message};
+use crate::output::{accompany, failed, message};
 use crate::processes::{is_silent, join};
 
 /// The exit status of a program that Ctrl-C ended.
@@ -86,12 +86,7 @@ pub fn run(mut args: Args) -> Result<ExitCode, Error> {
     args.backend.device = world.local_rank();
     match run_in(&args, &world) {
         // Said before this process leaves the others: a launcher may end it as soon as one of them is gone.
-        Err(error) if world.size() > 1 => {
-            if !is_silent() {
-                message!("{error}");
-            }
-            Ok(ExitCode::from(if error.is_user_error() { 2 } else { 1 }))
-        }
+        Err(error) if world.size() > 1 => Ok(failed(&error)),
         result => result,
     }
 }
