@@ -19,7 +19,7 @@
 //! | `figures` | all figures, by file: `curves`, `parts`, `comparison`, `write_steps` |
 //! | `figure` | the type of a figure, and what several figures share |
 //! | `plot`, `heatmap`, `axis`, `canvas`, `style` | drawing |
-//! | `table`, `page` | the tables and the HTML page |
+//! | `table`, `page`, `csv` | the tables, the HTML page, and the logs as one file |
 //! | `image` | figures as SVG and PNG files |
 //! | `format` | formatting of numbers and text |
 
@@ -27,6 +27,7 @@ mod axis;
 mod canvas;
 mod comparison;
 mod context_size;
+mod csv;
 mod curves;
 mod figure;
 mod figures;
@@ -99,7 +100,7 @@ impl Report {
     }
 
     /// All runs, group by group; runs of a group differ only in their seed.
-    pub fn runs(&self) -> impl Iterator<Item = &Run> {
+    pub fn runs(&self) -> impl Iterator<Item = &Run> + Clone {
         self.groups.iter().flat_map(|group| &group.runs)
     }
 
@@ -123,6 +124,25 @@ impl Report {
         let tables = self.tables();
         let tables: Vec<_> = tables.iter().map(Table::markdown).collect();
         tables.join("\n")
+    }
+
+    /// The logs of all runs as comma-separated values: a row for each line, with the run's name and seed in front.
+    ///
+    /// # Errors
+    ///
+    /// If the table cannot be written, which is a bug in this crate.
+    pub fn csv(&self) -> Result<String, Error> {
+        let bytes = csv::csv(self.runs())?;
+        Ok(String::from_utf8_lossy(&bytes).into_owned())
+    }
+
+    /// Writes [`csv`](Self::csv) to a file.
+    ///
+    /// # Errors
+    ///
+    /// If it cannot be written.
+    pub fn save_csv(&self, file: impl AsRef<Path>) -> Result<(), Error> {
+        write_atomically(file, self.csv()?.as_bytes())
     }
 
     /// Writes the page to `html`, the Markdown beside it, and the figures into `folder` if there is one.

@@ -39,6 +39,8 @@ pub struct Run {
     pub valid: Vec<Point>,
     /// The last step in the log.
     pub step: usize,
+    /// The lines of the log.
+    pub(super) log: Vec<Values>,
     /// The results of `gradmem eval`, if there are any.
     pub eval: Option<Evaluation>,
 }
@@ -53,10 +55,11 @@ impl Run {
         let folder = folder.as_ref();
         let config = RunConfig::open(folder.join("config.toml"))?;
         let log = folder.join("metrics.jsonl");
-        let (valid, step) = match read_if_exists(&log)? {
+        let lines = match read_if_exists(&log)? {
             Some(bytes) => parse_log(&bytes).map_err(|problem| Error::file(&log, problem))?,
-            None => (Vec::new(), 0),
+            None => Vec::new(),
         };
+        let (valid, step) = evaluations(&lines);
         let file = folder.join("eval.json");
         let eval = read_if_exists(&file)?.map(|bytes| {
             serde_json::from_slice(&bytes).map_err(|e| {
@@ -85,6 +88,7 @@ impl Run {
             config,
             valid,
             step,
+            log: lines.into_iter().map(|(_, line)| line).collect(),
             eval,
         })
     }
@@ -182,7 +186,7 @@ pub fn find_folders(folders: &[impl AsRef<Path>]) -> Result<Vec<PathBuf>, Error>
 }
 
 /// A line of the log.
-#[derive(Deserialize)]
+#[derive(Debug, Deserialize)]
 struct Line {
     step: usize,
     split: String,
@@ -192,30 +196,38 @@ struct Line {
     values: Values,
 }
 
-/// The evaluations in a log and its last step; or an error that names the malformed line.
-fn parse_log(bytes: &[u8]) -> Result<(Vec<Point>, usize), String> {
-    let (mut points, mut step) = (Vec::new(), 0);
+/// The lines of a log, also as they stand there; or an error that names the malformed line.
+fn parse_log(bytes: &[u8]) -> Result<Vec<(Line, Values)>, String> {
+    let mut parsed = Vec::new();
     let lines: Vec<&[u8]> = bytes.split(|byte| *byte == b'\n').collect();
     for (at, line) in lines.iter().enumerate() {
         let unfinished = at + 1 == lines.len();
-        let line: Line = match serde_json::from_slice(line) {
-            Ok(line) => line,
+        let both =
+            serde_json::from_slice(line).and_then(|it| Ok((it, serde_json::from_slice(line)?)));
+        match both {
+            Ok(both) => parsed.push(both),
             Err(_) if unfinished => break,
             Err(e) => {
                 let number = at + 1;
                 return Err(format!("line {number} is not a line of a run's log ({e})"));
             }
-        };
-        step = step.max(line.step);
-        if line.split == "valid" {
-            points.push(Point {
-                step: line.step,
-                stage: line.stage.unwrap_or(0),
-                values: line.values,
-            });
         }
     }
-    Ok((points, step))
+    Ok(parsed)
+}
+
+/// The evaluations in a log and its last step.
+fn evaluations(lines: &[(Line, Values)]) -> (Vec<Point>, usize) {
+    let step = lines.iter().map(|(line, _)| line.step).max().unwrap_or(0);
+    let lines = lines.iter().map(|(line, _)| line);
+    let points = lines
+        .filter(|line| line.split == "valid")
+        .map(|line| Point {
+            step: line.step,
+            stage: line.stage.unwrap_or(0),
+            values: line.values.clone(),
+        });
+    (points.collect(), step)
 }
 
 /// A file's bytes; none if there is no such file.
@@ -236,12 +248,14 @@ pub(super) mod tests {
         let name = overrides.join("-");
         let overrides = [&["train.curriculum=[]"], overrides].concat();
         let overrides: Vec<String> = overrides.iter().map(|o| o.to_string()).collect();
-        let (valid, step) = parse_log(log.as_bytes()).unwrap();
+        let lines = parse_log(log.as_bytes()).unwrap();
+        let (valid, step) = evaluations(&lines);
         Run {
             name,
             config: RunConfig::resolve("kv-quick", &overrides).unwrap(),
             valid,
             step,
+            log: lines.into_iter().map(|(_, line)| line).collect(),
             eval: None,
         }
     }

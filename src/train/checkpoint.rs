@@ -19,7 +19,7 @@ use serde::de::{SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 
 pub use super::folder::RunFolder;
-use super::folder::{BEST, LAST, hash};
+use super::folder::{BEST, KEPT, LAST, METRICS, RUN_FILES, hash};
 use super::metrics::{Measure, Scores};
 use super::optimizer::RecordOf;
 use crate::error::Error;
@@ -151,6 +151,42 @@ impl RunFolder {
         let bytes = self.encode(last.module, metadata)?;
         write_atomically(self.path().join(LAST), &bytes)?;
         self.remove_except(step);
+        Ok(())
+    }
+
+    /// Keeps the checkpoint that was saved last, of this step, as a run's folder of its own, `checkpoints/STEP`: of those up to
+    /// this step the last `count`.
+    pub(super) fn keep_last(&self, step: usize, count: usize) -> Result<(), Error> {
+        if count == 0 || step == 0 {
+            return Ok(());
+        }
+        let kept = self.path().join(KEPT);
+        let (folder, unfinished) = (kept.join(step.to_string()), kept.join(format!(".{step}")));
+        std::fs::remove_dir_all(&unfinished).ok();
+        std::fs::create_dir_all(&unfinished)
+            .map_err(Error::io(&unfinished, "cannot make the folder"))?;
+        let files = RUN_FILES.iter().map(|name| self.path().join(name));
+        let files = files.chain([self.optimizer_file(step), self.average_file(step)]);
+        for file in files.filter(|file| file.is_file()) {
+            let copy = unfinished.join(file.file_name().unwrap_or_default());
+            // All but the log are replaced, never changed: two folders can share them.
+            let shared = !file.ends_with(METRICS) && std::fs::hard_link(&file, &copy).is_ok();
+            if !shared {
+                std::fs::copy(&file, &copy).map_err(Error::io(&copy, "cannot write"))?;
+            }
+        }
+        std::fs::remove_dir_all(&folder).ok();
+        std::fs::rename(&unfinished, &folder).map_err(Error::io(&folder, "cannot write"))?;
+        let entries = std::fs::read_dir(&kept).map_err(Error::io(&kept, "cannot read"))?;
+        let steps = entries
+            .flatten()
+            .filter_map(|entry| entry.file_name().to_str()?.parse::<usize>().ok());
+        let mut steps: Vec<_> = steps.filter(|found| *found <= step).collect();
+        steps.sort_unstable();
+        for old in steps.iter().rev().skip(count) {
+            // If this fails, the next checkpoint tries again.
+            std::fs::remove_dir_all(kept.join(old.to_string())).ok();
+        }
         Ok(())
     }
 

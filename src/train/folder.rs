@@ -10,6 +10,8 @@
 //! | `best.safetensors` | the weights with the best validation metric |
 //! | `last.safetensors` | the latest weights and the run's state |
 //! | `optimizer-STEP.bin` | the optimizer's moments at that state |
+//! | `average-STEP.safetensors` | the average of the weights at that state, if there is one |
+//! | `checkpoints/STEP` | an earlier checkpoint, as the run's folder was then (`train.keep_checkpoints`) |
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::path::{Path, PathBuf};
@@ -33,18 +35,25 @@ pub(super) const TOKENIZER: &str = "tokenizer.json";
 pub(super) const BEST: &str = "best.safetensors";
 /// The latest weights.
 pub(super) const LAST: &str = "last.safetensors";
+/// The log.
+pub(super) const METRICS: &str = "metrics.jsonl";
+/// The folder of earlier checkpoints.
+pub(super) const KEPT: &str = "checkpoints";
+/// What makes a folder a run, beside the files of a checkpoint that have its step in their names.
+pub(super) const RUN_FILES: [&str; 7] = [CONFIG, OWN, TOKENIZER, DATA, BEST, LAST, METRICS];
 /// What the names of the language model's parameters begin with.
 const MODEL: &str = "model.";
 /// The hashes of the samples that the run began with.
 const DATA: &str = "data.sha256";
 
 /// The settings that may change when a run resumes.
-const MAY_CHANGE: [&str; 7] = [
+const MAY_CHANGE: [&str; 8] = [
     "model.from",
     "train.steps",
     "train.stop_metric",
     "train.stop_value",
     "train.patience",
+    "train.keep_checkpoints",
     "train.meta_gradient",
     "train.micro_batch",
 ];
@@ -92,7 +101,7 @@ impl RunFolder {
 
     /// The folder for a training: a new one, or that of a run to resume. A run to resume may differ from
     /// `config` in `model.from`, `train.steps`, `train.stop_metric`, `train.stop_value`, `train.patience`,
-    /// `train.meta_gradient` and `train.micro_batch` only. `data` has the hashes of the samples, one line for each version of
+    /// `train.keep_checkpoints`, `train.meta_gradient` and `train.micro_batch` only. `data` has the hashes of the samples, one line for each version of
     /// the task.
     ///
     /// # Errors
@@ -231,7 +240,7 @@ impl RunFolder {
 
     /// Opens the log of metrics of a run that begins or resumes at `step`.
     pub(super) fn metrics(&self, step: usize) -> Result<MetricsLog, Error> {
-        MetricsLog::open(self.path.join("metrics.jsonl"), step)
+        MetricsLog::open(self.path.join(METRICS), step)
     }
 
     /// Saves the results of an evaluation and returns the file's path. Earlier results of the same weights

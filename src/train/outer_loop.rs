@@ -1,5 +1,6 @@
 //! The settings of the outer loop.
 
+use gradmem_kernels::{Precision, set_precision};
 use serde::{Deserialize, Serialize};
 
 use super::metrics::Measure;
@@ -52,10 +53,15 @@ pub struct TrainConfig {
     pub clip_norm: Option<f64>,
     /// Outer-gradient strategy of GradMem. `auto` chooses when a run begins, and the run keeps that choice.
     pub meta_gradient: MetaGradient,
+    /// What products are computed in, in the whole process: `f32`; `tf32` on CUDA; `bf16`, with weights, memories, sums, norms, losses and
+    /// the optimizer in f32.
+    pub precision: Precision,
     /// Largest number of contexts computed at once. Less memory, and the same gradient up to rounding.
     pub micro_batch: Option<usize>,
     /// Steps between evaluations on the validation set, and between checkpoints.
     pub eval_every: usize,
+    /// The checkpoints of so many last evaluations are kept, each in a run's folder of its own, `checkpoints/STEP`.
+    pub keep_checkpoints: usize,
     /// Steps between lines of the metrics log.
     pub log_every: usize,
     /// Validation metric that selects the best checkpoint. Training stops when it reaches `stop_value`.
@@ -90,8 +96,10 @@ impl Default for TrainConfig {
             ema_decay: None,
             clip_norm: None,
             meta_gradient: MetaGradient::Auto,
+            precision: Precision::F32,
             micro_batch: None,
             eval_every: 500,
+            keep_checkpoints: 0,
             log_every: 50,
             stop_metric: Measure::ExactMatch,
             stop_value: None,
@@ -108,6 +116,18 @@ impl TrainConfig {
         self.micro_batch
             .unwrap_or(self.batch_size)
             .min(self.batch_size)
+    }
+
+    /// Sets the process's precision, if the device computes in this one.
+    pub(super) fn set_precision(
+        &self,
+        computes_in: impl FnOnce(Precision) -> bool,
+    ) -> Result<(), Error> {
+        let problem = "this backend does not multiply in it on this device: use f32";
+        let fits = computes_in(self.precision);
+        require(fits, "precision", self.precision.as_str(), problem)?;
+        set_precision(self.precision);
+        Ok(())
     }
 
     pub(super) fn validate(&self) -> Result<(), Error> {

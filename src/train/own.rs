@@ -6,7 +6,9 @@ use std::path::Path;
 use burn::data::dataloader::batcher::Batcher;
 use burn::data::dataset::Dataset;
 use burn::module::AutodiffModule;
+use burn::tensor::DType;
 use burn::tensor::backend::{AutodiffBackend, Backend};
+use gradmem_kernels::Precision;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
@@ -154,8 +156,9 @@ impl<B: AutodiffBackend> Training<B> {
     {
         let path = folder.as_ref();
         let world = &*options.world.clone();
-        let checked =
-            check(&self.settings.train, &self.measures).and_then(|()| first_batches(&self.stages));
+        let checked = check(&self.settings.train, &self.measures)
+            .and_then(|()| set_precision(&self.settings.train, &method))
+            .and_then(|()| first_batches(&self.stages));
         let (data, contexts) = all_or_none(world, checked)?;
         same(world, "settings", &self.settings.to_toml()?)?;
         same(world, "samples", &data)?;
@@ -205,6 +208,19 @@ fn check(train: &TrainConfig, measures: &[Measure]) -> Result<(), Error> {
     let stops = measures.contains(&train.stop_metric);
     let problem = "is none of the training's measures";
     require(stops, "train.stop_metric", train.stop_metric.key(), problem)
+}
+
+/// Sets the process's precision. That a device has TF32 is not known of every backend; without it that is f32.
+fn set_precision<B: AutodiffBackend, M: Method<B>>(
+    train: &TrainConfig,
+    method: &M,
+) -> Result<(), Error> {
+    let device = method.devices().into_iter().next().unwrap_or_default();
+    let set = train.set_precision(|precision| match precision {
+        Precision::Bf16 => B::supports_dtype(&device, DType::BF16),
+        _ => true,
+    });
+    set.map_err(|e| e.in_section("train"))
 }
 
 /// A hash of the first batches of each version of the task, a line for each, and the longest context in them.

@@ -37,7 +37,13 @@ pub fn train<B: KernelBackend>(
     device: &B::Device,
 ) -> Result<Outcome, Error> {
     let world = &*options.world;
-    let settings = config.validate().and_then(|()| config.to_toml());
+    let settings = config
+        .validate()
+        .and_then(|()| {
+            let set = config.train.set_precision(|it| B::computes_in(device, it));
+            set.map_err(|e| e.in_section("train"))
+        })
+        .and_then(|()| config.to_toml());
     let settings = all_or_none(world, settings)?;
     let version = concat!("gradmem ", env!("CARGO_PKG_VERSION"));
     same(world, "settings", &format!("{version}\n{settings}"))?;

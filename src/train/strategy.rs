@@ -160,6 +160,8 @@ where
         let folder = self.strategy.folder.as_ref();
         let log = folder.map(|folder| folder.metrics(self.state.step));
         let mut log = all_or_none(world, log.transpose())?;
+        // A training that was killed may not have come to it.
+        self.keep_last()?;
         loop {
             if let Some(message) = agreed_stop(world, self.state.step, stop())? {
                 self.save_last()?;
@@ -175,6 +177,7 @@ where
                     self.evaluate(&mut log)?;
                 }
                 self.save_last()?;
+                self.keep_last()?;
             }
             if self.reached() {
                 return Ok(Ending::Reached);
@@ -389,6 +392,15 @@ where
         line.extend(lr.map(|lr| ("lr".to_string(), lr.into())));
         line.extend(scores.to_json());
         line.into()
+    }
+
+    /// Keeps the checkpoint, if it is that of an evaluation: a run that was interrupted keeps the same ones as another.
+    fn keep_last(&self) -> Result<(), Error> {
+        let (step, count) = (self.state.step, self.strategy.config.keep_checkpoints);
+        match step == self.state.evaluated {
+            true => self.save(|folder| folder.keep_last(step, count)),
+            false => Ok(()),
+        }
     }
 
     fn save_last(&self) -> Result<(), Error> {

@@ -50,6 +50,18 @@ fn settings_that_cannot_work_are_refused_before_anything_is_written() {
             &["unknown backend `tpu`", "flex"],
         ),
         (
+            &["train", "kv-quick", "--precision", "tf32"],
+            &["train.precision", "tf32", "use f32"],
+        ),
+        (
+            &["train", "kv-quick", "train.precision=half"],
+            &["train.precision", "half", "bf16"],
+        ),
+        (
+            &["parity", "golden", "--precision", "tf32"],
+            &["--precision tf32", "`flex`", "leave the option out"],
+        ),
+        (
             &["train", "kv-quick", "--backend", "cuda"],
             &["`cuda` is not compiled in", "--features cuda"],
         ),
@@ -966,6 +978,20 @@ fn a_report_shows_runs_that_are_done_and_runs_that_are_not() {
 
     succeeds(gradmem(&folder, &report));
     assert_eq!(page, std::fs::read_to_string(at("page.html")).unwrap());
+
+    // The logs, a row for each whole line.
+    let rows = "run,seed,split,step,stage,lr,exact_match,read_loss,token_accuracy
+a,1,train,50,,0.001,0.1,,
+a,1,valid,125,,,0.5,1.25,0.625
+a,1,valid,250,,,0.9375,0.25,0.9375
+b,1,train,50,,0.001,0.1,,
+b,1,valid,125,,,0.5,1.25,0.625
+";
+    let printed = succeeds(gradmem(&folder, &["report", "runs", "--csv", "-"]));
+    assert_eq!(printed, rows);
+    let printed = succeeds(gradmem(&folder, &["report", "runs", "--csv", "logs.csv"]));
+    assert!(printed.starts_with("logs.csv\n"), "{printed}");
+    assert_eq!(std::fs::read_to_string(at("logs.csv")).unwrap(), rows);
 
     // What is damaged is named, and nothing is written over.
     std::fs::write(at("runs/a/eval.json"), "{").unwrap();

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use gradmem::model::weights::Tensors;
 use tempfile::TempDir;
 
-use crate::program::{self, SMALL};
+use crate::program::{self, SMALL, gradmem, refuses, succeeds};
 
 const STEPS: usize = 240;
 
@@ -16,7 +16,8 @@ fn command(run: &Path, steps: usize) -> Vec<String> {
     let overrides = "data.pairs=2 data.queries_per_context=2 data.valid_samples=20 \
         train.eval_every=20 train.log_every=7 train.warmup_steps=30 train.stop_value=2 \
         memory.random_write_steps=[1,3] memory.learned_lr=[\"step\",\"vector\"] memory.momentum=0.5 \
-        memory.write_lr=auto train.lr_decay=constant train.beta2=0.99 train.ema_decay=0.9";
+        memory.write_lr=auto train.lr_decay=constant train.beta2=0.99 train.ema_decay=0.9 \
+        train.keep_checkpoints=2";
     let mut args: Vec<String> = ["train", "kv-quick", "--run"].map(String::from).into();
     args.push(run.display().to_string());
     args.push(format!("train.steps={steps}"));
@@ -85,6 +86,28 @@ fn assert_same_run(what: &str, a: &Path, b: &Path) {
     ] {
         assert!(read(a, file) == read(b, file), "{what}: {file}");
     }
+    let kept = |run: &Path| {
+        let entries = std::fs::read_dir(run.join("checkpoints")).unwrap();
+        let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        let mut names: Vec<String> = names.collect();
+        names.sort();
+        names
+    };
+    assert_eq!(
+        [kept(a), kept(b)],
+        [["220", "240"], ["220", "240"]],
+        "{what}"
+    );
+    for file in [
+        "metrics.jsonl",
+        "best.safetensors",
+        "last.safetensors",
+        "optimizer-220.bin",
+        "average-220.safetensors",
+    ] {
+        let earlier = |run: &Path| read(&run.join("checkpoints/220"), file);
+        assert!(earlier(a) == earlier(b), "{what}: {file}");
+    }
 }
 
 #[test]
@@ -96,6 +119,13 @@ fn a_run_repeated_killed_or_interrupted_ends_the_same() {
 
     run(&path("again"), STEPS);
     assert_same_run("again", &whole, &path("again"));
+
+    // A kept checkpoint is a run of its own, which goes on to the same end.
+    let kept = path("kept");
+    std::fs::rename(path("again").join("checkpoints/220"), &kept).unwrap();
+    run(&kept, STEPS);
+    assert!(read(&kept, "last.safetensors") == read(&whole, "last.safetensors"));
+    assert_eq!(read(&kept, "metrics.jsonl"), read(&whole, "metrics.jsonl"));
 
     // Killed three times, wherever it happens to be.
     let killed = path("killed");
@@ -182,6 +212,23 @@ fn a_run_repeated_killed_or_interrupted_ends_the_same() {
     for name in a.names() {
         assert_eq!(a.get(name).unwrap(), b.get(name).unwrap(), "{name}");
     }
+}
+
+/// The precision is a setting of the run, whatever was said before it goes on.
+#[test]
+fn a_run_in_bf16_goes_on_in_bf16() {
+    let folder = TempDir::new().unwrap();
+    let train = |name: &'static str, more: &[&str]| {
+        gradmem(&folder, &[&program::tiny(name)[..], more].concat())
+    };
+    succeeds(train("f32", &[]));
+    succeeds(train("whole", &["--precision", "bf16"]));
+    succeeds(train("parts", &["train.precision=bf16", "train.steps=3"]));
+    succeeds(train("parts", &["--precision", "bf16"]));
+    let last = |name: &str| read(&folder.path().join(name), "last.safetensors");
+    assert!(last("whole") == last("parts") && last("whole") != last("f32"));
+    let other = train("parts", &["train.steps=9"]);
+    refuses(other, &["train.precision = \"bf16\"", "not \"f32\""]);
 }
 
 #[test]

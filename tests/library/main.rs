@@ -12,6 +12,7 @@ mod large_vocabulary;
 mod memory_files;
 mod outer_gradient;
 mod own_training;
+mod precision;
 mod pretrained;
 mod reference;
 mod second_order;

@@ -10,7 +10,7 @@ use burn_fusion::{Fusion, FusionBackend, FusionRuntime};
 use burn_ir::{CustomOpIr, HandleContainer, OperationIr, TensorIr};
 
 use crate::reference::accumulation_dtype;
-use crate::{AttentionBackend, HeadBackend, LayerBackend, ScanBackend};
+use crate::{AttentionBackend, HeadBackend, LayerBackend, Precision, ScanBackend};
 
 type Handles<B> =
     HandleContainer<<<B as FusionBackend>::FusionRuntime as FusionRuntime>::FusionHandle>;
@@ -95,11 +95,11 @@ impl<B: FusionBackend + AttentionBackend> AttentionBackend for Fusion<B> {
 
 impl<B: FusionBackend + LayerBackend> HeadBackend for Fusion<B> {}
 
-/// Computed by the reference, whose tensor operations Burn fuses; but for products that Burn would round.
+/// Computed by the reference, whose tensor operations Burn fuses; but for products that Burn would compute in another precision.
 impl<B: FusionBackend + LayerBackend> LayerBackend for Fusion<B> {
     fn product(lhs: FloatTensor<Self>, rhs: FloatTensor<Self>) -> FloatTensor<Self> {
         let dtype = lhs.dtype;
-        if !B::rounds_products(lhs.client.device(), dtype) {
+        if !B::has_own_product(lhs.client.device(), dtype) {
             return <Self as FloatTensorOps<Self>>::float_matmul(lhs, rhs);
         }
         let mut shape = lhs.shape.clone();
@@ -113,8 +113,12 @@ impl<B: FusionBackend + LayerBackend> LayerBackend for Fusion<B> {
         out
     }
 
-    fn rounds_products(device: &Device<Self>, dtype: DType) -> bool {
-        B::rounds_products(device, dtype)
+    fn computes_in(device: &Device<Self>, precision: Precision) -> bool {
+        B::computes_in(device, precision)
+    }
+
+    fn has_own_product(device: &Device<Self>, dtype: DType) -> bool {
+        B::has_own_product(device, dtype)
     }
 }
 

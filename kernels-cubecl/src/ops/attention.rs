@@ -6,6 +6,7 @@ use burn::tensor::backend::Backend;
 use burn::tensor::ops::FloatTensor;
 use burn::tensor::{DType, Tensor};
 
+use super::selection::Precision;
 use crate::reference::primitives;
 use crate::{lift, lower};
 
@@ -75,7 +76,8 @@ pub trait AttentionBackend: Backend {
     }
 }
 
-/// Causal attention: `softmax(scale · q kᵀ) v`. Each `Autodiff` around the backend gives one more derivative.
+/// Causal attention: `softmax(scale · q kᵀ) v`. Each `Autodiff` around the backend gives one more derivative. f32 is computed in
+/// the process's [`precision`](crate::precision).
 ///
 /// # Shapes
 ///
@@ -111,9 +113,13 @@ pub fn try_causal_attention<B: AttentionBackend>(
         [q.dims(), k.dims(), v.dims()],
         [q.dtype(), k.dtype(), v.dtype()],
     )?;
-    Ok(lift(
-        B::causal_attention(lower(q), lower(k), lower(v), scale).0,
-    ))
+    let attend =
+        |q: Tensor<B, 4>, k, v| lift(B::causal_attention(lower(q), lower(k), lower(v), scale).0);
+    if !Precision::rounds_to_bf16(q.dtype()) {
+        return Ok(attend(q, k, v));
+    }
+    let [q, k, v] = [q, k, v].map(|x| x.cast(DType::BF16));
+    Ok(attend(q, k, v).cast(DType::F32))
 }
 
 /// Why [`try_causal_attention`] rejects its tensors.

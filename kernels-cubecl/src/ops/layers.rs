@@ -2,8 +2,9 @@
 
 use burn::tensor::backend::Backend;
 use burn::tensor::ops::{FloatTensor, IntTensor};
-use burn::tensor::{DType, Device, Int, Tensor};
+use burn::tensor::{DType, Device, FloatDType, Int, Tensor, TensorMetadata};
 
+use super::selection::Precision;
 use crate::reference::primitives;
 use crate::{lift, lower};
 
@@ -17,13 +18,23 @@ pub trait LayerBackend: Backend {
     /// `lhs · rhs` for `lhs` `[m, k]` and `rhs` `[k, n]`, or for as many pairs of matrices `[batch, m, k]` and
     /// `[batch, k, n]`. Its gradients are products as well.
     fn product(lhs: FloatTensor<Self>, rhs: FloatTensor<Self>) -> FloatTensor<Self> {
+        let [lhs, rhs] = [lhs, rhs].map(as_factor::<Self>);
         Self::float_matmul(lhs, rhs)
     }
 
-    /// Whether Burn's `float_matmul` would round operands of this type on this device while
-    /// [`precision`](crate::precision) forbids it: then [`LayerBackend::product`] does not use it.
-    fn rounds_products(_: &Device<Self>, _: DType) -> bool {
-        false
+    /// Whether [`LayerBackend::product`] can compute in this precision on this device.
+    fn computes_in(device: &Device<Self>, precision: Precision) -> bool {
+        match precision {
+            Precision::F32 => true,
+            Precision::Tf32 => false,
+            Precision::Bf16 => Self::supports_dtype(device, DType::BF16),
+        }
+    }
+
+    /// Whether Burn's `float_matmul` would compute operands of this type on this device otherwise than
+    /// [`precision`](crate::precision) says: then [`LayerBackend::product`] does not use it.
+    fn has_own_product(_: &Device<Self>, dtype: DType) -> bool {
+        Precision::rounds_to_bf16(dtype)
     }
 
     /// `to + lhs · rhs`.
@@ -136,6 +147,15 @@ pub trait LayerBackend: Backend {
         turn: FloatTensor<Self>,
     ) -> FloatTensor<Self> {
         primitives::rotary::<Self>(x, cos, sin, turn, Self::product)
+    }
+}
+
+/// What a factor is multiplied as where the [`precision`](crate::precision) is bf16: rounded to it. Products of two such
+/// numbers are exact in f32.
+pub(crate) fn as_factor<B: Backend>(x: FloatTensor<B>) -> FloatTensor<B> {
+    match Precision::rounds_to_bf16(x.dtype()) {
+        true => B::float_cast(B::float_cast(x, FloatDType::BF16), FloatDType::F32),
+        false => x,
     }
 }
 

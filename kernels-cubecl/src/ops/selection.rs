@@ -1,6 +1,9 @@
 //! Choices for the whole process: the code of attention, the rounding of products.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+
+use burn::tensor::DType;
+use serde::{Deserialize, Serialize};
 
 /// Which code computes attention on backends that have kernels for it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,28 +33,50 @@ pub fn attention() -> Attention {
     }
 }
 
-/// How products of f32 matrices are rounded on GPUs with matrix units. Other devices multiply f32 in f32.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// What products of f32 matrices are computed in. Tensors of other types are multiplied in their own.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 #[non_exhaustive]
 pub enum Precision {
     /// f32 throughout.
+    #[default]
     F32,
-    /// What Burn chooses: on CUDA its kernels round the operands to TF32, a mantissa of ten bits.
+    /// What Burn chooses on GPUs with matrix units for it: its kernels round the factors to TF32, a mantissa of ten bits.
     Tf32,
+    /// Products round their factors to bf16, a mantissa of seven bits, and have sums and results in f32; attention takes and
+    /// gives bf16 and sums in f32. Everything else stays f32: weights, norms, losses.
+    Bf16,
 }
 
-static TF32: AtomicBool = AtomicBool::new(false);
+impl Precision {
+    /// Its name in settings and options.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::Tf32 => "tf32",
+            Self::Bf16 => "bf16",
+        }
+    }
 
-/// Chooses for the whole process. It decides [`product`](crate::product) and what is made of it. The default is
-/// [`Precision::F32`].
+    /// Whether a tensor of this type is rounded to bf16 where it is multiplied.
+    pub(crate) fn rounds_to_bf16(dtype: DType) -> bool {
+        dtype == DType::F32 && precision() == Self::Bf16
+    }
+}
+
+static PRECISION: AtomicU8 = AtomicU8::new(Precision::F32 as u8);
+
+/// Chooses for the whole process. It decides [`product`](crate::product), [`causal_attention`](crate::causal_attention) and what
+/// is made of them; Burn's own `matmul` and modules are as before. The default is [`Precision::F32`]. Whether a device has it:
+/// [`LayerBackend::computes_in`](crate::LayerBackend::computes_in).
 pub fn set_precision(precision: Precision) {
-    TF32.store(precision == Precision::Tf32, Ordering::Relaxed);
+    PRECISION.store(precision as u8, Ordering::Relaxed);
 }
 
 /// The current choice.
 pub fn precision() -> Precision {
-    match TF32.load(Ordering::Relaxed) {
-        true => Precision::Tf32,
-        false => Precision::F32,
-    }
+    let choice = PRECISION.load(Ordering::Relaxed);
+    let choices = [Precision::Tf32, Precision::Bf16].into_iter();
+    let mut chosen = choices.filter(|precision| *precision as u8 == choice);
+    chosen.next().unwrap_or_default()
 }

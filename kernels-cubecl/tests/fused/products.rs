@@ -1,13 +1,13 @@
 //! Products of f32 matrices on GPUs against f64: exact also where the device would round the factors.
 
 use burn::tensor::{DType, Tensor, TensorData};
-use gradmem_kernels::{Precision, product, set_precision};
+use gradmem_kernels::{LayerBackend, Precision, precision, product, set_precision};
 
 use crate::{Gpu, TOLERANCE_OF_PRODUCTS};
 
 type F64 = burn_ndarray::NdArray<f64>;
 
-/// How a factor lies in memory.
+/// How a factor lies in memory. In f64 it has the values that are to be multiplied.
 #[derive(Clone, Copy, Debug)]
 enum Layout {
     Rows,
@@ -33,7 +33,12 @@ fn factor(
     let data = TensorData::new(values.collect::<Vec<f32>>(), stored);
     let device = Default::default();
     let gpu = Tensor::<Gpu, 3>::from_data(data.clone(), (&device, DType::F32));
-    let cpu = Tensor::<F64, 3>::from_data(data.convert_dtype(DType::F64), &Default::default());
+    let multiplied = match precision() {
+        Precision::Bf16 => data.convert_dtype(DType::BF16),
+        _ => data,
+    };
+    let multiplied = multiplied.convert_dtype(DType::F64);
+    let cpu = Tensor::<F64, 3>::from_data(multiplied, &Default::default());
     match layout {
         Layout::Rows => (gpu, cpu),
         Layout::Transposed => (gpu.swap_dims(1, 2), cpu.swap_dims(1, 2)),
@@ -105,4 +110,16 @@ fn products_are_right_whatever_the_sizes_and_the_layouts() {
         rounded.0
     );
     assert!(rounded.0 < TOLERANCE_OF_PRODUCTS, "{rounded:?}");
+    if !Gpu::computes_in(&Default::default(), Precision::Bf16) {
+        println!("this device has no bf16");
+        return;
+    }
+    set_precision(Precision::Bf16);
+    let summed = worst();
+    set_precision(Precision::F32);
+    println!(
+        "largest relative error of products of bf16: {:.1e}",
+        summed.0
+    );
+    assert!(summed.0 < 5e-6, "{summed:?}");
 }

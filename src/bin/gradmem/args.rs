@@ -21,9 +21,10 @@ pub struct Backend {
     /// its square.
     #[arg(long, value_name = "HOW")]
     pub attention: Option<Attention>,
-    /// Products of matrices on CUDA: f32, exact, or tf32, which rounds the factors to ten bits and is faster.
-    #[arg(long, value_name = "HOW", default_value = "f32")]
-    pub precision: Precision,
+    /// What matrices are multiplied in [default: f32, exact]: tf32 rounds the factors to ten bits (CUDA), bf16 to seven,
+    /// and attention is in bf16 too; sums are in f32.
+    #[arg(long, value_name = "HOW")]
+    pub precision: Option<Precision>,
     /// Which of the machine's devices, from 0.
     #[arg(skip)]
     pub device: usize,
@@ -33,6 +34,17 @@ pub struct Backend {
 pub enum Precision {
     F32,
     Tf32,
+    Bf16,
+}
+
+impl From<Precision> for gradmem::kernels::Precision {
+    fn from(precision: Precision) -> Self {
+        match precision {
+            Precision::F32 => Self::F32,
+            Precision::Tf32 => Self::Tf32,
+            Precision::Bf16 => Self::Bf16,
+        }
+    }
 }
 
 #[derive(clap::ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,9 +1,9 @@
 //! Runs a job on the backend of a given name.
 
 use gradmem::Error;
-use gradmem::kernels::{self, KernelBackend};
+use gradmem::kernels::{self, KernelBackend, Precision};
 
-use crate::args::{Attention, Backend, Precision};
+use crate::args::{Attention, Backend};
 
 /// Work that is generic over the backend.
 pub trait Job: Send {
@@ -48,31 +48,27 @@ pub fn dispatch<J: Job>(backend: &Backend, job: J) -> Result<J::Output, Error> {
         Some(Attention::Reference) => kernels::set_attention(kernels::Attention::Reference),
         Some(Attention::Fused) | None => {}
     }
-    if backend.precision == Precision::Tf32 {
-        if NAMES.contains(&name) && name != "cuda" {
-            return Err(Error::Input(format!(
-                "--precision tf32: the backend `{name}` multiplies in f32; leave the option out, or use cuda"
-            )));
-        }
-        kernels::set_precision(kernels::Precision::Tf32);
-    }
     usable(backend)?;
     match name {
         #[cfg(feature = "flex")]
         // On a thread of rayon's pool: it works on its part of a parallel loop without waking another thread.
-        "flex" => rayon::scope(|_| job.run::<burn_flex::Flex>(&Default::default())),
+        "flex" => rayon::scope(|_| run::<burn_flex::Flex, J>(backend, job, &Default::default())),
         #[cfg(feature = "ndarray")]
-        "ndarray" => job.run::<burn_ndarray::NdArray<f32>>(&Default::default()),
+        "ndarray" => run::<burn_ndarray::NdArray<f32>, J>(backend, job, &Default::default()),
         #[cfg(feature = "wgpu")]
-        "wgpu" => job.run::<burn_wgpu::Wgpu>(&wgpu_device(backend.device)),
+        "wgpu" => run::<burn_wgpu::Wgpu, J>(backend, job, &wgpu_device(backend.device)),
         #[cfg(feature = "vulkan")]
-        "vulkan" => job.run::<burn_wgpu::Vulkan>(&wgpu_device(backend.device)),
+        "vulkan" => run::<burn_wgpu::Vulkan, J>(backend, job, &wgpu_device(backend.device)),
         #[cfg(feature = "metal")]
-        "metal" => job.run::<burn_wgpu::Metal>(&wgpu_device(backend.device)),
+        "metal" => run::<burn_wgpu::Metal, J>(backend, job, &wgpu_device(backend.device)),
         #[cfg(feature = "cuda")]
-        "cuda" => job.run::<burn_cuda::Cuda>(&burn_cuda::CudaDevice::new(backend.device)),
+        "cuda" => {
+            run::<burn_cuda::Cuda, J>(backend, job, &burn_cuda::CudaDevice::new(backend.device))
+        }
         #[cfg(feature = "rocm")]
-        "rocm" => job.run::<burn_rocm::Rocm>(&burn_rocm::RocmDevice::new(backend.device)),
+        "rocm" => {
+            run::<burn_rocm::Rocm, J>(backend, job, &burn_rocm::RocmDevice::new(backend.device))
+        }
         name if NAMES.contains(&name) => Err(Error::Input(format!(
             "backend `{name}` is not compiled in: build with `cargo build --release --features {name}`"
         ))),
@@ -81,6 +77,23 @@ pub fn dispatch<J: Job>(backend: &Backend, job: J) -> Result<J::Output, Error> {
             NAMES.join(", ")
         ))),
     }
+}
+
+/// Runs `job` with products in the chosen precision.
+fn run<B: KernelBackend, J: Job>(
+    backend: &Backend,
+    job: J,
+    device: &B::Device,
+) -> Result<J::Output, Error> {
+    let precision: Precision = backend.precision.map(Into::into).unwrap_or_default();
+    if !B::computes_in(device, precision) {
+        let (name, precision) = (&backend.name, precision.as_str());
+        return Err(Error::Input(format!(
+            "--precision {precision}: the backend `{name}` does not multiply in {precision} on this device; leave the option out"
+        )));
+    }
+    kernels::set_precision(precision);
+    job.run::<B>(device)
 }
 
 /// One of the machine's adapters: the one that wgpu prefers, or another discrete GPU.

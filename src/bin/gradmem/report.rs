@@ -17,7 +17,8 @@ use crate::output::say;
 #[command(after_help = "Examples:
   gradmem report runs
   gradmem report runs/kv-quick runs/kv-quick-rmt -o comparison.html
-  gradmem report runs -o report.html --figures figures")]
+  gradmem report runs -o report.html --figures figures
+  gradmem report runs/kv-quick --csv -")]
 pub struct Args {
     /// Folders of runs, or folders that contain several.
     #[arg(required = true, value_name = "RUN")]
@@ -25,6 +26,9 @@ pub struct Args {
     /// HTML page to write; the Markdown file has the same name with .md.
     #[arg(long, short, value_name = "FILE", default_value = "report.html")]
     output: PathBuf,
+    /// Save the runs' logs, a row for each line, as comma-separated values: `-` for the standard output, and no page.
+    #[arg(long, value_name = "FILE")]
+    csv: Option<PathBuf>,
     /// Save each figure in this folder too, as SVG and PNG.
     #[arg(long, value_name = "FOLDER")]
     figures: Option<PathBuf>,
@@ -32,6 +36,18 @@ pub struct Args {
 
 pub fn run(args: Args) -> Result<ExitCode, Error> {
     let report = Report::open(&args.runs)?;
+    match &args.csv {
+        Some(file) if file.as_os_str() == "-" => {
+            let csv = report.csv()?;
+            say!("{}", csv.trim_end());
+            return Ok(ExitCode::SUCCESS);
+        }
+        Some(file) => {
+            report.save_csv(file)?;
+            say!("{}", file.display());
+        }
+        None => {}
+    }
     for file in report.save(&args.output, args.figures.as_deref())? {
         say!("{}", file.display());
     }

@@ -1,5 +1,6 @@
 //! The autodiff implementation of the layers around attention.
 
+use burn::tensor::Device;
 use burn::tensor::backend::Backend;
 use burn::tensor::ops::{FloatTensor, IntTensor};
 use burn_autodiff::checkpoint::base::Checkpointer;
@@ -9,7 +10,7 @@ use burn_autodiff::ops::{Backward, Ops, OpsKind};
 use burn_autodiff::{Autodiff, NodeId};
 
 use super::{Operation, Point, all, backward, earlier, forward};
-use crate::LayerBackend;
+use crate::{LayerBackend, Precision};
 
 #[derive(Clone, Debug)]
 struct RmsNorm {
@@ -124,6 +125,10 @@ impl<B: LayerBackend, C: CheckpointStrategy> LayerBackend for Autodiff<B, C> {
             }
             OpsKind::UnTracked(prep) => prep.finish(output),
         }
+    }
+
+    fn computes_in(device: &Device<Self>, precision: Precision) -> bool {
+        B::computes_in(device, precision)
     }
 
     fn token_losses(logits: FloatTensor<Self>, targets: IntTensor<Self>) -> FloatTensor<Self> {

@@ -23,7 +23,7 @@ use burn_cubecl::tensor::CubeTensor;
 use burn_cubecl::{CubeBackend, CubeRuntime, FloatElement, IntElement};
 
 use crate::reference::primitives;
-use crate::{AttentionBackend, HeadBackend, LayerBackend, ScanBackend};
+use crate::{AttentionBackend, HeadBackend, LayerBackend, Precision, ScanBackend};
 use plan::Plan;
 
 impl<R, F, I, BT> HeadBackend for CubeBackend<R, F, I, BT>
@@ -46,7 +46,9 @@ where
 {
     fn product(lhs: FloatTensor<Self>, rhs: FloatTensor<Self>) -> FloatTensor<Self> {
         let one = |lhs: CubeTensor<R>, rhs: CubeTensor<R>| {
-            if product::must_be_exact(&lhs.client, lhs.dtype) {
+            if Precision::rounds_to_bf16(lhs.dtype) {
+                product::of_bf16(lhs, rhs)
+            } else if product::must_be_exact(&lhs.client, lhs.dtype) {
                 product::exact(lhs, rhs)
             } else {
                 <Self as FloatTensorOps<Self>>::float_matmul(lhs, rhs)
@@ -69,8 +71,16 @@ where
         }
     }
 
-    fn rounds_products(device: &Device<Self>, dtype: DType) -> bool {
-        product::must_be_exact(&R::client(device), dtype)
+    fn computes_in(device: &Device<Self>, precision: Precision) -> bool {
+        match precision {
+            Precision::F32 => true,
+            Precision::Tf32 => product::has_tf32(&R::client(device)),
+            Precision::Bf16 => Self::supports_dtype(device, DType::BF16),
+        }
+    }
+
+    fn has_own_product(device: &Device<Self>, dtype: DType) -> bool {
+        Precision::rounds_to_bf16(dtype) || product::must_be_exact(&R::client(device), dtype)
     }
 }
 

@@ -1,9 +1,10 @@
-//! Products of f32 matrices on GPUs whose matrix units would round them: in f32, and in parts where one
-//! product alone would leave most of the GPU idle.
+//! Products of f32 matrices on GPUs with matrix units: in f32 or of factors rounded to bf16, and in parts where one product
+//! alone would leave most of the GPU idle.
 
 use burn::tensor::DType;
 use burn_cubecl::CubeRuntime;
-use burn_cubecl::kernel::matmul::init_matmul_output;
+use burn_cubecl::kernel::cast;
+use burn_cubecl::kernel::matmul::{MatmulStrategy, init_matmul_output, matmul};
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::client::ComputeClient;
 use cubecl::prelude::*;
@@ -24,8 +25,20 @@ const SHORTEST: usize = 256;
 /// Whether Burn would round the operands, and must not: its kernels for matrix units multiply f32 in TF32, which
 /// has a mantissa of ten bits.
 pub fn must_be_exact<R: CubeRuntime>(client: &ComputeClient<R>, dtype: DType) -> bool {
+    dtype == DType::F32 && precision() == Precision::F32 && has_tf32(client)
+}
+
+/// Whether the device has matrix units for TF32.
+pub fn has_tf32<R: CubeRuntime>(client: &ComputeClient<R>) -> bool {
     let tf32 = cubecl::tf32::as_type_native_unchecked().storage_type();
-    dtype == DType::F32 && precision() == Precision::F32 && client.properties().supports_type(tf32)
+    client.properties().supports_type(tf32)
+}
+
+/// The product of f32 factors that are rounded to bf16, with sums and result in f32.
+pub fn of_bf16<R: CubeRuntime>(lhs: CubeTensor<R>, rhs: CubeTensor<R>) -> CubeTensor<R> {
+    let [lhs, rhs] = [lhs, rhs].map(|x| cast(x, DType::BF16));
+    matmul(lhs, rhs, None, MatmulStrategy::default(), DType::F32)
+        .expect("matrices that fit are multiplied on every device")
 }
 
 /// Into how many parts of equal length the sums of a product `[m, k] · [k, n]` are divided, so that every

@@ -6,6 +6,7 @@ use burn_flex::Flex;
 
 use super::memory::single;
 use super::{heads, losses, matmul, norm, swiglu};
+use crate::ops::layers::as_factor;
 use crate::reference::primitives;
 use crate::{HeadBackend, LayerBackend};
 
@@ -16,6 +17,7 @@ impl HeadBackend for Flex {}
 impl LayerBackend for Flex {
     /// Burn's own product first fills the result with zeros and copies it.
     fn product(lhs: F, rhs: F) -> F {
+        let [lhs, rhs] = [lhs, rhs].map(as_factor::<Flex>);
         match lhs.dtype() {
             DType::F32 if lhs.shape().num_dims() == 2 => matmul::product(&lhs, &rhs),
             _ => Flex::float_matmul(lhs, rhs),
@@ -24,7 +26,10 @@ impl LayerBackend for Flex {
 
     fn add_product(mut to: F, lhs: F, rhs: F) -> F {
         match in_place(&mut to).filter(|_| lhs.shape().num_dims() == 2) {
-            Some(to) => matmul::add_product(to, &lhs, &rhs),
+            Some(to) => {
+                let [lhs, rhs] = [lhs, rhs].map(as_factor::<Flex>);
+                matmul::add_product(to, &lhs, &rhs);
+            }
             None => return Flex::float_add(to, Self::product(lhs, rhs)),
         }
         to

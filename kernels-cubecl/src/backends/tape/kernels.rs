@@ -1,7 +1,7 @@
 //! The operations of this crate: as `Autodiff` has them.
 
 use super::*;
-use crate::{AttentionBackend, Direction, HeadBackend, LayerBackend, ScanBackend};
+use crate::{AttentionBackend, Direction, HeadBackend, LayerBackend, Precision, ScanBackend};
 
 impl<B: AttentionBackend> AttentionBackend for Tape<B> {
     forward! { Autodiff<B> =>
@@ -13,6 +13,7 @@ impl<B: AttentionBackend> AttentionBackend for Tape<B> {
 impl<B: LayerBackend> LayerBackend for Tape<B> {
     forward! { Autodiff<B> =>
         fn product(lhs: Float<B>, rhs: Float<B>) -> Float<B>;
+        fn computes_in(device: &Device<Self>, precision: Precision) -> bool;
         fn token_losses(logits: Float<B>, targets: Int<B>) -> Float<B>;
         fn token_losses_backward(logits: Float<B>, targets: Int<B>, grad: Float<B>) -> Float<B>;
         fn contiguous(x: Float<B>) -> Float<B>;

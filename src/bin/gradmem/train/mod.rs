@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use burn::train::Interrupter;
 use clap::ValueEnum;
 use gradmem::Error;
-use gradmem::kernels::KernelBackend;
+use gradmem::kernels::{KernelBackend, Precision};
 use gradmem::train::config::RunConfig;
 use gradmem::train::evaluation::{EvalOptions, Shown};
 use gradmem::train::world::{World, all_or_none};
@@ -79,11 +79,16 @@ pub struct Args {
     patience: u64,
     #[command(flatten)]
     backend: Backend,
+    /// What `--precision` says (short for train.precision=…).
+    #[arg(skip)]
+    precision: Option<Precision>,
 }
 
 pub fn run(mut args: Args) -> Result<ExitCode, Error> {
     let world = join(Duration::from_secs(args.patience.max(1)))?;
     args.backend.device = world.local_rank();
+    // A setting of the run, which sets it.
+    args.precision = args.backend.precision.take().map(Into::into);
     match run_in(&args, &world) {
         // Said before this process leaves the others: a launcher may end it as soon as one of them is gone.
         Err(error) if world.size() > 1 => Ok(failed(&error)),
@@ -139,6 +144,8 @@ impl Args {
         let micro_batch = self.micro_batch.map(|n| format!("train.micro_batch={n}"));
         let strategy = self.meta_gradient.and_then(|x| x.to_possible_value());
         let strategy = strategy.map(|x| format!("train.meta_gradient={}", x.get_name()));
+        let precision = self.precision.as_ref();
+        let precision = precision.map(|x| format!("train.precision={}", x.as_str()));
         // As a text of TOML, whatever the path is made of.
         let text = |path: &PathBuf| toml::Value::String(path.display().to_string());
         let from = self.from.as_ref().map(text);
@@ -147,6 +154,7 @@ impl Args {
         overrides
             .chain(micro_batch)
             .chain(strategy)
+            .chain(precision)
             .chain(from)
             .collect()
     }
