@@ -26,9 +26,9 @@
 //! | `burn_autodiff::Autodiff<B>` | none | what `B` computes with; it records the backward of each forward and the double backward of each backward, so `Autodiff<Autodiff<B>>` has second derivatives |
 //! | [`Tape<B>`](Tape) | none | as `Autodiff<B>`, on which the modules of `burn::nn` differentiate twice as well, and which is in training only if `B` is |
 //! | `burn_flex::Flex` (CPU) | `flex` | loops of this crate in f32 for attention and the layers, the reference for other types and for the scan |
-//! | `burn_cubecl::CubeBackend` (GPU) | `cubecl`, `wgpu`, `vulkan`, `cuda` | CubeCL kernels of this crate for attention, which never store a matrix of `query_len × key_len`; the reference for the rest |
+//! | `burn_cubecl::CubeBackend` (GPU) | `cubecl`, `wgpu`, `vulkan`, `cuda` | CubeCL kernels of this crate: for attention, which never store a matrix of `query_len × key_len`, and for the layers, a launch for each operation and derivative; the reference for the scan |
 //! | `burn_ndarray::NdArray` (f32 and f64) | `ndarray` | the reference |
-//! | `burn_fusion::Fusion<B>` | `fusion` | for attention what `B` computes with; for the rest the reference, which Burn fuses |
+//! | `burn_fusion::Fusion<B>` | `fusion` | for attention and the layers what `B` computes with; for the scan the reference, which Burn fuses |
 //!
 //! All methods of the traits have provided bodies. If you wrote a backend type yourself, four empty
 //! `impl` blocks in your crate make it a [`KernelBackend`]. A backend type of another crate (Burn's
@@ -73,6 +73,7 @@ pub use ops::scan::{Direction, ScanBackend, linear_scan};
 pub use ops::selection::{
     Attention, Precision, attention, precision, set_attention, set_precision,
 };
+pub use reference::adamw::AdamWStep;
 
 /// A backend's float primitive as a tensor.
 fn lift<B: Backend, const D: usize>(primitive: FloatTensor<B>) -> Tensor<B, D> {

@@ -10,8 +10,6 @@ use std::path::{Path, PathBuf};
 use burn::module::{
     AutodiffModule, Module, ModuleDisplay, ModuleMapper, ModuleVisitor, Param, ParamId,
 };
-use burn::optim::AdamW;
-use burn::optim::record::AdaptorRecord;
 use burn::record::{BinBytesRecorder, BurnRecord, FullPrecisionSettings, Record, Recorder};
 use burn::tensor::Tensor;
 use burn::tensor::backend::{AutodiffBackend, Backend};
@@ -21,7 +19,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 pub use super::folder::RunFolder;
 use super::folder::{BEST, KEPT, LAST, METRICS, RUN_FILES, hash};
 use super::metrics::{Measure, Scores};
-use super::optimizer::RecordOf;
+use super::optimizer::{MomentsOf, RecordOf};
 use crate::error::Error;
 use crate::model::weights::{self, Tensors};
 use crate::support::fs::write_atomically;
@@ -283,7 +281,7 @@ impl RunFolder {
 /// The moments of all parameters, in the format that [`OptimizerFormat`] reads, in the order of the parameters' ids: equal
 /// moments are equal bytes.
 fn encode_moments<B: AutodiffBackend>(
-    moments: impl IntoIterator<Item = (ParamId, AdaptorRecord<AdamW, B>)>,
+    moments: impl IntoIterator<Item = (ParamId, MomentsOf<B>)>,
 ) -> Result<Vec<u8>, Error> {
     let items: BTreeMap<String, _> = moments
         .into_iter()

@@ -20,7 +20,7 @@ use super::config::TrainConfig;
 use super::folder::{LAST, RunFolder};
 use super::learner::{MetaLearner, OuterStep};
 use super::metrics::{Measure, MeasureMetric};
-use super::optimizer::{RecordOf, SharedOptimizer, check_moments};
+use super::optimizer::{AdamW, RecordOf, SharedOptimizer, check_moments};
 use super::options::TrainOptions;
 use super::render::{LineRenderer, Silent, dashboard};
 use super::schedule::Schedule;
@@ -112,12 +112,12 @@ where
     M: Method<B> + AutodiffModule<B> + 'static,
     M::InnerModule: Method<B::InnerBackend>,
 {
-    fn new(method: M, settings: &TrainConfig) -> Self {
+    fn new(method: M, settings: &TrainConfig, adamw: AdamW<B::InnerBackend>) -> Self {
         let method = with_plain_ids(method);
         Self {
             average: settings.ema_decay.map(|_| method.valid()),
             method,
-            optimizer: SharedOptimizer::new(settings),
+            optimizer: SharedOptimizer::new(adamw),
             state: RunState::default(),
         }
     }
@@ -205,6 +205,7 @@ pub(super) fn launch<B, M>(
     settings: &TrainConfig,
     measures: &[Measure],
     folder: Option<RunFolder>,
+    adamw: AdamW<B::InnerBackend>,
     options: TrainOptions,
 ) -> Result<Outcome, Error>
 where
@@ -213,7 +214,7 @@ where
     M::InnerModule: Method<B::InnerBackend>,
 {
     let world = options.world;
-    let start = Start::new(method, settings);
+    let start = Start::new(method, settings, adamw);
     let start = match &folder {
         Some(folder) => start.go_on(folder),
         None => Ok(start),

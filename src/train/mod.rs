@@ -49,6 +49,7 @@ mod trained;
 pub mod tune;
 pub mod world;
 
+pub use optimizer::AdamW;
 pub use options::TrainOptions;
 pub use own::Training;
 pub use render::{duration, leave_dashboard};

@@ -1,22 +1,126 @@
 //! AdamW, and a check of its saved state.
 
+use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use burn::module::{AutodiffModule, Module, ModuleDisplay, ModuleVisitor, Param, ParamId};
 use burn::optim::adaptor::OptimizerAdaptor;
 use burn::optim::record::{AdaptorRecord, AdaptorRecordV1};
 use burn::optim::{
-    AdamW, AdamWConfig, AdamWState, AdaptiveMomentumState, GradientsParams, LearningRate,
-    MultiGradientsParams, Optimizer,
+    AdamWState, AdaptiveMomentumState, GradientsParams, LearningRate, MultiGradientsParams,
+    Optimizer, SimpleOptimizer,
 };
-use burn::tensor::Tensor;
 use burn::tensor::backend::{AutodiffBackend, Backend};
+use burn::tensor::ops::FloatTensor;
+use burn::tensor::{Tensor, TensorPrimitive};
+use gradmem_kernels::reference::adamw::adamw;
+use gradmem_kernels::{AdamWStep, LayerBackend};
 
 use super::config::TrainConfig;
 use super::learner::MetaLearner;
 use crate::model::weights::ModulePath;
 
-type AdamWOf<B, M> = OptimizerAdaptor<AdamW, MetaLearner<B, M>, B>;
+/// AdamW (arXiv 1711.05101) with the formula and the state of Burn's, whose records it reads; a step on a parameter is one
+/// launch on a GPU, and one pass on flex, where its numbers are Burn's bit for bit.
+///
+/// It is a [`SimpleOptimizer`]: `OptimizerAdaptor::from(adamw)` is an optimizer for modules.
+#[derive(Clone)]
+pub struct AdamW<B: Backend> {
+    beta1: f32,
+    beta2: f32,
+    epsilon: f32,
+    weight_decay: f64,
+    update: Update<B>,
+}
+
+/// A step on a parameter and its moments.
+type Update<B> = fn(&AdamWStep, [FloatTensor<B>; 3], FloatTensor<B>) -> [FloatTensor<B>; 3];
+
+impl<B: Backend> AdamW<B> {
+    /// With the β1, β2, ε and weight decay of these settings, by the kernels.
+    pub fn new(config: &TrainConfig) -> Self
+    where
+        B: LayerBackend,
+    {
+        Self::by(B::adamw, config)
+    }
+
+    /// The same on any backend, in tensor operations.
+    pub fn plain(config: &TrainConfig) -> Self {
+        Self::by(adamw::<B>, config)
+    }
+
+    fn by(update: Update<B>, config: &TrainConfig) -> Self {
+        Self {
+            beta1: config.beta1 as f32,
+            beta2: config.beta2 as f32,
+            epsilon: config.epsilon as f32,
+            // As Burn's rounds it.
+            weight_decay: f64::from(config.weight_decay as f32),
+            update,
+        }
+    }
+}
+
+impl<B: Backend> fmt::Debug for AdamW<B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("AdamW")
+            .field("beta1", &self.beta1)
+            .field("beta2", &self.beta2)
+            .field("epsilon", &self.epsilon)
+            .field("weight_decay", &self.weight_decay)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<B: Backend> SimpleOptimizer<B> for AdamW<B> {
+    type State<const D: usize> = AdamWState<B, D>;
+
+    fn step<const D: usize>(
+        &self,
+        lr: LearningRate,
+        tensor: Tensor<B, D>,
+        grad: Tensor<B, D>,
+        state: Option<Self::State<D>>,
+    ) -> (Tensor<B, D>, Option<Self::State<D>>) {
+        let mut momentum = match state {
+            Some(state) => state.momentum,
+            None => AdaptiveMomentumState::new(0, grad.zeros_like(), grad.zeros_like()),
+        };
+        momentum.time += 1;
+        let step = AdamWStep {
+            beta1: self.beta1,
+            beta2: self.beta2,
+            epsilon: self.epsilon,
+            time: momentum.time as i32,
+            lr,
+            weight_decay: self.weight_decay,
+        };
+        let before = [tensor, momentum.moment_1, momentum.moment_2].map(primitive);
+        let [tensor, moment_1, moment_2] =
+            (self.update)(&step, before, primitive(grad)).map(tensor_of);
+        momentum.moment_1 = moment_1;
+        momentum.moment_2 = moment_2;
+        (tensor, Some(AdamWState::new(momentum)))
+    }
+
+    fn to_device<const D: usize>(mut state: Self::State<D>, device: &B::Device) -> Self::State<D> {
+        state.momentum = state.momentum.to_device(device);
+        state
+    }
+}
+
+fn primitive<B: Backend, const D: usize>(x: Tensor<B, D>) -> FloatTensor<B> {
+    x.into_primitive().tensor()
+}
+
+fn tensor_of<B: Backend, const D: usize>(x: FloatTensor<B>) -> Tensor<B, D> {
+    Tensor::from_primitive(TensorPrimitive::Float(x))
+}
+
+/// AdamW for the method `M`.
+type AdamWOf<B, M> =
+    OptimizerAdaptor<AdamW<<B as AutodiffBackend>::InnerBackend>, MetaLearner<B, M>, B>;
 
 /// AdamW behind a shared handle: burn-train's learner does not give out its optimizer, and a checkpoint
 /// needs the optimizer's state.
@@ -33,14 +137,9 @@ where
     M: AutodiffModule<B> + ModuleDisplay,
     M::InnerModule: ModuleDisplay,
 {
-    /// AdamW with these settings, without moments.
-    pub(super) fn new(config: &TrainConfig) -> Self {
-        let adamw = AdamWConfig::new()
-            .with_beta_1(config.beta1 as f32)
-            .with_beta_2(config.beta2 as f32)
-            .with_epsilon(config.epsilon as f32)
-            .with_weight_decay(config.weight_decay as f32);
-        Self(Arc::new(Mutex::new(adamw.init())))
+    /// Without moments.
+    pub(super) fn new(adamw: AdamW<B::InnerBackend>) -> Self {
+        Self(Arc::new(Mutex::new(adamw.into())))
     }
 
     fn with<R>(&self, run: impl FnOnce(&mut AdamWOf<B, M>) -> R) -> R {
@@ -88,7 +187,10 @@ where
 pub(super) type RecordOf<B, M> = <SharedOptimizer<B, M> as Optimizer<MetaLearner<B, M>, B>>::Record;
 
 /// The moments of a parameter, by its id.
-pub(super) type Moments<'a, B> = &'a dyn Fn(&ParamId) -> Option<&'a AdaptorRecord<AdamW, B>>;
+pub(super) type Moments<'a, B> = &'a dyn Fn(&ParamId) -> Option<&'a MomentsOf<B>>;
+
+/// The moments of one parameter.
+pub(super) type MomentsOf<B> = AdaptorRecord<AdamW<<B as AutodiffBackend>::InnerBackend>, B>;
 
 /// Fails unless all moments have the shapes of their parameters and values in range.
 pub(super) fn check_moments<B: AutodiffBackend, M: Module<B>>(
@@ -151,4 +253,49 @@ pub(super) fn check_moments<B: AutodiffBackend, M: Module<B>>(
     };
     module.visit(&mut check);
     check.problem.map_or(Ok(()), Err)
+}
+
+#[cfg(all(test, feature = "flex"))]
+mod tests {
+    use burn::optim::AdamWConfig;
+    use burn::tensor::Distribution;
+    use burn_flex::Flex;
+
+    use super::*;
+
+    /// Bit for bit, by the one-pass loop and by tensor operations, and in state, too.
+    #[test]
+    fn it_steps_as_burns_adamw() {
+        let device = Default::default();
+        for weight_decay in [0.0f32, 0.1] {
+            let burns = AdamWConfig::new()
+                .with_beta_2(0.95)
+                .with_epsilon(1e-8)
+                .with_weight_decay(weight_decay)
+                .build();
+            let config = TrainConfig {
+                beta2: 0.95,
+                weight_decay: weight_decay.into(),
+                ..TrainConfig::default()
+            };
+            for ours in [AdamW::<Flex>::new(&config), AdamW::plain(&config)] {
+                let start = Tensor::<Flex, 2>::random([7, 33], Distribution::Default, &device);
+                let (mut x, mut y) = (start.clone(), start);
+                let (mut of_x, mut of_y) = (None, None);
+                for step in 1..=5 {
+                    let g = Tensor::random([7, 33], Distribution::Normal(0.0, 0.1), &device);
+                    let lr = 1e-3 * f64::from(step);
+                    (x, of_x) = burns.step(lr, x, g.clone(), of_x);
+                    (y, of_y) = ours.step(lr, y, g, of_y);
+                    assert_eq!(x.to_data(), y.to_data(), "step {step}");
+                    let [a, b] = [&of_x, &of_y].map(|state| {
+                        let momentum = &state.as_ref().unwrap().momentum;
+                        let moments = [&momentum.moment_1, &momentum.moment_2];
+                        (momentum.time, moments.map(Tensor::to_data))
+                    });
+                    assert_eq!(a, b, "step {step}");
+                }
+            }
+        }
+    }
 }

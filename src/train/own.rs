@@ -16,6 +16,7 @@ use super::config::TrainConfig;
 use super::folder::{LAST, RunFolder, weights_in};
 use super::launch::{launch, loaders, settle};
 use super::metrics::Measure;
+use super::optimizer::AdamW;
 use super::options::TrainOptions;
 use super::overrides::one_line;
 use super::own_settings::{OWN, OwnSettings};
@@ -182,6 +183,7 @@ impl<B: AutodiffBackend> Training<B> {
             &settings.train,
             &self.measures,
             folder,
+            AdamW::plain(&settings.train),
             options,
         )?;
         let best = match world.rank() {

@@ -12,6 +12,7 @@ use super::evaluation::batch_size;
 use super::folder::{CONFIG, LAST, RunFolder, TOKENIZER};
 use super::launch::{launch, loaders, settle, with_files};
 use super::metrics::Measure;
+use super::optimizer::AdamW;
 use super::options::TrainOptions;
 use super::strategy::Outcome;
 use super::trained::{fingerprint, frozen, open_method};
@@ -77,7 +78,8 @@ pub fn train<B: KernelBackend>(
     });
     let stages = stages.collect();
     let measures = Measure::of(config.method);
-    launch(method, stages, settings, measures, folder, options)
+    let adamw = AdamW::new(settings);
+    launch(method, stages, settings, measures, folder, adamw, options)
 }
 
 /// The settings of a run, the versions of its task, and its method.

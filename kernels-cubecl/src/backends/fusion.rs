@@ -1,16 +1,16 @@
-//! `Fusion<B>`: attention is registered as custom operations of the stream, which `B` computes.
+//! `Fusion<B>`: attention and the layers are registered as custom operations of the stream, which `B` computes.
 
 use std::fmt;
 use std::marker::PhantomData;
 
-use burn::tensor::ops::{FloatTensor, FloatTensorOps};
+use burn::tensor::ops::{FloatTensor, FloatTensorOps, IntTensor};
 use burn::tensor::{DType, Device, Shape};
 use burn_fusion::stream::{Operation, OperationStreams};
-use burn_fusion::{Fusion, FusionBackend, FusionRuntime};
+use burn_fusion::{Fusion, FusionBackend, FusionRuntime, FusionTensor};
 use burn_ir::{CustomOpIr, HandleContainer, OperationIr, TensorIr};
 
 use crate::reference::accumulation_dtype;
-use crate::{AttentionBackend, HeadBackend, LayerBackend, Precision, ScanBackend};
+use crate::{AdamWStep, AttentionBackend, HeadBackend, LayerBackend, Precision, ScanBackend};
 
 type Handles<B> =
     HandleContainer<<<B as FusionBackend>::FusionRuntime as FusionRuntime>::FusionHandle>;
@@ -74,18 +74,13 @@ impl<B: FusionBackend + AttentionBackend> AttentionBackend for Fusion<B> {
         scale: f64,
     ) -> [FloatTensor<Self>; 4] {
         let outputs = [&grad_out, &q, &k, &v].map(|x| (x.shape.clone(), x.dtype));
-        let present = cotangents.each_ref().map(Option::is_some);
-        let mut inputs = vec![q, k, v, out, lse, grad_out];
-        inputs.extend(cotangents.into_iter().flatten());
+        let (inputs, given) = with_cotangents([q, k, v, out, lse, grad_out], cotangents);
         register::<B, 4>(
             "causal_attention_double_backward",
             inputs,
             outputs,
-            move |mut inputs| {
-                let mut given = inputs.split_off(6).into_iter();
-                let cotangents = present.map(|present| present.then(|| given.next()).flatten());
-                let [q, k, v, out, lse, grad_out] =
-                    inputs.try_into().expect("the operation has six inputs");
+            move |inputs| {
+                let ([q, k, v, out, lse, grad_out], cotangents) = apart(inputs, given);
                 B::causal_attention_double_backward(q, k, v, out, lse, grad_out, cotangents, scale)
                     .into()
             },
@@ -95,7 +90,6 @@ impl<B: FusionBackend + AttentionBackend> AttentionBackend for Fusion<B> {
 
 impl<B: FusionBackend + LayerBackend> HeadBackend for Fusion<B> {}
 
-/// Computed by the reference, whose tensor operations Burn fuses; but for products that Burn would compute in another precision.
 impl<B: FusionBackend + LayerBackend> LayerBackend for Fusion<B> {
     fn product(lhs: FloatTensor<Self>, rhs: FloatTensor<Self>) -> FloatTensor<Self> {
         let dtype = lhs.dtype;
@@ -120,6 +114,199 @@ impl<B: FusionBackend + LayerBackend> LayerBackend for Fusion<B> {
     fn has_own_product(device: &Device<Self>, dtype: DType) -> bool {
         B::has_own_product(device, dtype)
     }
+
+    fn token_losses(logits: FloatTensor<Self>, targets: IntTensor<Self>) -> FloatTensor<Self> {
+        let outputs = [(Shape::new([logits.shape[0]]), logits.dtype)];
+        let inputs = vec![logits];
+        let [losses] =
+            register_with_ids::<B, 1>("token_losses", inputs, targets, outputs, |inputs, ids| {
+                let [logits] = inputs.try_into().expect("the operation has one input");
+                vec![B::token_losses(logits, ids)]
+            });
+        losses
+    }
+
+    fn token_losses_backward(
+        logits: FloatTensor<Self>,
+        targets: IntTensor<Self>,
+        grad: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        let outputs = [like(&logits)];
+        let name = "token_losses_backward";
+        let inputs = vec![logits, grad];
+        let [to_logits] =
+            register_with_ids::<B, 1>(name, inputs, targets, outputs, |inputs, ids| {
+                let [logits, grad] = inputs.try_into().expect("the operation has two inputs");
+                vec![B::token_losses_backward(logits, ids, grad)]
+            });
+        to_logits
+    }
+
+    fn token_losses_double_backward(
+        logits: FloatTensor<Self>,
+        targets: IntTensor<Self>,
+        grad: FloatTensor<Self>,
+        a: FloatTensor<Self>,
+    ) -> [FloatTensor<Self>; 2] {
+        let outputs = [like(&grad), like(&logits)];
+        let name = "token_losses_double_backward";
+        let inputs = vec![logits, grad, a];
+        register_with_ids::<B, 2>(name, inputs, targets, outputs, |inputs, ids| {
+            let [logits, grad, a] = inputs.try_into().expect("the operation has three inputs");
+            B::token_losses_double_backward(logits, ids, grad, a).into()
+        })
+    }
+
+    fn contiguous(x: FloatTensor<Self>) -> FloatTensor<Self> {
+        let outputs = [like(&x)];
+        let [y] = register::<B, 1>("contiguous", vec![x], outputs, |inputs| {
+            let [x] = inputs.try_into().expect("the operation has one input");
+            vec![B::contiguous(x)]
+        });
+        y
+    }
+
+    fn rms_norm(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        epsilon: f64,
+    ) -> FloatTensor<Self> {
+        let outputs = [like(&x)];
+        let [y] = register::<B, 1>("rms_norm", vec![x, weight], outputs, move |inputs| {
+            let [x, weight] = inputs.try_into().expect("the operation has two inputs");
+            vec![B::rms_norm(x, weight, epsilon)]
+        });
+        y
+    }
+
+    fn rms_norm_backward(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+        epsilon: f64,
+        wants_weight: bool,
+    ) -> (FloatTensor<Self>, Option<FloatTensor<Self>>) {
+        let name = "rms_norm_backward";
+        let outputs = [like(&x), like(&weight)];
+        let inputs = vec![x, weight, grad];
+        let gradients = move |inputs: Vec<FloatTensor<B>>| {
+            let [x, weight, grad] = inputs.try_into().expect("the operation has three inputs");
+            let (dx, dw) = B::rms_norm_backward(x, weight, grad, epsilon, wants_weight);
+            std::iter::once(dx).chain(dw).collect()
+        };
+        if wants_weight {
+            let [dx, dw] = register::<B, 2>(name, inputs, outputs, gradients);
+            return (dx, Some(dw));
+        }
+        let [dx, _] = outputs;
+        let [dx] = register::<B, 1>(name, inputs, [dx], gradients);
+        (dx, None)
+    }
+
+    fn rms_norm_double_backward(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+        cotangents: [Option<FloatTensor<Self>>; 2],
+        epsilon: f64,
+    ) -> [FloatTensor<Self>; 3] {
+        let outputs = [like(&grad), like(&x), like(&weight)];
+        let (inputs, given) = with_cotangents([x, weight, grad], cotangents);
+        let name = "rms_norm_double_backward";
+        register::<B, 3>(name, inputs, outputs, move |inputs| {
+            let ([x, weight, grad], cotangents) = apart(inputs, given);
+            B::rms_norm_double_backward(x, weight, grad, cotangents, epsilon).into()
+        })
+    }
+
+    fn swiglu(gate: FloatTensor<Self>, up: FloatTensor<Self>) -> FloatTensor<Self> {
+        let outputs = [like(&gate)];
+        let [y] = register::<B, 1>("swiglu", vec![gate, up], outputs, |inputs| {
+            let [gate, up] = inputs.try_into().expect("the operation has two inputs");
+            vec![B::swiglu(gate, up)]
+        });
+        y
+    }
+
+    fn swiglu_backward(
+        gate: FloatTensor<Self>,
+        up: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+    ) -> [FloatTensor<Self>; 2] {
+        let outputs = [like(&gate), like(&up)];
+        let inputs = vec![gate, up, grad];
+        register::<B, 2>("swiglu_backward", inputs, outputs, |inputs| {
+            let [gate, up, grad] = inputs.try_into().expect("the operation has three inputs");
+            B::swiglu_backward(gate, up, grad).into()
+        })
+    }
+
+    fn swiglu_double_backward(
+        gate: FloatTensor<Self>,
+        up: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+        cotangents: [Option<FloatTensor<Self>>; 2],
+    ) -> [FloatTensor<Self>; 3] {
+        let outputs = [like(&grad), like(&gate), like(&up)];
+        let (inputs, given) = with_cotangents([gate, up, grad], cotangents);
+        register::<B, 3>("swiglu_double_backward", inputs, outputs, move |inputs| {
+            let ([gate, up, grad], cotangents) = apart(inputs, given);
+            B::swiglu_double_backward(gate, up, grad, cotangents).into()
+        })
+    }
+
+    fn rotary(
+        x: FloatTensor<Self>,
+        cos: FloatTensor<Self>,
+        sin: FloatTensor<Self>,
+        turn: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        let outputs = [like(&x)];
+        let [y] = register::<B, 1>("rotary", vec![x, cos, sin, turn], outputs, |inputs| {
+            let [x, cos, sin, turn] = inputs.try_into().expect("the operation has four inputs");
+            vec![B::rotary(x, cos, sin, turn)]
+        });
+        y
+    }
+
+    fn adamw(
+        step: &AdamWStep,
+        [x, m, v]: [FloatTensor<Self>; 3],
+        grad: FloatTensor<Self>,
+    ) -> [FloatTensor<Self>; 3] {
+        let outputs = [like(&x), like(&m), like(&v)];
+        let step = *step;
+        register::<B, 3>("adamw", vec![x, m, v, grad], outputs, move |inputs| {
+            let [x, m, v, grad] = inputs.try_into().expect("the operation has four inputs");
+            B::adamw(&step, [x, m, v], grad).into()
+        })
+    }
+}
+
+/// The shape and type of an output that are those of an input.
+fn like<R: FusionRuntime>(x: &FusionTensor<R>) -> (Shape, DType) {
+    (x.shape.clone(), x.dtype)
+}
+
+/// A double backward's inputs in one row, and which of the cotangents there are.
+fn with_cotangents<T, const N: usize, const M: usize>(
+    inputs: [T; N],
+    cotangents: [Option<T>; M],
+) -> (Vec<T>, [bool; M]) {
+    let given = cotangents.each_ref().map(Option::is_some);
+    let cotangents = cotangents.into_iter().flatten();
+    (inputs.into_iter().chain(cotangents).collect(), given)
+}
+
+/// The inverse of [`with_cotangents`].
+fn apart<T, const N: usize, const M: usize>(
+    inputs: Vec<T>,
+    given: [bool; M],
+) -> ([T; N], [Option<T>; M]) {
+    let mut inputs = inputs.into_iter();
+    let first = std::array::from_fn(|_| inputs.next().expect("the inputs come first"));
+    let cotangents = given.map(|given| given.then(|| inputs.next()).flatten());
+    (first, cotangents)
 }
 
 /// Computed by the reference, whose tensor operations Burn fuses.
@@ -132,6 +319,34 @@ fn register<B: FusionBackend, const N: usize>(
     outputs: [(Shape, DType); N],
     run: impl Fn(Vec<FloatTensor<B>>) -> Vec<FloatTensor<B>> + Send + Sync + 'static,
 ) -> [FloatTensor<Fusion<B>>; N] {
+    register_all::<B, N>(name, inputs, None, outputs, move |inputs, _| run(inputs))
+}
+
+/// The same for an operation that takes token ids, too.
+fn register_with_ids<B: FusionBackend, const N: usize>(
+    name: &'static str,
+    inputs: Vec<FloatTensor<Fusion<B>>>,
+    ids: IntTensor<Fusion<B>>,
+    outputs: [(Shape, DType); N],
+    run: impl Fn(Vec<FloatTensor<B>>, IntTensor<B>) -> Vec<FloatTensor<B>> + Send + Sync + 'static,
+) -> [FloatTensor<Fusion<B>>; N] {
+    register_all::<B, N>(name, inputs, Some(ids), outputs, move |inputs, ids| {
+        run(inputs, ids.expect("the operation has ids"))
+    })
+}
+
+fn register_all<B: FusionBackend, const N: usize>(
+    name: &'static str,
+    inputs: Vec<FloatTensor<Fusion<B>>>,
+    ids: Option<IntTensor<Fusion<B>>>,
+    outputs: [(Shape, DType); N],
+    run: impl Fn(Vec<FloatTensor<B>>, Option<IntTensor<B>>) -> Vec<FloatTensor<B>>
+    + Send
+    + Sync
+    + 'static,
+) -> [FloatTensor<Fusion<B>>; N] {
+    let floats = inputs.len();
+    let inputs: Vec<_> = inputs.into_iter().chain(ids).collect();
     let client = inputs[0].client.clone();
     let streams = OperationStreams::with_inputs(&inputs);
     let outputs =
@@ -140,6 +355,7 @@ fn register<B: FusionBackend, const N: usize>(
     let desc = CustomOpIr::new(name, &inputs, &outputs);
     let op = Custom::<B, _> {
         desc: desc.clone(),
+        floats,
         run,
         backend: PhantomData,
     };
@@ -152,6 +368,8 @@ fn register<B: FusionBackend, const N: usize>(
 /// A registered operation.
 struct Custom<B, Run> {
     desc: CustomOpIr,
+    /// Inputs that are floats; one more is ids.
+    floats: usize,
     run: Run,
     backend: PhantomData<B>,
 }
@@ -165,12 +383,14 @@ impl<B, Run> fmt::Debug for Custom<B, Run> {
 impl<B, Run> Operation<B::FusionRuntime> for Custom<B, Run>
 where
     B: FusionBackend,
-    Run: Fn(Vec<FloatTensor<B>>) -> Vec<FloatTensor<B>> + Send + Sync,
+    Run: Fn(Vec<FloatTensor<B>>, Option<IntTensor<B>>) -> Vec<FloatTensor<B>> + Send + Sync,
 {
     fn execute(&self, handles: &mut Handles<B>) {
-        let inputs = self.desc.inputs.iter();
-        let inputs = inputs.map(|x| handles.get_float_tensor::<B>(x)).collect();
-        let outputs = (self.run)(inputs);
+        let (floats, ids) = self.desc.inputs.split_at(self.floats);
+        let floats = floats.iter().map(|x| handles.get_float_tensor::<B>(x));
+        let floats = floats.collect();
+        let ids = ids.first().map(|x| handles.get_int_tensor::<B>(x));
+        let outputs = (self.run)(floats, ids);
         for (ir, output) in self.desc.outputs.iter().zip(outputs) {
             handles.register_float_tensor::<B>(&ir.id, output);
         }

@@ -5,11 +5,12 @@ use burn::tensor::ops::{FloatTensor, IntTensor};
 use burn::tensor::{DType, Device, FloatDType, Int, Tensor, TensorMetadata};
 
 use super::selection::Precision;
+use crate::reference::adamw::{AdamWStep, adamw};
 use crate::reference::primitives;
 use crate::{lift, lower};
 
 /// A backend that computes matrix products, RMS normalisation, SwiGLU, rotary positions and
-/// cross-entropies, and the first two derivatives of each.
+/// cross-entropies, and the first two derivatives of each; and the optimizer's step on a parameter.
 ///
 /// The provided methods compute with [`reference::layers`](crate::reference::layers). The methods do not
 /// check their arguments; [`product`], [`rms_norm`], [`swiglu`], [`rotary`] and [`token_losses`] do.
@@ -75,8 +76,10 @@ pub trait LayerBackend: Backend {
         primitives::token_losses_double_backward::<Self>(logits, targets, grad, a)
     }
 
-    /// `x` `[batch, seq, heads, head_dim]` in contiguous memory, where the backend has a faster copy than
-    /// Burn. The provided method returns `x` as it is: Burn copies it where an operation needs that.
+    /// `x` `[batch, seq, heads, head_dim]` with the same values in the order in memory that what follows wants: projections have
+    /// the heads of a position one after another, attention those of a sample. Where the orders differ for a backend's kernels this
+    /// goes from one to the other, and the gradient goes back; where contiguous memory is what counts, it makes it. The
+    /// provided method returns `x` as it is: Burn copies it where an operation needs that.
     fn contiguous(x: FloatTensor<Self>) -> FloatTensor<Self> {
         x
     }
@@ -148,6 +151,16 @@ pub trait LayerBackend: Backend {
     ) -> FloatTensor<Self> {
         primitives::rotary::<Self>(x, cos, sin, turn, Self::product)
     }
+
+    /// A step of AdamW on a parameter and its two moments, all of one shape: what the three become. Nothing is
+    /// recorded for derivatives.
+    fn adamw(
+        step: &AdamWStep,
+        parameter_and_moments: [FloatTensor<Self>; 3],
+        grad: FloatTensor<Self>,
+    ) -> [FloatTensor<Self>; 3] {
+        adamw::<Self>(step, parameter_and_moments, grad)
+    }
 }
 
 /// What a factor is multiplied as where the [`precision`](crate::precision) is bf16: rounded to it. Products of two such
@@ -207,9 +220,8 @@ pub fn token_losses<B: LayerBackend>(
     losses.reshape([batch, seq])
 }
 
-/// `x` `[batch, seq, heads, head_dim]` with the same values; on backends with a fast copy
-/// ([`LayerBackend::contiguous`]) both it and its gradient are contiguous in memory, so that merging the heads
-/// needs no further copy.
+/// `x` `[batch, seq, heads, head_dim]` with the same values, between projections and attention: in the order in memory that what
+/// follows wants ([`LayerBackend::contiguous`]), and its gradient in that of what was before.
 pub fn contiguous<B: LayerBackend>(x: Tensor<B, 4>) -> Tensor<B, 4> {
     lift(B::contiguous(lower(x)))
 }

@@ -3,6 +3,7 @@
 //! The provided methods of the backend traits call these functions; the kernels are tested against them.
 //! Being plain tensor operations, they can be differentiated further on an autodiff backend.
 
+pub mod adamw;
 pub mod attention;
 pub mod layers;
 pub(crate) mod primitives;

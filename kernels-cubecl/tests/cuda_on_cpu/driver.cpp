@@ -61,6 +61,37 @@ static const char *variable(const char *name) {
     return value ? value : "";
 }
 
+// Counting: with CUDA_ON_CPU_COUNT=file no kernel runs, and what is asked for is counted: launches of each kernel with the bytes of
+// their buffers, and transfers. A line for each: how many, bytes, what.
+
+static const string COUNT_FILE = variable("CUDA_ON_CPU_COUNT");
+static const bool COUNTS = !COUNT_FILE.empty();
+
+struct Tally {
+    uint64_t times, bytes;
+};
+
+static std::map<string, Tally> &tallies() {
+    static auto *tallies = new std::map<string, Tally>;
+    return *tallies;
+}
+
+static void count(const string &what, uint64_t bytes) {
+    static std::mutex one;
+    if (!COUNTS)
+        return;
+    std::lock_guard turn(one);
+    if (tallies().empty())
+        atexit([] {
+            std::ofstream file(COUNT_FILE);
+            for (auto &[what, tally] : tallies())
+                file << tally.times << " " << tally.bytes << " " << what << "\n";
+        });
+    auto &tally = tallies()[what];
+    tally.times++;
+    tally.bytes += bytes;
+}
+
 // Execution of a block: its threads are fibers, which switch where they wait for each other.
 
 struct Function {
@@ -68,6 +99,7 @@ struct Function {
     void (*run)(void **);
     unsigned threads;
     bool serial;
+    uint64_t (*bytes)(void **);
     size_t most_shared = DEFAULT_SHARED;
 };
 
@@ -347,7 +379,8 @@ static Result allocate(uintptr_t *at, size_t size) {
         return OUT_OF_MEMORY;
     memory += GUARD;
     guard(memory - GUARD);
-    memset(memory, POISON, size);
+    // Where nothing is computed, zeros are numbers at least.
+    memset(memory, COUNTS ? 0 : POISON, size);
     guard(memory + size);
     allocations[*at = (uintptr_t)memory] = size;
     allocated += size;
@@ -420,7 +453,7 @@ Result cuStreamCreate(void **stream, unsigned) { return *stream = &allocations, 
 Result cuStreamWaitEvent(void *, void *, unsigned) { return SUCCESS; }
 Result cuEventCreate(void **event, unsigned) { return *event = &allocations, SUCCESS; }
 Result cuEventRecord(void *, void *) { return SUCCESS; }
-Result cuEventSynchronize(void *) { return SUCCESS; }
+Result cuEventSynchronize(void *) { return count("synchronisation", 0), SUCCESS; }
 Result cuEventDestroy_v2(void *) { return SUCCESS; }
 
 Result cuMemAllocAsync(uintptr_t *at, size_t size, void *) { return allocate(at, size); }
@@ -432,15 +465,19 @@ Result cuMemFreeHost(void *at) { return free(at), SUCCESS; }
 
 Result cuMemcpyHtoDAsync_v2(uintptr_t to, const void *from, size_t size, void *) {
     check_range(to, size, __func__);
+    count("host to device", size);
     return memcpy((void *)to, from, size), SUCCESS;
 }
 Result cuMemcpyDtoHAsync_v2(void *to, uintptr_t from, size_t size, void *) {
     check_range(from, size, __func__);
+    count("device to host", size);
     return memcpy(to, (void *)from, size), SUCCESS;
 }
 Result cuMemcpy2DAsync_v2(const Copy2D *copy, void *) {
     if (copy->width > copy->from_pitch || copy->width > copy->to_pitch)
         return INVALID_VALUE;
+    bool here = copy->from_kind == DEVICE && copy->to_kind == DEVICE;
+    count(here ? "device to device" : copy->to_kind == DEVICE ? "host to device" : "device to host", copy->width * copy->height);
     auto *from = copy->from_kind == HOST ? copy->from_host : (const char *)copy->from_device;
     auto *to = copy->to_kind == HOST ? copy->to_host : (char *)copy->to_device;
     for (size_t row = 0; row < copy->height; row++) {
@@ -473,7 +510,8 @@ Result cuModuleGetFunction(Function **function, void *module, const char *name) 
     dladdr(run, &info);
     string path = info.dli_fname;
     *function = new Function{name, path.substr(0, path.size() - 2) + "cpp", (void (*)(void **))run,
-                             *(unsigned *)find("__threads"), *(bool *)find("__serial")};
+                             *(unsigned *)find("__threads"), *(bool *)find("__serial"),
+                             (uint64_t (*)(void **))find("__bytes")};
     return SUCCESS;
 }
 
@@ -493,6 +531,8 @@ Result cuLaunchKernel(Function *function, unsigned grid_x, unsigned grid_y, unsi
     if (!grid_x || !grid_y || !grid_z || grid_x > 0x7fffffff || grid_y > 65535 || grid_z > 65535 || !x || !y || !z ||
         z > 64 || uint64_t(x) * y * z > std::min(function->threads, MOST_THREADS) || shared > function->most_shared)
         return INVALID_VALUE;
+    if (COUNTS)
+        return count("kernel " + function->name, function->bytes(args)), SUCCESS;
     Launch launch{function, {grid_x, grid_y, grid_z}, {x, y, z}, shared, args, launches++};
     uint64_t blocks = uint64_t(grid_x) * grid_y * grid_z;
     size_t count = function->serial ? 1 : std::clamp<uint64_t>(blocks, 1, std::thread::hardware_concurrency());
@@ -553,7 +593,7 @@ static string rewrite(const string &source, string &name) {
     name = match[2];
     bool lengths = before.find(" static_meta[") != string::npos;
     size_t end = rest.find("\n)");
-    string body = rest.substr(end), info, taken, given;
+    string body = rest.substr(end), info, taken, given, bytes = "0";
     std::stringstream parameters(rest.substr(0, end));
     int count = 0;
     for (string one; std::getline(parameters, one, ','); count++) {
@@ -566,6 +606,8 @@ static string rewrite(const string &source, string &name) {
         }
         if (parameter.rfind("buffer_", 0) == 0) {
             string length = lengths ? "info.static_meta[" + parameter.substr(7) + "]" : "~0ull";
+            if (lengths)
+                bytes += " + " + length + " * sizeof(" + type + ")";
             taken += "cuda_on_cpu::Checked<" + type + "> " + parameter;
             given += "{*(" + type + " **)" + at + ", " + length + ", \"" + parameter + "\"}";
         } else if (parameter == "info") {
@@ -586,8 +628,12 @@ static string rewrite(const string &source, string &name) {
     static const std::regex cast(R"((reinterpret_cast<[^<>]*\*>\()((buffer|shared_memory)_\d+\)))");
     body = std::regex_replace(body, cast, "$1+$2");
     const char *serial = body.find("atomic") == string::npos ? "false" : "true";
+    string runs = COUNTS ? "" : "    " + name + "(" + given + ");\n";
+    if (COUNTS)
+        body = "\n) {}";
     return before + "extern \"C\" void " + name + "(" + taken + body + "\n\n" + //
-           "extern \"C\" void " + name + "__run(void **args) {\n" + info + "    " + name + "(" + given + ");\n}\n" +
+           "extern \"C\" uint64_t " + name + "__bytes(void **args) {\n" + info + "    return " + bytes + ";\n}\n" +
+           "extern \"C\" void " + name + "__run(void **args) {\n" + info + runs + "}\n" +
            "extern \"C\" const unsigned " + name + "__threads = " + threads + ";\n" + //
            "extern \"C\" const bool " + name + "__serial = " + serial + ";\n";
 }

@@ -3,6 +3,7 @@
 //! `cargo test --release -p gradmem-kernels --features cuda,ndarray --test fused_cuda`
 
 mod cases;
+mod layers;
 mod products;
 
 /// Without Burn's fusion, whether it is compiled in or not.

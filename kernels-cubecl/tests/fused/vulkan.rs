@@ -3,6 +3,7 @@
 //! `cargo test --release -p gradmem-kernels --features vulkan,ndarray --test fused_vulkan`
 
 mod cases;
+mod layers;
 mod products;
 
 /// Without Burn's fusion, whether it is compiled in or not.

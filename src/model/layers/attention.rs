@@ -122,7 +122,7 @@ pub fn attend<B: KernelBackend>(
     });
     let [q, k, v] = [q, k, contiguous(v)].map(|x| x.swap_dims(1, 2));
     let out = causal_attention(q, k, v, scale);
-    let out = out.swap_dims(1, 2).flatten(2, 3);
+    let out = contiguous(out.swap_dims(1, 2)).flatten(2, 3);
     match own {
         None => out,
         Some((sight, own)) => sight.replaced(out, own),

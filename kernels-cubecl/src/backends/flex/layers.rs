@@ -5,8 +5,10 @@ use burn::tensor::{DType, TensorMetadata};
 use burn_flex::Flex;
 
 use super::memory::single;
-use super::{heads, losses, matmul, norm, swiglu};
+use super::{heads, losses, matmul, norm, optimizer, swiglu};
+use crate::AdamWStep;
 use crate::ops::layers::as_factor;
+use crate::reference::adamw::adamw as reference_adamw;
 use crate::reference::primitives;
 use crate::{HeadBackend, LayerBackend};
 
@@ -139,6 +141,13 @@ impl LayerBackend for Flex {
             return heads::rotary(x, cos, sin, half);
         }
         primitives::rotary::<Flex>(x, cos, sin, turn, Flex::float_matmul)
+    }
+
+    fn adamw(step: &AdamWStep, [x, m, v]: [F; 3], grad: F) -> [F; 3] {
+        match single([&x, &m, &v, &grad]) {
+            Some(tensors) => optimizer::adamw(step, tensors),
+            None => reference_adamw::<Flex>(step, [x, m, v], grad),
+        }
     }
 }
 

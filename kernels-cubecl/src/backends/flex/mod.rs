@@ -8,6 +8,7 @@ mod losses;
 mod matmul;
 mod memory;
 mod norm;
+mod optimizer;
 mod parallel;
 mod swiglu;
 mod triangular;

@@ -6,7 +6,8 @@ use std::time::Instant;
 
 use burn::backend::Autodiff;
 use burn::module::AutodiffModule;
-use burn::optim::{AdamWConfig, GradientsAccumulator, Optimizer};
+use burn::optim::adaptor::OptimizerAdaptor;
+use burn::optim::{GradientsAccumulator, Optimizer};
 use burn::tensor::Tensor;
 use burn::tensor::backend::Backend as BurnBackend;
 use gradmem::Error;
@@ -15,6 +16,8 @@ use gradmem::kernels::KernelBackend;
 use gradmem::memory::{self, GradMemConfig, MetaGradient};
 use gradmem::model::{AnyLm, CausalLm, LlamaConfig, pretrained};
 use gradmem::support::profile::{self, Phase, timed};
+use gradmem::train::AdamW;
+use gradmem::train::config::TrainConfig;
 use serde::Serialize;
 
 use super::{check_shape, median, peak_rss_bytes, print_json, print_memory, synchronize};
@@ -178,7 +181,8 @@ impl Job for StepArgs {
             .with_write_lr(self.write_lr)
             .with_grad_mode(self.grad_mode.into())
             .init(model, self.seed, device)?;
-        let mut optimizer = AdamWConfig::new().with_weight_decay(0.0).init();
+        let adamw = AdamW::<B>::new(&TrainConfig::default());
+        let mut optimizer = OptimizerAdaptor::from(adamw);
 
         let rows = |count: usize, columns: usize, seed: u64| -> Vec<Vec<u32>> {
             let first = 4.min(vocab - 1);

@@ -1,0 +1,539 @@
+//! The layers around attention on GPUs: each operation and each derivative is one launch. A sum over all rows is one more.
+
+use burn::tensor::backend::Backend;
+use burn::tensor::ops::{FloatTensor, FloatTensorOps, IntTensor};
+use burn::tensor::{DType, Device, Shape};
+use burn_cubecl::element::BoolElement;
+use burn_cubecl::kernel::{cast, into_contiguous};
+use burn_cubecl::ops::numeric::empty_device_contiguous_dtype;
+use burn_cubecl::tensor::CubeTensor;
+use burn_cubecl::{CubeBackend, CubeRuntime, FloatElement, IntElement};
+use cubecl::prelude::*;
+use cubecl::zspace::metadata::Metadata;
+
+use super::pointwise::{self, HeadsLaunch, MovingLaunch};
+use super::rows::RowLaunch;
+use super::{losses, norm, product};
+use crate::reference::adamw::adamw;
+use crate::reference::primitives;
+use crate::{AdamWStep, HeadBackend, LayerBackend, Precision};
+
+impl<R, F, I, BT> HeadBackend for CubeBackend<R, F, I, BT>
+where
+    R: CubeRuntime,
+    F: FloatElement,
+    I: IntElement,
+    BT: BoolElement,
+    Self: Backend<
+            FloatTensorPrimitive = CubeTensor<R>,
+            IntTensorPrimitive = CubeTensor<R>,
+            Device = R::Device,
+        >,
+{
+}
+
+impl<R, F, I, BT> LayerBackend for CubeBackend<R, F, I, BT>
+where
+    R: CubeRuntime,
+    F: FloatElement,
+    I: IntElement,
+    BT: BoolElement,
+    Self: Backend<
+            FloatTensorPrimitive = CubeTensor<R>,
+            IntTensorPrimitive = CubeTensor<R>,
+            Device = R::Device,
+        >,
+{
+    fn product(lhs: FloatTensor<Self>, rhs: FloatTensor<Self>) -> FloatTensor<Self> {
+        let one = |lhs: CubeTensor<R>, rhs: CubeTensor<R>| {
+            if Precision::rounds_to_bf16(lhs.dtype) {
+                product::of_bf16(lhs, rhs)
+            } else if product::must_be_exact(&lhs.client, lhs.dtype) {
+                product::exact(lhs, rhs)
+            } else {
+                <Self as FloatTensorOps<Self>>::float_matmul(lhs, rhs)
+            }
+        };
+        let (&[m, k], &[_, n]) = (&lhs.meta.shape()[..], &rhs.meta.shape()[..]) else {
+            return one(lhs, rhs);
+        };
+        // Of 16-bit types every part would be rounded before the sum.
+        if lhs.dtype != DType::F32 {
+            return one(lhs, rhs);
+        }
+        match product::parts(&lhs.client, [m, k, n]) {
+            1 => one(lhs, rhs),
+            parts => {
+                let (lhs, rhs) = product::divide(lhs, rhs, parts);
+                let sum = <Self as FloatTensorOps<Self>>::float_sum_dim(one(lhs, rhs), 0);
+                <Self as FloatTensorOps<Self>>::float_reshape(sum, Shape::new([m, n]))
+            }
+        }
+    }
+
+    fn computes_in(device: &Device<Self>, precision: Precision) -> bool {
+        match precision {
+            Precision::F32 => true,
+            Precision::Tf32 => product::has_tf32(&R::client(device)),
+            Precision::Bf16 => Self::supports_dtype(device, DType::BF16),
+        }
+    }
+
+    fn has_own_product(device: &Device<Self>, dtype: DType) -> bool {
+        Precision::rounds_to_bf16(dtype) || product::must_be_exact(&R::client(device), dtype)
+    }
+
+    fn token_losses(logits: FloatTensor<Self>, targets: IntTensor<Self>) -> FloatTensor<Self> {
+        if !is_for_kernels([&logits]) {
+            return primitives::token_losses::<Self>(logits, targets);
+        }
+        let (logits, targets) = (into_contiguous(logits), into_contiguous(targets));
+        let at = by_rows(&logits, false);
+        let losses = empty(&logits, Shape::new([logits.meta.shape()[0]]), logits.dtype);
+        unsafe {
+            losses::token_losses::launch_unchecked(
+                &logits.client,
+                at.cubes.clone(),
+                at.dim(),
+                logits.clone().into_array_arg(),
+                targets.clone().into_array_arg(),
+                losses.clone().into_array_arg(),
+                at.rows(),
+                at.units,
+                logits.dtype.into(),
+                targets.dtype.into(),
+            );
+        }
+        losses
+    }
+
+    fn token_losses_backward(
+        logits: FloatTensor<Self>,
+        targets: IntTensor<Self>,
+        grad: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        if !is_for_kernels([&logits, &grad]) {
+            return primitives::token_losses_backward::<Self>(logits, targets, grad);
+        }
+        let [logits, grad] = [logits, grad].map(into_contiguous);
+        let targets = into_contiguous(targets);
+        let at = by_rows(&logits, false);
+        let to_logits = empty_like(&logits);
+        unsafe {
+            losses::token_losses_backward::launch_unchecked(
+                &logits.client,
+                at.cubes.clone(),
+                at.dim(),
+                logits.clone().into_array_arg(),
+                targets.clone().into_array_arg(),
+                grad.into_array_arg(),
+                to_logits.clone().into_array_arg(),
+                at.rows(),
+                at.units,
+                logits.dtype.into(),
+                targets.dtype.into(),
+            );
+        }
+        to_logits
+    }
+
+    fn token_losses_double_backward(
+        logits: FloatTensor<Self>,
+        targets: IntTensor<Self>,
+        grad: FloatTensor<Self>,
+        a: FloatTensor<Self>,
+    ) -> [FloatTensor<Self>; 2] {
+        if !is_for_kernels([&logits, &grad, &a]) {
+            return primitives::token_losses_double_backward::<Self>(logits, targets, grad, a);
+        }
+        let [logits, grad, a] = [logits, grad, a].map(into_contiguous);
+        let targets = into_contiguous(targets);
+        let at = by_rows(&logits, false);
+        let outputs = [empty_like(&grad), empty_like(&logits)];
+        let [to_grad, to_logits] = outputs.clone();
+        unsafe {
+            losses::token_losses_double_backward::launch_unchecked(
+                &logits.client,
+                at.cubes.clone(),
+                at.dim(),
+                logits.clone().into_array_arg(),
+                targets.clone().into_array_arg(),
+                grad.into_array_arg(),
+                a.into_array_arg(),
+                to_grad.into_array_arg(),
+                to_logits.into_array_arg(),
+                at.rows(),
+                at.units,
+                logits.dtype.into(),
+                targets.dtype.into(),
+            );
+        }
+        outputs
+    }
+
+    fn contiguous(x: FloatTensor<Self>) -> FloatTensor<Self> {
+        if !is_for_kernels([&x]) {
+            return x;
+        }
+        let (x, heads_first) = in_an_order(x);
+        let out = in_the_other(&x, heads_first);
+        unsafe {
+            pointwise::reorder::launch_unchecked(
+                &x.client,
+                cubes(&x),
+                CubeDim::new_1d(UNITS as u32),
+                x.clone().into_array_arg(),
+                out.clone().into_array_arg(),
+                sizes(&x),
+                heads_first,
+                x.dtype.into(),
+            );
+        }
+        out
+    }
+
+    fn rms_norm(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        epsilon: f64,
+    ) -> FloatTensor<Self> {
+        if !is_for_kernels([&x, &weight]) {
+            return primitives::rms_norm::<Self>(x, weight, epsilon);
+        }
+        let [x, weight] = [x, weight].map(into_contiguous);
+        let at = by_rows(&x, false);
+        let out = empty_like(&x);
+        unsafe {
+            norm::rms_norm::launch_unchecked(
+                &x.client,
+                at.cubes.clone(),
+                at.dim(),
+                x.clone().into_array_arg(),
+                weight.into_array_arg(),
+                out.clone().into_array_arg(),
+                at.rows(),
+                epsilon as f32,
+                at.units,
+                x.dtype.into(),
+            );
+        }
+        out
+    }
+
+    fn rms_norm_backward(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+        epsilon: f64,
+        wants_weight: bool,
+    ) -> (FloatTensor<Self>, Option<FloatTensor<Self>>) {
+        if !is_for_kernels([&x, &weight, &grad]) {
+            return primitives::rms_norm_backward::<Self>(x, weight, grad, epsilon, wants_weight);
+        }
+        let [x, weight, grad] = [x, weight, grad].map(into_contiguous);
+        let at = by_rows(&x, wants_weight);
+        let dx = empty_like(&x);
+        let sums = match wants_weight {
+            true => sums(&x, &at),
+            // Any tensor of this type; it is not written.
+            false => empty(&x, Shape::new([1]), DType::F32),
+        };
+        unsafe {
+            norm::rms_norm_backward::launch_unchecked(
+                &x.client,
+                at.cubes.clone(),
+                at.dim(),
+                x.clone().into_array_arg(),
+                weight.clone().into_array_arg(),
+                grad.into_array_arg(),
+                dx.clone().into_array_arg(),
+                sums.clone().into_array_arg(),
+                at.rows(),
+                epsilon as f32,
+                wants_weight,
+                at.units,
+                x.dtype.into(),
+            );
+        }
+        let dw = wants_weight.then(|| added::<Self, R>(sums, &weight));
+        (dx, dw)
+    }
+
+    fn rms_norm_double_backward(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+        [a, c]: [Option<FloatTensor<Self>>; 2],
+        epsilon: f64,
+    ) -> [FloatTensor<Self>; 3] {
+        if !is_for_kernels([&x, &weight, &grad]) {
+            let cotangents = [a, c];
+            return primitives::rms_norm_double_backward::<Self>(
+                x, weight, grad, cotangents, epsilon,
+            );
+        }
+        let present = (a.is_some(), c.is_some());
+        let [x, weight, grad] = [x, weight, grad].map(into_contiguous);
+        let [a, c] = [a, c].map(|y| y.map_or_else(|| x.clone(), into_contiguous));
+        let at = by_rows(&x, true);
+        let (to_grad, to_x, sums) = (empty_like(&x), empty_like(&x), sums(&x, &at));
+        unsafe {
+            norm::rms_norm_double_backward::launch_unchecked(
+                &x.client,
+                at.cubes.clone(),
+                at.dim(),
+                x.clone().into_array_arg(),
+                weight.clone().into_array_arg(),
+                grad.into_array_arg(),
+                a.into_array_arg(),
+                c.into_array_arg(),
+                to_grad.clone().into_array_arg(),
+                to_x.clone().into_array_arg(),
+                sums.clone().into_array_arg(),
+                at.rows(),
+                epsilon as f32,
+                present,
+                at.units,
+                x.dtype.into(),
+            );
+        }
+        [to_grad, to_x, added::<Self, R>(sums, &weight)]
+    }
+
+    fn swiglu(gate: FloatTensor<Self>, up: FloatTensor<Self>) -> FloatTensor<Self> {
+        if !is_for_kernels([&gate, &up]) {
+            return primitives::swiglu::<Self>(gate, up);
+        }
+        let [gate, up] = [gate, up].map(into_contiguous);
+        let out = empty_like(&gate);
+        unsafe {
+            pointwise::swiglu::launch_unchecked(
+                &gate.client,
+                cubes(&gate),
+                CubeDim::new_1d(UNITS as u32),
+                gate.clone().into_array_arg(),
+                up.into_array_arg(),
+                out.clone().into_array_arg(),
+                gate.meta.num_elements(),
+                gate.dtype.into(),
+            );
+        }
+        out
+    }
+
+    fn swiglu_backward(
+        gate: FloatTensor<Self>,
+        up: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+    ) -> [FloatTensor<Self>; 2] {
+        if !is_for_kernels([&gate, &up, &grad]) {
+            return primitives::swiglu_backward::<Self>(gate, up, grad);
+        }
+        let [gate, up, grad] = [gate, up, grad].map(into_contiguous);
+        let outputs = [empty_like(&gate), empty_like(&gate)];
+        let [to_gate, to_up] = outputs.clone();
+        unsafe {
+            pointwise::swiglu_backward::launch_unchecked(
+                &gate.client,
+                cubes(&gate),
+                CubeDim::new_1d(UNITS as u32),
+                gate.clone().into_array_arg(),
+                up.into_array_arg(),
+                grad.into_array_arg(),
+                to_gate.into_array_arg(),
+                to_up.into_array_arg(),
+                gate.meta.num_elements(),
+                gate.dtype.into(),
+            );
+        }
+        outputs
+    }
+
+    fn swiglu_double_backward(
+        gate: FloatTensor<Self>,
+        up: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+        [a, b]: [Option<FloatTensor<Self>>; 2],
+    ) -> [FloatTensor<Self>; 3] {
+        if !is_for_kernels([&gate, &up, &grad]) {
+            return primitives::swiglu_double_backward::<Self>(gate, up, grad, [a, b]);
+        }
+        let present = (a.is_some(), b.is_some());
+        let [gate, up, grad] = [gate, up, grad].map(into_contiguous);
+        let [a, b] = [a, b].map(|y| y.map_or_else(|| gate.clone(), into_contiguous));
+        let outputs = [empty_like(&gate), empty_like(&gate), empty_like(&gate)];
+        let [to_grad, to_gate, to_up] = outputs.clone();
+        unsafe {
+            pointwise::swiglu_double_backward::launch_unchecked(
+                &gate.client,
+                cubes(&gate),
+                CubeDim::new_1d(UNITS as u32),
+                gate.clone().into_array_arg(),
+                up.into_array_arg(),
+                grad.into_array_arg(),
+                a.into_array_arg(),
+                b.into_array_arg(),
+                to_grad.into_array_arg(),
+                to_gate.into_array_arg(),
+                to_up.into_array_arg(),
+                gate.meta.num_elements(),
+                present,
+                gate.dtype.into(),
+            );
+        }
+        outputs
+    }
+
+    fn rotary(
+        x: FloatTensor<Self>,
+        cos: FloatTensor<Self>,
+        sin: FloatTensor<Self>,
+        turn: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        if !is_for_kernels([&x, &cos, &sin, &turn]) {
+            return primitives::rotary::<Self>(x, cos, sin, turn, Self::product);
+        }
+        let [cos, sin, turn] = [cos, sin, turn].map(into_contiguous);
+        let (x, heads_first) = in_an_order(x);
+        let out = in_the_other(&x, heads_first);
+        unsafe {
+            pointwise::rotary::launch_unchecked(
+                &x.client,
+                cubes(&x),
+                CubeDim::new_1d(UNITS as u32),
+                x.clone().into_array_arg(),
+                cos.into_array_arg(),
+                sin.into_array_arg(),
+                turn.into_array_arg(),
+                out.clone().into_array_arg(),
+                sizes(&x),
+                heads_first,
+                x.dtype.into(),
+            );
+        }
+        out
+    }
+
+    fn adamw(
+        step: &AdamWStep,
+        [x, m, v]: [FloatTensor<Self>; 3],
+        grad: FloatTensor<Self>,
+    ) -> [FloatTensor<Self>; 3] {
+        if !is_for_kernels([&x, &m, &v, &grad]) {
+            return adamw::<Self>(step, [x, m, v], grad);
+        }
+        let [x, m, v, grad] = [x, m, v, grad].map(into_contiguous);
+        let outputs = [empty_like(&x), empty_like(&x), empty_like(&x)];
+        let [to_x, to_m, to_v] = outputs.clone();
+        let [first, second] = step.corrections();
+        let (beta1, beta2, epsilon) = (step.beta1, step.beta2, step.epsilon);
+        let (kept, lr) = (step.kept() as f32, step.lr as f32);
+        unsafe {
+            pointwise::adamw::launch_unchecked(
+                &x.client,
+                cubes(&x),
+                CubeDim::new_1d(UNITS as u32),
+                x.clone().into_array_arg(),
+                m.into_array_arg(),
+                v.into_array_arg(),
+                grad.into_array_arg(),
+                to_x.into_array_arg(),
+                to_m.into_array_arg(),
+                to_v.into_array_arg(),
+                MovingLaunch::new(beta1, beta2, epsilon, first, second, kept, lr),
+                x.meta.num_elements(),
+                x.dtype.into(),
+            );
+        }
+        outputs
+    }
+}
+
+/// Units of a cube of a kernel that is no kernel of rows.
+const UNITS: usize = 256;
+
+/// Whether the kernels can compute with these tensors: floats of at most 32 bits, all of one type, none empty or with more values than
+/// an index of 32 bits counts.
+fn is_for_kernels<R: CubeRuntime, const N: usize>(tensors: [&CubeTensor<R>; N]) -> bool {
+    let dtype = tensors[0].dtype;
+    let fits = |x: &&CubeTensor<R>| {
+        let count = x.meta.num_elements();
+        x.dtype == dtype && count > 0 && u32::try_from(count).is_ok()
+    };
+    matches!(dtype, DType::F32 | DType::F16 | DType::BF16) && tensors.iter().all(fits)
+}
+
+fn empty<R: CubeRuntime>(like: &CubeTensor<R>, shape: Shape, dtype: DType) -> CubeTensor<R> {
+    empty_device_contiguous_dtype(like.client.clone(), like.device.clone(), shape, dtype)
+}
+
+fn empty_like<R: CubeRuntime>(x: &CubeTensor<R>) -> CubeTensor<R> {
+    empty(x, x.meta.shape().clone(), x.dtype)
+}
+
+/// The launch of a kernel over the rows of the last dimension.
+fn by_rows<R: CubeRuntime>(x: &CubeTensor<R>, adds: bool) -> RowLaunch {
+    let width = x.meta.shape()[x.meta.shape().num_dims() - 1];
+    RowLaunch::new(&x.client, [x.meta.num_elements() / width, width], adds)
+}
+
+/// For each cube a row of sums.
+fn sums<R: CubeRuntime>(x: &CubeTensor<R>, at: &RowLaunch) -> CubeTensor<R> {
+    let width = x.meta.shape()[x.meta.shape().num_dims() - 1];
+    empty(x, Shape::new([at.blocks(), width]), DType::F32)
+}
+
+/// The cubes' rows of sums added up, in the shape and type of a weight.
+fn added<B, R>(sums: CubeTensor<R>, weight: &CubeTensor<R>) -> CubeTensor<R>
+where
+    R: CubeRuntime,
+    B: Backend<FloatTensorPrimitive = CubeTensor<R>>,
+{
+    let sum = match sums.meta.shape()[0] {
+        1 => sums,
+        _ => B::float_sum_dim(sums, 0),
+    };
+    let sum = B::float_reshape(sum, weight.meta.shape().clone());
+    match weight.dtype {
+        DType::F32 => sum,
+        dtype => cast(sum, dtype),
+    }
+}
+
+/// A unit for each value.
+fn cubes<R: CubeRuntime>(x: &CubeTensor<R>) -> CubeCount {
+    let cubes = x.meta.num_elements().div_ceil(UNITS);
+    let most = x.client.properties().hardware.max_cube_count.0 as usize;
+    let wide = cubes.min(most).min(1 << 15);
+    CubeCount::Static(wide as u32, cubes.div_ceil(wide) as u32, 1)
+}
+
+/// `x` `[batch, seq, heads, head_dim]` with its values in one of two orders, and whether the other one has a sample's heads one
+/// after another instead of a position's.
+fn in_an_order<R: CubeRuntime>(x: CubeTensor<R>) -> (CubeTensor<R>, bool) {
+    let [_, seq, heads, dim] = x.meta.shape().dims();
+    let heads_first = [heads * seq * dim, dim, seq * dim, 1];
+    match x.meta.strides()[..] == heads_first && !x.is_contiguous() {
+        true => (x, false),
+        false => (into_contiguous(x), true),
+    }
+}
+
+/// A tensor of the shape of `x` in the order that [`in_an_order`] named.
+fn in_the_other<R: CubeRuntime>(x: &CubeTensor<R>, heads_first: bool) -> CubeTensor<R> {
+    let mut out = empty_like(x);
+    let [batch, seq, heads, dim] = x.meta.shape().dims();
+    if heads_first {
+        let strides = [heads * seq * dim, dim, seq * dim, 1];
+        *out.meta = Metadata::new([batch, seq, heads, dim], strides);
+    }
+    out
+}
+
+fn sizes<R: CubeRuntime>(x: &CubeTensor<R>) -> HeadsLaunch<R> {
+    let [batch, seq, heads, dim] = x.meta.shape().dims();
+    let strides = x.meta.strides();
+    HeadsLaunch::new(
+        batch, seq, heads, dim, strides[0], strides[1], strides[2], strides[3],
+    )
+}

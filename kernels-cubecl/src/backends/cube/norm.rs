@@ -1,0 +1,183 @@
+//! RMS normalisation and its derivatives; the formulas are in [`reference::layers`](crate::reference::layers).
+
+use cubecl::prelude::*;
+
+use super::rows::*;
+
+/// `x r ∘ w`
+#[cube(launch_unchecked)]
+pub fn rms_norm<F: Float>(
+    x: &Array<F>,
+    weight: &Array<F>,
+    out: &mut Array<F>,
+    rows: &Rows,
+    epsilon: f32,
+    #[comptime] units: usize,
+    #[define(F)] _dtype: StorageType,
+) {
+    let mut shared = SharedMemory::<f32>::new(units);
+    let (row, width) = (block(), rows.width);
+    if row >= rows.count {
+        terminate!();
+    }
+    let base = row * width;
+    let mut squares = 0.0f32;
+    let mut i = UNIT_POS as usize;
+    while i < width {
+        let x = f32::cast_from(x[base + i]);
+        squares += x * x;
+        i += units;
+    }
+    let r = inverse_rms(sum_across(squares, &mut shared, units), width, epsilon);
+    let mut i = UNIT_POS as usize;
+    while i < width {
+        let x = f32::cast_from(x[base + i]);
+        out[base + i] = F::cast_from(x * r) * weight[i];
+        i += units;
+    }
+}
+
+/// `dx`, and for each cube the sum of its rows' parts of `dw`, if it is wanted.
+#[cube(launch_unchecked)]
+pub fn rms_norm_backward<F: Float>(
+    x: &Array<F>,
+    weight: &Array<F>,
+    grad: &Array<F>,
+    dx: &mut Array<F>,
+    dw: &mut Array<f32>,
+    rows: &Rows,
+    epsilon: f32,
+    #[comptime] wants_weight: bool,
+    #[comptime] units: usize,
+    #[define(F)] _dtype: StorageType,
+) {
+    let mut shared = SharedMemory::<f32>::new(units);
+    let (block, width) = (block(), rows.width);
+    let first = block * rows.each;
+    let end = min(first + rows.each, rows.count);
+    let sums = block * width;
+    let d = f32::cast_from(width);
+    for row in first..end {
+        let base = row * width;
+        let mut squares = 0.0f32;
+        let mut t = 0.0f32;
+        let mut i = UNIT_POS as usize;
+        while i < width {
+            let x = f32::cast_from(x[base + i]);
+            let u = f32::cast_from(grad[base + i]) * f32::cast_from(weight[i]);
+            squares += x * x;
+            t += x * u;
+            i += units;
+        }
+        let r = inverse_rms(sum_across(squares, &mut shared, units), width, epsilon);
+        let along = r * r * sum_across(t, &mut shared, units) / d;
+        let mut i = UNIT_POS as usize;
+        while i < width {
+            let x = f32::cast_from(x[base + i]);
+            let g = f32::cast_from(grad[base + i]);
+            let u = g * f32::cast_from(weight[i]);
+            dx[base + i] = F::cast_from((u - x * along) * r);
+            if comptime!(wants_weight) {
+                let part = g * x * r;
+                dw[sums + i] = select(row == first, part, dw[sums + i] + part);
+            }
+            i += units;
+        }
+    }
+}
+
+/// The gradients to `grad` and `x`, and for each cube the sum of its rows' parts of that to `weight`. `a` and `c` are the
+/// cotangents of `dx` and `dw`; an absent one may be any tensor, which is not read.
+#[cube(launch_unchecked)]
+pub fn rms_norm_double_backward<F: Float>(
+    x: &Array<F>,
+    weight: &Array<F>,
+    grad: &Array<F>,
+    a: &Array<F>,
+    c: &Array<F>,
+    to_grad: &mut Array<F>,
+    to_x: &mut Array<F>,
+    to_weight: &mut Array<f32>,
+    rows: &Rows,
+    epsilon: f32,
+    #[comptime] present: (bool, bool),
+    #[comptime] units: usize,
+    #[define(F)] _dtype: StorageType,
+) {
+    let (has_a, has_c) = comptime!(present);
+    let mut shared = SharedMemory::<f32>::new(units);
+    let (block, width) = (block(), rows.width);
+    let first = block * rows.each;
+    let end = min(first + rows.each, rows.count);
+    let sums = block * width;
+    let d = f32::cast_from(width);
+    for row in first..end {
+        let base = row * width;
+        let mut squares = 0.0f32;
+        let mut p = 0.0f32;
+        let mut q = 0.0f32;
+        let mut t = 0.0f32;
+        let mut z = 0.0f32;
+        let mut i = UNIT_POS as usize;
+        while i < width {
+            let x = f32::cast_from(x[base + i]);
+            let g = f32::cast_from(grad[base + i]);
+            squares += x * x;
+            if comptime!(has_a) {
+                let u = g * f32::cast_from(weight[i]);
+                let a = f32::cast_from(a[base + i]);
+                p += a * u;
+                q += a * x;
+                t += x * u;
+            }
+            if comptime!(has_c) {
+                z += f32::cast_from(c[i]) * g * x;
+            }
+            i += units;
+        }
+        let r = inverse_rms(sum_across(squares, &mut shared, units), width, epsilon);
+        let cube = r * r * r / d;
+        if comptime!(has_a) {
+            p = sum_across(p, &mut shared, units);
+            q = sum_across(q, &mut shared, units);
+            t = sum_across(t, &mut shared, units);
+        }
+        if comptime!(has_c) {
+            z = sum_across(z, &mut shared, units);
+        }
+        let along_a = r * r * q / d;
+        let along_x = 3.0 * along_a * t - p;
+        let mut i = UNIT_POS as usize;
+        while i < width {
+            let x = f32::cast_from(x[base + i]);
+            let g = f32::cast_from(grad[base + i]);
+            let w = f32::cast_from(weight[i]);
+            let mut for_grad = 0.0f32;
+            let mut for_x = 0.0f32;
+            let mut for_weight = 0.0f32;
+            if comptime!(has_a) {
+                let a = f32::cast_from(a[base + i]);
+                let ja = (a - x * along_a) * r;
+                for_grad += w * ja;
+                for_weight += g * ja;
+                for_x += cube * (x * along_x - a * t - g * w * q);
+            }
+            if comptime!(has_c) {
+                let c = f32::cast_from(c[i]);
+                for_grad += r * c * x;
+                for_x += r * c * g - x * cube * z;
+            }
+            to_grad[base + i] = F::cast_from(for_grad);
+            to_x[base + i] = F::cast_from(for_x);
+            to_weight[sums + i] =
+                select(row == first, for_weight, to_weight[sums + i] + for_weight);
+            i += units;
+        }
+    }
+}
+
+/// `1 / √(mean(x²) + ε)`
+#[cube]
+fn inverse_rms(squares: f32, width: usize, epsilon: f32) -> f32 {
+    1.0 / f32::sqrt(squares / f32::cast_from(width) + epsilon)
+}

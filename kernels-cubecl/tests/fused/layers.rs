@@ -1,0 +1,320 @@
+//! The layers' kernels against the reference in f64, on pseudo-random values.
+
+use burn::tensor::backend::Backend;
+use burn::tensor::ops::FloatTensor;
+use burn::tensor::{DType, Int, Tensor, TensorData, TensorPrimitive};
+use gradmem_kernels::{AdamWStep, LayerBackend};
+
+use crate::Gpu;
+
+type F64 = burn_ndarray::NdArray<f64>;
+
+const EPSILON: f64 = 1e-5;
+
+fn lower<B: Backend, const D: usize>(x: Tensor<B, D>) -> FloatTensor<B> {
+    x.into_primitive().tensor()
+}
+
+fn lift<B: Backend, const D: usize>(x: FloatTensor<B>) -> Tensor<B, D> {
+    Tensor::from_primitive(TensorPrimitive::Float(x))
+}
+
+/// Equal values on the GPU and in f64.
+struct Numbers {
+    dtype: DType,
+    seed: u64,
+}
+
+impl Numbers {
+    fn next<const D: usize>(&mut self, shape: [usize; D]) -> Both<D> {
+        self.seed += 1;
+        let mut state = self.seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
+        let values = (0..shape.iter().product()).map(|_| {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            (state >> 40) as f32 / (1u64 << 22) as f32 - 2.0
+        });
+        let data = TensorData::new(values.collect::<Vec<f32>>(), shape).convert_dtype(self.dtype);
+        let exact = data.clone().convert_dtype(DType::F64);
+        Both {
+            gpu: Tensor::from_data(data, (&Default::default(), self.dtype)),
+            cpu: Tensor::from_data(exact, &Default::default()),
+        }
+    }
+
+    fn ids(&self, rows: usize, below: usize) -> (Tensor<Gpu, 1, Int>, Tensor<F64, 1, Int>) {
+        let ids: Vec<i32> = (0..rows).map(|row| (row * 7919 % below) as i32).collect();
+        let data = TensorData::new(ids, [rows]);
+        (
+            Tensor::from_data(data.clone(), &Default::default()),
+            Tensor::from_data(data, &Default::default()),
+        )
+    }
+}
+
+#[derive(Clone)]
+struct Both<const D: usize> {
+    gpu: Tensor<Gpu, D>,
+    cpu: Tensor<F64, D>,
+}
+
+impl<const D: usize> Both<D> {
+    fn gpu(&self) -> FloatTensor<Gpu> {
+        lower(self.gpu.clone())
+    }
+
+    fn cpu(&self) -> FloatTensor<F64> {
+        lower(self.cpu.clone())
+    }
+}
+
+impl Both<3> {
+    /// The same values, with the first two dimensions in another order in memory.
+    fn turned(self) -> Self {
+        Self {
+            gpu: (self.gpu.swap_dims(0, 1) + 0.0).swap_dims(0, 1),
+            cpu: self.cpu,
+        }
+    }
+}
+
+/// The largest difference relative to the largest value.
+fn error<const D: usize>(found: FloatTensor<Gpu>, expected: FloatTensor<F64>) -> f64 {
+    let found = lift::<Gpu, D>(found).into_data().convert_dtype(DType::F64);
+    let expected = lift::<F64, D>(expected).into_data();
+    assert_eq!(found.shape, expected.shape);
+    let largest = expected.iter::<f64>().map(f64::abs).fold(1e-2, f64::max);
+    let pairs = found.iter::<f64>().zip(expected.iter::<f64>());
+    let errors = pairs.map(|(x, y)| (x - y).abs() / largest);
+    errors.fold(0.0, |m, x| if x <= m { m } else { x })
+}
+
+/// Calls `check` for each type that the device has, with the error that is allowed in it.
+fn each_type(what: &str, mut check: impl FnMut(&mut Numbers) -> Vec<f64>) {
+    let device = Default::default();
+    for (dtype, allowed) in [(DType::F32, 3e-6), (DType::F16, 3e-3), (DType::BF16, 2e-2)] {
+        if !Gpu::supports_dtype(&device, dtype) {
+            println!("{what}: this device has no {dtype:?}");
+            continue;
+        }
+        let errors = check(&mut Numbers { dtype, seed: 0 });
+        let worst = errors
+            .iter()
+            .fold(0.0, |m: f64, x| if *x <= m { m } else { *x });
+        println!("{what} in {dtype:?}: {worst:.1e}");
+        assert!(worst < allowed, "{what} in {dtype:?}: {errors:?}");
+    }
+}
+
+/// A single row; rows that fill no cube and some cubes; more rows than cubes that add; a width beyond a cube's units.
+const SHAPES: [[usize; 3]; 5] = [
+    [1, 1, 4],
+    [3, 5, 7],
+    [2, 37, 128],
+    [3, 100, 33],
+    [1, 2, 1500],
+];
+
+#[test]
+fn rms_norm() {
+    each_type("RMS norm", |numbers| {
+        let mut errors = Vec::new();
+        for shape in SHAPES {
+            let [x, g, a] = [(); 3].map(|()| numbers.next(shape));
+            let (x, g) = (x.turned(), g.turned());
+            let [w, c] = [(); 2].map(|()| numbers.next([shape[2]]));
+            let gpu = Gpu::rms_norm(x.gpu(), w.gpu(), EPSILON);
+            let cpu = F64::rms_norm(x.cpu(), w.cpu(), EPSILON);
+            errors.push(error::<3>(gpu, cpu));
+            for wanted in [false, true] {
+                let (dx, dw) = Gpu::rms_norm_backward(x.gpu(), w.gpu(), g.gpu(), EPSILON, wanted);
+                let (dx64, dw64) =
+                    F64::rms_norm_backward(x.cpu(), w.cpu(), g.cpu(), EPSILON, wanted);
+                errors.push(error::<3>(dx, dx64));
+                assert_eq!((dw.is_some(), dw64.is_some()), (wanted, wanted));
+                errors.extend(dw.zip(dw64).map(|(dw, dw64)| error::<1>(dw, dw64)));
+            }
+            for (has_a, has_c) in [(true, false), (false, true), (true, true)] {
+                let gpu = Gpu::rms_norm_double_backward(
+                    x.gpu(),
+                    w.gpu(),
+                    g.gpu(),
+                    [has_a.then(|| a.gpu()), has_c.then(|| c.gpu())],
+                    EPSILON,
+                );
+                let cpu = F64::rms_norm_double_backward(
+                    x.cpu(),
+                    w.cpu(),
+                    g.cpu(),
+                    [has_a.then(|| a.cpu()), has_c.then(|| c.cpu())],
+                    EPSILON,
+                );
+                let ([g, x, w], [g64, x64, w64]) = (gpu, cpu);
+                errors.extend([error::<3>(g, g64), error::<3>(x, x64), error::<1>(w, w64)]);
+            }
+        }
+        errors
+    });
+}
+
+#[test]
+fn swiglu() {
+    each_type("SwiGLU", |numbers| {
+        let mut errors = Vec::new();
+        for shape in SHAPES {
+            let [x, u, g, a, b] = [(); 5].map(|()| numbers.next(shape));
+            let (x, a) = (x.turned(), a.turned());
+            let gpu = Gpu::swiglu(x.gpu(), u.gpu());
+            errors.push(error::<3>(gpu, F64::swiglu(x.cpu(), u.cpu())));
+            let gpu = Gpu::swiglu_backward(x.gpu(), u.gpu(), g.gpu());
+            let cpu = F64::swiglu_backward(x.cpu(), u.cpu(), g.cpu());
+            errors.extend(gpu.into_iter().zip(cpu).map(|(x, y)| error::<3>(x, y)));
+            for (has_a, has_b) in [(true, false), (false, true), (true, true)] {
+                let cotangents = [has_a.then(|| a.gpu()), has_b.then(|| b.gpu())];
+                let gpu = Gpu::swiglu_double_backward(x.gpu(), u.gpu(), g.gpu(), cotangents);
+                let cotangents = [has_a.then(|| a.cpu()), has_b.then(|| b.cpu())];
+                let cpu = F64::swiglu_double_backward(x.cpu(), u.cpu(), g.cpu(), cotangents);
+                errors.extend(gpu.into_iter().zip(cpu).map(|(x, y)| error::<3>(x, y)));
+            }
+        }
+        errors
+    });
+}
+
+/// Far from zero the exponential overflows; values and gradients stay what they are.
+#[test]
+fn swiglu_of_large_values() {
+    let gate = [-1e4, -200.0, -88.0, -0.0, 88.0, 200.0, 1e4];
+    let gate = Tensor::<Gpu, 3>::from_data([[gate]], &Default::default());
+    let ones = gate.ones_like();
+    let [to_gate, to_up] = Gpu::swiglu_backward(
+        lower(gate.clone()),
+        lower(ones.clone()),
+        lower(ones.clone()),
+    );
+    let slopes = lift::<Gpu, 3>(to_gate).into_data();
+    assert_eq!(slopes.to_vec::<f32>().unwrap()[3..], [0.5, 1.0, 1.0, 1.0]);
+    for values in [lower(gate.clone()), to_up, slopes_of(&gate, &ones)] {
+        let values = lift::<Gpu, 3>(values).into_data();
+        assert!(values.iter::<f32>().all(f32::is_finite), "{values}");
+    }
+}
+
+fn slopes_of(gate: &Tensor<Gpu, 3>, ones: &Tensor<Gpu, 3>) -> FloatTensor<Gpu> {
+    let [a, b] = [(); 2].map(|()| Some(lower(ones.clone())));
+    let [_, to_gate, _] = Gpu::swiglu_double_backward(
+        lower(gate.clone()),
+        lower(ones.clone()),
+        lower(ones.clone()),
+        [a, b],
+    );
+    to_gate
+}
+
+#[test]
+fn token_losses() {
+    each_type("cross-entropy", |numbers| {
+        let mut errors = Vec::new();
+        for (rows, vocab) in [(1, 1), (3, 7), (70, 70), (5, 3000)] {
+            let [z, a] = [(); 2].map(|()| numbers.next([rows, vocab]));
+            let g = numbers.next([rows]);
+            let (targets, targets64) = numbers.ids(rows, vocab);
+            let (ids, ids64) = (targets.into_primitive(), targets64.into_primitive());
+            let gpu = Gpu::token_losses(z.gpu(), ids.clone());
+            let cpu = F64::token_losses(z.cpu(), ids64.clone());
+            errors.push(error::<1>(gpu, cpu));
+            let gpu = Gpu::token_losses_backward(z.gpu(), ids.clone(), g.gpu());
+            let cpu = F64::token_losses_backward(z.cpu(), ids64.clone(), g.cpu());
+            errors.push(error::<2>(gpu, cpu));
+            let [gpu, to_z] = Gpu::token_losses_double_backward(z.gpu(), ids, g.gpu(), a.gpu());
+            let [cpu, to_z64] = F64::token_losses_double_backward(z.cpu(), ids64, g.cpu(), a.cpu());
+            errors.extend([error::<1>(gpu, cpu), error::<2>(to_z, to_z64)]);
+        }
+        errors
+    });
+}
+
+/// Large logits overflow without the largest one taken away.
+#[test]
+fn token_losses_of_large_logits() {
+    let logits = Tensor::<Gpu, 2>::from_data([[1e4, -1e4, 9.9e3]], &Default::default());
+    let ids = Tensor::<Gpu, 1, Int>::from_data([2], &Default::default());
+    let losses = Gpu::token_losses(lower(logits), ids.into_primitive());
+    let losses = lift::<Gpu, 1>(losses).into_data().to_vec::<f32>().unwrap();
+    assert_eq!(losses, [100.0]);
+}
+
+/// From either order of the heads in memory to the other, and from any other layout.
+#[test]
+fn rotary_and_the_order_of_heads() {
+    each_type("rotary", |numbers| {
+        let mut errors = Vec::new();
+        for [batch, seq, heads, dim] in [[1, 1, 1, 2], [2, 5, 3, 8], [3, 7, 2, 5], [2, 33, 4, 64]] {
+            let x = numbers.next([batch, seq, heads, dim]);
+            let [cos, sin] = [(); 2].map(|()| numbers.next([1, seq, dim]));
+            let half = dim / 2;
+            let turn = |row: usize, column: usize| match (row, column) {
+                (i, j) if i == j + half && j < half => -1.0,
+                (i, j) if j == i + half && i < half => 1.0,
+                _ => 0.0,
+            };
+            let turn: Vec<f32> = (0..dim * dim).map(|at| turn(at / dim, at % dim)).collect();
+            let data = TensorData::new(turn, [dim, dim]).convert_dtype(numbers.dtype);
+            let exact = data.clone().convert_dtype(DType::F64);
+            let turn = Both::<2> {
+                gpu: Tensor::from_data(data, (&Default::default(), numbers.dtype)),
+                cpu: Tensor::from_data(exact, &Default::default()),
+            };
+            let expected = F64::rotary(x.cpu(), cos.cpu(), sin.cpu(), turn.cpu());
+            let first = x.gpu.clone().swap_dims(1, 2) + 0.0;
+            let odd = x.gpu.clone().swap_dims(0, 3) + 0.0;
+            for x in [x.gpu.clone(), first.swap_dims(1, 2), odd.swap_dims(0, 3)] {
+                let found = Gpu::rotary(lower(x.clone()), cos.gpu(), sin.gpu(), turn.gpu());
+                errors.push(error::<4>(found.clone(), expected.clone()));
+                let again = Gpu::contiguous(Gpu::contiguous(found.clone()));
+                for moved in [Gpu::contiguous(found.clone()), again] {
+                    let [a, b] = [found.clone(), moved].map(|x| lift::<Gpu, 4>(x).into_data());
+                    assert_eq!(a, b);
+                }
+                let sum = error::<4>(
+                    lower(lift::<Gpu, 4>(Gpu::contiguous(lower(x.clone()))) + x.clone()),
+                    lower(lift::<F64, 4>(x_of(&x)) * 2.0),
+                );
+                errors.push(sum);
+            }
+        }
+        errors
+    });
+}
+
+fn x_of(x: &Tensor<Gpu, 4>) -> FloatTensor<F64> {
+    let data = x.to_data().convert_dtype(DType::F64);
+    lower(Tensor::<F64, 4>::from_data(data, &Default::default()))
+}
+
+#[test]
+fn adamw() {
+    let step = AdamWStep {
+        beta1: 0.9,
+        beta2: 0.95,
+        epsilon: 1e-3,
+        time: 3,
+        lr: 0.1,
+        weight_decay: 0.2,
+    };
+    each_type("AdamW", |numbers| {
+        let mut errors = Vec::new();
+        for shape in SHAPES {
+            let [x, m, g] = [(); 3].map(|()| numbers.next(shape));
+            let v = Both {
+                gpu: x.gpu.clone().square(),
+                cpu: x.cpu.clone().square(),
+            };
+            let gpu = Gpu::adamw(&step, [x.gpu(), m.gpu(), v.gpu()], g.gpu());
+            let cpu = F64::adamw(&step, [x.cpu(), m.cpu(), v.cpu()], g.cpu());
+            errors.extend(gpu.into_iter().zip(cpu).map(|(x, y)| error::<3>(x, y)));
+        }
+        errors
+    });
+}
