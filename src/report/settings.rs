@@ -57,11 +57,12 @@ const INCIDENTAL: [&str; 9] = [
 ];
 
 /// Settings without effect on the results, except for rounding.
-const WITHOUT_EFFECT: [&str; 4] = [
+const WITHOUT_EFFECT: [&str; 5] = [
     "train.seed",
     "train.log_every",
     "train.meta_gradient",
     "train.micro_batch",
+    "train.keep_checkpoints",
 ];
 
 /// The sections of the methods.

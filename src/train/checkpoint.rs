@@ -118,10 +118,12 @@ impl RunFolder {
         weights::encode(&kept, metadata)
     }
 
-    /// Replaces the latest weights, their average, the optimizer's record and the state.
+    /// Replaces the latest weights, their average, the optimizer's record and the state; and if that is right behind an
+    /// evaluation, keeps the last `count` checkpoints of evaluations, so that a run which was interrupted keeps the same as another.
     pub(super) fn save_last<B, M>(
         &self,
         last: Last<&M, &M::InnerModule, RecordOf<B, M>>,
+        count: usize,
     ) -> Result<(), Error>
     where
         B: AutodiffBackend,
@@ -129,6 +131,7 @@ impl RunFolder {
         M::InnerModule: ModuleDisplay,
     {
         let step = last.state.step;
+        let keeps = count > 0 && step > 0 && step == last.state.evaluated;
         let optimizer = encode_moments(last.optimizer)?;
         let average = last.average;
         let average = average.map(|average| self.encode(average, HashMap::new()));
@@ -147,45 +150,66 @@ impl RunFolder {
             .map_err(|e| Error::Failed(format!("the run's state cannot be saved: {e}")))?;
         let metadata = HashMap::from([(STATE.to_string(), saved)]);
         let bytes = self.encode(last.module, metadata)?;
+        // Before the checkpoint itself: a training that is killed between the two comes to this step again.
+        if keeps {
+            self.keep(step, count, &bytes)?;
+        }
         write_atomically(self.path().join(LAST), &bytes)?;
         self.remove_except(step);
         Ok(())
     }
 
-    /// Keeps the checkpoint that was saved last, of this step, as a run's folder of its own, `checkpoints/STEP`: of those up to
-    /// this step the last `count`.
-    pub(super) fn keep_last(&self, step: usize, count: usize) -> Result<(), Error> {
-        if count == 0 || step == 0 {
-            return Ok(());
-        }
+    /// Keeps a checkpoint, of which `last` are the latest weights, as a run's folder of its own, `checkpoints/STEP`: of those up
+    /// to this step the last `count`. What is kept already stays as it is.
+    fn keep(&self, step: usize, count: usize, last: &[u8]) -> Result<(), Error> {
         let kept = self.path().join(KEPT);
-        let (folder, unfinished) = (kept.join(step.to_string()), kept.join(format!(".{step}")));
-        std::fs::remove_dir_all(&unfinished).ok();
-        std::fs::create_dir_all(&unfinished)
+        std::fs::create_dir_all(&kept).map_err(Error::io(&kept, "cannot make the folder"))?;
+        let entries = std::fs::read_dir(&kept).map_err(Error::io(&kept, "cannot read"))?;
+        let mut steps = Vec::new();
+        for name in entries.flatten().map(|entry| entry.file_name()) {
+            let name = name.to_string_lossy();
+            match name.parse::<usize>() {
+                Ok(found) if found <= step => steps.push(found),
+                // Of a training that was killed here.
+                Err(_) if name.starts_with('.') => drop_folder(&kept.join(&*name)),
+                _ => {}
+            }
+        }
+        if !steps.contains(&step) {
+            self.copy_to(&kept, step, last)?;
+            steps.push(step);
+        }
+        steps.sort_unstable();
+        for old in steps.iter().rev().skip(count) {
+            let folder = kept.join(old.to_string());
+            let aside = kept.join(format!(".{old}"));
+            // Moved away first: a folder is there whole or not at all.
+            if is_as_kept(&folder) && std::fs::rename(&folder, &aside).is_ok() {
+                drop_folder(&aside);
+            }
+        }
+        Ok(())
+    }
+
+    /// Copies what makes the run, with `last` as its latest weights, to the folder of a step in `kept`.
+    fn copy_to(&self, kept: &Path, step: usize, last: &[u8]) -> Result<(), Error> {
+        let unfinished = kept.join(format!(".{step}"));
+        std::fs::create_dir(&unfinished)
             .map_err(Error::io(&unfinished, "cannot make the folder"))?;
         let files = RUN_FILES.iter().map(|name| self.path().join(name));
         let files = files.chain([self.optimizer_file(step), self.average_file(step)]);
-        for file in files.filter(|file| file.is_file()) {
+        for file in files.filter(|file| file.is_file() && !file.ends_with(LAST)) {
             let copy = unfinished.join(file.file_name().unwrap_or_default());
+            let file = file.canonicalize().unwrap_or(file);
             // All but the log are replaced, never changed: two folders can share them.
-            let shared = !file.ends_with(METRICS) && std::fs::hard_link(&file, &copy).is_ok();
+            let shared = !copy.ends_with(METRICS) && std::fs::hard_link(&file, &copy).is_ok();
             if !shared {
                 std::fs::copy(&file, &copy).map_err(Error::io(&copy, "cannot write"))?;
             }
         }
-        std::fs::remove_dir_all(&folder).ok();
-        std::fs::rename(&unfinished, &folder).map_err(Error::io(&folder, "cannot write"))?;
-        let entries = std::fs::read_dir(&kept).map_err(Error::io(&kept, "cannot read"))?;
-        let steps = entries
-            .flatten()
-            .filter_map(|entry| entry.file_name().to_str()?.parse::<usize>().ok());
-        let mut steps: Vec<_> = steps.filter(|found| *found <= step).collect();
-        steps.sort_unstable();
-        for old in steps.iter().rev().skip(count) {
-            // If this fails, the next checkpoint tries again.
-            std::fs::remove_dir_all(kept.join(old.to_string())).ok();
-        }
-        Ok(())
+        write_atomically(unfinished.join(LAST), last)?;
+        let folder = kept.join(step.to_string());
+        std::fs::rename(&unfinished, &folder).map_err(Error::io(&folder, "cannot write"))
     }
 
     /// Loads the latest weights, their average, the optimizer's record and the state.
@@ -276,6 +300,21 @@ impl RunFolder {
             }
         }
     }
+}
+
+/// Whether a kept checkpoint has the files that it was kept with alone: neither was it trained on nor evaluated.
+fn is_as_kept(folder: &Path) -> bool {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    let mut names = entries.map(|entry| entry.file_name().to_string_lossy().into_owned());
+    let beside = ["optimizer-", "average-"];
+    names.all(|name| {
+        RUN_FILES.contains(&name.as_str()) || beside.iter().any(|kind| name.starts_with(kind))
+    })
+}
+
+/// If this fails, the next checkpoint tries again.
+fn drop_folder(folder: &Path) {
+    std::fs::remove_dir_all(folder).ok();
 }
 
 /// The moments of all parameters, in the format that [`OptimizerFormat`] reads, in the order of the parameters' ids: equal

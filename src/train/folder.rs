@@ -11,7 +11,7 @@
 //! | `last.safetensors` | the latest weights and the run's state |
 //! | `optimizer-STEP.bin` | the optimizer's moments at that state |
 //! | `average-STEP.safetensors` | the average of the weights at that state, if there is one |
-//! | `checkpoints/STEP` | an earlier checkpoint, as the run's folder was then (`train.keep_checkpoints`) |
+//! | `checkpoints/STEP` | an earlier checkpoint, as the run's folder was then (`train.keep_checkpoints`): itself a run, which stays once it was trained on or evaluated |
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::path::{Path, PathBuf};
@@ -39,8 +39,9 @@ pub(super) const LAST: &str = "last.safetensors";
 pub(super) const METRICS: &str = "metrics.jsonl";
 /// The folder of earlier checkpoints.
 pub(super) const KEPT: &str = "checkpoints";
-/// What makes a folder a run, beside the files of a checkpoint that have its step in their names.
-pub(super) const RUN_FILES: [&str; 7] = [CONFIG, OWN, TOKENIZER, DATA, BEST, LAST, METRICS];
+/// What makes a folder a run, beside the files of a checkpoint that have its step in their names; those that make it one to
+/// open come last.
+pub(super) const RUN_FILES: [&str; 7] = [TOKENIZER, DATA, BEST, LAST, METRICS, OWN, CONFIG];
 /// What the names of the language model's parameters begin with.
 const MODEL: &str = "model.";
 /// The hashes of the samples that the run began with.

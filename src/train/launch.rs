@@ -160,12 +160,13 @@ where
     }
 
     fn save(&self, folder: &RunFolder) -> Result<(), Error> {
-        folder.save_last(Last {
+        let last = Last {
             module: &self.method,
             average: self.average.as_ref(),
             optimizer: Optimizer::to_record(&self.optimizer),
             state: self.state.clone(),
-        })
+        };
+        folder.save_last(last, 0)
     }
 }
 

@@ -53,7 +53,7 @@ pub struct TrainConfig {
     pub clip_norm: Option<f64>,
     /// Outer-gradient strategy of GradMem. `auto` chooses when a run begins, and the run keeps that choice.
     pub meta_gradient: MetaGradient,
-    /// What products are computed in, in the whole process: `f32`; `tf32` on CUDA; `bf16`, with weights, memories, sums, norms, losses and
+    /// What products are computed in, in the whole process, which a training sets and leaves so: `f32`; `tf32` on CUDA; `bf16`, with weights, memories, sums, norms, losses and
     /// the optimizer in f32.
     pub precision: Precision,
     /// Largest number of contexts computed at once. Less memory, and the same gradient up to rounding.
@@ -123,7 +123,7 @@ impl TrainConfig {
         &self,
         computes_in: impl FnOnce(Precision) -> bool,
     ) -> Result<(), Error> {
-        let problem = "this backend does not multiply in it on this device: use f32";
+        let problem = "this backend does not multiply in it on this device: use one that does, or f32 for a run that begins";
         let fits = computes_in(self.precision);
         require(fits, "precision", self.precision.as_str(), problem)?;
         set_precision(self.precision);

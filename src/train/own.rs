@@ -212,7 +212,7 @@ fn check(train: &TrainConfig, measures: &[Measure]) -> Result<(), Error> {
     require(stops, "train.stop_metric", train.stop_metric.key(), problem)
 }
 
-/// Sets the process's precision. That a device has TF32 is not known of every backend; without it that is f32.
+/// Sets the process's precision. Whether a device has TF32 is not known of every backend: CUDA's alone are trusted with it.
 fn set_precision<B: AutodiffBackend, M: Method<B>>(
     train: &TrainConfig,
     method: &M,
@@ -220,6 +220,7 @@ fn set_precision<B: AutodiffBackend, M: Method<B>>(
     let device = method.devices().into_iter().next().unwrap_or_default();
     let set = train.set_precision(|precision| match precision {
         Precision::Bf16 => B::supports_dtype(&device, DType::BF16),
+        Precision::Tf32 => B::name(&device).contains("cuda"),
         _ => true,
     });
     set.map_err(|e| e.in_section("train"))

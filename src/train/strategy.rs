@@ -160,8 +160,6 @@ where
         let folder = self.strategy.folder.as_ref();
         let log = folder.map(|folder| folder.metrics(self.state.step));
         let mut log = all_or_none(world, log.transpose())?;
-        // A training that was killed may not have come to it.
-        self.keep_last()?;
         loop {
             if let Some(message) = agreed_stop(world, self.state.step, stop())? {
                 self.save_last()?;
@@ -177,7 +175,6 @@ where
                     self.evaluate(&mut log)?;
                 }
                 self.save_last()?;
-                self.keep_last()?;
             }
             if self.reached() {
                 return Ok(Ending::Reached);
@@ -394,23 +391,15 @@ where
         line.into()
     }
 
-    /// Keeps the checkpoint, if it is that of an evaluation: a run that was interrupted keeps the same ones as another.
-    fn keep_last(&self) -> Result<(), Error> {
-        let (step, count) = (self.state.step, self.strategy.config.keep_checkpoints);
-        match step == self.state.evaluated {
-            true => self.save(|folder| folder.keep_last(step, count)),
-            false => Ok(()),
-        }
-    }
-
     fn save_last(&self) -> Result<(), Error> {
         self.save(|folder| {
-            folder.save_last(Last {
+            let last = Last {
                 module: &self.learner.model().method,
                 average: self.average.as_ref(),
                 optimizer: Optimizer::to_record(&self.strategy.optimizer),
                 state: self.state.clone(),
-            })
+            };
+            folder.save_last(last, self.strategy.config.keep_checkpoints)
         })
     }
 

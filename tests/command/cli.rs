@@ -58,6 +58,10 @@ fn settings_that_cannot_work_are_refused_before_anything_is_written() {
             &["train.precision", "half", "bf16"],
         ),
         (
+            &["bench", "attention", "--precision", "bf16"],
+            &["--precision", "--dtype"],
+        ),
+        (
             &["parity", "golden", "--precision", "tf32"],
             &["--precision tf32", "`flex`", "leave the option out"],
         ),

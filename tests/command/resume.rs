@@ -127,6 +127,12 @@ fn a_run_repeated_killed_or_interrupted_ends_the_same() {
     assert!(read(&kept, "last.safetensors") == read(&whole, "last.safetensors"));
     assert_eq!(read(&kept, "metrics.jsonl"), read(&whole, "metrics.jsonl"));
 
+    // What is kept is not touched again: what was done with it stays.
+    let used = path("again").join("checkpoints/240/eval.json");
+    std::fs::write(&used, "{}").unwrap();
+    run(&path("again"), STEPS);
+    assert!(used.is_file());
+
     // Killed three times, wherever it happens to be.
     let killed = path("killed");
     for step in [20, 80, 160] {

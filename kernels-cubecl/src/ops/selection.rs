@@ -67,7 +67,7 @@ impl Precision {
 static PRECISION: AtomicU8 = AtomicU8::new(Precision::F32 as u8);
 
 /// Chooses for the whole process. It decides [`product`](crate::product), [`causal_attention`](crate::causal_attention) and what
-/// is made of them; Burn's own `matmul` and modules are as before. The default is [`Precision::F32`]. Whether a device has it:
+/// is made of them, and a training by `gradmem` sets it to its own and leaves it so; Burn's own `matmul` and modules are as before. The default is [`Precision::F32`]. Whether a device has it:
 /// [`LayerBackend::computes_in`](crate::LayerBackend::computes_in).
 pub fn set_precision(precision: Precision) {
     PRECISION.store(precision as u8, Ordering::Relaxed);

@@ -21,7 +21,7 @@ pub struct Backend {
     /// its square.
     #[arg(long, value_name = "HOW")]
     pub attention: Option<Attention>,
-    /// What matrices are multiplied in [default: f32, exact]: tf32 rounds the factors to ten bits (CUDA), bf16 to seven,
+    /// What matrices are multiplied in [default: f32, exact; of a training what its settings say]: tf32 rounds the factors to ten bits (CUDA), bf16 to seven,
     /// and attention is in bf16 too; sums are in f32.
     #[arg(long, value_name = "HOW")]
     pub precision: Option<Precision>,

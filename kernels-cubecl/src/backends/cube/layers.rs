@@ -177,11 +177,12 @@ where
         }
         let (x, heads_first) = in_an_order(x);
         let out = in_the_other(&x, heads_first);
+        let (cubes, units) = spread(&x);
         unsafe {
             pointwise::reorder::launch_unchecked(
                 &x.client,
-                cubes(&x),
-                CubeDim::new_1d(UNITS as u32),
+                cubes,
+                units,
                 x.clone().into_array_arg(),
                 out.clone().into_array_arg(),
                 sizes(&x),
@@ -306,11 +307,12 @@ where
         }
         let [gate, up] = [gate, up].map(into_contiguous);
         let out = empty_like(&gate);
+        let (cubes, units) = spread(&gate);
         unsafe {
             pointwise::swiglu::launch_unchecked(
                 &gate.client,
-                cubes(&gate),
-                CubeDim::new_1d(UNITS as u32),
+                cubes,
+                units,
                 gate.clone().into_array_arg(),
                 up.into_array_arg(),
                 out.clone().into_array_arg(),
@@ -332,11 +334,12 @@ where
         let [gate, up, grad] = [gate, up, grad].map(into_contiguous);
         let outputs = [empty_like(&gate), empty_like(&gate)];
         let [to_gate, to_up] = outputs.clone();
+        let (cubes, units) = spread(&gate);
         unsafe {
             pointwise::swiglu_backward::launch_unchecked(
                 &gate.client,
-                cubes(&gate),
-                CubeDim::new_1d(UNITS as u32),
+                cubes,
+                units,
                 gate.clone().into_array_arg(),
                 up.into_array_arg(),
                 grad.into_array_arg(),
@@ -363,11 +366,12 @@ where
         let [a, b] = [a, b].map(|y| y.map_or_else(|| gate.clone(), into_contiguous));
         let outputs = [empty_like(&gate), empty_like(&gate), empty_like(&gate)];
         let [to_grad, to_gate, to_up] = outputs.clone();
+        let (cubes, units) = spread(&gate);
         unsafe {
             pointwise::swiglu_double_backward::launch_unchecked(
                 &gate.client,
-                cubes(&gate),
-                CubeDim::new_1d(UNITS as u32),
+                cubes,
+                units,
                 gate.clone().into_array_arg(),
                 up.into_array_arg(),
                 grad.into_array_arg(),
@@ -396,11 +400,12 @@ where
         let [cos, sin, turn] = [cos, sin, turn].map(into_contiguous);
         let (x, heads_first) = in_an_order(x);
         let out = in_the_other(&x, heads_first);
+        let (cubes, units) = spread(&x);
         unsafe {
             pointwise::rotary::launch_unchecked(
                 &x.client,
-                cubes(&x),
-                CubeDim::new_1d(UNITS as u32),
+                cubes,
+                units,
                 x.clone().into_array_arg(),
                 cos.into_array_arg(),
                 sin.into_array_arg(),
@@ -428,11 +433,12 @@ where
         let [first, second] = step.corrections();
         let (beta1, beta2, epsilon) = (step.beta1, step.beta2, step.epsilon);
         let (kept, lr) = (step.kept() as f32, step.lr as f32);
+        let (cubes, units) = spread(&x);
         unsafe {
             pointwise::adamw::launch_unchecked(
                 &x.client,
-                cubes(&x),
-                CubeDim::new_1d(UNITS as u32),
+                cubes,
+                units,
                 x.clone().into_array_arg(),
                 m.into_array_arg(),
                 v.into_array_arg(),
@@ -449,13 +455,18 @@ where
     }
 }
 
-/// Units of a cube of a kernel that is no kernel of rows.
+/// Units of a cube of a kernel that is no kernel of rows, at most.
 const UNITS: usize = 256;
+/// Buffers that the largest kernel binds: eight tensors, and one for shapes and scalars.
+const BINDINGS: u32 = 9;
 
 /// Whether the kernels can compute with these tensors: floats of at most 32 bits, all of one type, none empty or with more values than
-/// an index of 32 bits counts.
+/// an index of 32 bits counts, on a device that binds as many as a kernel takes.
 fn is_for_kernels<R: CubeRuntime, const N: usize>(tensors: [&CubeTensor<R>; N]) -> bool {
     let dtype = tensors[0].dtype;
+    if tensors[0].client.properties().hardware.max_bindings < BINDINGS {
+        return false;
+    }
     let fits = |x: &&CubeTensor<R>| {
         let count = x.meta.num_elements();
         x.dtype == dtype && count > 0 && u32::try_from(count).is_ok()
@@ -500,12 +511,14 @@ where
     }
 }
 
-/// A unit for each value.
-fn cubes<R: CubeRuntime>(x: &CubeTensor<R>) -> CubeCount {
-    let cubes = x.meta.num_elements().div_ceil(UNITS);
-    let most = x.client.properties().hardware.max_cube_count.0 as usize;
-    let wide = cubes.min(most).min(1 << 15);
-    CubeCount::Static(wide as u32, cubes.div_ceil(wide) as u32, 1)
+/// A unit for each value: cubes, and units of each.
+fn spread<R: CubeRuntime>(x: &CubeTensor<R>) -> (CubeCount, CubeDim) {
+    let hardware = &x.client.properties().hardware;
+    let units = UNITS.min(hardware.max_units_per_cube as usize);
+    let cubes = x.meta.num_elements().div_ceil(units);
+    let wide = cubes.min(hardware.max_cube_count.0 as usize).min(1 << 15);
+    let cubes = CubeCount::Static(wide as u32, cubes.div_ceil(wide) as u32, 1);
+    (cubes, CubeDim::new_1d(units as u32))
 }
 
 /// `x` `[batch, seq, heads, head_dim]` with its values in one of two orders, and whether the other one has a sample's heads one

@@ -1,4 +1,5 @@
-//! Kernels in which each unit computes a value, or those of one place: SwiGLU, rotary positions, the order of heads in memory.
+//! Kernels in which each unit computes a value, or those of one place: SwiGLU, rotary positions, the order of heads in memory,
+//! AdamW.
 //! The formulas are in [`reference::layers`](crate::reference::layers).
 
 use cubecl::prelude::*;

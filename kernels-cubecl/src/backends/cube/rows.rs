@@ -35,9 +35,10 @@ impl RowLaunch {
         adds: bool,
     ) -> Self {
         let hardware = &client.properties().hardware;
-        let most = UNITS.min(hardware.max_units_per_cube as usize);
+        // A power of two, as the sums over all units need.
+        let most = UNITS.min(1 << hardware.max_units_per_cube.max(1).ilog2());
         // Each unit has about four values of a row.
-        let units = width.div_ceil(4).next_power_of_two().clamp(32, most);
+        let units = width.div_ceil(4).next_power_of_two().max(32).min(most);
         let each = if adds { count.div_ceil(BLOCKS) } else { 1 };
         let cubes = count.div_ceil(each);
         // One axis of the grid may not have room for all of them.
@@ -74,24 +75,22 @@ pub fn block() -> usize {
 /// The sum of all units' values.
 #[cube]
 pub fn sum_across(value: f32, shared: &mut SharedMemory<f32>, #[comptime] units: usize) -> f32 {
-    let unit = UNIT_POS as usize;
-    sync_cube();
-    shared[unit] = value;
-    sync_cube();
-    let mut reach = comptime!(units / 2).runtime();
-    while reach > 0 {
-        if unit < reach {
-            shared[unit] = shared[unit] + shared[unit + reach];
-        }
-        sync_cube();
-        reach /= 2;
-    }
-    shared[0]
+    across(value, shared, false, units)
 }
 
 /// The largest of all units' values.
 #[cube]
 pub fn max_across(value: f32, shared: &mut SharedMemory<f32>, #[comptime] units: usize) -> f32 {
+    across(value, shared, true, units)
+}
+
+#[cube]
+fn across(
+    value: f32,
+    shared: &mut SharedMemory<f32>,
+    #[comptime] largest: bool,
+    #[comptime] units: usize,
+) -> f32 {
     let unit = UNIT_POS as usize;
     sync_cube();
     shared[unit] = value;
@@ -99,7 +98,12 @@ pub fn max_across(value: f32, shared: &mut SharedMemory<f32>, #[comptime] units:
     let mut reach = comptime!(units / 2).runtime();
     while reach > 0 {
         if unit < reach {
-            shared[unit] = max(shared[unit], shared[unit + reach]);
+            let (own, other) = (shared[unit], shared[unit + reach]);
+            if comptime!(largest) {
+                shared[unit] = max(own, other);
+            } else {
+                shared[unit] = own + other;
+            }
         }
         sync_cube();
         reach /= 2;

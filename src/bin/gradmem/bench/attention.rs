@@ -78,6 +78,10 @@ pub fn run(args: AttentionArgs) -> Result<ExitCode, Error> {
     let (backend, json, seq) = (args.backend.clone(), args.json, args.seq);
     let matmul = args.matmul;
     check_shape(&[args.batch, args.heads, seq, args.dim])?;
+    if args.backend.precision.is_some() {
+        let problem = "--precision: attention is measured in the type of its tensors; use --dtype";
+        return Err(Error::Input(problem.into()));
+    }
     let pairs = (seq * (seq + 1) / 2 * args.batch * args.heads) as f64;
     let flops = 12.0 * 2.0 * pairs * args.dim as f64;
     let [forward, backward, double_backward] = dispatch(&backend, args.clone())?;
