@@ -10,7 +10,7 @@ use tempfile::TempDir;
 
 use crate::program::{self, SMALL, gradmem, refuses, succeeds};
 
-const STEPS: usize = 240;
+const STEPS: usize = 160;
 
 fn command(run: &Path, steps: usize) -> Vec<String> {
     let overrides = "data.pairs=2 data.queries_per_context=2 data.valid_samples=20 \
@@ -95,17 +95,17 @@ fn assert_same_run(what: &str, a: &Path, b: &Path) {
     };
     assert_eq!(
         [kept(a), kept(b)],
-        [["220", "240"], ["220", "240"]],
+        [["140", "160"], ["140", "160"]],
         "{what}"
     );
     for file in [
         "metrics.jsonl",
         "best.safetensors",
         "last.safetensors",
-        "optimizer-220.bin",
-        "average-220.safetensors",
+        "optimizer-140.bin",
+        "average-140.safetensors",
     ] {
-        let earlier = |run: &Path| read(&run.join("checkpoints/220"), file);
+        let earlier = |run: &Path| read(&run.join("checkpoints/140"), file);
         assert!(earlier(a) == earlier(b), "{what}: {file}");
     }
 }
@@ -122,20 +122,20 @@ fn a_run_repeated_killed_or_interrupted_ends_the_same() {
 
     // A kept checkpoint is a run of its own, which goes on to the same end.
     let kept = path("kept");
-    std::fs::rename(path("again").join("checkpoints/220"), &kept).unwrap();
+    std::fs::rename(path("again").join("checkpoints/140"), &kept).unwrap();
     run(&kept, STEPS);
     assert!(read(&kept, "last.safetensors") == read(&whole, "last.safetensors"));
     assert_eq!(read(&kept, "metrics.jsonl"), read(&whole, "metrics.jsonl"));
 
     // What is kept is not touched again: what was done with it stays.
-    let used = path("again").join("checkpoints/240/eval.json");
+    let used = path("again").join("checkpoints/160/eval.json");
     std::fs::write(&used, "{}").unwrap();
     run(&path("again"), STEPS);
     assert!(used.is_file());
 
     // Killed three times, wherever it happens to be.
     let killed = path("killed");
-    for step in [20, 80, 160] {
+    for step in [20, 60, 120] {
         let mut child = start(&killed, STEPS);
         wait_for(&killed, step);
         std::thread::sleep(Duration::from_millis(step as u64 / 10));
