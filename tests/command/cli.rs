@@ -51,7 +51,7 @@ fn settings_that_cannot_work_are_refused_before_anything_is_written() {
         ),
         (
             &["train", "kv-quick", "--precision", "tf32"],
-            &["train.precision", "tf32", "use f32"],
+            &["train.precision", "tf32", "or f32"],
         ),
         (
             &["train", "kv-quick", "train.precision=half"],
