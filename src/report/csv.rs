@@ -15,7 +15,7 @@ pub fn csv<'a>(runs: impl Iterator<Item = &'a Run> + Clone) -> Result<Vec<u8>, E
     let keys = runs
         .clone()
         .flat_map(|run| &run.log)
-        .flat_map(|line| line.keys());
+        .flat_map(|line| line.values.keys());
     let keys: BTreeSet<&str> = keys.map(String::as_str).collect();
     let rest: Vec<&str> = keys
         .into_iter()
@@ -28,9 +28,15 @@ pub fn csv<'a>(runs: impl Iterator<Item = &'a Run> + Clone) -> Result<Vec<u8>, E
         .map_err(failed)?;
     for run in runs {
         for line in &run.log {
-            let cell = |key: &&str| match (*key, line.get(*key)) {
+            let cell = |key: &&str| match (*key, line.values.get(*key)) {
                 ("run", _) => run.name.clone(),
                 ("seed", _) => run.config.train.seed.to_string(),
+                ("split", _) => line.split.clone(),
+                ("step", _) => line.step.to_string(),
+                ("stage", _) => line
+                    .stage
+                    .map(|stage| stage.to_string())
+                    .unwrap_or_default(),
                 (_, None | Some(Json::Null)) => String::new(),
                 (_, Some(Json::String(text))) => text.clone(),
                 (_, Some(value)) => value.to_string(),

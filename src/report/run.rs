@@ -40,7 +40,7 @@ pub struct Run {
     /// The last step in the log.
     pub step: usize,
     /// The lines of the log.
-    pub(super) log: Vec<Values>,
+    pub(super) log: Vec<Line>,
     /// The results of `gradmem eval`, if there are any.
     pub eval: Option<Evaluation>,
 }
@@ -88,7 +88,7 @@ impl Run {
             config,
             valid,
             step,
-            log: lines.into_iter().map(|(_, line)| line).collect(),
+            log: lines,
             eval,
         })
     }
@@ -186,26 +186,24 @@ pub fn find_folders(folders: &[impl AsRef<Path>]) -> Result<Vec<PathBuf>, Error>
 }
 
 /// A line of the log.
-#[derive(Debug, Deserialize)]
-struct Line {
-    step: usize,
-    split: String,
+#[derive(Clone, Debug, Deserialize)]
+pub(super) struct Line {
+    pub step: usize,
+    pub split: String,
     #[serde(default)]
-    stage: Option<usize>,
+    pub stage: Option<usize>,
     #[serde(flatten)]
-    values: Values,
+    pub values: Values,
 }
 
-/// The lines of a log, also as they stand there; or an error that names the malformed line.
-fn parse_log(bytes: &[u8]) -> Result<Vec<(Line, Values)>, String> {
+/// The lines of a log; or an error that names the malformed line.
+fn parse_log(bytes: &[u8]) -> Result<Vec<Line>, String> {
     let mut parsed = Vec::new();
     let lines: Vec<&[u8]> = bytes.split(|byte| *byte == b'\n').collect();
     for (at, line) in lines.iter().enumerate() {
         let unfinished = at + 1 == lines.len();
-        let both =
-            serde_json::from_slice(line).and_then(|it| Ok((it, serde_json::from_slice(line)?)));
-        match both {
-            Ok(both) => parsed.push(both),
+        match serde_json::from_slice(line) {
+            Ok(line) => parsed.push(line),
             Err(_) if unfinished => break,
             Err(e) => {
                 let number = at + 1;
@@ -217,10 +215,10 @@ fn parse_log(bytes: &[u8]) -> Result<Vec<(Line, Values)>, String> {
 }
 
 /// The evaluations in a log and its last step.
-fn evaluations(lines: &[(Line, Values)]) -> (Vec<Point>, usize) {
-    let step = lines.iter().map(|(line, _)| line.step).max().unwrap_or(0);
-    let lines = lines.iter().map(|(line, _)| line);
+fn evaluations(lines: &[Line]) -> (Vec<Point>, usize) {
+    let step = lines.iter().map(|line| line.step).max().unwrap_or(0);
     let points = lines
+        .iter()
         .filter(|line| line.split == "valid")
         .map(|line| Point {
             step: line.step,
@@ -255,7 +253,7 @@ pub(super) mod tests {
             config: RunConfig::resolve("kv-quick", &overrides).unwrap(),
             valid,
             step,
-            log: lines.into_iter().map(|(_, line)| line).collect(),
+            log: lines,
             eval: None,
         }
     }

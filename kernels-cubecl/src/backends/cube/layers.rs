@@ -12,7 +12,7 @@ use cubecl::prelude::*;
 use cubecl::zspace::metadata::Metadata;
 
 use super::pointwise::{self, HeadsLaunch, MovingLaunch};
-use super::rows::RowLaunch;
+use super::rows::{RowLaunch, UNITS, grid};
 use super::{losses, norm, product};
 use crate::reference::adamw::adamw;
 use crate::reference::primitives;
@@ -455,8 +455,6 @@ where
     }
 }
 
-/// Units of a cube of a kernel that is no kernel of rows, at most.
-const UNITS: usize = 256;
 /// Buffers that the largest kernel binds: eight tensors, and one for shapes and scalars.
 const BINDINGS: u32 = 9;
 
@@ -504,29 +502,23 @@ where
         1 => sums,
         _ => B::float_sum_dim(sums, 0),
     };
-    let sum = B::float_reshape(sum, weight.meta.shape().clone());
-    match weight.dtype {
-        DType::F32 => sum,
-        dtype => cast(sum, dtype),
-    }
+    cast(
+        B::float_reshape(sum, weight.meta.shape().clone()),
+        weight.dtype,
+    )
 }
 
 /// A unit for each value: cubes, and units of each.
 fn spread<R: CubeRuntime>(x: &CubeTensor<R>) -> (CubeCount, CubeDim) {
-    let hardware = &x.client.properties().hardware;
-    let units = UNITS.min(hardware.max_units_per_cube as usize);
+    let units = UNITS.min(x.client.properties().hardware.max_units_per_cube as usize);
     let cubes = x.meta.num_elements().div_ceil(units);
-    let wide = cubes.min(hardware.max_cube_count.0 as usize).min(1 << 15);
-    let cubes = CubeCount::Static(wide as u32, cubes.div_ceil(wide) as u32, 1);
-    (cubes, CubeDim::new_1d(units as u32))
+    (grid(&x.client, cubes), CubeDim::new_1d(units as u32))
 }
 
 /// `x` `[batch, seq, heads, head_dim]` with its values in one of two orders, and whether the other one has a sample's heads one
 /// after another instead of a position's.
 fn in_an_order<R: CubeRuntime>(x: CubeTensor<R>) -> (CubeTensor<R>, bool) {
-    let [_, seq, heads, dim] = x.meta.shape().dims();
-    let heads_first = [heads * seq * dim, dim, seq * dim, 1];
-    match x.meta.strides()[..] == heads_first && !x.is_contiguous() {
+    match x.meta.strides()[..] == heads_first_strides(&x) && !x.is_contiguous() {
         true => (x, false),
         false => (into_contiguous(x), true),
     }
@@ -535,12 +527,16 @@ fn in_an_order<R: CubeRuntime>(x: CubeTensor<R>) -> (CubeTensor<R>, bool) {
 /// A tensor of the shape of `x` in the order that [`in_an_order`] named.
 fn in_the_other<R: CubeRuntime>(x: &CubeTensor<R>, heads_first: bool) -> CubeTensor<R> {
     let mut out = empty_like(x);
-    let [batch, seq, heads, dim] = x.meta.shape().dims();
     if heads_first {
-        let strides = [heads * seq * dim, dim, seq * dim, 1];
-        *out.meta = Metadata::new([batch, seq, heads, dim], strides);
+        *out.meta = Metadata::new(x.meta.shape().clone(), heads_first_strides(x));
     }
     out
+}
+
+/// The strides of `[batch, seq, heads, head_dim]` where a sample's heads are one after another.
+fn heads_first_strides<R: CubeRuntime>(x: &CubeTensor<R>) -> [usize; 4] {
+    let [_, seq, heads, dim] = x.meta.shape().dims();
+    [heads * seq * dim, dim, seq * dim, 1]
 }
 
 fn sizes<R: CubeRuntime>(x: &CubeTensor<R>) -> HeadsLaunch<R> {

@@ -4,7 +4,7 @@ use burn_cubecl::CubeRuntime;
 use cubecl::prelude::*;
 
 /// Units of a cube, at most.
-const UNITS: usize = 256;
+pub const UNITS: usize = 256;
 /// Cubes that add up over all rows: each leaves a row of sums.
 const BLOCKS: usize = 256;
 
@@ -40,11 +40,8 @@ impl RowLaunch {
         // Each unit has about four values of a row.
         let units = width.div_ceil(4).next_power_of_two().max(32).min(most);
         let each = if adds { count.div_ceil(BLOCKS) } else { 1 };
-        let cubes = count.div_ceil(each);
-        // One axis of the grid may not have room for all of them.
-        let wide = cubes.min(hardware.max_cube_count.0 as usize).min(1 << 15);
         Self {
-            cubes: CubeCount::Static(wide as u32, cubes.div_ceil(wide) as u32, 1),
+            cubes: grid(client, count.div_ceil(each)),
             units,
             count,
             width,
@@ -64,6 +61,13 @@ impl RowLaunch {
     pub fn rows<R: CubeRuntime>(&self) -> RowsLaunch<R> {
         RowsLaunch::new(self.count, self.width, self.each)
     }
+}
+
+/// So many cubes and, where they do not fill the grid, a few more: one axis may not have room for all of them.
+pub fn grid<R: CubeRuntime>(client: &ComputeClient<R>, cubes: usize) -> CubeCount {
+    let most = client.properties().hardware.max_cube_count.0 as usize;
+    let wide = cubes.min(most).min(1 << 15);
+    CubeCount::Static(wide as u32, cubes.div_ceil(wide) as u32, 1)
 }
 
 /// The number of this cube.
