@@ -32,9 +32,9 @@ awk -v most="${most[*]}" '
   function kind(name) {
     if (name !~ /^kernel /) return name
     if (name ~ /backward_(queries|keys|sums)|kernel forward_f/) return "attention"
-    if (name ~ /rms_norm|swiglu|rotary|reorder|token_losses|adamw/) return "layers"
+    if (name ~ /rms_norm|swiglu|rotary|reorder|split_heads|join_heads|token_losses|adamw/) return "layers"
     if (name ~ /matmul|gemv|gemm/) return "products"
-    if (name ~ /reduce|shared_sum/) return "reductions"
+    if (name ~ /reduce|shared_sum|sum_of_parts/) return "reductions"
     if (name ~ /copy|slice|contiguous/) return "copies"
     if (name ~ /elemwise_fuse/) return "fused elementwise"
     if (name ~ /full_kernel/) return "fills"

@@ -68,7 +68,10 @@ pub use ops::attention::{
     AttentionBackend, AttentionError, causal_attention, try_causal_attention,
 };
 pub use ops::head::{HeadBackend, head_losses};
-pub use ops::layers::{LayerBackend, contiguous, product, rms_norm, rotary, swiglu, token_losses};
+pub use ops::layers::{
+    LayerBackend, Rotation, contiguous, linear, product, rms_norm, rotary, split_heads, swiglu,
+    token_losses,
+};
 pub use ops::scan::{Direction, ScanBackend, linear_scan};
 pub use ops::selection::{
     Attention, Precision, attention, precision, set_attention, set_precision,

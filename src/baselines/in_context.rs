@@ -138,6 +138,13 @@ impl<B: Backend, M: CausalLm<B>> InContext<B, M> {
         }
     }
 
+    /// With the model made ready for many passes.
+    pub(crate) fn joined(&self) -> Self {
+        let mut joined = self.clone();
+        joined.model = self.model.joined();
+        joined
+    }
+
     /// [`InContext::hidden`] of prompts with one query each, or with all of a context.
     fn hidden_in_prompts(
         &self,

@@ -24,13 +24,9 @@ impl<B: Backend, M: CausalLm<B>, O: WriteObjective<B, M>> GradMem<B, M, O> {
     ///
     /// Shapes that do not fit, a token the model does not have, or more tokens than positions.
     pub fn read(&self, memory: &Memory<B>, queries: &Tokens<B>) -> Result<Tensor<B, 3>, Error> {
-        Ok(self.model.logits(self.read_hidden(memory, queries)?))
-    }
-
-    /// The hidden states that [`GradMem::read`] makes its logits of.
-    fn read_hidden(&self, memory: &Memory<B>, queries: &Tokens<B>) -> Result<Tensor<B, 3>, Error> {
         memory.check(&self.layout())?;
-        kinds::read(&self.in_read(), &self.model, memory, queries)
+        let hidden = kinds::read(&self.in_read(), &self.model, memory, queries)?;
+        Ok(self.model.logits(hidden))
     }
 
     /// The READ loss `[1]` of an episode's queries given memories of its contexts, and the most probable tokens. Logits of
@@ -44,7 +40,9 @@ impl<B: Backend, M: CausalLm<B>, O: WriteObjective<B, M>> GradMem<B, M, O> {
         memory: &Memory<B>,
         episode: &Episode<B>,
     ) -> Result<(Tensor<B, 1>, Told<B>), Error> {
-        let hidden = self.read_hidden(memory, episode.queries())?;
+        let model = self.model.joined();
+        memory.check(&self.layout())?;
+        let hidden = kinds::read(&self.in_read(), &model, memory, episode.queries())?;
         Ok(episode.told(&self.model, hidden))
     }
 

@@ -215,6 +215,12 @@ impl<B: Backend, M: Writable<B>, O: LiftedObjective<B, M>> GradMem<B, M, O> {
         writing
     }
 
+    /// With the model made ready for many passes.
+    fn joined(mut self) -> Self {
+        self.model = self.model.joined();
+        self
+    }
+
     /// Clips the inner gradient to one of the matrices: elements to ± `inner_clip_value`, then each sample
     /// to the norm `inner_clip_norm`.
     fn clip(&self, gradient: Tensor<B, 3>) -> Tensor<B, 3> {
@@ -422,7 +428,7 @@ impl<B: Backend, M: Writable<B>, O: LiftedObjective<B, M>> StepModel<B, M, O> {
     pub(super) fn new(gradmem: &GradMem<B, M, O>, segment: &Segment<B>) -> Self {
         let embeds = gradmem.model.embed(segment.tokens.ids());
         Self {
-            gradmem: GradMem::from_inner(gradmem.with_adapters()).no_grad(),
+            gradmem: GradMem::from_inner(gradmem.with_adapters().joined()).no_grad(),
             embeds: Tensor::from_inner(embeds),
         }
     }

@@ -217,7 +217,8 @@ impl<B: LayerBackend, M: CausalLm<B>> Method<B> for Armt<B, M> {
 impl<B: Backend, M: CausalLm<B>> Method<B> for InContext<B, M> {
     fn answers(&self, episode: &Episode<B>) -> Result<Answers<B>, Error> {
         episode.labels().check(&self.model)?;
-        let hidden = self.hidden(episode.contexts(), episode.queries())?;
+        let joined = self.joined();
+        let hidden = joined.hidden(episode.contexts(), episode.queries())?;
         Ok(Answers::without_memory(episode.told(&self.model, hidden)))
     }
 
@@ -232,7 +233,8 @@ impl<B: Backend, M: CausalLm<B>> Method<B> for InContext<B, M> {
         Self: AutodiffModule<B>,
     {
         episode.labels().check(&self.model)?;
-        let hidden = self.training_hidden(episode.contexts(), episode.queries())?;
+        let joined = self.joined();
+        let hidden = joined.training_hidden(episode.contexts(), episode.queries())?;
         let answers = Answers::without_memory(episode.told(&self.model, hidden));
         Ok((answers.gradient(self, episode), answers))
     }

@@ -233,6 +233,15 @@ impl<B: KernelBackend> CausalLm<B> for AnyLm<B> {
         each!(self, Self, model => CausalLm::slots(model))
     }
 
+    fn joined(&self) -> Self {
+        match self {
+            Self::Gpt2(model) => Self::Gpt2(CausalLm::joined(model)),
+            Self::GptNeoX(model) => Self::GptNeoX(CausalLm::joined(model)),
+            Self::Llama(model) => Self::Llama(CausalLm::joined(model)),
+            Self::Mamba(model) => Self::Mamba(CausalLm::joined(model)),
+        }
+    }
+
     fn product<const D: usize>(lhs: Tensor<B, D>, rhs: Tensor<B, D>) -> Tensor<B, D> {
         gradmem_kernels::product(lhs, rhs)
     }

@@ -168,6 +168,15 @@ pub fn adapted<B: LayerBackend>(
     }
 }
 
+/// Whether the memory has an adapter of one of these modules.
+pub(crate) fn has_adapters<B: Backend, const N: usize>(
+    past: Option<&LayerCache<B>>,
+    modules: [&str; N],
+) -> bool {
+    let has = |module| past.is_some_and(|past| past.adapter(module).is_some());
+    modules.into_iter().any(has)
+}
+
 impl<B: Backend> Default for Cache<B> {
     fn default() -> Self {
         Self {

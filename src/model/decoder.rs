@@ -25,6 +25,11 @@ pub(crate) trait Decoder: Module<Self::Backend> + ModuleDisplay {
     /// The head; `None` if it is the embedding, transposed.
     fn own_head(&self) -> Option<&Affine<Self::Backend>>;
 
+    /// See [`CausalLm::joined`].
+    fn joined(&self) -> Self {
+        self.clone()
+    }
+
     /// The blocks and the final norm.
     ///
     /// # Shapes
@@ -87,6 +92,10 @@ impl<B: KernelBackend, M: Decoder<Backend = B>> CausalLm<B> for M {
 
     fn slots(&self) -> Slots {
         self.config().slots()
+    }
+
+    fn joined(&self) -> Self {
+        Decoder::joined(self)
     }
 
     fn head(&self) -> Tensor<B, 2> {

@@ -4,7 +4,7 @@
 use burn::module::Module;
 use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
-use gradmem_kernels::KernelBackend;
+use gradmem_kernels::{KernelBackend, split_heads};
 use serde::{Deserialize, Serialize};
 
 use super::cache::{Cache, LayerCache, Slots, adapted, forward_layers};
@@ -251,14 +251,10 @@ struct Gpt2Attention<B: Backend> {
 
 impl<B: KernelBackend> Gpt2Attention<B> {
     fn forward(&self, x: Tensor<B, 3>, mut cache: Option<&mut LayerCache<B>>) -> Tensor<B, 3> {
-        let [batch, seq, d] = x.dims();
         let qkv = adapted(cache.as_deref(), "attn.c_attn", x, |x| {
             self.c_attn.forward(x)
         });
-        let [q, k, v] = [0, 1, 2].map(|i| {
-            let part = qkv.clone().narrow(2, i * d, d);
-            part.reshape([batch, seq, self.n_heads, d / self.n_heads])
-        });
+        let [q, k, v] = split_heads(qkv, None, [self.n_heads; 2]);
         let out = attend(q, k, v, self.scale, cache.as_deref_mut());
         adapted(cache.as_deref(), "attn.c_proj", out, |out| {
             self.c_proj.forward(out)

@@ -4,7 +4,7 @@
 use burn::module::Module;
 use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
-use gradmem_kernels::KernelBackend;
+use gradmem_kernels::{KernelBackend, contiguous};
 use serde::{Deserialize, Serialize};
 
 use super::cache::{Cache, LayerCache, Slots, adapted, forward_layers};
@@ -298,7 +298,7 @@ impl<B: KernelBackend> NeoXAttention<B> {
         let qkv = qkv.reshape([batch, seq, self.n_heads, 3 * head_dim]);
         let [q, k, v] = [0, 1, 2].map(|i| qkv.clone().narrow(3, i * head_dim, head_dim));
         let scale = 1.0 / (head_dim as f64).sqrt();
-        let (q, k) = (rotary.apply(q), rotary.apply(k));
+        let (q, k, v) = (rotary.apply(q), rotary.apply(k), contiguous(v));
         let out = attend(q, k, v, scale, cache.as_deref_mut());
         adapted(cache.as_deref(), "attention.dense", out, |out| {
             self.dense.forward(out)

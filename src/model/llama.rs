@@ -278,6 +278,12 @@ struct LlamaBlock<B: Backend> {
 }
 
 impl<B: KernelBackend> LlamaBlock<B> {
+    fn joined(mut self) -> Self {
+        self.self_attn = self.self_attn.joined();
+        self.mlp = self.mlp.joined();
+        self
+    }
+
     fn forward(
         &self,
         x: Tensor<B, 3>,
@@ -312,6 +318,13 @@ impl<B: KernelBackend> Decoder for Llama<B> {
 
     fn own_head(&self) -> Option<&Affine<B>> {
         self.lm_head.as_ref()
+    }
+
+    fn joined(&self) -> Self {
+        let mut joined = self.clone();
+        let layers = joined.model.layers.into_iter();
+        joined.model.layers = layers.map(LlamaBlock::joined).collect();
+        joined
     }
 
     fn forward(&self, embeds: Tensor<B, 3>, cache: Option<&mut Cache<B>>) -> Tensor<B, 3> {

@@ -112,6 +112,18 @@ pub trait CausalLm<B: Backend>: Module<B> + ModuleDisplay {
         Slots::default()
     }
 
+    /// The same model, made ready for many passes with the weights as they are now: this crate's Llama multiplies by the weights of
+    /// q, k and v at once, and by those of gate and up, of which it makes copies. By default nothing is changed.
+    ///
+    /// WRITE's steps and READ's loss run on it. What it returns is dropped behind them: parameters that change later are not
+    /// what it computes with.
+    fn joined(&self) -> Self
+    where
+        Self: Clone,
+    {
+        self.clone()
+    }
+
     /// The head's weight `[vocab_size, d_model]`; a WRITE head starts as a copy of it.
     fn head(&self) -> Tensor<B, 2>;
 

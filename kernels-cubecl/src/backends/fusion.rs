@@ -107,6 +107,19 @@ impl<B: FusionBackend + LayerBackend> LayerBackend for Fusion<B> {
         out
     }
 
+    fn add_product(
+        to: FloatTensor<Self>,
+        lhs: FloatTensor<Self>,
+        rhs: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        let outputs = [like(&to)];
+        let [out] = register::<B, 1>("add_product", vec![to, lhs, rhs], outputs, |inputs| {
+            let [to, lhs, rhs] = inputs.try_into().expect("the operation has three inputs");
+            vec![B::add_product(to, lhs, rhs)]
+        });
+        out
+    }
+
     fn computes_in(device: &Device<Self>, precision: Precision) -> bool {
         B::computes_in(device, precision)
     }
@@ -219,39 +232,36 @@ impl<B: FusionBackend + LayerBackend> LayerBackend for Fusion<B> {
         })
     }
 
-    fn swiglu(gate: FloatTensor<Self>, up: FloatTensor<Self>) -> FloatTensor<Self> {
-        let outputs = [like(&gate)];
-        let [y] = register::<B, 1>("swiglu", vec![gate, up], outputs, |inputs| {
-            let [gate, up] = inputs.try_into().expect("the operation has two inputs");
-            vec![B::swiglu(gate, up)]
+    fn swiglu(x: FloatTensor<Self>) -> FloatTensor<Self> {
+        let mut shape = x.shape.clone();
+        shape[2] /= 2;
+        let outputs = [(shape, x.dtype)];
+        let [y] = register::<B, 1>("swiglu", vec![x], outputs, |inputs| {
+            let [x] = inputs.try_into().expect("the operation has one input");
+            vec![B::swiglu(x)]
         });
         y
     }
 
-    fn swiglu_backward(
-        gate: FloatTensor<Self>,
-        up: FloatTensor<Self>,
-        grad: FloatTensor<Self>,
-    ) -> [FloatTensor<Self>; 2] {
-        let outputs = [like(&gate), like(&up)];
-        let inputs = vec![gate, up, grad];
-        register::<B, 2>("swiglu_backward", inputs, outputs, |inputs| {
-            let [gate, up, grad] = inputs.try_into().expect("the operation has three inputs");
-            B::swiglu_backward(gate, up, grad).into()
-        })
+    fn swiglu_backward(x: FloatTensor<Self>, grad: FloatTensor<Self>) -> FloatTensor<Self> {
+        let outputs = [like(&x)];
+        let [dx] = register::<B, 1>("swiglu_backward", vec![x, grad], outputs, |inputs| {
+            let [x, grad] = inputs.try_into().expect("the operation has two inputs");
+            vec![B::swiglu_backward(x, grad)]
+        });
+        dx
     }
 
     fn swiglu_double_backward(
-        gate: FloatTensor<Self>,
-        up: FloatTensor<Self>,
+        x: FloatTensor<Self>,
         grad: FloatTensor<Self>,
-        cotangents: [Option<FloatTensor<Self>>; 2],
-    ) -> [FloatTensor<Self>; 3] {
-        let outputs = [like(&grad), like(&gate), like(&up)];
-        let (inputs, given) = with_cotangents([gate, up, grad], cotangents);
-        register::<B, 3>("swiglu_double_backward", inputs, outputs, move |inputs| {
-            let ([gate, up, grad], cotangents) = apart(inputs, given);
-            B::swiglu_double_backward(gate, up, grad, cotangents).into()
+        a: FloatTensor<Self>,
+    ) -> [FloatTensor<Self>; 2] {
+        let outputs = [like(&grad), like(&x)];
+        let name = "swiglu_double_backward";
+        register::<B, 2>(name, vec![x, grad, a], outputs, |inputs| {
+            let [x, grad, a] = inputs.try_into().expect("the operation has three inputs");
+            B::swiglu_double_backward(x, grad, a).into()
         })
     }
 
@@ -267,6 +277,38 @@ impl<B: FusionBackend + LayerBackend> LayerBackend for Fusion<B> {
             vec![B::rotary(x, cos, sin, turn)]
         });
         y
+    }
+
+    fn split_heads(
+        x: FloatTensor<Self>,
+        rotation: Option<[FloatTensor<Self>; 3]>,
+        heads: [usize; 2],
+    ) -> [FloatTensor<Self>; 3] {
+        let [batch, seq, width] = x.shape.dims();
+        let ([n_heads, n_kv_heads], dtype) = (heads, x.dtype);
+        let head_dim = width / (n_heads + 2 * n_kv_heads);
+        let outputs = [n_heads, n_kv_heads, n_kv_heads]
+            .map(|heads| (Shape::new([batch, seq, heads, head_dim]), dtype));
+        let (inputs, given) = with_rotation([x], rotation);
+        register::<B, 3>("split_heads", inputs, outputs, move |inputs| {
+            let ([x], rotation) = without_rotation(inputs, given);
+            B::split_heads(x, rotation, heads).into()
+        })
+    }
+
+    fn join_heads(
+        qkv: [FloatTensor<Self>; 3],
+        rotation: Option<[FloatTensor<Self>; 3]>,
+    ) -> FloatTensor<Self> {
+        let ([batch, seq, ..], dtype) = (qkv[0].shape.dims::<4>(), qkv[0].dtype);
+        let width = qkv.iter().map(|x| x.shape[2] * x.shape[3]).sum();
+        let outputs = [(Shape::new([batch, seq, width]), dtype)];
+        let (inputs, given) = with_rotation(qkv, rotation);
+        let [x] = register::<B, 1>("join_heads", inputs, outputs, move |inputs| {
+            let (qkv, rotation) = without_rotation(inputs, given);
+            vec![B::join_heads(qkv, rotation)]
+        });
+        x
     }
 
     fn adamw(
@@ -307,6 +349,25 @@ fn apart<T, const N: usize, const M: usize>(
     let first = std::array::from_fn(|_| inputs.next().expect("the inputs come first"));
     let cotangents = given.map(|given| given.then(|| inputs.next()).flatten());
     (first, cotangents)
+}
+
+/// Inputs and what they are rotated by in one row, and whether they are.
+fn with_rotation<T, const N: usize>(inputs: [T; N], rotation: Option<[T; 3]>) -> (Vec<T>, bool) {
+    let given = rotation.is_some();
+    let tables = rotation.into_iter().flatten();
+    (inputs.into_iter().chain(tables).collect(), given)
+}
+
+/// The inverse of [`with_rotation`].
+fn without_rotation<T, const N: usize>(inputs: Vec<T>, given: bool) -> ([T; N], Option<[T; 3]>) {
+    let (inputs, tables) = apart(inputs, [given; 3]);
+    let [cos, sin, turn] = tables;
+    (
+        inputs,
+        cos.zip(sin)
+            .zip(turn)
+            .map(|((cos, sin), turn)| [cos, sin, turn]),
+    )
 }
 
 /// Computed by the reference, whose tensor operations Burn fuses.

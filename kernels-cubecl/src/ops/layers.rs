@@ -23,6 +23,12 @@ pub trait LayerBackend: Backend {
         Self::float_matmul(lhs, rhs)
     }
 
+    /// `x · wᵀ` for `x` `[rows, d_input]` and `weight` `[d_output, d_input]`. Both gradients are products, with no transposed weight
+    /// between them and the weight, so that they are added where they are computed.
+    fn product_transposed(x: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self> {
+        Self::product(x, Self::float_transpose(weight))
+    }
+
     /// Whether [`LayerBackend::product`] can compute in this precision on this device.
     fn computes_in(device: &Device<Self>, precision: Precision) -> bool {
         match precision {
@@ -116,29 +122,23 @@ pub trait LayerBackend: Backend {
         primitives::rms_norm_double_backward::<Self>(x, weight, grad, cotangents, epsilon)
     }
 
-    /// `silu(gate) ∘ up`, both `[batch, seq, d_ff]`.
-    fn swiglu(gate: FloatTensor<Self>, up: FloatTensor<Self>) -> FloatTensor<Self> {
-        primitives::swiglu::<Self>(gate, up)
+    /// `silu(gate) ∘ up` for `x` `[batch, seq, 2 d_ff]`, whose rows have gate and behind it up.
+    fn swiglu(x: FloatTensor<Self>) -> FloatTensor<Self> {
+        primitives::swiglu::<Self>(x)
     }
 
-    /// The gradients to `[gate, up]` of `⟨grad, swiglu(gate, up)⟩`.
-    fn swiglu_backward(
-        gate: FloatTensor<Self>,
-        up: FloatTensor<Self>,
-        grad: FloatTensor<Self>,
-    ) -> [FloatTensor<Self>; 2] {
-        primitives::swiglu_backward::<Self>(gate, up, grad)
+    /// The gradient to `x` of `⟨grad, swiglu(x)⟩`.
+    fn swiglu_backward(x: FloatTensor<Self>, grad: FloatTensor<Self>) -> FloatTensor<Self> {
+        primitives::swiglu_backward::<Self>(x, grad)
     }
 
-    /// The gradients to `[grad, gate, up]` of `⟨a, dgate⟩ + ⟨b, dup⟩`, where `cotangents = [a, b]` and an
-    /// absent cotangent counts as zero.
+    /// The gradients to `[grad, x]` of `⟨a, dx⟩`.
     fn swiglu_double_backward(
-        gate: FloatTensor<Self>,
-        up: FloatTensor<Self>,
+        x: FloatTensor<Self>,
         grad: FloatTensor<Self>,
-        cotangents: [Option<FloatTensor<Self>>; 2],
-    ) -> [FloatTensor<Self>; 3] {
-        primitives::swiglu_double_backward::<Self>(gate, up, grad, cotangents)
+        a: FloatTensor<Self>,
+    ) -> [FloatTensor<Self>; 2] {
+        primitives::swiglu_double_backward::<Self>(x, grad, a)
     }
 
     /// Rotates each head of `x` `[batch, seq, heads, head_dim]` by the angles of its position; `cos`, `sin`
@@ -150,6 +150,25 @@ pub trait LayerBackend: Backend {
         turn: FloatTensor<Self>,
     ) -> FloatTensor<Self> {
         primitives::rotary::<Self>(x, cos, sin, turn, Self::product)
+    }
+
+    /// What [`split_heads`] says: of `x` `[batch, seq, (n_heads + 2 n_kv_heads) · head_dim]` the queries, keys and values, each
+    /// `[batch, seq, heads, head_dim]` in the order in memory that attention wants. `rotation` is cos, sin and `turn` as in [`rotary`],
+    /// by which queries and keys are rotated. The gradient to `x` is [`LayerBackend::join_heads`].
+    fn split_heads(
+        x: FloatTensor<Self>,
+        rotation: Option<[FloatTensor<Self>; 3]>,
+        [n_heads, n_kv_heads]: [usize; 2],
+    ) -> [FloatTensor<Self>; 3] {
+        split_by_heads::<Self>(x, rotation, [n_heads, n_kv_heads])
+    }
+
+    /// The transpose of [`LayerBackend::split_heads`]: queries and keys are rotated back. Its gradient is that operation.
+    fn join_heads(
+        qkv: [FloatTensor<Self>; 3],
+        rotation: Option<[FloatTensor<Self>; 3]>,
+    ) -> FloatTensor<Self> {
+        join_by_heads::<Self>(qkv, rotation)
     }
 
     /// A step of AdamW on a parameter and its two moments, all of one shape: what the three become. Nothing is
@@ -192,6 +211,24 @@ pub fn product<B: LayerBackend, const D: usize>(
         "product: the shapes {left:?} and {right:?} do not fit"
     );
     lift(B::product(lower(lhs), lower(rhs)))
+}
+
+/// A linear map: `x · wᵀ`.
+///
+/// # Shapes
+///
+/// - `x`: `[rows, d_input]`, `weight`: `[d_output, d_input]`; output: `[rows, d_output]`
+///
+/// # Panics
+///
+/// If the widths of the inputs differ.
+pub fn linear<B: LayerBackend>(x: Tensor<B, 2>, weight: Tensor<B, 2>) -> Tensor<B, 2> {
+    let (rows, columns) = (x.dims(), weight.dims());
+    assert_eq!(
+        rows[1], columns[1],
+        "linear: the shapes {rows:?} and {columns:?} do not fit"
+    );
+    lift(B::product_transposed(lower(x), lower(weight)))
 }
 
 /// The cross-entropy `−log p` of each target, with `p` the softmax of its logits.
@@ -254,18 +291,19 @@ pub fn rms_norm<B: LayerBackend>(
 ///
 /// # Shapes
 ///
-/// - `gate`, `up` and output: `[batch, seq, d_ff]`
+/// - `x`: `[batch, seq, 2 d_ff]`: the gate, and behind it up
+/// - output: `[batch, seq, d_ff]`
 ///
 /// # Panics
 ///
-/// If the shapes differ.
-pub fn swiglu<B: LayerBackend>(gate: Tensor<B, 3>, up: Tensor<B, 3>) -> Tensor<B, 3> {
-    let shapes = (gate.dims(), up.dims());
-    assert_eq!(
-        shapes.0, shapes.1,
-        "swiglu: the shapes of gate and up differ"
+/// If the last dimension is odd.
+pub fn swiglu<B: LayerBackend>(x: Tensor<B, 3>) -> Tensor<B, 3> {
+    let [.., width] = x.dims();
+    assert!(
+        width.is_multiple_of(2),
+        "swiglu: gate and up have as many columns, but x has {width}"
     );
-    lift(B::swiglu(lower(gate), lower(up)))
+    lift(B::swiglu(lower(x)))
 }
 
 /// Rotary positions (arXiv 2104.09864): `x ∘ cos + (x T) ∘ sin`.
@@ -297,4 +335,76 @@ pub fn rotary<B: LayerBackend>(
         turn.dims()
     );
     lift(B::rotary(lower(x), lower(cos), lower(sin), lower(turn)))
+}
+
+/// The tables of rotary positions: cos and sin `[1, seq, head_dim]` and `turn` `[head_dim, head_dim]`, as in [`rotary`].
+pub type Rotation<B> = (Tensor<B, 3>, Tensor<B, 3>, Tensor<B, 2>);
+
+/// Queries, keys and values from the columns of one product, ready for attention: queries and keys rotated by their positions, if
+/// there is a rotation.
+///
+/// # Shapes
+///
+/// - `x`: `[batch, seq, (n_heads + 2 n_kv_heads) · head_dim]`: queries, keys, values, each head's columns together
+/// - outputs: `[batch, seq, heads, head_dim]`
+///
+/// # Panics
+///
+/// If the columns cannot be divided so, or the rotation's shapes do not match.
+pub fn split_heads<B: LayerBackend>(
+    x: Tensor<B, 3>,
+    rotation: Option<Rotation<B>>,
+    [n_heads, n_kv_heads]: [usize; 2],
+) -> [Tensor<B, 4>; 3] {
+    let ([_, seq, width], heads) = (x.dims(), n_heads + 2 * n_kv_heads);
+    assert!(
+        heads > 0 && width.is_multiple_of(heads),
+        "split_heads: {width} columns are not those of {n_heads} heads and {n_kv_heads} of keys and values"
+    );
+    let head_dim = width / heads;
+    let rotation = rotation.map(|(cos, sin, turn)| {
+        let fits = [cos.dims(), sin.dims()] == [[1, seq, head_dim]; 2];
+        assert!(
+            fits && turn.dims() == [head_dim; 2],
+            "split_heads: the shapes do not match: heads of {head_dim}, cos {:?}, sin {:?}, turn {:?}",
+            cos.dims(),
+            sin.dims(),
+            turn.dims()
+        );
+        [lower(cos), lower(sin), lower(turn)]
+    });
+    B::split_heads(lower(x), rotation, [n_heads, n_kv_heads]).map(lift)
+}
+
+/// [`LayerBackend::split_heads`] by slices.
+pub(crate) fn split_by_heads<B: LayerBackend>(
+    x: FloatTensor<B>,
+    rotation: Option<[FloatTensor<B>; 3]>,
+    [n_heads, n_kv_heads]: [usize; 2],
+) -> [FloatTensor<B>; 3] {
+    let x: Tensor<B, 3> = lift(x);
+    let ([batch, seq, width], heads) = (x.dims(), n_heads + 2 * n_kv_heads);
+    let x = x.reshape([batch, seq, heads, width / heads]);
+    let part = |start, count| lower(x.clone().narrow(2, start, count));
+    let (q, k) = (part(0, n_heads), part(n_heads, n_kv_heads));
+    let v = part(n_heads + n_kv_heads, n_kv_heads);
+    let rotated = |x| match rotation.clone() {
+        Some([cos, sin, turn]) => B::rotary(x, cos, sin, turn),
+        None => B::contiguous(x),
+    };
+    [rotated(q), rotated(k), B::contiguous(v)]
+}
+
+/// [`LayerBackend::join_heads`] by a concatenation.
+pub(crate) fn join_by_heads<B: LayerBackend>(
+    [q, k, v]: [FloatTensor<B>; 3],
+    rotation: Option<[FloatTensor<B>; 3]>,
+) -> FloatTensor<B> {
+    let rotated = |x| match rotation.clone() {
+        Some([cos, sin, turn]) => B::rotary(x, cos, B::float_neg(sin), turn),
+        None => B::contiguous(x),
+    };
+    let parts = [rotated(q), rotated(k), B::contiguous(v)].map(lift::<B, 4>);
+    let x = Tensor::cat(parts.into(), 2);
+    lower(x.flatten::<3>(2, 3))
 }

@@ -103,40 +103,45 @@ fn over_rows<B: Backend>(x: Tensor<B, 3>) -> Tensor<B, 1> {
     x.reshape([batch * seq, d]).sum_dim(0).reshape([d])
 }
 
-/// `silu(gate) ∘ up`
-pub fn swiglu<B: Backend>(gate: Tensor<B, 3>, up: Tensor<B, 3>) -> Tensor<B, 3> {
+/// `silu(gate) ∘ up`, where each row of `x` has the gate and behind it up.
+pub fn swiglu<B: Backend>(x: Tensor<B, 3>) -> Tensor<B, 3> {
+    let [gate, up] = halves(x);
     let sigma = sigma(gate.clone());
     gate * sigma * up
 }
 
-/// With `s = silu(gate)`: `dgate = g ∘ up ∘ s′` and `dup = g ∘ s`.
-pub fn swiglu_backward<B: Backend>(
-    gate: Tensor<B, 3>,
-    up: Tensor<B, 3>,
-    grad: Tensor<B, 3>,
-) -> [Tensor<B, 3>; 2] {
-    let dtype = gate.dtype();
-    let [gate, up, grad] = [gate, up, grad].map(widen);
+/// With `s = silu(gate)`: `dgate = g ∘ up ∘ s′` and `dup = g ∘ s`, side by side.
+pub fn swiglu_backward<B: Backend>(x: Tensor<B, 3>, grad: Tensor<B, 3>) -> Tensor<B, 3> {
+    let dtype = x.dtype();
+    let [gate, up] = halves(widen(x));
+    let grad = widen(grad);
     let [s, s1, _] = silu(gate);
     let dgate = grad.clone() * up * s1;
-    [dgate, grad * s].map(|x| cast(x, dtype))
+    cast(Tensor::cat(vec![dgate, grad * s], 2), dtype)
 }
 
-/// `to g = a ∘ up ∘ s′ + b ∘ s`, `to gate = g ∘ (a ∘ up ∘ s″ + b ∘ s′)`, `to up = a ∘ g ∘ s′`.
+/// With the cotangent's halves a and b: `to g = a ∘ up ∘ s′ + b ∘ s`, `to gate = g ∘ (a ∘ up ∘ s″ + b ∘ s′)`, `to up = a ∘ g ∘ s′`.
 pub fn swiglu_double_backward<B: Backend>(
-    gate: Tensor<B, 3>,
-    up: Tensor<B, 3>,
+    x: Tensor<B, 3>,
     grad: Tensor<B, 3>,
-    cotangents: [Option<Tensor<B, 3>>; 2],
-) -> [Tensor<B, 3>; 3] {
-    let dtype = gate.dtype();
-    let [gate, up, grad] = [gate, up, grad].map(widen);
-    let [a, b] = cotangents.map(|x| x.map_or_else(|| grad.zeros_like(), widen));
+    cotangent: Tensor<B, 3>,
+) -> [Tensor<B, 3>; 2] {
+    let dtype = x.dtype();
+    let [gate, up] = halves(widen(x));
+    let [a, b] = halves(widen(cotangent));
+    let grad = widen(grad);
     let [s, s1, s2] = silu(gate);
     let a_up = a.clone() * up;
     let to_grad = a_up.clone() * s1.clone() + b.clone() * s;
     let to_gate = grad.clone() * (a_up * s2 + b * s1.clone());
-    [to_grad, to_gate, a * grad * s1].map(|x| cast(x, dtype))
+    let to_up = a * grad * s1;
+    [to_grad, Tensor::cat(vec![to_gate, to_up], 2)].map(|x| cast(x, dtype))
+}
+
+/// `[batch, seq, 2 d]` → twice `[batch, seq, d]`
+fn halves<B: Backend>(x: Tensor<B, 3>) -> [Tensor<B, 3>; 2] {
+    let half = x.dims()[2] / 2;
+    [0, half].map(|start| x.clone().narrow(2, start, half))
 }
 
 /// silu and its first two derivatives: `x σ`, `σ (1 + x (1 − σ))`, `σ (1 − σ) (2 + x (1 − 2σ))`.

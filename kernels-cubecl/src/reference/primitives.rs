@@ -107,26 +107,20 @@ pub fn rms_norm_double_backward<B: Backend>(
     [lower(to_grad), lower(to_x), lower(to_weight)]
 }
 
-pub fn swiglu<B: Backend>(gate: FloatTensor<B>, up: FloatTensor<B>) -> FloatTensor<B> {
-    lower(layers::swiglu::<B>(lift(gate), lift(up)))
+pub fn swiglu<B: Backend>(x: FloatTensor<B>) -> FloatTensor<B> {
+    lower(layers::swiglu::<B>(lift(x)))
 }
 
-pub fn swiglu_backward<B: Backend>(
-    gate: FloatTensor<B>,
-    up: FloatTensor<B>,
-    grad: FloatTensor<B>,
-) -> [FloatTensor<B>; 2] {
-    layers::swiglu_backward::<B>(lift(gate), lift(up), lift(grad)).map(lower)
+pub fn swiglu_backward<B: Backend>(x: FloatTensor<B>, grad: FloatTensor<B>) -> FloatTensor<B> {
+    lower(layers::swiglu_backward::<B>(lift(x), lift(grad)))
 }
 
 pub fn swiglu_double_backward<B: Backend>(
-    gate: FloatTensor<B>,
-    up: FloatTensor<B>,
+    x: FloatTensor<B>,
     grad: FloatTensor<B>,
-    cotangents: [Option<FloatTensor<B>>; 2],
-) -> [FloatTensor<B>; 3] {
-    let cotangents = cotangents.map(|x| x.map(lift));
-    layers::swiglu_double_backward::<B>(lift(gate), lift(up), lift(grad), cotangents).map(lower)
+    cotangent: FloatTensor<B>,
+) -> [FloatTensor<B>; 2] {
+    layers::swiglu_double_backward::<B>(lift(x), lift(grad), lift(cotangent)).map(lower)
 }
 
 pub fn rotary<B: Backend>(

@@ -162,21 +162,15 @@ fn rms_norm() {
 fn swiglu() {
     each_type("SwiGLU", |numbers| {
         let mut errors = Vec::new();
-        for shape in SHAPES {
-            let [x, u, g, a, b] = [(); 5].map(|()| numbers.next(shape));
-            let (x, a) = (x.turned(), a.turned());
-            let gpu = Gpu::swiglu(x.gpu(), u.gpu());
-            errors.push(error::<3>(gpu, F64::swiglu(x.cpu(), u.cpu())));
-            let gpu = Gpu::swiglu_backward(x.gpu(), u.gpu(), g.gpu());
-            let cpu = F64::swiglu_backward(x.cpu(), u.cpu(), g.cpu());
+        for [batch, seq, d] in SHAPES {
+            let [x, a] = [(); 2].map(|()| numbers.next([batch, seq, 2 * d]).turned());
+            let g = numbers.next([batch, seq, d]);
+            errors.push(error::<3>(Gpu::swiglu(x.gpu()), F64::swiglu(x.cpu())));
+            let gpu = Gpu::swiglu_backward(x.gpu(), g.gpu());
+            errors.push(error::<3>(gpu, F64::swiglu_backward(x.cpu(), g.cpu())));
+            let gpu = Gpu::swiglu_double_backward(x.gpu(), g.gpu(), a.gpu());
+            let cpu = F64::swiglu_double_backward(x.cpu(), g.cpu(), a.cpu());
             errors.extend(gpu.into_iter().zip(cpu).map(|(x, y)| error::<3>(x, y)));
-            for (has_a, has_b) in [(true, false), (false, true), (true, true)] {
-                let cotangents = [has_a.then(|| a.gpu()), has_b.then(|| b.gpu())];
-                let gpu = Gpu::swiglu_double_backward(x.gpu(), u.gpu(), g.gpu(), cotangents);
-                let cotangents = [has_a.then(|| a.cpu()), has_b.then(|| b.cpu())];
-                let cpu = F64::swiglu_double_backward(x.cpu(), u.cpu(), g.cpu(), cotangents);
-                errors.extend(gpu.into_iter().zip(cpu).map(|(x, y)| error::<3>(x, y)));
-            }
         }
         errors
     });
@@ -188,28 +182,16 @@ fn swiglu_of_large_values() {
     let gate = [-1e4, -200.0, -88.0, -0.0, 88.0, 200.0, 1e4];
     let gate = Tensor::<Gpu, 3>::from_data([[gate]], &Default::default());
     let ones = gate.ones_like();
-    let [to_gate, to_up] = Gpu::swiglu_backward(
-        lower(gate.clone()),
-        lower(ones.clone()),
-        lower(ones.clone()),
-    );
-    let slopes = lift::<Gpu, 3>(to_gate).into_data();
-    assert_eq!(slopes.to_vec::<f32>().unwrap()[3..], [0.5, 1.0, 1.0, 1.0]);
-    for values in [lower(gate.clone()), to_up, slopes_of(&gate, &ones)] {
+    let x = Tensor::cat(vec![gate, ones.clone()], 2);
+    let dx = Gpu::swiglu_backward(lower(x.clone()), lower(ones.clone()));
+    let slopes = lift::<Gpu, 3>(dx.clone()).into_data();
+    assert_eq!(slopes.to_vec::<f32>().unwrap()[3..7], [0.5, 1.0, 1.0, 1.0]);
+    let [_, to_x] =
+        Gpu::swiglu_double_backward(lower(x.clone()), lower(ones), lower(x.ones_like()));
+    for values in [lower(x), dx, to_x] {
         let values = lift::<Gpu, 3>(values).into_data();
         assert!(values.iter::<f32>().all(f32::is_finite), "{values}");
     }
-}
-
-fn slopes_of(gate: &Tensor<Gpu, 3>, ones: &Tensor<Gpu, 3>) -> FloatTensor<Gpu> {
-    let [a, b] = [(); 2].map(|()| Some(lower(ones.clone())));
-    let [_, to_gate, _] = Gpu::swiglu_double_backward(
-        lower(gate.clone()),
-        lower(ones.clone()),
-        lower(ones.clone()),
-        [a, b],
-    );
-    to_gate
 }
 
 #[test]
@@ -245,6 +227,25 @@ fn token_losses_of_large_logits() {
     assert_eq!(losses, [100.0]);
 }
 
+/// The tables of a rotation of heads of this width.
+fn rotation(numbers: &mut Numbers, seq: usize, dim: usize) -> (Both<3>, Both<3>, Both<2>) {
+    let [cos, sin] = [(); 2].map(|()| numbers.next([1, seq, dim]));
+    let half = dim / 2;
+    let turn = |row: usize, column: usize| match (row, column) {
+        (i, j) if i == j + half && j < half => -1.0,
+        (i, j) if j == i + half && i < half => 1.0,
+        _ => 0.0,
+    };
+    let turn: Vec<f32> = (0..dim * dim).map(|at| turn(at / dim, at % dim)).collect();
+    let data = TensorData::new(turn, [dim, dim]).convert_dtype(numbers.dtype);
+    let exact = data.clone().convert_dtype(DType::F64);
+    let turn = Both {
+        gpu: Tensor::from_data(data, (&Default::default(), numbers.dtype)),
+        cpu: Tensor::from_data(exact, &Default::default()),
+    };
+    (cos, sin, turn)
+}
+
 /// From either order of the heads in memory to the other, and from any other layout.
 #[test]
 fn rotary_and_the_order_of_heads() {
@@ -252,20 +253,7 @@ fn rotary_and_the_order_of_heads() {
         let mut errors = Vec::new();
         for [batch, seq, heads, dim] in [[1, 1, 1, 2], [2, 5, 3, 8], [3, 7, 2, 5], [2, 33, 4, 64]] {
             let x = numbers.next([batch, seq, heads, dim]);
-            let [cos, sin] = [(); 2].map(|()| numbers.next([1, seq, dim]));
-            let half = dim / 2;
-            let turn = |row: usize, column: usize| match (row, column) {
-                (i, j) if i == j + half && j < half => -1.0,
-                (i, j) if j == i + half && i < half => 1.0,
-                _ => 0.0,
-            };
-            let turn: Vec<f32> = (0..dim * dim).map(|at| turn(at / dim, at % dim)).collect();
-            let data = TensorData::new(turn, [dim, dim]).convert_dtype(numbers.dtype);
-            let exact = data.clone().convert_dtype(DType::F64);
-            let turn = Both::<2> {
-                gpu: Tensor::from_data(data, (&Default::default(), numbers.dtype)),
-                cpu: Tensor::from_data(exact, &Default::default()),
-            };
+            let (cos, sin, turn) = rotation(numbers, seq, dim);
             let expected = F64::rotary(x.cpu(), cos.cpu(), sin.cpu(), turn.cpu());
             let first = x.gpu.clone().swap_dims(1, 2) + 0.0;
             let odd = x.gpu.clone().swap_dims(0, 3) + 0.0;
@@ -282,6 +270,44 @@ fn rotary_and_the_order_of_heads() {
                     lower(lift::<F64, 4>(x_of(&x)) * 2.0),
                 );
                 errors.push(sum);
+            }
+        }
+        errors
+    });
+}
+
+/// Heads out of a product's columns, and back from any layout.
+#[test]
+fn heads_of_columns() {
+    each_type("heads", |numbers| {
+        let mut errors = Vec::new();
+        for ([batch, seq, heads, dim], kv_heads) in [
+            ([1, 1, 1, 2], 1),
+            ([2, 5, 3, 8], 1),
+            ([3, 7, 2, 5], 2),
+            ([2, 33, 4, 64], 2),
+        ] {
+            let x = numbers
+                .next([batch, seq, (heads + 2 * kv_heads) * dim])
+                .turned();
+            let (cos, sin, turn) = rotation(numbers, seq, dim);
+            for rotates in [false, true] {
+                let on_gpu = || rotates.then(|| [cos.gpu(), sin.gpu(), turn.gpu()]);
+                let on_cpu = || rotates.then(|| [cos.cpu(), sin.cpu(), turn.cpu()]);
+                let gpu = Gpu::split_heads(x.gpu(), on_gpu(), [heads, kv_heads]);
+                let cpu = F64::split_heads(x.cpu(), on_cpu(), [heads, kv_heads]);
+                let pairs = gpu.clone().into_iter().zip(cpu);
+                errors.extend(pairs.map(|(x, y)| error::<4>(x, y)));
+                let odd = |x: FloatTensor<Gpu>| {
+                    let x = lift::<Gpu, 4>(x).swap_dims(0, 3) + 0.0;
+                    lower(x.swap_dims(0, 3))
+                };
+                let expected = gpu.clone().map(|x| x_of(&lift(x)));
+                let expected = F64::join_heads(expected, on_cpu());
+                for qkv in [gpu.clone(), gpu.map(odd)] {
+                    let found = Gpu::join_heads(qkv, on_gpu());
+                    errors.push(error::<3>(found, expected.clone()));
+                }
             }
         }
         errors

@@ -6,7 +6,8 @@ use burn::tensor::activation::sigmoid;
 use burn::tensor::backend::Backend;
 use burn::tensor::{DType, Int, Tensor, TensorData};
 use gradmem_kernels::{
-    KernelBackend, head_losses, product, rms_norm, rotary, swiglu, token_losses,
+    KernelBackend, Rotation, head_losses, linear, product, rms_norm, rotary, split_heads, swiglu,
+    token_losses,
 };
 
 type F64 = burn_ndarray::NdArray<f64>;
@@ -47,8 +48,8 @@ impl Layer for Gate {
     }
 
     fn ours<B: KernelBackend>(&self, x: &[Tensor<B, 1>]) -> Tensor<B, 1> {
-        let [gate, up] = [0, 1].map(|i| x[i].clone().mul_scalar(4).reshape(self.0));
-        swiglu(gate, up).flatten(0, 2)
+        let parts = [0, 1].map(|i| x[i].clone().mul_scalar(4).reshape(self.0));
+        swiglu(Tensor::cat(parts.into(), 2)).flatten(0, 2)
     }
 
     fn plain<B: Backend>(&self, x: &[Tensor<B, 1>]) -> Tensor<B, 1> {
@@ -151,6 +152,30 @@ impl Layer for Product {
     }
 }
 
+/// `[rows, d_input, d_output]`
+struct Map([usize; 3]);
+
+impl Layer for Map {
+    fn sizes(&self) -> Vec<usize> {
+        let [rows, d_input, d_output] = self.0;
+        vec![rows * d_input, d_output * d_input]
+    }
+
+    fn ours<B: KernelBackend>(&self, x: &[Tensor<B, 1>]) -> Tensor<B, 1> {
+        let [rows, d_input, d_output] = self.0;
+        let left: Tensor<B, 2> = x[0].clone().reshape([rows, d_input]);
+        // The weight is used twice, so that its gradients are added.
+        let weight: Tensor<B, 2> = x[1].clone().reshape([d_output, d_input]);
+        let once = linear(left.clone(), weight.clone());
+        let twice = linear(left.mul_scalar(0.5), weight).mul_scalar(3);
+        (once + twice).flatten(0, 1)
+    }
+
+    fn plain<B: Backend>(&self, x: &[Tensor<B, 1>]) -> Tensor<B, 1> {
+        Product([self.0[0], self.0[1], self.0[2]]).plain(x)
+    }
+}
+
 /// `[batch, seq, heads, head_dim]`; the last dimension of an odd head dim is not rotated.
 struct Turn([usize; 4]);
 
@@ -174,12 +199,8 @@ impl Turn {
     }
 }
 
-impl Layer for Turn {
-    fn sizes(&self) -> Vec<usize> {
-        vec![self.0.iter().product()]
-    }
-
-    fn ours<B: KernelBackend>(&self, x: &[Tensor<B, 1>]) -> Tensor<B, 1> {
+impl Turn {
+    fn rotation<B: Backend>(&self) -> Rotation<B> {
         let d = self.0[3];
         let half = d / 2;
         let mut turn = vec![0.0; d * d];
@@ -188,7 +209,17 @@ impl Layer for Turn {
             turn[i * d + i + half] = 1.0;
         }
         let turn = Tensor::from_data(TensorData::new(turn, [d, d]), &Default::default());
-        let (cos, sin) = (self.table(f64::cos), self.table(f64::sin));
+        (self.table(f64::cos), self.table(f64::sin), turn)
+    }
+}
+
+impl Layer for Turn {
+    fn sizes(&self) -> Vec<usize> {
+        vec![self.0.iter().product()]
+    }
+
+    fn ours<B: KernelBackend>(&self, x: &[Tensor<B, 1>]) -> Tensor<B, 1> {
+        let (cos, sin, turn) = self.rotation();
         // A transposed view, which is not contiguous.
         let [batch, seq, heads, d] = self.0;
         let x = x[0].clone().reshape([batch, heads, seq, d]).swap_dims(1, 2);
@@ -215,6 +246,59 @@ impl Layer for Turn {
             parts.push(x.narrow(3, d - 1, 1));
         }
         Tensor::cat(parts, 3).flatten(0, 3)
+    }
+}
+
+/// `[batch, seq, n_heads, head_dim]`, heads of keys and values, and whether queries and keys are rotated.
+struct Split([usize; 4], usize, bool);
+
+impl Split {
+    fn width(&self) -> usize {
+        (self.0[2] + 2 * self.1) * self.0[3]
+    }
+
+    fn turn(&self, heads: usize) -> Turn {
+        let [batch, seq, _, d] = self.0;
+        Turn([batch, seq, heads, d])
+    }
+}
+
+impl Layer for Split {
+    fn sizes(&self) -> Vec<usize> {
+        vec![self.0[0] * self.0[1] * self.width()]
+    }
+
+    fn ours<B: KernelBackend>(&self, x: &[Tensor<B, 1>]) -> Tensor<B, 1> {
+        let [batch, seq, heads, _] = self.0;
+        let x = x[0].clone().reshape([batch, seq, self.width()]);
+        let rotation = self.2.then(|| self.turn(heads).rotation());
+        let [q, k, v] = split_heads(x, rotation, [heads, self.1]);
+        // In the last of these there is no gradient to the values.
+        let parts = match seq {
+            7 => vec![q.flatten(0, 3), k.flatten(0, 3)],
+            _ => vec![q.flatten(0, 3), k.flatten(0, 3), v.flatten(0, 3)],
+        };
+        Tensor::cat(parts, 0)
+    }
+
+    fn plain<B: Backend>(&self, x: &[Tensor<B, 1>]) -> Tensor<B, 1> {
+        let ([batch, seq, heads, d], kv_heads) = (self.0, self.1);
+        let x = x[0].clone().reshape([batch, seq, self.width() / d, d]);
+        let part = |start, heads, rotates: bool| {
+            let x = x.clone().narrow(2, start, heads);
+            if !rotates {
+                return x.flatten(0, 3);
+            }
+            let first = x.swap_dims(1, 2).flatten::<1>(0, 3);
+            let y = self.turn(heads).plain(&[first]);
+            let y = y.reshape([batch, heads, seq, d]).swap_dims(1, 2);
+            y.flatten(0, 3)
+        };
+        let mut parts = vec![part(0, heads, self.2), part(heads, kv_heads, self.2)];
+        if seq != 7 {
+            parts.push(part(heads + kv_heads, kv_heads, false));
+        }
+        Tensor::cat(parts, 0)
     }
 }
 
@@ -325,6 +409,20 @@ fn rotary_and_its_derivatives() {
 }
 
 #[test]
+fn heads_and_their_derivatives() {
+    for (shape, kv_heads, rotates) in [
+        ([1, 1, 1, 2], 1, true),
+        ([2, 3, 2, 4], 1, true),
+        ([2, 3, 4, 5], 2, false),
+        ([2, 7, 2, 5], 2, true),
+        ([2, 33, 4, 16], 4, true),
+    ] {
+        let layer = Split(shape, kv_heads, rotates);
+        check(layer, &format!("{shape:?}, {kv_heads}, rotated: {rotates}"));
+    }
+}
+
+#[test]
 fn token_losses_and_their_derivatives() {
     for shape in [[1, 1, 1], [2, 3, 5], [1, 7, 17], [3, 33, 70]] {
         check(Losses(shape), &format!("{shape:?}"));
@@ -347,6 +445,7 @@ fn head_losses_and_their_derivatives_some_rows_at_a_time() {
 fn products_and_their_derivatives() {
     for shape in [[1, 1, 1], [2, 3, 5], [7, 16, 33], [200, 64, 96]] {
         check(Product(shape), &format!("{shape:?}"));
+        check(Map(shape), &format!("{shape:?}, linear"));
     }
 }
 
@@ -357,7 +456,7 @@ fn swiglu_of_large_values() {
     let at = |x: f64| Tensor::<Autodiff<F32>, 3>::from_data([[[x as f32]]], &Default::default());
     for x in gate {
         let (gate, up) = (at(x).require_grad(), at(3.0).require_grad());
-        let y = swiglu(gate.clone(), up.clone());
+        let y = swiglu(Tensor::cat(vec![gate.clone(), up.clone()], 2));
         let gradients = y.sum().backward();
         let slope = gate.grad(&gradients).unwrap().into_scalar() as f64;
         let value = up.grad(&gradients).unwrap().into_scalar() as f64;
@@ -372,9 +471,10 @@ fn swiglu_of_large_values() {
 fn nan_inputs_give_nan_outputs() {
     let nan = |shape| Tensor::<F32, 3>::full(shape, f32::NAN, &Default::default());
     let ones = Tensor::<F32, 3>::ones([1, 2, 3], &Default::default());
+    let side_by_side = |x, y| Tensor::cat(vec![x, y], 2);
     let weight = Tensor::<F32, 1>::ones([3], &Default::default());
     let all_nan = |x: Tensor<F32, 3>| x.into_data().iter::<f32>().all(f32::is_nan);
     assert!(all_nan(rms_norm(nan([1, 2, 3]), weight, 1e-5)));
-    assert!(all_nan(swiglu(nan([1, 2, 3]), ones.clone())));
-    assert!(all_nan(swiglu(ones, nan([1, 2, 3]))));
+    assert!(all_nan(swiglu(side_by_side(nan([1, 2, 3]), ones.clone()))));
+    assert!(all_nan(swiglu(side_by_side(ones, nan([1, 2, 3])))));
 }

@@ -209,14 +209,22 @@ impl<B: LayerBackend, M: CausalLm<B>> Armt<B, M> {
         placement: Placement,
     ) -> Result<ArmtOuter<B>, Error> {
         episode.check_questions(&self.model, 0)?;
-        let memory = self.write_placed(episode.contexts(), placement)?;
-        let hidden = self.reader(&memory)?.hidden_before(episode.queries())?;
+        let joined = self.joined();
+        let memory = joined.write_placed(episode.contexts(), placement)?;
+        let hidden = joined.reader(&memory)?.hidden_before(episode.queries())?;
         let (read_loss, told) = episode.told(&self.model, hidden);
         Ok(ArmtOuter {
             read_loss,
             told,
             memory,
         })
+    }
+
+    /// With the model made ready for many passes.
+    fn joined(&self) -> Self {
+        let mut joined = self.clone();
+        joined.model = self.model.joined();
+        joined
     }
 
     /// A short hash of all weights and the model's settings, as [`GradMem::fingerprint`].

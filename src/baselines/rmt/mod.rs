@@ -224,9 +224,10 @@ impl<B: Backend, M: CausalLm<B>> Rmt<B, M> {
     pub fn outer(&self, episode: &Episode<B>) -> Result<RmtOuter<B>, Error> {
         self.check_contexts(episode.contexts())?;
         episode.check_questions(&self.model, self.config.prefix_len())?;
-        let (memories, losses) = self.passes(episode.contexts());
+        let joined = self.joined();
+        let (memories, losses) = joined.passes(episode.contexts());
         let memory = Memory::from_vectors(last(memories.clone()));
-        let hidden = self.read_hidden(&memory, episode.queries())?;
+        let hidden = joined.read_hidden(&memory, episode.queries())?;
         let (read_loss, told) = episode.labels().told(&self.model, hidden, 1);
         let count = losses.len() as f64;
         let total = losses.into_iter().reduce(|sum, loss| sum + loss);
@@ -280,6 +281,13 @@ impl<B: Backend, M: CausalLm<B>> Rmt<B, M> {
         let reader = [RMT, &self.fingerprint()];
         let device = self.mem.val().device();
         kinds::unpack(file, reader, &self.layout(), &device)
+    }
+
+    /// With the model made ready for many passes.
+    fn joined(&self) -> Self {
+        let mut joined = self.clone();
+        joined.model = self.model.joined();
+        joined
     }
 
     /// What one sample's memory is made of.

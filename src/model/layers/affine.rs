@@ -2,7 +2,7 @@ use burn::module::{Module, Param};
 use burn::nn;
 use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
-use gradmem_kernels::{LayerBackend, product};
+use gradmem_kernels::{LayerBackend, linear, product};
 
 use super::{Init, OutputFirst};
 
@@ -108,7 +108,7 @@ impl<B: LayerBackend> Affine<B> {
     /// - `x`: `[…, d_input]`
     /// - output: `[…, d_output]`
     pub fn forward<const D: usize>(&self, x: Tensor<B, D>) -> Tensor<B, D> {
-        affine(self, x, product)
+        self.plus_bias(apply(x, self.weight.val()))
     }
 }
 
@@ -182,6 +182,18 @@ pub(crate) fn affine<B: Backend, const D: usize>(
     product: impl Fn(Tensor<B, 2>, Tensor<B, 2>) -> Tensor<B, 2>,
 ) -> Tensor<B, D> {
     linear.plus_bias(times_transposed(x, linear.weight.val(), product))
+}
+
+/// `x Wᵀ` for `x` `[…, d_input]` and `weight` `[d_output, d_input]`, by the kernels.
+pub(super) fn apply<B: LayerBackend, const D: usize>(
+    x: Tensor<B, D>,
+    weight: Tensor<B, 2>,
+) -> Tensor<B, D> {
+    let [d_output, d_input] = weight.dims();
+    let mut shape = x.shape();
+    let rows = shape.num_elements() / d_input;
+    shape[D - 1] = d_output;
+    linear(x.reshape([rows, d_input]), weight).reshape(shape)
 }
 
 /// `x Wᵀ` for `x` `[…, d_input]` and `weight` `[d_output, d_input]`.

@@ -2,10 +2,11 @@ use burn::module::Module;
 use burn::tensor::Tensor;
 use burn::tensor::activation::softmax;
 use burn::tensor::backend::Backend;
-use gradmem_kernels::{KernelBackend, causal_attention, contiguous, product};
+use gradmem_kernels::{KernelBackend, causal_attention, contiguous, product, split_heads};
 
+use super::joined::Joined;
 use super::{Affine, AffineConfig, Init, Rotary};
-use crate::model::cache::{LayerCache, MemoryRows, Sight, adapted};
+use crate::model::cache::{LayerCache, MemoryRows, Sight, adapted, has_adapters};
 
 /// Causal self-attention with rotary positions and grouped-query heads.
 #[derive(Module, Debug)]
@@ -18,8 +19,13 @@ pub struct SelfAttention<B: Backend> {
     pub v_proj: Affine<B>,
     /// `[d_model, n_heads · head_dim]`
     pub o_proj: Affine<B>,
+    /// The first three as one; see [`SelfAttention::joined`].
+    qkv: Option<Joined<B>>,
     #[module(skip)]
     head_dim: usize,
+    /// Of queries, and of keys and values.
+    #[module(skip)]
+    heads: [usize; 2],
 }
 
 /// The sizes of a [`SelfAttention`].
@@ -58,12 +64,20 @@ impl SelfAttentionConfig {
             k_proj: linear(self.d_model, d_kv),
             v_proj: linear(self.d_model, d_kv),
             o_proj: linear(d_q, self.d_model),
+            qkv: None,
+            heads: [self.n_heads, self.n_kv_heads],
             head_dim: self.head_dim,
         }
     }
 }
 
 impl<B: KernelBackend> SelfAttention<B> {
+    /// The same with q, k and v as one product, of the weights as they are now.
+    pub fn joined(mut self) -> Self {
+        self.qkv = Some(Joined::of(&[&self.q_proj, &self.k_proj, &self.v_proj]));
+        self
+    }
+
     /// # Shapes
     ///
     /// - `x` and output: `[batch, seq, d_model]`
@@ -77,14 +91,22 @@ impl<B: KernelBackend> SelfAttention<B> {
     ) -> Tensor<B, 3> {
         let past = cache.as_deref();
         let [batch, seq, _] = x.dims();
-        let heads = |y: Tensor<B, 3>| -> Tensor<B, 4> {
-            let n_heads = y.dims()[2] / self.head_dim;
-            y.reshape([batch, seq, n_heads, self.head_dim])
+        let apart = |x: Tensor<B, 3>| {
+            let project = |name, map: &Affine<B>| {
+                let y = adapted(past, name, x.clone(), |x| map.forward(x));
+                let n_heads = y.dims()[2] / self.head_dim;
+                y.reshape([batch, seq, n_heads, self.head_dim])
+            };
+            let q = rotary.apply(project("q_proj", &self.q_proj));
+            let k = rotary.apply(project("k_proj", &self.k_proj));
+            [q, k, contiguous(project("v_proj", &self.v_proj))]
         };
-        let project = |name, linear: &Affine<B>, x| adapted(past, name, x, |x| linear.forward(x));
-        let q = rotary.apply(heads(project("q_proj", &self.q_proj, x.clone())));
-        let k = rotary.apply(heads(project("k_proj", &self.k_proj, x.clone())));
-        let v = heads(project("v_proj", &self.v_proj, x));
+        let [q, k, v] = match &self.qkv {
+            Some(qkv) if !has_adapters(past, ["q_proj", "k_proj", "v_proj"]) => {
+                split_heads(qkv.forward(x), Some(rotary.tables()), self.heads)
+            }
+            _ => apart(x),
+        };
         let scale = 1.0 / (self.head_dim as f64).sqrt();
         let y = attend(q, k, v, scale, cache.as_deref_mut());
         adapted(cache.as_deref(), "o_proj", y, |y| self.o_proj.forward(y))
@@ -96,7 +118,8 @@ impl<B: KernelBackend> SelfAttention<B> {
 /// # Shapes
 ///
 /// - `q`: `[batch, seq, n_heads, head_dim]`
-/// - `k`, `v`: `[batch, seq, n_kv_heads, head_dim]`; they are added to the cache, if there is one
+/// - `k`, `v`: `[batch, seq, n_kv_heads, head_dim]`; they are added to the cache, if there is one. The heads' order in memory is
+///   best that of [`contiguous`] or [`split_heads`]
 /// - output: `[batch, seq, n_heads · head_dim]`
 pub fn attend<B: KernelBackend>(
     q: Tensor<B, 4>,
@@ -120,7 +143,7 @@ pub fn attend<B: KernelBackend>(
         let own = attend_in_sight(q.clone(), k.clone(), v.clone(), scale, rows, sight);
         Some((sight, own))
     });
-    let [q, k, v] = [q, k, contiguous(v)].map(|x| x.swap_dims(1, 2));
+    let [q, k, v] = [q, k, v].map(|x| x.swap_dims(1, 2));
     let out = causal_attention(q, k, v, scale);
     let out = contiguous(out.swap_dims(1, 2)).flatten(2, 3);
     match own {

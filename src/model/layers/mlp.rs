@@ -3,8 +3,9 @@ use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
 use gradmem_kernels::{LayerBackend, swiglu};
 
+use super::joined::Joined;
 use super::{Activation, Affine, AffineConfig, Init};
-use crate::model::cache::{LayerCache, adapted};
+use crate::model::cache::{LayerCache, adapted, has_adapters};
 
 /// The gated feed-forward layer `W_down (act(W_gate x) ∘ W_up x)`; SwiGLU with silu (arXiv 2002.05202).
 #[derive(Module, Debug)]
@@ -15,6 +16,8 @@ pub struct GatedMlp<B: Backend> {
     pub up_proj: Affine<B>,
     /// `[d_model, d_ff]`
     pub down_proj: Affine<B>,
+    /// The first two as one; see [`GatedMlp::joined`].
+    gate_up: Option<Joined<B>>,
     #[module(skip)]
     activation: Activation,
 }
@@ -43,23 +46,39 @@ impl GatedMlpConfig {
             gate_proj: linear(self.d_model, self.d_ff),
             up_proj: linear(self.d_model, self.d_ff),
             down_proj: linear(self.d_ff, self.d_model),
+            gate_up: None,
             activation: self.activation,
         }
     }
 }
 
 impl<B: LayerBackend> GatedMlp<B> {
+    /// The same with gate and up as one product, of the weights as they are now, where the activation takes them so.
+    pub fn joined(mut self) -> Self {
+        if self.activation == Activation::Silu {
+            self.gate_up = Some(Joined::of(&[&self.gate_proj, &self.up_proj]));
+        }
+        self
+    }
+
     /// # Shapes
     ///
     /// - `x` and output: `[batch, seq, d_model]`
     /// - `past`: adapters of the projections, if there are any
     pub fn forward(&self, x: Tensor<B, 3>, past: Option<&LayerCache<B>>) -> Tensor<B, 3> {
         let project = |name, linear: &Affine<B>, x| adapted(past, name, x, |x| linear.forward(x));
-        let gate = project("gate_proj", &self.gate_proj, x.clone());
-        let up = project("up_proj", &self.up_proj, x);
-        let y = match self.activation {
-            Activation::Silu => swiglu(gate, up),
-            other => other.forward(gate) * up,
+        let y = match &self.gate_up {
+            Some(gate_up) if !has_adapters(past, ["gate_proj", "up_proj"]) => {
+                swiglu(gate_up.forward(x))
+            }
+            _ => {
+                let gate = project("gate_proj", &self.gate_proj, x.clone());
+                let up = project("up_proj", &self.up_proj, x);
+                match self.activation {
+                    Activation::Silu => swiglu(Tensor::cat(vec![gate, up], 2)),
+                    other => other.forward(gate) * up,
+                }
+            }
         };
         project("down_proj", &self.down_proj, y)
     }

@@ -16,6 +16,7 @@ mod associative;
 mod attention;
 mod embedding;
 mod init;
+mod joined;
 mod layout;
 mod mlp;
 mod norm;

@@ -1,6 +1,6 @@
 use burn::tensor::backend::Backend;
 use burn::tensor::{Tensor, TensorData};
-use gradmem_kernels::{LayerBackend, rotary};
+use gradmem_kernels::{LayerBackend, Rotation, rotary};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, require};
@@ -199,6 +199,11 @@ impl RotaryConfig {
 }
 
 impl<B: LayerBackend> Rotary<B> {
+    /// cos, sin and the matrix that swaps the dimensions of each pair.
+    pub fn tables(&self) -> Rotation<B> {
+        (self.cos.clone(), self.sin.clone(), self.turn.clone())
+    }
+
     /// Rotates every head of `x` by its position.
     ///
     /// # Shapes

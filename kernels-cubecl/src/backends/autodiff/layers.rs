@@ -1,15 +1,15 @@
 //! The autodiff implementation of the layers around attention.
 
-use burn::tensor::Device;
 use burn::tensor::backend::Backend;
 use burn::tensor::ops::{FloatTensor, IntTensor};
+use burn::tensor::{Device, TensorMetadata};
 use burn_autodiff::checkpoint::base::Checkpointer;
 use burn_autodiff::checkpoint::strategy::CheckpointStrategy;
 use burn_autodiff::grads::Gradients;
 use burn_autodiff::ops::{Backward, Ops, OpsKind};
 use burn_autodiff::{Autodiff, NodeId};
 
-use super::{Operation, Point, all, backward, earlier, forward};
+use super::{Operation, Point, Several, all, backward, earlier, forward, several};
 use crate::{LayerBackend, Precision};
 
 #[derive(Clone, Debug)]
@@ -50,31 +50,27 @@ impl<B: LayerBackend> Operation<B, 2> for RmsNorm {
 #[derive(Clone, Debug)]
 struct SwiGlu;
 
-impl<B: LayerBackend> Operation<B, 2> for SwiGlu {
-    fn add(x: FloatTensor<B>, y: FloatTensor<B>) -> FloatTensor<B> {
-        B::add(x, y)
-    }
-
+impl<B: LayerBackend> Operation<B, 1> for SwiGlu {
     fn backward(
         self,
-        at: Point<B, 2>,
+        at: Point<B, 1>,
         grad: FloatTensor<B>,
-        _: [bool; 2],
-    ) -> [Option<FloatTensor<B>>; 2] {
-        let [gate, up] = at.inputs;
-        B::swiglu_backward(gate, up, grad).map(Some)
+        _: [bool; 1],
+    ) -> [Option<FloatTensor<B>>; 1] {
+        at.inputs.map(|x| Some(B::swiglu_backward(x, grad.clone())))
     }
 
     fn double_backward(
         self,
-        at: Point<B, 2>,
+        at: Point<B, 1>,
         grad: FloatTensor<B>,
-        cotangents: [Option<FloatTensor<B>>; 2],
-        _: [bool; 2],
-    ) -> (FloatTensor<B>, [Option<FloatTensor<B>>; 2]) {
-        let [gate, up] = at.inputs;
-        let [to_grad, to_gate, to_up] = B::swiglu_double_backward(gate, up, grad, cotangents);
-        (to_grad, [Some(to_gate), Some(to_up)])
+        [cotangent]: [Option<FloatTensor<B>>; 1],
+        _: [bool; 1],
+    ) -> (FloatTensor<B>, [Option<FloatTensor<B>>; 1]) {
+        let [x] = at.inputs;
+        let a = cotangent.expect("the only port of the hub received a cotangent");
+        let [to_grad, to_x] = B::swiglu_double_backward(x, grad, a);
+        (to_grad, [Some(to_x)])
     }
 }
 
@@ -114,17 +110,12 @@ impl<B: LayerBackend> Operation<B, 1> for TokenLosses<B> {
 impl<B: LayerBackend, C: CheckpointStrategy> LayerBackend for Autodiff<B, C> {
     fn product(lhs: FloatTensor<Self>, rhs: FloatTensor<Self>) -> FloatTensor<Self> {
         let output = B::product(lhs.primitive.clone(), rhs.primitive.clone());
-        let nodes = [lhs.node.clone(), rhs.node.clone()];
-        let prep = Backward::<B, 2>::prepare::<C>(Product, nodes).compute_bound();
-        match prep.stateful() {
-            OpsKind::Tracked(mut prep) => {
-                // The gradient of each factor needs the other factor.
-                let for_lhs = lhs.is_tracked().then(|| prep.checkpoint(&rhs));
-                let for_rhs = rhs.is_tracked().then(|| prep.checkpoint(&lhs));
-                prep.finish([for_lhs, for_rhs], output)
-            }
-            OpsKind::UnTracked(prep) => prep.finish(output),
-        }
+        recorded::<B, C>(Product { transposed: false }, lhs, rhs, output)
+    }
+
+    fn product_transposed(x: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self> {
+        let output = B::product_transposed(x.primitive.clone(), weight.primitive.clone());
+        recorded::<B, C>(Product { transposed: true }, x, weight, output)
     }
 
     fn computes_in(device: &Device<Self>, precision: Precision) -> bool {
@@ -180,24 +171,20 @@ impl<B: LayerBackend, C: CheckpointStrategy> LayerBackend for Autodiff<B, C> {
         (dx.expect("rms_norm_backward always returns dx"), dw)
     }
 
-    fn swiglu(gate: FloatTensor<Self>, up: FloatTensor<Self>) -> FloatTensor<Self> {
-        let y = B::swiglu(gate.primitive.clone(), up.primitive.clone());
-        forward::<B, C, 2>(SwiGlu, [gate, up], y, Vec::new())
+    fn swiglu(x: FloatTensor<Self>) -> FloatTensor<Self> {
+        let y = B::swiglu(x.primitive.clone());
+        forward::<B, C, 1>(SwiGlu, [x], y, Vec::new())
     }
 
-    fn swiglu_backward(
-        gate: FloatTensor<Self>,
-        up: FloatTensor<Self>,
-        grad: FloatTensor<Self>,
-    ) -> [FloatTensor<Self>; 2] {
-        let inputs = [gate, up];
-        all(backward::<B, C, 2, 3>(
+    fn swiglu_backward(x: FloatTensor<Self>, grad: FloatTensor<Self>) -> FloatTensor<Self> {
+        let [dx] = all(backward::<B, C, 1, 2>(
             SwiGlu,
-            inputs,
+            [x],
             Vec::new(),
             grad,
-            [true; 2],
-        ))
+            [true],
+        ));
+        dx
     }
 
     fn rotary(
@@ -214,10 +201,57 @@ impl<B: LayerBackend, C: CheckpointStrategy> LayerBackend for Autodiff<B, C> {
             OpsKind::UnTracked(prep) => prep.finish(y),
         }
     }
+
+    fn split_heads(
+        x: FloatTensor<Self>,
+        rotation: Option<[FloatTensor<Self>; 3]>,
+        heads: [usize; 2],
+    ) -> [FloatTensor<Self>; 3] {
+        let rotation = rotation.map(|tables| tables.map(|x| x.primitive));
+        let parts = B::split_heads(x.primitive.clone(), rotation.clone(), heads);
+        several::<B, C, 3>(Split { rotation }, x, parts)
+    }
+
+    fn join_heads(
+        qkv: [FloatTensor<Self>; 3],
+        rotation: Option<[FloatTensor<Self>; 3]>,
+    ) -> FloatTensor<Self> {
+        let rotation = rotation.map(|tables| tables.map(|x| x.primitive));
+        let heads = [&qkv[0], &qkv[1]].map(|x| x.primitive.shape()[2]);
+        let nodes = qkv.each_ref().map(|x| x.node.clone());
+        let y = B::join_heads(qkv.map(|x| x.primitive), rotation.clone());
+        let prep = Backward::<B, 3>::prepare::<C>(Join, nodes).compute_bound();
+        match prep.stateful() {
+            OpsKind::Tracked(prep) => prep.finish((rotation, heads), y),
+            OpsKind::UnTracked(prep) => prep.finish(y),
+        }
+    }
 }
 
+fn recorded<B: LayerBackend, C: CheckpointStrategy>(
+    product: Product,
+    lhs: FloatTensor<Autodiff<B, C>>,
+    rhs: FloatTensor<Autodiff<B, C>>,
+    output: FloatTensor<B>,
+) -> FloatTensor<Autodiff<B, C>> {
+    let nodes = [lhs.node.clone(), rhs.node.clone()];
+    let prep = Backward::<B, 2>::prepare::<C>(product, nodes).compute_bound();
+    match prep.stateful() {
+        OpsKind::Tracked(mut prep) => {
+            // The gradient of each factor needs the other factor.
+            let for_lhs = lhs.is_tracked().then(|| prep.checkpoint(&rhs));
+            let for_rhs = rhs.is_tracked().then(|| prep.checkpoint(&lhs));
+            prep.finish([for_lhs, for_rhs], output)
+        }
+        OpsKind::UnTracked(prep) => prep.finish(output),
+    }
+}
+
+/// `lhs · rhs`, or `lhs · rhsᵀ`.
 #[derive(Debug)]
-struct Product;
+struct Product {
+    transposed: bool,
+}
 
 impl<B: LayerBackend> Backward<B, 2> for Product {
     /// `rhs`, for the gradient to `lhs`, and `lhs`, for the gradient to `rhs`.
@@ -230,11 +264,9 @@ impl<B: LayerBackend> Backward<B, 2> for Product {
         checkpointer: &mut Checkpointer,
     ) {
         let grad = grads.consume::<B>(&ops.node);
-        let mut transposed = |id: Option<NodeId>| {
-            let x = checkpointer.retrieve_node_output::<FloatTensor<B>>(id?);
-            Some(B::float_transpose(x))
-        };
-        let [rhs, lhs] = ops.state.map(&mut transposed);
+        let mut factor =
+            |id: Option<NodeId>| Some(checkpointer.retrieve_node_output::<FloatTensor<B>>(id?));
+        let [rhs, lhs] = ops.state.map(&mut factor);
         let mut add = |side: usize, lhs, rhs| {
             let Some(parent) = &ops.parents[side] else {
                 return;
@@ -246,10 +278,17 @@ impl<B: LayerBackend> Backward<B, 2> for Product {
             grads.register::<B>(parent.id, gradient);
         };
         if let Some(rhs) = rhs {
+            let rhs = match self.transposed {
+                true => rhs,
+                false => B::float_transpose(rhs),
+            };
             add(0, grad.clone(), rhs);
         }
         if let Some(lhs) = lhs {
-            add(1, lhs, grad.clone());
+            match self.transposed {
+                true => add(1, B::float_transpose(grad.clone()), lhs),
+                false => add(1, B::float_transpose(lhs), grad.clone()),
+            }
         }
     }
 }
@@ -283,5 +322,35 @@ impl<B: LayerBackend> Backward<B, 1> for Rotary {
         };
         let gradient = B::rotary(grad, cos, B::float_neg(sin), turn);
         grads.register::<B>(parent.id, gradient);
+    }
+}
+
+#[derive(Clone, Debug)]
+struct Split<B: Backend> {
+    rotation: Option<[FloatTensor<B>; 3]>,
+}
+
+impl<B: LayerBackend> Several<B, 3> for Split<B> {
+    fn gradient(self, parts: [FloatTensor<B>; 3]) -> FloatTensor<B> {
+        B::join_heads(parts, self.rotation)
+    }
+}
+
+#[derive(Debug)]
+struct Join;
+
+impl<B: LayerBackend> Backward<B, 3> for Join {
+    /// The rotation, and the numbers of heads.
+    type State = (Option<[FloatTensor<B>; 3]>, [usize; 2]);
+
+    fn backward(self, ops: Ops<Self::State, 3>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let grad = grads.consume::<B>(&ops.node);
+        let (rotation, heads) = ops.state;
+        let parts = B::split_heads(grad, rotation, heads);
+        for (parent, gradient) in ops.parents.into_iter().zip(parts) {
+            if let Some(parent) = parent {
+                grads.register::<B>(parent.id, gradient);
+            }
+        }
     }
 }

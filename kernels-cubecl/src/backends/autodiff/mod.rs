@@ -19,6 +19,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::tensor::ops::FloatTensor;
+use burn::tensor::{Device, FloatDType, Shape, TensorMetadata};
 use burn_autodiff::checkpoint::base::Checkpointer;
 use burn_autodiff::checkpoint::strategy::CheckpointStrategy;
 use burn_autodiff::grads::Gradients;
@@ -124,6 +125,77 @@ where
             OpsKind::UnTracked(prep) => prep.finish(gradient),
         })
     })
+}
+
+/// A linear function of one tensor with several outputs.
+trait Several<B: Backend, const N: usize>: Clone + Debug + Send + 'static {
+    /// The gradient to the input, from those to all outputs.
+    fn gradient(self, parts: [FloatTensor<B>; N]) -> FloatTensor<B>;
+}
+
+/// Records the outputs, which `B` computed from `x`: a hub and a port for each of them, like a backward.
+fn several<B, C, const N: usize>(
+    function: impl Several<B, N>,
+    x: FloatTensor<Autodiff<B, C>>,
+    outputs: [FloatTensor<B>; N],
+) -> [FloatTensor<Autodiff<B, C>>; N]
+where
+    B: Backend,
+    C: CheckpointStrategy,
+{
+    let received: Received<B, N> = Arc::new(Mutex::new([const { None }; N]));
+    let prep = Spread(function).prepare::<C>([x.node]).compute_bound();
+    let OpsKind::Tracked(prep) = prep.stateful() else {
+        return outputs.map(Autodiff::<B, C>::from_inner);
+    };
+    let state = SpreadState {
+        received: received.clone(),
+        outputs: outputs
+            .each_ref()
+            .map(|x| (x.shape(), B::float_device(x), x.dtype().into())),
+    };
+    // The value of the hub is never read.
+    let hub = prep.finish(state, x.primitive);
+    let mut index = 0..;
+    outputs.map(|output| {
+        let port = Port(index.next().unwrap_or_default());
+        let prep = port.prepare::<C>([hub.node.clone()]).compute_bound();
+        match prep.stateful() {
+            OpsKind::Tracked(prep) => prep.finish(received.clone(), output),
+            OpsKind::UnTracked(prep) => prep.finish(output),
+        }
+    })
+}
+
+#[derive(Debug)]
+struct Spread<T, const N: usize>(T);
+
+#[derive(Clone, Debug)]
+struct SpreadState<B: Backend, const N: usize> {
+    received: Received<B, N>,
+    /// Of each output, for one that received no gradient.
+    outputs: [(Shape, Device<B>, FloatDType); N],
+}
+
+impl<B: Backend, T: Several<B, N>, const N: usize> Backward<B, 1> for Spread<T, N> {
+    type State = SpreadState<B, N>;
+
+    fn backward(self, ops: Ops<Self::State, 1>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let [Some(parent)] = ops.parents else {
+            return;
+        };
+        let SpreadState { received, outputs } = ops.state;
+        let received = {
+            let mut received = received.lock().unwrap_or_else(PoisonError::into_inner);
+            std::mem::replace(&mut *received, [const { None }; N])
+        };
+        let mut pairs = received.into_iter().zip(outputs);
+        let parts = std::array::from_fn(|_| {
+            let (part, (shape, device, dtype)) = pairs.next().expect("N of each");
+            part.unwrap_or_else(|| B::float_zeros(shape, &device, dtype))
+        });
+        grads.register::<B>(parent.id, self.0.gradient(parts));
+    }
 }
 
 #[derive(Debug)]

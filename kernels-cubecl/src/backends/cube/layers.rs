@@ -11,9 +11,10 @@ use burn_cubecl::{CubeBackend, CubeRuntime, FloatElement, IntElement};
 use cubecl::prelude::*;
 use cubecl::zspace::metadata::Metadata;
 
-use super::pointwise::{self, HeadsLaunch, MovingLaunch};
+use super::pointwise::{self, HeadsLaunch, MovingLaunch, SharedLaunch};
 use super::rows::{RowLaunch, UNITS, grid};
 use super::{losses, norm, product};
+use crate::ops::layers::{join_by_heads, split_by_heads};
 use crate::reference::adamw::adamw;
 use crate::reference::primitives;
 use crate::{AdamWStep, HeadBackend, LayerBackend, Precision};
@@ -45,28 +46,25 @@ where
         >,
 {
     fn product(lhs: FloatTensor<Self>, rhs: FloatTensor<Self>) -> FloatTensor<Self> {
-        let one = |lhs: CubeTensor<R>, rhs: CubeTensor<R>| {
-            if Precision::rounds_to_bf16(lhs.dtype) {
-                product::of_bf16(lhs, rhs)
-            } else if product::must_be_exact(&lhs.client, lhs.dtype) {
-                product::exact(lhs, rhs)
-            } else {
-                <Self as FloatTensorOps<Self>>::float_matmul(lhs, rhs)
-            }
-        };
-        let (&[m, k], &[_, n]) = (&lhs.meta.shape()[..], &rhs.meta.shape()[..]) else {
-            return one(lhs, rhs);
-        };
-        // Of 16-bit types every part would be rounded before the sum.
-        if lhs.dtype != DType::F32 {
-            return one(lhs, rhs);
-        }
-        match product::parts(&lhs.client, [m, k, n]) {
-            1 => one(lhs, rhs),
+        match in_parts(&lhs, &rhs) {
+            1 => whole::<Self, R>(lhs, rhs),
             parts => {
                 let (lhs, rhs) = product::divide(lhs, rhs, parts);
-                let sum = <Self as FloatTensorOps<Self>>::float_sum_dim(one(lhs, rhs), 0);
-                <Self as FloatTensorOps<Self>>::float_reshape(sum, Shape::new([m, n]))
+                sum_of_parts(whole::<Self, R>(lhs, rhs), None)
+            }
+        }
+    }
+
+    fn add_product(
+        to: FloatTensor<Self>,
+        lhs: FloatTensor<Self>,
+        rhs: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        match in_parts(&lhs, &rhs) {
+            1 => <Self as FloatTensorOps<Self>>::float_add(to, whole::<Self, R>(lhs, rhs)),
+            parts => {
+                let (lhs, rhs) = product::divide(lhs, rhs, parts);
+                sum_of_parts(whole::<Self, R>(lhs, rhs), Some(to))
             }
         }
     }
@@ -301,88 +299,77 @@ where
         [to_grad, to_x, added::<Self, R>(sums, &weight)]
     }
 
-    fn swiglu(gate: FloatTensor<Self>, up: FloatTensor<Self>) -> FloatTensor<Self> {
-        if !is_for_kernels([&gate, &up]) {
-            return primitives::swiglu::<Self>(gate, up);
+    fn swiglu(x: FloatTensor<Self>) -> FloatTensor<Self> {
+        if !is_for_kernels([&x]) {
+            return primitives::swiglu::<Self>(x);
         }
-        let [gate, up] = [gate, up].map(into_contiguous);
-        let out = empty_like(&gate);
-        let (cubes, units) = spread(&gate);
+        let x = into_contiguous(x);
+        let [batch, seq, width] = x.meta.shape().dims();
+        let out = empty(&x, Shape::new([batch, seq, width / 2]), x.dtype);
+        let (cubes, units) = spread(&out);
         unsafe {
             pointwise::swiglu::launch_unchecked(
-                &gate.client,
+                &x.client,
                 cubes,
                 units,
-                gate.clone().into_array_arg(),
-                up.into_array_arg(),
+                x.clone().into_array_arg(),
                 out.clone().into_array_arg(),
-                gate.meta.num_elements(),
-                gate.dtype.into(),
+                out.meta.num_elements(),
+                width / 2,
+                x.dtype.into(),
             );
         }
         out
     }
 
-    fn swiglu_backward(
-        gate: FloatTensor<Self>,
-        up: FloatTensor<Self>,
-        grad: FloatTensor<Self>,
-    ) -> [FloatTensor<Self>; 2] {
-        if !is_for_kernels([&gate, &up, &grad]) {
-            return primitives::swiglu_backward::<Self>(gate, up, grad);
+    fn swiglu_backward(x: FloatTensor<Self>, grad: FloatTensor<Self>) -> FloatTensor<Self> {
+        if !is_for_kernels([&x, &grad]) {
+            return primitives::swiglu_backward::<Self>(x, grad);
         }
-        let [gate, up, grad] = [gate, up, grad].map(into_contiguous);
-        let outputs = [empty_like(&gate), empty_like(&gate)];
-        let [to_gate, to_up] = outputs.clone();
-        let (cubes, units) = spread(&gate);
+        let [x, grad] = [x, grad].map(into_contiguous);
+        let to_x = empty_like(&x);
+        let (cubes, units) = spread(&grad);
         unsafe {
             pointwise::swiglu_backward::launch_unchecked(
-                &gate.client,
+                &x.client,
                 cubes,
                 units,
-                gate.clone().into_array_arg(),
-                up.into_array_arg(),
-                grad.into_array_arg(),
-                to_gate.into_array_arg(),
-                to_up.into_array_arg(),
-                gate.meta.num_elements(),
-                gate.dtype.into(),
+                x.clone().into_array_arg(),
+                grad.clone().into_array_arg(),
+                to_x.clone().into_array_arg(),
+                grad.meta.num_elements(),
+                grad.meta.shape()[2],
+                x.dtype.into(),
             );
         }
-        outputs
+        to_x
     }
 
     fn swiglu_double_backward(
-        gate: FloatTensor<Self>,
-        up: FloatTensor<Self>,
+        x: FloatTensor<Self>,
         grad: FloatTensor<Self>,
-        [a, b]: [Option<FloatTensor<Self>>; 2],
-    ) -> [FloatTensor<Self>; 3] {
-        if !is_for_kernels([&gate, &up, &grad]) {
-            return primitives::swiglu_double_backward::<Self>(gate, up, grad, [a, b]);
+        a: FloatTensor<Self>,
+    ) -> [FloatTensor<Self>; 2] {
+        if !is_for_kernels([&x, &grad, &a]) {
+            return primitives::swiglu_double_backward::<Self>(x, grad, a);
         }
-        let present = (a.is_some(), b.is_some());
-        let [gate, up, grad] = [gate, up, grad].map(into_contiguous);
-        let [a, b] = [a, b].map(|y| y.map_or_else(|| gate.clone(), into_contiguous));
-        let outputs = [empty_like(&gate), empty_like(&gate), empty_like(&gate)];
-        let [to_grad, to_gate, to_up] = outputs.clone();
-        let (cubes, units) = spread(&gate);
+        let [x, grad, a] = [x, grad, a].map(into_contiguous);
+        let outputs = [empty_like(&grad), empty_like(&x)];
+        let [to_grad, to_x] = outputs.clone();
+        let (cubes, units) = spread(&grad);
         unsafe {
             pointwise::swiglu_double_backward::launch_unchecked(
-                &gate.client,
+                &x.client,
                 cubes,
                 units,
-                gate.clone().into_array_arg(),
-                up.into_array_arg(),
-                grad.into_array_arg(),
+                x.clone().into_array_arg(),
+                grad.clone().into_array_arg(),
                 a.into_array_arg(),
-                b.into_array_arg(),
                 to_grad.into_array_arg(),
-                to_gate.into_array_arg(),
-                to_up.into_array_arg(),
-                gate.meta.num_elements(),
-                present,
-                gate.dtype.into(),
+                to_x.into_array_arg(),
+                grad.meta.num_elements(),
+                grad.meta.shape()[2],
+                x.dtype.into(),
             );
         }
         outputs
@@ -414,6 +401,88 @@ where
                 sizes(&x),
                 heads_first,
                 x.dtype.into(),
+            );
+        }
+        out
+    }
+
+    fn split_heads(
+        x: FloatTensor<Self>,
+        rotation: Option<[FloatTensor<Self>; 3]>,
+        [n_heads, n_kv_heads]: [usize; 2],
+    ) -> [FloatTensor<Self>; 3] {
+        let tables = rotation.iter().flatten();
+        if !is_for_kernels([&x]) || !tables.into_iter().all(|t| t.dtype == x.dtype) {
+            return split_by_heads::<Self>(x, rotation, [n_heads, n_kv_heads]);
+        }
+        let x = into_contiguous(x);
+        let [batch, seq, width] = x.meta.shape().dims();
+        let dim = width / (n_heads + 2 * n_kv_heads);
+        let outputs = [n_heads, n_kv_heads, n_kv_heads].map(|heads| {
+            let out = empty(&x, Shape::new([batch, seq, heads, dim]), x.dtype);
+            in_the_other(&out, true)
+        });
+        let [q, k, v] = outputs.clone();
+        let rotates = rotation.is_some();
+        let [cos, sin, turn] = tables_or(rotation, &x);
+        let (cubes, units) = spread(&x);
+        let count = x.meta.num_elements();
+        unsafe {
+            pointwise::split_heads::launch_unchecked(
+                &x.client,
+                cubes,
+                units,
+                x.clone().into_array_arg(),
+                cos.into_array_arg(),
+                sin.into_array_arg(),
+                turn.into_array_arg(),
+                q.into_array_arg(),
+                k.into_array_arg(),
+                v.into_array_arg(),
+                SharedLaunch::new(count, seq, n_heads, n_kv_heads, dim),
+                rotates,
+                x.dtype.into(),
+            );
+        }
+        outputs
+    }
+
+    fn join_heads(
+        [q, k, v]: [FloatTensor<Self>; 3],
+        rotation: Option<[FloatTensor<Self>; 3]>,
+    ) -> FloatTensor<Self> {
+        let tables = rotation.iter().flatten();
+        if !is_for_kernels([&q, &k, &v]) || !tables.into_iter().all(|t| t.dtype == q.dtype) {
+            return join_by_heads::<Self>([q, k, v], rotation);
+        }
+        let [batch, seq, n_heads, dim] = q.meta.shape().dims();
+        let n_kv_heads = k.meta.shape()[2];
+        let width = (n_heads + 2 * n_kv_heads) * dim;
+        let out = empty(&q, Shape::new([batch, seq, width]), q.dtype);
+        let rotates = rotation.is_some();
+        let [cos, sin, turn] = tables_or(rotation, &q);
+        let (cubes, units) = spread(&out);
+        let count = out.meta.num_elements();
+        let strides = [&q, &k, &v].map(sizes);
+        let [of_q, of_k, of_v] = strides;
+        unsafe {
+            pointwise::join_heads::launch_unchecked(
+                &out.client,
+                cubes,
+                units,
+                q.into_array_arg(),
+                k.into_array_arg(),
+                v.into_array_arg(),
+                cos.into_array_arg(),
+                sin.into_array_arg(),
+                turn.into_array_arg(),
+                out.clone().into_array_arg(),
+                SharedLaunch::new(count, seq, n_heads, n_kv_heads, dim),
+                of_q,
+                of_k,
+                of_v,
+                rotates,
+                out.dtype.into(),
             );
         }
         out
@@ -455,6 +524,53 @@ where
     }
 }
 
+/// A product in one launch, in the run's precision.
+fn whole<B, R>(lhs: CubeTensor<R>, rhs: CubeTensor<R>) -> CubeTensor<R>
+where
+    R: CubeRuntime,
+    B: Backend<FloatTensorPrimitive = CubeTensor<R>>,
+{
+    if Precision::rounds_to_bf16(lhs.dtype) {
+        product::of_bf16(lhs, rhs)
+    } else if product::must_be_exact(&lhs.client, lhs.dtype) {
+        product::exact(lhs, rhs)
+    } else {
+        B::float_matmul(lhs, rhs)
+    }
+}
+
+/// Into how many parts the sums of a product are divided. Of 16-bit types every part would be rounded before the sum.
+fn in_parts<R: CubeRuntime>(lhs: &CubeTensor<R>, rhs: &CubeTensor<R>) -> usize {
+    match (&lhs.meta.shape()[..], &rhs.meta.shape()[..]) {
+        (&[m, k], &[_, n]) if lhs.dtype == DType::F32 => product::parts(&lhs.client, [m, k, n]),
+        _ => 1,
+    }
+}
+
+/// The sum over the first dimension of `parts` `[parts, m, n]`, and of `to` `[m, n]`, in a fixed order.
+fn sum_of_parts<R: CubeRuntime>(parts: CubeTensor<R>, to: Option<CubeTensor<R>>) -> CubeTensor<R> {
+    let [count, m, n] = parts.meta.shape().dims();
+    let out = empty(&parts, Shape::new([m, n]), parts.dtype);
+    let adds = to.is_some();
+    let to = to.map_or_else(|| parts.clone(), into_contiguous);
+    let (cubes, units) = spread(&out);
+    unsafe {
+        pointwise::sum_of_parts::launch_unchecked(
+            &out.client,
+            cubes,
+            units,
+            parts.into_array_arg(),
+            to.into_array_arg(),
+            out.clone().into_array_arg(),
+            count,
+            m * n,
+            adds,
+            out.dtype.into(),
+        );
+    }
+    out
+}
+
 /// Buffers that the largest kernel binds: eight tensors, and one for shapes and scalars.
 const BINDINGS: u32 = 9;
 
@@ -470,6 +586,17 @@ fn is_for_kernels<R: CubeRuntime, const N: usize>(tensors: [&CubeTensor<R>; N]) 
         x.dtype == dtype && count > 0 && u32::try_from(count).is_ok()
     };
     matches!(dtype, DType::F32 | DType::F16 | DType::BF16) && tensors.iter().all(fits)
+}
+
+/// The tables of a rotation, or any tensors, which are not read.
+fn tables_or<R: CubeRuntime>(
+    rotation: Option<[CubeTensor<R>; 3]>,
+    other: &CubeTensor<R>,
+) -> [CubeTensor<R>; 3] {
+    match rotation {
+        Some(tables) => tables.map(into_contiguous),
+        None => [(); 3].map(|()| other.clone()),
+    }
 }
 
 fn empty<R: CubeRuntime>(like: &CubeTensor<R>, shape: Shape, dtype: DType) -> CubeTensor<R> {

@@ -4,79 +4,76 @@
 
 use cubecl::prelude::*;
 
-/// `silu(gate) ∘ up`
+/// `silu(gate) ∘ up`; each row of `x` has `width` values of the gate and behind them as many of up.
 #[cube(launch_unchecked)]
 pub fn swiglu<F: Float>(
-    gate: &Array<F>,
-    up: &Array<F>,
+    x: &Array<F>,
     out: &mut Array<F>,
     count: usize,
+    width: usize,
     #[define(F)] _dtype: StorageType,
 ) {
     let i = place();
     if i < count {
-        let x = f32::cast_from(gate[i]);
-        out[i] = F::cast_from(x * sigma(x) * f32::cast_from(up[i]));
+        let at = gate_at(i, width);
+        let gate = f32::cast_from(x[at]);
+        out[i] = F::cast_from(gate * sigma(gate) * f32::cast_from(x[at + width]));
     }
 }
 
 #[cube(launch_unchecked)]
 pub fn swiglu_backward<F: Float>(
-    gate: &Array<F>,
-    up: &Array<F>,
+    x: &Array<F>,
     grad: &Array<F>,
-    to_gate: &mut Array<F>,
-    to_up: &mut Array<F>,
+    to_x: &mut Array<F>,
     count: usize,
+    width: usize,
     #[define(F)] _dtype: StorageType,
 ) {
     let i = place();
     if i < count {
-        let x = f32::cast_from(gate[i]);
+        let at = gate_at(i, width);
+        let gate = f32::cast_from(x[at]);
         let g = f32::cast_from(grad[i]);
-        let sigma = sigma(x);
-        to_gate[i] = F::cast_from(g * f32::cast_from(up[i]) * slope(x, sigma));
-        to_up[i] = F::cast_from(g * x * sigma);
+        let sigma = sigma(gate);
+        to_x[at] = F::cast_from(g * f32::cast_from(x[at + width]) * slope(gate, sigma));
+        to_x[at + width] = F::cast_from(g * gate * sigma);
     }
 }
 
-/// The gradients to `[grad, gate, up]`; `a` and `b` are the cotangents of the gradients to gate and up. An absent one may be any
-/// tensor, which is not read.
+/// The gradients to grad and to `x`.
 #[cube(launch_unchecked)]
 pub fn swiglu_double_backward<F: Float>(
-    gate: &Array<F>,
-    up: &Array<F>,
+    x: &Array<F>,
     grad: &Array<F>,
-    a: &Array<F>,
-    b: &Array<F>,
+    cotangent: &Array<F>,
     to_grad: &mut Array<F>,
-    to_gate: &mut Array<F>,
-    to_up: &mut Array<F>,
+    to_x: &mut Array<F>,
     count: usize,
-    #[comptime] present: (bool, bool),
+    width: usize,
     #[define(F)] _dtype: StorageType,
 ) {
-    let (has_a, has_b) = comptime!(present);
     let i = place();
     if i < count {
-        let x = f32::cast_from(gate[i]);
-        let up = f32::cast_from(up[i]);
+        let at = gate_at(i, width);
+        let gate = f32::cast_from(x[at]);
+        let up = f32::cast_from(x[at + width]);
+        let a = f32::cast_from(cotangent[at]);
+        let b = f32::cast_from(cotangent[at + width]);
         let g = f32::cast_from(grad[i]);
-        let mut av = 0.0f32;
-        let mut bv = 0.0f32;
-        if comptime!(has_a) {
-            av = f32::cast_from(a[i]);
-        }
-        if comptime!(has_b) {
-            bv = f32::cast_from(b[i]);
-        }
-        let sigma = sigma(x);
-        let first = slope(x, sigma);
-        let second = sigma * (1.0 - sigma) * (2.0 + x * (1.0 - 2.0 * sigma));
-        to_grad[i] = F::cast_from(av * up * first + bv * x * sigma);
-        to_gate[i] = F::cast_from(g * (av * up * second + bv * first));
-        to_up[i] = F::cast_from(av * g * first);
+        let sigma = sigma(gate);
+        let first = slope(gate, sigma);
+        let second = sigma * (1.0 - sigma) * (2.0 + gate * (1.0 - 2.0 * sigma));
+        to_grad[i] = F::cast_from(a * up * first + b * gate * sigma);
+        to_x[at] = F::cast_from(g * (a * up * second + b * first));
+        to_x[at + width] = F::cast_from(a * g * first);
     }
+}
+
+/// Where the gate of output `i` is.
+#[cube]
+fn gate_at(i: usize, width: usize) -> usize {
+    i / width * 2 * width + i % width
 }
 
 #[cube]
@@ -88,6 +85,30 @@ fn sigma(x: f32) -> f32 {
 #[cube]
 fn slope(x: f32, sigma: f32) -> f32 {
     sigma * (1.0 + x * (1.0 - sigma))
+}
+
+/// `to + Σ parts`, each of `size` values; without `to` if it is not to be added.
+#[cube(launch_unchecked)]
+pub fn sum_of_parts<F: Float>(
+    parts: &Array<F>,
+    to: &Array<F>,
+    out: &mut Array<F>,
+    count: usize,
+    size: usize,
+    #[comptime] adds: bool,
+    #[define(F)] _dtype: StorageType,
+) {
+    let i = place();
+    if i < size {
+        let mut sum = f32::cast_from(parts[i]);
+        for part in 1..count {
+            sum += f32::cast_from(parts[part * size + i]);
+        }
+        if comptime!(adds) {
+            sum += f32::cast_from(to[i]);
+        }
+        out[i] = F::cast_from(sum);
+    }
 }
 
 /// The numbers of a step of AdamW: see [`AdamWStep`](crate::AdamWStep).
@@ -214,6 +235,131 @@ pub fn reorder<F: Float>(
         let at = at(i, sizes, heads_first);
         out[i] = x[at.base + at.column * sizes.dim_stride];
     }
+}
+
+/// What queries, keys and values have in common: positions, heads of each, and a head's width.
+#[derive(CubeType, CubeLaunch, Clone, Copy)]
+pub struct Shared {
+    pub count: usize,
+    pub seq: usize,
+    pub heads: usize,
+    pub kv_heads: usize,
+    pub dim: usize,
+}
+
+/// Queries and keys, rotated, and values from the columns of a product. Outputs have the heads of a sample one after another.
+#[cube(launch_unchecked)]
+pub fn split_heads<F: Float>(
+    x: &Array<F>,
+    cos: &Array<F>,
+    sin: &Array<F>,
+    turn: &Array<F>,
+    q: &mut Array<F>,
+    k: &mut Array<F>,
+    v: &mut Array<F>,
+    sizes: &Shared,
+    #[comptime] rotates: bool,
+    #[define(F)] _dtype: StorageType,
+) {
+    let i = place();
+    if i < sizes.count {
+        let (column, row) = (i % sizes.dim, i / sizes.dim);
+        let (position, rest) = (row % sizes.seq, row / sizes.seq);
+        let all = sizes.heads + 2 * sizes.kv_heads;
+        let (head, sample) = (rest % all, rest / all);
+        let base = ((sample * sizes.seq + position) * all + head) * sizes.dim;
+        let mut value = f32::cast_from(x[base + column]);
+        if comptime!(rotates) && head < sizes.heads + sizes.kv_heads {
+            let mut turned = 0.0f32;
+            for k in 0..sizes.dim {
+                turned +=
+                    f32::cast_from(x[base + k]) * f32::cast_from(turn[k * sizes.dim + column]);
+            }
+            let table = position * sizes.dim + column;
+            value = value * f32::cast_from(cos[table]) + turned * f32::cast_from(sin[table]);
+        }
+        let value = F::cast_from(value);
+        if head < sizes.heads {
+            let row = (sample * sizes.heads + head) * sizes.seq + position;
+            q[row * sizes.dim + column] = value;
+        } else if head < sizes.heads + sizes.kv_heads {
+            let row = (sample * sizes.kv_heads + head - sizes.heads) * sizes.seq + position;
+            k[row * sizes.dim + column] = value;
+        } else {
+            let head = head - sizes.heads - sizes.kv_heads;
+            let row = (sample * sizes.kv_heads + head) * sizes.seq + position;
+            v[row * sizes.dim + column] = value;
+        }
+    }
+}
+
+/// The columns of queries and keys, rotated back, and values.
+#[cube(launch_unchecked)]
+pub fn join_heads<F: Float>(
+    q: &Array<F>,
+    k: &Array<F>,
+    v: &Array<F>,
+    cos: &Array<F>,
+    sin: &Array<F>,
+    turn: &Array<F>,
+    out: &mut Array<F>,
+    sizes: &Shared,
+    of_q: &Heads,
+    of_k: &Heads,
+    of_v: &Heads,
+    #[comptime] rotates: bool,
+    #[define(F)] _dtype: StorageType,
+) {
+    let i = place();
+    if i < sizes.count {
+        let (column, row) = (i % sizes.dim, i / sizes.dim);
+        let all = sizes.heads + 2 * sizes.kv_heads;
+        let (head, rest) = (row % all, row / all);
+        let (position, sample) = (rest % sizes.seq, rest / sizes.seq);
+        let kv = sizes.heads + sizes.kv_heads;
+        let value = if head < sizes.heads {
+            let base = head_at(of_q, sample, position, head);
+            rotated_back::<F>(q, base, column, position, of_q, cos, sin, turn, rotates)
+        } else if head < kv {
+            let base = head_at(of_k, sample, position, head - sizes.heads);
+            rotated_back::<F>(k, base, column, position, of_k, cos, sin, turn, rotates)
+        } else {
+            let base = head_at(of_v, sample, position, head - kv);
+            f32::cast_from(v[base + column * of_v.dim_stride])
+        };
+        out[i] = F::cast_from(value);
+    }
+}
+
+#[cube]
+fn head_at(sizes: &Heads, sample: usize, position: usize, head: usize) -> usize {
+    sample * sizes.batch_stride + position * sizes.seq_stride + head * sizes.head_stride
+}
+
+/// A value of `x ∘ cos − (x T) ∘ sin`.
+#[cube]
+fn rotated_back<F: Float>(
+    x: &Array<F>,
+    base: usize,
+    column: usize,
+    position: usize,
+    sizes: &Heads,
+    cos: &Array<F>,
+    sin: &Array<F>,
+    turn: &Array<F>,
+    #[comptime] rotates: bool,
+) -> f32 {
+    let mut value = f32::cast_from(x[base + column * sizes.dim_stride]);
+    if comptime!(rotates) {
+        let mut turned = 0.0f32;
+        for k in 0..sizes.dim {
+            let x = f32::cast_from(x[base + k * sizes.dim_stride]);
+            turned += x * f32::cast_from(turn[k * sizes.dim + column]);
+        }
+        let table = position * sizes.dim + column;
+        value = value * f32::cast_from(cos[table]) - turned * f32::cast_from(sin[table]);
+    }
+    value
 }
 
 /// The number of this unit among all.

@@ -7,7 +7,7 @@ use burn_flex::Flex;
 use super::memory::single;
 use super::{heads, losses, matmul, norm, optimizer, swiglu};
 use crate::AdamWStep;
-use crate::ops::layers::as_factor;
+use crate::ops::layers::{as_factor, join_by_heads, split_by_heads};
 use crate::reference::adamw::adamw as reference_adamw;
 use crate::reference::primitives;
 use crate::{HeadBackend, LayerBackend};
@@ -110,37 +110,54 @@ impl LayerBackend for Flex {
         primitives::rms_norm_double_backward::<Flex>(x, weight, grad, cotangents, epsilon)
     }
 
-    fn swiglu(gate: F, up: F) -> F {
-        match single([&gate, &up]) {
-            Some([gate, up]) => swiglu::forward(gate, up),
-            None => primitives::swiglu::<Flex>(gate, up),
+    fn swiglu(x: F) -> F {
+        match single([&x]) {
+            Some([x]) => swiglu::forward(x),
+            None => primitives::swiglu::<Flex>(x),
         }
     }
 
-    fn swiglu_backward(gate: F, up: F, grad: F) -> [F; 2] {
-        match single([&gate, &up, &grad]) {
-            Some([gate, up, grad]) => swiglu::backward(gate, up, grad),
-            None => primitives::swiglu_backward::<Flex>(gate, up, grad),
+    fn swiglu_backward(x: F, grad: F) -> F {
+        match single([&x, &grad]) {
+            Some([x, grad]) => swiglu::backward(x, grad),
+            None => primitives::swiglu_backward::<Flex>(x, grad),
         }
     }
 
-    fn swiglu_double_backward(gate: F, up: F, grad: F, cotangents: [Option<F>; 2]) -> [F; 3] {
-        if let [Some(a), Some(b)] = &cotangents
-            && let Some(inputs) = single([&gate, &up, &grad, a, b])
-        {
-            return swiglu::double_backward(inputs);
+    fn swiglu_double_backward(x: F, grad: F, a: F) -> [F; 2] {
+        match single([&x, &grad, &a]) {
+            Some(inputs) => swiglu::double_backward(inputs),
+            None => primitives::swiglu_double_backward::<Flex>(x, grad, a),
         }
-        primitives::swiglu_double_backward::<Flex>(gate, up, grad, cotangents)
     }
 
     fn rotary(x: F, cos: F, sin: F, turn: F) -> F {
-        let [.., d] = x.shape().dims::<4>();
-        let half = single([&turn]).and_then(|[turn]| heads::half_of(turn.storage(), d));
-        let table = single([&cos, &sin]).filter(|_| x.dtype() == DType::F32);
-        if let (Some([cos, sin]), Some(half)) = (table, half) {
-            return heads::rotary(x, cos, sin, half);
+        match heads::Turn::new([&cos, &sin, &turn]).filter(|_| x.dtype() == DType::F32) {
+            Some(by) => heads::rotary(x, &by),
+            None => primitives::rotary::<Flex>(x, cos, sin, turn, Flex::float_matmul),
         }
-        primitives::rotary::<Flex>(x, cos, sin, turn, Flex::float_matmul)
+    }
+
+    /// What is not rotated stays where it is.
+    fn split_heads(x: F, rotation: Option<[F; 3]>, [n_heads, n_kv_heads]: [usize; 2]) -> [F; 3] {
+        let by = rotation
+            .as_ref()
+            .and_then(|tables| heads::Turn::new(tables.each_ref()));
+        if let (Some(by), Some([x])) = (by, single([&x])) {
+            return heads::split(x, &by, [n_heads, n_kv_heads]);
+        }
+        split_by_heads::<Flex>(x, rotation, [n_heads, n_kv_heads])
+    }
+
+    fn join_heads(qkv: [F; 3], rotation: Option<[F; 3]>) -> F {
+        let by = match &rotation {
+            Some(tables) => heads::Turn::new(tables.each_ref()).map(Some),
+            None => Some(None),
+        };
+        match by.filter(|_| qkv[0].dtype() == DType::F32) {
+            Some(by) => heads::join(qkv, by.as_ref()),
+            None => join_by_heads::<Flex>(qkv, rotation),
+        }
     }
 
     fn adamw(step: &AdamWStep, [x, m, v]: [F; 3], grad: F) -> [F; 3] {

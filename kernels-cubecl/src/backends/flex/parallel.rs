@@ -14,26 +14,28 @@ pub const PART: usize = 16 * 1024;
 /// Values that are not written yet.
 pub type Blank<'a> = &'a mut [MaybeUninit<f32>];
 
-/// Allocates `O` outputs of `len` values and calls `f` on parts of whole rows of `width` values: with the
-/// part's range and its slices of the outputs, which `f` must write completely. Returns the outputs and the
-/// results of `f` in the order of the parts.
+/// Allocates outputs of `count` rows, each of its own width, and calls `f` on parts of them: with the part's rows and its
+/// slices of the outputs, which `f` must write completely. Returns the outputs and the results of `f` in the order of the
+/// parts.
 ///
-/// `len` is a multiple of `width`. `f` must be `#[inline(always)]` to be compiled for the instruction set
-/// that [`dispatch`] selects.
-pub fn fill<const O: usize, R: Send>(
-    len: usize,
-    width: usize,
+/// `f` must be `#[inline(always)]` to be compiled for the instruction set that [`dispatch`] selects.
+pub fn rows<const O: usize, R: Send>(
+    count: usize,
+    widths: [usize; O],
     f: impl Fn(Range<usize>, [Blank<'_>; O]) -> R + Sync,
 ) -> ([Vec<f32>; O], Vec<R>) {
-    let part = PART.div_ceil(width) * width;
-    let mut outputs: [Vec<f32>; O] = std::array::from_fn(|_| Vec::with_capacity(len));
-    let mut blank = outputs
-        .each_mut()
-        .map(|x| x.spare_capacity_mut()[..len].chunks_mut(part));
-    let work: Vec<_> = (0..len.div_ceil(part))
+    let widest = widths.into_iter().max().unwrap_or(1).max(1);
+    let part = PART.div_ceil(widest);
+    let mut outputs = widths.map(|width| Vec::with_capacity(count * width));
+    let mut at = widths.iter();
+    let mut blank = outputs.each_mut().map(|x: &mut Vec<f32>| {
+        let width = at.next().copied().unwrap_or_default();
+        x.spare_capacity_mut()[..count * width].chunks_mut((part * width).max(1))
+    });
+    let work: Vec<_> = (0..count.div_ceil(part))
         .map(|index| {
             let outputs = blank.each_mut().map(|x| x.next().unwrap_or_default());
-            (index * part..len.min((index + 1) * part), outputs)
+            (index * part..count.min((index + 1) * part), outputs)
         })
         .collect();
     let run = |(range, outputs)| {
@@ -46,11 +48,25 @@ pub fn fill<const O: usize, R: Send>(
         1 => work.into_iter().map(run).collect(),
         _ => work.into_par_iter().with_max_len(1).map(run).collect(),
     };
-    for output in &mut outputs {
+    for (output, width) in outputs.iter_mut().zip(widths) {
         // SAFETY: the parts cover the output, and `f` has written every part completely.
-        unsafe { output.set_len(len) };
+        unsafe { output.set_len(count * width) };
     }
     (outputs, results)
+}
+
+/// [`rows`] where all outputs have rows of `width` values, `len` values in all; ranges are those of values.
+pub fn fill<const O: usize, R: Send>(
+    len: usize,
+    width: usize,
+    f: impl Fn(Range<usize>, [Blank<'_>; O]) -> R + Sync,
+) -> ([Vec<f32>; O], Vec<R>) {
+    rows(
+        len / width,
+        [width; O],
+        #[inline(always)]
+        |range, outputs| f(range.start * width..range.end * width, outputs),
+    )
 }
 
 /// [`fill`] where each part of the outputs is computed from the same part of the inputs, all of equal length.

@@ -1,52 +1,98 @@
-//! SwiGLU, element by element.
+//! SwiGLU, row by row: a row of `x` has the gate and behind it up.
 
+use burn::tensor::Shape;
 use burn_flex::FlexTensor;
 
-use super::memory::like;
-use super::parallel::map;
+use super::memory::{in_shape, like};
+use super::parallel::{Blank, rows};
 use super::vector::exp;
 
-pub fn forward(gate: FlexTensor, up: FlexTensor) -> FlexTensor {
-    let [y] = map(
-        [gate.storage(), up.storage()],
+pub fn forward(x: FlexTensor) -> FlexTensor {
+    let ([batch, seq, width], values) = (x.layout().shape().dims(), x.storage());
+    let d = width / 2;
+    let ([y], _) = rows(
+        batch * seq,
+        [d],
         #[inline(always)]
-        |[x, u]| [x * sigma(x) * u],
+        |range, [y]: [Blank<'_>; 1]| {
+            for (row, y) in range.zip(y.chunks_exact_mut(d)) {
+                let (gate, up) = halves(values, row, d);
+                let y = &mut y[..d];
+                for i in 0..d {
+                    y[i].write(gate[i] * sigma(gate[i]) * up[i]);
+                }
+            }
+        },
     );
-    like(&gate, y)
+    in_shape(&Shape::new([batch, seq, d]), y)
 }
 
-pub fn backward(gate: FlexTensor, up: FlexTensor, grad: FlexTensor) -> [FlexTensor; 2] {
-    let inputs = [gate.storage(), up.storage(), grad.storage()];
-    map(
-        inputs,
+pub fn backward(x: FlexTensor, grad: FlexTensor) -> FlexTensor {
+    let ([batch, seq, width], values) = (x.layout().shape().dims(), x.storage());
+    let (d, grad): (_, &[f32]) = (width / 2, grad.storage());
+    let ([to_x], _) = rows(
+        batch * seq,
+        [width],
         #[inline(always)]
-        |[x, u, g]| {
-            let s = sigma(x);
-            let first = s * (1.0 + x * (1.0 - s));
-            [g * u * first, g * x * s]
+        |range, [to_x]: [Blank<'_>; 1]| {
+            for (row, to_x) in range.zip(to_x.chunks_exact_mut(width)) {
+                let (gate, up) = halves(values, row, d);
+                let grad = &grad[row * d..(row + 1) * d];
+                let (to_gate, to_up) = to_x.split_at_mut(d);
+                let (to_gate, to_up) = (&mut to_gate[..d], &mut to_up[..d]);
+                for i in 0..d {
+                    let (x, g) = (gate[i], grad[i]);
+                    let s = sigma(x);
+                    to_gate[i].write(g * up[i] * (s * (1.0 + x * (1.0 - s))));
+                    to_up[i].write(g * x * s);
+                }
+            }
         },
-    )
-    .map(|y| like(&gate, y))
+    );
+    like(&x, to_x)
 }
 
-pub fn double_backward([gate, up, grad, a, b]: [FlexTensor; 5]) -> [FlexTensor; 3] {
-    let inputs = [&gate, &up, &grad, &a, &b].map(|x| x.storage());
-    map(
-        inputs,
+/// The gradients to grad and to `x`.
+pub fn double_backward([x, grad, cotangent]: [FlexTensor; 3]) -> [FlexTensor; 2] {
+    let ([batch, seq, width], values) = (x.layout().shape().dims(), x.storage());
+    let d = width / 2;
+    let (gradient, cotangent): (&[f32], _) = (grad.storage(), cotangent.storage());
+    let ([to_grad, to_x], _) = rows(
+        batch * seq,
+        [d, width],
         #[inline(always)]
-        |[x, u, g, a, b]| {
-            let s = sigma(x);
-            let first = s * (1.0 + x * (1.0 - s));
-            let second = s * (1.0 - s) * (2.0 + x * (1.0 - 2.0 * s));
-            let au = a * u;
-            [
-                au * first + b * x * s,
-                g * (au * second + b * first),
-                a * g * first,
-            ]
+        |range, [to_grad, to_x]: [Blank<'_>; 2]| {
+            let outputs = to_grad
+                .chunks_exact_mut(d)
+                .zip(to_x.chunks_exact_mut(width));
+            for (row, (to_grad, to_x)) in range.zip(outputs) {
+                let (gate, up) = halves(values, row, d);
+                let (a, b) = halves(cotangent, row, d);
+                let grad = &gradient[row * d..(row + 1) * d];
+                let (to_gate, to_up) = to_x.split_at_mut(d);
+                let (to_gate, to_up) = (&mut to_gate[..d], &mut to_up[..d]);
+                let to_grad = &mut to_grad[..d];
+                for i in 0..d {
+                    let (x, g) = (gate[i], grad[i]);
+                    let s = sigma(x);
+                    let first = s * (1.0 + x * (1.0 - s));
+                    let second = s * (1.0 - s) * (2.0 + x * (1.0 - 2.0 * s));
+                    let au = a[i] * up[i];
+                    to_grad[i].write(au * first + b[i] * x * s);
+                    to_gate[i].write(g * (au * second + b[i] * first));
+                    to_up[i].write(a[i] * g * first);
+                }
+            }
         },
-    )
-    .map(|y| like(&gate, y))
+    );
+    [like(&grad, to_grad), like(&x, to_x)]
+}
+
+/// The two halves of a row of `2 d` values.
+#[inline(always)]
+fn halves(x: &[f32], row: usize, d: usize) -> (&[f32], &[f32]) {
+    let (gate, up) = x[2 * d * row..2 * d * (row + 1)].split_at(d);
+    (&gate[..d], &up[..d])
 }
 
 #[inline(always)]

@@ -13,15 +13,18 @@ impl<B: AttentionBackend> AttentionBackend for Tape<B> {
 impl<B: LayerBackend> LayerBackend for Tape<B> {
     forward! { Autodiff<B> =>
         fn product(lhs: Float<B>, rhs: Float<B>) -> Float<B>;
+        fn product_transposed(x: Float<B>, weight: Float<B>) -> Float<B>;
         fn computes_in(device: &Device<Self>, precision: Precision) -> bool;
         fn token_losses(logits: Float<B>, targets: Int<B>) -> Float<B>;
         fn token_losses_backward(logits: Float<B>, targets: Int<B>, grad: Float<B>) -> Float<B>;
         fn contiguous(x: Float<B>) -> Float<B>;
         fn rms_norm(x: Float<B>, weight: Float<B>, epsilon: f64) -> Float<B>;
         fn rms_norm_backward(x: Float<B>, weight: Float<B>, grad: Float<B>, epsilon: f64, wants_weight: bool) -> (Float<B>, Option<Float<B>>);
-        fn swiglu(gate: Float<B>, up: Float<B>) -> Float<B>;
-        fn swiglu_backward(gate: Float<B>, up: Float<B>, grad: Float<B>) -> [Float<B>; 2];
+        fn swiglu(x: Float<B>) -> Float<B>;
+        fn swiglu_backward(x: Float<B>, grad: Float<B>) -> Float<B>;
         fn rotary(x: Float<B>, cos: Float<B>, sin: Float<B>, turn: Float<B>) -> Float<B>;
+        fn split_heads(x: Float<B>, rotation: Option<[Float<B>; 3]>, heads: [usize; 2]) -> [Float<B>; 3];
+        fn join_heads(qkv: [Float<B>; 3], rotation: Option<[Float<B>; 3]>) -> Float<B>;
     }
 }
 
