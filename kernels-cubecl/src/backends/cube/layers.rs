@@ -549,6 +549,8 @@ fn in_parts<R: CubeRuntime>(lhs: &CubeTensor<R>, rhs: &CubeTensor<R>) -> usize {
 
 /// The sum over the first dimension of `parts` `[parts, m, n]`, and of `to` `[m, n]`, in a fixed order.
 fn sum_of_parts<R: CubeRuntime>(parts: CubeTensor<R>, to: Option<CubeTensor<R>>) -> CubeTensor<R> {
+    // CUDA pads the rows of a product's result where their width asks for it.
+    let parts = into_contiguous(parts);
     let [count, m, n] = parts.meta.shape().dims();
     let out = empty(&parts, Shape::new([m, n]), parts.dtype);
     let adds = to.is_some();
