@@ -113,10 +113,11 @@ pub trait CausalLm<B: Backend>: Module<B> + ModuleDisplay {
     }
 
     /// The same model, made ready for many passes with the weights as they are now: this crate's Llama multiplies by the weights of
-    /// q, k and v at once, and by those of gate and up, of which it makes copies. By default nothing is changed.
+    /// q, k and v at once, and by those of gate and up (SwiGLU's), of which it makes copies if these have at most 2²³ values. By default
+    /// nothing is changed.
     ///
-    /// WRITE's steps and READ's loss run on it. What it returns is dropped behind them: parameters that change later are not
-    /// what it computes with.
+    /// WRITE's steps and READ's loss run on it. What it returns is dropped behind them: parameters that are changed later, by a mapper,
+    /// a record or [`no_grad`](Module::no_grad), are not what it computes with.
     fn joined(&self) -> Self
     where
         Self: Clone,

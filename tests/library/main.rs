@@ -6,6 +6,7 @@ mod folders;
 mod generation;
 mod imports;
 mod in_context;
+mod joined;
 mod kinds;
 mod known_answers;
 mod large_vocabulary;

@@ -13,7 +13,7 @@ use crate::{lift, lower};
 /// cross-entropies, and the first two derivatives of each; and the optimizer's step on a parameter.
 ///
 /// The provided methods compute with [`reference::layers`](crate::reference::layers). The methods do not
-/// check their arguments; [`product`], [`rms_norm`], [`swiglu`], [`rotary`] and [`token_losses`] do.
+/// check their arguments; the functions of the same names do.
 /// Tensors may have any strides.
 pub trait LayerBackend: Backend {
     /// `lhs · rhs` for `lhs` `[m, k]` and `rhs` `[k, n]`, or for as many pairs of matrices `[batch, m, k]` and
@@ -139,6 +139,18 @@ pub trait LayerBackend: Backend {
         a: FloatTensor<Self>,
     ) -> [FloatTensor<Self>; 2] {
         primitives::swiglu_double_backward::<Self>(x, grad, a)
+    }
+
+    /// Two tensors `[batch, seq, d]` side by side: `[batch, seq, 2 d]`. The gradient is [`LayerBackend::halves`] of its own.
+    fn side_by_side(parts: [FloatTensor<Self>; 2]) -> FloatTensor<Self> {
+        Self::float_cat(parts.into(), 2)
+    }
+
+    /// The transpose of [`LayerBackend::side_by_side`], whose gradient is that operation.
+    fn halves(x: FloatTensor<Self>) -> [FloatTensor<Self>; 2] {
+        let x: Tensor<Self, 3> = lift(x);
+        let half = x.dims()[2] / 2;
+        [0, half].map(|start| lower(x.clone().narrow(2, start, half)))
     }
 
     /// Rotates each head of `x` `[batch, seq, heads, head_dim]` by the angles of its position; `cos`, `sin`
@@ -296,14 +308,34 @@ pub fn rms_norm<B: LayerBackend>(
 ///
 /// # Panics
 ///
-/// If the last dimension is odd.
+/// If the last dimension is odd or zero.
 pub fn swiglu<B: LayerBackend>(x: Tensor<B, 3>) -> Tensor<B, 3> {
     let [.., width] = x.dims();
     assert!(
-        width.is_multiple_of(2),
-        "swiglu: gate and up have as many columns, but x has {width}"
+        width > 0 && width.is_multiple_of(2),
+        "swiglu: gate and up have as many columns, at least one, but x has {width}"
     );
     lift(B::swiglu(lower(x)))
+}
+
+/// Two tensors side by side, as [`swiglu`] takes gate and up.
+///
+/// # Shapes
+///
+/// - `left` and `right`: `[batch, seq, d]`; output: `[batch, seq, 2 d]`
+///
+/// # Panics
+///
+/// If the shapes differ or have no columns.
+pub fn side_by_side<B: LayerBackend>(left: Tensor<B, 3>, right: Tensor<B, 3>) -> Tensor<B, 3> {
+    let shapes = (left.dims(), right.dims());
+    assert!(
+        shapes.0 == shapes.1 && shapes.0[2] > 0,
+        "side_by_side: the shapes {:?} and {:?} differ or have no columns",
+        shapes.0,
+        shapes.1
+    );
+    lift(B::side_by_side([left, right].map(lower)))
 }
 
 /// Rotary positions (arXiv 2104.09864): `x ∘ cos + (x T) ∘ sin`.
@@ -350,7 +382,7 @@ pub type Rotation<B> = (Tensor<B, 3>, Tensor<B, 3>, Tensor<B, 2>);
 ///
 /// # Panics
 ///
-/// If the columns cannot be divided so, or the rotation's shapes do not match.
+/// If there are no heads of a kind, the columns cannot be divided so, or the rotation's shapes do not match.
 pub fn split_heads<B: LayerBackend>(
     x: Tensor<B, 3>,
     rotation: Option<Rotation<B>>,
@@ -358,7 +390,7 @@ pub fn split_heads<B: LayerBackend>(
 ) -> [Tensor<B, 4>; 3] {
     let ([_, seq, width], heads) = (x.dims(), n_heads + 2 * n_kv_heads);
     assert!(
-        heads > 0 && width.is_multiple_of(heads),
+        n_heads.min(n_kv_heads).min(width) > 0 && width.is_multiple_of(heads),
         "split_heads: {width} columns are not those of {n_heads} heads and {n_kv_heads} of keys and values"
     );
     let head_dim = width / heads;

@@ -23,9 +23,6 @@ pub struct SelfAttention<B: Backend> {
     qkv: Option<Joined<B>>,
     #[module(skip)]
     head_dim: usize,
-    /// Of queries, and of keys and values.
-    #[module(skip)]
-    heads: [usize; 2],
 }
 
 /// The sizes of a [`SelfAttention`].
@@ -65,16 +62,15 @@ impl SelfAttentionConfig {
             v_proj: linear(self.d_model, d_kv),
             o_proj: linear(d_q, self.d_model),
             qkv: None,
-            heads: [self.n_heads, self.n_kv_heads],
             head_dim: self.head_dim,
         }
     }
 }
 
 impl<B: KernelBackend> SelfAttention<B> {
-    /// The same with q, k and v as one product, of the weights as they are now.
+    /// The same with q, k and v as one product, of the weights as they are now, unless these are large.
     pub fn joined(mut self) -> Self {
-        self.qkv = Some(Joined::of(&[&self.q_proj, &self.k_proj, &self.v_proj]));
+        self.qkv = Joined::of(&[&self.q_proj, &self.k_proj, &self.v_proj]);
         self
     }
 
@@ -103,7 +99,9 @@ impl<B: KernelBackend> SelfAttention<B> {
         };
         let [q, k, v] = match &self.qkv {
             Some(qkv) if !has_adapters(past, ["q_proj", "k_proj", "v_proj"]) => {
-                split_heads(qkv.forward(x), Some(rotary.tables()), self.heads)
+                let heads = [&self.q_proj, &self.k_proj];
+                let heads = heads.map(|map| map.weight.lazy_shape()[0] / self.head_dim);
+                split_heads(qkv.forward(x), Some(rotary.tables()), heads)
             }
             _ => apart(x),
         };

@@ -16,18 +16,27 @@ pub(super) struct Joined<B: Backend> {
     bias: Option<Tensor<B, 1>>,
 }
 
+/// The weights that are joined have together at most so many values. Larger ones keep a device busy one by one, and
+/// copies of them would cost memory.
+const AT_MOST: usize = 1 << 23;
+
 impl<B: Backend> Joined<B> {
-    /// Of maps that all have a bias, or none.
-    pub fn of(maps: &[&Affine<B>]) -> Self {
-        let weights = maps.iter().map(|map| map.weight.val());
-        let biases: Option<Vec<_>> = maps
-            .iter()
-            .map(|map| Some(map.bias.as_ref()?.val()))
-            .collect();
-        Self {
-            weight: Tensor::cat(weights.collect(), 0),
-            bias: biases.map(|biases| Tensor::cat(biases, 0)),
+    /// None if it would be too large, or if only some of the maps have a bias.
+    pub fn of(maps: &[&Affine<B>]) -> Option<Self> {
+        let weights: Vec<_> = maps.iter().map(|map| map.weight.val()).collect();
+        let values: usize = weights.iter().map(|x| x.shape().num_elements()).sum();
+        let biases: Vec<_> = maps.iter().filter_map(|map| map.bias.as_ref()).collect();
+        if values > AT_MOST || !(biases.is_empty() || biases.len() == maps.len()) {
+            return None;
         }
+        let biases = biases.into_iter().map(|bias| bias.val());
+        Some(Self {
+            weight: Tensor::cat(weights, 0),
+            bias: maps[0]
+                .bias
+                .as_ref()
+                .map(|_| Tensor::cat(biases.collect(), 0)),
+        })
     }
 }
 

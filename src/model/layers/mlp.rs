@@ -1,7 +1,7 @@
 use burn::module::Module;
 use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
-use gradmem_kernels::{LayerBackend, swiglu};
+use gradmem_kernels::{LayerBackend, side_by_side, swiglu};
 
 use super::joined::Joined;
 use super::{Activation, Affine, AffineConfig, Init};
@@ -53,10 +53,11 @@ impl GatedMlpConfig {
 }
 
 impl<B: LayerBackend> GatedMlp<B> {
-    /// The same with gate and up as one product, of the weights as they are now, where the activation takes them so.
+    /// The same with gate and up as one product, of the weights as they are now, where the activation takes them so and they are
+    /// not large.
     pub fn joined(mut self) -> Self {
         if self.activation == Activation::Silu {
-            self.gate_up = Some(Joined::of(&[&self.gate_proj, &self.up_proj]));
+            self.gate_up = Joined::of(&[&self.gate_proj, &self.up_proj]);
         }
         self
     }
@@ -75,7 +76,7 @@ impl<B: LayerBackend> GatedMlp<B> {
                 let gate = project("gate_proj", &self.gate_proj, x.clone());
                 let up = project("up_proj", &self.up_proj, x);
                 match self.activation {
-                    Activation::Silu => swiglu(Tensor::cat(vec![gate, up], 2)),
+                    Activation::Silu => swiglu(side_by_side(gate, up)),
                     other => other.forward(gate) * up,
                 }
             }

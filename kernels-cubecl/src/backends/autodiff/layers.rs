@@ -187,6 +187,18 @@ impl<B: LayerBackend, C: CheckpointStrategy> LayerBackend for Autodiff<B, C> {
         dx
     }
 
+    fn side_by_side(parts: [FloatTensor<Self>; 2]) -> FloatTensor<Self> {
+        let nodes = parts.each_ref().map(|x| x.node.clone());
+        let y = B::side_by_side(parts.map(|x| x.primitive));
+        let prep = Backward::<B, 2>::prepare::<C>(SideBySide, nodes).compute_bound();
+        prep.stateless(y)
+    }
+
+    fn halves(x: FloatTensor<Self>) -> [FloatTensor<Self>; 2] {
+        let parts = B::halves(x.primitive.clone());
+        several::<B, C, 2>(Halves, x, parts)
+    }
+
     fn rotary(
         x: FloatTensor<Self>,
         cos: FloatTensor<Self>,
@@ -322,6 +334,31 @@ impl<B: LayerBackend> Backward<B, 1> for Rotary {
         };
         let gradient = B::rotary(grad, cos, B::float_neg(sin), turn);
         grads.register::<B>(parent.id, gradient);
+    }
+}
+
+#[derive(Debug)]
+struct SideBySide;
+
+impl<B: LayerBackend> Backward<B, 2> for SideBySide {
+    type State = ();
+
+    fn backward(self, ops: Ops<(), 2>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let grad = grads.consume::<B>(&ops.node);
+        for (parent, gradient) in ops.parents.into_iter().zip(B::halves(grad)) {
+            if let Some(parent) = parent {
+                grads.register::<B>(parent.id, gradient);
+            }
+        }
+    }
+}
+
+#[derive(Clone, Debug)]
+struct Halves;
+
+impl<B: LayerBackend> Several<B, 2> for Halves {
+    fn gradient(self, parts: [FloatTensor<B>; 2]) -> FloatTensor<B> {
+        B::side_by_side(parts)
     }
 }
 

@@ -451,13 +451,16 @@ where
         [q, k, v]: [FloatTensor<Self>; 3],
         rotation: Option<[FloatTensor<Self>; 3]>,
     ) -> FloatTensor<Self> {
-        let tables = rotation.iter().flatten();
-        if !is_for_kernels([&q, &k, &v]) || !tables.into_iter().all(|t| t.dtype == q.dtype) {
-            return join_by_heads::<Self>([q, k, v], rotation);
-        }
         let [batch, seq, n_heads, dim] = q.meta.shape().dims();
         let n_kv_heads = k.meta.shape()[2];
         let width = (n_heads + 2 * n_kv_heads) * dim;
+        let tables = rotation.iter().flatten();
+        let fits = is_for_kernels([&q, &k, &v])
+            && u32::try_from(batch * seq * width).is_ok()
+            && tables.into_iter().all(|t| t.dtype == q.dtype);
+        if !fits {
+            return join_by_heads::<Self>([q, k, v], rotation);
+        }
         let out = empty(&q, Shape::new([batch, seq, width]), q.dtype);
         let rotates = rotation.is_some();
         let [cos, sin, turn] = tables_or(rotation, &q);
@@ -542,7 +545,9 @@ where
 /// Into how many parts the sums of a product are divided. Of 16-bit types every part would be rounded before the sum.
 fn in_parts<R: CubeRuntime>(lhs: &CubeTensor<R>, rhs: &CubeTensor<R>) -> usize {
     match (&lhs.meta.shape()[..], &rhs.meta.shape()[..]) {
-        (&[m, k], &[_, n]) if lhs.dtype == DType::F32 => product::parts(&lhs.client, [m, k, n]),
+        (&[m, k], &[_, n]) if lhs.dtype == DType::F32 && m * n > 0 => {
+            product::parts(&lhs.client, [m, k, n])
+        }
         _ => 1,
     }
 }

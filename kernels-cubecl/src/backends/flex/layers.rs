@@ -1,7 +1,7 @@
 //! The Flex implementation of the layers: loops for f32, the reference for the rest.
 
 use burn::tensor::ops::{FloatTensor, FloatTensorOps, IntTensor};
-use burn::tensor::{DType, TensorMetadata};
+use burn::tensor::{DType, Shape, TensorMetadata};
 use burn_flex::Flex;
 
 use super::memory::single;
@@ -131,6 +131,13 @@ impl LayerBackend for Flex {
         }
     }
 
+    fn side_by_side(parts: [F; 2]) -> F {
+        match single(parts.each_ref()) {
+            Some(parts) => swiglu::side_by_side(parts),
+            None => Flex::float_cat(parts.into(), 2),
+        }
+    }
+
     fn rotary(x: F, cos: F, sin: F, turn: F) -> F {
         match heads::Turn::new([&cos, &sin, &turn]).filter(|_| x.dtype() == DType::F32) {
             Some(by) => heads::rotary(x, &by),
@@ -138,15 +145,20 @@ impl LayerBackend for Flex {
         }
     }
 
-    /// What is not rotated stays where it is.
+    /// Where nothing is rotated, all stays where it is.
     fn split_heads(x: F, rotation: Option<[F; 3]>, [n_heads, n_kv_heads]: [usize; 2]) -> [F; 3] {
-        let by = rotation
-            .as_ref()
-            .and_then(|tables| heads::Turn::new(tables.each_ref()));
-        if let (Some(by), Some([x])) = (by, single([&x])) {
-            return heads::split(x, &by, [n_heads, n_kv_heads]);
+        let Some(tables) = &rotation else {
+            let [batch, seq, width] = x.shape().dims();
+            let heads = n_heads + 2 * n_kv_heads;
+            let x = Flex::float_reshape(x, Shape::new([batch, seq, heads, width / heads]));
+            let at = [0, n_heads, n_heads + n_kv_heads];
+            let count = [n_heads, n_kv_heads, n_kv_heads];
+            return [0, 1, 2].map(|part| x.narrow(2, at[part], count[part]));
+        };
+        match (heads::Turn::new(tables.each_ref()), single([&x])) {
+            (Some(by), Some([x])) => heads::split(x, &by, [n_heads, n_kv_heads]),
+            _ => split_by_heads::<Flex>(x, rotation, [n_heads, n_kv_heads]),
         }
-        split_by_heads::<Flex>(x, rotation, [n_heads, n_kv_heads])
     }
 
     fn join_heads(qkv: [F; 3], rotation: Option<[F; 3]>) -> F {

@@ -88,6 +88,27 @@ pub fn double_backward([x, grad, cotangent]: [FlexTensor; 3]) -> [FlexTensor; 2]
     [like(&grad, to_grad), like(&x, to_x)]
 }
 
+/// Rows of both, one behind the other.
+pub fn side_by_side([left, right]: [FlexTensor; 2]) -> FlexTensor {
+    let [batch, seq, d] = left.layout().shape().dims();
+    let values: [&[f32]; 2] = [left.storage(), right.storage()];
+    let ([y], _) = rows(
+        batch * seq,
+        [2 * d],
+        #[inline(always)]
+        |range, [y]: [Blank<'_>; 1]| {
+            for (row, y) in range.zip(y.chunks_exact_mut(2 * d)) {
+                for (x, y) in values.iter().zip(y.chunks_exact_mut(d)) {
+                    for (y, x) in y.iter_mut().zip(&x[row * d..(row + 1) * d]) {
+                        y.write(*x);
+                    }
+                }
+            }
+        },
+    );
+    in_shape(&Shape::new([batch, seq, 2 * d]), y)
+}
+
 /// The two halves of a row of `2 d` values.
 #[inline(always)]
 fn halves(x: &[f32], row: usize, d: usize) -> (&[f32], &[f32]) {

@@ -22,6 +22,8 @@ impl<B: LayerBackend> LayerBackend for Tape<B> {
         fn rms_norm_backward(x: Float<B>, weight: Float<B>, grad: Float<B>, epsilon: f64, wants_weight: bool) -> (Float<B>, Option<Float<B>>);
         fn swiglu(x: Float<B>) -> Float<B>;
         fn swiglu_backward(x: Float<B>, grad: Float<B>) -> Float<B>;
+        fn side_by_side(parts: [Float<B>; 2]) -> Float<B>;
+        fn halves(x: Float<B>) -> [Float<B>; 2];
         fn rotary(x: Float<B>, cos: Float<B>, sin: Float<B>, turn: Float<B>) -> Float<B>;
         fn split_heads(x: Float<B>, rotation: Option<[Float<B>; 3]>, heads: [usize; 2]) -> [Float<B>; 3];
         fn join_heads(qkv: [Float<B>; 3], rotation: Option<[Float<B>; 3]>) -> Float<B>;
