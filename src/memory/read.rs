@@ -24,9 +24,20 @@ impl<B: Backend, M: CausalLm<B>, O: WriteObjective<B, M>> GradMem<B, M, O> {
     ///
     /// Shapes that do not fit, a token the model does not have, or more tokens than positions.
     pub fn read(&self, memory: &Memory<B>, queries: &Tokens<B>) -> Result<Tensor<B, 3>, Error> {
+        Ok(self
+            .model
+            .logits(self.hidden_of(&self.model, memory, queries)?))
+    }
+
+    /// The hidden states of a READ by this model, or by its [joined](CausalLm::joined) copy.
+    fn hidden_of(
+        &self,
+        model: &M,
+        memory: &Memory<B>,
+        queries: &Tokens<B>,
+    ) -> Result<Tensor<B, 3>, Error> {
         memory.check(&self.layout())?;
-        let hidden = kinds::read(&self.in_read(), &self.model, memory, queries)?;
-        Ok(self.model.logits(hidden))
+        kinds::read(&self.in_read(), model, memory, queries)
     }
 
     /// The READ loss `[1]` of an episode's queries given memories of its contexts, and the most probable tokens. Logits of
@@ -40,9 +51,7 @@ impl<B: Backend, M: CausalLm<B>, O: WriteObjective<B, M>> GradMem<B, M, O> {
         memory: &Memory<B>,
         episode: &Episode<B>,
     ) -> Result<(Tensor<B, 1>, Told<B>), Error> {
-        let model = self.model.joined();
-        memory.check(&self.layout())?;
-        let hidden = kinds::read(&self.in_read(), &model, memory, episode.queries())?;
+        let hidden = self.hidden_of(&self.model.joined(), memory, episode.queries())?;
         Ok(episode.told(&self.model, hidden))
     }
 

@@ -189,11 +189,7 @@ pub(super) fn apply<B: LayerBackend, const D: usize>(
     x: Tensor<B, D>,
     weight: Tensor<B, 2>,
 ) -> Tensor<B, D> {
-    let [d_output, d_input] = weight.dims();
-    let mut shape = x.shape();
-    let rows = shape.num_elements() / d_input;
-    shape[D - 1] = d_output;
-    linear(x.reshape([rows, d_input]), weight).reshape(shape)
+    by_rows(x, weight.dims()[0], |rows| linear(rows, weight))
 }
 
 /// `x Wᵀ` for `x` `[…, d_input]` and `weight` `[d_output, d_input]`.
@@ -212,9 +208,18 @@ fn rows_times<B: Backend, const D: usize>(
     weight: Tensor<B, 2>,
     product: impl Fn(Tensor<B, 2>, Tensor<B, 2>) -> Tensor<B, 2>,
 ) -> Tensor<B, D> {
-    let [d_input, d_output] = weight.dims();
+    by_rows(x, weight.dims()[1], |rows| product(rows, weight))
+}
+
+/// A map of the rows of `x` `[…, d_input]`, to `[…, d_output]`.
+fn by_rows<B: Backend, const D: usize>(
+    x: Tensor<B, D>,
+    d_output: usize,
+    map: impl FnOnce(Tensor<B, 2>) -> Tensor<B, 2>,
+) -> Tensor<B, D> {
     let mut shape = x.shape();
+    let d_input = shape[D - 1];
     let rows = shape.num_elements() / d_input;
     shape[D - 1] = d_output;
-    product(x.reshape([rows, d_input]), weight).reshape(shape)
+    map(x.reshape([rows, d_input])).reshape(shape)
 }

@@ -210,7 +210,7 @@ impl<B: LayerBackend> Rotary<B> {
     ///
     /// - `x` and output: `[batch, seq, heads, head_dim]`
     pub fn apply(&self, x: Tensor<B, 4>) -> Tensor<B, 4> {
-        let Self { cos, sin, turn } = self.clone();
+        let (cos, sin, turn) = self.tables();
         rotary(x, cos, sin, turn)
     }
 }

@@ -9,7 +9,7 @@ use burn_autodiff::grads::Gradients;
 use burn_autodiff::ops::{Backward, Ops, OpsKind};
 use burn_autodiff::{Autodiff, NodeId};
 
-use super::{Operation, Point, Several, all, backward, earlier, forward, several};
+use super::{Operation, Point, Several, all, backward, earlier, forward, register, several};
 use crate::{LayerBackend, Precision};
 
 #[derive(Clone, Debug)]
@@ -345,11 +345,7 @@ impl<B: LayerBackend> Backward<B, 2> for SideBySide {
 
     fn backward(self, ops: Ops<(), 2>, grads: &mut Gradients, _: &mut Checkpointer) {
         let grad = grads.consume::<B>(&ops.node);
-        for (parent, gradient) in ops.parents.into_iter().zip(B::halves(grad)) {
-            if let Some(parent) = parent {
-                grads.register::<B>(parent.id, gradient);
-            }
-        }
+        register::<B, _, 2>(&ops, B::halves(grad), grads);
     }
 }
 
@@ -382,12 +378,8 @@ impl<B: LayerBackend> Backward<B, 3> for Join {
 
     fn backward(self, ops: Ops<Self::State, 3>, grads: &mut Gradients, _: &mut Checkpointer) {
         let grad = grads.consume::<B>(&ops.node);
-        let (rotation, heads) = ops.state;
+        let (rotation, heads) = ops.state.clone();
         let parts = B::split_heads(grad, rotation, heads);
-        for (parent, gradient) in ops.parents.into_iter().zip(parts) {
-            if let Some(parent) = parent {
-                grads.register::<B>(parent.id, gradient);
-            }
-        }
+        register::<B, _, 3>(&ops, parts, grads);
     }
 }

@@ -118,12 +118,7 @@ where
     let mut index = 0..;
     gradients.map(|gradient| {
         let port = Port(index.next().unwrap_or_default());
-        let gradient = gradient?;
-        let prep = port.prepare::<C>([hub.node.clone()]).compute_bound();
-        Some(match prep.stateful() {
-            OpsKind::Tracked(prep) => prep.finish(received.clone(), gradient),
-            OpsKind::UnTracked(prep) => prep.finish(gradient),
-        })
+        Some(at_port::<B, C, N>(port, &hub, &received, gradient?))
     })
 }
 
@@ -159,11 +154,7 @@ where
     let mut index = 0..;
     outputs.map(|output| {
         let port = Port(index.next().unwrap_or_default());
-        let prep = port.prepare::<C>([hub.node.clone()]).compute_bound();
-        match prep.stateful() {
-            OpsKind::Tracked(prep) => prep.finish(received.clone(), output),
-            OpsKind::UnTracked(prep) => prep.finish(output),
-        }
+        at_port::<B, C, N>(port, &hub, &received, output)
     })
 }
 
@@ -185,11 +176,7 @@ impl<B: Backend, T: Several<B, N>, const N: usize> Backward<B, 1> for Spread<T, 
             return;
         };
         let SpreadState { received, outputs } = ops.state;
-        let received = {
-            let mut received = received.lock().unwrap_or_else(PoisonError::into_inner);
-            std::mem::replace(&mut *received, [const { None }; N])
-        };
-        let mut pairs = received.into_iter().zip(outputs);
+        let mut pairs = taken::<B, N>(&received).into_iter().zip(outputs);
         let parts = std::array::from_fn(|_| {
             let (part, (shape, device, dtype)) = pairs.next().expect("N of each");
             part.unwrap_or_else(|| B::float_zeros(shape, &device, dtype))
@@ -243,6 +230,39 @@ fn add_gradient<B: Backend, T: Operation<B, N>, const N: usize, S, const M: usiz
 /// The cotangents of a backward's outputs, shared by the ports and their hub.
 type Received<B, const N: usize> = Arc<Mutex<[Option<FloatTensor<B>>; N]>>;
 
+/// What the ports received, which is then theirs no more.
+fn taken<B: Backend, const N: usize>(received: &Received<B, N>) -> [Option<FloatTensor<B>>; N] {
+    let mut received = received.lock().unwrap_or_else(PoisonError::into_inner);
+    std::mem::replace(&mut *received, [const { None }; N])
+}
+
+/// Records `output` as that of a hub's port.
+fn at_port<B: Backend, C: CheckpointStrategy, const N: usize>(
+    port: Port<N>,
+    hub: &FloatTensor<Autodiff<B, C>>,
+    received: &Received<B, N>,
+    output: FloatTensor<B>,
+) -> FloatTensor<Autodiff<B, C>> {
+    let prep = port.prepare::<C>([hub.node.clone()]).compute_bound();
+    match prep.stateful() {
+        OpsKind::Tracked(prep) => prep.finish(received.clone(), output),
+        OpsKind::UnTracked(prep) => prep.finish(output),
+    }
+}
+
+/// Registers the gradients of parents that are in the graph.
+fn register<B: Backend, S, const N: usize>(
+    ops: &Ops<S, N>,
+    gradients: [FloatTensor<B>; N],
+    grads: &mut Gradients,
+) {
+    for (parent, gradient) in ops.parents.iter().zip(gradients) {
+        if let Some(parent) = parent {
+            grads.register::<B>(parent.id, gradient);
+        }
+    }
+}
+
 #[derive(Debug)]
 struct Port<const N: usize>(usize);
 
@@ -284,10 +304,7 @@ impl<B: Backend, T: Operation<B, N>, const N: usize, const M: usize> Backward<B,
         } = ops.state.clone();
         let mut value = |id| checkpointer.retrieve_node_output::<FloatTensor<B>>(id);
         let (inputs, grad) = (inputs.map(&mut value), value(grad));
-        let cotangents = {
-            let mut received = received.lock().unwrap_or_else(PoisonError::into_inner);
-            std::mem::replace(&mut *received, [const { None }; N])
-        };
+        let cotangents = taken::<B, N>(&received);
         let at = Point { inputs, saved };
         let wanted = std::array::from_fn(|i| ops.parents[i].is_some());
         let (to_grad, to_inputs) = self.0.double_backward(at, grad, cotangents, wanted);

@@ -1,7 +1,7 @@
 //! The layers around attention on GPUs: each operation and each derivative is one launch. A sum over all rows is one more.
 
 use burn::tensor::backend::Backend;
-use burn::tensor::ops::{FloatTensor, FloatTensorOps, IntTensor};
+use burn::tensor::ops::{FloatTensor, IntTensor};
 use burn::tensor::{DType, Device, Shape};
 use burn_cubecl::element::BoolElement;
 use burn_cubecl::kernel::{cast, into_contiguous};
@@ -46,13 +46,7 @@ where
         >,
 {
     fn product(lhs: FloatTensor<Self>, rhs: FloatTensor<Self>) -> FloatTensor<Self> {
-        match in_parts(&lhs, &rhs) {
-            1 => whole::<Self, R>(lhs, rhs),
-            parts => {
-                let (lhs, rhs) = product::divide(lhs, rhs, parts);
-                sum_of_parts(whole::<Self, R>(lhs, rhs), None)
-            }
-        }
+        product_and::<Self, R>(None, lhs, rhs)
     }
 
     fn add_product(
@@ -60,13 +54,7 @@ where
         lhs: FloatTensor<Self>,
         rhs: FloatTensor<Self>,
     ) -> FloatTensor<Self> {
-        match in_parts(&lhs, &rhs) {
-            1 => <Self as FloatTensorOps<Self>>::float_add(to, whole::<Self, R>(lhs, rhs)),
-            parts => {
-                let (lhs, rhs) = product::divide(lhs, rhs, parts);
-                sum_of_parts(whole::<Self, R>(lhs, rhs), Some(to))
-            }
-        }
+        product_and::<Self, R>(Some(to), lhs, rhs)
     }
 
     fn computes_in(device: &Device<Self>, precision: Precision) -> bool {
@@ -524,6 +512,26 @@ where
             );
         }
         outputs
+    }
+}
+
+/// A product, and what it is added to.
+fn product_and<B, R>(
+    to: Option<CubeTensor<R>>,
+    lhs: CubeTensor<R>,
+    rhs: CubeTensor<R>,
+) -> CubeTensor<R>
+where
+    R: CubeRuntime,
+    B: Backend<FloatTensorPrimitive = CubeTensor<R>>,
+{
+    match (in_parts(&lhs, &rhs), to) {
+        (1, None) => whole::<B, R>(lhs, rhs),
+        (1, Some(to)) => B::float_add(to, whole::<B, R>(lhs, rhs)),
+        (parts, to) => {
+            let (lhs, rhs) = product::divide(lhs, rhs, parts);
+            sum_of_parts(whole::<B, R>(lhs, rhs), to)
+        }
     }
 }
 
