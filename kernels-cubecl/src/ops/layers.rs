@@ -38,8 +38,8 @@ pub trait LayerBackend: Backend {
         }
     }
 
-    /// Whether Burn's `float_matmul` would compute operands of this type on this device otherwise than
-    /// [`precision`](crate::precision) says: then [`LayerBackend::product`] does not use it.
+    /// Whether [`LayerBackend::product`] has a kernel of its own for operands of this type on this device, in the present
+    /// [`precision`](crate::precision), instead of Burn's `float_matmul`, which may round them otherwise.
     fn has_own_product(_: &Device<Self>, dtype: DType) -> bool {
         Precision::rounds_to_bf16(dtype)
     }

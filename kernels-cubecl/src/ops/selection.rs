@@ -41,7 +41,7 @@ pub enum Precision {
     /// f32 throughout.
     #[default]
     F32,
-    /// What Burn chooses on GPUs with matrix units for it: its kernels round the factors to TF32, a mantissa of ten bits.
+    /// Products round their factors to TF32, a mantissa of ten bits, on GPUs with matrix units for it.
     Tf32,
     /// Products round their factors to bf16, a mantissa of seven bits, and have sums and results in f32; attention takes and
     /// gives bf16 and sums in f32. Everything else stays f32: weights, norms, losses.

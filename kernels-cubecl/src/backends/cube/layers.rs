@@ -13,7 +13,7 @@ use cubecl::zspace::metadata::Metadata;
 
 use super::pointwise::{self, HeadsLaunch, MovingLaunch, SharedLaunch};
 use super::rows::{RowLaunch, UNITS, grid};
-use super::{losses, norm, product};
+use super::{exact, losses, norm, product};
 use crate::ops::layers::{join_by_heads, split_by_heads};
 use crate::reference::adamw::adamw;
 use crate::reference::primitives;
@@ -66,7 +66,10 @@ where
     }
 
     fn has_own_product(device: &Device<Self>, dtype: DType) -> bool {
-        Precision::rounds_to_bf16(dtype) || product::must_be_exact(&R::client(device), dtype)
+        let client = R::client(device);
+        Precision::rounds_to_bf16(dtype)
+            || product::must_be_exact(&client, dtype)
+            || product::rounds_to_tf32(&client, dtype)
     }
 
     fn token_losses(logits: FloatTensor<Self>, targets: IntTensor<Self>) -> FloatTensor<Self> {
@@ -544,7 +547,9 @@ where
     if Precision::rounds_to_bf16(lhs.dtype) {
         product::of_bf16(lhs, rhs)
     } else if product::must_be_exact(&lhs.client, lhs.dtype) {
-        product::exact(lhs, rhs)
+        exact::product(lhs, rhs)
+    } else if product::rounds_to_tf32(&lhs.client, lhs.dtype) {
+        product::on_matrix_units(lhs, rhs)
     } else {
         B::float_matmul(lhs, rhs)
     }
@@ -562,7 +567,7 @@ fn in_parts<R: CubeRuntime>(lhs: &CubeTensor<R>, rhs: &CubeTensor<R>) -> usize {
 
 /// The sum over the first dimension of `parts` `[parts, m, n]`, and of `to` `[m, n]`, in a fixed order.
 fn sum_of_parts<R: CubeRuntime>(parts: CubeTensor<R>, to: Option<CubeTensor<R>>) -> CubeTensor<R> {
-    // CUDA pads the rows of a product's result where their width asks for it.
+    // Burn's own products leave gaps between rows on CUDA.
     let parts = into_contiguous(parts);
     let [count, m, n] = parts.meta.shape().dims();
     let out = empty(&parts, Shape::new([m, n]), parts.dtype);

@@ -7,6 +7,7 @@
 
 mod backward;
 mod double_backward;
+mod exact;
 mod forward;
 mod launch;
 mod layers;
