@@ -63,6 +63,7 @@ pub fn dispatch<J: Job>(backend: &Backend, job: J) -> Result<J::Output, Error> {
         "metal" => run::<burn_wgpu::Metal, J>(backend, job, &wgpu_device(backend.device)),
         #[cfg(feature = "cuda")]
         "cuda" => {
+            crate::kernel_cache::keep_kernels(backend.device);
             run::<burn_cuda::Cuda, J>(backend, job, &burn_cuda::CudaDevice::new(backend.device))
         }
         #[cfg(feature = "rocm")]

@@ -22,6 +22,8 @@ mod export;
 mod generate;
 mod input;
 mod inspect;
+#[cfg(feature = "cuda")]
+mod kernel_cache;
 mod memories;
 mod model;
 mod output;
