@@ -7,7 +7,7 @@ use burn_cubecl::tensor::CubeTensor;
 use cubecl::ir::AddressType;
 use cubecl::prelude::*;
 
-use super::product::result;
+use super::product::{begins_at, processors, result};
 use super::rows::{block, grid};
 use super::sums::zeros;
 use super::tiles::Quad;
@@ -83,7 +83,6 @@ fn exact_product<L: Size, R: Size, O: Size>(
     out: &mut Array<Vector<f32, O>>,
     lhs_at: Distances,
     rhs_at: Distances,
-    out_at: Distances,
     batch: usize,
     m: usize,
     k: usize,
@@ -221,7 +220,7 @@ fn exact_product<L: Size, R: Size, O: Size>(
             for j in 0..QUADS {
                 let column = first_column + (j * side + x) * 4;
                 let sum = sums[(i * 4 + r) * QUADS + j];
-                let at = matrix * out_at.batch + row * out_at.line + column;
+                let at = (matrix * m + row) * n + column;
                 if row < m {
                     if comptime!(plan.lanes == 4) {
                         if column < n {
@@ -401,7 +400,11 @@ impl<R: CubeRuntime> Factor<R> {
             _ => 0,
         };
         let whole = [length, line, batch].iter().all(|x| x % 4 == 0);
-        let lanes = if whole && aligned(&tensor) { 4 } else { 1 };
+        let lanes = if whole && begins_at(&tensor, 16) {
+            4
+        } else {
+            1
+        };
         Self {
             tensor,
             batch,
@@ -409,12 +412,6 @@ impl<R: CubeRuntime> Factor<R> {
             layout: Layout { along_sum, lanes },
         }
     }
-}
-
-/// Whether the first value lies where a vector of four may begin.
-fn aligned<R: CubeRuntime>(tensor: &CubeTensor<R>) -> bool {
-    let offset = tensor.handle.offset_start.unwrap_or(0);
-    offset.is_multiple_of(16)
 }
 
 /// How wide the indices must be.
@@ -443,33 +440,30 @@ pub fn product<R: CubeRuntime>(lhs: CubeTensor<R>, rhs: CubeTensor<R>) -> CubeTe
     if out.meta.num_elements() == 0 {
         return out;
     }
-    let (dims, strides) = (out.meta.shape(), out.meta.strides());
+    let dims = out.meta.shape();
     let rank = dims.num_dims();
     let (m, n) = (dims[rank - 2], dims[rank - 1]);
+    let batch = if rank == 3 { dims[0] } else { 1 };
     let k = lhs.meta.shape()[rank - 1];
-    let (batch, out_batch) = match rank {
-        3 => (dims[0], strides[0]),
-        _ => (1, 0),
-    };
-    let out_line = strides[rank - 2];
-    let whole = [n, out_line, out_batch].iter().all(|x| x % 4 == 0);
     let (lhs, rhs) = (Factor::new(lhs, 0), Factor::new(rhs, 1));
     let client = out.client.clone();
-    let processors = client.properties().hardware.num_streaming_multiprocessors;
     let cubes = |side: usize| {
         let tile = 4 * QUADS * side;
         batch * m.div_ceil(tile) * n.div_ceil(tile)
     };
     // Small tiles where large ones would leave multiprocessors idle.
-    let side = if cubes(16) >= processors.unwrap_or(1) as usize {
-        16
-    } else {
-        8
+    let side = match cubes(16) >= processors(&client) {
+        true => 16,
+        false => 8,
     };
     let plan = Plan {
         lhs: lhs.layout,
         rhs: rhs.layout,
-        lanes: if whole && aligned(&out) { 4 } else { 1 },
+        lanes: if n % 4 == 0 && begins_at(&out, 16) {
+            4
+        } else {
+            1
+        },
         side,
     };
     unsafe {
@@ -486,7 +480,6 @@ pub fn product<R: CubeRuntime>(lhs: CubeTensor<R>, rhs: CubeTensor<R>) -> CubeTe
             buffer(out.clone()),
             DistancesLaunch::new(lhs.batch, lhs.line),
             DistancesLaunch::new(rhs.batch, rhs.line),
-            DistancesLaunch::new(out_batch, out_line),
             batch,
             m,
             k,

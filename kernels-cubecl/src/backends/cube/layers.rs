@@ -17,7 +17,7 @@ use super::{exact, losses, norm, product};
 use crate::ops::layers::{join_by_heads, split_by_heads};
 use crate::reference::adamw::adamw;
 use crate::reference::primitives;
-use crate::{AdamWStep, HeadBackend, LayerBackend, Precision};
+use crate::{AdamWStep, HeadBackend, LayerBackend, Precision, precision};
 
 impl<R, F, I, BT> HeadBackend for CubeBackend<R, F, I, BT>
 where
@@ -66,10 +66,7 @@ where
     }
 
     fn has_own_product(device: &Device<Self>, dtype: DType) -> bool {
-        let client = R::client(device);
-        Precision::rounds_to_bf16(dtype)
-            || product::must_be_exact(&client, dtype)
-            || product::rounds_to_tf32(&client, dtype)
+        own_product(&R::client(device), dtype).is_some()
     }
 
     fn token_losses(logits: FloatTensor<Self>, targets: IntTensor<Self>) -> FloatTensor<Self> {
@@ -544,14 +541,23 @@ where
     R: CubeRuntime,
     B: Backend<FloatTensorPrimitive = CubeTensor<R>>,
 {
-    if Precision::rounds_to_bf16(lhs.dtype) {
-        product::of_bf16(lhs, rhs)
-    } else if product::must_be_exact(&lhs.client, lhs.dtype) {
-        exact::product(lhs, rhs)
-    } else if product::rounds_to_tf32(&lhs.client, lhs.dtype) {
-        product::on_matrix_units(lhs, rhs)
-    } else {
-        B::float_matmul(lhs, rhs)
+    match own_product(&lhs.client, lhs.dtype) {
+        Some(product) => product(lhs, rhs),
+        None => B::float_matmul(lhs, rhs),
+    }
+}
+
+type Product<R> = fn(CubeTensor<R>, CubeTensor<R>) -> CubeTensor<R>;
+
+/// The kernel for factors of this type in the run's precision; none where Burn's does what is asked for. On devices with matrix units
+/// for TF32 Burn's rounds f32 factors to it, whatever the precision.
+fn own_product<R: CubeRuntime>(client: &ComputeClient<R>, dtype: DType) -> Option<Product<R>> {
+    match precision() {
+        _ if dtype != DType::F32 => None,
+        Precision::Bf16 => Some(product::of_bf16),
+        Precision::Tf32 if product::has_tf32(client) => Some(product::on_matrix_units),
+        Precision::F32 if product::has_tf32(client) => Some(exact::product),
+        _ => None,
     }
 }
 

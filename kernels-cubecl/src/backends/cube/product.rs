@@ -1,5 +1,5 @@
-//! Products of f32 matrices on GPUs: which kernel computes them, of factors rounded to TF32 or bf16 on matrix units; and parts
-//! of long sums where one product alone would leave most of the GPU idle.
+//! Products of f32 matrices on GPUs with matrix units, of factors rounded to TF32 or bf16; and parts of long sums where one product alone
+//! would leave most of the GPU idle.
 
 use burn::tensor::DType;
 use burn_cubecl::CubeRuntime;
@@ -14,23 +14,12 @@ use cubek::matmul::definition::{MatmulElems, MatmulGlobalElems};
 use cubek::matmul::launch::{Strategy, launch_ref};
 use cubek::std::InputBinding;
 
-use crate::{Precision, precision};
-
 /// Rows and columns of the result that one cube computes, about.
 const TILE: usize = 64;
 /// The shortest sum that is worth a cube of its own.
 const SHORTEST: usize = 256;
-
-/// Whether Burn would round the operands, and must not: its kernels for matrix units multiply f32 in TF32, which
-/// has a mantissa of ten bits.
-pub fn must_be_exact<R: CubeRuntime>(client: &ComputeClient<R>, dtype: DType) -> bool {
-    dtype == DType::F32 && precision() == Precision::F32 && has_tf32(client)
-}
-
-/// Whether f32 factors are to be rounded to TF32.
-pub fn rounds_to_tf32<R: CubeRuntime>(client: &ComputeClient<R>, dtype: DType) -> bool {
-    dtype == DType::F32 && precision() == Precision::Tf32 && has_tf32(client)
-}
+/// Cubes for each multiprocessor of a product that is divided: while one waits for memory, another computes.
+const CUBES: usize = 4;
 
 /// Whether the device has matrix units for TF32.
 pub fn has_tf32<R: CubeRuntime>(client: &ComputeClient<R>) -> bool {
@@ -44,14 +33,16 @@ pub fn of_bf16<R: CubeRuntime>(lhs: CubeTensor<R>, rhs: CubeTensor<R>) -> CubeTe
     on_matrix_units(lhs, rhs)
 }
 
-/// Cubes for each multiprocessor of a product that is divided: while one waits for memory, another computes.
-const CUBES: usize = 4;
+/// The device's multiprocessors; one if it does not tell.
+pub fn processors<R: CubeRuntime>(client: &ComputeClient<R>) -> usize {
+    let processors = client.properties().hardware.num_streaming_multiprocessors;
+    processors.unwrap_or(1) as usize
+}
 
 /// Into how many parts of equal length the sums of a product `[m, k] · [k, n]` are divided, so that every
 /// multiprocessor has cubes. It depends on sizes and the device alone.
 pub fn parts<R: CubeRuntime>(client: &ComputeClient<R>, [m, k, n]: [usize; 3]) -> usize {
-    let processors = client.properties().hardware.num_streaming_multiprocessors;
-    let processors = processors.unwrap_or(1) as usize;
+    let processors = processors(client);
     let cubes = m.div_ceil(TILE) * n.div_ceil(TILE);
     if 2 * cubes > processors {
         return 1;
@@ -122,9 +113,14 @@ fn is_copied<R: CubeRuntime>(x: &CubeTensor<R>) -> bool {
             && (strides[line] * x.dtype.size()).is_multiple_of(16)
             && shape[line].min(shape[together]) >= TILE
     };
-    let aligned = x.handle.offset_start.unwrap_or(0).is_multiple_of(128);
+    let aligned = begins_at(x, 128);
     let engine = x.client.properties().features.tma;
     // Later cards copy images as well; on none of them the kernel was tried.
     let hopper = engine.contains(Tma::Base) && !engine.contains(Tma::Im2colWide);
     hopper && shape.num_dims() == 2 && aligned && (lies(0, 1) || lies(1, 0))
+}
+
+/// Whether the first value lies at a multiple of so many bytes.
+pub fn begins_at<R: CubeRuntime>(x: &CubeTensor<R>, bytes: u64) -> bool {
+    x.handle.offset_start.unwrap_or(0).is_multiple_of(bytes)
 }
