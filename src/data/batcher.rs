@@ -30,6 +30,13 @@ impl<B: Backend> Batch<B> {
         self.episode.is_empty()
     }
 
+    /// The same as the batch behind so many steps of a training, with labels smoothed by ε.
+    pub(crate) fn in_training(mut self, step: usize, smoothing: f64) -> Self {
+        let episode = self.episode.at_step(step);
+        self.episode = episode.with_label_smoothing(smoothing);
+        self
+    }
+
     /// The same in parts of at most `contexts` contexts, each with its queries.
     pub fn split(self, contexts: usize) -> Vec<Self> {
         let mut start = 0;

@@ -18,6 +18,8 @@ pub struct Labels<B: Backend> {
     ids: Tensor<B, 2, Int>,
     rows: Arc<[Arc<[i64]>]>,
     largest: i64,
+    /// ε of label smoothing.
+    pub(super) smoothing: f64,
 }
 
 /// One label.
@@ -68,6 +70,7 @@ impl<B: Backend> Labels<B> {
             ids: Tensor::from_data(data, device),
             rows,
             largest,
+            smoothing: 0.0,
         })
     }
 
@@ -86,8 +89,8 @@ impl<B: Backend> Labels<B> {
             .sum()
     }
 
-    /// What `model` tells at the labelled places: the mean of `−log p` over the labels in columns `counted` and later, `[1]`,
-    /// zero if there are none; and the most probable tokens. Logits of labelled places alone are computed.
+    /// What `model` tells at the labelled places: the mean loss of the labels in columns `counted` and later, `[1]`, zero if there
+    /// are none, which is `−log p` unless they are smoothed; and the most probable tokens. Logits of labelled places alone are computed.
     ///
     /// # Shapes
     ///
@@ -125,13 +128,25 @@ impl<B: Backend> Labels<B> {
             true => {
                 let logits = model.logits(hidden);
                 let tokens = logits.clone().detach().argmax(2).reshape([count]);
-                (model.token_losses(logits, ids), Some(tokens))
+                let losses = model.token_losses(logits.clone(), ids.clone());
+                (
+                    self.smoothed(losses, || above_mean(logits, ids)),
+                    Some(tokens),
+                )
             }
             false => {
                 let logits = |hidden| Some(model.logits(hidden).detach());
                 let tokens = most_probable(hidden.clone().detach(), vocab_size, logits);
                 let tokens = tokens.map(|tokens| tokens.reshape([count]));
-                (model.next_losses(hidden, ids), tokens)
+                let losses = model.next_losses(hidden.clone(), ids.clone());
+                let at_once = rows_at_once(vocab_size);
+                let above = |start| {
+                    let some = at_once.min(count - start);
+                    let logits = model.logits(hidden.clone().narrow(1, start, some));
+                    above_mean(logits, ids.clone().narrow(1, start, some))
+                };
+                let above = || Tensor::cat((0..count).step_by(at_once).map(above).collect(), 1);
+                (self.smoothed(losses, above), tokens)
             }
         };
         let losses = losses.reshape([count]);
@@ -148,6 +163,18 @@ impl<B: Backend> Labels<B> {
         (mean, Told { tokens, first })
     }
 
+    /// `−log p_t` with smoothed labels: `(1 − ε)(−log p_t) + ε mean(−log p)` is `−log p_t + ε (z_t − mean z)`.
+    fn smoothed(
+        &self,
+        losses: Tensor<B, 2>,
+        above_mean: impl FnOnce() -> Tensor<B, 2>,
+    ) -> Tensor<B, 2> {
+        match self.smoothing > 0.0 {
+            true => losses + above_mean().mul_scalar(self.smoothing),
+            false => losses,
+        }
+    }
+
     /// The labels in columns `first` and later, row by row.
     fn labels_from(&self, first: usize) -> impl Iterator<Item = Label> {
         self.rows.iter().enumerate().flat_map(move |(row, ids)| {
@@ -161,7 +188,7 @@ impl<B: Backend> Labels<B> {
         })
     }
 
-    /// The mean of `−log p` over the labels; zero if there are none.
+    /// The mean loss of the labels, as in [`Labels::told`]; zero if there are none.
     ///
     /// # Shapes
     ///
@@ -171,7 +198,8 @@ impl<B: Backend> Labels<B> {
         let Some((logits, targets, counted)) = self.lined_up(logits) else {
             return Tensor::zeros([1], &self.ids.device());
         };
-        let losses = token_losses(logits, targets);
+        let losses = token_losses(logits.clone(), targets.clone());
+        let losses = self.smoothed(losses, || above_mean(logits, targets));
         (losses * counted.clone()).sum() / counted.sum().clamp_min(1.0)
     }
 
@@ -222,6 +250,7 @@ impl<B: Backend> Labels<B> {
             ids: self.ids.clone().narrow(0, rows.start, rows.len()),
             largest: largest(&part),
             rows: part,
+            smoothing: self.smoothing,
         }
     }
 
@@ -231,6 +260,7 @@ impl<B: Backend> Labels<B> {
             ids: Tensor::from_inner(self.ids.clone()),
             rows: self.rows.clone(),
             largest: self.largest,
+            smoothing: self.smoothing,
         }
     }
 
@@ -254,8 +284,16 @@ impl<B: AutodiffBackend> Labels<B> {
             ids: self.ids.clone().inner(),
             rows: self.rows.clone(),
             largest: self.largest,
+            smoothing: self.smoothing,
         }
     }
+}
+
+/// How far the logits of the targets are above the mean of their row, `[batch, seq]`.
+fn above_mean<B: Backend>(logits: Tensor<B, 3>, targets: Tensor<B, 2, Int>) -> Tensor<B, 2> {
+    let shape = targets.dims();
+    let of_targets = logits.clone().gather(2, targets.unsqueeze_dim(2));
+    (of_targets - logits.mean_dim(2)).reshape(shape)
 }
 
 fn largest(rows: &[Arc<[i64]>]) -> i64 {

@@ -45,6 +45,8 @@ pub struct Episode<B: Backend> {
     whole: Totals,
     /// A random number of the batch: a hash of its first context.
     drawn: u64,
+    /// The outer loop's steps before this batch.
+    step: usize,
 }
 
 /// What the losses of an episode are means over.
@@ -113,6 +115,7 @@ impl<B: Backend> Episode<B> {
             labels,
             whole,
             drawn,
+            step: 0,
         })
     }
 
@@ -183,6 +186,27 @@ impl<B: Backend> Episode<B> {
         self.whole
     }
 
+    /// The same as the batch of the outer loop that has so many steps before it: what falls with the steps, such as
+    /// `inner_loss_steps` says, looks at this number. 0 unless it is given.
+    #[must_use]
+    pub fn at_step(mut self, step: usize) -> Self {
+        self.step = step;
+        self
+    }
+
+    /// The outer loop's steps before this batch.
+    pub fn step(&self) -> usize {
+        self.step
+    }
+
+    /// The same with smoothed labels (arXiv 1512.00567, section 7): the READ loss is `1 − ε` of what it is, and `ε` of the
+    /// mean of `−log p` over the whole vocabulary. For training: scores of predictions do not change.
+    #[must_use]
+    pub fn with_label_smoothing(mut self, epsilon: f64) -> Self {
+        self.labels.smoothing = epsilon;
+        self
+    }
+
     /// One of these numbers, drawn by the batch: its parts, and the same batch in a resumed run, have the same.
     pub(crate) fn draw(&self, from: RangeInclusive<usize>) -> usize {
         let count = (from.end() - from.start()) as u64 + 1;
@@ -206,6 +230,7 @@ impl<B: Backend> Episode<B> {
                 labels: self.labels.slice(rows),
                 whole: self.whole,
                 drawn: self.drawn,
+                step: self.step,
             }
         };
         (0..batch).step_by(contexts).map(part).collect()
@@ -219,6 +244,7 @@ impl<B: Backend> Episode<B> {
             labels: self.labels.lift(),
             whole: self.whole,
             drawn: self.drawn,
+            step: self.step,
         }
     }
 
@@ -273,6 +299,7 @@ impl<B: AutodiffBackend> Episode<B> {
             labels: self.labels.inner(),
             whole: self.whole,
             drawn: self.drawn,
+            step: self.step,
         }
     }
 }

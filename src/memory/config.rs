@@ -75,6 +75,8 @@ pub struct GradMemConfig {
     /// `w`: the outer loss is the READ loss plus `w` times the batch mean of the WRITE loss before
     /// the last step.
     pub inner_loss_weight: f64,
+    /// In training, `w` falls along a line from there to 0 over so many steps of the outer loop. It stays unless given.
+    pub inner_loss_steps: Option<usize>,
     /// What decides how much of the memory a WRITE step keeps.
     pub gate: GateKind,
     /// Whether the gate is one for each dimension of a vector, or one for the vector.
@@ -134,6 +136,7 @@ impl Default for GradMemConfig {
             freeze_backbone: false,
             write_head: false,
             inner_loss_weight: 0.0,
+            inner_loss_steps: None,
             gate: GateKind::None,
             gate_dimensions: true,
             memory_start: MemoryStart::Noise,
@@ -300,6 +303,12 @@ impl GradMemConfig {
         self
     }
 
+    /// Makes that weight fall to 0 over so many steps of the outer loop.
+    pub fn with_inner_loss_steps(mut self, steps: Option<usize>) -> Self {
+        self.inner_loss_steps = steps;
+        self
+    }
+
     /// Sets what M0's initial vectors are, beside noise.
     pub fn with_memory_start(mut self, start: MemoryStart) -> Self {
         self.memory_start = start;
@@ -344,6 +353,12 @@ impl GradMemConfig {
                 let problem = "must be a positive number (leave it out for no clipping)";
                 require(clip > 0.0 && clip.is_finite(), key, clip, problem)?;
             }
+        }
+        if let Some(steps) = self.inner_loss_steps {
+            let problem =
+                "is how long inner_loss_weight falls: it needs one above 0, and at least 1 step";
+            let fits = steps > 0 && self.inner_loss_weight > 0.0;
+            require(fits, "inner_loss_steps", steps, problem)?;
         }
         let not_negative = |value: f64| value >= 0.0 && value.is_finite();
         for (key, value) in [

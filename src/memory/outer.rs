@@ -79,16 +79,21 @@ impl<B: Backend, M: Writable<B>, O: LiftedObjective<B, M>> GradMem<B, M, O> {
     ///
     /// As [`GradMem::write`] and [`GradMem::read`]; also labels beyond the vocabulary.
     pub fn outer(&self, episode: &Episode<B>) -> Result<Outer<B>, Error> {
-        let drawn = self.with_drawn_steps(episode);
+        let drawn = self.for_batch(episode);
         let segments = drawn.segments_of(episode)?;
         drawn.unrolled(episode, &segments)
     }
 
-    /// With as many WRITE steps as the batch is trained with.
-    fn with_drawn_steps(&self, episode: &Episode<B>) -> Self {
+    /// With the number of WRITE steps and the weight of their loss that the batch is trained with.
+    fn for_batch(&self, episode: &Episode<B>) -> Self {
         let mut drawn = self.clone();
-        if let Some([least, most]) = drawn.config.random_write_steps.take() {
-            drawn.config.write_steps = episode.draw(least..=most);
+        let config = &mut drawn.config;
+        if let Some([least, most]) = config.random_write_steps.take() {
+            config.write_steps = episode.draw(least..=most);
+        }
+        if let Some(steps) = config.inner_loss_steps.take() {
+            let left = 1.0 - episode.step() as f64 / steps as f64;
+            config.inner_loss_weight *= left.max(0.0);
         }
         drawn
     }
@@ -205,7 +210,7 @@ where
         episode: &Episode<B>,
         strategy: MetaGradient,
     ) -> Result<(GradientsParams, Outer<B>), Error> {
-        let drawn = self.with_drawn_steps(episode);
+        let drawn = self.for_batch(episode);
         let segments = drawn.segments_of(episode)?;
         let contexts = episode.contexts();
         let size = [contexts.len(), contexts.width()];

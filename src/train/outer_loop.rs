@@ -47,6 +47,9 @@ pub struct TrainConfig {
     pub epsilon: f64,
     /// Decoupled weight decay of AdamW.
     pub weight_decay: f64,
+    /// ε of label smoothing in training: a label is `1 − ε` of the target and `ε` of all tokens alike. The READ losses of training
+    /// contain it, those of evaluations do not.
+    pub label_smoothing: f64,
     /// Scores and keeps as the best weights an exponential moving average of them, with this decay per step, such as 0.99.
     pub ema_decay: Option<f64>,
     /// Largest global L2 norm of the outer gradient; a larger gradient is scaled down to it.
@@ -93,6 +96,7 @@ impl Default for TrainConfig {
             beta2: 0.999,
             epsilon: 1e-8,
             weight_decay: 0.0,
+            label_smoothing: 0.0,
             ema_decay: None,
             clip_norm: None,
             meta_gradient: MetaGradient::Auto,
@@ -167,6 +171,10 @@ impl TrainConfig {
             decay,
             "must be 0 or a positive number",
         )?;
+        let smoothing = self.label_smoothing;
+        let fits = (0.0..1.0).contains(&smoothing);
+        let problem = "must be at least 0 and below 1";
+        require(fits, "label_smoothing", smoothing, problem)?;
         if let Some(decay) = self.ema_decay {
             let problem = "must be above 0 and below 1 (leave it out for no average)";
             require(decay > 0.0 && decay < 1.0, "ema_decay", decay, problem)?;

@@ -262,6 +262,7 @@ where
         self.learner.lr_step();
         let device = batch.as_ref().map(|batch| batch.episode.device());
         let device = device.unwrap_or_default();
+        let batch = batch.map(|batch| batch.in_training(self.state.step, config.label_smoothing));
         let output = self.learner.train_step(batch);
         let step = self.state.step + 1;
         if let Some(fault) = output.item.error {

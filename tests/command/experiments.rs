@@ -791,6 +791,8 @@ fn a_falling_learning_rate_ends_with_the_run() {
         ("train.lr_end=2", "train.lr_end"),
         ("train.beta2=1", "train.beta2"),
         ("train.epsilon=0", "train.epsilon"),
+        ("train.label_smoothing=1", "train.label_smoothing"),
+        ("memory.inner_loss_steps=10", "memory.inner_loss_steps"),
         ("memory.momentum=1", "memory.momentum"),
         ("memory.learned_lr=[\"token\"]", "memory.learned_lr"),
         ("memory.learned_lr=[\"step\",\"step\"]", "memory.learned_lr"),

@@ -16,7 +16,7 @@ fn command(run: &Path, steps: usize) -> Vec<String> {
     let overrides = "data.pairs=2 data.queries_per_context=2 data.valid_samples=20 \
         train.eval_every=20 train.log_every=7 train.warmup_steps=30 train.stop_value=2 \
         memory.random_write_steps=[1,3] memory.learned_lr=[\"step\",\"vector\"] memory.momentum=0.5 \
-        memory.write_lr=auto train.lr_decay=constant train.beta2=0.99 train.ema_decay=0.9 \
+        memory.inner_loss_weight=0.5 memory.inner_loss_steps=100 train.label_smoothing=0.1 memory.write_lr=auto train.lr_decay=constant train.beta2=0.99 train.ema_decay=0.9 \
         train.keep_checkpoints=2";
     let mut args: Vec<String> = ["train", "kv-quick", "--run"].map(String::from).into();
     args.push(run.display().to_string());

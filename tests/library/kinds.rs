@@ -456,6 +456,69 @@ fn a_random_number_of_steps_is_that_of_the_whole_batch() {
     assert_eq!(plain.answer(&episode()).unwrap().memory.losses.len(), 2);
 }
 
+#[test]
+fn the_weight_of_the_write_loss_falls_with_the_steps() {
+    let config = kinds()[0].1.clone().with_inner_loss_weight(0.8);
+    let falling = config.clone().with_inner_loss_steps(Some(4));
+    let falling = model::<B>(&models()[0].1, &falling);
+    for (step, weight) in [(0, 0.8), (1, 0.6), (3, 0.2), (4, 0.0), (9, 0.0)] {
+        let fixed = config.clone().with_inner_loss_weight(weight);
+        let fixed = model::<B>(&models()[0].1, &fixed);
+        for how in [MetaGradient::Unrolled, MetaGradient::Replay] {
+            let (expected, _) = fixed.outer_gradient(&episode(), how).unwrap();
+            let mut parts = episode().at_step(step).split(1).into_iter();
+            let mut sum = gradients(&fixed, &expected);
+            sum.iter_mut().for_each(|(_, g)| g.fill(0.0));
+            for part in parts.by_ref() {
+                let (found, _) = falling.outer_gradient(&part, how).unwrap();
+                for ((_, sum), (_, g)) in sum.iter_mut().zip(gradients(&falling, &found)) {
+                    sum.iter_mut().zip(g).for_each(|(sum, g)| *sum += g);
+                }
+            }
+            for ((name, expected), (_, sum)) in gradients(&fixed, &expected).iter().zip(&sum) {
+                let close = expected.iter().zip(sum).all(|(a, b)| (a - b).abs() < 1e-11);
+                assert!(close, "{name}, step {step}");
+            }
+        }
+    }
+}
+
+#[test]
+fn smoothed_labels_are_a_part_of_the_loss_on_all_tokens() {
+    let model = model::<I>(&models()[0].1, &kinds()[0].1);
+    let (plain, smoothed) = (episode(), episode().with_label_smoothing(0.3));
+    let memory = model.write(plain.contexts()).unwrap();
+    let logits = model.read(&memory, plain.queries()).unwrap();
+    let log_p = values(burn::tensor::activation::log_softmax(logits.clone(), 2));
+    let [_, places, vocab] = logits.dims();
+    let (mut sum, mut count) = (0.0, 0);
+    for (row, labels) in plain.labels().rows().enumerate() {
+        for (column, label) in labels.iter().enumerate().filter(|(_, label)| **label >= 0) {
+            let start = (row * places + column) * vocab;
+            let log_p = &log_p[start..start + vocab];
+            let all: f64 = log_p.iter().sum::<f64>() / vocab as f64;
+            sum -= 0.7 * log_p[*label as usize] + 0.3 * all;
+            count += 1;
+        }
+    }
+    let expected = sum / f64::from(count);
+    let found = values(smoothed.read_loss(logits))[0];
+    assert!(
+        (found - expected).abs() < 1e-12,
+        "{found} is not {expected}"
+    );
+    let (found, told) = model.read_answers(&memory, &smoothed).unwrap();
+    let found = values(found)[0];
+    assert!(
+        (found - expected).abs() < 1e-12,
+        "{found} is not {expected}"
+    );
+    // What is told is the same.
+    let (_, plainly) = model.read_answers(&memory, &plain).unwrap();
+    let ids = |told: gradmem::episode::Told<I>| told.tokens.unwrap().into_data();
+    assert_eq!(ids(told), ids(plainly));
+}
+
 /// An objective with a parameter: tokens that are predicted badly count more.
 #[derive(Module, Debug)]
 struct Focal<B: Backend> {

@@ -54,6 +54,12 @@ fn tokens(rows: usize, length: usize, seed: u32) -> Vec<Vec<u32>> {
 
 #[test]
 fn outer_gradients_are_those_of_logits_that_exist_at_once() {
+    for label_smoothing in [0.0, 0.3] {
+        compare(label_smoothing);
+    }
+}
+
+fn compare(label_smoothing: f64) {
     let device = Default::default();
     let lm = LlamaConfig {
         initializer_range: 0.3,
@@ -73,6 +79,7 @@ fn outer_gradients_are_those_of_logits_that_exist_at_once() {
     let targets = tokens(2, 65, 11);
     let answers: Vec<_> = targets.iter().map(|target| ([1u32, 2], target)).collect();
     let episode = Episode::from_answers(contexts, &answers).unwrap();
+    let episode = episode.with_label_smoothing(label_smoothing);
 
     let (found, outer) = in_parts
         .outer_gradient(&episode, MetaGradient::Unrolled)
