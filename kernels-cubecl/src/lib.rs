@@ -69,8 +69,8 @@ pub use ops::attention::{
 };
 pub use ops::head::{HeadBackend, head_losses};
 pub use ops::layers::{
-    LayerBackend, Rotation, contiguous, linear, product, rms_norm, rotary, side_by_side,
-    split_heads, swiglu, token_losses,
+    LayerBackend, Nonlinearity, Norm, Rotation, activate, contiguous, layer_norm, linear, product,
+    rms_norm, rotary, side_by_side, split_heads, swiglu, token_losses,
 };
 pub use ops::scan::{Direction, ScanBackend, linear_scan};
 pub use ops::selection::{

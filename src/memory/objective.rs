@@ -3,10 +3,11 @@
 use burn::module::{AutodiffModule, HasAutodiffModule, Module, ModuleDisplay};
 use burn::tensor::backend::Backend;
 use burn::tensor::{Int, Tensor};
-use gradmem_kernels::Tape;
+use gradmem_kernels::reference::layers as reference;
+use gradmem_kernels::{Nonlinearity, Tape};
 
 use crate::error::{Error, sizes};
-use crate::model::layers::{Activation, Affine, AffineConfig, Init, LayerNorm, affine};
+use crate::model::layers::{Affine, AffineConfig, Init, LayerNorm, affine};
 use crate::model::{CausalLm, Writable, losses_by_head, most_probable};
 
 /// A loss of each token that WRITE reads, by what the model makes of those before it.
@@ -206,8 +207,12 @@ impl<B: Backend> Energy<B> {
         next: Tensor<B, 2, Int>,
     ) -> Tensor<B, 2> {
         let seen = Tensor::cat(vec![hidden, model.embed(next)], 2);
-        let inside = affine(&self.up, self.norm.forward(seen), M::product);
-        let energy = affine(&self.down, Activation::Silu.forward(inside), M::product);
+        let inside = affine(&self.up, self.norm.plain(seen), M::product);
+        let energy = affine(
+            &self.down,
+            reference::activate(inside, Nonlinearity::Silu),
+            M::product,
+        );
         energy.squeeze_dim(2)
     }
 }

@@ -10,7 +10,10 @@ use burn_fusion::{Fusion, FusionBackend, FusionRuntime, FusionTensor};
 use burn_ir::{CustomOpIr, HandleContainer, OperationIr, TensorIr};
 
 use crate::reference::accumulation_dtype;
-use crate::{AdamWStep, AttentionBackend, HeadBackend, LayerBackend, Precision, ScanBackend};
+use crate::{
+    AdamWStep, AttentionBackend, HeadBackend, LayerBackend, Nonlinearity, Norm, Precision,
+    ScanBackend,
+};
 
 type Handles<B> =
     HandleContainer<<<B as FusionBackend>::FusionRuntime as FusionRuntime>::FusionHandle>;
@@ -179,32 +182,28 @@ impl<B: FusionBackend + LayerBackend> LayerBackend for Fusion<B> {
         y
     }
 
-    fn rms_norm(
-        x: FloatTensor<Self>,
-        weight: FloatTensor<Self>,
-        epsilon: f64,
-    ) -> FloatTensor<Self> {
+    fn norm(x: FloatTensor<Self>, weight: FloatTensor<Self>, by: Norm) -> FloatTensor<Self> {
         let outputs = [like(&x)];
-        let [y] = register::<B, 1>("rms_norm", vec![x, weight], outputs, move |inputs| {
+        let [y] = register::<B, 1>("norm", vec![x, weight], outputs, move |inputs| {
             let [x, weight] = inputs.try_into().expect("the operation has two inputs");
-            vec![B::rms_norm(x, weight, epsilon)]
+            vec![B::norm(x, weight, by)]
         });
         y
     }
 
-    fn rms_norm_backward(
+    fn norm_backward(
         x: FloatTensor<Self>,
         weight: FloatTensor<Self>,
         grad: FloatTensor<Self>,
-        epsilon: f64,
+        by: Norm,
         wants_weight: bool,
     ) -> (FloatTensor<Self>, Option<FloatTensor<Self>>) {
-        let name = "rms_norm_backward";
+        let name = "norm_backward";
         let outputs = [like(&x), like(&weight)];
         let inputs = vec![x, weight, grad];
         let gradients = move |inputs: Vec<FloatTensor<B>>| {
             let [x, weight, grad] = inputs.try_into().expect("the operation has three inputs");
-            let (dx, dw) = B::rms_norm_backward(x, weight, grad, epsilon, wants_weight);
+            let (dx, dw) = B::norm_backward(x, weight, grad, by, wants_weight);
             std::iter::once(dx).chain(dw).collect()
         };
         if wants_weight {
@@ -216,19 +215,19 @@ impl<B: FusionBackend + LayerBackend> LayerBackend for Fusion<B> {
         (dx, None)
     }
 
-    fn rms_norm_double_backward(
+    fn norm_double_backward(
         x: FloatTensor<Self>,
         weight: FloatTensor<Self>,
         grad: FloatTensor<Self>,
         cotangents: [Option<FloatTensor<Self>>; 2],
-        epsilon: f64,
+        by: Norm,
     ) -> [FloatTensor<Self>; 3] {
         let outputs = [like(&grad), like(&x), like(&weight)];
         let (inputs, given) = with_cotangents([x, weight, grad], cotangents);
-        let name = "rms_norm_double_backward";
+        let name = "norm_double_backward";
         register::<B, 3>(name, inputs, outputs, move |inputs| {
             let ([x, weight, grad], cotangents) = apart(inputs, given);
-            B::rms_norm_double_backward(x, weight, grad, cotangents, epsilon).into()
+            B::norm_double_backward(x, weight, grad, cotangents, by).into()
         })
     }
 
@@ -262,6 +261,42 @@ impl<B: FusionBackend + LayerBackend> LayerBackend for Fusion<B> {
         register::<B, 2>(name, vec![x, grad, a], outputs, |inputs| {
             let [x, grad, a] = inputs.try_into().expect("the operation has three inputs");
             B::swiglu_double_backward(x, grad, a).into()
+        })
+    }
+
+    fn activate(x: FloatTensor<Self>, by: Nonlinearity) -> FloatTensor<Self> {
+        let outputs = [like(&x)];
+        let [y] = register::<B, 1>("activate", vec![x], outputs, move |inputs| {
+            let [x] = inputs.try_into().expect("the operation has one input");
+            vec![B::activate(x, by)]
+        });
+        y
+    }
+
+    fn activate_backward(
+        x: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+        by: Nonlinearity,
+    ) -> FloatTensor<Self> {
+        let outputs = [like(&x)];
+        let [dx] = register::<B, 1>("activate_backward", vec![x, grad], outputs, move |inputs| {
+            let [x, grad] = inputs.try_into().expect("the operation has two inputs");
+            vec![B::activate_backward(x, grad, by)]
+        });
+        dx
+    }
+
+    fn activate_double_backward(
+        x: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+        a: FloatTensor<Self>,
+        by: Nonlinearity,
+    ) -> [FloatTensor<Self>; 2] {
+        let outputs = [like(&grad), like(&x)];
+        let name = "activate_double_backward";
+        register::<B, 2>(name, vec![x, grad, a], outputs, move |inputs| {
+            let [x, grad, a] = inputs.try_into().expect("the operation has three inputs");
+            B::activate_double_backward(x, grad, a, by).into()
         })
     }
 

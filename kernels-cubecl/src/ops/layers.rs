@@ -9,7 +9,28 @@ use crate::reference::adamw::{AdamWStep, adamw};
 use crate::reference::primitives;
 use crate::{lift, lower};
 
-/// A backend that computes matrix products, RMS normalisation, SwiGLU, rotary positions and
+/// How rows are normalised.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Norm {
+    /// ε, which is added to the mean of the squares.
+    pub epsilon: f64,
+    /// Whether the mean is taken away first: layer normalisation without its bias, instead of RMS normalisation.
+    pub centered: bool,
+}
+
+/// A function of each value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Nonlinearity {
+    /// `x σ(x)`
+    Silu,
+    /// `x Φ(x)`, with Φ the distribution function of N(0, 1) (arXiv 1606.08415).
+    Gelu,
+    /// `x σ(2 √(2/π) (x + 0.044715 x³))`: the same with Φ approximated by a tanh.
+    GeluTanh,
+}
+
+/// A backend that computes matrix products, RMS and layer normalisation, SwiGLU, activations, rotary positions and
 /// cross-entropies, and the first two derivatives of each; and the optimizer's step on a parameter.
 ///
 /// The provided methods compute with [`reference::layers`](crate::reference::layers). The methods do not
@@ -90,36 +111,56 @@ pub trait LayerBackend: Backend {
         x
     }
 
-    /// `x / √(mean(x²) + ε) ∘ w` for `x` `[batch, seq, d]` and `weight` `[d]`.
-    fn rms_norm(
-        x: FloatTensor<Self>,
-        weight: FloatTensor<Self>,
-        epsilon: f64,
-    ) -> FloatTensor<Self> {
-        primitives::rms_norm::<Self>(x, weight, epsilon)
+    /// `x / √(mean(x²) + ε) ∘ w` for `x` `[batch, seq, d]` and `weight` `[d]`, with `x − mean(x)` for `x` if [`Norm`] says so.
+    fn norm(x: FloatTensor<Self>, weight: FloatTensor<Self>, by: Norm) -> FloatTensor<Self> {
+        primitives::norm::<Self>(x, weight, by)
     }
 
-    /// The gradients `(dx, dw)` of `⟨grad, rms_norm(x, w)⟩`; `dw` only if `wants_weight`.
-    fn rms_norm_backward(
+    /// The gradients `(dx, dw)` of `⟨grad, norm(x, w)⟩`; `dw` only if `wants_weight`.
+    fn norm_backward(
         x: FloatTensor<Self>,
         weight: FloatTensor<Self>,
         grad: FloatTensor<Self>,
-        epsilon: f64,
+        by: Norm,
         wants_weight: bool,
     ) -> (FloatTensor<Self>, Option<FloatTensor<Self>>) {
-        primitives::rms_norm_backward::<Self>(x, weight, grad, epsilon, wants_weight)
+        primitives::norm_backward::<Self>(x, weight, grad, by, wants_weight)
     }
 
     /// The gradients to `[grad, x, w]` of `⟨a, dx⟩ + ⟨c, dw⟩`, where `cotangents = [a, c]` and an absent
     /// cotangent counts as zero.
-    fn rms_norm_double_backward(
+    fn norm_double_backward(
         x: FloatTensor<Self>,
         weight: FloatTensor<Self>,
         grad: FloatTensor<Self>,
         cotangents: [Option<FloatTensor<Self>>; 2],
-        epsilon: f64,
+        by: Norm,
     ) -> [FloatTensor<Self>; 3] {
-        primitives::rms_norm_double_backward::<Self>(x, weight, grad, cotangents, epsilon)
+        primitives::norm_double_backward::<Self>(x, weight, grad, cotangents, by)
+    }
+
+    /// The nonlinearity of each value of `x` `[batch, seq, d]`.
+    fn activate(x: FloatTensor<Self>, by: Nonlinearity) -> FloatTensor<Self> {
+        primitives::activate::<Self>(x, by)
+    }
+
+    /// The gradient to `x` of `⟨grad, activate(x)⟩`.
+    fn activate_backward(
+        x: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+        by: Nonlinearity,
+    ) -> FloatTensor<Self> {
+        primitives::activate_backward::<Self>(x, grad, by)
+    }
+
+    /// The gradients to `[grad, x]` of `⟨a, dx⟩`.
+    fn activate_double_backward(
+        x: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+        a: FloatTensor<Self>,
+        by: Nonlinearity,
+    ) -> [FloatTensor<Self>; 2] {
+        primitives::activate_double_backward::<Self>(x, grad, a, by)
     }
 
     /// `silu(gate) ∘ up` for `x` `[batch, seq, 2 d_ff]`, whose rows have gate and behind it up.
@@ -296,7 +337,44 @@ pub fn rms_norm<B: LayerBackend>(
         width, d,
         "rms_norm: the last dimensions of x and weight differ"
     );
-    lift(B::rms_norm(lower(x), lower(weight), epsilon))
+    let by = Norm {
+        epsilon,
+        centered: false,
+    };
+    lift(B::norm(lower(x), lower(weight), by))
+}
+
+/// Layer normalisation without a bias, `(x − mean(x)) / √(var(x) + ε) ∘ w` (arXiv 1607.06450). 16-bit inputs are normalised in
+/// f32.
+///
+/// # Shapes
+///
+/// - `x` and output: `[batch, seq, d]`
+/// - `weight`: `[d]`
+///
+/// # Panics
+///
+/// If the last dimensions differ.
+pub fn layer_norm<B: LayerBackend>(
+    x: Tensor<B, 3>,
+    weight: Tensor<B, 1>,
+    epsilon: f64,
+) -> Tensor<B, 3> {
+    let ([_, _, width], [d]) = (x.dims(), weight.dims());
+    assert_eq!(
+        width, d,
+        "layer_norm: the last dimensions of x and weight differ"
+    );
+    let by = Norm {
+        epsilon,
+        centered: true,
+    };
+    lift(B::norm(lower(x), lower(weight), by))
+}
+
+/// A nonlinearity of each value of `x` `[batch, seq, d]`.
+pub fn activate<B: LayerBackend>(x: Tensor<B, 3>, by: Nonlinearity) -> Tensor<B, 3> {
+    lift(B::activate(lower(x), by))
 }
 
 /// SwiGLU: `silu(gate) ∘ up`, with `silu(x) = x σ(x)` (arXiv 2002.05202).

@@ -1,35 +1,38 @@
-//! RMS normalisation, SwiGLU, rotary positions and cross-entropies with their first two derivatives in
+//! RMS and layer normalisation, SwiGLU, activations, rotary positions and cross-entropies with their first two derivatives in
 //! plain tensor operations.
 //!
-//! RMS normalisation and the derivatives of SwiGLU convert 16-bit tensors to f32 and convert the results
+//! Normalisation, activations and the derivatives of SwiGLU convert 16-bit tensors to f32 and convert the results
 //! back; the other functions compute in the type of their inputs.
+
+use std::f64::consts::{FRAC_1_SQRT_2, FRAC_2_PI, PI};
 
 use burn::tensor::activation::{log_softmax, sigmoid, softmax};
 use burn::tensor::backend::Backend;
 use burn::tensor::{DType, IndexingUpdateOp, Int, Tensor};
 
 use super::{cast, widen};
+use crate::{Nonlinearity, Norm};
 
-/// `x r ∘ w` with `r = 1 / √(mean(x²) + ε)`.
-pub fn rms_norm<B: Backend>(x: Tensor<B, 3>, weight: Tensor<B, 1>, epsilon: f64) -> Tensor<B, 3> {
+/// `x r ∘ w` with `r = 1 / √(mean(x²) + ε)`. Here and below `x` is without its mean if that is taken away.
+pub fn norm<B: Backend>(x: Tensor<B, 3>, weight: Tensor<B, 1>, by: Norm) -> Tensor<B, 3> {
     let dtype = x.dtype();
-    let x = widen(x);
-    let r = inverse_rms(&x, epsilon);
+    let x = centered(widen(x), by);
+    let r = inverse_rms(&x, by.epsilon);
     cast(x * r, dtype) * weight.unsqueeze()
 }
 
-/// `u = w ∘ g`, then `dx = r u − r³ x ⟨x, u⟩ / d` and `dw = Σ g ∘ x r`.
-pub fn rms_norm_backward<B: Backend>(
+/// `u = w ∘ g`, then `dx = r u − r³ x ⟨x, u⟩ / d` and `dw = Σ g ∘ x r`; of `u`, too, the mean is taken away.
+pub fn norm_backward<B: Backend>(
     x: Tensor<B, 3>,
     weight: Tensor<B, 1>,
     grad: Tensor<B, 3>,
-    epsilon: f64,
+    by: Norm,
     wants_weight: bool,
 ) -> (Tensor<B, 3>, Option<Tensor<B, 1>>) {
     let dtype = x.dtype();
-    let (x, weight, grad) = (widen(x), widen(weight), widen(grad));
-    let r = inverse_rms(&x, epsilon);
-    let dx = jacobian(&x, &r, grad.clone() * weight.unsqueeze());
+    let (x, weight, grad) = (centered(widen(x), by), widen(weight), widen(grad));
+    let r = inverse_rms(&x, by.epsilon);
+    let dx = jacobian(&x, &r, centered(grad.clone() * weight.unsqueeze(), by));
     let dw = wants_weight.then(|| cast(over_rows(grad * x * r), dtype));
     (cast(dx, dtype), dw)
 }
@@ -41,24 +44,26 @@ pub fn rms_norm_backward<B: Backend>(
 /// to g   w ∘ J a + r c ∘ x         to w   Σ g ∘ J a
 /// to x   r c ∘ g − r³/d ((p + z) x + t a + q u) + 3 r⁵/d² q t x
 /// ```
-pub fn rms_norm_double_backward<B: Backend>(
+///
+/// Where the mean is taken away, it is that of `x`, `a`, `u` and `c ∘ g`: the map that does it is its own transpose.
+pub fn norm_double_backward<B: Backend>(
     x: Tensor<B, 3>,
     weight: Tensor<B, 1>,
     grad: Tensor<B, 3>,
     a: Option<Tensor<B, 3>>,
     c: Option<Tensor<B, 1>>,
-    epsilon: f64,
+    by: Norm,
 ) -> (Tensor<B, 3>, Tensor<B, 3>, Tensor<B, 1>) {
     let dtype = x.dtype();
-    let (x, weight, grad) = (widen(x), widen(weight), widen(grad));
+    let (x, weight, grad) = (centered(widen(x), by), widen(weight), widen(grad));
     let d = x.dims()[2] as f64;
-    let r = inverse_rms(&x, epsilon);
+    let r = inverse_rms(&x, by.epsilon);
     let cube = r.clone().powi_scalar(3).mul_scalar(1.0 / d);
 
     let [mut to_grad, mut to_x] = [x.zeros_like(), x.zeros_like()];
     let mut to_weight = weight.zeros_like();
-    if let Some(a) = a.map(widen) {
-        let u = grad.clone() * weight.clone().unsqueeze();
+    if let Some(a) = a.map(|a| centered(widen(a), by)) {
+        let u = centered(grad.clone() * weight.clone().unsqueeze(), by);
         let [p, q, t] = [(&a, &u), (&a, &x), (&x, &u)].map(|(x, y)| dot(x, y));
         let ja = jacobian(&x, &r, a.clone());
         to_grad = ja.clone() * weight.unsqueeze();
@@ -68,7 +73,7 @@ pub fn rms_norm_double_backward<B: Backend>(
     }
     if let Some(c) = c.map(widen) {
         let c: Tensor<B, 3> = c.unsqueeze();
-        let cg = grad * c.clone();
+        let cg = centered(grad * c.clone(), by);
         let z = dot(&cg, &x);
         to_grad = to_grad + x.clone() * c * r.clone();
         to_x = to_x + cg * r - x * (cube * z);
@@ -78,6 +83,14 @@ pub fn rms_norm_double_backward<B: Backend>(
         cast(to_x, dtype),
         cast(to_weight, dtype),
     )
+}
+
+/// Rows without their means, if these are taken away.
+fn centered<B: Backend>(x: Tensor<B, 3>, by: Norm) -> Tensor<B, 3> {
+    match by.centered {
+        true => x.clone() - x.mean_dim(2),
+        false => x,
+    }
 }
 
 /// `J v = r v − r³ x ⟨x, v⟩ / d`, with J the Jacobian of `x r`, which is symmetric.
@@ -101,6 +114,90 @@ fn dot<B: Backend>(x: &Tensor<B, 3>, y: &Tensor<B, 3>) -> Tensor<B, 3> {
 fn over_rows<B: Backend>(x: Tensor<B, 3>) -> Tensor<B, 1> {
     let [batch, seq, d] = x.dims();
     x.reshape([batch * seq, d]).sum_dim(0).reshape([d])
+}
+
+/// `f(x)`
+pub fn activate<B: Backend>(x: Tensor<B, 3>, by: Nonlinearity) -> Tensor<B, 3> {
+    let dtype = x.dtype();
+    let x = widen(x);
+    let share = match by {
+        Nonlinearity::Silu => sigma(x.clone()),
+        Nonlinearity::Gelu => normal(x.clone()),
+        Nonlinearity::GeluTanh => sigma(bent(&x)),
+    };
+    cast(x * share, dtype)
+}
+
+/// `g f′`
+pub fn activate_backward<B: Backend>(
+    x: Tensor<B, 3>,
+    grad: Tensor<B, 3>,
+    by: Nonlinearity,
+) -> Tensor<B, 3> {
+    let dtype = x.dtype();
+    let [first, _] = derivatives(widen(x), by);
+    cast(widen(grad) * first, dtype)
+}
+
+/// `to g = a f′`, `to x = a g f″`.
+pub fn activate_double_backward<B: Backend>(
+    x: Tensor<B, 3>,
+    grad: Tensor<B, 3>,
+    a: Tensor<B, 3>,
+    by: Nonlinearity,
+) -> [Tensor<B, 3>; 2] {
+    let dtype = x.dtype();
+    let [first, second] = derivatives(widen(x), by);
+    let a = widen(a);
+    [a.clone() * first, a * widen(grad) * second].map(|x| cast(x, dtype))
+}
+
+/// `f′` and `f″`. Of `x Φ(x)` they are `Φ + x φ` and `φ (2 − x²)`, with φ the density of N(0, 1); of `x s(x)` they are `s + x s′` and
+/// `2 s′ + x s″`, and of `s = σ(y)` with `y(x)` `s′ = s (1 − s) y′` and `s″ = s (1 − s) ((1 − 2s) y′² + y″)`.
+fn derivatives<B: Backend>(x: Tensor<B, 3>, by: Nonlinearity) -> [Tensor<B, 3>; 2] {
+    match by {
+        Nonlinearity::Silu => {
+            let [_, first, second] = silu(x);
+            [first, second]
+        }
+        Nonlinearity::Gelu => {
+            let square = x.clone().square();
+            let density = square.clone().mul_scalar(-0.5).exp();
+            let density = density.mul_scalar((2.0 * PI).sqrt().recip());
+            let first = normal(x.clone()) + x * density.clone();
+            [first, density * square.neg().add_scalar(2.0)]
+        }
+        Nonlinearity::GeluTanh => {
+            let s = sigma(bent(&x));
+            let y1 = x.clone().square().mul_scalar(3.0 * BEND).add_scalar(1.0);
+            let [y1, y2] = [
+                (y1, 2.0 * FRAC_2_PI.sqrt()),
+                (x.clone(), 12.0 * BEND * FRAC_2_PI.sqrt()),
+            ]
+            .map(|(y, scale)| y.mul_scalar(scale));
+            let slope = s.clone() * s.clone().neg().add_scalar(1.0);
+            let s1 = slope.clone() * y1.clone();
+            let tilt = s.clone().mul_scalar(-2.0).add_scalar(1.0);
+            let s2 = slope * (tilt * y1.square() + y2);
+            let first = s + x.clone() * s1.clone();
+            [first, s1.mul_scalar(2.0) + x * s2]
+        }
+    }
+}
+
+/// The factor of `x³` in GELU's approximation.
+const BEND: f64 = 0.044715;
+
+/// `2 √(2/π) (x + 0.044715 x³)`
+fn bent<B: Backend>(x: &Tensor<B, 3>) -> Tensor<B, 3> {
+    let factor = x.clone().square().mul_scalar(BEND).add_scalar(1.0);
+    (x.clone() * factor).mul_scalar(2.0 * FRAC_2_PI.sqrt())
+}
+
+/// `Φ(x)`
+fn normal<B: Backend>(x: Tensor<B, 3>) -> Tensor<B, 3> {
+    let erf = x.mul_scalar(FRAC_1_SQRT_2).erf();
+    erf.mul_scalar(0.5).add_scalar(0.5)
 }
 
 /// `silu(gate) ∘ up`, where each row of `x` has the gate and behind it up.

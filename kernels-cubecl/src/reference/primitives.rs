@@ -7,7 +7,7 @@ use burn::tensor::ops::{FloatTensor, IntTensor};
 
 use super::scan::Direction;
 use super::{attention, layers, scan};
-use crate::{lift, lower};
+use crate::{Nonlinearity, Norm, lift, lower};
 
 pub fn causal_attention<B: Backend>(
     inputs: [FloatTensor<B>; 3],
@@ -73,37 +73,32 @@ pub fn token_losses_double_backward<B: Backend>(
     [lower(to_grad), lower(to_logits)]
 }
 
-pub fn rms_norm<B: Backend>(
-    x: FloatTensor<B>,
-    weight: FloatTensor<B>,
-    epsilon: f64,
-) -> FloatTensor<B> {
-    lower(layers::rms_norm::<B>(lift(x), lift(weight), epsilon))
+pub fn norm<B: Backend>(x: FloatTensor<B>, weight: FloatTensor<B>, by: Norm) -> FloatTensor<B> {
+    lower(layers::norm::<B>(lift(x), lift(weight), by))
 }
 
-pub fn rms_norm_backward<B: Backend>(
+pub fn norm_backward<B: Backend>(
     x: FloatTensor<B>,
     weight: FloatTensor<B>,
     grad: FloatTensor<B>,
-    epsilon: f64,
+    by: Norm,
     wants_weight: bool,
 ) -> (FloatTensor<B>, Option<FloatTensor<B>>) {
     let (x, weight, grad) = (lift(x), lift(weight), lift(grad));
-    let (dx, dw) = layers::rms_norm_backward::<B>(x, weight, grad, epsilon, wants_weight);
+    let (dx, dw) = layers::norm_backward::<B>(x, weight, grad, by, wants_weight);
     (lower(dx), dw.map(lower))
 }
 
-pub fn rms_norm_double_backward<B: Backend>(
+pub fn norm_double_backward<B: Backend>(
     x: FloatTensor<B>,
     weight: FloatTensor<B>,
     grad: FloatTensor<B>,
     [a, c]: [Option<FloatTensor<B>>; 2],
-    epsilon: f64,
+    by: Norm,
 ) -> [FloatTensor<B>; 3] {
     let (x, weight, grad) = (lift(x), lift(weight), lift(grad));
     let (a, c) = (a.map(lift), c.map(lift));
-    let (to_grad, to_x, to_weight) =
-        layers::rms_norm_double_backward::<B>(x, weight, grad, a, c, epsilon);
+    let (to_grad, to_x, to_weight) = layers::norm_double_backward::<B>(x, weight, grad, a, c, by);
     [lower(to_grad), lower(to_x), lower(to_weight)]
 }
 
@@ -121,6 +116,27 @@ pub fn swiglu_double_backward<B: Backend>(
     cotangent: FloatTensor<B>,
 ) -> [FloatTensor<B>; 2] {
     layers::swiglu_double_backward::<B>(lift(x), lift(grad), lift(cotangent)).map(lower)
+}
+
+pub fn activate<B: Backend>(x: FloatTensor<B>, by: Nonlinearity) -> FloatTensor<B> {
+    lower(layers::activate::<B>(lift(x), by))
+}
+
+pub fn activate_backward<B: Backend>(
+    x: FloatTensor<B>,
+    grad: FloatTensor<B>,
+    by: Nonlinearity,
+) -> FloatTensor<B> {
+    lower(layers::activate_backward::<B>(lift(x), lift(grad), by))
+}
+
+pub fn activate_double_backward<B: Backend>(
+    x: FloatTensor<B>,
+    grad: FloatTensor<B>,
+    a: FloatTensor<B>,
+    by: Nonlinearity,
+) -> [FloatTensor<B>; 2] {
+    layers::activate_double_backward::<B>(lift(x), lift(grad), lift(a), by).map(lower)
 }
 
 pub fn rotary<B: Backend>(

@@ -3,13 +3,11 @@
 use burn::tensor::backend::Backend;
 use burn::tensor::ops::FloatTensor;
 use burn::tensor::{DType, Int, Tensor, TensorData, TensorPrimitive};
-use gradmem_kernels::{AdamWStep, LayerBackend};
+use gradmem_kernels::{AdamWStep, LayerBackend, Nonlinearity, Norm};
 
 use crate::Gpu;
 
 type F64 = burn_ndarray::NdArray<f64>;
-
-const EPSILON: f64 = 1e-5;
 
 fn lower<B: Backend, const D: usize>(x: Tensor<B, D>) -> FloatTensor<B> {
     x.into_primitive().tensor()
@@ -117,38 +115,41 @@ const SHAPES: [[usize; 3]; 5] = [
 ];
 
 #[test]
-fn rms_norm() {
-    each_type("RMS norm", |numbers| {
+fn norms() {
+    each_type("norms", |numbers| {
         let mut errors = Vec::new();
-        for shape in SHAPES {
+        let kinds = [false, true].map(|centered| Norm {
+            epsilon: 1e-5,
+            centered,
+        });
+        for (shape, by) in SHAPES.into_iter().flat_map(|s| kinds.map(|by| (s, by))) {
             let [x, g, a] = [(); 3].map(|()| numbers.next(shape));
             let (x, g) = (x.turned(), g.turned());
             let [w, c] = [(); 2].map(|()| numbers.next([shape[2]]));
-            let gpu = Gpu::rms_norm(x.gpu(), w.gpu(), EPSILON);
-            let cpu = F64::rms_norm(x.cpu(), w.cpu(), EPSILON);
+            let gpu = Gpu::norm(x.gpu(), w.gpu(), by);
+            let cpu = F64::norm(x.cpu(), w.cpu(), by);
             errors.push(error::<3>(gpu, cpu));
             for wanted in [false, true] {
-                let (dx, dw) = Gpu::rms_norm_backward(x.gpu(), w.gpu(), g.gpu(), EPSILON, wanted);
-                let (dx64, dw64) =
-                    F64::rms_norm_backward(x.cpu(), w.cpu(), g.cpu(), EPSILON, wanted);
+                let (dx, dw) = Gpu::norm_backward(x.gpu(), w.gpu(), g.gpu(), by, wanted);
+                let (dx64, dw64) = F64::norm_backward(x.cpu(), w.cpu(), g.cpu(), by, wanted);
                 errors.push(error::<3>(dx, dx64));
                 assert_eq!((dw.is_some(), dw64.is_some()), (wanted, wanted));
                 errors.extend(dw.zip(dw64).map(|(dw, dw64)| error::<1>(dw, dw64)));
             }
             for (has_a, has_c) in [(true, false), (false, true), (true, true)] {
-                let gpu = Gpu::rms_norm_double_backward(
+                let gpu = Gpu::norm_double_backward(
                     x.gpu(),
                     w.gpu(),
                     g.gpu(),
                     [has_a.then(|| a.gpu()), has_c.then(|| c.gpu())],
-                    EPSILON,
+                    by,
                 );
-                let cpu = F64::rms_norm_double_backward(
+                let cpu = F64::norm_double_backward(
                     x.cpu(),
                     w.cpu(),
                     g.cpu(),
                     [has_a.then(|| a.cpu()), has_c.then(|| c.cpu())],
-                    EPSILON,
+                    by,
                 );
                 let ([g, x, w], [g64, x64, w64]) = (gpu, cpu);
                 errors.extend([error::<3>(g, g64), error::<3>(x, x64), error::<1>(w, w64)]);
@@ -156,6 +157,56 @@ fn rms_norm() {
         }
         errors
     });
+}
+
+#[test]
+fn activations() {
+    each_type("activations", |numbers| {
+        let mut errors = Vec::new();
+        for shape in SHAPES {
+            for by in [
+                Nonlinearity::Silu,
+                Nonlinearity::Gelu,
+                Nonlinearity::GeluTanh,
+            ] {
+                let [x, g, a] = [(); 3].map(|()| numbers.next(shape).turned());
+                errors.push(error::<3>(
+                    Gpu::activate(x.gpu(), by),
+                    F64::activate(x.cpu(), by),
+                ));
+                let gpu = Gpu::activate_backward(x.gpu(), g.gpu(), by);
+                let cpu = F64::activate_backward(x.cpu(), g.cpu(), by);
+                errors.push(error::<3>(gpu, cpu));
+                let gpu = Gpu::activate_double_backward(x.gpu(), g.gpu(), a.gpu(), by);
+                let cpu = F64::activate_double_backward(x.cpu(), g.cpu(), a.cpu(), by);
+                errors.extend(gpu.into_iter().zip(cpu).map(|(x, y)| error::<3>(x, y)));
+            }
+        }
+        errors
+    });
+}
+
+/// Values and derivatives are finite where the exponential or a square overflows.
+#[test]
+fn activations_of_large_values() {
+    for by in [
+        Nonlinearity::Silu,
+        Nonlinearity::Gelu,
+        Nonlinearity::GeluTanh,
+    ] {
+        let x = [-1e18, -1e4, -88.0, -30.0, 30.0, 88.0, 1e4, 1e18];
+        let x = Tensor::<Gpu, 3>::from_data([[x]], &Default::default());
+        let [x, ones] = [x.clone(), x.ones_like()].map(lower);
+        let y = Gpu::activate(x.clone(), by);
+        let dx = Gpu::activate_backward(x.clone(), ones.clone(), by);
+        let [_, to_x] = Gpu::activate_double_backward(x, ones.clone(), ones, by);
+        for values in [y, dx.clone(), to_x] {
+            let values = lift::<Gpu, 3>(values).into_data();
+            assert!(values.iter::<f32>().all(f32::is_finite), "{by:?}: {values}");
+        }
+        let slopes = lift::<Gpu, 3>(dx).into_data().to_vec::<f32>().unwrap();
+        assert_eq!(slopes[4..], [1.0; 4], "{by:?}");
+    }
 }
 
 #[test]

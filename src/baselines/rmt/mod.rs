@@ -346,7 +346,7 @@ impl<B: Backend, M: CausalLm<B>> Rmt<B, M> {
             let rows = lengths.iter().map(|l| (end(l) - m..end(l)).collect());
             let new = pick(hidden, &rows.collect::<Vec<_>>());
             memory = match &self.mem_residual_ln {
-                Some(norm) if pass > 0 => memory + norm.forward(new),
+                Some(norm) if pass > 0 => memory + norm.plain(new),
                 _ => new,
             };
             memories.push(memory.clone());

@@ -1,6 +1,7 @@
 use burn::tensor::activation::{relu, sigmoid};
 use burn::tensor::backend::Backend;
 use burn::tensor::{DType, Tensor};
+use gradmem_kernels::{LayerBackend, Nonlinearity, activate};
 use serde::{Deserialize, Serialize};
 
 /// A feed-forward layer's nonlinearity, under Hugging Face's names.
@@ -23,19 +24,23 @@ pub enum Activation {
 
 impl Activation {
     /// Elementwise.
-    pub fn forward<B: Backend, const D: usize>(self, x: Tensor<B, D>) -> Tensor<B, D> {
+    ///
+    /// # Shapes
+    ///
+    /// - `x` and output: `[batch, seq, d]`
+    pub fn forward<B: LayerBackend>(self, x: Tensor<B, 3>) -> Tensor<B, 3> {
+        match self.nonlinearity() {
+            Some(by) => activate(x, by),
+            None => relu(x),
+        }
+    }
+
+    fn nonlinearity(self) -> Option<Nonlinearity> {
         match self {
-            Self::Gelu => {
-                let phi = x.clone().mul_scalar(0.5f64.sqrt()).erf();
-                x.clone() * phi.mul_scalar(0.5).add_scalar(0.5)
-            }
-            Self::GeluNew => {
-                let cubic = x.clone().square().mul_scalar(0.044715).add_scalar(1.0);
-                let inner = (x.clone() * cubic).mul_scalar(std::f64::consts::FRAC_2_PI.sqrt());
-                x * inner.tanh().mul_scalar(0.5).add_scalar(0.5)
-            }
-            Self::Relu => relu(x),
-            Self::Silu => silu(x),
+            Self::Gelu => Some(Nonlinearity::Gelu),
+            Self::GeluNew => Some(Nonlinearity::GeluTanh),
+            Self::Silu => Some(Nonlinearity::Silu),
+            Self::Relu => None,
         }
     }
 }
@@ -43,19 +48,8 @@ impl Activation {
 /// `σ(x)`, elementwise.
 pub(super) fn sigma<B: Backend, const D: usize>(x: Tensor<B, D>) -> Tensor<B, D> {
     match x.dtype() {
-        // As in `silu`.
+        // Some backends compute an f64 sigmoid in f32, but not tanh.
         DType::F64 => x.mul_scalar(0.5).tanh().mul_scalar(0.5).add_scalar(0.5),
         _ => sigmoid(x),
-    }
-}
-
-fn silu<B: Backend, const D: usize>(x: Tensor<B, D>) -> Tensor<B, D> {
-    match x.dtype() {
-        // Some backends compute an f64 sigmoid in f32, but not tanh.
-        DType::F64 => {
-            let half = x.mul_scalar(0.5);
-            half.clone().tanh() * half.clone() + half
-        }
-        _ => sigmoid(x.clone()) * x,
     }
 }

@@ -1,7 +1,8 @@
 use burn::module::{Module, Param};
+use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
-use burn::tensor::{DType, Tensor};
-use gradmem_kernels::{LayerBackend, rms_norm};
+use gradmem_kernels::reference::layers as reference;
+use gradmem_kernels::{LayerBackend, Norm, layer_norm, rms_norm};
 
 use super::Init;
 
@@ -58,22 +59,25 @@ impl<B: Backend> LayerNorm<B> {
         }
     }
 
+    /// [`LayerNorm::forward`] by Burn's operations, for any backend.
+    ///
+    /// # Shapes
+    ///
+    /// - `x` and output: `[batch, seq, d_model]`
+    pub(crate) fn plain(&self, x: Tensor<B, 3>) -> Tensor<B, 3> {
+        let by = Norm {
+            epsilon: self.epsilon,
+            centered: true,
+        };
+        reference::norm(x, self.weight.val(), by) + self.bias.val().unsqueeze()
+    }
+}
+
+impl<B: LayerBackend> LayerNorm<B> {
     /// # Shapes
     ///
     /// - `x` and output: `[batch, seq, d_model]`
     pub fn forward(&self, x: Tensor<B, 3>) -> Tensor<B, 3> {
-        let dtype = x.dtype();
-        let x = widened(x);
-        let x = x.clone() - x.mean_dim(2);
-        let variance = x.clone().square().mean_dim(2);
-        let scale = variance.add_scalar(self.epsilon).sqrt().recip();
-        (x * scale).cast(dtype) * self.weight.val().unsqueeze() + self.bias.val().unsqueeze()
-    }
-}
-
-fn widened<B: Backend>(x: Tensor<B, 3>) -> Tensor<B, 3> {
-    match x.dtype() {
-        DType::F16 | DType::BF16 => x.cast(DType::F32),
-        _ => x,
+        layer_norm(x, self.weight.val(), self.epsilon) + self.bias.val().unsqueeze()
     }
 }

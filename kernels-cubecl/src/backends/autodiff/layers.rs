@@ -10,14 +10,9 @@ use burn_autodiff::ops::{Backward, Ops, OpsKind};
 use burn_autodiff::{Autodiff, NodeId};
 
 use super::{Operation, Point, Several, all, backward, earlier, forward, register, several};
-use crate::{LayerBackend, Precision};
+use crate::{LayerBackend, Nonlinearity, Norm, Precision};
 
-#[derive(Clone, Debug)]
-struct RmsNorm {
-    epsilon: f64,
-}
-
-impl<B: LayerBackend> Operation<B, 2> for RmsNorm {
+impl<B: LayerBackend> Operation<B, 2> for Norm {
     fn add(x: FloatTensor<B>, y: FloatTensor<B>) -> FloatTensor<B> {
         B::add(x, y)
     }
@@ -29,7 +24,7 @@ impl<B: LayerBackend> Operation<B, 2> for RmsNorm {
         [_, wants_weight]: [bool; 2],
     ) -> [Option<FloatTensor<B>>; 2] {
         let [x, weight] = at.inputs;
-        let (dx, dw) = B::rms_norm_backward(x, weight, grad, self.epsilon, wants_weight);
+        let (dx, dw) = B::norm_backward(x, weight, grad, self, wants_weight);
         [Some(dx), dw]
     }
 
@@ -41,8 +36,7 @@ impl<B: LayerBackend> Operation<B, 2> for RmsNorm {
         _: [bool; 2],
     ) -> (FloatTensor<B>, [Option<FloatTensor<B>>; 2]) {
         let [x, weight] = at.inputs;
-        let [to_grad, to_x, to_weight] =
-            B::rms_norm_double_backward(x, weight, grad, cotangents, self.epsilon);
+        let [to_grad, to_x, to_weight] = B::norm_double_backward(x, weight, grad, cotangents, self);
         (to_grad, [Some(to_x), Some(to_weight)])
     }
 }
@@ -70,6 +64,31 @@ impl<B: LayerBackend> Operation<B, 1> for SwiGlu {
         let [x] = at.inputs;
         let a = cotangent.expect("the only port of the hub received a cotangent");
         let [to_grad, to_x] = B::swiglu_double_backward(x, grad, a);
+        (to_grad, [Some(to_x)])
+    }
+}
+
+impl<B: LayerBackend> Operation<B, 1> for Nonlinearity {
+    fn backward(
+        self,
+        at: Point<B, 1>,
+        grad: FloatTensor<B>,
+        _: [bool; 1],
+    ) -> [Option<FloatTensor<B>>; 1] {
+        at.inputs
+            .map(|x| Some(B::activate_backward(x, grad.clone(), self)))
+    }
+
+    fn double_backward(
+        self,
+        at: Point<B, 1>,
+        grad: FloatTensor<B>,
+        [cotangent]: [Option<FloatTensor<B>>; 1],
+        _: [bool; 1],
+    ) -> (FloatTensor<B>, [Option<FloatTensor<B>>; 1]) {
+        let [x] = at.inputs;
+        let a = cotangent.expect("the only port of the hub received a cotangent");
+        let [to_grad, to_x] = B::activate_double_backward(x, grad, a, self);
         (to_grad, [Some(to_x)])
     }
 }
@@ -149,26 +168,21 @@ impl<B: LayerBackend, C: CheckpointStrategy> LayerBackend for Autodiff<B, C> {
         prep.stateless(y)
     }
 
-    fn rms_norm(
-        x: FloatTensor<Self>,
-        weight: FloatTensor<Self>,
-        epsilon: f64,
-    ) -> FloatTensor<Self> {
-        let y = B::rms_norm(x.primitive.clone(), weight.primitive.clone(), epsilon);
-        forward::<B, C, 2>(RmsNorm { epsilon }, [x, weight], y, Vec::new())
+    fn norm(x: FloatTensor<Self>, weight: FloatTensor<Self>, by: Norm) -> FloatTensor<Self> {
+        let y = B::norm(x.primitive.clone(), weight.primitive.clone(), by);
+        forward::<B, C, 2>(by, [x, weight], y, Vec::new())
     }
 
-    fn rms_norm_backward(
+    fn norm_backward(
         x: FloatTensor<Self>,
         weight: FloatTensor<Self>,
         grad: FloatTensor<Self>,
-        epsilon: f64,
+        by: Norm,
         wants_weight: bool,
     ) -> (FloatTensor<Self>, Option<FloatTensor<Self>>) {
         let (inputs, wanted) = ([x, weight], [true, wants_weight]);
-        let operation = RmsNorm { epsilon };
-        let [dx, dw] = backward::<B, C, 2, 3>(operation, inputs, Vec::new(), grad, wanted);
-        (dx.expect("rms_norm_backward always returns dx"), dw)
+        let [dx, dw] = backward::<B, C, 2, 3>(by, inputs, Vec::new(), grad, wanted);
+        (dx.expect("norm_backward always returns dx"), dw)
     }
 
     fn swiglu(x: FloatTensor<Self>) -> FloatTensor<Self> {
@@ -184,6 +198,20 @@ impl<B: LayerBackend, C: CheckpointStrategy> LayerBackend for Autodiff<B, C> {
             grad,
             [true],
         ));
+        dx
+    }
+
+    fn activate(x: FloatTensor<Self>, by: Nonlinearity) -> FloatTensor<Self> {
+        let y = B::activate(x.primitive.clone(), by);
+        forward::<B, C, 1>(by, [x], y, Vec::new())
+    }
+
+    fn activate_backward(
+        x: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+        by: Nonlinearity,
+    ) -> FloatTensor<Self> {
+        let [dx] = all(backward::<B, C, 1, 2>(by, [x], Vec::new(), grad, [true]));
         dx
     }
 

@@ -13,11 +13,11 @@ use cubecl::zspace::metadata::Metadata;
 
 use super::pointwise::{self, HeadsLaunch, MovingLaunch, SharedLaunch};
 use super::rows::{RowLaunch, UNITS, grid};
-use super::{exact, losses, norm, product};
+use super::{activation, exact, losses, norm, product};
 use crate::ops::layers::{join_by_heads, split_by_heads};
 use crate::reference::adamw::adamw;
 use crate::reference::primitives;
-use crate::{AdamWStep, HeadBackend, LayerBackend, Precision, precision};
+use crate::{AdamWStep, HeadBackend, LayerBackend, Nonlinearity, Norm, Precision, precision};
 
 impl<R, F, I, BT> HeadBackend for CubeBackend<R, F, I, BT>
 where
@@ -179,19 +179,15 @@ where
         out
     }
 
-    fn rms_norm(
-        x: FloatTensor<Self>,
-        weight: FloatTensor<Self>,
-        epsilon: f64,
-    ) -> FloatTensor<Self> {
+    fn norm(x: FloatTensor<Self>, weight: FloatTensor<Self>, by: Norm) -> FloatTensor<Self> {
         if !is_for_kernels([&x, &weight]) {
-            return primitives::rms_norm::<Self>(x, weight, epsilon);
+            return primitives::norm::<Self>(x, weight, by);
         }
         let [x, weight] = [x, weight].map(into_contiguous);
         let at = by_rows(&x, false);
         let out = empty_like(&x);
         unsafe {
-            norm::rms_norm::launch_unchecked(
+            norm::norm::launch_unchecked(
                 &x.client,
                 at.cubes.clone(),
                 at.dim(),
@@ -199,7 +195,8 @@ where
                 weight.into_array_arg(),
                 out.clone().into_array_arg(),
                 at.rows(),
-                epsilon as f32,
+                by.epsilon as f32,
+                by.centered,
                 at.units,
                 x.dtype.into(),
             );
@@ -207,15 +204,15 @@ where
         out
     }
 
-    fn rms_norm_backward(
+    fn norm_backward(
         x: FloatTensor<Self>,
         weight: FloatTensor<Self>,
         grad: FloatTensor<Self>,
-        epsilon: f64,
+        by: Norm,
         wants_weight: bool,
     ) -> (FloatTensor<Self>, Option<FloatTensor<Self>>) {
         if !is_for_kernels([&x, &weight, &grad]) {
-            return primitives::rms_norm_backward::<Self>(x, weight, grad, epsilon, wants_weight);
+            return primitives::norm_backward::<Self>(x, weight, grad, by, wants_weight);
         }
         let [x, weight, grad] = [x, weight, grad].map(into_contiguous);
         let at = by_rows(&x, wants_weight);
@@ -226,7 +223,7 @@ where
             false => empty(&x, Shape::new([1]), DType::F32),
         };
         unsafe {
-            norm::rms_norm_backward::launch_unchecked(
+            norm::norm_backward::launch_unchecked(
                 &x.client,
                 at.cubes.clone(),
                 at.dim(),
@@ -236,7 +233,8 @@ where
                 dx.clone().into_array_arg(),
                 sums.clone().into_array_arg(),
                 at.rows(),
-                epsilon as f32,
+                by.epsilon as f32,
+                by.centered,
                 wants_weight,
                 at.units,
                 x.dtype.into(),
@@ -246,18 +244,16 @@ where
         (dx, dw)
     }
 
-    fn rms_norm_double_backward(
+    fn norm_double_backward(
         x: FloatTensor<Self>,
         weight: FloatTensor<Self>,
         grad: FloatTensor<Self>,
         [a, c]: [Option<FloatTensor<Self>>; 2],
-        epsilon: f64,
+        by: Norm,
     ) -> [FloatTensor<Self>; 3] {
         if !is_for_kernels([&x, &weight, &grad]) {
             let cotangents = [a, c];
-            return primitives::rms_norm_double_backward::<Self>(
-                x, weight, grad, cotangents, epsilon,
-            );
+            return primitives::norm_double_backward::<Self>(x, weight, grad, cotangents, by);
         }
         let present = (a.is_some(), c.is_some());
         let [x, weight, grad] = [x, weight, grad].map(into_contiguous);
@@ -265,7 +261,7 @@ where
         let at = by_rows(&x, true);
         let (to_grad, to_x, sums) = (empty_like(&x), empty_like(&x), sums(&x, &at));
         unsafe {
-            norm::rms_norm_double_backward::launch_unchecked(
+            norm::norm_double_backward::launch_unchecked(
                 &x.client,
                 at.cubes.clone(),
                 at.dim(),
@@ -278,13 +274,94 @@ where
                 to_x.clone().into_array_arg(),
                 sums.clone().into_array_arg(),
                 at.rows(),
-                epsilon as f32,
+                by.epsilon as f32,
+                by.centered,
                 present,
                 at.units,
                 x.dtype.into(),
             );
         }
         [to_grad, to_x, added::<Self, R>(sums, &weight)]
+    }
+
+    fn activate(x: FloatTensor<Self>, by: Nonlinearity) -> FloatTensor<Self> {
+        if !is_for_kernels([&x]) {
+            return primitives::activate::<Self>(x, by);
+        }
+        let x = into_contiguous(x);
+        let out = empty_like(&x);
+        let (cubes, units) = spread(&x);
+        unsafe {
+            activation::activate::launch_unchecked(
+                &x.client,
+                cubes,
+                units,
+                x.clone().into_array_arg(),
+                out.clone().into_array_arg(),
+                x.meta.num_elements(),
+                by,
+                x.dtype.into(),
+            );
+        }
+        out
+    }
+
+    fn activate_backward(
+        x: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+        by: Nonlinearity,
+    ) -> FloatTensor<Self> {
+        if !is_for_kernels([&x, &grad]) {
+            return primitives::activate_backward::<Self>(x, grad, by);
+        }
+        let [x, grad] = [x, grad].map(into_contiguous);
+        let dx = empty_like(&x);
+        let (cubes, units) = spread(&x);
+        unsafe {
+            activation::activate_backward::launch_unchecked(
+                &x.client,
+                cubes,
+                units,
+                x.clone().into_array_arg(),
+                grad.into_array_arg(),
+                dx.clone().into_array_arg(),
+                x.meta.num_elements(),
+                by,
+                x.dtype.into(),
+            );
+        }
+        dx
+    }
+
+    fn activate_double_backward(
+        x: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+        a: FloatTensor<Self>,
+        by: Nonlinearity,
+    ) -> [FloatTensor<Self>; 2] {
+        if !is_for_kernels([&x, &grad, &a]) {
+            return primitives::activate_double_backward::<Self>(x, grad, a, by);
+        }
+        let [x, grad, a] = [x, grad, a].map(into_contiguous);
+        let outputs = [empty_like(&grad), empty_like(&x)];
+        let [to_grad, to_x] = outputs.clone();
+        let (cubes, units) = spread(&x);
+        unsafe {
+            activation::activate_double_backward::launch_unchecked(
+                &x.client,
+                cubes,
+                units,
+                x.clone().into_array_arg(),
+                grad.into_array_arg(),
+                a.into_array_arg(),
+                to_grad.into_array_arg(),
+                to_x.into_array_arg(),
+                x.meta.num_elements(),
+                by,
+                x.dtype.into(),
+            );
+        }
+        outputs
     }
 
     fn swiglu(x: FloatTensor<Self>) -> FloatTensor<Self> {

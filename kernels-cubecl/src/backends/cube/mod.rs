@@ -5,6 +5,7 @@
 //! recomputed from `Q`, `K`, `V` and `L` (the log-sum-exp of each row) where it is needed: memory grows
 //! linearly with the sequence. Sums are in f32 and in a fixed order, so that equal inputs give equal outputs.
 
+mod activation;
 mod backward;
 mod double_backward;
 mod exact;

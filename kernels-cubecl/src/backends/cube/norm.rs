@@ -1,17 +1,18 @@
-//! RMS normalisation and its derivatives; the formulas are in [`reference::layers`](crate::reference::layers).
+//! RMS and layer normalisation and their derivatives; the formulas are in [`reference::layers`](crate::reference::layers).
 
 use cubecl::prelude::*;
 
 use super::rows::*;
 
-/// `x r ∘ w`
+/// `x r ∘ w`. Here and below `x` is without its mean if that is taken away.
 #[cube(launch_unchecked)]
-pub fn rms_norm<F: Float>(
+pub fn norm<F: Float>(
     x: &Array<F>,
     weight: &Array<F>,
     out: &mut Array<F>,
     rows: &Rows,
     epsilon: f32,
+    #[comptime] centered: bool,
     #[comptime] units: usize,
     #[define(F)] _dtype: StorageType,
 ) {
@@ -21,17 +22,18 @@ pub fn rms_norm<F: Float>(
         terminate!();
     }
     let base = row * width;
+    let mean = mean_of(x, base, width, &mut shared, centered, units);
     let mut squares = 0.0f32;
     let mut i = UNIT_POS as usize;
     while i < width {
-        let x = f32::cast_from(x[base + i]);
+        let x = f32::cast_from(x[base + i]) - mean;
         squares += x * x;
         i += units;
     }
     let r = inverse_rms(sum_across(squares, &mut shared, units), width, epsilon);
     let mut i = UNIT_POS as usize;
     while i < width {
-        let x = f32::cast_from(x[base + i]);
+        let x = f32::cast_from(x[base + i]) - mean;
         out[base + i] = F::cast_from(x * r) * weight[i];
         i += units;
     }
@@ -39,7 +41,7 @@ pub fn rms_norm<F: Float>(
 
 /// `dx`, and for each cube the sum of its rows' parts of `dw`, if it is wanted.
 #[cube(launch_unchecked)]
-pub fn rms_norm_backward<F: Float>(
+pub fn norm_backward<F: Float>(
     x: &Array<F>,
     weight: &Array<F>,
     grad: &Array<F>,
@@ -47,6 +49,7 @@ pub fn rms_norm_backward<F: Float>(
     dw: &mut Array<f32>,
     rows: &Rows,
     epsilon: f32,
+    #[comptime] centered: bool,
     #[comptime] wants_weight: bool,
     #[comptime] units: usize,
     #[define(F)] _dtype: StorageType,
@@ -59,23 +62,27 @@ pub fn rms_norm_backward<F: Float>(
     let d = f32::cast_from(width);
     for row in first..end {
         let base = row * width;
+        let mean = mean_of(x, base, width, &mut shared, centered, units);
         let mut squares = 0.0f32;
         let mut t = 0.0f32;
+        let mut all_u = 0.0f32;
         let mut i = UNIT_POS as usize;
         while i < width {
-            let x = f32::cast_from(x[base + i]);
+            let x = f32::cast_from(x[base + i]) - mean;
             let u = f32::cast_from(grad[base + i]) * f32::cast_from(weight[i]);
             squares += x * x;
             t += x * u;
+            all_u += u;
             i += units;
         }
+        let mean_u = mean_across(all_u, width, &mut shared, centered, units);
         let r = inverse_rms(sum_across(squares, &mut shared, units), width, epsilon);
         let along = r * r * sum_across(t, &mut shared, units) / d;
         let mut i = UNIT_POS as usize;
         while i < width {
-            let x = f32::cast_from(x[base + i]);
+            let x = f32::cast_from(x[base + i]) - mean;
             let g = f32::cast_from(grad[base + i]);
-            let u = g * f32::cast_from(weight[i]);
+            let u = g * f32::cast_from(weight[i]) - mean_u;
             dx[base + i] = F::cast_from((u - x * along) * r);
             if comptime!(wants_weight) {
                 let part = g * x * r;
@@ -89,7 +96,7 @@ pub fn rms_norm_backward<F: Float>(
 /// The gradients to `grad` and `x`, and for each cube the sum of its rows' parts of that to `weight`. `a` and `c` are the
 /// cotangents of `dx` and `dw`; an absent one may be any tensor, which is not read.
 #[cube(launch_unchecked)]
-pub fn rms_norm_double_backward<F: Float>(
+pub fn norm_double_backward<F: Float>(
     x: &Array<F>,
     weight: &Array<F>,
     grad: &Array<F>,
@@ -100,6 +107,7 @@ pub fn rms_norm_double_backward<F: Float>(
     to_weight: &mut Array<f32>,
     rows: &Rows,
     epsilon: f32,
+    #[comptime] centered: bool,
     #[comptime] present: (bool, bool),
     #[comptime] units: usize,
     #[define(F)] _dtype: StorageType,
@@ -113,6 +121,13 @@ pub fn rms_norm_double_backward<F: Float>(
     let d = f32::cast_from(width);
     for row in first..end {
         let base = row * width;
+        let mean = mean_of(x, base, width, &mut shared, centered, units);
+        let mut mean_a = 0.0f32;
+        if comptime!(has_a) {
+            mean_a = mean_of(a, base, width, &mut shared, centered, units);
+        }
+        let mut all_u = 0.0f32;
+        let mut all_cg = 0.0f32;
         let mut squares = 0.0f32;
         let mut p = 0.0f32;
         let mut q = 0.0f32;
@@ -120,18 +135,21 @@ pub fn rms_norm_double_backward<F: Float>(
         let mut z = 0.0f32;
         let mut i = UNIT_POS as usize;
         while i < width {
-            let x = f32::cast_from(x[base + i]);
+            let x = f32::cast_from(x[base + i]) - mean;
             let g = f32::cast_from(grad[base + i]);
             squares += x * x;
             if comptime!(has_a) {
                 let u = g * f32::cast_from(weight[i]);
-                let a = f32::cast_from(a[base + i]);
+                let a = f32::cast_from(a[base + i]) - mean_a;
                 p += a * u;
                 q += a * x;
                 t += x * u;
+                all_u += u;
             }
             if comptime!(has_c) {
-                z += f32::cast_from(c[i]) * g * x;
+                let cg = f32::cast_from(c[i]) * g;
+                z += cg * x;
+                all_cg += cg;
             }
             i += units;
         }
@@ -145,27 +163,29 @@ pub fn rms_norm_double_backward<F: Float>(
         if comptime!(has_c) {
             z = sum_across(z, &mut shared, units);
         }
+        let mean_u = mean_across(all_u, width, &mut shared, centered, units);
+        let mean_cg = mean_across(all_cg, width, &mut shared, centered, units);
         let along_a = r * r * q / d;
         let along_x = 3.0 * along_a * t - p;
         let mut i = UNIT_POS as usize;
         while i < width {
-            let x = f32::cast_from(x[base + i]);
+            let x = f32::cast_from(x[base + i]) - mean;
             let g = f32::cast_from(grad[base + i]);
             let w = f32::cast_from(weight[i]);
             let mut for_grad = 0.0f32;
             let mut for_x = 0.0f32;
             let mut for_weight = 0.0f32;
             if comptime!(has_a) {
-                let a = f32::cast_from(a[base + i]);
+                let a = f32::cast_from(a[base + i]) - mean_a;
                 let ja = (a - x * along_a) * r;
                 for_grad += w * ja;
                 for_weight += g * ja;
-                for_x += cube * (x * along_x - a * t - g * w * q);
+                for_x += cube * (x * along_x - a * t - (g * w - mean_u) * q);
             }
             if comptime!(has_c) {
                 let c = f32::cast_from(c[i]);
                 for_grad += r * c * x;
-                for_x += r * c * g - x * cube * z;
+                for_x += r * (c * g - mean_cg) - x * cube * z;
             }
             to_grad[base + i] = F::cast_from(for_grad);
             to_x[base + i] = F::cast_from(for_x);
@@ -180,4 +200,41 @@ pub fn rms_norm_double_backward<F: Float>(
 #[cube]
 fn inverse_rms(squares: f32, width: usize, epsilon: f32) -> f32 {
     1.0 / f32::sqrt(squares / f32::cast_from(width) + epsilon)
+}
+
+/// The mean of a row, if it is taken away; else 0.
+#[cube]
+fn mean_of<F: Float>(
+    x: &Array<F>,
+    base: usize,
+    width: usize,
+    shared: &mut SharedMemory<f32>,
+    #[comptime] centered: bool,
+    #[comptime] units: usize,
+) -> f32 {
+    let mut sum = 0.0f32;
+    if comptime!(centered) {
+        let mut i = UNIT_POS as usize;
+        while i < width {
+            sum += f32::cast_from(x[base + i]);
+            i += units;
+        }
+    }
+    mean_across(sum, width, shared, centered, units)
+}
+
+/// The mean by all units' sums, if it is taken away; else 0.
+#[cube]
+fn mean_across(
+    sum: f32,
+    width: usize,
+    shared: &mut SharedMemory<f32>,
+    #[comptime] centered: bool,
+    #[comptime] units: usize,
+) -> f32 {
+    let mut mean = 0.0f32;
+    if comptime!(centered) {
+        mean = sum_across(sum, shared, units) / f32::cast_from(width);
+    }
+    mean
 }

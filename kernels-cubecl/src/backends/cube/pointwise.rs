@@ -77,7 +77,7 @@ fn gate_at(i: usize, width: usize) -> usize {
 }
 
 #[cube]
-fn sigma(x: f32) -> f32 {
+pub fn sigma(x: f32) -> f32 {
     1.0 / (1.0 + f32::exp(-x))
 }
 
@@ -364,6 +364,6 @@ fn rotated_back<F: Float>(
 
 /// The number of this unit among all.
 #[cube]
-fn place() -> usize {
+pub fn place() -> usize {
     ABSOLUTE_POS
 }

@@ -5,12 +5,11 @@ use burn::tensor::{DType, Shape, TensorMetadata};
 use burn_flex::Flex;
 
 use super::memory::single;
-use super::{heads, losses, matmul, norm, optimizer, swiglu};
-use crate::AdamWStep;
+use super::{activation, heads, losses, matmul, norm, optimizer, swiglu};
 use crate::ops::layers::{as_factor, join_by_heads, split_by_heads};
 use crate::reference::adamw::adamw as reference_adamw;
 use crate::reference::primitives;
-use crate::{HeadBackend, LayerBackend};
+use crate::{AdamWStep, HeadBackend, LayerBackend, Nonlinearity, Norm};
 
 type F = FloatTensor<Flex>;
 
@@ -74,40 +73,55 @@ impl LayerBackend for Flex {
         }
     }
 
-    fn rms_norm(x: F, weight: F, epsilon: f64) -> F {
+    fn norm(x: F, weight: F, by: Norm) -> F {
         match single([&x, &weight]) {
-            Some([x, weight]) => norm::forward(x, weight, epsilon),
-            None => primitives::rms_norm::<Flex>(x, weight, epsilon),
+            Some([x, weight]) => norm::forward(x, weight, by),
+            None => primitives::norm::<Flex>(x, weight, by),
         }
     }
 
-    fn rms_norm_backward(
-        x: F,
-        weight: F,
-        grad: F,
-        epsilon: f64,
-        wants_weight: bool,
-    ) -> (F, Option<F>) {
+    fn norm_backward(x: F, weight: F, grad: F, by: Norm, wants_weight: bool) -> (F, Option<F>) {
         match single([&x, &weight, &grad]) {
-            Some([x, weight, grad]) => norm::backward(x, weight, grad, epsilon, wants_weight),
-            None => primitives::rms_norm_backward::<Flex>(x, weight, grad, epsilon, wants_weight),
+            Some([x, weight, grad]) => norm::backward(x, weight, grad, by, wants_weight),
+            None => primitives::norm_backward::<Flex>(x, weight, grad, by, wants_weight),
         }
     }
 
     /// The loop is for the case without a cotangent of dw, as when only the gradient to x was used.
-    fn rms_norm_double_backward(
+    fn norm_double_backward(
         x: F,
         weight: F,
         grad: F,
         cotangents: [Option<F>; 2],
-        epsilon: f64,
+        by: Norm,
     ) -> [F; 3] {
         if let [Some(a), None] = &cotangents
             && let Some([x, weight, grad, a]) = single([&x, &weight, &grad, a])
         {
-            return norm::double_backward(x, weight, grad, a, epsilon);
+            return norm::double_backward(x, weight, grad, a, by);
         }
-        primitives::rms_norm_double_backward::<Flex>(x, weight, grad, cotangents, epsilon)
+        primitives::norm_double_backward::<Flex>(x, weight, grad, cotangents, by)
+    }
+
+    fn activate(x: F, by: Nonlinearity) -> F {
+        match single([&x]) {
+            Some([x]) => activation::forward(x, by),
+            None => primitives::activate::<Flex>(x, by),
+        }
+    }
+
+    fn activate_backward(x: F, grad: F, by: Nonlinearity) -> F {
+        match single([&x, &grad]) {
+            Some([x, grad]) => activation::backward(x, grad, by),
+            None => primitives::activate_backward::<Flex>(x, grad, by),
+        }
+    }
+
+    fn activate_double_backward(x: F, grad: F, a: F, by: Nonlinearity) -> [F; 2] {
+        match single([&x, &grad, &a]) {
+            Some(inputs) => activation::double_backward(inputs, by),
+            None => primitives::activate_double_backward::<Flex>(x, grad, a, by),
+        }
     }
 
     fn swiglu(x: F) -> F {

@@ -1,5 +1,6 @@
 //! Loops for Burn's CPU backend, Flex, in f32. The reference computes tensors of other types, and the scan.
 
+mod activation;
 mod attention;
 mod blocks;
 mod heads;

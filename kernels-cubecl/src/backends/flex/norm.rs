@@ -1,20 +1,24 @@
-//! RMS normalisation, one row at a time.
+//! RMS and layer normalisation, one row at a time. The sums of a row without its mean need not be taken of what they are multiplied
+//! by without its own.
 
 use burn_flex::FlexTensor;
 
 use super::memory::like;
 use super::parallel::{Blank, parts};
 use super::vector::{LANES, dot, sum};
+use crate::Norm;
 
-pub fn forward(x: FlexTensor, weight: FlexTensor, epsilon: f64) -> FlexTensor {
+pub fn forward(x: FlexTensor, weight: FlexTensor, by: Norm) -> FlexTensor {
     let w = weight.storage::<f32>();
     let ([y], _) = parts(
         [x.storage()],
         w.len(),
         #[inline(always)]
         |[x]: [&[f32]; 1], [y]: [Blank<'_>; 1]| {
+            let mut own = by.row(w.len());
             for (x, y) in x.chunks_exact(w.len()).zip(y.chunks_exact_mut(w.len())) {
-                let r = inverse_rms(x, epsilon);
+                let x = by.centered(x, &mut own);
+                let r = inverse_rms(x, by.epsilon);
                 for ((y, x), w) in y.iter_mut().zip(x).zip(w) {
                     y.write(x * r * w);
                 }
@@ -28,7 +32,7 @@ pub fn backward(
     x: FlexTensor,
     weight: FlexTensor,
     grad: FlexTensor,
-    epsilon: f64,
+    by: Norm,
     wants_weight: bool,
 ) -> (FlexTensor, Option<FlexTensor>) {
     let w = weight.storage::<f32>();
@@ -39,12 +43,15 @@ pub fn backward(
         #[inline(always)]
         |[x, g]: [&[f32]; 2], [dx]: [Blank<'_>; 1]| {
             let mut dw = vec![0.0; if wants_weight { d } else { 0 }];
+            let mut own = by.row(d);
             let rows = x.chunks_exact(d).zip(g.chunks_exact(d));
             for ((x, g), dx) in rows.zip(dx.chunks_exact_mut(d)) {
-                let r = inverse_rms(x, epsilon);
+                let x = by.centered(x, &mut own);
+                let r = inverse_rms(x, by.epsilon);
                 let along = r * r * r * dot3(x, w, g) / d as f32;
+                let mean = by.mean_of_product(w, g);
                 for (((dx, x), g), w) in dx.iter_mut().zip(x).zip(g).zip(w) {
-                    dx.write(r * w * g - along * x);
+                    dx.write(r * (w * g - mean) - along * x);
                 }
                 for ((dw, g), x) in dw.iter_mut().zip(g).zip(x) {
                     *dw += g * x * r;
@@ -63,7 +70,7 @@ pub fn double_backward(
     weight: FlexTensor,
     grad: FlexTensor,
     a: FlexTensor,
-    epsilon: f64,
+    by: Norm,
 ) -> [FlexTensor; 3] {
     let w = weight.storage::<f32>();
     let d = w.len();
@@ -74,22 +81,25 @@ pub fn double_backward(
         #[inline(always)]
         |[x, g, a]: [&[f32]; 3], [to_grad, to_x]: [Blank<'_>; 2]| {
             let mut to_weight = vec![0.0; d];
+            let (mut own_x, mut own_a) = (by.row(d), by.row(d));
             let rows = x
                 .chunks_exact(d)
                 .zip(g.chunks_exact(d))
                 .zip(a.chunks_exact(d));
             let outputs = to_grad.chunks_exact_mut(d).zip(to_x.chunks_exact_mut(d));
             for (((x, g), a), (to_grad, to_x)) in rows.zip(outputs) {
-                let r = inverse_rms(x, epsilon);
+                let (x, a) = (by.centered(x, &mut own_x), by.centered(a, &mut own_a));
+                let r = inverse_rms(x, by.epsilon);
                 let (p, q, t) = (dot3(a, w, g), dot(a, x), dot3(x, w, g));
                 let cube = r * r * r / d as f32;
                 let along = 3.0 * r * r * q * t / d as f32 - p;
+                let mean = by.mean_of_product(w, g);
                 let outputs = to_grad.iter_mut().zip(to_x).zip(&mut to_weight);
                 let inputs = x.iter().zip(g).zip(a).zip(w);
                 for (((to_grad, to_x), to_weight), (((x, g), a), w)) in outputs.zip(inputs) {
                     let ja = r * a - cube * q * x;
                     to_grad.write(w * ja);
-                    to_x.write(cube * (along * x - t * a - q * w * g));
+                    to_x.write(cube * (along * x - t * a - q * (w * g - mean)));
                     *to_weight += g * ja;
                 }
             }
@@ -98,6 +108,36 @@ pub fn double_backward(
     );
     let to_weight = like(&weight, total(sums, d));
     [like(&x, to_grad), like(&x, to_x), to_weight]
+}
+
+impl Norm {
+    /// Room for a row without its mean, if it is taken away.
+    #[inline(always)]
+    fn row(self, d: usize) -> Vec<f32> {
+        vec![0.0; if self.centered { d } else { 0 }]
+    }
+
+    /// The row without its mean, in `own`; or as it is.
+    #[inline(always)]
+    fn centered<'a>(self, x: &'a [f32], own: &'a mut [f32]) -> &'a [f32] {
+        if !self.centered {
+            return x;
+        }
+        let mean = sum(x) / x.len() as f32;
+        for (own, x) in own.iter_mut().zip(x) {
+            *own = x - mean;
+        }
+        own
+    }
+
+    /// What is to be taken away from each value of `w ∘ g`.
+    #[inline(always)]
+    fn mean_of_product(self, w: &[f32], g: &[f32]) -> f32 {
+        match self.centered {
+            true => dot(w, g) / w.len() as f32,
+            false => 0.0,
+        }
+    }
 }
 
 #[inline(always)]

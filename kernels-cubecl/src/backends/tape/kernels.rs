@@ -1,7 +1,10 @@
 //! The operations of this crate: as `Autodiff` has them.
 
 use super::*;
-use crate::{AttentionBackend, Direction, HeadBackend, LayerBackend, Precision, ScanBackend};
+use crate::{
+    AttentionBackend, Direction, HeadBackend, LayerBackend, Nonlinearity, Norm, Precision,
+    ScanBackend,
+};
 
 impl<B: AttentionBackend> AttentionBackend for Tape<B> {
     forward! { Autodiff<B> =>
@@ -18,8 +21,10 @@ impl<B: LayerBackend> LayerBackend for Tape<B> {
         fn token_losses(logits: Float<B>, targets: Int<B>) -> Float<B>;
         fn token_losses_backward(logits: Float<B>, targets: Int<B>, grad: Float<B>) -> Float<B>;
         fn contiguous(x: Float<B>) -> Float<B>;
-        fn rms_norm(x: Float<B>, weight: Float<B>, epsilon: f64) -> Float<B>;
-        fn rms_norm_backward(x: Float<B>, weight: Float<B>, grad: Float<B>, epsilon: f64, wants_weight: bool) -> (Float<B>, Option<Float<B>>);
+        fn norm(x: Float<B>, weight: Float<B>, by: Norm) -> Float<B>;
+        fn norm_backward(x: Float<B>, weight: Float<B>, grad: Float<B>, by: Norm, wants_weight: bool) -> (Float<B>, Option<Float<B>>);
+        fn activate(x: Float<B>, by: Nonlinearity) -> Float<B>;
+        fn activate_backward(x: Float<B>, grad: Float<B>, by: Nonlinearity) -> Float<B>;
         fn swiglu(x: Float<B>) -> Float<B>;
         fn swiglu_backward(x: Float<B>, grad: Float<B>) -> Float<B>;
         fn side_by_side(parts: [Float<B>; 2]) -> Float<B>;
