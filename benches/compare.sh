@@ -3,7 +3,8 @@
 # the ratio of each round's two.
 #
 #   benches/compare.sh [ROUNDS [PYTHON]]        default: 5 rounds, python3 with torch and transformers
-#   MODEL=FOLDER benches/compare.sh …           the step of a pretrained Llama instead: batch 8, context 40, K 1
+#   MODEL=FOLDER benches/compare.sh …           the step of the model in a folder instead: batch 8, context 40, K 1, or with
+#                                               the OPTIONS that are given, such as OPTIONS="--batch 64 --context 64"
 #
 # Install for PyTorch: pip install torch 'transformers==4.57.3'. Here: cargo build --release
 set -euo pipefail
@@ -28,7 +29,7 @@ work=(
 )
 iters=5
 if [ -n "${MODEL:-}" ]; then
-    work=("--model $MODEL --batch 8 --context 40 --query 8 --steps 1 --write-lr 1e-3 --warmup 1")
+    work=("--model $MODEL ${OPTIONS:---batch 8 --context 40 --query 8 --steps 1 --write-lr 1e-3 --warmup 1}")
     iters=3
 fi
 for round in $(seq "$rounds"); do

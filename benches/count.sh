@@ -32,7 +32,7 @@ awk -v most="${most[*]}" '
   function kind(name) {
     if (name !~ /^kernel /) return name
     if (name ~ /backward_(queries|keys|sums)|kernel forward_f/) return "attention"
-    if (name ~ /rms_norm|swiglu|rotary|reorder|split_heads|join_heads|token_losses|adamw/) return "layers"
+    if (name ~ /kernel (norm|activate)|swiglu|rotary|reorder|split_heads|join_heads|token_losses|adamw/) return "layers"
     if (name ~ /matmul|gemv|gemm|exact_product/) return "products"
     if (name ~ /reduce|shared_sum|sum_of_parts/) return "reductions"
     if (name ~ /copy|slice|contiguous/) return "copies"

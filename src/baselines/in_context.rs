@@ -1,6 +1,6 @@
 //! The whole context in the prompt: the baseline that keeps everything.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use burn::module::Module;
 use burn::tensor::Tensor;
@@ -22,7 +22,8 @@ pub enum Questions {
     #[default]
     Separate,
     /// The context is read once, and each question continues it from the model's cache. The logits are those of
-    /// `separate` up to rounding. Contexts of one length are read together.
+    /// `separate` up to rounding. Contexts of one length are read together; a batch with more lengths than questions to a
+    /// context is read as in `separate`, which takes fewer passes.
     Shared,
     /// A sequence for each context, with all its queries and targets in a row. Each question sees those before it
     /// and their answers. Where every pair of a context is asked for, a later answer is then partly known by
@@ -132,8 +133,10 @@ impl<B: Backend, M: CausalLm<B>> InContext<B, M> {
         queries: &Tokens<B>,
     ) -> Result<Tensor<B, 3>, Error> {
         match self.config.questions {
-            Questions::Separate => self.hidden(contexts, queries),
-            Questions::Shared => self.reader(contexts)?.hidden_before(queries),
+            Questions::Shared if lengths(contexts) <= share(queries.len(), contexts.len())? => {
+                self.reader(contexts)?.hidden_before(queries)
+            }
+            Questions::Separate | Questions::Shared => self.hidden(contexts, queries),
             Questions::Joint => self.hidden_in_prompts(contexts, queries, true),
         }
     }
@@ -241,4 +244,9 @@ impl<B: Backend, M: CausalLm<B>> InContext<B, M> {
         check_contexts(contexts)?;
         contexts.check(&self.model, 0, "context")
     }
+}
+
+/// How many different lengths there are.
+fn lengths<B: Backend>(contexts: &Tokens<B>) -> usize {
+    contexts.lengths().collect::<BTreeSet<_>>().len()
 }

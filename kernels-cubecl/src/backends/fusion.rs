@@ -31,14 +31,13 @@ impl<B: FusionBackend + AttentionBackend> AttentionBackend for Fusion<B> {
             Shape::new([batch, heads, len, 1]),
             accumulation_dtype(dtype),
         );
-        let [out, lse] = register::<B, 2>(
+        let [out, lse] = register::<B, _, 2>(
             "causal_attention",
-            vec![q, k, v],
+            [q, k, v],
             [(shape, dtype), lse],
-            move |inputs| {
-                let [q, k, v] = inputs.try_into().expect("the operation has three inputs");
+            move |[q, k, v]| {
                 let (out, lse) = B::causal_attention(q, k, v, scale);
-                vec![out, lse]
+                [out, lse]
             },
         );
         (out, lse)
@@ -54,14 +53,12 @@ impl<B: FusionBackend + AttentionBackend> AttentionBackend for Fusion<B> {
         scale: f64,
     ) -> [FloatTensor<Self>; 3] {
         let outputs = [&q, &k, &v].map(|x| (x.shape.clone(), x.dtype));
-        register::<B, 3>(
+        register::<B, _, 3>(
             "causal_attention_backward",
-            vec![q, k, v, out, lse, grad_out],
+            [q, k, v, out, lse, grad_out],
             outputs,
-            move |inputs| {
-                let [q, k, v, out, lse, grad_out] =
-                    inputs.try_into().expect("the operation has six inputs");
-                B::causal_attention_backward(q, k, v, out, lse, grad_out, scale).into()
+            move |[q, k, v, out, lse, grad_out]| {
+                B::causal_attention_backward(q, k, v, out, lse, grad_out, scale)
             },
         )
     }
@@ -78,14 +75,13 @@ impl<B: FusionBackend + AttentionBackend> AttentionBackend for Fusion<B> {
     ) -> [FloatTensor<Self>; 4] {
         let outputs = [&grad_out, &q, &k, &v].map(|x| (x.shape.clone(), x.dtype));
         let (inputs, given) = with_cotangents([q, k, v, out, lse, grad_out], cotangents);
-        register::<B, 4>(
+        register_some::<B, 4>(
             "causal_attention_double_backward",
             inputs,
             outputs,
             move |inputs| {
                 let ([q, k, v, out, lse, grad_out], cotangents) = apart(inputs, given);
                 B::causal_attention_double_backward(q, k, v, out, lse, grad_out, cotangents, scale)
-                    .into()
             },
         )
     }
@@ -103,9 +99,8 @@ impl<B: FusionBackend + LayerBackend> LayerBackend for Fusion<B> {
         let last = shape.num_dims() - 1;
         shape[last] = rhs.shape[last];
         let outputs = [(shape, dtype)];
-        let [out] = register::<B, 1>("product", vec![lhs, rhs], outputs, |inputs| {
-            let [lhs, rhs] = inputs.try_into().expect("the operation has two inputs");
-            vec![B::product(lhs, rhs)]
+        let [out] = register::<B, _, 1>("product", [lhs, rhs], outputs, |[lhs, rhs]| {
+            [B::product(lhs, rhs)]
         });
         out
     }
@@ -116,10 +111,10 @@ impl<B: FusionBackend + LayerBackend> LayerBackend for Fusion<B> {
         rhs: FloatTensor<Self>,
     ) -> FloatTensor<Self> {
         let outputs = [like(&to)];
-        let [out] = register::<B, 1>("add_product", vec![to, lhs, rhs], outputs, |inputs| {
-            let [to, lhs, rhs] = inputs.try_into().expect("the operation has three inputs");
-            vec![B::add_product(to, lhs, rhs)]
-        });
+        let [out] =
+            register::<B, _, 1>("add_product", [to, lhs, rhs], outputs, |[to, lhs, rhs]| {
+                [B::add_product(to, lhs, rhs)]
+            });
         out
     }
 
@@ -133,12 +128,14 @@ impl<B: FusionBackend + LayerBackend> LayerBackend for Fusion<B> {
 
     fn token_losses(logits: FloatTensor<Self>, targets: IntTensor<Self>) -> FloatTensor<Self> {
         let outputs = [(Shape::new([logits.shape[0]]), logits.dtype)];
-        let inputs = vec![logits];
-        let [losses] =
-            register_with_ids::<B, 1>("token_losses", inputs, targets, outputs, |inputs, ids| {
-                let [logits] = inputs.try_into().expect("the operation has one input");
-                vec![B::token_losses(logits, ids)]
-            });
+        let inputs = [logits];
+        let [losses] = register_with_ids::<B, _, 1>(
+            "token_losses",
+            inputs,
+            targets,
+            outputs,
+            |[logits], ids| [B::token_losses(logits, ids)],
+        );
         losses
     }
 
@@ -149,11 +146,10 @@ impl<B: FusionBackend + LayerBackend> LayerBackend for Fusion<B> {
     ) -> FloatTensor<Self> {
         let outputs = [like(&logits)];
         let name = "token_losses_backward";
-        let inputs = vec![logits, grad];
+        let inputs = [logits, grad];
         let [to_logits] =
-            register_with_ids::<B, 1>(name, inputs, targets, outputs, |inputs, ids| {
-                let [logits, grad] = inputs.try_into().expect("the operation has two inputs");
-                vec![B::token_losses_backward(logits, ids, grad)]
+            register_with_ids::<B, _, 1>(name, inputs, targets, outputs, |[logits, grad], ids| {
+                [B::token_losses_backward(logits, ids, grad)]
             });
         to_logits
     }
@@ -166,27 +162,22 @@ impl<B: FusionBackend + LayerBackend> LayerBackend for Fusion<B> {
     ) -> [FloatTensor<Self>; 2] {
         let outputs = [like(&grad), like(&logits)];
         let name = "token_losses_double_backward";
-        let inputs = vec![logits, grad, a];
-        register_with_ids::<B, 2>(name, inputs, targets, outputs, |inputs, ids| {
-            let [logits, grad, a] = inputs.try_into().expect("the operation has three inputs");
-            B::token_losses_double_backward(logits, ids, grad, a).into()
+        let inputs = [logits, grad, a];
+        register_with_ids::<B, _, 2>(name, inputs, targets, outputs, |[logits, grad, a], ids| {
+            B::token_losses_double_backward(logits, ids, grad, a)
         })
     }
 
     fn contiguous(x: FloatTensor<Self>) -> FloatTensor<Self> {
         let outputs = [like(&x)];
-        let [y] = register::<B, 1>("contiguous", vec![x], outputs, |inputs| {
-            let [x] = inputs.try_into().expect("the operation has one input");
-            vec![B::contiguous(x)]
-        });
+        let [y] = register::<B, _, 1>("contiguous", [x], outputs, |[x]| [B::contiguous(x)]);
         y
     }
 
     fn norm(x: FloatTensor<Self>, weight: FloatTensor<Self>, by: Norm) -> FloatTensor<Self> {
         let outputs = [like(&x)];
-        let [y] = register::<B, 1>("norm", vec![x, weight], outputs, move |inputs| {
-            let [x, weight] = inputs.try_into().expect("the operation has two inputs");
-            vec![B::norm(x, weight, by)]
+        let [y] = register::<B, _, 1>("norm", [x, weight], outputs, move |[x, weight]| {
+            [B::norm(x, weight, by)]
         });
         y
     }
@@ -199,20 +190,20 @@ impl<B: FusionBackend + LayerBackend> LayerBackend for Fusion<B> {
         wants_weight: bool,
     ) -> (FloatTensor<Self>, Option<FloatTensor<Self>>) {
         let name = "norm_backward";
-        let outputs = [like(&x), like(&weight)];
-        let inputs = vec![x, weight, grad];
-        let gradients = move |inputs: Vec<FloatTensor<B>>| {
-            let [x, weight, grad] = inputs.try_into().expect("the operation has three inputs");
-            let (dx, dw) = B::norm_backward(x, weight, grad, by, wants_weight);
-            std::iter::once(dx).chain(dw).collect()
-        };
-        if wants_weight {
-            let [dx, dw] = register::<B, 2>(name, inputs, outputs, gradients);
-            return (dx, Some(dw));
+        let (of_x, of_weight) = (like(&x), like(&weight));
+        let inputs = [x, weight, grad];
+        if !wants_weight {
+            let [dx] = register::<B, _, 1>(name, inputs, [of_x], move |[x, weight, grad]| {
+                [B::norm_backward(x, weight, grad, by, false).0]
+            });
+            return (dx, None);
         }
-        let [dx, _] = outputs;
-        let [dx] = register::<B, 1>(name, inputs, [dx], gradients);
-        (dx, None)
+        let outputs = [of_x, of_weight];
+        let [dx, dw] = register::<B, _, 2>(name, inputs, outputs, move |[x, weight, grad]| {
+            let (dx, dw) = B::norm_backward(x, weight, grad, by, true);
+            [dx, dw.expect("the gradient to the weight is wanted")]
+        });
+        (dx, Some(dw))
     }
 
     fn norm_double_backward(
@@ -225,9 +216,9 @@ impl<B: FusionBackend + LayerBackend> LayerBackend for Fusion<B> {
         let outputs = [like(&grad), like(&x), like(&weight)];
         let (inputs, given) = with_cotangents([x, weight, grad], cotangents);
         let name = "norm_double_backward";
-        register::<B, 3>(name, inputs, outputs, move |inputs| {
+        register_some::<B, 3>(name, inputs, outputs, move |inputs| {
             let ([x, weight, grad], cotangents) = apart(inputs, given);
-            B::norm_double_backward(x, weight, grad, cotangents, by).into()
+            B::norm_double_backward(x, weight, grad, cotangents, by)
         })
     }
 
@@ -235,18 +226,14 @@ impl<B: FusionBackend + LayerBackend> LayerBackend for Fusion<B> {
         let mut shape = x.shape.clone();
         shape[2] /= 2;
         let outputs = [(shape, x.dtype)];
-        let [y] = register::<B, 1>("swiglu", vec![x], outputs, |inputs| {
-            let [x] = inputs.try_into().expect("the operation has one input");
-            vec![B::swiglu(x)]
-        });
+        let [y] = register::<B, _, 1>("swiglu", [x], outputs, |[x]| [B::swiglu(x)]);
         y
     }
 
     fn swiglu_backward(x: FloatTensor<Self>, grad: FloatTensor<Self>) -> FloatTensor<Self> {
         let outputs = [like(&x)];
-        let [dx] = register::<B, 1>("swiglu_backward", vec![x, grad], outputs, |inputs| {
-            let [x, grad] = inputs.try_into().expect("the operation has two inputs");
-            vec![B::swiglu_backward(x, grad)]
+        let [dx] = register::<B, _, 1>("swiglu_backward", [x, grad], outputs, |[x, grad]| {
+            [B::swiglu_backward(x, grad)]
         });
         dx
     }
@@ -258,18 +245,14 @@ impl<B: FusionBackend + LayerBackend> LayerBackend for Fusion<B> {
     ) -> [FloatTensor<Self>; 2] {
         let outputs = [like(&grad), like(&x)];
         let name = "swiglu_double_backward";
-        register::<B, 2>(name, vec![x, grad, a], outputs, |inputs| {
-            let [x, grad, a] = inputs.try_into().expect("the operation has three inputs");
-            B::swiglu_double_backward(x, grad, a).into()
+        register::<B, _, 2>(name, [x, grad, a], outputs, |[x, grad, a]| {
+            B::swiglu_double_backward(x, grad, a)
         })
     }
 
     fn activate(x: FloatTensor<Self>, by: Nonlinearity) -> FloatTensor<Self> {
         let outputs = [like(&x)];
-        let [y] = register::<B, 1>("activate", vec![x], outputs, move |inputs| {
-            let [x] = inputs.try_into().expect("the operation has one input");
-            vec![B::activate(x, by)]
-        });
+        let [y] = register::<B, _, 1>("activate", [x], outputs, move |[x]| [B::activate(x, by)]);
         y
     }
 
@@ -279,10 +262,10 @@ impl<B: FusionBackend + LayerBackend> LayerBackend for Fusion<B> {
         by: Nonlinearity,
     ) -> FloatTensor<Self> {
         let outputs = [like(&x)];
-        let [dx] = register::<B, 1>("activate_backward", vec![x, grad], outputs, move |inputs| {
-            let [x, grad] = inputs.try_into().expect("the operation has two inputs");
-            vec![B::activate_backward(x, grad, by)]
-        });
+        let [dx] =
+            register::<B, _, 1>("activate_backward", [x, grad], outputs, move |[x, grad]| {
+                [B::activate_backward(x, grad, by)]
+            });
         dx
     }
 
@@ -294,9 +277,8 @@ impl<B: FusionBackend + LayerBackend> LayerBackend for Fusion<B> {
     ) -> [FloatTensor<Self>; 2] {
         let outputs = [like(&grad), like(&x)];
         let name = "activate_double_backward";
-        register::<B, 2>(name, vec![x, grad, a], outputs, move |inputs| {
-            let [x, grad, a] = inputs.try_into().expect("the operation has three inputs");
-            B::activate_double_backward(x, grad, a, by).into()
+        register::<B, _, 2>(name, [x, grad, a], outputs, move |[x, grad, a]| {
+            B::activate_double_backward(x, grad, a, by)
         })
     }
 
@@ -307,10 +289,12 @@ impl<B: FusionBackend + LayerBackend> LayerBackend for Fusion<B> {
         turn: FloatTensor<Self>,
     ) -> FloatTensor<Self> {
         let outputs = [like(&x)];
-        let [y] = register::<B, 1>("rotary", vec![x, cos, sin, turn], outputs, |inputs| {
-            let [x, cos, sin, turn] = inputs.try_into().expect("the operation has four inputs");
-            vec![B::rotary(x, cos, sin, turn)]
-        });
+        let [y] = register::<B, _, 1>(
+            "rotary",
+            [x, cos, sin, turn],
+            outputs,
+            |[x, cos, sin, turn]| [B::rotary(x, cos, sin, turn)],
+        );
         y
     }
 
@@ -325,9 +309,9 @@ impl<B: FusionBackend + LayerBackend> LayerBackend for Fusion<B> {
         let outputs = [n_heads, n_kv_heads, n_kv_heads]
             .map(|heads| (Shape::new([batch, seq, heads, head_dim]), dtype));
         let (inputs, given) = with_rotation([x], rotation);
-        register::<B, 3>("split_heads", inputs, outputs, move |inputs| {
+        register_some::<B, 3>("split_heads", inputs, outputs, move |inputs| {
             let ([x], rotation) = without_rotation(inputs, given);
-            B::split_heads(x, rotation, heads).into()
+            B::split_heads(x, rotation, heads)
         })
     }
 
@@ -339,9 +323,9 @@ impl<B: FusionBackend + LayerBackend> LayerBackend for Fusion<B> {
         let width = qkv.iter().map(|x| x.shape[2] * x.shape[3]).sum();
         let outputs = [(Shape::new([batch, seq, width]), dtype)];
         let (inputs, given) = with_rotation(qkv, rotation);
-        let [x] = register::<B, 1>("join_heads", inputs, outputs, move |inputs| {
+        let [x] = register_some::<B, 1>("join_heads", inputs, outputs, move |inputs| {
             let (qkv, rotation) = without_rotation(inputs, given);
-            vec![B::join_heads(qkv, rotation)]
+            [B::join_heads(qkv, rotation)]
         });
         x
     }
@@ -353,9 +337,8 @@ impl<B: FusionBackend + LayerBackend> LayerBackend for Fusion<B> {
     ) -> [FloatTensor<Self>; 3] {
         let outputs = [like(&x), like(&m), like(&v)];
         let step = *step;
-        register::<B, 3>("adamw", vec![x, m, v, grad], outputs, move |inputs| {
-            let [x, m, v, grad] = inputs.try_into().expect("the operation has four inputs");
-            B::adamw(&step, [x, m, v], grad).into()
+        register::<B, _, 3>("adamw", [x, m, v, grad], outputs, move |[x, m, v, grad]| {
+            B::adamw(&step, [x, m, v], grad)
         })
     }
 }
@@ -409,38 +392,62 @@ fn without_rotation<T, const N: usize>(inputs: Vec<T>, given: bool) -> ([T; N], 
 impl<B: FusionBackend> ScanBackend for Fusion<B> {}
 
 /// Registers `run` in the stream: an operation from `inputs` to outputs of the given shapes and types.
-fn register<B: FusionBackend, const N: usize>(
+fn register<B: FusionBackend, const I: usize, const O: usize>(
     name: &'static str,
-    inputs: Vec<FloatTensor<Fusion<B>>>,
-    outputs: [(Shape, DType); N],
-    run: impl Fn(Vec<FloatTensor<B>>) -> Vec<FloatTensor<B>> + Send + Sync + 'static,
-) -> [FloatTensor<Fusion<B>>; N] {
-    register_all::<B, N>(name, inputs, None, outputs, move |inputs, _| run(inputs))
-}
-
-/// The same for an operation that takes token ids, too.
-fn register_with_ids<B: FusionBackend, const N: usize>(
-    name: &'static str,
-    inputs: Vec<FloatTensor<Fusion<B>>>,
-    ids: IntTensor<Fusion<B>>,
-    outputs: [(Shape, DType); N],
-    run: impl Fn(Vec<FloatTensor<B>>, IntTensor<B>) -> Vec<FloatTensor<B>> + Send + Sync + 'static,
-) -> [FloatTensor<Fusion<B>>; N] {
-    register_all::<B, N>(name, inputs, Some(ids), outputs, move |inputs, ids| {
-        run(inputs, ids.expect("the operation has ids"))
+    inputs: [FloatTensor<Fusion<B>>; I],
+    outputs: [(Shape, DType); O],
+    run: impl Fn([FloatTensor<B>; I]) -> [FloatTensor<B>; O] + Send + Sync + 'static,
+) -> [FloatTensor<Fusion<B>>; O] {
+    register_some::<B, O>(name, inputs.into(), outputs, move |inputs| {
+        run(as_registered(inputs))
     })
 }
 
-fn register_all<B: FusionBackend, const N: usize>(
+/// The same for an operation whose number of inputs differs from call to call.
+fn register_some<B: FusionBackend, const O: usize>(
+    name: &'static str,
+    inputs: Vec<FloatTensor<Fusion<B>>>,
+    outputs: [(Shape, DType); O],
+    run: impl Fn(Vec<FloatTensor<B>>) -> [FloatTensor<B>; O] + Send + Sync + 'static,
+) -> [FloatTensor<Fusion<B>>; O] {
+    register_all::<B, O>(name, inputs, None, outputs, move |inputs, _| run(inputs))
+}
+
+/// The same for an operation that takes token ids, too.
+fn register_with_ids<B: FusionBackend, const I: usize, const O: usize>(
+    name: &'static str,
+    inputs: [FloatTensor<Fusion<B>>; I],
+    ids: IntTensor<Fusion<B>>,
+    outputs: [(Shape, DType); O],
+    run: impl Fn([FloatTensor<B>; I], IntTensor<B>) -> [FloatTensor<B>; O] + Send + Sync + 'static,
+) -> [FloatTensor<Fusion<B>>; O] {
+    register_all::<B, O>(
+        name,
+        inputs.into(),
+        Some(ids),
+        outputs,
+        move |inputs, ids| {
+            let ids = ids.expect("the operation has ids");
+            run(as_registered(inputs), ids)
+        },
+    )
+}
+
+fn as_registered<T, const I: usize>(inputs: Vec<T>) -> [T; I] {
+    let inputs = inputs.try_into();
+    inputs.unwrap_or_else(|_| unreachable!("an operation has as many inputs as were registered"))
+}
+
+fn register_all<B: FusionBackend, const O: usize>(
     name: &'static str,
     inputs: Vec<FloatTensor<Fusion<B>>>,
     ids: Option<IntTensor<Fusion<B>>>,
-    outputs: [(Shape, DType); N],
-    run: impl Fn(Vec<FloatTensor<B>>, Option<IntTensor<B>>) -> Vec<FloatTensor<B>>
+    outputs: [(Shape, DType); O],
+    run: impl Fn(Vec<FloatTensor<B>>, Option<IntTensor<B>>) -> [FloatTensor<B>; O]
     + Send
     + Sync
     + 'static,
-) -> [FloatTensor<Fusion<B>>; N] {
+) -> [FloatTensor<Fusion<B>>; O] {
     let floats = inputs.len();
     let inputs: Vec<_> = inputs.into_iter().chain(ids).collect();
     let client = inputs[0].client.clone();
@@ -452,7 +459,7 @@ fn register_all<B: FusionBackend, const N: usize>(
     let op = Custom::<B, _> {
         desc: desc.clone(),
         floats,
-        run,
+        run: move |inputs, ids| Vec::from(run(inputs, ids)),
         backend: PhantomData,
     };
     let outputs = client.register(streams, OperationIr::Custom(desc), op);
