@@ -134,19 +134,32 @@ impl<B: Backend, M: Writable<B>, O: LiftedObjective<B, M>> GradMem<B, M, O> {
     }
 
     fn unrolled(&self, episode: &Episode<B>, segments: &Segments<B>) -> Result<Outer<B>, Error> {
-        let start = self.outer_start(episode.len());
+        let ready = self.ready();
+        let start = ready.outer_start(episode.len());
         let mut terms = Ok(Auxiliary::default());
-        let memory = self
+        let memory = ready
             .training_steps(
-                self.every_step(segments),
+                ready.every_step(segments),
                 State::at_rest(start.clone()),
                 segments,
-                |step| self.add_terms(&mut terms, &step, segments, episode),
+                |step| ready.add_terms(&mut terms, &step, segments, episode),
             )
             .0;
         let mut terms = terms?;
-        terms.add(self.terms_of_end(&start, memory.fast(), segments, episode)?);
-        self.read_out(memory, terms, episode)
+        terms.add(ready.terms_of_end(&start, memory.fast(), segments, episode)?);
+        ready.read_out(memory, terms, episode)
+    }
+
+    /// With the model made ready once for all of WRITE's steps and READ, where all of them have the same weights on the same tape:
+    /// without adapters of WRITE's own, or steps that the outer gradient does not pass through. For one graph: it can be
+    /// differentiated once.
+    fn ready(&self) -> Self {
+        let config = &self.config;
+        let alike = (0..config.write_steps).all(|k| config.is_second_order(k));
+        match alike && self.write_lora.is_none() {
+            true => self.clone().joined(),
+            false => self.clone(),
+        }
     }
 
     fn add_terms(

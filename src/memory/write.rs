@@ -216,7 +216,7 @@ impl<B: Backend, M: Writable<B>, O: LiftedObjective<B, M>> GradMem<B, M, O> {
     }
 
     /// With the model made ready for many passes.
-    fn joined(mut self) -> Self {
+    pub(super) fn joined(mut self) -> Self {
         self.model = self.model.joined();
         self
     }

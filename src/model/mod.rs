@@ -114,7 +114,7 @@ pub trait CausalLm<B: Backend>: Module<B> + ModuleDisplay {
 
     /// The same model, made ready for many passes with the weights as they are now: this crate's Llama multiplies by the weights of
     /// q, k and v at once, and by those of gate and up (SwiGLU's), of which it makes copies if these have at most 2²³ values. By default
-    /// nothing is changed.
+    /// nothing is changed, and nothing is where that was done before.
     ///
     /// WRITE's steps and READ's loss run on it. What it returns is dropped behind them: parameters that are changed later, by a mapper,
     /// a record or [`no_grad`](Module::no_grad), are not what it computes with.

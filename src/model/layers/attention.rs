@@ -70,7 +70,9 @@ impl SelfAttentionConfig {
 impl<B: KernelBackend> SelfAttention<B> {
     /// The same with q, k and v as one product, of the weights as they are now, unless these are large.
     pub fn joined(mut self) -> Self {
-        self.qkv = Joined::of(&[&self.q_proj, &self.k_proj, &self.v_proj]);
+        if self.qkv.is_none() {
+            self.qkv = Joined::of(&[&self.q_proj, &self.k_proj, &self.v_proj]);
+        }
         self
     }
 

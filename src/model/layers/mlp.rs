@@ -56,7 +56,7 @@ impl<B: LayerBackend> GatedMlp<B> {
     /// The same with gate and up as one product, of the weights as they are now, where the activation takes them so and they are
     /// not large.
     pub fn joined(mut self) -> Self {
-        if self.activation == Activation::Silu {
+        if self.activation == Activation::Silu && self.gate_up.is_none() {
             self.gate_up = Joined::of(&[&self.gate_proj, &self.up_proj]);
         }
         self
