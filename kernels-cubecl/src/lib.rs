@@ -6,7 +6,8 @@
 //! is a method of an extension trait, with a forward, a backward and a double backward:
 //!
 //! - [`AttentionBackend`]: causal softmax attention with grouped-query heads;
-//! - [`LayerBackend`]: matrix products, RMS normalisation, SwiGLU, rotary positions and cross-entropies;
+//! - [`LayerBackend`]: matrix products, RMS and layer normalisation, SwiGLU, activations, rotary positions and
+//!   cross-entropies;
 //! - [`ScanBackend`]: the linear recurrence of state-space models, computed in parallel over the sequence;
 //! - [`KernelBackend`]: all three.
 //!

@@ -22,8 +22,8 @@ pub enum Questions {
     #[default]
     Separate,
     /// The context is read once, and each question continues it from the model's cache. The logits are those of
-    /// `separate` up to rounding. Contexts of one length are read together; a batch with more lengths than questions to a
-    /// context is read as in `separate`, which takes fewer passes.
+    /// `separate` up to rounding. Contexts of one length are read together; a batch with more lengths than half its contexts
+    /// is read as in `separate`: in one pass, where each question has its context again.
     Shared,
     /// A sequence for each context, with all its queries and targets in a row. Each question sees those before it
     /// and their answers. Where every pair of a context is asked for, a later answer is then partly known by
@@ -133,7 +133,7 @@ impl<B: Backend, M: CausalLm<B>> InContext<B, M> {
         queries: &Tokens<B>,
     ) -> Result<Tensor<B, 3>, Error> {
         match self.config.questions {
-            Questions::Shared if lengths(contexts) <= share(queries.len(), contexts.len())? => {
+            Questions::Shared if lengths(contexts) <= contexts.len().div_ceil(2) => {
                 self.reader(contexts)?.hidden_before(queries)
             }
             Questions::Separate | Questions::Shared => self.hidden(contexts, queries),

@@ -30,10 +30,12 @@ impl<B: Backend> Batch<B> {
         self.episode.is_empty()
     }
 
-    /// The same as the batch behind so many steps of a training, with labels smoothed by ε.
+    /// The same as the batch behind so many steps of a training, with labels smoothed by ε if that is above 0.
     pub(crate) fn in_training(mut self, step: usize, smoothing: f64) -> Self {
-        let episode = self.episode.at_step(step);
-        self.episode = episode.with_label_smoothing(smoothing);
+        self.episode = self.episode.at_step(step);
+        if smoothing > 0.0 {
+            self.episode = self.episode.with_label_smoothing(smoothing);
+        }
         self
     }
 

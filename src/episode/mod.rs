@@ -186,8 +186,9 @@ impl<B: Backend> Episode<B> {
         self.whole
     }
 
-    /// The same as the batch of the outer loop that has so many steps before it: what falls with the steps, such as
-    /// `inner_loss_steps` says, looks at this number. 0 unless it is given.
+    /// The same as the batch of the outer loop that has so many steps before it: what falls with the steps, as
+    /// [`inner_loss_steps`](crate::memory::GradMemConfig::inner_loss_steps) says, looks at this number. 0 unless it is given;
+    /// the trainings of [`train`](crate::train) give it, a loop of one's own must.
     #[must_use]
     pub fn at_step(mut self, step: usize) -> Self {
         self.step = step;
@@ -201,8 +202,17 @@ impl<B: Backend> Episode<B> {
 
     /// The same with smoothed labels (arXiv 1512.00567, section 7): the READ loss is `1 − ε` of what it is, and `ε` of the
     /// mean of `−log p` over the whole vocabulary. For training: scores of predictions do not change.
+    ///
+    /// # Panics
+    ///
+    /// If ε is below 0 or not below 1.
     #[must_use]
     pub fn with_label_smoothing(mut self, epsilon: f64) -> Self {
+        let fits = (0.0..1.0).contains(&epsilon);
+        assert!(
+            fits,
+            "label smoothing of {epsilon}: it must be at least 0 and below 1"
+        );
         self.labels.smoothing = epsilon;
         self
     }

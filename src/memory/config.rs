@@ -75,7 +75,8 @@ pub struct GradMemConfig {
     /// `w`: the outer loss is the READ loss plus `w` times the batch mean of the WRITE loss before
     /// the last step.
     pub inner_loss_weight: f64,
-    /// In training, `w` falls along a line from there to 0 over so many steps of the outer loop. It stays unless given.
+    /// In training, `w` falls along a line from there to 0 over so many steps of the outer loop, by
+    /// [`Episode::step`](crate::episode::Episode::step). It stays unless given.
     pub inner_loss_steps: Option<usize>,
     /// What decides how much of the memory a WRITE step keeps.
     pub gate: GateKind,

@@ -46,7 +46,7 @@ pub enum MetaGradient {
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Outer<B: Backend> {
-    /// Mean `−log p` of the labelled tokens, `[1]`.
+    /// Mean `−log p` of the labelled tokens, `[1]`; of [smoothed labels](Episode::with_label_smoothing) their loss.
     pub read_loss: Tensor<B, 1>,
     /// The losses beside it, not weighted.
     pub auxiliary: Auxiliary<B>,
@@ -142,17 +142,17 @@ impl<B: Backend, M: Writable<B>, O: LiftedObjective<B, M>> GradMem<B, M, O> {
                 ready.every_step(segments),
                 State::at_rest(start.clone()),
                 segments,
-                |step| ready.add_terms(&mut terms, &step, segments, episode),
+                |step| self.add_terms(&mut terms, &step, segments, episode),
             )
             .0;
         let mut terms = terms?;
-        terms.add(ready.terms_of_end(&start, memory.fast(), segments, episode)?);
+        terms.add(self.terms_of_end(&start, memory.fast(), segments, episode)?);
         ready.read_out(memory, terms, episode)
     }
 
     /// With the model made ready once for all of WRITE's steps and READ, where all of them have the same weights on the same tape:
     /// without adapters of WRITE's own, or steps that the outer gradient does not pass through. For one graph: it can be
-    /// differentiated once.
+    /// differentiated once. What is a constant beside it is computed on `self`, whose copies have no graph.
     fn ready(&self) -> Self {
         let config = &self.config;
         let alike = (0..config.write_steps).all(|k| config.is_second_order(k));

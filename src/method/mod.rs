@@ -79,7 +79,7 @@ pub trait Method<B: Backend>: Module<B> + ModuleDisplay {
 /// Answers, and the losses and memory they came with.
 #[derive(Clone, Debug)]
 pub struct Answers<B: Backend> {
-    /// Mean `−log p` of the labelled tokens, `[1]`.
+    /// Mean `−log p` of the labelled tokens, `[1]`; of [smoothed labels](Episode::with_label_smoothing) their loss.
     pub read_loss: Tensor<B, 1>,
     /// What other losses add to what training minimises, `[1]`.
     pub write_term: Option<Tensor<B, 1>>,

@@ -26,7 +26,8 @@ pub enum Measure {
     ExactMatch,
     /// Share of scored target tokens that are predicted, teacher-forced.
     TokenAccuracy,
-    /// Mean −log p of the target tokens given the memory and the query, in nats a token.
+    /// Mean −log p of the target tokens given the memory and the query, in nats a token; in training with `label_smoothing` the
+    /// loss of the smoothed labels.
     ReadLoss,
     /// Mean WRITE loss at M0, in nats a token.
     WriteLossBefore,

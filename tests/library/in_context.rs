@@ -136,6 +136,22 @@ fn a_shared_context_equals_separate_sequences() {
     }
 }
 
+/// Where most lengths occur once, a pass for each of them is more than the contexts once for each question.
+#[test]
+fn contexts_of_many_lengths_are_read_once_for_each_question() {
+    let (contexts, queries) = (
+        tokens(&[&[4u32, 7, 2, 9][..], &[5, 10, 3], &[3, 9]]),
+        tokens(&ANSWERS.map(|(query, target)| [query, target].concat())),
+    );
+    for (name, model) in models() {
+        let [shared, separate] = [Questions::Shared, Questions::Separate].map(|questions| {
+            let method = method(&model, questions);
+            values(method.training_logits(&contexts, &queries).unwrap())
+        });
+        assert_eq!(shared, separate, "{name}");
+    }
+}
+
 #[test]
 fn a_joint_question_has_those_before_it_in_its_context() {
     for (name, model) in models() {

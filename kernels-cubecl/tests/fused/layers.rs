@@ -194,7 +194,7 @@ fn activations_of_large_values() {
         Nonlinearity::Gelu,
         Nonlinearity::GeluTanh,
     ] {
-        let x = [-1e18, -1e4, -88.0, -30.0, 30.0, 88.0, 1e4, 1e18];
+        let x = [-1e30, -1e4, -88.0, -30.0, 30.0, 88.0, 1e4, 1e30];
         let x = Tensor::<Gpu, 3>::from_data([[x]], &Default::default());
         let [x, ones] = [x.clone(), x.ones_like()].map(lower);
         let y = Gpu::activate(x.clone(), by);

@@ -75,15 +75,16 @@ fn slopes(x: f32, #[comptime] by: Nonlinearity) -> Slopes {
         Nonlinearity::Silu => gated(x, x, 1.0, 0.0),
         Nonlinearity::Gelu => {
             let bell = bell(x);
-            let density = 0.398_942_28 * bell;
+            let density = 0.398_942_3 * bell;
             Slopes {
                 first: share(x, bell) + x * density,
-                second: density * (2.0 - x * x),
+                // Where the square overflows, the density is 0; NaN stays.
+                second: select(density > 0.0, density * (2.0 - x * x), density),
             }
         }
         Nonlinearity::GeluTanh => {
-            let first = 1.595_769_1 * (1.0 + 3.0 * 0.044_715 * x * x);
-            gated(x, bent(x), first, 6.0 * 1.595_769_1 * 0.044_715 * x)
+            let first = 1.595_769 * (1.0 + 3.0 * 0.044_715 * x * x);
+            gated(x, bent(x), first, 6.0 * 1.595_769 * 0.044_715 * x)
         }
     }
 }
@@ -109,7 +110,7 @@ fn gated(x: f32, y: f32, y1: f32, y2: f32) -> Slopes {
 /// `2 √(2/π) (x + 0.044715 x³)`
 #[cube]
 fn bent(x: f32) -> f32 {
-    1.595_769_1 * x * (1.0 + 0.044_715 * x * x)
+    1.595_769 * x * (1.0 + 0.044_715 * x * x)
 }
 
 /// `exp(−x²/2)`
