@@ -186,9 +186,8 @@ impl<B: Backend> Episode<B> {
         self.whole
     }
 
-    /// The same as the batch of the outer loop that has so many steps before it: what falls with the steps, as
-    /// [`inner_loss_steps`](crate::memory::GradMemConfig::inner_loss_steps) says, looks at this number. 0 unless it is given;
-    /// the trainings of [`train`](crate::train) give it, a loop of one's own must.
+    /// The same as the batch of the outer loop that has so many steps before it: what falls with the steps, as GradMem's
+    /// `inner_loss_steps` says, looks at this number. 0 unless it is given: this crate's trainings give it, a loop of one's own must.
     #[must_use]
     pub fn at_step(mut self, step: usize) -> Self {
         self.step = step;
