@@ -70,14 +70,15 @@ pub use ops::attention::{
 };
 pub use ops::head::{HeadBackend, head_losses};
 pub use ops::layers::{
-    LayerBackend, Nonlinearity, Norm, Rotation, activate, contiguous, layer_norm, linear, product,
-    rms_norm, rotary, side_by_side, split_heads, swiglu, token_losses,
+    LayerBackend, Rotation, activate, contiguous, layer_norm, linear, product, rms_norm, rotary,
+    side_by_side, split_heads, swiglu, token_losses,
 };
 pub use ops::scan::{Direction, ScanBackend, linear_scan};
 pub use ops::selection::{
     Attention, Precision, attention, precision, set_attention, set_precision,
 };
 pub use reference::adamw::AdamWStep;
+pub use reference::layers::{Nonlinearity, Norm};
 
 /// A backend's float primitive as a tensor.
 fn lift<B: Backend, const D: usize>(primitive: FloatTensor<B>) -> Tensor<B, D> {

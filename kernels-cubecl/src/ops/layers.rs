@@ -6,29 +6,9 @@ use burn::tensor::{DType, Device, FloatDType, Int, Tensor, TensorMetadata};
 
 use super::selection::Precision;
 use crate::reference::adamw::{AdamWStep, adamw};
+use crate::reference::layers::{Nonlinearity, Norm};
 use crate::reference::primitives;
 use crate::{lift, lower};
-
-/// How rows are normalised.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Norm {
-    /// ε, which is added to the mean of the squares.
-    pub epsilon: f64,
-    /// Whether the mean is taken away first: layer normalisation without its bias, instead of RMS normalisation.
-    pub centered: bool,
-}
-
-/// A function of each value.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum Nonlinearity {
-    /// `x σ(x)`
-    Silu,
-    /// `x Φ(x)`, with Φ the distribution function of N(0, 1) (arXiv 1606.08415).
-    Gelu,
-    /// `x σ(2 √(2/π) (x + 0.044715 x³))`: the same with Φ approximated by a tanh.
-    GeluTanh,
-}
 
 /// A backend that computes matrix products, RMS and layer normalisation, SwiGLU, activations, rotary positions and
 /// cross-entropies, and the first two derivatives of each; and the optimizer's step on a parameter.

@@ -11,7 +11,27 @@ use burn::tensor::backend::Backend;
 use burn::tensor::{DType, IndexingUpdateOp, Int, Tensor};
 
 use super::{cast, widen};
-use crate::{Nonlinearity, Norm};
+
+/// How rows are normalised.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Norm {
+    /// ε, which is added to the mean of the squares.
+    pub epsilon: f64,
+    /// Whether the mean is taken away first: layer normalisation without its bias, instead of RMS normalisation.
+    pub centered: bool,
+}
+
+/// A function of each value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Nonlinearity {
+    /// `x σ(x)`
+    Silu,
+    /// `x Φ(x)`, with Φ the distribution function of N(0, 1) (arXiv 1606.08415).
+    Gelu,
+    /// `x σ(2 √(2/π) (x + 0.044715 x³))`: the same with Φ approximated by a tanh.
+    GeluTanh,
+}
 
 /// `x r ∘ w` with `r = 1 / √(mean(x²) + ε)`. Here and below `x` is without its mean if that is taken away.
 pub fn norm<B: Backend>(x: Tensor<B, 3>, weight: Tensor<B, 1>, by: Norm) -> Tensor<B, 3> {

@@ -5,9 +5,10 @@ use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
 use burn::tensor::ops::{FloatTensor, IntTensor};
 
+use super::layers::{Nonlinearity, Norm};
 use super::scan::Direction;
 use super::{attention, layers, scan};
-use crate::{Nonlinearity, Norm, lift, lower};
+use crate::{lift, lower};
 
 pub fn causal_attention<B: Backend>(
     inputs: [FloatTensor<B>; 3],
