@@ -312,16 +312,14 @@ pub fn rms_norm<B: LayerBackend>(
     weight: Tensor<B, 1>,
     epsilon: f64,
 ) -> Tensor<B, 3> {
-    let ([_, _, width], [d]) = (x.dims(), weight.dims());
-    assert_eq!(
-        width, d,
-        "rms_norm: the last dimensions of x and weight differ"
-    );
-    let by = Norm {
-        epsilon,
-        centered: false,
-    };
-    lift(B::norm(lower(x), lower(weight), by))
+    normalised(
+        x,
+        weight,
+        Norm {
+            epsilon,
+            centered: false,
+        },
+    )
 }
 
 /// Layer normalisation without a bias, `(x − mean(x)) / √(var(x) + ε) ∘ w` (arXiv 1607.06450). 16-bit inputs are normalised in
@@ -340,15 +338,22 @@ pub fn layer_norm<B: LayerBackend>(
     weight: Tensor<B, 1>,
     epsilon: f64,
 ) -> Tensor<B, 3> {
+    normalised(
+        x,
+        weight,
+        Norm {
+            epsilon,
+            centered: true,
+        },
+    )
+}
+
+fn normalised<B: LayerBackend>(x: Tensor<B, 3>, weight: Tensor<B, 1>, by: Norm) -> Tensor<B, 3> {
     let ([_, _, width], [d]) = (x.dims(), weight.dims());
     assert_eq!(
         width, d,
-        "layer_norm: the last dimensions of x and weight differ"
+        "the last dimensions of what is normalised and of the weight differ"
     );
-    let by = Norm {
-        epsilon,
-        centered: true,
-    };
     lift(B::norm(lower(x), lower(weight), by))
 }
 

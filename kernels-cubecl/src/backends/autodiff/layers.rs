@@ -1,5 +1,7 @@
 //! The autodiff implementation of the layers around attention.
 
+use std::fmt;
+
 use burn::tensor::backend::Backend;
 use burn::tensor::ops::{FloatTensor, IntTensor};
 use burn::tensor::{Device, TensorMetadata};
@@ -41,17 +43,32 @@ impl<B: LayerBackend> Operation<B, 2> for Norm {
     }
 }
 
-#[derive(Clone, Debug)]
-struct SwiGlu;
+/// An operation of one input, by its first two derivatives.
+trait Derivatives<B: LayerBackend>: Clone + fmt::Debug + Send + Sync + 'static {
+    /// The gradient to `x` of `⟨grad, f(x)⟩`.
+    fn first(self, x: FloatTensor<B>, grad: FloatTensor<B>) -> FloatTensor<B>;
 
-impl<B: LayerBackend> Operation<B, 1> for SwiGlu {
+    /// The gradients to `[grad, x]` of `⟨a, dx⟩`.
+    fn second(
+        self,
+        x: FloatTensor<B>,
+        grad: FloatTensor<B>,
+        a: FloatTensor<B>,
+    ) -> [FloatTensor<B>; 2];
+}
+
+#[derive(Clone, Debug)]
+struct OfOne<D>(D);
+
+impl<B: LayerBackend, D: Derivatives<B>> Operation<B, 1> for OfOne<D> {
     fn backward(
         self,
         at: Point<B, 1>,
         grad: FloatTensor<B>,
         _: [bool; 1],
     ) -> [Option<FloatTensor<B>>; 1] {
-        at.inputs.map(|x| Some(B::swiglu_backward(x, grad.clone())))
+        let [x] = at.inputs;
+        [Some(self.0.first(x, grad))]
     }
 
     fn double_backward(
@@ -63,66 +80,59 @@ impl<B: LayerBackend> Operation<B, 1> for SwiGlu {
     ) -> (FloatTensor<B>, [Option<FloatTensor<B>>; 1]) {
         let [x] = at.inputs;
         let a = cotangent.expect("the only port of the hub received a cotangent");
-        let [to_grad, to_x] = B::swiglu_double_backward(x, grad, a);
+        let [to_grad, to_x] = self.0.second(x, grad, a);
         (to_grad, [Some(to_x)])
     }
 }
 
-impl<B: LayerBackend> Operation<B, 1> for Nonlinearity {
-    fn backward(
-        self,
-        at: Point<B, 1>,
-        grad: FloatTensor<B>,
-        _: [bool; 1],
-    ) -> [Option<FloatTensor<B>>; 1] {
-        at.inputs
-            .map(|x| Some(B::activate_backward(x, grad.clone(), self)))
+#[derive(Clone, Debug)]
+struct SwiGlu;
+
+impl<B: LayerBackend> Derivatives<B> for SwiGlu {
+    fn first(self, x: FloatTensor<B>, grad: FloatTensor<B>) -> FloatTensor<B> {
+        B::swiglu_backward(x, grad)
     }
 
-    fn double_backward(
+    fn second(
         self,
-        at: Point<B, 1>,
+        x: FloatTensor<B>,
         grad: FloatTensor<B>,
-        [cotangent]: [Option<FloatTensor<B>>; 1],
-        _: [bool; 1],
-    ) -> (FloatTensor<B>, [Option<FloatTensor<B>>; 1]) {
-        let [x] = at.inputs;
-        let a = cotangent.expect("the only port of the hub received a cotangent");
-        let [to_grad, to_x] = B::activate_double_backward(x, grad, a, self);
-        (to_grad, [Some(to_x)])
+        a: FloatTensor<B>,
+    ) -> [FloatTensor<B>; 2] {
+        B::swiglu_double_backward(x, grad, a)
+    }
+}
+
+impl<B: LayerBackend> Derivatives<B> for Nonlinearity {
+    fn first(self, x: FloatTensor<B>, grad: FloatTensor<B>) -> FloatTensor<B> {
+        B::activate_backward(x, grad, self)
+    }
+
+    fn second(
+        self,
+        x: FloatTensor<B>,
+        grad: FloatTensor<B>,
+        a: FloatTensor<B>,
+    ) -> [FloatTensor<B>; 2] {
+        B::activate_double_backward(x, grad, a, self)
     }
 }
 
 #[derive(Clone, Debug)]
 struct TokenLosses<B: Backend>(IntTensor<B>);
 
-impl<B: LayerBackend> Operation<B, 1> for TokenLosses<B> {
-    fn backward(
-        self,
-        at: Point<B, 1>,
-        grad: FloatTensor<B>,
-        _: [bool; 1],
-    ) -> [Option<FloatTensor<B>>; 1] {
-        at.inputs.map(|logits| {
-            Some(B::token_losses_backward(
-                logits,
-                self.0.clone(),
-                grad.clone(),
-            ))
-        })
+impl<B: LayerBackend> Derivatives<B> for TokenLosses<B> {
+    fn first(self, logits: FloatTensor<B>, grad: FloatTensor<B>) -> FloatTensor<B> {
+        B::token_losses_backward(logits, self.0, grad)
     }
 
-    fn double_backward(
+    fn second(
         self,
-        at: Point<B, 1>,
+        logits: FloatTensor<B>,
         grad: FloatTensor<B>,
-        [cotangent]: [Option<FloatTensor<B>>; 1],
-        _: [bool; 1],
-    ) -> (FloatTensor<B>, [Option<FloatTensor<B>>; 1]) {
-        let [logits] = at.inputs;
-        let a = cotangent.expect("the only port of the hub received a cotangent");
-        let [to_grad, to_logits] = B::token_losses_double_backward(logits, self.0, grad, a);
-        (to_grad, [Some(to_logits)])
+        a: FloatTensor<B>,
+    ) -> [FloatTensor<B>; 2] {
+        B::token_losses_double_backward(logits, self.0, grad, a)
     }
 }
 
@@ -143,7 +153,12 @@ impl<B: LayerBackend, C: CheckpointStrategy> LayerBackend for Autodiff<B, C> {
 
     fn token_losses(logits: FloatTensor<Self>, targets: IntTensor<Self>) -> FloatTensor<Self> {
         let losses = B::token_losses(logits.primitive.clone(), targets.clone());
-        forward::<B, C, 1>(TokenLosses::<B>(targets), [logits], losses, Vec::new())
+        forward::<B, C, 1>(
+            OfOne(TokenLosses::<B>(targets)),
+            [logits],
+            losses,
+            Vec::new(),
+        )
     }
 
     fn token_losses_backward(
@@ -151,7 +166,7 @@ impl<B: LayerBackend, C: CheckpointStrategy> LayerBackend for Autodiff<B, C> {
         targets: IntTensor<Self>,
         grad: FloatTensor<Self>,
     ) -> FloatTensor<Self> {
-        let operation = TokenLosses::<B>(targets);
+        let operation = OfOne(TokenLosses::<B>(targets));
         let [gradient] = all(backward::<B, C, 1, 2>(
             operation,
             [logits],
@@ -187,12 +202,12 @@ impl<B: LayerBackend, C: CheckpointStrategy> LayerBackend for Autodiff<B, C> {
 
     fn swiglu(x: FloatTensor<Self>) -> FloatTensor<Self> {
         let y = B::swiglu(x.primitive.clone());
-        forward::<B, C, 1>(SwiGlu, [x], y, Vec::new())
+        forward::<B, C, 1>(OfOne(SwiGlu), [x], y, Vec::new())
     }
 
     fn swiglu_backward(x: FloatTensor<Self>, grad: FloatTensor<Self>) -> FloatTensor<Self> {
         let [dx] = all(backward::<B, C, 1, 2>(
-            SwiGlu,
+            OfOne(SwiGlu),
             [x],
             Vec::new(),
             grad,
@@ -203,7 +218,7 @@ impl<B: LayerBackend, C: CheckpointStrategy> LayerBackend for Autodiff<B, C> {
 
     fn activate(x: FloatTensor<Self>, by: Nonlinearity) -> FloatTensor<Self> {
         let y = B::activate(x.primitive.clone(), by);
-        forward::<B, C, 1>(by, [x], y, Vec::new())
+        forward::<B, C, 1>(OfOne(by), [x], y, Vec::new())
     }
 
     fn activate_backward(
@@ -211,7 +226,13 @@ impl<B: LayerBackend, C: CheckpointStrategy> LayerBackend for Autodiff<B, C> {
         grad: FloatTensor<Self>,
         by: Nonlinearity,
     ) -> FloatTensor<Self> {
-        let [dx] = all(backward::<B, C, 1, 2>(by, [x], Vec::new(), grad, [true]));
+        let [dx] = all(backward::<B, C, 1, 2>(
+            OfOne(by),
+            [x],
+            Vec::new(),
+            grad,
+            [true],
+        ));
         dx
     }
 
