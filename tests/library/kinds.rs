@@ -466,10 +466,9 @@ fn the_weight_of_the_write_loss_falls_with_the_steps() {
         let fixed = model::<B>(&models()[0].1, &fixed);
         for how in [MetaGradient::Unrolled, MetaGradient::Replay] {
             let (expected, _) = fixed.outer_gradient(&episode(), how).unwrap();
-            let mut parts = episode().at_step(step).split(1).into_iter();
             let mut sum = gradients(&fixed, &expected);
             sum.iter_mut().for_each(|(_, g)| g.fill(0.0));
-            for part in parts.by_ref() {
+            for part in episode().at_step(step).split(1) {
                 let (found, _) = falling.outer_gradient(&part, how).unwrap();
                 for ((_, sum), (_, g)) in sum.iter_mut().zip(gradients(&falling, &found)) {
                     sum.iter_mut().zip(g).for_each(|(sum, g)| *sum += g);

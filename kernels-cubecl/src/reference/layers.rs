@@ -190,11 +190,8 @@ fn derivatives<B: Backend>(x: Tensor<B, 3>, by: Nonlinearity) -> [Tensor<B, 3>; 
         Nonlinearity::GeluTanh => {
             let s = sigma(bent(&x));
             let y1 = x.clone().square().mul_scalar(3.0 * BEND).add_scalar(1.0);
-            let [y1, y2] = [
-                (y1, 2.0 * FRAC_2_PI.sqrt()),
-                (x.clone(), 12.0 * BEND * FRAC_2_PI.sqrt()),
-            ]
-            .map(|(y, scale)| y.mul_scalar(scale));
+            let y1 = y1.mul_scalar(2.0 * FRAC_2_PI.sqrt());
+            let y2 = x.clone().mul_scalar(12.0 * BEND * FRAC_2_PI.sqrt());
             let slope = s.clone() * s.clone().neg().add_scalar(1.0);
             let s1 = slope.clone() * y1.clone();
             let tilt = s.clone().mul_scalar(-2.0).add_scalar(1.0);
@@ -270,7 +267,8 @@ fn silu<B: Backend>(x: Tensor<B, 3>) -> [Tensor<B, 3>; 3] {
     [x * sigma.clone(), first, second * sigma * rest]
 }
 
-fn sigma<B: Backend>(x: Tensor<B, 3>) -> Tensor<B, 3> {
+/// `σ(x)`, elementwise.
+pub fn sigma<B: Backend, const D: usize>(x: Tensor<B, D>) -> Tensor<B, D> {
     match x.dtype() {
         // Some backends compute the sigmoid of f64 in f32, but not tanh.
         DType::F64 => x.mul_scalar(0.5).tanh().mul_scalar(0.5).add_scalar(0.5),

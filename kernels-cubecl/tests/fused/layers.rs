@@ -9,6 +9,12 @@ use crate::Gpu;
 
 type F64 = burn_ndarray::NdArray<f64>;
 
+const NONLINEARITIES: [Nonlinearity; 3] = [
+    Nonlinearity::Silu,
+    Nonlinearity::Gelu,
+    Nonlinearity::GeluTanh,
+];
+
 fn lower<B: Backend, const D: usize>(x: Tensor<B, D>) -> FloatTensor<B> {
     x.into_primitive().tensor()
 }
@@ -164,11 +170,7 @@ fn activations() {
     each_type("activations", |numbers| {
         let mut errors = Vec::new();
         for shape in SHAPES {
-            for by in [
-                Nonlinearity::Silu,
-                Nonlinearity::Gelu,
-                Nonlinearity::GeluTanh,
-            ] {
+            for by in NONLINEARITIES {
                 let [x, g, a] = [(); 3].map(|()| numbers.next(shape).turned());
                 errors.push(error::<3>(
                     Gpu::activate(x.gpu(), by),
@@ -189,11 +191,7 @@ fn activations() {
 /// Values and derivatives are finite where the exponential or a square overflows.
 #[test]
 fn activations_of_large_values() {
-    for by in [
-        Nonlinearity::Silu,
-        Nonlinearity::Gelu,
-        Nonlinearity::GeluTanh,
-    ] {
+    for by in NONLINEARITIES {
         let x = [-1e30, -1e4, -88.0, -30.0, 30.0, 88.0, 1e4, 1e30];
         let x = Tensor::<Gpu, 3>::from_data([[x]], &Default::default());
         let [x, ones] = [x.clone(), x.ones_like()].map(lower);

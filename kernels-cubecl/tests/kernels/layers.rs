@@ -13,6 +13,12 @@ use gradmem_kernels::{
 type F64 = burn_ndarray::NdArray<f64>;
 type F32 = burn_flex::Flex;
 
+const NONLINEARITIES: [Nonlinearity; 3] = [
+    Nonlinearity::Silu,
+    Nonlinearity::Gelu,
+    Nonlinearity::GeluTanh,
+];
+
 /// A function of flat tensors.
 trait Layer {
     fn sizes(&self) -> Vec<usize>;
@@ -437,11 +443,7 @@ fn norms_and_their_derivatives() {
 
 #[test]
 fn activations_and_their_derivatives() {
-    for by in [
-        Nonlinearity::Silu,
-        Nonlinearity::Gelu,
-        Nonlinearity::GeluTanh,
-    ] {
+    for by in NONLINEARITIES {
         for shape in [[1, 1, 1], [2, 3, 5], [1, 7, 17], [4, 33, 128]] {
             check(Activate(shape, by), &format!("{by:?}, {shape:?}"));
         }
@@ -535,11 +537,7 @@ fn nan_inputs_give_nan_outputs() {
     let all_nan = |x: Tensor<F32, 3>| x.into_data().iter::<f32>().all(f32::is_nan);
     assert!(all_nan(rms_norm(nan([1, 2, 3]), weight.clone(), 1e-5)));
     assert!(all_nan(layer_norm(nan([1, 2, 3]), weight, 1e-5)));
-    for by in [
-        Nonlinearity::Silu,
-        Nonlinearity::Gelu,
-        Nonlinearity::GeluTanh,
-    ] {
+    for by in NONLINEARITIES {
         let x = nan([1, 2, 3]);
         let dx = F32::activate_backward(
             x.clone().into_primitive().tensor(),

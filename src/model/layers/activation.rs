@@ -1,6 +1,5 @@
-use burn::tensor::activation::{relu, sigmoid};
-use burn::tensor::backend::Backend;
-use burn::tensor::{DType, Tensor};
+use burn::tensor::Tensor;
+use burn::tensor::activation::relu;
 use gradmem_kernels::{LayerBackend, Nonlinearity, activate};
 use serde::{Deserialize, Serialize};
 
@@ -42,14 +41,5 @@ impl Activation {
             Self::Silu => Some(Nonlinearity::Silu),
             Self::Relu => None,
         }
-    }
-}
-
-/// `σ(x)`, elementwise.
-pub(super) fn sigma<B: Backend, const D: usize>(x: Tensor<B, D>) -> Tensor<B, D> {
-    match x.dtype() {
-        // Some backends compute an f64 sigmoid in f32, but not tanh.
-        DType::F64 => x.mul_scalar(0.5).tanh().mul_scalar(0.5).add_scalar(0.5),
-        _ => sigmoid(x),
     }
 }

@@ -1,11 +1,11 @@
 use burn::module::Module;
 use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
+use gradmem_kernels::reference::layers::sigma;
 use gradmem_kernels::{
     Association, Bindings, Counting, LayerBackend, associative_read, associative_write, dpfp,
 };
 
-use super::activation::sigma;
 use super::{Affine, AffineConfig, Init};
 
 /// The maps between a layer's hidden states and an associative memory (ARMT, arXiv 2407.04841).

@@ -2,7 +2,7 @@
 
 use cubecl::prelude::*;
 
-use super::pointwise::{place, sigma};
+use super::pointwise::{curvature, place, sigma, slope};
 use crate::Nonlinearity;
 
 #[cube(launch_unchecked)]
@@ -72,7 +72,13 @@ struct Slopes {
 #[cube]
 fn slopes(x: f32, #[comptime] by: Nonlinearity) -> Slopes {
     match comptime!(by) {
-        Nonlinearity::Silu => gated(x, x, 1.0, 0.0),
+        Nonlinearity::Silu => {
+            let sigma = sigma(x);
+            Slopes {
+                first: slope(x, sigma),
+                second: curvature(x, sigma),
+            }
+        }
         Nonlinearity::Gelu => {
             let bell = bell(x);
             let density = 0.398_942_3 * bell;
@@ -83,27 +89,22 @@ fn slopes(x: f32, #[comptime] by: Nonlinearity) -> Slopes {
             }
         }
         Nonlinearity::GeluTanh => {
-            let first = 1.595_769 * (1.0 + 3.0 * 0.044_715 * x * x);
-            gated(x, bent(x), first, 6.0 * 1.595_769 * 0.044_715 * x)
+            let y1 = 1.595_769 * (1.0 + 3.0 * 0.044_715 * x * x);
+            let y2 = 6.0 * 1.595_769 * 0.044_715 * x;
+            let s = sigma(bent(x));
+            let slope = s * (1.0 - s);
+            // Far from zero σ is 0 or 1 exactly, and what it is multiplied by may overflow.
+            let mut s1 = 0.0f32;
+            let mut s2 = 0.0f32;
+            if slope > 0.0 {
+                s1 = slope * y1;
+                s2 = slope * ((1.0 - 2.0 * s) * y1 * y1 + y2);
+            }
+            Slopes {
+                first: s + x * s1,
+                second: 2.0 * s1 + x * s2,
+            }
         }
-    }
-}
-
-/// Those of `x σ(y)`, where `y` is a function of `x` with these.
-#[cube]
-fn gated(x: f32, y: f32, y1: f32, y2: f32) -> Slopes {
-    let s = sigma(y);
-    let slope = s * (1.0 - s);
-    // Far from zero σ is 0 or 1 exactly, and what it is multiplied by may overflow.
-    let mut s1 = 0.0f32;
-    let mut s2 = 0.0f32;
-    if slope > 0.0 {
-        s1 = slope * y1;
-        s2 = slope * ((1.0 - 2.0 * s) * y1 * y1 + y2);
-    }
-    Slopes {
-        first: s + x * s1,
-        second: 2.0 * s1 + x * s2,
     }
 }
 

@@ -63,7 +63,7 @@ pub fn swiglu_double_backward<F: Float>(
         let g = f32::cast_from(grad[i]);
         let sigma = sigma(gate);
         let first = slope(gate, sigma);
-        let second = sigma * (1.0 - sigma) * (2.0 + gate * (1.0 - 2.0 * sigma));
+        let second = curvature(gate, sigma);
         to_grad[i] = F::cast_from(a * up * first + b * gate * sigma);
         to_x[at] = F::cast_from(g * (a * up * second + b * first));
         to_x[at + width] = F::cast_from(a * g * first);
@@ -83,8 +83,14 @@ pub fn sigma(x: f32) -> f32 {
 
 /// The derivative of silu.
 #[cube]
-fn slope(x: f32, sigma: f32) -> f32 {
+pub fn slope(x: f32, sigma: f32) -> f32 {
     sigma * (1.0 + x * (1.0 - sigma))
+}
+
+/// The second derivative of silu.
+#[cube]
+pub fn curvature(x: f32, sigma: f32) -> f32 {
+    sigma * (1.0 - sigma) * (2.0 + x * (1.0 - 2.0 * sigma))
 }
 
 /// `to + Σ parts`, each of `size` values; without `to` if it is not to be added.

@@ -68,7 +68,21 @@ fn map_by<const I: usize, const O: usize>(
 
 #[inline(always)]
 fn silu(x: f32) -> [f32; 3] {
-    gated(x, x, [1.0, 0.0])
+    let s = sigma(x);
+    let [first, second] = silu_slopes(x, s);
+    [x * s, first, second]
+}
+
+#[inline(always)]
+pub fn sigma(x: f32) -> f32 {
+    1.0 / (1.0 + exp(-x))
+}
+
+/// The first two derivatives of silu at `x`, whose σ is `s`.
+#[inline(always)]
+pub fn silu_slopes(x: f32, s: f32) -> [f32; 2] {
+    let first = s * (1.0 + x * (1.0 - s));
+    [first, s * (1.0 - s) * (2.0 + x * (1.0 - 2.0 * s))]
 }
 
 #[inline(always)]
@@ -88,15 +102,9 @@ fn gelu_tanh(x: f32) -> [f32; 3] {
     const SCALE: f32 = 1.595_769;
     const BEND: f32 = 0.044_715;
     let square = x * x;
-    let y = SCALE * x * (1.0 + BEND * square);
-    let first = SCALE * (1.0 + 3.0 * BEND * square);
-    gated(x, y, [first, 6.0 * SCALE * BEND * x])
-}
-
-/// `x σ(y)` and its derivatives, where `y` is a function of `x` with these.
-#[inline(always)]
-fn gated(x: f32, y: f32, [y1, y2]: [f32; 2]) -> [f32; 3] {
-    let s = 1.0 / (1.0 + exp(-y));
+    let y1 = SCALE * (1.0 + 3.0 * BEND * square);
+    let y2 = 6.0 * SCALE * BEND * x;
+    let s = sigma(SCALE * x * (1.0 + BEND * square));
     let slope = s * (1.0 - s);
     // Far from zero σ is 0 or 1 exactly, and what it is multiplied by may overflow.
     let (s1, s2) = match slope > 0.0 {

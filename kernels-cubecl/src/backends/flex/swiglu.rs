@@ -3,9 +3,9 @@
 use burn::tensor::Shape;
 use burn_flex::FlexTensor;
 
+use super::activation::{sigma, silu_slopes};
 use super::memory::{in_shape, like};
 use super::parallel::{Blank, rows};
-use super::vector::exp;
 
 pub fn forward(x: FlexTensor) -> FlexTensor {
     let ([batch, seq, width], values) = (x.layout().shape().dims(), x.storage());
@@ -43,7 +43,8 @@ pub fn backward(x: FlexTensor, grad: FlexTensor) -> FlexTensor {
                 for i in 0..d {
                     let (x, g) = (gate[i], grad[i]);
                     let s = sigma(x);
-                    to_gate[i].write(g * up[i] * (s * (1.0 + x * (1.0 - s))));
+                    let [first, _] = silu_slopes(x, s);
+                    to_gate[i].write(g * up[i] * first);
                     to_up[i].write(g * x * s);
                 }
             }
@@ -75,8 +76,7 @@ pub fn double_backward([x, grad, cotangent]: [FlexTensor; 3]) -> [FlexTensor; 2]
                 for i in 0..d {
                     let (x, g) = (gate[i], grad[i]);
                     let s = sigma(x);
-                    let first = s * (1.0 + x * (1.0 - s));
-                    let second = s * (1.0 - s) * (2.0 + x * (1.0 - 2.0 * s));
+                    let [first, second] = silu_slopes(x, s);
                     let au = a[i] * up[i];
                     to_grad[i].write(au * first + b[i] * x * s);
                     to_gate[i].write(g * (au * second + b[i] * first));
@@ -114,9 +114,4 @@ pub fn side_by_side([left, right]: [FlexTensor; 2]) -> FlexTensor {
 fn halves(x: &[f32], row: usize, d: usize) -> (&[f32], &[f32]) {
     let (gate, up) = x[2 * d * row..2 * d * (row + 1)].split_at(d);
     (&gate[..d], &up[..d])
-}
-
-#[inline(always)]
-fn sigma(x: f32) -> f32 {
-    1.0 / (1.0 + exp(-x))
 }
