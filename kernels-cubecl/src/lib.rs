@@ -70,8 +70,8 @@ pub use ops::attention::{
 };
 pub use ops::head::{HeadBackend, head_losses};
 pub use ops::layers::{
-    LayerBackend, Rotation, activate, contiguous, layer_norm, linear, product, rms_norm, rotary,
-    side_by_side, split_heads, swiglu, token_losses,
+    LayerBackend, Rotation, activate, add_linear, contiguous, layer_norm, linear, product,
+    rms_norm, rotary, side_by_side, split_heads, swiglu, token_losses,
 };
 pub use ops::scan::{Direction, ScanBackend, linear_scan};
 pub use ops::selection::{

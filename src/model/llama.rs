@@ -291,9 +291,9 @@ impl<B: KernelBackend> LlamaBlock<B> {
         mut cache: Option<&mut LayerCache<B>>,
     ) -> Tensor<B, 3> {
         let y = self.input_layernorm.forward(x.clone());
-        let x = x + self.self_attn.forward(y, rotary, cache.as_deref_mut());
+        let x = self.self_attn.add_to(x, y, rotary, cache.as_deref_mut());
         let y = self.post_attention_layernorm.forward(x.clone());
-        x + self.mlp.forward(y, cache.as_deref())
+        self.mlp.add_to(x, y, cache.as_deref())
     }
 }
 

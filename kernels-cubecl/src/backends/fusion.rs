@@ -51,14 +51,17 @@ impl<B: FusionBackend + AttentionBackend> AttentionBackend for Fusion<B> {
         lse: FloatTensor<Self>,
         grad_out: FloatTensor<Self>,
         scale: f64,
+        onto: [Option<FloatTensor<Self>>; 3],
     ) -> [FloatTensor<Self>; 3] {
-        let outputs = [&q, &k, &v].map(|x| (x.shape.clone(), x.dtype));
-        register::<B, _, 3>(
+        let outputs = [&q, &k, &v].map(like);
+        let (inputs, given) = with_some([q, k, v, out, lse, grad_out], onto);
+        register_some::<B, 3>(
             "causal_attention_backward",
-            [q, k, v, out, lse, grad_out],
+            inputs,
             outputs,
-            move |[q, k, v, out, lse, grad_out]| {
-                B::causal_attention_backward(q, k, v, out, lse, grad_out, scale)
+            move |inputs| {
+                let ([q, k, v, out, lse, grad_out], onto) = apart(inputs, given);
+                B::causal_attention_backward(q, k, v, out, lse, grad_out, scale, onto)
             },
         )
     }
@@ -73,8 +76,8 @@ impl<B: FusionBackend + AttentionBackend> AttentionBackend for Fusion<B> {
         cotangents: [Option<FloatTensor<Self>>; 3],
         scale: f64,
     ) -> [FloatTensor<Self>; 4] {
-        let outputs = [&grad_out, &q, &k, &v].map(|x| (x.shape.clone(), x.dtype));
-        let (inputs, given) = with_cotangents([q, k, v, out, lse, grad_out], cotangents);
+        let outputs = [&grad_out, &q, &k, &v].map(like);
+        let (inputs, given) = with_some([q, k, v, out, lse, grad_out], cotangents);
         register_some::<B, 4>(
             "causal_attention_double_backward",
             inputs,
@@ -188,19 +191,22 @@ impl<B: FusionBackend + LayerBackend> LayerBackend for Fusion<B> {
         grad: FloatTensor<Self>,
         by: Norm,
         wants_weight: bool,
+        onto: [Option<FloatTensor<Self>>; 2],
     ) -> (FloatTensor<Self>, Option<FloatTensor<Self>>) {
         let name = "norm_backward";
         let (of_x, of_weight) = (like(&x), like(&weight));
-        let inputs = [x, weight, grad];
+        let (inputs, given) = with_some([x, weight, grad], onto);
+        let run = move |inputs| {
+            let ([x, weight, grad], onto) = apart(inputs, given);
+            B::norm_backward(x, weight, grad, by, wants_weight, onto)
+        };
         if !wants_weight {
-            let [dx] = register::<B, _, 1>(name, inputs, [of_x], move |[x, weight, grad]| {
-                [B::norm_backward(x, weight, grad, by, false).0]
-            });
+            let [dx] = register_some::<B, 1>(name, inputs, [of_x], move |inputs| [run(inputs).0]);
             return (dx, None);
         }
         let outputs = [of_x, of_weight];
-        let [dx, dw] = register::<B, _, 2>(name, inputs, outputs, move |[x, weight, grad]| {
-            let (dx, dw) = B::norm_backward(x, weight, grad, by, true);
+        let [dx, dw] = register_some::<B, 2>(name, inputs, outputs, move |inputs| {
+            let (dx, dw) = run(inputs);
             [dx, dw.expect("the gradient to the weight is wanted")]
         });
         (dx, Some(dw))
@@ -210,15 +216,16 @@ impl<B: FusionBackend + LayerBackend> LayerBackend for Fusion<B> {
         x: FloatTensor<Self>,
         weight: FloatTensor<Self>,
         grad: FloatTensor<Self>,
-        cotangents: [Option<FloatTensor<Self>>; 2],
+        [a, c]: [Option<FloatTensor<Self>>; 2],
         by: Norm,
+        onto_weight: Option<FloatTensor<Self>>,
     ) -> [FloatTensor<Self>; 3] {
         let outputs = [like(&grad), like(&x), like(&weight)];
-        let (inputs, given) = with_cotangents([x, weight, grad], cotangents);
+        let (inputs, given) = with_some([x, weight, grad], [a, c, onto_weight]);
         let name = "norm_double_backward";
         register_some::<B, 3>(name, inputs, outputs, move |inputs| {
-            let ([x, weight, grad], cotangents) = apart(inputs, given);
-            B::norm_double_backward(x, weight, grad, cotangents, by)
+            let ([x, weight, grad], [a, c, onto_weight]) = apart(inputs, given);
+            B::norm_double_backward(x, weight, grad, [a, c], by, onto_weight)
         })
     }
 
@@ -230,10 +237,16 @@ impl<B: FusionBackend + LayerBackend> LayerBackend for Fusion<B> {
         y
     }
 
-    fn swiglu_backward(x: FloatTensor<Self>, grad: FloatTensor<Self>) -> FloatTensor<Self> {
+    fn swiglu_backward(
+        x: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+        onto: Option<FloatTensor<Self>>,
+    ) -> FloatTensor<Self> {
         let outputs = [like(&x)];
-        let [dx] = register::<B, _, 1>("swiglu_backward", [x, grad], outputs, |[x, grad]| {
-            [B::swiglu_backward(x, grad)]
+        let (inputs, given) = with_some([x, grad], [onto]);
+        let [dx] = register_some::<B, 1>("swiglu_backward", inputs, outputs, move |inputs| {
+            let ([x, grad], [onto]) = apart(inputs, given);
+            [B::swiglu_backward(x, grad, onto)]
         });
         dx
     }
@@ -260,12 +273,14 @@ impl<B: FusionBackend + LayerBackend> LayerBackend for Fusion<B> {
         x: FloatTensor<Self>,
         grad: FloatTensor<Self>,
         by: Nonlinearity,
+        onto: Option<FloatTensor<Self>>,
     ) -> FloatTensor<Self> {
         let outputs = [like(&x)];
-        let [dx] =
-            register::<B, _, 1>("activate_backward", [x, grad], outputs, move |[x, grad]| {
-                [B::activate_backward(x, grad, by)]
-            });
+        let (inputs, given) = with_some([x, grad], [onto]);
+        let [dx] = register_some::<B, 1>("activate_backward", inputs, outputs, move |inputs| {
+            let ([x, grad], [onto]) = apart(inputs, given);
+            [B::activate_backward(x, grad, by, onto)]
+        });
         dx
     }
 
@@ -348,25 +363,25 @@ fn like<R: FusionRuntime>(x: &FusionTensor<R>) -> (Shape, DType) {
     (x.shape.clone(), x.dtype)
 }
 
-/// A double backward's inputs in one row, and which of the cotangents there are.
-fn with_cotangents<T, const N: usize, const M: usize>(
+/// Inputs in one row, behind them those that need not be there, and which of these there are.
+fn with_some<T, const N: usize, const M: usize>(
     inputs: [T; N],
-    cotangents: [Option<T>; M],
+    others: [Option<T>; M],
 ) -> (Vec<T>, [bool; M]) {
-    let given = cotangents.each_ref().map(Option::is_some);
-    let cotangents = cotangents.into_iter().flatten();
-    (inputs.into_iter().chain(cotangents).collect(), given)
+    let given = others.each_ref().map(Option::is_some);
+    let others = others.into_iter().flatten();
+    (inputs.into_iter().chain(others).collect(), given)
 }
 
-/// The inverse of [`with_cotangents`].
+/// The inverse of [`with_some`].
 fn apart<T, const N: usize, const M: usize>(
     inputs: Vec<T>,
     given: [bool; M],
 ) -> ([T; N], [Option<T>; M]) {
     let mut inputs = inputs.into_iter();
     let first = std::array::from_fn(|_| inputs.next().expect("the inputs come first"));
-    let cotangents = given.map(|given| given.then(|| inputs.next()).flatten());
-    (first, cotangents)
+    let others = given.map(|given| given.then(|| inputs.next()).flatten());
+    (first, others)
 }
 
 /// Inputs and what they are rotated by in one row, and whether they are.

@@ -38,7 +38,8 @@ pub trait AttentionBackend: Backend {
         primitives::causal_attention::<Self>([q, k, v], scale)
     }
 
-    /// The gradients `[dq, dk, dv]` of `⟨grad_out, out⟩`.
+    /// The gradients `[dq, dk, dv]` of `⟨grad_out, out⟩`, each added to what is given as `onto`.
+    #[allow(clippy::too_many_arguments)]
     fn causal_attention_backward(
         q: FloatTensor<Self>,
         k: FloatTensor<Self>,
@@ -47,8 +48,11 @@ pub trait AttentionBackend: Backend {
         lse: FloatTensor<Self>,
         grad_out: FloatTensor<Self>,
         scale: f64,
+        onto: [Option<FloatTensor<Self>>; 3],
     ) -> [FloatTensor<Self>; 3] {
-        primitives::causal_attention_backward::<Self>([q, k, v], lse, grad_out, scale)
+        let gradients =
+            primitives::causal_attention_backward::<Self>([q, k, v], lse, grad_out, scale);
+        primitives::each_added::<Self, 3>(onto, gradients)
     }
 
     /// The gradients to `[grad_out, q, k, v]` of `⟨a, dq⟩ + ⟨b, dk⟩ + ⟨c, dv⟩`, where

@@ -54,6 +54,15 @@ pub trait LayerBackend: Backend {
         Self::float_add(to, Self::product(lhs, rhs))
     }
 
+    /// `to + x · wᵀ`, with gradients as those of [`LayerBackend::product_transposed`].
+    fn add_product_transposed(
+        to: FloatTensor<Self>,
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        Self::add_product(to, x, Self::float_transpose(weight))
+    }
+
     /// `x + y`, of the same shape.
     fn add(x: FloatTensor<Self>, y: FloatTensor<Self>) -> FloatTensor<Self> {
         Self::float_add(x, y)
@@ -96,27 +105,34 @@ pub trait LayerBackend: Backend {
         primitives::norm::<Self>(x, weight, by)
     }
 
-    /// The gradients `(dx, dw)` of `⟨grad, norm(x, w)⟩`; `dw` only if `wants_weight`.
+    /// The gradients `(dx, dw)` of `⟨grad, norm(x, w)⟩`; `dw` only if `wants_weight`. Each is added to what is given as `onto`.
     fn norm_backward(
         x: FloatTensor<Self>,
         weight: FloatTensor<Self>,
         grad: FloatTensor<Self>,
         by: Norm,
         wants_weight: bool,
+        [onto_x, onto_weight]: [Option<FloatTensor<Self>>; 2],
     ) -> (FloatTensor<Self>, Option<FloatTensor<Self>>) {
-        primitives::norm_backward::<Self>(x, weight, grad, by, wants_weight)
+        let (dx, dw) = primitives::norm_backward::<Self>(x, weight, grad, by, wants_weight);
+        let dw = dw.map(|dw| primitives::added::<Self>(onto_weight, dw));
+        (primitives::added::<Self>(onto_x, dx), dw)
     }
 
     /// The gradients to `[grad, x, w]` of `⟨a, dx⟩ + ⟨c, dw⟩`, where `cotangents = [a, c]` and an absent
-    /// cotangent counts as zero.
+    /// cotangent counts as zero. The last one is added to what is given as `onto_weight`.
     fn norm_double_backward(
         x: FloatTensor<Self>,
         weight: FloatTensor<Self>,
         grad: FloatTensor<Self>,
         cotangents: [Option<FloatTensor<Self>>; 2],
         by: Norm,
+        onto_weight: Option<FloatTensor<Self>>,
     ) -> [FloatTensor<Self>; 3] {
-        primitives::norm_double_backward::<Self>(x, weight, grad, cotangents, by)
+        let [to_grad, to_x, to_weight] =
+            primitives::norm_double_backward::<Self>(x, weight, grad, cotangents, by);
+        let to_weight = primitives::added::<Self>(onto_weight, to_weight);
+        [to_grad, to_x, to_weight]
     }
 
     /// The nonlinearity of each value of `x` `[batch, seq, d]`.
@@ -124,13 +140,14 @@ pub trait LayerBackend: Backend {
         primitives::activate::<Self>(x, by)
     }
 
-    /// The gradient to `x` of `⟨grad, activate(x)⟩`.
+    /// The gradient to `x` of `⟨grad, activate(x)⟩`, added to what is given as `onto`.
     fn activate_backward(
         x: FloatTensor<Self>,
         grad: FloatTensor<Self>,
         by: Nonlinearity,
+        onto: Option<FloatTensor<Self>>,
     ) -> FloatTensor<Self> {
-        primitives::activate_backward::<Self>(x, grad, by)
+        primitives::added::<Self>(onto, primitives::activate_backward::<Self>(x, grad, by))
     }
 
     /// The gradients to `[grad, x]` of `⟨a, dx⟩`.
@@ -148,9 +165,13 @@ pub trait LayerBackend: Backend {
         primitives::swiglu::<Self>(x)
     }
 
-    /// The gradient to `x` of `⟨grad, swiglu(x)⟩`.
-    fn swiglu_backward(x: FloatTensor<Self>, grad: FloatTensor<Self>) -> FloatTensor<Self> {
-        primitives::swiglu_backward::<Self>(x, grad)
+    /// The gradient to `x` of `⟨grad, swiglu(x)⟩`, added to what is given as `onto`.
+    fn swiglu_backward(
+        x: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+        onto: Option<FloatTensor<Self>>,
+    ) -> FloatTensor<Self> {
+        primitives::added::<Self>(onto, primitives::swiglu_backward::<Self>(x, grad))
     }
 
     /// The gradients to `[grad, x]` of `⟨a, dx⟩`.
@@ -262,6 +283,32 @@ pub fn linear<B: LayerBackend>(x: Tensor<B, 2>, weight: Tensor<B, 2>) -> Tensor<
         "linear: the shapes {rows:?} and {columns:?} do not fit"
     );
     lift(B::product_transposed(lower(x), lower(weight)))
+}
+
+/// What a linear map is added to, and the map: `to + x · wᵀ`. The sum is taken where the product is computed.
+///
+/// # Shapes
+///
+/// - `x`: `[rows, d_input]`, `weight`: `[d_output, d_input]`; `to` and output: `[rows, d_output]`
+///
+/// # Panics
+///
+/// If the shapes do not fit.
+pub fn add_linear<B: LayerBackend>(
+    to: Tensor<B, 2>,
+    x: Tensor<B, 2>,
+    weight: Tensor<B, 2>,
+) -> Tensor<B, 2> {
+    let (sums, rows, columns) = (to.dims(), x.dims(), weight.dims());
+    assert!(
+        rows[1] == columns[1] && sums == [rows[0], columns[0]],
+        "add_linear: the shapes {sums:?}, {rows:?} and {columns:?} do not fit"
+    );
+    lift(B::add_product_transposed(
+        lower(to),
+        lower(x),
+        lower(weight),
+    ))
 }
 
 /// The cross-entropy `−log p` of each target, with `p` the softmax of its logits.

@@ -43,6 +43,23 @@ pub fn causal_attention_double_backward<B: Backend>(
     attention::double_backward::<B>(at, lift(grad_out), cotangents).map(lower)
 }
 
+/// A gradient, added to what there is already.
+pub fn added<B: Backend>(onto: Option<FloatTensor<B>>, gradient: FloatTensor<B>) -> FloatTensor<B> {
+    match onto {
+        Some(onto) => B::float_add(onto, gradient),
+        None => gradient,
+    }
+}
+
+/// [`added`] for each of several gradients.
+pub fn each_added<B: Backend, const N: usize>(
+    onto: [Option<FloatTensor<B>>; N],
+    gradients: [FloatTensor<B>; N],
+) -> [FloatTensor<B>; N] {
+    let mut onto = onto.into_iter();
+    gradients.map(|gradient| added::<B>(onto.next().flatten(), gradient))
+}
+
 pub fn token_losses<B: Backend>(logits: FloatTensor<B>, targets: IntTensor<B>) -> FloatTensor<B> {
     let targets = Tensor::from_primitive(targets);
     lower(layers::token_losses::<B>(lift(logits), targets))

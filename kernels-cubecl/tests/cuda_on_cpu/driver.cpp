@@ -606,7 +606,8 @@ static string rewrite(const string &source, string &name) {
         }
         if (parameter.rfind("buffer_", 0) == 0) {
             string length = lengths ? "info.static_meta[" + parameter.substr(7) + "]" : "~0ull";
-            if (lengths)
+            // A buffer that the kernel does not use costs nothing.
+            if (lengths && std::regex_search(body, std::regex("\\b" + parameter + "\\b")))
                 bytes += " + " + length + " * sizeof(" + type + ")";
             taken += "cuda_on_cpu::Checked<" + type + "> " + parameter;
             given += "{*(" + type + " **)" + at + ", " + length + ", \"" + parameter + "\"}";

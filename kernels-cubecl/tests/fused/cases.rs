@@ -157,6 +157,8 @@ fn errors(case: Case, dtype: DType, transposed: bool, present: [bool; 3]) -> [f6
         lse.clone(),
         grad_out.clone(),
         scale,
+        // What the gradients are added to has the shapes of their cotangents.
+        [a.clone(), b.clone(), c.clone()],
     );
     let first64 = F64::causal_attention_backward(
         q64.clone(),
@@ -166,6 +168,7 @@ fn errors(case: Case, dtype: DType, transposed: bool, present: [bool; 3]) -> [f6
         lse64.clone(),
         grad_out64.clone(),
         scale,
+        [a64.clone(), b64.clone(), c64.clone()],
     );
     poison(case, dtype);
     let second = Gpu::causal_attention_double_backward(
@@ -364,6 +367,7 @@ fn memory_does_not_grow_with_the_square_of_the_sequence() {
             lse.clone(),
             grad_out.clone(),
             0.3,
+            [None, None, None],
         );
         let cotangents = [Some(a), Some(b), Some(c)];
         let second =

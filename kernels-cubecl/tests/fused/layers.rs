@@ -135,9 +135,13 @@ fn norms() {
             let gpu = Gpu::norm(x.gpu(), w.gpu(), by);
             let cpu = F64::norm(x.cpu(), w.cpu(), by);
             errors.push(error::<3>(gpu, cpu));
-            for wanted in [false, true] {
-                let (dx, dw) = Gpu::norm_backward(x.gpu(), w.gpu(), g.gpu(), by, wanted);
-                let (dx64, dw64) = F64::norm_backward(x.cpu(), w.cpu(), g.cpu(), by, wanted);
+            for (wanted, adds) in [(false, false), (true, false), (false, true), (true, true)] {
+                let onto = adds.then(|| [a.gpu(), c.gpu()]);
+                let onto = onto.map_or([None, None], |onto| onto.map(Some));
+                let (dx, dw) = Gpu::norm_backward(x.gpu(), w.gpu(), g.gpu(), by, wanted, onto);
+                let onto = adds.then(|| [a.cpu(), c.cpu()]);
+                let onto = onto.map_or([None, None], |onto| onto.map(Some));
+                let (dx64, dw64) = F64::norm_backward(x.cpu(), w.cpu(), g.cpu(), by, wanted, onto);
                 errors.push(error::<3>(dx, dx64));
                 assert_eq!((dw.is_some(), dw64.is_some()), (wanted, wanted));
                 errors.extend(dw.zip(dw64).map(|(dw, dw64)| error::<1>(dw, dw64)));
@@ -149,6 +153,7 @@ fn norms() {
                     g.gpu(),
                     [has_a.then(|| a.gpu()), has_c.then(|| c.gpu())],
                     by,
+                    has_a.then(|| w.gpu()),
                 );
                 let cpu = F64::norm_double_backward(
                     x.cpu(),
@@ -156,6 +161,7 @@ fn norms() {
                     g.cpu(),
                     [has_a.then(|| a.cpu()), has_c.then(|| c.cpu())],
                     by,
+                    has_a.then(|| w.cpu()),
                 );
                 let ([g, x, w], [g64, x64, w64]) = (gpu, cpu);
                 errors.extend([error::<3>(g, g64), error::<3>(x, x64), error::<1>(w, w64)]);
@@ -176,9 +182,12 @@ fn activations() {
                     Gpu::activate(x.gpu(), by),
                     F64::activate(x.cpu(), by),
                 ));
-                let gpu = Gpu::activate_backward(x.gpu(), g.gpu(), by);
-                let cpu = F64::activate_backward(x.cpu(), g.cpu(), by);
-                errors.push(error::<3>(gpu, cpu));
+                for adds in [false, true] {
+                    let onto = (adds.then(|| a.gpu()), adds.then(|| a.cpu()));
+                    let gpu = Gpu::activate_backward(x.gpu(), g.gpu(), by, onto.0);
+                    let cpu = F64::activate_backward(x.cpu(), g.cpu(), by, onto.1);
+                    errors.push(error::<3>(gpu, cpu));
+                }
                 let gpu = Gpu::activate_double_backward(x.gpu(), g.gpu(), a.gpu(), by);
                 let cpu = F64::activate_double_backward(x.cpu(), g.cpu(), a.cpu(), by);
                 errors.extend(gpu.into_iter().zip(cpu).map(|(x, y)| error::<3>(x, y)));
@@ -196,7 +205,7 @@ fn activations_of_large_values() {
         let x = Tensor::<Gpu, 3>::from_data([[x]], &Default::default());
         let [x, ones] = [x.clone(), x.ones_like()].map(lower);
         let y = Gpu::activate(x.clone(), by);
-        let dx = Gpu::activate_backward(x.clone(), ones.clone(), by);
+        let dx = Gpu::activate_backward(x.clone(), ones.clone(), by, None);
         let [_, to_x] = Gpu::activate_double_backward(x, ones.clone(), ones, by);
         for values in [y, dx.clone(), to_x] {
             let values = lift::<Gpu, 3>(values).into_data();
@@ -215,8 +224,12 @@ fn swiglu() {
             let [x, a] = [(); 2].map(|()| numbers.next([batch, seq, 2 * d]).turned());
             let g = numbers.next([batch, seq, d]);
             errors.push(error::<3>(Gpu::swiglu(x.gpu()), F64::swiglu(x.cpu())));
-            let gpu = Gpu::swiglu_backward(x.gpu(), g.gpu());
-            errors.push(error::<3>(gpu, F64::swiglu_backward(x.cpu(), g.cpu())));
+            for adds in [false, true] {
+                let onto = (adds.then(|| a.gpu()), adds.then(|| a.cpu()));
+                let gpu = Gpu::swiglu_backward(x.gpu(), g.gpu(), onto.0);
+                let cpu = F64::swiglu_backward(x.cpu(), g.cpu(), onto.1);
+                errors.push(error::<3>(gpu, cpu));
+            }
             let gpu = Gpu::swiglu_double_backward(x.gpu(), g.gpu(), a.gpu());
             let cpu = F64::swiglu_double_backward(x.cpu(), g.cpu(), a.cpu());
             errors.extend(gpu.into_iter().zip(cpu).map(|(x, y)| error::<3>(x, y)));
@@ -232,7 +245,7 @@ fn swiglu_of_large_values() {
     let gate = Tensor::<Gpu, 3>::from_data([[gate]], &Default::default());
     let ones = gate.ones_like();
     let x = Tensor::cat(vec![gate, ones.clone()], 2);
-    let dx = Gpu::swiglu_backward(lower(x.clone()), lower(ones.clone()));
+    let dx = Gpu::swiglu_backward(lower(x.clone()), lower(ones.clone()), None);
     let slopes = lift::<Gpu, 3>(dx.clone()).into_data();
     assert_eq!(slopes.to_vec::<f32>().unwrap()[3..7], [0.5, 1.0, 1.0, 1.0]);
     let [_, to_x] =

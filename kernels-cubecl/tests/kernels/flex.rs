@@ -87,14 +87,15 @@ fn all<B: AttentionBackend>(
     let grad_out = lower(make(4, of_queries));
     let [q, k, v] = inputs();
     let (o, l, g) = (out.clone(), lse.clone(), grad_out.clone());
-    let first = B::causal_attention_backward(q, k, v, o, l, g, scale);
-    let [q, k, v] = inputs();
-    let cotangents = [(5, of_queries), (6, of_keys), (7, of_keys)];
     let mut used = used.into_iter();
-    let cotangents = cotangents.map(|(seed, shape)| {
+    let cotangents = [(5, of_queries), (6, of_keys), (7, of_keys)].map(|(seed, shape)| {
         let used = used.next().unwrap();
         used.then(|| lower(make(seed, shape)))
     });
+    // What the gradients are added to has the shapes of their cotangents.
+    let onto = cotangents.clone();
+    let first = B::causal_attention_backward(q, k, v, o, l, g, scale, onto);
+    let [q, k, v] = inputs();
     let (o, l) = (out.clone(), lse.clone());
     let second = B::causal_attention_double_backward(q, k, v, o, l, grad_out, cotangents, scale);
     [out, lse]
@@ -197,7 +198,8 @@ fn nan_inputs_give_nan_results() {
             data.iter::<f32>().filter(|x| x.is_nan()).count()
         };
         assert_eq!(nans(out.clone()) > 0, poisoned < 3);
-        let gradients = F32::causal_attention_backward(q, k, v, out, lse, grad_out, 0.3);
+        let gradients =
+            F32::causal_attention_backward(q, k, v, out, lse, grad_out, 0.3, [None, None, None]);
         let [dq, dk, dv] = gradients.map(nans);
         assert!(dq > 0 && dk > 0 && (dv > 0 || poisoned == 2));
     }

@@ -6,8 +6,9 @@ use burn::tensor::activation::sigmoid;
 use burn::tensor::backend::Backend;
 use burn::tensor::{DType, Int, Tensor, TensorData, TensorPrimitive};
 use gradmem_kernels::{
-    KernelBackend, LayerBackend, Nonlinearity, Rotation, activate, head_losses, layer_norm, linear,
-    product, rms_norm, rotary, side_by_side, split_heads, swiglu, token_losses,
+    KernelBackend, LayerBackend, Nonlinearity, Rotation, activate, add_linear, causal_attention,
+    head_losses, layer_norm, linear, product, rms_norm, rotary, side_by_side, split_heads, swiglu,
+    token_losses,
 };
 
 type F64 = burn_ndarray::NdArray<f64>;
@@ -223,6 +224,133 @@ impl Layer for Map {
 
     fn plain<B: Backend>(&self, x: &[Tensor<B, 1>]) -> Tensor<B, 1> {
         Product([self.0[0], self.0[1], self.0[2]]).plain(x)
+    }
+}
+
+/// `to + x wᵀ`, with `to` and `x` used once more: `[rows, d_input, d_output]`
+struct Sum([usize; 3]);
+
+impl Layer for Sum {
+    fn sizes(&self) -> Vec<usize> {
+        let [rows, d_input, d_output] = self.0;
+        vec![rows * d_input, d_output * d_input, rows * d_output]
+    }
+
+    fn ours<B: KernelBackend>(&self, x: &[Tensor<B, 1>]) -> Tensor<B, 1> {
+        let [rows, d_input, d_output] = self.0;
+        let left: Tensor<B, 2> = x[0].clone().mul_scalar(0.1).reshape([rows, d_input]);
+        let weight: Tensor<B, 2> = x[1].clone().reshape([d_output, d_input]);
+        let to: Tensor<B, 2> = x[2].clone().reshape([rows, d_output]);
+        let once = add_linear(to.clone(), left.clone(), weight.clone());
+        let twice = add_linear(once.clone() * to, left, weight);
+        (twice * once).flatten(0, 1)
+    }
+
+    fn plain<B: Backend>(&self, x: &[Tensor<B, 1>]) -> Tensor<B, 1> {
+        let [rows, d_input, d_output] = self.0;
+        let left: Tensor<B, 2> = x[0].clone().mul_scalar(0.1).reshape([rows, d_input]);
+        let weight: Tensor<B, 2> = x[1].clone().reshape([d_output, d_input]);
+        let to: Tensor<B, 2> = x[2].clone().reshape([rows, d_output]);
+        let product = left.matmul(weight.transpose());
+        let once = to.clone() + product.clone();
+        let twice = once.clone() * to + product;
+        (twice * once).flatten(0, 1)
+    }
+}
+
+/// A layer whose inputs are used twice, and once beside it: each gradient is added to those before.
+struct Twice([usize; 3], Used);
+
+#[derive(Debug)]
+enum Used {
+    Norm { centered: bool },
+    Gate,
+    Activate(Nonlinearity),
+    Attention,
+}
+
+impl Twice {
+    /// The layer and what is added to its output, of the inputs in their shapes.
+    fn sum<B: Backend>(
+        &self,
+        inputs: &[Tensor<B, 1>],
+        layer: impl Fn(&[Tensor<B, 3>]) -> Tensor<B, 3>,
+    ) -> Tensor<B, 1> {
+        let [batch, seq, d] = self.0;
+        let shapes = match self.1 {
+            Used::Norm { .. } => vec![self.0, [1, 1, d]],
+            Used::Gate => vec![[batch, seq, 2 * d]],
+            Used::Activate(_) => vec![self.0],
+            Used::Attention => vec![self.0; 3],
+        };
+        let inputs = inputs.iter().zip(shapes);
+        let inputs: Vec<Tensor<B, 3>> = inputs.map(|(x, shape)| x.clone().reshape(shape)).collect();
+        let beside = inputs[0].clone().narrow(2, 0, d);
+        (layer(&inputs) * 0.5 + beside * layer(&inputs)).flatten(0, 2)
+    }
+}
+
+impl Layer for Twice {
+    fn allowed(&self) -> f64 {
+        match self.1 {
+            Used::Activate(by) => Activate(self.0, by).allowed(),
+            _ => 1e-11,
+        }
+    }
+
+    fn sizes(&self) -> Vec<usize> {
+        let all = self.0.iter().product();
+        match self.1 {
+            Used::Norm { .. } => vec![all, self.0[2]],
+            Used::Gate => vec![2 * all],
+            Used::Activate(_) => vec![all],
+            Used::Attention => vec![all; 3],
+        }
+    }
+
+    fn ours<B: KernelBackend>(&self, inputs: &[Tensor<B, 1>]) -> Tensor<B, 1> {
+        let heads = |x: &Tensor<B, 3>| x.clone().unsqueeze::<4>();
+        // The reshaped inputs are made once, so that both uses add to one gradient.
+        let weight = inputs[inputs.len() - 1].clone();
+        let four = std::cell::OnceCell::new();
+        self.sum(inputs, |x| match &self.1 {
+            Used::Norm { centered: true } => layer_norm(x[0].clone(), weight.clone(), 1e-3),
+            Used::Norm { centered: false } => rms_norm(x[0].clone(), weight.clone(), 1e-3),
+            Used::Gate => swiglu(x[0].clone()),
+            Used::Activate(by) => activate(x[0].clone(), *by),
+            Used::Attention => {
+                let [q, k, v] = four.get_or_init(|| [0, 1, 2].map(|i| heads(&x[i]))).clone();
+                causal_attention(q, k, v, 0.4).squeeze_dim(0)
+            }
+        })
+    }
+
+    fn plain<B: Backend>(&self, inputs: &[Tensor<B, 1>]) -> Tensor<B, 1> {
+        let [batch, seq, d] = self.0;
+        let flat = |x: &Tensor<B, 3>| x.clone().flatten::<1>(0, 2);
+        self.sum(inputs, |x| match &self.1 {
+            Used::Norm { centered } => {
+                let norm = Norm(self.0, *centered);
+                norm.plain(&[flat(&x[0]), flat(&x[1])]).reshape(self.0)
+            }
+            Used::Gate => {
+                let [gate, up] = [0, 1].map(|i| x[0].clone().narrow(2, i * d, d));
+                let sigma = gate.clone().neg().exp().add_scalar(1).recip();
+                gate * sigma * up
+            }
+            Used::Activate(by) => {
+                let quarter = flat(&x[0]).mul_scalar(0.25);
+                Activate(self.0, *by).plain(&[quarter]).reshape(self.0)
+            }
+            Used::Attention => {
+                let [q, k, v] = [0, 1, 2].map(|i| x[i].clone());
+                let hidden = Tensor::<B, 2>::ones([seq, seq], &q.device()).triu(1);
+                let scores = q.matmul(k.swap_dims(1, 2)) * 0.4 - hidden.unsqueeze() * 1e4;
+                let weights = scores.exp();
+                let all = weights.clone().sum_dim(2);
+                (weights / all).matmul(v).reshape([batch, seq, d])
+            }
+        })
     }
 }
 
@@ -508,6 +636,20 @@ fn products_and_their_derivatives() {
     for shape in [[1, 1, 1], [2, 3, 5], [7, 16, 33], [200, 64, 96]] {
         check(Product(shape), &format!("{shape:?}"));
         check(Map(shape), &format!("{shape:?}, linear"));
+        check(Sum(shape), &format!("{shape:?}, added"));
+    }
+}
+
+#[test]
+fn gradients_are_added_to_those_that_are_there() {
+    for shape in [[1, 1, 4], [2, 9, 5], [3, 40, 16]] {
+        let mut uses = vec![Used::Gate, Used::Attention];
+        uses.extend([true, false].map(|centered| Used::Norm { centered }));
+        uses.extend(NONLINEARITIES.map(Used::Activate));
+        for used in uses {
+            let what = format!("{shape:?}, {used:?} twice");
+            check(Twice(shape, used), &what);
+        }
     }
 }
 
@@ -543,6 +685,7 @@ fn nan_inputs_give_nan_outputs() {
             x.clone().into_primitive().tensor(),
             ones.clone().into_primitive().tensor(),
             by,
+            None,
         );
         assert!(all_nan(activate(x, by)));
         assert!(all_nan(Tensor::from_primitive(TensorPrimitive::Float(dx))));

@@ -2,7 +2,7 @@ use burn::module::{Module, Param};
 use burn::nn;
 use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
-use gradmem_kernels::{LayerBackend, linear, product};
+use gradmem_kernels::{LayerBackend, add_linear, linear, product};
 
 use super::{Init, OutputFirst};
 
@@ -109,6 +109,20 @@ impl<B: LayerBackend> Affine<B> {
     /// - output: `[…, d_output]`
     pub fn forward<const D: usize>(&self, x: Tensor<B, D>) -> Tensor<B, D> {
         self.plus_bias(apply(x, self.weight.val()))
+    }
+
+    /// The map's output, added to `to`, as one operation.
+    ///
+    /// # Shapes
+    ///
+    /// - `x`: `[batch, seq, d_input]`
+    /// - `to` and output: `[batch, seq, d_output]`
+    pub fn add_to(&self, to: Tensor<B, 3>, x: Tensor<B, 3>) -> Tensor<B, 3> {
+        let weight = self.weight.val();
+        let [batch, seq, d_output] = to.dims();
+        let to = to.reshape([batch * seq, d_output]);
+        let sum = by_rows(x, d_output, |rows| add_linear(to, rows, weight));
+        self.plus_bias(sum)
     }
 }
 

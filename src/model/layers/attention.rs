@@ -76,13 +76,16 @@ impl<B: KernelBackend> SelfAttention<B> {
         self
     }
 
+    /// What it computes of `x`, added to `residual`.
+    ///
     /// # Shapes
     ///
-    /// - `x` and output: `[batch, seq, d_model]`
+    /// - `residual`, `x` and output: `[batch, seq, d_model]`
     /// - `rotary`: for the positions of these `seq` tokens
     /// - `cache`: keys and values of the tokens before these, if they are kept, and adapters of the projections
-    pub fn forward(
+    pub fn add_to(
         &self,
+        residual: Tensor<B, 3>,
         x: Tensor<B, 3>,
         rotary: &Rotary<B>,
         mut cache: Option<&mut LayerCache<B>>,
@@ -109,7 +112,9 @@ impl<B: KernelBackend> SelfAttention<B> {
         };
         let scale = 1.0 / (self.head_dim as f64).sqrt();
         let y = attend(q, k, v, scale, cache.as_deref_mut());
-        adapted(cache.as_deref(), "o_proj", y, |y| self.o_proj.forward(y))
+        adapted(cache.as_deref(), "o_proj", y, |y| {
+            self.o_proj.add_to(residual, y)
+        })
     }
 }
 

@@ -62,11 +62,18 @@ impl<B: LayerBackend> GatedMlp<B> {
         self
     }
 
+    /// What it computes of `x`, added to `residual`.
+    ///
     /// # Shapes
     ///
-    /// - `x` and output: `[batch, seq, d_model]`
+    /// - `residual`, `x` and output: `[batch, seq, d_model]`
     /// - `past`: adapters of the projections, if there are any
-    pub fn forward(&self, x: Tensor<B, 3>, past: Option<&LayerCache<B>>) -> Tensor<B, 3> {
+    pub fn add_to(
+        &self,
+        residual: Tensor<B, 3>,
+        x: Tensor<B, 3>,
+        past: Option<&LayerCache<B>>,
+    ) -> Tensor<B, 3> {
         let project = |name, linear: &Affine<B>, x| adapted(past, name, x, |x| linear.forward(x));
         let y = match &self.gate_up {
             Some(gate_up) if !has_adapters(past, ["gate_proj", "up_proj"]) => {
@@ -81,6 +88,6 @@ impl<B: LayerBackend> GatedMlp<B> {
                 }
             }
         };
-        project("down_proj", &self.down_proj, y)
+        adapted(past, "down_proj", y, |y| self.down_proj.add_to(residual, y))
     }
 }

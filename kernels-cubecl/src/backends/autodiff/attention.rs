@@ -5,7 +5,7 @@ use burn::tensor::ops::FloatTensor;
 use burn_autodiff::Autodiff;
 use burn_autodiff::checkpoint::strategy::CheckpointStrategy;
 
-use super::{Operation, Point, all, backward, forward};
+use super::{Operation, Point, all, backward, each_added, forward};
 use crate::AttentionBackend;
 
 #[derive(Clone, Debug)]
@@ -19,9 +19,10 @@ impl<B: AttentionBackend> Operation<B, 3> for CausalAttention {
         at: Point<B, 3>,
         grad: FloatTensor<B>,
         _: [bool; 3],
+        onto: [Option<FloatTensor<B>>; 3],
     ) -> [Option<FloatTensor<B>>; 3] {
         let ([q, k, v], [out, lse]) = (at.inputs, pair(at.saved));
-        B::causal_attention_backward(q, k, v, out, lse, grad, self.scale).map(Some)
+        B::causal_attention_backward(q, k, v, out, lse, grad, self.scale, onto).map(Some)
     }
 
     fn double_backward(
@@ -30,11 +31,13 @@ impl<B: AttentionBackend> Operation<B, 3> for CausalAttention {
         grad: FloatTensor<B>,
         cotangents: [Option<FloatTensor<B>>; 3],
         _: [bool; 3],
+        onto: [Option<FloatTensor<B>>; 3],
     ) -> (FloatTensor<B>, [Option<FloatTensor<B>>; 3]) {
         let ([q, k, v], [out, lse]) = (at.inputs, pair(at.saved));
         let [to_grad, to_q, to_k, to_v] =
             B::causal_attention_double_backward(q, k, v, out, lse, grad, cotangents, self.scale);
-        (to_grad, [to_q, to_k, to_v].map(Some))
+        let to_inputs = [to_q, to_k, to_v].map(Some);
+        (to_grad, each_added(onto, to_inputs, B::float_add))
     }
 }
 
@@ -67,15 +70,17 @@ impl<B: AttentionBackend, C: CheckpointStrategy> AttentionBackend for Autodiff<B
         lse: FloatTensor<Self>,
         grad_out: FloatTensor<Self>,
         scale: f64,
+        onto: [Option<FloatTensor<Self>>; 3],
     ) -> [FloatTensor<Self>; 3] {
         let saved = vec![out.primitive, lse.primitive];
         let operation = CausalAttention { scale };
-        all(backward::<B, C, 3, 4>(
+        all(backward::<B, C, 3, 7>(
             operation,
             [q, k, v],
             saved,
             grad_out,
             [true; 3],
+            onto,
         ))
     }
 }

@@ -5,7 +5,7 @@ use burn::tensor::ops::{FloatTensor, IntTensor};
 use burn_autodiff::Autodiff;
 use burn_autodiff::checkpoint::strategy::CheckpointStrategy;
 
-use super::{Operation, Point, backward, forward};
+use super::{Operation, Point, backward, each_added, forward};
 use crate::HeadBackend;
 
 #[derive(Clone, Debug)]
@@ -15,18 +15,17 @@ struct HeadLosses<B: Backend> {
 }
 
 impl<B: HeadBackend> Operation<B, 2> for HeadLosses<B> {
-    fn add(x: FloatTensor<B>, y: FloatTensor<B>) -> FloatTensor<B> {
-        B::add(x, y)
-    }
-
     fn backward(
         self,
         at: Point<B, 2>,
         grad: FloatTensor<B>,
         wanted: [bool; 2],
+        onto: [Option<FloatTensor<B>>; 2],
     ) -> [Option<FloatTensor<B>>; 2] {
         let [hidden, weight] = at.inputs;
-        B::head_losses_backward(hidden, weight, self.targets, grad, self.at_once, wanted)
+        let (targets, at_once) = (self.targets, self.at_once);
+        let gradients = B::head_losses_backward(hidden, weight, targets, grad, at_once, wanted);
+        each_added(onto, gradients, B::add)
     }
 
     fn double_backward(
@@ -35,10 +34,14 @@ impl<B: HeadBackend> Operation<B, 2> for HeadLosses<B> {
         grad: FloatTensor<B>,
         cotangents: [Option<FloatTensor<B>>; 2],
         wanted: [bool; 2],
+        onto: [Option<FloatTensor<B>>; 2],
     ) -> (FloatTensor<B>, [Option<FloatTensor<B>>; 2]) {
         let [hidden, weight] = at.inputs;
         let (targets, at_once) = (self.targets, self.at_once);
-        B::head_losses_double_backward(hidden, weight, targets, grad, cotangents, at_once, wanted)
+        let (to_grad, to_inputs) = B::head_losses_double_backward(
+            hidden, weight, targets, grad, cotangents, at_once, wanted,
+        );
+        (to_grad, each_added(onto, to_inputs, B::add))
     }
 }
 
@@ -64,6 +67,7 @@ impl<B: HeadBackend, C: CheckpointStrategy> HeadBackend for Autodiff<B, C> {
         wanted: [bool; 2],
     ) -> [Option<FloatTensor<Self>>; 2] {
         let operation = HeadLosses::<B> { targets, at_once };
-        backward::<B, C, 2, 3>(operation, [hidden, weight], Vec::new(), grad, wanted)
+        let (inputs, onto) = ([hidden, weight], [None, None]);
+        backward::<B, C, 2, 5>(operation, inputs, Vec::new(), grad, wanted, onto)
     }
 }

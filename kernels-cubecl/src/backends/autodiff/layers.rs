@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use burn::tensor::backend::Backend;
+use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::tensor::ops::{FloatTensor, IntTensor};
 use burn::tensor::{Device, TensorMetadata};
 use burn_autodiff::checkpoint::base::Checkpointer;
@@ -15,18 +15,15 @@ use super::{Operation, Point, Several, all, backward, earlier, forward, register
 use crate::{LayerBackend, Nonlinearity, Norm, Precision};
 
 impl<B: LayerBackend> Operation<B, 2> for Norm {
-    fn add(x: FloatTensor<B>, y: FloatTensor<B>) -> FloatTensor<B> {
-        B::add(x, y)
-    }
-
     fn backward(
         self,
         at: Point<B, 2>,
         grad: FloatTensor<B>,
         [_, wants_weight]: [bool; 2],
+        onto: [Option<FloatTensor<B>>; 2],
     ) -> [Option<FloatTensor<B>>; 2] {
         let [x, weight] = at.inputs;
-        let (dx, dw) = B::norm_backward(x, weight, grad, self, wants_weight);
+        let (dx, dw) = B::norm_backward(x, weight, grad, self, wants_weight, onto);
         [Some(dx), dw]
     }
 
@@ -36,17 +33,35 @@ impl<B: LayerBackend> Operation<B, 2> for Norm {
         grad: FloatTensor<B>,
         cotangents: [Option<FloatTensor<B>>; 2],
         _: [bool; 2],
+        [onto_x, onto_weight]: [Option<FloatTensor<B>>; 2],
     ) -> (FloatTensor<B>, [Option<FloatTensor<B>>; 2]) {
         let [x, weight] = at.inputs;
-        let [to_grad, to_x, to_weight] = B::norm_double_backward(x, weight, grad, cotangents, self);
-        (to_grad, [Some(to_x), Some(to_weight)])
+        let [to_grad, to_x, to_weight] =
+            B::norm_double_backward(x, weight, grad, cotangents, self, onto_weight);
+        (to_grad, [Some(added::<B>(onto_x, to_x)), Some(to_weight)])
+    }
+}
+
+/// A gradient, added to what there is already.
+fn added<B: LayerBackend>(
+    onto: Option<FloatTensor<B>>,
+    gradient: FloatTensor<B>,
+) -> FloatTensor<B> {
+    match onto {
+        Some(onto) => B::add(onto, gradient),
+        None => gradient,
     }
 }
 
 /// An operation of one input, by its first two derivatives.
 trait Derivatives<B: LayerBackend>: Clone + fmt::Debug + Send + Sync + 'static {
-    /// The gradient to `x` of `⟨grad, f(x)⟩`.
-    fn first(self, x: FloatTensor<B>, grad: FloatTensor<B>) -> FloatTensor<B>;
+    /// The gradient to `x` of `⟨grad, f(x)⟩`, added to what is given as `onto`.
+    fn first(
+        self,
+        x: FloatTensor<B>,
+        grad: FloatTensor<B>,
+        onto: Option<FloatTensor<B>>,
+    ) -> FloatTensor<B>;
 
     /// The gradients to `[grad, x]` of `⟨a, dx⟩`.
     fn second(
@@ -66,9 +81,10 @@ impl<B: LayerBackend, D: Derivatives<B>> Operation<B, 1> for OfOne<D> {
         at: Point<B, 1>,
         grad: FloatTensor<B>,
         _: [bool; 1],
+        [onto]: [Option<FloatTensor<B>>; 1],
     ) -> [Option<FloatTensor<B>>; 1] {
         let [x] = at.inputs;
-        [Some(self.0.first(x, grad))]
+        [Some(self.0.first(x, grad, onto))]
     }
 
     fn double_backward(
@@ -77,11 +93,12 @@ impl<B: LayerBackend, D: Derivatives<B>> Operation<B, 1> for OfOne<D> {
         grad: FloatTensor<B>,
         [cotangent]: [Option<FloatTensor<B>>; 1],
         _: [bool; 1],
+        [onto]: [Option<FloatTensor<B>>; 1],
     ) -> (FloatTensor<B>, [Option<FloatTensor<B>>; 1]) {
         let [x] = at.inputs;
         let a = cotangent.expect("the only port of the hub received a cotangent");
         let [to_grad, to_x] = self.0.second(x, grad, a);
-        (to_grad, [Some(to_x)])
+        (to_grad, [Some(added::<B>(onto, to_x))])
     }
 }
 
@@ -89,8 +106,13 @@ impl<B: LayerBackend, D: Derivatives<B>> Operation<B, 1> for OfOne<D> {
 struct SwiGlu;
 
 impl<B: LayerBackend> Derivatives<B> for SwiGlu {
-    fn first(self, x: FloatTensor<B>, grad: FloatTensor<B>) -> FloatTensor<B> {
-        B::swiglu_backward(x, grad)
+    fn first(
+        self,
+        x: FloatTensor<B>,
+        grad: FloatTensor<B>,
+        onto: Option<FloatTensor<B>>,
+    ) -> FloatTensor<B> {
+        B::swiglu_backward(x, grad, onto)
     }
 
     fn second(
@@ -104,8 +126,13 @@ impl<B: LayerBackend> Derivatives<B> for SwiGlu {
 }
 
 impl<B: LayerBackend> Derivatives<B> for Nonlinearity {
-    fn first(self, x: FloatTensor<B>, grad: FloatTensor<B>) -> FloatTensor<B> {
-        B::activate_backward(x, grad, self)
+    fn first(
+        self,
+        x: FloatTensor<B>,
+        grad: FloatTensor<B>,
+        onto: Option<FloatTensor<B>>,
+    ) -> FloatTensor<B> {
+        B::activate_backward(x, grad, self, onto)
     }
 
     fn second(
@@ -122,8 +149,13 @@ impl<B: LayerBackend> Derivatives<B> for Nonlinearity {
 struct TokenLosses<B: Backend>(IntTensor<B>);
 
 impl<B: LayerBackend> Derivatives<B> for TokenLosses<B> {
-    fn first(self, logits: FloatTensor<B>, grad: FloatTensor<B>) -> FloatTensor<B> {
-        B::token_losses_backward(logits, self.0, grad)
+    fn first(
+        self,
+        logits: FloatTensor<B>,
+        grad: FloatTensor<B>,
+        onto: Option<FloatTensor<B>>,
+    ) -> FloatTensor<B> {
+        added::<B>(onto, B::token_losses_backward(logits, self.0, grad))
     }
 
     fn second(
@@ -139,12 +171,34 @@ impl<B: LayerBackend> Derivatives<B> for TokenLosses<B> {
 impl<B: LayerBackend, C: CheckpointStrategy> LayerBackend for Autodiff<B, C> {
     fn product(lhs: FloatTensor<Self>, rhs: FloatTensor<Self>) -> FloatTensor<Self> {
         let output = B::product(lhs.primitive.clone(), rhs.primitive.clone());
-        recorded::<B, C>(Product { transposed: false }, lhs, rhs, output)
+        recorded::<B, C>(Product { transposed: false }, None, [lhs, rhs], output)
     }
 
     fn product_transposed(x: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self> {
         let output = B::product_transposed(x.primitive.clone(), weight.primitive.clone());
-        recorded::<B, C>(Product { transposed: true }, x, weight, output)
+        recorded::<B, C>(Product { transposed: true }, None, [x, weight], output)
+    }
+
+    fn add_product(
+        to: FloatTensor<Self>,
+        lhs: FloatTensor<Self>,
+        rhs: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        let (left, right) = (lhs.primitive.clone(), rhs.primitive.clone());
+        let (to, value) = node_and_value::<B, C>(to, &left);
+        let output = B::add_product(value, left, right);
+        recorded::<B, C>(Product { transposed: false }, Some(to), [lhs, rhs], output)
+    }
+
+    fn add_product_transposed(
+        to: FloatTensor<Self>,
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        let (left, right) = (x.primitive.clone(), weight.primitive.clone());
+        let (to, value) = node_and_value::<B, C>(to, &left);
+        let output = B::add_product_transposed(value, left, right);
+        recorded::<B, C>(Product { transposed: true }, Some(to), [x, weight], output)
     }
 
     fn computes_in(device: &Device<Self>, precision: Precision) -> bool {
@@ -167,14 +221,7 @@ impl<B: LayerBackend, C: CheckpointStrategy> LayerBackend for Autodiff<B, C> {
         grad: FloatTensor<Self>,
     ) -> FloatTensor<Self> {
         let operation = OfOne(TokenLosses::<B>(targets));
-        let [gradient] = all(backward::<B, C, 1, 2>(
-            operation,
-            [logits],
-            Vec::new(),
-            grad,
-            [true],
-        ));
-        gradient
+        recorded_backward::<B, C>(operation, logits, grad, None)
     }
 
     fn contiguous(x: FloatTensor<Self>) -> FloatTensor<Self> {
@@ -194,9 +241,10 @@ impl<B: LayerBackend, C: CheckpointStrategy> LayerBackend for Autodiff<B, C> {
         grad: FloatTensor<Self>,
         by: Norm,
         wants_weight: bool,
+        onto: [Option<FloatTensor<Self>>; 2],
     ) -> (FloatTensor<Self>, Option<FloatTensor<Self>>) {
         let (inputs, wanted) = ([x, weight], [true, wants_weight]);
-        let [dx, dw] = backward::<B, C, 2, 3>(by, inputs, Vec::new(), grad, wanted);
+        let [dx, dw] = backward::<B, C, 2, 5>(by, inputs, Vec::new(), grad, wanted, onto);
         (dx.expect("norm_backward always returns dx"), dw)
     }
 
@@ -205,15 +253,12 @@ impl<B: LayerBackend, C: CheckpointStrategy> LayerBackend for Autodiff<B, C> {
         forward::<B, C, 1>(OfOne(SwiGlu), [x], y, Vec::new())
     }
 
-    fn swiglu_backward(x: FloatTensor<Self>, grad: FloatTensor<Self>) -> FloatTensor<Self> {
-        let [dx] = all(backward::<B, C, 1, 2>(
-            OfOne(SwiGlu),
-            [x],
-            Vec::new(),
-            grad,
-            [true],
-        ));
-        dx
+    fn swiglu_backward(
+        x: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+        onto: Option<FloatTensor<Self>>,
+    ) -> FloatTensor<Self> {
+        recorded_backward::<B, C>(OfOne(SwiGlu), x, grad, onto)
     }
 
     fn activate(x: FloatTensor<Self>, by: Nonlinearity) -> FloatTensor<Self> {
@@ -225,15 +270,9 @@ impl<B: LayerBackend, C: CheckpointStrategy> LayerBackend for Autodiff<B, C> {
         x: FloatTensor<Self>,
         grad: FloatTensor<Self>,
         by: Nonlinearity,
+        onto: Option<FloatTensor<Self>>,
     ) -> FloatTensor<Self> {
-        let [dx] = all(backward::<B, C, 1, 2>(
-            OfOne(by),
-            [x],
-            Vec::new(),
-            grad,
-            [true],
-        ));
-        dx
+        recorded_backward::<B, C>(OfOne(by), x, grad, onto)
     }
 
     fn side_by_side(parts: [FloatTensor<Self>; 2]) -> FloatTensor<Self> {
@@ -289,14 +328,44 @@ impl<B: LayerBackend, C: CheckpointStrategy> LayerBackend for Autodiff<B, C> {
     }
 }
 
+fn recorded_backward<B: Backend, C: CheckpointStrategy>(
+    operation: impl Operation<B, 1>,
+    x: FloatTensor<Autodiff<B, C>>,
+    grad: FloatTensor<Autodiff<B, C>>,
+    onto: Option<FloatTensor<Autodiff<B, C>>>,
+) -> FloatTensor<Autodiff<B, C>> {
+    let (inputs, saved) = ([x], Vec::new());
+    let [dx] = all(backward::<B, C, 1, 3>(
+        operation,
+        inputs,
+        saved,
+        grad,
+        [true],
+        [onto],
+    ));
+    dx
+}
+
+/// A tensor's place in the graph, with any value, and its own value, which nothing else holds then if it was the only holder.
+fn node_and_value<B: Backend, C: CheckpointStrategy>(
+    mut x: FloatTensor<Autodiff<B, C>>,
+    any: &FloatTensor<B>,
+) -> (FloatTensor<Autodiff<B, C>>, FloatTensor<B>) {
+    let value = std::mem::replace(&mut x.primitive, any.clone());
+    (x, value)
+}
+
+/// Records a product; of `to`, what it was added to, the place in the graph counts.
 fn recorded<B: LayerBackend, C: CheckpointStrategy>(
     product: Product,
-    lhs: FloatTensor<Autodiff<B, C>>,
-    rhs: FloatTensor<Autodiff<B, C>>,
+    to: Option<FloatTensor<Autodiff<B, C>>>,
+    [lhs, rhs]: [FloatTensor<Autodiff<B, C>>; 2],
     output: FloatTensor<B>,
 ) -> FloatTensor<Autodiff<B, C>> {
-    let nodes = [lhs.node.clone(), rhs.node.clone()];
-    let prep = Backward::<B, 2>::prepare::<C>(product, nodes).compute_bound();
+    // Where there is nothing to add to, the parent is a constant.
+    let to = to.unwrap_or_else(|| Autodiff::<B, C>::from_inner(output.clone()));
+    let nodes = [lhs.node.clone(), rhs.node.clone(), to.node];
+    let prep = Backward::<B, 3>::prepare::<C>(product, nodes).compute_bound();
     match prep.stateful() {
         OpsKind::Tracked(mut prep) => {
             // The gradient of each factor needs the other factor.
@@ -308,23 +377,26 @@ fn recorded<B: LayerBackend, C: CheckpointStrategy>(
     }
 }
 
-/// `lhs · rhs`, or `lhs · rhsᵀ`.
+/// `lhs · rhs`, or `lhs · rhsᵀ`, and what it is added to.
 #[derive(Debug)]
 struct Product {
     transposed: bool,
 }
 
-impl<B: LayerBackend> Backward<B, 2> for Product {
+impl<B: LayerBackend> Backward<B, 3> for Product {
     /// `rhs`, for the gradient to `lhs`, and `lhs`, for the gradient to `rhs`.
     type State = [Option<NodeId>; 2];
 
     fn backward(
         self,
-        ops: Ops<Self::State, 2>,
+        ops: Ops<Self::State, 3>,
         grads: &mut Gradients,
         checkpointer: &mut Checkpointer,
     ) {
         let grad = grads.consume::<B>(&ops.node);
+        if let Some(parent) = &ops.parents[2] {
+            grads.register::<B>(parent.id, grad.clone());
+        }
         let mut factor =
             |id: Option<NodeId>| Some(checkpointer.retrieve_node_output::<FloatTensor<B>>(id?));
         let [rhs, lhs] = ops.state.map(&mut factor);
@@ -332,7 +404,7 @@ impl<B: LayerBackend> Backward<B, 2> for Product {
             let Some(parent) = &ops.parents[side] else {
                 return;
             };
-            let gradient = match earlier::<B, _, 2>(&ops, side, &grad, grads) {
+            let gradient = match earlier::<B, _, 3>(&ops, side, &grad, grads) {
                 Some(earlier) => B::add_product(earlier, lhs, rhs),
                 None => B::product(lhs, rhs),
             };
@@ -394,7 +466,7 @@ impl<B: LayerBackend> Backward<B, 2> for SideBySide {
 
     fn backward(self, ops: Ops<(), 2>, grads: &mut Gradients, _: &mut Checkpointer) {
         let grad = grads.consume::<B>(&ops.node);
-        register::<B, _, 2>(&ops, B::halves(grad), grads);
+        register::<B, _, 2>(&ops, B::halves(grad).map(Some), grads);
     }
 }
 
@@ -429,6 +501,6 @@ impl<B: LayerBackend> Backward<B, 3> for Join {
         let grad = grads.consume::<B>(&ops.node);
         let (rotation, heads) = ops.state.clone();
         let parts = B::split_heads(grad, rotation, heads);
-        register::<B, _, 3>(&ops, parts, grads);
+        register::<B, _, 3>(&ops, parts.map(Some), grads);
     }
 }

@@ -28,28 +28,38 @@ use burn_autodiff::{Autodiff, NodeId};
 
 /// A function of `N` tensors whose first two derivatives `B` computes in closed form.
 trait Operation<B: Backend, const N: usize>: Clone + Debug + Send + 'static {
-    /// The gradients of `⟨grad, output⟩`, at least those that are `wanted`.
+    /// The gradients of `⟨grad, output⟩`, at least those that are `wanted`, each added to what is given as `onto`.
     fn backward(
         self,
         at: Point<B, N>,
         grad: FloatTensor<B>,
         wanted: [bool; N],
+        onto: [Option<FloatTensor<B>>; N],
     ) -> [Option<FloatTensor<B>>; N];
 
     /// The gradients to `grad` and to the inputs, at least those that are `wanted`, of `Σ ⟨cotangent, gradient⟩`, where an
-    /// absent cotangent counts as zero.
+    /// absent cotangent counts as zero. Those to the inputs are added to what is given as `onto`.
     fn double_backward(
         self,
         at: Point<B, N>,
         grad: FloatTensor<B>,
         cotangents: [Option<FloatTensor<B>>; N],
         wanted: [bool; N],
+        onto: [Option<FloatTensor<B>>; N],
     ) -> (FloatTensor<B>, [Option<FloatTensor<B>>; N]);
+}
 
-    /// The sum of two gradients to one tensor.
-    fn add(x: FloatTensor<B>, y: FloatTensor<B>) -> FloatTensor<B> {
-        B::float_add(x, y)
-    }
+/// Each gradient, added to what there is already.
+fn each_added<T, const N: usize>(
+    onto: [Option<T>; N],
+    gradients: [Option<T>; N],
+    add: impl Fn(T, T) -> T,
+) -> [Option<T>; N] {
+    let mut onto = onto.into_iter();
+    gradients.map(|gradient| match (onto.next().flatten(), gradient) {
+        (Some(x), Some(y)) => Some(add(x, y)),
+        (x, y) => x.or(y),
+    })
 }
 
 /// The point at which a derivative is taken.
@@ -82,13 +92,14 @@ where
     }
 }
 
-/// Computes the backward on `B` and records it in the graph. `M` is `N + 1`.
+/// Computes the backward on `B` and records it in the graph. `M` is `2 N + 1`.
 fn backward<B, C, const N: usize, const M: usize>(
     operation: impl Operation<B, N>,
     inputs: [FloatTensor<Autodiff<B, C>>; N],
     saved: Vec<FloatTensor<B>>,
     grad: FloatTensor<Autodiff<B, C>>,
     wanted: [bool; N],
+    onto: [Option<FloatTensor<Autodiff<B, C>>>; N],
 ) -> [Option<FloatTensor<Autodiff<B, C>>>; N]
 where
     B: Backend,
@@ -98,10 +109,18 @@ where
         inputs: inputs.each_ref().map(|x| x.primitive.clone()),
         saved: saved.clone(),
     };
-    let gradients = operation
-        .clone()
-        .backward(at, grad.primitive.clone(), wanted);
-    let parents: [_; M] = std::array::from_fn(|i| inputs.get(i).unwrap_or(&grad).node.clone());
+    // Where there is nothing to add to, the parent is a constant.
+    let constant = Autodiff::<B, C>::from_inner(grad.primitive.clone()).node;
+    let nodes = onto.each_ref().map(|x| match x {
+        Some(x) => x.node.clone(),
+        None => constant.clone(),
+    });
+    let parents = inputs.each_ref().map(|x| x.node.clone()).into_iter();
+    let mut parents = parents.chain([grad.node.clone()]).chain(nodes);
+    let parents: [_; M] = std::array::from_fn(|_| parents.next().expect("2 N + 1 of them"));
+    let onto = onto.map(|x| x.map(|x| x.primitive));
+    let value = grad.primitive.clone();
+    let gradients = operation.clone().backward(at, value, wanted, onto);
     let received: Received<B, N> = Arc::new(Mutex::new([const { None }; N]));
     let prep = Hub(operation).prepare::<C>(parents).compute_bound();
     let OpsKind::Tracked(mut prep) = prep.stateful() else {
@@ -201,30 +220,11 @@ impl<B: Backend, T: Operation<B, N>, const N: usize> Backward<B, N> for Forward<
         let (inputs, saved) = ops.state.clone();
         let inputs = inputs.map(|id| checkpointer.retrieve_node_output::<FloatTensor<B>>(id));
         let wanted = ops.parents.each_ref().map(Option::is_some);
-        let gradients = self.0.backward(Point { inputs, saved }, grad, wanted);
-        for (parent, gradient) in gradients.into_iter().enumerate() {
-            if let Some(gradient) = gradient {
-                add_gradient::<B, T, N, _, N>(&ops, parent, gradient, grads);
-            }
-        }
+        let onto = std::array::from_fn(|i| earlier::<B, _, N>(&ops, i, &grad, grads));
+        let at = Point { inputs, saved };
+        let gradients = self.0.backward(at, grad, wanted, onto);
+        register::<B, _, N>(&ops, gradients, grads);
     }
-}
-
-/// Adds a gradient to what a parent has already received.
-fn add_gradient<B: Backend, T: Operation<B, N>, const N: usize, S, const M: usize>(
-    ops: &Ops<S, M>,
-    parent: usize,
-    gradient: FloatTensor<B>,
-    grads: &mut Gradients,
-) {
-    let Some(node) = &ops.parents[parent] else {
-        return;
-    };
-    let gradient = match earlier::<B, _, M>(ops, parent, &gradient, grads) {
-        Some(earlier) => T::add(earlier, gradient),
-        None => gradient,
-    };
-    grads.register::<B>(node.id, gradient);
 }
 
 /// The cotangents of a backward's outputs, shared by the ports and their hub.
@@ -250,14 +250,14 @@ fn at_port<B: Backend, C: CheckpointStrategy, const N: usize>(
     }
 }
 
-/// Registers the gradients of parents that are in the graph.
+/// Registers the gradients of the first parents, of those that are in the graph.
 fn register<B: Backend, S, const N: usize>(
     ops: &Ops<S, N>,
-    gradients: [FloatTensor<B>; N],
+    gradients: impl IntoIterator<Item = Option<FloatTensor<B>>>,
     grads: &mut Gradients,
 ) {
     for (parent, gradient) in ops.parents.iter().zip(gradients) {
-        if let Some(parent) = parent {
+        if let (Some(parent), Some(gradient)) = (parent, gradient) {
             grads.register::<B>(parent.id, gradient);
         }
     }
@@ -305,15 +305,14 @@ impl<B: Backend, T: Operation<B, N>, const N: usize, const M: usize> Backward<B,
         let mut value = |id| checkpointer.retrieve_node_output::<FloatTensor<B>>(id);
         let (inputs, grad) = (inputs.map(&mut value), value(grad));
         let cotangents = taken::<B, N>(&received);
+        // What a gradient was added to has the gradient of the sum.
+        let to_onto = cotangents.clone();
         let at = Point { inputs, saved };
         let wanted = std::array::from_fn(|i| ops.parents[i].is_some());
-        let (to_grad, to_inputs) = self.0.double_backward(at, grad, cotangents, wanted);
-        let gradients = to_inputs.into_iter().chain([Some(to_grad)]);
-        for (parent, gradient) in gradients.enumerate() {
-            if let Some(gradient) = gradient {
-                add_gradient::<B, T, N, _, M>(&ops, parent, gradient, grads);
-            }
-        }
+        let onto = std::array::from_fn(|i| earlier::<B, _, M>(&ops, i, &grad, grads));
+        let (to_grad, to_inputs) = self.0.double_backward(at, grad, cotangents, wanted, onto);
+        let gradients = to_inputs.into_iter().chain([Some(to_grad)]).chain(to_onto);
+        register::<B, _, M>(&ops, gradients, grads);
     }
 }
 

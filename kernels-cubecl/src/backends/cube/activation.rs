@@ -25,19 +25,26 @@ pub fn activate<F: Float>(
     }
 }
 
+/// The gradient to `x`, added to `onto` if `adds`; else that may be any tensor.
 #[cube(launch_unchecked)]
 pub fn activate_backward<F: Float>(
     x: &Array<F>,
     grad: &Array<F>,
+    onto: &Array<F>,
     dx: &mut Array<F>,
     count: usize,
     #[comptime] by: Nonlinearity,
+    #[comptime] adds: bool,
     #[define(F)] _dtype: StorageType,
 ) {
     let i = place();
     if i < count {
         let slopes = slopes(f32::cast_from(x[i]), by);
-        dx[i] = F::cast_from(f32::cast_from(grad[i]) * slopes.first);
+        let mut sum = f32::cast_from(grad[i]) * slopes.first;
+        if comptime!(adds) {
+            sum += f32::cast_from(onto[i]);
+        }
+        dx[i] = F::cast_from(sum);
     }
 }
 

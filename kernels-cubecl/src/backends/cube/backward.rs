@@ -7,7 +7,7 @@ use super::shared::*;
 use super::sums::*;
 use super::tiles::*;
 
-/// Which cotangents of dQ, dK and dV the double backward has; the backward has none.
+/// Which of a, b and c there are: see [`Inputs`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Present {
     pub a: bool,
@@ -27,6 +27,11 @@ impl Present {
         c: true,
     };
 
+    pub fn of<T>(tensors: &[Option<T>; 3]) -> Self {
+        let [a, b, c] = tensors.each_ref().map(Option::is_some);
+        Self { a, b, c }
+    }
+
     /// The number of operands that are staged at once.
     pub const fn operands(&self) -> usize {
         if self.w() || self.c { 7 } else { 4 }
@@ -38,7 +43,8 @@ impl Present {
     }
 }
 
-/// The tensors that the derivatives read; an absent cotangent may be any tensor, which is not read.
+/// The tensors that the derivatives read. In the double backward a, b and c are the cotangents of dQ, dK and dV; in the backward
+/// they are what these are added to. An absent one may be any tensor, which is not read.
 #[derive(CubeType, CubeLaunch)]
 pub struct Inputs<F: Float> {
     pub q: Array<F>,
@@ -199,6 +205,7 @@ pub fn backward_queries<F: Float>(
     delta: &mut Array<f32>,
     dq: &mut Array<F>,
     sizes: &Sizes,
+    #[comptime] onto: Present,
     #[comptime] tiles: Tiles,
     #[define(F)] _dtype: StorageType,
 ) {
@@ -231,7 +238,8 @@ pub fn backward_queries<F: Float>(
         shared.put_weights(&scores.dp, tiles);
         shared.add_product(&mut acc, &inputs.k, keys, tiles);
     }
-    shared.write(dq, queries, &acc, sizes.scale, tiles);
+    let adds = comptime!(onto.a);
+    shared.write(dq, queries, &acc, sizes.scale, &inputs.a, adds, tiles);
 }
 
 /// Each cube computes a tile of keys: `dK = s dSᵀ Q` and `dV = Pᵀ dO`, summed over the query heads of the
@@ -243,6 +251,7 @@ pub fn backward_keys<F: Float>(
     dk: &mut Array<F>,
     dv: &mut Array<F>,
     sizes: &Sizes,
+    #[comptime] onto: Present,
     #[comptime] tiles: Tiles,
     #[define(F)] _dtype: StorageType,
 ) {
@@ -281,6 +290,7 @@ pub fn backward_keys<F: Float>(
             shared.add_product(&mut acc_k, &inputs.q, queries, tiles);
         }
     }
-    shared.write(dk, keys, &acc_k, sizes.scale, tiles);
-    shared.write(dv, keys, &acc_v, 1.0, tiles);
+    let (to_k, to_v) = comptime!((onto.b, onto.c));
+    shared.write(dk, keys, &acc_k, sizes.scale, &inputs.b, to_k, tiles);
+    shared.write(dv, keys, &acc_v, 1.0, &inputs.c, to_v, tiles);
 }

@@ -141,8 +141,9 @@ pub fn double_backward_queries<F: Float>(
         shared.put_weights(&scores.g, tiles);
         shared.add_product(&mut acc_q, &inputs.k, keys, tiles);
     }
-    shared.write(to_grad_out, queries, &acc_grad_out, 1.0, tiles);
-    shared.write(to_q, queries, &acc_q, sizes.scale, tiles);
+    let any = &inputs.q;
+    shared.write(to_grad_out, queries, &acc_grad_out, 1.0, any, false, tiles);
+    shared.write(to_q, queries, &acc_q, sizes.scale, any, false, tiles);
 }
 
 /// Each cube computes a tile of keys: to K `s (dSᵀ a + Ŝᵀ Q)`, to V `Ŵᵀ dO`, summed over the query heads of
@@ -196,6 +197,7 @@ pub fn double_backward_keys<F: Float>(
             shared.add_product(&mut acc_k, &inputs.q, queries, tiles);
         }
     }
-    shared.write(to_k, keys, &acc_k, sizes.scale, tiles);
-    shared.write(to_v, keys, &acc_v, 1.0, tiles);
+    let any = &inputs.k;
+    shared.write(to_k, keys, &acc_k, sizes.scale, any, false, tiles);
+    shared.write(to_v, keys, &acc_v, 1.0, any, false, tiles);
 }

@@ -74,12 +74,13 @@ pub struct Distances {
     line: usize,
 }
 
-/// `out[b] = lhs[b] · rhs[b]` for `[m, k]` and `[k, n]`.
+/// `out[b] = lhs[b] · rhs[b]` for `[m, k]` and `[k, n]`, added to `to[b]` if `adds`; else that may be any matrices.
 #[cube(launch_unchecked, address_type = "dynamic")]
 #[allow(clippy::too_many_arguments)]
 fn exact_product<L: Size, R: Size, O: Size>(
     lhs: &Array<Vector<f32, L>>,
     rhs: &Array<Vector<f32, R>>,
+    to: &Array<Vector<f32, O>>,
     out: &mut Array<Vector<f32, O>>,
     lhs_at: Distances,
     rhs_at: Distances,
@@ -87,6 +88,7 @@ fn exact_product<L: Size, R: Size, O: Size>(
     m: usize,
     k: usize,
     n: usize,
+    #[comptime] adds: bool,
     #[comptime] plan: Plan,
 ) {
     let (side, width, slice) = comptime!((plan.side, plan.width(), plan.slice()));
@@ -229,13 +231,20 @@ fn exact_product<L: Size, R: Size, O: Size>(
                             for lane in 0..4usize {
                                 value[lane] = sum[lane];
                             }
+                            if comptime!(adds) {
+                                value += to[at / 4];
+                            }
                             out[at / 4] = value;
                         }
                     } else {
                         #[unroll]
                         for lane in 0..4usize {
                             if column + lane < n {
-                                out[at + lane] = Vector::new(sum[lane]);
+                                let mut value = Vector::<f32, O>::new(sum[lane]);
+                                if comptime!(adds) {
+                                    value += to[at + lane];
+                                }
+                                out[at + lane] = value;
                             }
                         }
                     }
@@ -415,7 +424,7 @@ impl<R: CubeRuntime> Factor<R> {
 }
 
 /// How wide the indices must be.
-fn indices<R: CubeRuntime>(tensors: [&CubeTensor<R>; 3]) -> AddressType {
+fn indices<R: CubeRuntime>(tensors: [&CubeTensor<R>; 4]) -> AddressType {
     let longest = tensors.map(values).into_iter().max();
     match longest > Some(u32::MAX as usize) {
         true => AddressType::U64,
@@ -434,12 +443,18 @@ fn buffer<R: CubeRuntime>(tensor: CubeTensor<R>) -> ArrayArg<R> {
     unsafe { ArrayArg::from_raw_parts(tensor.handle, values) }
 }
 
-/// The product; of several matrices, if there is a dimension in front.
-pub fn product<R: CubeRuntime>(lhs: CubeTensor<R>, rhs: CubeTensor<R>) -> CubeTensor<R> {
+/// The product; of several matrices, if there is a dimension in front. It is added to what is given as `to`.
+pub fn product<R: CubeRuntime>(
+    to: Option<CubeTensor<R>>,
+    lhs: CubeTensor<R>,
+    rhs: CubeTensor<R>,
+) -> CubeTensor<R> {
     let out = result(&lhs, &rhs);
     if out.meta.num_elements() == 0 {
         return out;
     }
+    let adds = to.is_some();
+    let to = to.map_or_else(|| out.clone(), into_contiguous);
     let dims = out.meta.shape();
     let rank = dims.num_dims();
     let (m, n) = (dims[rank - 2], dims[rank - 1]);
@@ -459,7 +474,7 @@ pub fn product<R: CubeRuntime>(lhs: CubeTensor<R>, rhs: CubeTensor<R>) -> CubeTe
     let plan = Plan {
         lhs: lhs.layout,
         rhs: rhs.layout,
-        lanes: if n % 4 == 0 && begins_at(&out, 16) {
+        lanes: if n % 4 == 0 && begins_at(&out, 16) && begins_at(&to, 16) {
             4
         } else {
             1
@@ -471,12 +486,13 @@ pub fn product<R: CubeRuntime>(lhs: CubeTensor<R>, rhs: CubeTensor<R>) -> CubeTe
             &client,
             grid(&client, cubes(side)),
             CubeDim::new_1d((side * side) as u32),
-            indices([&lhs.tensor, &rhs.tensor, &out]),
+            indices([&lhs.tensor, &rhs.tensor, &to, &out]),
             plan.lhs.lanes,
             plan.rhs.lanes,
             plan.lanes,
             buffer(lhs.tensor),
             buffer(rhs.tensor),
+            buffer(to),
             buffer(out.clone()),
             DistancesLaunch::new(lhs.batch, lhs.line),
             DistancesLaunch::new(rhs.batch, rhs.line),
@@ -484,6 +500,7 @@ pub fn product<R: CubeRuntime>(lhs: CubeTensor<R>, rhs: CubeTensor<R>) -> CubeTe
             m,
             k,
             n,
+            adds,
             plan,
         );
     }

@@ -76,7 +76,7 @@ pub fn forward<F: Float>(
         shared.put_weights(&scores, tiles);
         shared.add_product(&mut acc, v, keys, tiles);
     }
-    shared.write(out, queries, &acc, 1.0, tiles);
+    shared.write(out, queries, &acc, 1.0, q, false, tiles);
 }
 
 /// `s·QKᵀ − shift` of a pair of tiles, masked.

@@ -47,8 +47,10 @@ impl Plan {
         lse: CubeTensor<R>,
         grad_out: CubeTensor<R>,
         scale: f64,
+        onto: [Option<CubeTensor<R>>; 3],
     ) -> [CubeTensor<R>; 3] {
-        let inputs = Inputs::new(inputs, lse, grad_out, [None, None, None]);
+        let adds = Present::of(&onto);
+        let inputs = Inputs::new(inputs, lse, grad_out, onto);
         let (client, tiles) = (inputs.client(), self.backward);
         let delta = self.empty(inputs.like(), &self.per_query(1), DType::F32);
         let dq = self.empty(inputs.like(), &self.query, self.dtype);
@@ -65,6 +67,7 @@ impl Plan {
                 delta.clone().into_array_arg(),
                 dq.clone().into_array_arg(),
                 at.sizes(scale),
+                adds,
                 tiles,
                 self.dtype.into(),
             );
@@ -80,6 +83,7 @@ impl Plan {
                 dk.clone().into_array_arg(),
                 dv.clone().into_array_arg(),
                 at.sizes(scale),
+                adds,
                 tiles,
                 self.dtype.into(),
             );
@@ -96,8 +100,7 @@ impl Plan {
         cotangents: [Option<CubeTensor<R>>; 3],
         scale: f64,
     ) -> [CubeTensor<R>; 4] {
-        let [a, b, c] = cotangents.each_ref().map(Option::is_some);
-        let present = Present { a, b, c };
+        let present = Present::of(&cotangents);
         let inputs = Inputs::new(inputs, lse, grad_out, cotangents);
         let (client, tiles) = (inputs.client(), self.double_backward);
         let sums = self.empty(inputs.like(), &self.per_query(3), DType::F32);
@@ -234,10 +237,10 @@ impl<R: CubeRuntime> Inputs<R> {
         [q, k, v]: [CubeTensor<R>; 3],
         lse: CubeTensor<R>,
         grad_out: CubeTensor<R>,
-        cotangents: [Option<CubeTensor<R>>; 3],
+        others: [Option<CubeTensor<R>>; 3],
     ) -> Self {
         let q = into_contiguous(q);
-        let [a, b, c] = cotangents.map(|x| x.unwrap_or_else(|| q.clone()));
+        let [a, b, c] = others.map(|x| x.unwrap_or_else(|| q.clone()));
         Self {
             tensors: [q, k, v, grad_out, a, b, c].map(into_contiguous),
             lse: into_contiguous(lse),

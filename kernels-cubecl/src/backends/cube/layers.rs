@@ -4,13 +4,14 @@ use burn::tensor::backend::Backend;
 use burn::tensor::ops::{FloatTensor, IntTensor};
 use burn::tensor::{DType, Device, Shape};
 use burn_cubecl::element::BoolElement;
-use burn_cubecl::kernel::{cast, into_contiguous};
+use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::ops::numeric::empty_device_contiguous_dtype;
 use burn_cubecl::tensor::CubeTensor;
 use burn_cubecl::{CubeBackend, CubeRuntime, FloatElement, IntElement};
 use cubecl::prelude::*;
 use cubecl::zspace::metadata::Metadata;
 
+use super::norm::COLUMNS;
 use super::pointwise::{self, HeadsLaunch, MovingLaunch, SharedLaunch};
 use super::rows::{RowLaunch, UNITS, grid};
 use super::{activation, exact, losses, norm, product};
@@ -210,11 +211,15 @@ where
         grad: FloatTensor<Self>,
         by: Norm,
         wants_weight: bool,
+        [onto_x, onto_weight]: [Option<FloatTensor<Self>>; 2],
     ) -> (FloatTensor<Self>, Option<FloatTensor<Self>>) {
         if !is_for_kernels([&x, &weight, &grad]) {
-            return primitives::norm_backward::<Self>(x, weight, grad, by, wants_weight);
+            let (dx, dw) = primitives::norm_backward::<Self>(x, weight, grad, by, wants_weight);
+            let dw = dw.map(|dw| primitives::added::<Self>(onto_weight, dw));
+            return (primitives::added::<Self>(onto_x, dx), dw);
         }
         let [x, weight, grad] = [x, weight, grad].map(into_contiguous);
+        let (onto_x, adds) = onto_or(onto_x, &x);
         let at = by_rows(&x, wants_weight);
         let dx = empty_like(&x);
         let sums = match wants_weight {
@@ -230,17 +235,19 @@ where
                 x.clone().into_array_arg(),
                 weight.clone().into_array_arg(),
                 grad.into_array_arg(),
+                onto_x.into_array_arg(),
                 dx.clone().into_array_arg(),
                 sums.clone().into_array_arg(),
                 at.rows(),
                 by.epsilon as f32,
                 by.centered,
+                adds,
                 wants_weight,
                 at.units,
                 x.dtype.into(),
             );
         }
-        let dw = wants_weight.then(|| added::<Self, R>(sums, &weight));
+        let dw = wants_weight.then(|| sum_of_rows(sums, &weight, onto_weight));
         (dx, dw)
     }
 
@@ -250,10 +257,14 @@ where
         grad: FloatTensor<Self>,
         [a, c]: [Option<FloatTensor<Self>>; 2],
         by: Norm,
+        onto_weight: Option<FloatTensor<Self>>,
     ) -> [FloatTensor<Self>; 3] {
         if !is_for_kernels([&x, &weight, &grad]) {
             let cotangents = [a, c];
-            return primitives::norm_double_backward::<Self>(x, weight, grad, cotangents, by);
+            let [to_grad, to_x, to_weight] =
+                primitives::norm_double_backward::<Self>(x, weight, grad, cotangents, by);
+            let to_weight = primitives::added::<Self>(onto_weight, to_weight);
+            return [to_grad, to_x, to_weight];
         }
         let present = (a.is_some(), c.is_some());
         let [x, weight, grad] = [x, weight, grad].map(into_contiguous);
@@ -281,7 +292,7 @@ where
                 x.dtype.into(),
             );
         }
-        [to_grad, to_x, added::<Self, R>(sums, &weight)]
+        [to_grad, to_x, sum_of_rows(sums, &weight, onto_weight)]
     }
 
     fn activate(x: FloatTensor<Self>, by: Nonlinearity) -> FloatTensor<Self> {
@@ -310,11 +321,14 @@ where
         x: FloatTensor<Self>,
         grad: FloatTensor<Self>,
         by: Nonlinearity,
+        onto: Option<FloatTensor<Self>>,
     ) -> FloatTensor<Self> {
         if !is_for_kernels([&x, &grad]) {
-            return primitives::activate_backward::<Self>(x, grad, by);
+            let dx = primitives::activate_backward::<Self>(x, grad, by);
+            return primitives::added::<Self>(onto, dx);
         }
         let [x, grad] = [x, grad].map(into_contiguous);
+        let (onto, adds) = onto_or(onto, &x);
         let dx = empty_like(&x);
         let (cubes, units) = spread(&x);
         unsafe {
@@ -324,9 +338,11 @@ where
                 units,
                 x.clone().into_array_arg(),
                 grad.into_array_arg(),
+                onto.into_array_arg(),
                 dx.clone().into_array_arg(),
                 x.meta.num_elements(),
                 by,
+                adds,
                 x.dtype.into(),
             );
         }
@@ -387,11 +403,17 @@ where
         out
     }
 
-    fn swiglu_backward(x: FloatTensor<Self>, grad: FloatTensor<Self>) -> FloatTensor<Self> {
+    fn swiglu_backward(
+        x: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+        onto: Option<FloatTensor<Self>>,
+    ) -> FloatTensor<Self> {
         if !is_for_kernels([&x, &grad]) {
-            return primitives::swiglu_backward::<Self>(x, grad);
+            let to_x = primitives::swiglu_backward::<Self>(x, grad);
+            return primitives::added::<Self>(onto, to_x);
         }
         let [x, grad] = [x, grad].map(into_contiguous);
+        let (onto, adds) = onto_or(onto, &x);
         let to_x = empty_like(&x);
         let (cubes, units) = spread(&grad);
         unsafe {
@@ -401,9 +423,11 @@ where
                 units,
                 x.clone().into_array_arg(),
                 grad.clone().into_array_arg(),
+                onto.into_array_arg(),
                 to_x.clone().into_array_arg(),
                 grad.meta.num_elements(),
                 grad.meta.shape()[2],
+                adds,
                 x.dtype.into(),
             );
         }
@@ -602,38 +626,46 @@ where
     R: CubeRuntime,
     B: Backend<FloatTensorPrimitive = CubeTensor<R>>,
 {
-    match (in_parts(&lhs, &rhs), to) {
-        (1, None) => whole::<B, R>(lhs, rhs),
-        (1, Some(to)) => B::float_add(to, whole::<B, R>(lhs, rhs)),
-        (parts, to) => {
+    match in_parts(&lhs, &rhs) {
+        1 => whole::<B, R>(to, lhs, rhs),
+        parts => {
             let (lhs, rhs) = product::divide(lhs, rhs, parts);
-            sum_of_parts(whole::<B, R>(lhs, rhs), to)
+            sum_of_parts(whole::<B, R>(None, lhs, rhs), to)
         }
     }
 }
 
-/// A product in one launch, in the run's precision.
-fn whole<B, R>(lhs: CubeTensor<R>, rhs: CubeTensor<R>) -> CubeTensor<R>
+/// A product in the run's precision, and what it is added to: in one launch, if the kernel is our own.
+fn whole<B, R>(to: Option<CubeTensor<R>>, lhs: CubeTensor<R>, rhs: CubeTensor<R>) -> CubeTensor<R>
 where
     R: CubeRuntime,
     B: Backend<FloatTensorPrimitive = CubeTensor<R>>,
 {
-    match own_product(&lhs.client, lhs.dtype) {
-        Some(product) => product(lhs, rhs),
+    let product = match own_product(&lhs.client, lhs.dtype) {
+        Some(Own::Exact) => return exact::product(to, lhs, rhs),
+        Some(Own::Tf32) => product::on_matrix_units(lhs, rhs),
+        Some(Own::Bf16) => product::of_bf16(lhs, rhs),
         None => B::float_matmul(lhs, rhs),
-    }
+    };
+    primitives::added::<B>(to, product)
 }
 
-type Product<R> = fn(CubeTensor<R>, CubeTensor<R>) -> CubeTensor<R>;
+/// A kernel for products instead of Burn's.
+#[derive(Clone, Copy)]
+enum Own {
+    Exact,
+    Tf32,
+    Bf16,
+}
 
 /// The kernel for factors of this type in the run's precision; none where Burn's does what is asked for. On devices with matrix units
 /// for TF32 Burn's rounds f32 factors to it, whatever the precision.
-fn own_product<R: CubeRuntime>(client: &ComputeClient<R>, dtype: DType) -> Option<Product<R>> {
+fn own_product<R: CubeRuntime>(client: &ComputeClient<R>, dtype: DType) -> Option<Own> {
     match precision() {
         _ if dtype != DType::F32 => None,
-        Precision::Bf16 => Some(product::of_bf16),
-        Precision::Tf32 if product::has_tf32(client) => Some(product::on_matrix_units),
-        Precision::F32 if product::has_tf32(client) => Some(exact::product),
+        Precision::Bf16 => Some(Own::Bf16),
+        Precision::Tf32 if product::has_tf32(client) => Some(Own::Tf32),
+        Precision::F32 if product::has_tf32(client) => Some(Own::Exact),
         _ => None,
     }
 }
@@ -654,8 +686,7 @@ fn sum_of_parts<R: CubeRuntime>(parts: CubeTensor<R>, to: Option<CubeTensor<R>>)
     let parts = into_contiguous(parts);
     let [count, m, n] = parts.meta.shape().dims();
     let out = empty(&parts, Shape::new([m, n]), parts.dtype);
-    let adds = to.is_some();
-    let to = to.map_or_else(|| parts.clone(), into_contiguous);
+    let (to, adds) = onto_or(to, &parts);
     let (cubes, units) = spread(&out);
     unsafe {
         pointwise::sum_of_parts::launch_unchecked(
@@ -722,20 +753,42 @@ fn sums<R: CubeRuntime>(x: &CubeTensor<R>, at: &RowLaunch) -> CubeTensor<R> {
     empty(x, Shape::new([at.blocks(), width]), DType::F32)
 }
 
-/// The cubes' rows of sums added up, in the shape and type of a weight.
-fn added<B, R>(sums: CubeTensor<R>, weight: &CubeTensor<R>) -> CubeTensor<R>
-where
-    R: CubeRuntime,
-    B: Backend<FloatTensorPrimitive = CubeTensor<R>>,
-{
-    let sum = match sums.meta.shape()[0] {
-        1 => sums,
-        _ => B::float_sum_dim(sums, 0),
-    };
-    cast(
-        B::float_reshape(sum, weight.meta.shape().clone()),
-        weight.dtype,
-    )
+/// The cubes' rows of sums added up, and added to what there is already, in the shape and type of a weight.
+fn sum_of_rows<R: CubeRuntime>(
+    sums: CubeTensor<R>,
+    weight: &CubeTensor<R>,
+    onto: Option<CubeTensor<R>>,
+) -> CubeTensor<R> {
+    let [count, width] = sums.meta.shape().dims();
+    let out = empty_like(weight);
+    let (onto, adds) = onto_or(onto, weight);
+    let units =
+        COLUMNS.max(UNITS.min(out.client.properties().hardware.max_units_per_cube as usize));
+    unsafe {
+        norm::sum_of_rows::launch_unchecked(
+            &out.client,
+            grid(&out.client, width.div_ceil(COLUMNS)),
+            CubeDim::new_1d(units as u32),
+            sums.into_array_arg(),
+            onto.into_array_arg(),
+            out.clone().into_array_arg(),
+            count,
+            width,
+            adds,
+            units,
+            out.dtype.into(),
+        );
+    }
+    out
+}
+
+/// What a gradient is added to, or any tensor, which is not read; and whether it is added.
+fn onto_or<R: CubeRuntime>(
+    onto: Option<CubeTensor<R>>,
+    other: &CubeTensor<R>,
+) -> (CubeTensor<R>, bool) {
+    let adds = onto.is_some();
+    (onto.map_or_else(|| other.clone(), into_contiguous), adds)
 }
 
 /// A unit for each value: cubes, and units of each.

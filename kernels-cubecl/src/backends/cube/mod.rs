@@ -71,11 +71,14 @@ where
         lse: FloatTensor<Self>,
         grad_out: FloatTensor<Self>,
         scale: f64,
+        onto: [Option<FloatTensor<Self>>; 3],
     ) -> [FloatTensor<Self>; 3] {
-        match Plan::new(&q, &k) {
-            Some(plan) => plan.backward([q, k, v], out, lse, grad_out, scale),
-            None => primitives::causal_attention_backward::<Self>([q, k, v], lse, grad_out, scale),
-        }
+        let Some(plan) = Plan::new(&q, &k) else {
+            let gradients =
+                primitives::causal_attention_backward::<Self>([q, k, v], lse, grad_out, scale);
+            return primitives::each_added::<Self, 3>(onto, gradients);
+        };
+        plan.backward([q, k, v], out, lse, grad_out, scale, onto)
     }
 
     fn causal_attention_double_backward(

@@ -39,17 +39,20 @@ pub fn norm<F: Float>(
     }
 }
 
-/// `dx`, and for each cube the sum of its rows' parts of `dw`, if it is wanted.
+/// `dx`, added to `onto` if `adds`, and for each cube the sum of its rows' parts of `dw`, if it is wanted. What is not used may be any
+/// tensor.
 #[cube(launch_unchecked)]
 pub fn norm_backward<F: Float>(
     x: &Array<F>,
     weight: &Array<F>,
     grad: &Array<F>,
+    onto: &Array<F>,
     dx: &mut Array<F>,
     dw: &mut Array<f32>,
     rows: &Rows,
     epsilon: f32,
     #[comptime] centered: bool,
+    #[comptime] adds: bool,
     #[comptime] wants_weight: bool,
     #[comptime] units: usize,
     #[define(F)] _dtype: StorageType,
@@ -83,7 +86,11 @@ pub fn norm_backward<F: Float>(
             let x = f32::cast_from(x[base + i]) - mean;
             let g = f32::cast_from(grad[base + i]);
             let u = g * f32::cast_from(weight[i]) - mean_u;
-            dx[base + i] = F::cast_from((u - x * along) * r);
+            let mut sum = (u - x * along) * r;
+            if comptime!(adds) {
+                sum += f32::cast_from(onto[base + i]);
+            }
+            dx[base + i] = F::cast_from(sum);
             if comptime!(wants_weight) {
                 let part = g * x * r;
                 dw[sums + i] = select(row == first, part, dw[sums + i] + part);
@@ -193,6 +200,47 @@ pub fn norm_double_backward<F: Float>(
                 select(row == first, for_weight, to_weight[sums + i] + for_weight);
             i += units;
         }
+    }
+}
+
+/// Columns of sums that a cube of [`sum_of_rows`] adds up.
+pub const COLUMNS: usize = 32;
+
+/// The sum of all rows of `sums`, added to `onto` if `adds`. Units of one column add every so many rows each, and then their sums.
+#[cube(launch_unchecked)]
+pub fn sum_of_rows<F: Float>(
+    sums: &Array<f32>,
+    onto: &Array<F>,
+    out: &mut Array<F>,
+    count: usize,
+    width: usize,
+    #[comptime] adds: bool,
+    #[comptime] units: usize,
+    #[define(F)] _dtype: StorageType,
+) {
+    let mut shared = SharedMemory::<f32>::new(units);
+    let each = comptime!(units / COLUMNS);
+    let unit = UNIT_POS as usize;
+    let column = block() * COLUMNS + unit % COLUMNS;
+    let mut sum = 0.0f32;
+    if column < width {
+        let mut row = unit / COLUMNS;
+        while row < count {
+            sum += sums[row * width + column];
+            row += each;
+        }
+    }
+    shared[unit] = sum;
+    sync_cube();
+    if unit < COLUMNS && column < width {
+        #[unroll]
+        for part in 1..each {
+            sum += shared[part * COLUMNS + unit];
+        }
+        if comptime!(adds) {
+            sum += f32::cast_from(onto[column]);
+        }
+        out[column] = F::cast_from(sum);
     }
 }
 

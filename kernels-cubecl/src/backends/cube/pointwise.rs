@@ -21,13 +21,16 @@ pub fn swiglu<F: Float>(
     }
 }
 
+/// The gradient to `x`, added to `onto` if `adds`; else that may be any tensor.
 #[cube(launch_unchecked)]
 pub fn swiglu_backward<F: Float>(
     x: &Array<F>,
     grad: &Array<F>,
+    onto: &Array<F>,
     to_x: &mut Array<F>,
     count: usize,
     width: usize,
+    #[comptime] adds: bool,
     #[define(F)] _dtype: StorageType,
 ) {
     let i = place();
@@ -36,8 +39,14 @@ pub fn swiglu_backward<F: Float>(
         let gate = f32::cast_from(x[at]);
         let g = f32::cast_from(grad[i]);
         let sigma = sigma(gate);
-        to_x[at] = F::cast_from(g * f32::cast_from(x[at + width]) * slope(gate, sigma));
-        to_x[at + width] = F::cast_from(g * gate * sigma);
+        let mut to_gate = g * f32::cast_from(x[at + width]) * slope(gate, sigma);
+        let mut to_up = g * gate * sigma;
+        if comptime!(adds) {
+            to_gate += f32::cast_from(onto[at]);
+            to_up += f32::cast_from(onto[at + width]);
+        }
+        to_x[at] = F::cast_from(to_gate);
+        to_x[at + width] = F::cast_from(to_up);
     }
 }
 

@@ -290,13 +290,17 @@ impl<F: Float> SharedTiles<F> {
         }
     }
 
-    /// Writes the tile of the output that this cube computes, times `factor`.
+    /// Writes the tile of the output that this cube computes, times `factor`, added to `onto` if `adds`; else that may be any
+    /// tensor.
+    #[allow(clippy::too_many_arguments)]
     pub fn write(
         &mut self,
         x: &mut Array<F>,
         rows: Rows,
         out: &Sums,
         factor: f32,
+        onto: &Array<F>,
+        #[comptime] adds: bool,
         #[comptime] tiles: Tiles,
     ) {
         let dim = comptime!(tiles.dim);
@@ -324,8 +328,12 @@ impl<F: Float> SharedTiles<F> {
                     let (high, at) = (item / MATRIX, item % MATRIX);
                     let (row, column) = (rows.first + own + high, column + at);
                     if is_any && row < rows.len && column < dim {
-                        let number = self.score_numbers[start + high * pitch + at];
-                        x[base + row * dim + column] = F::cast_from(number * factor);
+                        let mut number = self.score_numbers[start + high * pitch + at] * factor;
+                        let at = base + row * dim + column;
+                        if comptime!(adds) {
+                            number += f32::cast_from(onto[at]);
+                        }
+                        x[at] = F::cast_from(number);
                     }
                 }
             }
@@ -341,7 +349,12 @@ impl<F: Float> SharedTiles<F> {
                     #[unroll]
                     for c in 0..4usize {
                         if row < rows.len && column + c < dim {
-                            x[base + row * dim + column + c] = F::cast_from(quad[c]);
+                            let at = base + row * dim + column + c;
+                            let mut number = quad[c];
+                            if comptime!(adds) {
+                                number += f32::cast_from(onto[at]);
+                            }
+                            x[at] = F::cast_from(number);
                         }
                     }
                 }

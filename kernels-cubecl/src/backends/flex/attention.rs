@@ -36,11 +36,13 @@ impl AttentionBackend for Flex {
         lse: FlexTensor,
         grad_out: FlexTensor,
         scale: f64,
+        onto: [Option<FlexTensor>; 3],
     ) -> [FlexTensor; 3] {
-        match fused(&q) {
+        let gradients = match fused(&q) {
             true => backward([q, k, v], lse, grad_out, scale as f32),
             false => primitives::causal_attention_backward::<Self>([q, k, v], lse, grad_out, scale),
-        }
+        };
+        primitives::each_added::<Self, 3>(onto, gradients)
     }
 
     fn causal_attention_double_backward(

@@ -80,11 +80,19 @@ impl LayerBackend for Flex {
         }
     }
 
-    fn norm_backward(x: F, weight: F, grad: F, by: Norm, wants_weight: bool) -> (F, Option<F>) {
-        match single([&x, &weight, &grad]) {
+    fn norm_backward(
+        x: F,
+        weight: F,
+        grad: F,
+        by: Norm,
+        wants_weight: bool,
+        [onto_x, onto_weight]: [Option<F>; 2],
+    ) -> (F, Option<F>) {
+        let (dx, dw) = match single([&x, &weight, &grad]) {
             Some([x, weight, grad]) => norm::backward(x, weight, grad, by, wants_weight),
             None => primitives::norm_backward::<Flex>(x, weight, grad, by, wants_weight),
-        }
+        };
+        (added(onto_x, dx), dw.map(|dw| added(onto_weight, dw)))
     }
 
     /// The loop is for the case without a cotangent of dw, as when only the gradient to x was used.
@@ -94,13 +102,17 @@ impl LayerBackend for Flex {
         grad: F,
         cotangents: [Option<F>; 2],
         by: Norm,
+        onto_weight: Option<F>,
     ) -> [F; 3] {
-        if let [Some(a), None] = &cotangents
-            && let Some([x, weight, grad, a]) = single([&x, &weight, &grad, a])
-        {
-            return norm::double_backward(x, weight, grad, a, by);
-        }
-        primitives::norm_double_backward::<Flex>(x, weight, grad, cotangents, by)
+        let numbers = match &cotangents {
+            [Some(a), None] => single([&x, &weight, &grad, a]),
+            _ => None,
+        };
+        let [to_grad, to_x, to_weight] = match numbers {
+            Some([x, weight, grad, a]) => norm::double_backward(x, weight, grad, a, by),
+            None => primitives::norm_double_backward::<Flex>(x, weight, grad, cotangents, by),
+        };
+        [to_grad, to_x, added(onto_weight, to_weight)]
     }
 
     fn activate(x: F, by: Nonlinearity) -> F {
@@ -110,11 +122,12 @@ impl LayerBackend for Flex {
         }
     }
 
-    fn activate_backward(x: F, grad: F, by: Nonlinearity) -> F {
-        match single([&x, &grad]) {
+    fn activate_backward(x: F, grad: F, by: Nonlinearity, onto: Option<F>) -> F {
+        let dx = match single([&x, &grad]) {
             Some([x, grad]) => activation::backward(x, grad, by),
             None => primitives::activate_backward::<Flex>(x, grad, by),
-        }
+        };
+        added(onto, dx)
     }
 
     fn activate_double_backward(x: F, grad: F, a: F, by: Nonlinearity) -> [F; 2] {
@@ -131,11 +144,12 @@ impl LayerBackend for Flex {
         }
     }
 
-    fn swiglu_backward(x: F, grad: F) -> F {
-        match single([&x, &grad]) {
+    fn swiglu_backward(x: F, grad: F, onto: Option<F>) -> F {
+        let dx = match single([&x, &grad]) {
             Some([x, grad]) => swiglu::backward(x, grad),
             None => primitives::swiglu_backward::<Flex>(x, grad),
-        }
+        };
+        added(onto, dx)
     }
 
     fn swiglu_double_backward(x: F, grad: F, a: F) -> [F; 2] {
@@ -191,6 +205,14 @@ impl LayerBackend for Flex {
             Some(tensors) => optimizer::adamw(step, tensors),
             None => reference_adamw::<Flex>(step, [x, m, v], grad),
         }
+    }
+}
+
+/// A gradient, added to what there is already.
+fn added(onto: Option<F>, gradient: F) -> F {
+    match onto {
+        Some(onto) => Flex::add(onto, gradient),
+        None => gradient,
     }
 }
 

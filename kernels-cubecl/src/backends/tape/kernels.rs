@@ -9,7 +9,7 @@ use crate::{
 impl<B: AttentionBackend> AttentionBackend for Tape<B> {
     forward! { Autodiff<B> =>
         fn causal_attention(q: Float<B>, k: Float<B>, v: Float<B>, scale: f64) -> (Float<B>, Float<B>);
-        fn causal_attention_backward(q: Float<B>, k: Float<B>, v: Float<B>, out: Float<B>, lse: Float<B>, grad_out: Float<B>, scale: f64) -> [Float<B>; 3];
+        fn causal_attention_backward(q: Float<B>, k: Float<B>, v: Float<B>, out: Float<B>, lse: Float<B>, grad_out: Float<B>, scale: f64, onto: [Option<Float<B>>; 3]) -> [Float<B>; 3];
     }
 }
 
@@ -17,16 +17,18 @@ impl<B: LayerBackend> LayerBackend for Tape<B> {
     forward! { Autodiff<B> =>
         fn product(lhs: Float<B>, rhs: Float<B>) -> Float<B>;
         fn product_transposed(x: Float<B>, weight: Float<B>) -> Float<B>;
+        fn add_product(to: Float<B>, lhs: Float<B>, rhs: Float<B>) -> Float<B>;
+        fn add_product_transposed(to: Float<B>, x: Float<B>, weight: Float<B>) -> Float<B>;
         fn computes_in(device: &Device<Self>, precision: Precision) -> bool;
         fn token_losses(logits: Float<B>, targets: Int<B>) -> Float<B>;
         fn token_losses_backward(logits: Float<B>, targets: Int<B>, grad: Float<B>) -> Float<B>;
         fn contiguous(x: Float<B>) -> Float<B>;
         fn norm(x: Float<B>, weight: Float<B>, by: Norm) -> Float<B>;
-        fn norm_backward(x: Float<B>, weight: Float<B>, grad: Float<B>, by: Norm, wants_weight: bool) -> (Float<B>, Option<Float<B>>);
+        fn norm_backward(x: Float<B>, weight: Float<B>, grad: Float<B>, by: Norm, wants_weight: bool, onto: [Option<Float<B>>; 2]) -> (Float<B>, Option<Float<B>>);
         fn activate(x: Float<B>, by: Nonlinearity) -> Float<B>;
-        fn activate_backward(x: Float<B>, grad: Float<B>, by: Nonlinearity) -> Float<B>;
+        fn activate_backward(x: Float<B>, grad: Float<B>, by: Nonlinearity, onto: Option<Float<B>>) -> Float<B>;
         fn swiglu(x: Float<B>) -> Float<B>;
-        fn swiglu_backward(x: Float<B>, grad: Float<B>) -> Float<B>;
+        fn swiglu_backward(x: Float<B>, grad: Float<B>, onto: Option<Float<B>>) -> Float<B>;
         fn side_by_side(parts: [Float<B>; 2]) -> Float<B>;
         fn halves(x: Float<B>) -> [Float<B>; 2];
         fn rotary(x: Float<B>, cos: Float<B>, sin: Float<B>, turn: Float<B>) -> Float<B>;

@@ -153,6 +153,7 @@ impl Job for AttentionArgs {
                 lse.clone(),
                 grad_out.clone(),
                 scale,
+                [None, None, None],
             )
         })?;
         let double_backward = self.time::<B, _>(device, || {
