@@ -290,6 +290,20 @@ impl TextTokenizer {
         self.decode(&ids.collect::<Vec<_>>())
     }
 
+    /// The text of an answer as this tokenizer tells it again: one that splits at punctuation tells `3.5` as `3 . 5`. An answer with
+    /// tokens that it does not know stays as it is.
+    ///
+    /// # Errors
+    ///
+    /// As [`TextTokenizer::encode`] and [`TextTokenizer::decode`].
+    pub fn as_told(&self, answer: &str) -> Result<String, Error> {
+        let ids = self.encode(answer)?;
+        match ids.iter().any(|id| self.is_unknown(*id)) {
+            true => Ok(answer.into()),
+            false => self.decode_answer(&ids),
+        }
+    }
+
     /// The Hugging Face tokenizer.
     pub fn as_tokenizer(&self) -> &Tokenizer {
         &self.tokenizer

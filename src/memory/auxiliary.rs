@@ -127,15 +127,10 @@ impl<B: Backend, M: Writable<B>, O: LiftedObjective<B, M>> GradMem<B, M, O> {
         let k = step.n % steps + 1;
         let mut terms = Auxiliary::default();
         if k == steps && config.inner_loss_weight > 0.0 {
-            let loss = step.loss.clone();
-            terms.write = Some(match segments.pieces.len() {
-                1 => loss.mean(),
-                _ => {
-                    let shares = segments.shares(step.n / steps);
-                    let shares = TensorData::new(shares, [episode.len()]);
-                    (loss * Tensor::from_data(shares, &episode.device())).mean()
-                }
-            });
+            let shares = segments.shares(step.n / steps);
+            let shares = TensorData::new(shares, [episode.len()]);
+            let loss = step.loss.clone() * Tensor::from_data(shares, &episode.device());
+            terms.write = Some(loss.mean());
         }
         if config.step_alignment_weight > 0.0 {
             let wanted = self.read_gradient(step.after, episode)?;

@@ -54,7 +54,7 @@ pub struct GradMemConfig {
     pub second_order_steps: Option<usize>,
     /// Clamps each element of the inner gradient to ± this value.
     pub inner_clip_value: Option<f64>,
-    /// Rescales each sample's inner gradient to at most this L2 norm (after `inner_clip_value`).
+    /// Rescales each sample's inner gradient to each matrix of the memory to at most this L2 norm (after `inner_clip_value`).
     pub inner_clip_norm: Option<f64>,
     /// A linear map between the memory and the model.
     pub mem_proj: MemProj,
@@ -346,6 +346,19 @@ impl GradMemConfig {
         if self.write_lora_rank > 0 {
             positive([("write_lora_alpha", self.write_lora_alpha)])?;
         }
+        let targets = &self.write_lora_targets;
+        let problem = "is for adapters in WRITE: it needs write_lora_rank of at least 1";
+        let fits = self.write_lora_rank > 0 || targets.is_empty();
+        require(fits, "write_lora_targets", format!("{targets:?}"), problem)?;
+        let steps = self.second_order_steps;
+        let problem =
+            "is how many of the last steps are second order: it needs grad_mode = \"second\"";
+        let fits = self.grad_mode == GradMode::Second || steps.is_none();
+        let shown = steps.unwrap_or_default();
+        require(fits, "second_order_steps", shown, problem)?;
+        let problem = "is for a gate: it needs gate = \"convex\" or \"mamba\"";
+        let fits = self.gate != GateKind::None || self.gate_dimensions;
+        require(fits, "gate_dimensions", false, problem)?;
         for (key, clip) in [
             ("inner_clip_value", self.inner_clip_value),
             ("inner_clip_norm", self.inner_clip_norm),
@@ -534,6 +547,21 @@ impl GradMemConfig {
             let problem = "compares WRITE's steps with READ, which trains nothing unless the steps are second order: it needs \
                            grad_mode = \"second\" and write_steps of at least 1";
             require(trained || weight == 0.0, key, weight, problem)?;
+        }
+        let few = self.most_steps() < 2;
+        let (key, weight) = ("intermediate_read_weight", self.intermediate_read_weight);
+        let problem = "is for the memories before the last: it needs write_steps of at least 2";
+        require(!few || weight == 0.0, key, weight, problem)?;
+        let (key, weight) = ("star_weight", self.star_weight);
+        let problem = "is for what WRITE ends with: it needs write_steps of at least 1";
+        require(self.most_steps() > 0 || weight == 0.0, key, weight, problem)?;
+        let default = Self::default();
+        for (key, value, default) in [
+            ("star_radius", self.star_radius, default.star_radius),
+            ("star_step", self.star_step, default.star_step),
+        ] {
+            let problem = "is for star_weight above 0";
+            require(weight > 0.0 || value == default, key, value, problem)?;
         }
         let problem = "is for step_alignment_weight above 0";
         let aligned = self.step_alignment_weight > 0.0;

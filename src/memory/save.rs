@@ -24,7 +24,8 @@ impl<B: Backend, M: CausalLm<B>, O: WriteObjective<B, M>> GradMem<B, M, O> {
         fingerprint(self, &settings)
     }
 
-    /// Takes memories out of the backend, to be described further and saved, with their WRITE losses at M0.
+    /// Takes memories out of the backend, to be described further and saved, with the WRITE losses where WRITE began (of contexts in chunks, of the first
+    /// chunk).
     ///
     /// # Errors
     ///

@@ -82,15 +82,14 @@ impl<B: Backend> Segments<B> {
         })
     }
 
-    /// One over how many chunks each sample has, zero for those that do not have this one.
+    /// What each sample's step on this piece counts of its steps on all of them: one over how many it has, zero if it does not have
+    /// this one. Chunks that are written at once are one piece.
     pub fn shares(&self, piece: usize) -> Vec<f64> {
         let counts = self.counts.iter();
-        let share = |count: &usize| {
-            if piece < *count {
-                1.0 / *count as f64
-            } else {
-                0.0
-            }
+        let share = |count: &usize| match (self.pieces.len(), piece < *count) {
+            (1, _) => 1.0,
+            (_, true) => 1.0 / *count as f64,
+            (_, false) => 0.0,
         };
         counts.map(share).collect()
     }

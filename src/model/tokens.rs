@@ -11,7 +11,7 @@ use crate::error::Error;
 /// Token ids in rows of different lengths: as they are on the host, and padded on the right to one width
 /// on the device.
 ///
-/// What fills a shorter row is never read as a token, so any id does; this type knows each row's length.
+/// What fills a shorter row on the device is token 0, which nothing reads: this type knows each row's length.
 #[derive(Clone, Debug)]
 pub struct Tokens<B: Backend> {
     /// `[rows, width]`
@@ -84,9 +84,18 @@ impl<B: Backend> Tokens<B> {
             Ok(ids[..length(ids, row)?].into())
         });
         let rows: Arc<[Arc<[u32]>]> = rows.collect::<Result<Vec<_>, Error>>()?.into();
+        let largest = largest(&rows)?;
+        // A filling that is no token of the model would be looked up.
+        if host.iter().max() > largest.as_ref() {
+            let mut filled = Self::new(&rows, &ids.device())?;
+            let missing = width - filled.width();
+            let zeros = Tensor::zeros([count, missing], &ids.device());
+            filled.ids = Tensor::cat(vec![filled.ids, zeros], 1);
+            return Ok(filled);
+        }
         Ok(Self {
             ids,
-            largest: largest(&rows)?,
+            largest,
             rows,
             weights: Default::default(),
         })
@@ -327,6 +336,10 @@ mod tests {
         assert_eq!(tokens.lengths().collect::<Vec<_>>(), [2, 1, 0]);
         let full = Tokens::from_tensor(padded).unwrap();
         assert_eq!(full.count(), 9);
+        // A filling that no model has as a token is not looked up.
+        let beyond = Tokens::from_padded(tensor([[4, 70, 70], [5, 6, 70]]), 70).unwrap();
+        let ids: Vec<i64> = beyond.ids().to_data().iter::<i64>().collect();
+        assert_eq!(ids, [4, 0, 0, 5, 6, 0]);
         let gap = Tokens::from_padded(tensor([[4, 0, 5]]), 0).unwrap_err();
         assert!(
             gap.to_string()

@@ -126,6 +126,13 @@ impl Report {
         tables.join("\n")
     }
 
+    /// Whether a file is a page or a Markdown file of reports.
+    fn is_report(&self, bytes: &[u8]) -> bool {
+        let text = String::from_utf8_lossy(bytes);
+        let table = self.tables().first().map(Table::markdown_begin);
+        text.contains(page::TITLE) || table.is_some_and(|begin| text.starts_with(&begin))
+    }
+
     /// The logs of all runs as comma-separated values: a row for each line, with the run's name and seed in front.
     ///
     /// # Errors
@@ -165,6 +172,13 @@ impl Report {
         }
         if let Some(folder) = [html, &markdown].into_iter().find(|path| path.is_dir()) {
             return Err(Error::file(folder, "is a folder, not a file to write to"));
+        }
+        for path in [html, &markdown] {
+            let earlier = std::fs::read(path).unwrap_or_default();
+            if !earlier.is_empty() && !self.is_report(&earlier) {
+                let problem = "is no report, and is not replaced: name another page with -o";
+                return Err(Error::file(path, problem));
+            }
         }
         let figures = self.figures()?;
         let mut files = vec![

@@ -16,6 +16,9 @@ const MAX_CONTEXT: usize = 400;
 
 const STYLE: &str = include_str!("page.css");
 
+/// Where a page says what it is.
+pub const TITLE: &str = "<title>GradMem: training runs</title>";
+
 /// The whole page.
 ///
 /// # Errors
@@ -33,7 +36,7 @@ pub fn html(report: &Report, figures: &[Figure]) -> Result<String, Error> {
     Ok(format!(
         "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
          <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
-         <title>GradMem: training runs</title>\n<style>\n{STYLE}</style>\n</head>\n<body>\n<main>\n\
+         {TITLE}\n<style>\n{STYLE}</style>\n</head>\n<body>\n<main>\n\
          <h1>GradMem: training runs</h1>\n<p class=\"lead\">{}</p>\n{body}</main>\n</body>\n</html>\n",
         introduction(report)
     ))

@@ -39,12 +39,17 @@ impl Table {
             .collect();
         let rows: String = self.rows.iter().map(|row| line(row)).collect();
         format!(
-            "**{}.** {}\n\n{}{}{rows}",
-            self.title,
+            "{} {}\n\n{}{}{rows}",
+            self.markdown_begin(),
             self.caption,
             line(&self.head),
             line(&rule)
         )
+    }
+
+    /// What the Markdown begins with.
+    pub fn markdown_begin(&self) -> String {
+        format!("**{}.**", self.title)
     }
 
     /// As HTML.

@@ -145,8 +145,14 @@ fn followed(path: &Path) -> PathBuf {
 /// Puts `bytes` at `path`, or where it leads if it is a link: written beside it, flushed to the disk, then moved into place. If anything
 /// fails, what was there before stays; what a program left that was killed meanwhile goes with the next
 /// writing.
+///
+/// A device or a pipe is not replaced: that is an error.
 pub(crate) fn write_atomically(path: impl AsRef<Path>, bytes: &[u8]) -> Result<(), Error> {
     let path = &followed(path.as_ref());
+    if std::fs::metadata(path).is_ok_and(|about| !about.is_file()) {
+        let problem = "is a folder, a device or a pipe, and is not replaced: name a file";
+        return Err(Error::file(path, problem));
+    }
     let folder = match path.parent() {
         Some(folder) if !folder.as_os_str().is_empty() => folder,
         _ => Path::new("."),
@@ -164,7 +170,7 @@ pub(crate) fn write_atomically(path: impl AsRef<Path>, bytes: &[u8]) -> Result<(
         }
         // First: so that there is never more than one of them.
         remove_unfinished(folder, &prefix);
-        let mut file = builder.tempfile_in(folder)?;
+        let mut file = builder.tempfile_in(folder).map_err(without_path)?;
         // Says that it is not left. Where there are no locks, nothing is removed either.
         file.as_file().try_lock().ok();
         // By the file itself, whose errors do not name the temporary path.
@@ -183,6 +189,16 @@ pub(crate) fn write_atomically(path: impl AsRef<Path>, bytes: &[u8]) -> Result<(
         written => written,
     };
     written.map_err(Error::io(path, "cannot write"))
+}
+
+/// The system's error, without the temporary file's path around it.
+fn without_path(e: std::io::Error) -> std::io::Error {
+    let inner = e.get_ref().and_then(|e| e.source());
+    let inner = inner.and_then(|e| e.downcast_ref::<std::io::Error>());
+    match inner.and_then(std::io::Error::raw_os_error) {
+        Some(code) => std::io::Error::from_raw_os_error(code),
+        None => e,
+    }
 }
 
 /// How files end that are not yet in place.

@@ -38,6 +38,9 @@ pub struct RunState {
     pub step: usize,
     /// The best validation metric so far, and its step.
     pub best: Option<(f64, usize)>,
+    /// What `best` is a value of; absent in checkpoints of a version that did not know it.
+    #[serde(default)]
+    pub measure: Option<Measure>,
     /// The step of the last evaluation.
     pub evaluated: usize,
     /// The step of the last evaluation that was better than all before it.
@@ -55,6 +58,15 @@ impl RunState {
     pub(super) fn with_improved(mut self) -> Self {
         if let (0, Some((_, step))) = (self.improved, self.best) {
             self.improved = step;
+        }
+        self
+    }
+
+    /// With nothing that was the best by another measure: what is best by this one the next evaluation says.
+    pub(super) fn measured_by(mut self, measure: Measure) -> Self {
+        if self.measure.is_some_and(|known| known != measure) {
+            (self.best, self.measure) = (None, None);
+            self.improved = self.evaluated;
         }
         self
     }

@@ -59,6 +59,29 @@ const MAY_CHANGE: [&str; 8] = [
     "train.micro_batch",
 ];
 
+/// Whether a training in this folder goes on from a checkpoint.
+///
+/// # Errors
+///
+/// If there is none, and the log goes on behind the first evaluation: there was one. To begin again would remove the log and the best
+/// weights.
+pub(super) fn has_checkpoint(folder: &Path, eval_every: usize) -> Result<bool, Error> {
+    let last = folder.join(LAST);
+    if last.exists() {
+        return Ok(true);
+    }
+    let step = MetricsLog::last_step(&folder.join(METRICS))?;
+    match step.filter(|step| *step > eval_every) {
+        None => Ok(false),
+        Some(step) => Err(Error::file(
+            last,
+            format!(
+                "is missing, and metrics.jsonl goes on to step {step}: put it back, or train in another folder to begin again"
+            ),
+        )),
+    }
+}
+
 /// A run's folder.
 #[derive(Debug)]
 pub struct RunFolder {
@@ -240,8 +263,8 @@ impl RunFolder {
     }
 
     /// Opens the log of metrics of a run that begins or resumes at `step`.
-    pub(super) fn metrics(&self, step: usize) -> Result<MetricsLog, Error> {
-        MetricsLog::open(self.path.join(METRICS), step)
+    pub(super) fn metrics(&self, step: usize, evaluated: usize) -> Result<MetricsLog, Error> {
+        MetricsLog::open(self.path.join(METRICS), step, evaluated)
     }
 
     /// Saves the results of an evaluation and returns the file's path. Earlier results of the same weights

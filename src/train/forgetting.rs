@@ -43,7 +43,8 @@ impl<B: KernelBackend> Trained<B> {
                 for (row, (place, right)) in places.iter().zip(found.matches).enumerate() {
                     // Nothing is written over a context that ended before.
                     let own = gradmem.config().chunks_of(lengths[row / questions.max(1)]);
-                    if let Some(place) = place.filter(|place| *place <= after && after < own) {
+                    let place = place.filter(|place| *place <= after && after < own);
+                    if let (Some(place), Some(right)) = (place, right) {
                         answered.add(after, place, f64::from(right), 1.0);
                     }
                 }
@@ -70,7 +71,7 @@ fn no_chunks() -> Error {
 /// What the memory after a chunk holds.
 struct After {
     /// Whether each question is answered.
-    matches: Vec<bool>,
+    matches: Vec<Option<bool>>,
     /// Of each chunk up to it: the tokens that are told right, and how many there are.
     told: Vec<(f64, f64)>,
 }

@@ -123,7 +123,7 @@ where
     }
 
     /// From the last checkpoint of a folder, if there is one.
-    fn go_on(self, folder: &RunFolder) -> Result<Self, Error> {
+    fn go_on(self, folder: &RunFolder, settings: &TrainConfig) -> Result<Self, Error> {
         let path = folder.path();
         if !path.join(LAST).exists() {
             return Ok(self);
@@ -141,12 +141,12 @@ where
             method: last.module,
             average: last.average,
             optimizer: Optimizer::load_record(self.optimizer, last.optimizer),
-            state: last.state.with_improved(),
+            state: (last.state.with_improved()).measured_by(settings.stop_metric),
         })
     }
 
     /// That of the first process in all, as the files of a checkpoint.
-    fn of_the_first(self, world: &dyn World) -> Result<Self, Error> {
+    fn of_the_first(self, world: &dyn World, settings: &TrainConfig) -> Result<Self, Error> {
         let files = from_the_first(world, || {
             let folder = temporary()?;
             self.save(&RunFolder::unlocked(folder.path()))?;
@@ -154,7 +154,9 @@ where
         })?;
         let own = match world.rank() {
             0 => Ok(self),
-            _ => with_files(files, |folder| self.go_on(&RunFolder::unlocked(folder))),
+            _ => with_files(files, |folder| {
+                self.go_on(&RunFolder::unlocked(folder), settings)
+            }),
         };
         all_or_none(world, own)
     }
@@ -217,12 +219,12 @@ where
     let world = options.world;
     let start = Start::new(method, settings, adamw);
     let start = match &folder {
-        Some(folder) => start.go_on(folder),
+        Some(folder) => start.go_on(folder, settings),
         None => Ok(start),
     };
     let mut start = all_or_none(&*world, start)?;
     if world.size() > 1 {
-        start = start.of_the_first(&*world)?;
+        start = start.of_the_first(&*world, settings)?;
     }
     let Start {
         method,

@@ -29,7 +29,8 @@ pub enum Measure {
     /// Mean −log p of the target tokens given the memory and the query, in nats a token; in training with `label_smoothing` the
     /// loss of the smoothed labels.
     ReadLoss,
-    /// Mean WRITE loss at M0, in nats a token.
+    /// Mean WRITE loss at M0, in nats a token. While a run trains on contexts in chunks it is that of their first chunks alone; `gradmem
+    /// eval` measures it on all.
     WriteLossBefore,
     /// Mean WRITE loss at M_K; measured on the validation set only.
     WriteLossAfter,

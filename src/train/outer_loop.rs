@@ -72,7 +72,6 @@ pub struct TrainConfig {
     /// See `stop_metric`.
     pub stop_value: Option<f64>,
     /// Training stops when so many evaluations in a row were no better than the best before them.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub patience: Option<usize>,
     /// Easier versions of the task to train on first, each as the `[data]` settings that differ, such as
     /// `"pairs=2 queries_per_context=2"` (no spaces inside a value). The next version begins when `stop_metric`

@@ -13,7 +13,7 @@ use serde::Serialize;
 use sha2::{Digest, Sha256};
 
 use super::config::TrainConfig;
-use super::folder::{LAST, RunFolder, weights_in};
+use super::folder::{RunFolder, has_checkpoint, weights_in};
 use super::launch::{launch, loaders, settle};
 use super::metrics::Measure;
 use super::optimizer::AdamW;
@@ -277,7 +277,7 @@ fn begin<B: AutodiffBackend, M: Method<B>>(
 ) -> Result<RunFolder, Error> {
     let begun = OwnSettings::open(folder)?;
     let earlier = begun.as_ref().map(|begun| &begun.train);
-    let resumes = folder.join(LAST).exists();
+    let resumes = has_checkpoint(folder, settings.train.eval_every)?;
     settle(
         &mut settings.train,
         method,

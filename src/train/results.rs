@@ -1,5 +1,6 @@
 //! What an evaluation finds: the contents of `eval.json`.
 
+use gradmem_kernels::Precision;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -16,6 +17,9 @@ pub struct Evaluation {
     /// Number of held-out contexts.
     #[serde(default)]
     pub samples: usize,
+    /// What products were computed in; f32 in files of a version that did not know it.
+    #[serde(default)]
+    pub precision: Precision,
     /// One row for each number of WRITE steps.
     #[serde(default)]
     pub rows: Vec<Row>,
@@ -31,10 +35,11 @@ pub struct Evaluation {
 }
 
 impl Evaluation {
-    /// The results of both, `self`'s where both have one. `self` alone if they are of different weights or
-    /// numbers of samples.
+    /// The results of both, `self`'s where both have one. `self` alone if they are of different weights,
+    /// numbers of samples or precisions.
     pub fn or(mut self, earlier: Self) -> Self {
-        if (&self.weights, self.samples) != (&earlier.weights, earlier.samples) {
+        let of = |one: &Self| (one.weights.clone(), one.samples, one.precision);
+        if of(&self) != of(&earlier) {
             return self;
         }
         for row in earlier.rows {

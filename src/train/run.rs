@@ -9,7 +9,7 @@ use gradmem_kernels::KernelBackend;
 use super::base::Base;
 use super::config::RunConfig;
 use super::evaluation::batch_size;
-use super::folder::{CONFIG, LAST, RunFolder, TOKENIZER};
+use super::folder::{CONFIG, RunFolder, TOKENIZER, has_checkpoint};
 use super::launch::{launch, loaders, settle, with_files};
 use super::metrics::Measure;
 use super::optimizer::AdamW;
@@ -92,7 +92,7 @@ fn begin<B: KernelBackend>(
     processes: usize,
     device: &B::Device,
 ) -> Result<(Begun<B>, RunFolder), Error> {
-    let resumes = folder.join(LAST).exists();
+    let resumes = has_checkpoint(folder, config.train.eval_every)?;
     let mut config = config.clone();
     let begun = match folder.join(CONFIG).exists() {
         true => Some(RunConfig::open(folder.join(CONFIG))?),

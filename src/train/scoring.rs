@@ -152,13 +152,17 @@ pub(super) struct Hits {
 }
 
 impl Hits {
-    pub fn is_match(&self) -> bool {
-        self.right.iter().all(|right| *right)
+    /// Whether all of them are; of a query without scored tokens there is nothing to say.
+    pub fn is_match(&self) -> Option<bool> {
+        (!self.right.is_empty()).then(|| self.right.iter().all(|right| *right))
     }
 
     pub fn add_to(&self, scores: &mut Scores) {
+        let Some(is_match) = self.is_match() else {
+            return;
+        };
         let right = self.right.iter().filter(|right| **right).count();
-        let exact = f64::from(self.is_match());
+        let exact = f64::from(is_match);
         scores.add(Measure::TokenAccuracy, right as f64, self.right.len());
         scores.add(Measure::ExactMatch, exact, 1);
         for (measure, right) in Measure::POSITIONS.iter().zip(&self.right) {

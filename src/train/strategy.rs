@@ -158,7 +158,7 @@ where
         let config = &self.strategy.config;
         let world = &*self.strategy.world;
         let folder = self.strategy.folder.as_ref();
-        let log = folder.map(|folder| folder.metrics(self.state.step));
+        let log = folder.map(|folder| folder.metrics(self.state.step, self.state.evaluated));
         let mut log = all_or_none(world, log.transpose())?;
         loop {
             if let Some(message) = agreed_stop(world, self.state.step, stop())? {
@@ -168,11 +168,13 @@ where
             let step = self.state.step;
             let due = step == config.steps || step.is_multiple_of(config.eval_every);
             if due && step > self.state.evaluated {
-                self.evaluate(&mut log)?;
-                while self.may_advance() {
-                    self.state.stage += 1;
-                    self.state.best = None;
-                    self.evaluate(&mut log)?;
+                let before = self.state.clone();
+                let interrupted = self.evaluations(&mut log, &stop)?;
+                if let Some(message) = interrupted {
+                    // A run that goes on from here scores all of it.
+                    self.state = before;
+                    self.save_last()?;
+                    return Ok(Ending::Interrupted(message));
                 }
                 self.save_last()?;
             }
@@ -198,6 +200,21 @@ where
             let epoch = self.epoch();
             self.processor.process_train(LearnerEvent::EndEpoch(epoch));
         }
+    }
+
+    /// Evaluates, also the next versions of the task if they are due. The message if it was interrupted.
+    fn evaluations(
+        &mut self,
+        log: &mut Option<MetricsLog>,
+        stop: &impl Fn() -> Option<String>,
+    ) -> Result<Option<String>, Error> {
+        let mut interrupted = self.evaluate(log, stop)?;
+        while interrupted.is_none() && self.may_advance() {
+            self.state.stage += 1;
+            self.state.best = None;
+            interrupted = self.evaluate(log, stop)?;
+        }
+        Ok(interrupted)
     }
 
     /// Whether the best weights have reached `stop_value`.
@@ -295,8 +312,12 @@ where
     }
 
     /// Scores the validation set, logs the scores, and saves the weights if they are the best so far. Of equally
-    /// good weights the later ones are kept: they were trained longer.
-    fn evaluate(&mut self, log: &mut Option<MetricsLog>) -> Result<(), Error> {
+    /// good weights the later ones are kept: they were trained longer. The message if it was interrupted, of which nothing is kept.
+    fn evaluate(
+        &mut self,
+        log: &mut Option<MetricsLog>,
+        stop: &impl Fn() -> Option<String>,
+    ) -> Result<Option<String>, Error> {
         let strategy = self.strategy;
         let (config, world) = (&strategy.config, &*strategy.world);
         let (_, valid) = &strategy.stages[self.state.stage];
@@ -320,19 +341,24 @@ where
         let mut parts = Vec::new();
         let mut iterator = valid.iter();
         let mut index = 0;
+        let mut failed = false;
         while let Some(batch) = iterator.next() {
-            if index % world.size() == world.rank() {
+            if !failed && index % world.size() == world.rank() {
                 let part = InferenceStep::step(&model, batch).result();
-                let failed = part.is_err();
+                failed = part.is_err();
                 if let (Ok(scores), 1) = (&part, world.size()) {
                     self.show(scores, iterator.progress());
                 }
                 parts.push((index, part));
-                if failed {
-                    break;
-                }
             }
             index += 1;
+            // Processes ask each other: all of them, whether they failed or not.
+            if let Some(message) = agreed_stop(world, step, stop())? {
+                return Ok(Some(message));
+            }
+            if failed && world.size() == 1 {
+                break;
+            }
         }
         let mut scores = Scores::default();
         let parts = exchanged(world, parts);
@@ -351,17 +377,17 @@ where
         self.state.evaluated = step;
         let measure = config.stop_metric;
         let Some(value) = scores.mean(measure) else {
-            return Ok(());
+            return Ok(None);
         };
         let best = self.state.best.map(|(best, _)| best);
         if best.is_none_or(|best| measure.better(value, best)) {
             self.state.improved = step;
         }
         if best.is_none_or(|best| value == best || measure.better(value, best)) {
-            self.state.best = Some((value, step));
+            (self.state.best, self.state.measure) = (Some((value, step)), Some(measure));
             self.save(|folder| folder.save_best(&model.method, step, measure, value))?;
         }
-        Ok(())
+        Ok(None)
     }
 
     /// Shows what a validation batch measured.

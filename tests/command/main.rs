@@ -4,6 +4,7 @@ mod cli;
 mod crash;
 mod experiments;
 mod memories;
+mod outputs;
 mod program;
 mod readme;
 mod resume;

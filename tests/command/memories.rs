@@ -187,7 +187,6 @@ fn what_cannot_be_is_said_before_any_work_and_leaves_what_was() {
         &folder,
         &[
             ("zero.txt", "!a:1!\0"),
-            ("old.safetensors", "old"),
             ("fixed", "old"),
             ("empty.txt", "\n"),
             ("none", ""),
@@ -199,6 +198,9 @@ fn what_cannot_be_is_said_before_any_work_and_leaves_what_was() {
     rights.set_readonly(true);
     std::fs::set_permissions(at.join("fixed"), rights).unwrap();
     let write = |args: &[&str]| gradmem(at, &[&["write", "--model", run], args].concat());
+    succeeds(write(&["short.txt", "-o", "old.safetensors"]));
+    let old = || std::fs::read(at.join("old.safetensors")).unwrap();
+    let before = old();
     refuses(
         write(&["short.txt", "-o", "folder"]),
         &["folder: is a folder", "name the file"],
@@ -233,10 +235,7 @@ fn what_cannot_be_is_said_before_any_work_and_leaves_what_was() {
         write(&["short.txt", "long.txt", "--name", "x", "-o", "n"]),
         &["--name"],
     );
-    assert_eq!(
-        std::fs::read_to_string(at.join("old.safetensors")).unwrap(),
-        "old"
-    );
+    assert_eq!(old(), before);
     assert!(!at.join("n").exists());
 
     succeeds(write(&["short.txt", "long.txt", "-o", "m.safetensors"]));
@@ -642,4 +641,24 @@ fn vectors_are_optimised_for_a_text_in_front_of_a_model_that_has_none() {
         write("model", &["--optimizer", "adam", "--until", "2"]),
         &["until", "at most 1"],
     );
+}
+
+/// Programs that write on into one file at the same time take turns; the numbers stay held as they were.
+#[test]
+fn texts_are_written_on_one_after_another() {
+    let (run, folder) = model();
+    let at = folder.path();
+    put(&folder, &TEXTS);
+    let write = ["write", "--model", run, "short.txt", "-o", "m", "--int8"];
+    succeeds(gradmem(at, &write));
+    let on = ["write", "--model", run, "middle.txt", "-o", "m", "--append"];
+    let children: Vec<_> = (0..4).map(|_| command(at, &on).spawn().unwrap()).collect();
+    for mut child in children {
+        assert!(child.wait().unwrap().success());
+    }
+    let about = succeeds(gradmem(at, &["inspect", "--json", "m"]));
+    let about: Value = serde_json::from_str(&about).unwrap();
+    assert_eq!(about["samples"][0]["appended"], 4);
+    assert_eq!(about["samples"][0]["tokens"], 6 + 4 * 11);
+    assert_eq!(about["dtype"], "i8");
 }

@@ -332,3 +332,88 @@ fn a_step_that_cannot_fit_is_refused_before_it_is_killed() {
     program::refuses(&refused, &["MiB are free", "--micro-batch"]);
     assert!(!folder.path().join("runs").exists());
 }
+
+/// A signal ends an evaluation, of which nothing is kept: also one of the curriculum's next version, right behind another.
+#[test]
+fn an_evaluation_that_is_interrupted_is_done_again() {
+    let folder = TempDir::new().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    let args = |run: &Path| {
+        let mut args = command(run, 40);
+        args.extend(["data.valid_samples=3000", "train.log_every=20"].map(String::from));
+        args
+    };
+    let whole = path("whole");
+    succeeds(
+        Command::new(program::PATH)
+            .args(args(&whole))
+            .output()
+            .unwrap(),
+    );
+    let lines = |run: &Path| String::from_utf8(read(run, "metrics.jsonl")).unwrap();
+    let evaluations = |run: &Path| lines(run).matches("\"split\":\"valid\"").count();
+    for before in [0, 1] {
+        let run = path(&format!("after{before}"));
+        let mut child = Command::new(program::PATH)
+            .args(args(&run))
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        let deadline = Instant::now() + Duration::from_secs(120);
+        let logged = || std::fs::read_to_string(run.join("metrics.jsonl")).unwrap_or_default();
+        while !logged().contains("\"step\":20,") || evaluations(&run) < before {
+            assert!(Instant::now() < deadline && child.try_wait().unwrap().is_none());
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        let id = child.id().to_string();
+        succeeds(Command::new("kill").args(["-TERM", &id]).output().unwrap());
+        assert_eq!(child.wait().unwrap().code(), Some(130));
+        assert_eq!(evaluations(&run), before, "the evaluation went on");
+        succeeds(
+            Command::new(program::PATH)
+                .args(args(&run))
+                .output()
+                .unwrap(),
+        );
+        assert_eq!(lines(&run), lines(&whole));
+        for file in ["best.safetensors", "last.safetensors"] {
+            assert!(read(&run, file) == read(&whole, file), "{before}: {file}");
+        }
+    }
+}
+
+/// What was the best by one measure is not the best by another.
+#[test]
+fn the_best_by_another_stop_metric_is_found_anew() {
+    let folder = TempDir::new().unwrap();
+    let train = |more: &[&str]| {
+        let args = [&program::tiny("run")[..], &["train.patience=9"], more].concat();
+        succeeds(gradmem(folder.path(), &args))
+    };
+    train(&[]);
+    let best = || read(&folder.path().join("run"), "best.safetensors");
+    let by_match = best();
+    train(&[
+        "train.steps=12",
+        "train.stop_metric=read_loss",
+        "train.stop_value=0.1",
+    ]);
+    assert!(best() != by_match);
+    let printed = train(&["train.steps=12", "train.stop_metric=read_loss"]);
+    let (_, value) = printed.split_once("its best read loss is ").unwrap();
+    let value: f64 = value.split_whitespace().next().unwrap().parse().unwrap();
+    assert!(value > 1.0, "{printed}");
+}
+
+#[test]
+fn a_run_that_lost_its_last_checkpoint_does_not_begin_again() {
+    let folder = TempDir::new().unwrap();
+    succeeds(gradmem(folder.path(), &program::tiny("run")));
+    let run = folder.path().join("run");
+    std::fs::remove_file(run.join("last.safetensors")).unwrap();
+    let before = [read(&run, "metrics.jsonl"), read(&run, "best.safetensors")];
+    let output = gradmem(folder.path(), &program::tiny("run"));
+    refuses(output, &["last.safetensors: is missing", "step 6"]);
+    let after = [read(&run, "metrics.jsonl"), read(&run, "best.safetensors")];
+    assert!(before == after);
+}

@@ -73,7 +73,7 @@ pub struct Sampling {
     #[arg(long, default_value_t = 64)]
     pub max_tokens: usize,
     /// Sampling temperature: 0 decodes greedily, 1 samples from the model's distribution.
-    #[arg(long, default_value_t = 0.0)]
+    #[arg(long, default_value_t = 0.0, allow_negative_numbers = true)]
     pub temperature: f64,
     /// Sample from this many of the most probable tokens only [default: all].
     #[arg(long)]

@@ -20,7 +20,7 @@ use crate::output::say;
 pub struct Args {
     /// Folder of the run.
     run: PathBuf,
-    /// Folder to create.
+    /// Folder to create; it may be there, but empty.
     #[arg(long, short, value_name = "FOLDER")]
     output: PathBuf,
     #[command(flatten)]
@@ -28,6 +28,13 @@ pub struct Args {
 }
 
 pub fn run(args: Args) -> Result<ExitCode, Error> {
+    let mut files = std::fs::read_dir(&args.output).into_iter().flatten();
+    if files.next().is_some() {
+        return Err(Error::File {
+            path: args.output,
+            problem: "is not empty, and is not replaced: name a new folder".into(),
+        });
+    }
     let backend = args.backend.clone();
     dispatch(&backend, args)?;
     Ok(ExitCode::SUCCESS)

@@ -14,9 +14,9 @@ use serde_json::json;
 use crate::args::{Backend, OptionalModelFolder};
 use crate::backend::{Job, dispatch};
 use crate::input::{in_file, read_text};
-use crate::memories::{describe, dtype, name_of};
+use crate::memories::{describe, dtype, name_of, shown_name};
 use crate::model::Model;
-use crate::output::say;
+use crate::output::{say, shown};
 
 /// Show what a memory file contains and what its memories tell of their contexts.
 ///
@@ -212,9 +212,10 @@ fn print_text(args: &Args, file: &MemoryFile, told: Option<&[Findings]>) {
         ("armt", _) => "one pass over each segment".into(),
         _ => format!("{} passes", origin.write_steps),
     };
-    say!("written by {} {} in {steps}", origin.method, origin.model);
+    let (method, model) = (shown(&origin.method), shown(&origin.model));
+    say!("written by {method} {model} in {steps}");
     if let Some(tokenizer) = &origin.tokenizer {
-        say!("tokenizer {tokenizer}");
+        say!("tokenizer {}", shown(tokenizer));
     }
     for (at, (sample, told)) in file
         .samples
@@ -230,13 +231,13 @@ fn print_text(args: &Args, file: &MemoryFile, told: Option<&[Findings]>) {
             };
             say!(
                 "{}: reconstructs {:.1} % of the tokens of {context}, loss {:.3} nats per token",
-                name_of(sample, at),
+                shown_name(sample, at),
                 100.0 * against.accuracy,
                 against.loss
             );
         }
         if let Some(text) = &told.text {
-            say!("{} tells:\n{text}", name_of(sample, at));
+            say!("{} tells:\n{text}", shown_name(sample, at));
         }
     }
 }

@@ -5,7 +5,7 @@ use std::path::Path;
 use gradmem::Error;
 use gradmem::memory::{MemoryFile, Written};
 
-use crate::output::with_commas;
+use crate::output::{shown, with_commas};
 
 /// The most names that an error message lists.
 const MOST_NAMES: usize = 8;
@@ -13,6 +13,11 @@ const MOST_NAMES: usize = 8;
 /// A memory's name, or its index in the file.
 pub fn name_of(sample: &Written, index: usize) -> String {
     sample.name.clone().unwrap_or_else(|| index.to_string())
+}
+
+/// The name as it is printed: a file's may be anything.
+pub fn shown_name(sample: &Written, index: usize) -> String {
+    shown(&name_of(sample, index))
 }
 
 /// The index of the memory with this name or, if none has it, with this index.
@@ -65,7 +70,7 @@ pub fn describe(path: &Path, file: &MemoryFile, shown: usize) -> String {
     for (at, sample) in file.samples.iter().enumerate().take(shown) {
         let about = describe_one(file, sample);
         if !about.is_empty() {
-            lines.push(format!("{}: {about}", name_of(sample, at)));
+            lines.push(format!("{}: {about}", shown_name(sample, at)));
         }
     }
     if n > shown {

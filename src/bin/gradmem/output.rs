@@ -39,6 +39,21 @@ pub fn failed(error: &Error) -> ExitCode {
     ExitCode::from(if error.is_user_error() { 2 } else { 1 })
 }
 
+/// What a file holds, as it is printed in a line: characters that end lines, turn the writing's direction or command a terminal are
+/// escapes.
+pub fn shown(text: &str) -> String {
+    let commands =
+        |c: char| c.is_control() || matches!(c, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    let mut line = String::new();
+    for c in text.chars() {
+        match commands(c) {
+            true => line.extend(c.escape_default()),
+            false => line.push(c),
+        }
+    }
+    line
+}
+
 /// Prints text that accompanies work which is done: where nobody reads it, it is lost and nothing else.
 pub fn accompany(text: Arguments<'_>) {
     if is_silent() {

@@ -23,9 +23,9 @@ pub struct Args {
     /// Folders of runs, or folders that contain several.
     #[arg(required = true, value_name = "RUN")]
     runs: Vec<PathBuf>,
-    /// HTML page to write; the Markdown file has the same name with .md.
-    #[arg(long, short, value_name = "FILE", default_value = "report.html")]
-    output: PathBuf,
+    /// HTML page to write; the Markdown file has the same name with .md [default: report.html].
+    #[arg(long, short, value_name = "FILE")]
+    output: Option<PathBuf>,
     /// Save the runs' logs, a row for each line, as comma-separated values: `-` for the standard output, and no page.
     #[arg(long, value_name = "FILE")]
     csv: Option<PathBuf>,
@@ -38,6 +38,10 @@ pub fn run(args: Args) -> Result<ExitCode, Error> {
     let report = Report::open(&args.runs)?;
     match &args.csv {
         Some(file) if file.as_os_str() == "-" => {
+            if args.output.is_some() || args.figures.is_some() {
+                let problem = "--csv - makes no page and no figures: name a file for them beside -o or --figures";
+                return Err(Error::Input(problem.into()));
+            }
             let csv = report.csv()?;
             say!("{}", csv.trim_end());
             return Ok(ExitCode::SUCCESS);
@@ -48,7 +52,8 @@ pub fn run(args: Args) -> Result<ExitCode, Error> {
         }
         None => {}
     }
-    for file in report.save(&args.output, args.figures.as_deref())? {
+    let page = args.output.unwrap_or_else(|| "report.html".into());
+    for file in report.save(&page, args.figures.as_deref())? {
         say!("{}", file.display());
     }
     Ok(ExitCode::SUCCESS)

@@ -40,7 +40,12 @@ pub struct Args {
     #[arg(long, value_name = "K")]
     write_steps: Option<usize>,
     /// Step sizes to try [default: from 0.0001 to 10000, four to a decade].
-    #[arg(long, value_name = "ALPHA", value_delimiter = ',')]
+    #[arg(
+        long,
+        value_name = "ALPHA",
+        value_delimiter = ',',
+        allow_negative_numbers = true
+    )]
     write_lr: Vec<f64>,
     /// Print one JSON object instead of a table.
     #[arg(long)]

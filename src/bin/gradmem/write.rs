@@ -1,5 +1,6 @@
 //! `gradmem write`: texts to a memory file.
 
+use std::fs::File;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -117,7 +118,7 @@ pub fn run(args: Args) -> Result<ExitCode, Error> {
             "--name is for one text: several are named after their files".into(),
         ));
     }
-    check_output(&args.output)?;
+    args.check_output()?;
     let backend = args.backend.clone();
     dispatch(&backend, args)?;
     Ok(ExitCode::SUCCESS)
@@ -147,6 +148,8 @@ impl Job for Args {
         });
         let contexts = contexts.collect::<Result<Vec<_>, _>>()?;
 
+        // Until the file is saved: another program that writes on it waits.
+        let lock = self.append.then(|| locked(&self.output)).transpose()?;
         let before = match self.append {
             true => Some(self.to_write_on(&model)?),
             false => None,
@@ -179,14 +182,19 @@ impl Job for Args {
             }
             sample.cache_bytes = sample.tokens.map(&cache_bytes);
         }
-        if self.int8 {
-            file = file.with_float(MemoryFloat::Int8);
+        let float = match (self.int8, self.bf16, &before) {
+            (true, _, _) => MemoryFloat::Int8,
+            (_, true, _) => MemoryFloat::Bf16,
+            // What was written on stays as it was held.
+            (_, _, Some(before)) => before.float(),
+            _ => MemoryFloat::F32,
+        };
+        file = file.with_float(float);
+        if float == MemoryFloat::Int8 {
             self.measure_rounding(&model.method, &mut file, &contexts, device)?;
         }
-        if self.bf16 {
-            file = file.with_float(MemoryFloat::Bf16);
-        }
         file.save(&self.output)?;
+        drop(lock);
 
         let total: usize = contexts.iter().map(Vec::len).sum();
         say!("{}", describe(&self.output, &file, SHOWN));
@@ -227,6 +235,28 @@ impl Args {
         config.max_steps = self.max_steps.unwrap_or(config.max_steps);
         config.lr = self.step_size.unwrap_or(config.lr);
         config
+    }
+
+    /// Fails if the file cannot be made, or would replace something else than memories, before the work is done.
+    fn check_output(&self) -> Result<(), Error> {
+        let path = &self.output;
+        check_writable(path)?;
+        let same = |other: &Path| same_file::is_same_file(path, other).unwrap_or(false);
+        if let Some(text) = self.contexts.iter().find(|text| same(text)) {
+            let problem = format!("is the text {} that is to be written", text.display());
+            return Err(Error::File {
+                path: path.clone(),
+                problem,
+            });
+        }
+        let is_new = path.metadata().map_or(true, |about| about.len() == 0);
+        if !is_new && !self.append && MemoryFile::open(path).is_err() {
+            return Err(Error::File {
+                path: path.clone(),
+                problem: "is no memory file, and is not replaced: name another".into(),
+            });
+        }
+        Ok(())
     }
 
     /// The memories to write on: one for each text.
@@ -373,8 +403,26 @@ fn progress_bar(tokens: u64) -> ProgressBar {
     bar
 }
 
-/// Fails if the file cannot be made, before the work is done.
-fn check_output(path: &Path) -> Result<(), Error> {
+/// The file, locked: no other program that locks it reads or replaces it.
+fn locked(path: &Path) -> Result<File, Error> {
+    let failed = |e: std::io::Error| Error::File {
+        path: path.into(),
+        problem: format!("cannot be opened: {e}"),
+    };
+    loop {
+        let file = File::open(path).map_err(failed)?;
+        // Where there are no locks, nothing is locked.
+        file.lock().ok();
+        // Whoever had it locked before may have put another file in its place.
+        let held = same_file::Handle::from_file(file.try_clone().map_err(failed)?);
+        if held.map_err(failed)? == same_file::Handle::from_path(path).map_err(failed)? {
+            return Ok(file);
+        }
+    }
+}
+
+/// Fails if a file cannot be made there.
+fn check_writable(path: &Path) -> Result<(), Error> {
     let problem = |problem: &str| {
         Err(Error::File {
             path: path.into(),
@@ -383,6 +431,9 @@ fn check_output(path: &Path) -> Result<(), Error> {
     };
     if path.is_dir() {
         return problem("is a folder: name the file to make in it");
+    }
+    if path.metadata().is_ok_and(|about| !about.is_file()) {
+        return problem("is a device or a pipe, and is not replaced: name a file");
     }
     if path
         .metadata()

@@ -162,11 +162,12 @@ impl JsonlDataset {
         self.file.questions
     }
 
-    /// Splits off the last `samples` samples.
+    /// Splits off the last `samples` samples. Those right before them with the context of their first are left out, unless those are all: no
+    /// context is trained on that is held out.
     ///
     /// # Errors
     ///
-    /// If that would leave no sample in one of the two.
+    /// If that would leave no sample in one of the two, or the file cannot be read.
     pub fn hold_out(self, samples: usize) -> Result<(Self, Self), Error> {
         let Range { start, end } = self.range;
         if samples == 0 || samples >= end - start {
@@ -177,11 +178,25 @@ impl JsonlDataset {
             );
             return Err(Error::file(&self.file.path, problem));
         }
+        let first = end - samples;
+        let context = |at: usize| Ok::<_, Error>(self.file.read(at)?.context);
+        let held_out = context(first)?;
+        let mut border = first;
+        while border > start && context(border - 1)? == held_out {
+            border -= 1;
+        }
+        if border == start {
+            let path = self.file.path.display();
+            log::warn!(
+                "{path}: all samples have the context that is held out: only questions are held out"
+            );
+            border = first;
+        }
         let part = |range| Self {
             file: self.file.clone(),
             range,
         };
-        Ok((part(start..end - samples), part(end - samples..end)))
+        Ok((part(start..border), part(first..end)))
     }
 }
 
@@ -390,6 +405,19 @@ mod tests {
                 });
             }
         });
+        // Of a context that is held out nothing is trained on.
+        let same = lines.iter().enumerate().map(|(n, text)| match n {
+            38..42 => line("same", &n.to_string()),
+            _ => text.clone(),
+        });
+        let other = folder.path().join("same.jsonl");
+        std::fs::write(&other, same.collect::<Vec<_>>().join("\n")).unwrap();
+        let cut = JsonlConfig {
+            train_file: other,
+            ..config.clone()
+        };
+        let (train_of_cut, valid_of_cut) = cut.open(0).unwrap();
+        assert_eq!((train_of_cut.len(), valid_of_cut.len()), (38, 10));
         config.valid_samples = 50;
         let error = config.open(0).err().unwrap().to_string();
         assert!(

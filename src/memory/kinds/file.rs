@@ -408,6 +408,15 @@ impl MemoryFile {
         all / self.len().max(1)
     }
 
+    /// How the numbers are held.
+    pub fn float(&self) -> MemoryFloat {
+        match self.dtype() {
+            DType::BF16 => MemoryFloat::Bf16,
+            DType::I8 => MemoryFloat::Int8,
+            _ => MemoryFloat::F32,
+        }
+    }
+
     /// The same numbers held in another way. Rounding to bytes notes in each sample what it [changed](Written::rounding).
     pub fn with_float(mut self, float: MemoryFloat) -> Self {
         let before = self.floats().into_iter();

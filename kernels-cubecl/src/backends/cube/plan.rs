@@ -116,7 +116,15 @@ mod tests {
     fn all(plan: &Plan, [q, k, v, g, a, b, c]: [CubeTensor<WgpuRuntime>; 7]) -> Vec<Tensor<B, 4>> {
         let inputs = [q, k, v];
         let (out, lse) = plan.forward(inputs.clone(), 0.2);
-        let first = plan.backward(inputs.clone(), out.clone(), lse.clone(), g.clone(), 0.2);
+        let nothing = [None, None, None];
+        let first = plan.backward(
+            inputs.clone(),
+            out.clone(),
+            lse.clone(),
+            g.clone(),
+            0.2,
+            nothing,
+        );
         let cotangents = [Some(a), Some(b), Some(c)];
         let second = plan.double_backward(inputs, out.clone(), lse, g, cotangents, 0.2);
         let results = [out].into_iter().chain(first).chain(second);

@@ -107,8 +107,9 @@ impl Job for ReadArgs {
 
     fn run<B: KernelBackend>(self, device: &B::Device) -> Result<Report, Error> {
         check_shape(&[self.queries, self.query, self.answer, self.iters])?;
-        check_shape(&[self.batch, self.context + self.query + self.answer])?;
-        let positions = self.context + self.query + self.answer;
+        let positions = [self.context, self.query, self.answer];
+        let positions = positions.into_iter().fold(0, usize::saturating_add);
+        check_shape(&[self.batch, positions])?;
         let gradmem = with_positions::<B>(&self.model.folder, positions, device)?;
         let model = &gradmem.model;
         let vocab = model.vocab_size() as u32;

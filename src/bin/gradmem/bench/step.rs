@@ -157,12 +157,14 @@ impl Job for StepArgs {
 
     /// The work of `benches/torch_baseline.py`: a Llama with a tied head, mean losses, AdamW.
     fn run<B: KernelBackend>(self, device: &B::Device) -> Result<Self::Output, Error> {
-        if self.query < 2 || self.iters == 0 || self.queries == 0 || self.micro_batch == Some(0) {
+        let least = [self.context, self.iters, self.queries];
+        if self.query < 2 || least.contains(&0) || self.micro_batch == Some(0) {
             return Err(Error::Input(
-                "--query must be at least 2, --queries, --iters and --micro-batch at least 1"
+                "--query must be at least 2, --context, --queries, --iters and --micro-batch at least 1"
                     .into(),
             ));
         }
+        check_shape(&[self.iters.max(self.warmup)])?;
         let positions = self.memory.saturating_add(self.context.max(self.query));
         check_shape(&[self.batch, self.queries, positions, self.dim])?;
         let model: AnyLm<Autodiff<B>> = match &self.model {
