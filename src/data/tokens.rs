@@ -195,6 +195,19 @@ fn split_long_words(text: String) -> Vec<String> {
 mod tests {
     use super::*;
 
+    /// An answer counts as the tokenizer tells it, too.
+    #[test]
+    fn answers_are_told_with_spaces_around_punctuation() {
+        let config = TokensConfig::default();
+        assert_eq!(config.tokenizer, "words");
+        let texts = ["It is 3.5 in the U.S. now"].map(String::from).into_iter();
+        let tokenizer = config.wrap(config.train(texts).unwrap()).unwrap();
+        assert_eq!(tokenizer.as_told("3.5").unwrap(), "3 . 5");
+        assert_eq!(tokenizer.as_told("now").unwrap(), "now");
+        // What it does not know stays.
+        assert_eq!(tokenizer.as_told("4.6").unwrap(), "4.6");
+    }
+
     #[test]
     fn only_long_words_are_split() {
         let plain = "é word\n ".repeat(5000);

@@ -5,6 +5,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use crate::memory::{Chunks, GateKind, GradMemConfig, GradMode, LoraPlace, MemProj, MemoryKind};
+use crate::model::config_json::NEUTRAL;
 
 /// What `model_type` says.
 pub(super) const MODEL_TYPE: &str = "grad_memgpt";
@@ -73,6 +74,67 @@ struct GradMemGpt {
     inner_loss_weight: Option<f64>,
 }
 
+/// The keys that are looked at.
+const KEYS: [&str; 47] = [
+    "K",
+    "add_inner_loss_to_outer",
+    "align_last_step",
+    "base_config",
+    "chunk_size",
+    "concat_chunk_memory",
+    "early_stop_acc",
+    "early_stop_check_every",
+    "freeze_backbone",
+    "grad_align_norm",
+    "grad_mode",
+    "inner_clip_norm",
+    "inner_clip_value",
+    "inner_loss_weight",
+    "intermediate_read_weight",
+    "kv_mem_layers",
+    "last_K_second_order",
+    "lipschitz_weight",
+    "lora_mem_alpha",
+    "lora_mem_dropout",
+    "lora_mem_layers",
+    "lora_mem_placement",
+    "lora_mem_r",
+    "lora_mem_target_modules",
+    "lr",
+    "mem_noise_std",
+    "mem_prior_weight",
+    "mem_proj_mode",
+    "memory_alignment_weight",
+    "memory_backend",
+    "memory_noise_sigma",
+    "memory_update",
+    "n_ctrl_tokens",
+    "n_mem_tokens",
+    "parallel_chunks",
+    "pretrained_model",
+    "step_alignment_weight",
+    "use_adam",
+    "use_context_lm_loss",
+    "use_hopfield_memory",
+    // The mode says it.
+    "use_mem_proj",
+    "use_write_head",
+    "use_write_lora",
+    "write_lora_alpha",
+    "write_lora_dropout",
+    "write_lora_r",
+    "write_lora_target_modules",
+];
+
+/// Names the keys that are neither known nor without effect: what they ask for is not done.
+pub(super) fn warn_of_unknown(json: &Map<String, Value>, known: &[&str]) {
+    let unknown =
+        |key: &&String| !known.contains(&key.as_str()) && !NEUTRAL.contains(&key.as_str());
+    for key in json.keys().filter(unknown) {
+        log::warn!("config.json: `{key}` is not known here and is ignored");
+    }
+}
+
 /// Where the reference puts the maps of a LoRA memory.
 #[derive(Clone, Copy, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -134,9 +196,12 @@ pub(super) fn read(json: &Map<String, Value>, layers: usize) -> Result<GradMemCo
             log::warn!("{problem}: there is no dropout here, so training goes on without it");
         }
     }
+    is_off(json, "early_stop_acc", &[])?;
+    is_off(json, "use_context_lm_loss", &[false.into()])?;
     is_off(json, "use_adam", &[false.into()])?;
     is_off(json, "memory_update", &["gradient".into()])?;
     is_off(json, "use_hopfield_memory", &[false.into()])?;
+    warn_of_unknown(json, &KEYS);
     let read: GradMemGpt =
         serde_json::from_value(Value::Object(json.clone())).map_err(|e| e.to_string())?;
     // With chunks the reference adds nothing.
@@ -199,7 +264,11 @@ pub(super) fn read(json: &Map<String, Value>, layers: usize) -> Result<GradMemCo
         align_last_step: read.align_last_step && read.step_alignment_weight > 0.0,
         alignment_norm: read.grad_align_norm == AlignNorm::Norm
             && (read.step_alignment_weight > 0.0 || read.memory_alignment_weight > 0.0),
-        intermediate_read_weight: read.intermediate_read_weight,
+        // Of one step there is no memory between.
+        intermediate_read_weight: match read.steps {
+            0 | 1 => 0.0,
+            _ => read.intermediate_read_weight,
+        },
         memory_alignment_weight: read.memory_alignment_weight,
         memory_noise: read.memory_noise_sigma,
         write_steps: read.steps,
@@ -223,7 +292,10 @@ pub(super) fn read(json: &Map<String, Value>, layers: usize) -> Result<GradMemCo
             0
         },
         write_lora_alpha: read.write_lora_alpha,
-        write_lora_targets: read.write_lora_target_modules.names(),
+        write_lora_targets: match read.use_write_lora {
+            true => read.write_lora_target_modules.names(),
+            false => Vec::new(),
+        },
         freeze_backbone: read.freeze_backbone,
         write_head: read.use_write_head,
         inner_loss_weight: weight,

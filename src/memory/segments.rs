@@ -218,3 +218,26 @@ impl<B: Backend> Segment<B> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    type B = burn_flex::Flex;
+
+    #[test]
+    fn the_shares_of_a_sample_s_steps_add_up_to_one() {
+        let contexts = [vec![1; 3], vec![1; 9], vec![1; 5]];
+        let contexts = Tokens::<B>::new(&contexts, &Default::default()).unwrap();
+        for chunks in [Chunks::Sequential, Chunks::Concatenated, Chunks::Parallel] {
+            let config = GradMemConfig::new().with_chunks(3, chunks);
+            let segments = Segments::new(&config, &contexts, 0).unwrap();
+            let mut sums = [0.0; 3];
+            for piece in 0..segments.pieces.len() {
+                let shares = segments.shares(piece);
+                sums.iter_mut().zip(shares).for_each(|(sum, x)| *sum += x);
+            }
+            assert!(sums.iter().all(|sum| (sum - 1.0).abs() < 1e-12), "{sums:?}");
+        }
+    }
+}

@@ -31,6 +31,8 @@ pub struct GenerateConfig {
     pub top_p: f64,
     /// Seed of the samples. A prompt's samples depend on its index, not on the other prompts.
     pub seed: u64,
+    /// The index of the first prompt, where these are some of many.
+    pub first: usize,
 }
 
 impl Default for GenerateConfig {
@@ -42,6 +44,7 @@ impl Default for GenerateConfig {
             top_k: None,
             top_p: 1.0,
             seed: 0,
+            first: 0,
         }
     }
 }
@@ -442,7 +445,7 @@ fn continue_rows<B: Backend, M: CausalLm<B>>(
     let limit = config.max_tokens.min(remaining);
     let rng = |row: &usize| {
         let mut rng = ChaCha8Rng::seed_from_u64(config.seed);
-        rng.set_stream(*row as u64);
+        rng.set_stream((config.first + row) as u64);
         rng
     };
     let mut rngs: Vec<ChaCha8Rng> = rows.iter().map(rng).collect();

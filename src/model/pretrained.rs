@@ -233,7 +233,7 @@ fn trunk(config: &ModelConfig) -> &'static str {
     }
 }
 
-/// Saves a model in the format that `transformers` and [`load`] read. If the process is interrupted, each file
+/// Saves a model in the format that `transformers` and [`load`] read; an adapter in the folder, which would be added to it, is an error. If the process is interrupted, each file
 /// is either the old or the new one. The old `config.json` is removed first and the new one written last, so
 /// that it never describes other weights.
 ///
@@ -262,6 +262,11 @@ pub(crate) fn write_folder(
     tokenizer: Option<&Tokenizer>,
 ) -> Result<(), Error> {
     std::fs::create_dir_all(folder).map_err(Error::io(folder, "cannot make the folder"))?;
+    let adapter = folder.join("adapter_config.json");
+    if adapter.exists() {
+        let problem = "is an adapter, which would be added to the weights that are saved beside it: save in another folder";
+        return Err(Error::file(adapter, problem));
+    }
     let [config_file, tokenizer_file] =
         ["config.json", "tokenizer.json"].map(|name| folder.join(name));
     for old in [&config_file, &tokenizer_file] {

@@ -2,7 +2,7 @@
 
 use plotters::coord::ranged1d::{DefaultFormatting, KeyPointHint, Ranged};
 
-use super::format::{format_number, with_separators};
+use super::format::{format_exactly, format_number, with_separators};
 use crate::train::metrics::Measure;
 
 /// An axis.
@@ -81,7 +81,7 @@ impl Axis {
             label: label.into(),
             range: (position(low) - margin, position(high) + margin),
             ticks: ticks
-                .map(|value| (position(value), format_number(value)))
+                .map(|value| (position(value), format_exactly(value)))
                 .collect(),
             logarithmic,
         }

@@ -11,7 +11,7 @@ use super::format::mean;
 use super::group::{Group, is_data};
 use super::plot::{Item, Panel, Plot};
 use super::run::Run;
-use super::settings;
+use super::settings::{self, Settings};
 use super::style::Palette;
 use crate::error::Error;
 use crate::train::metrics::Measure;
@@ -77,7 +77,7 @@ fn figure_of(report: &Report, key: &str, measures: &[Measure]) -> Result<Option<
     Ok(Some(Figure {
         name: format!("by-{}{suffix}", dashes(key)),
         caption: format!(
-            "One mark for each seed, a line through the means; values where {} was best.{}",
+            "One mark for each seed, a line through the means where all seeds have a value; values where {} was best.{}",
             report.measure.name().to_lowercase(),
             context_lengths(report, key)
         ),
@@ -92,7 +92,6 @@ fn figure_of(report: &Report, key: &str, measures: &[Measure]) -> Result<Option<
 }
 
 fn panel(title: String, lines: &[Line], palette: &Palette, key: &str, measure: Measure) -> Panel {
-    let all_means = lines.iter().flat_map(|line| &line.means);
     let all_seeds = lines.iter().flat_map(|line| &line.seeds);
     let styled = lines
         .iter()
@@ -103,7 +102,10 @@ fn panel(title: String, lines: &[Line], palette: &Palette, key: &str, measure: M
     let seeds = styled.map(|(line, style)| Item::Points(line.seeds.clone(), style, 3.5));
     Panel {
         title,
-        x: Axis::at_values(settings::axis_label(key), all_means.map(|point| point.0)),
+        x: Axis::at_values(
+            settings::axis_label(key),
+            all_seeds.clone().map(|point| point.0),
+        ),
         y: Axis::of_measure(measure, all_seeds.map(|point| point.1)),
         items: means.chain(seeds).collect(),
     }
@@ -126,9 +128,11 @@ fn measures(report: &Report) -> Vec<Measure> {
     }
 }
 
-/// A line of groups that differ in one setting only.
+/// A line of groups that differ in one setting only, and in others of the data.
 struct Line {
     name: String,
+    /// The settings that all of them have.
+    common: Settings,
     /// A point for each value of the setting.
     means: Vec<(f64, f64)>,
     /// A point for each run.
@@ -151,11 +155,15 @@ fn lines<'a>(
         let (Some(x), Some(mean)) = (group.number(key), mean(&values)) else {
             continue;
         };
-        let name = name(group);
-        let at = lines.iter().position(|line| line.name == name);
+        let (name, mut common) = (name(group), group.settings.clone());
+        common
+            .retain(|other, _| other != key && !is_data(other) && !settings::is_incidental(other));
+        let is_same = |line: &Line| line.name == name && line.common == common;
+        let at = lines.iter().position(is_same);
         let at = at.unwrap_or_else(|| {
             lines.push(Line {
                 name,
+                common,
                 means: Vec::new(),
                 seeds: Vec::new(),
             });
@@ -163,7 +171,10 @@ fn lines<'a>(
         });
         let seeds = values.iter().map(|value| (x, *value));
         lines[at].seeds.extend(seeds);
-        lines[at].means.push((x, mean));
+        // A mean over those seeds that have a value would mislead.
+        if values.len() == group.runs.len() {
+            lines[at].means.push((x, mean));
+        }
     }
     for line in &mut lines {
         line.means.sort_by(|a, b| a.0.total_cmp(&b.0));

@@ -49,6 +49,14 @@ pub fn format_number(number: f64) -> String {
     }
 }
 
+/// A number with all its digits: numbers that differ are written differently.
+pub fn format_exactly(number: f64) -> String {
+    match number.abs() >= 1e-4 || number == 0.0 {
+        true => number.to_string(),
+        false => format!("{number:e}"),
+    }
+}
+
 /// The mean; none of no values.
 pub fn mean(values: &[f64]) -> Option<f64> {
     (!values.is_empty()).then(|| values.iter().sum::<f64>() / values.len() as f64)

@@ -285,6 +285,12 @@ mod tests {
             "In-context, questions = separate",
         ];
         assert_eq!(labels(&questions), expected);
+        let rates = labels(&[&["train.lr=0.00025"], &["train.lr=0.0003"]]);
+        let expected = [
+            "GradMem, K = 2, lr = 0.00025",
+            "GradMem, K = 2, lr = 0.0003",
+        ];
+        assert_eq!(rates, expected);
         // The number of steps distinguishes groups only if no other setting does.
         let steps = labels(&[&["train.steps=10"], &["train.steps=20"]]);
         assert_eq!(

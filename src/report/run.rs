@@ -81,10 +81,8 @@ impl Run {
             }
             current
         });
-        // A path such as `runs/a/..` has no file name.
-        let name = folder.file_name().map(|name| name.to_string_lossy().into());
         Ok(Self {
-            name: name.unwrap_or_else(|| folder.display().to_string()),
+            name: name_of(folder),
             config,
             valid,
             step,
@@ -153,7 +151,27 @@ impl Run {
     }
 }
 
-/// The run folders among `folders` and directly inside them, each once.
+/// The last part of a run's path; of one of several seeds, which is called `seed-N`, also the part before it.
+fn name_of(folder: &Path) -> String {
+    let part = |path: &Path| {
+        path.file_name()
+            .map(|name| name.to_string_lossy().into_owned())
+    };
+    // A path such as `runs/a/..` has no file name.
+    let name = part(folder).unwrap_or_else(|| folder.display().to_string());
+    match folder.parent().and_then(part).filter(|_| is_seed(folder)) {
+        Some(parent) => format!("{parent}/{name}"),
+        None => name,
+    }
+}
+
+/// Whether it is called as `gradmem train --seeds` calls the folders of its runs.
+fn is_seed(folder: &Path) -> bool {
+    let name = folder.file_name().unwrap_or_default();
+    name.to_string_lossy().starts_with("seed-")
+}
+
+/// The run folders among `folders`, directly inside them, and in the folders of several seeds there, each once.
 ///
 /// # Errors
 ///
@@ -171,7 +189,13 @@ pub fn find_folders(folders: &[impl AsRef<Path>]) -> Result<Vec<PathBuf>, Error>
         let mut inside = Vec::new();
         for entry in entries {
             let path = entry.map_err(Error::io(folder, "cannot read"))?.path();
-            inside.extend(is_run(&path).then_some(path));
+            if is_run(&path) {
+                inside.push(path);
+                continue;
+            }
+            let seeds = std::fs::read_dir(&path).into_iter().flatten().flatten();
+            let seeds = seeds.map(|entry| entry.path());
+            inside.extend(seeds.filter(|seed| is_seed(seed) && is_run(seed)));
         }
         if inside.is_empty() {
             let problem = "is neither a run folder, which has a config.toml, nor a folder of runs";

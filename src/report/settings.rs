@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde_json::Value as Json;
 
-use super::format::format_number;
+use super::format::format_exactly;
 use crate::method::MethodName;
 use crate::train::config::RunConfig;
 
@@ -77,6 +77,9 @@ pub fn relevant(config: &RunConfig) -> Settings {
         serde_json::to_value(config).unwrap_or_default(),
         &mut flat,
     );
+    if let Some(base) = &config.base {
+        flat.insert("model.from".into(), base.text().into());
+    }
     let own = match config.method {
         MethodName::GradMem => "memory.",
         MethodName::Rmt => "rmt.",
@@ -157,7 +160,7 @@ pub fn format_value(value: &Json) -> String {
     match value {
         Json::String(text) => text.clone(),
         Json::Number(number) if number.is_f64() => {
-            format_number(number.as_f64().unwrap_or_default())
+            format_exactly(number.as_f64().unwrap_or_default())
         }
         other => other.to_string(),
     }

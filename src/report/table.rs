@@ -1,5 +1,7 @@
 //! Tables, as HTML and as Markdown.
 
+use std::collections::BTreeSet;
+
 use super::Report;
 use super::context_size::floats_kept;
 use super::format::{escape, format_measure, mean, with_separators};
@@ -119,8 +121,10 @@ pub fn results(report: &Report) -> Table {
                     (None, None) => MISSING.into(),
                 });
         let each: Vec<String> = each.collect();
-        let evaluated = group.runs.iter().any(|run| !run.valid.is_empty());
-        let mut row = vec![group.label(), group.runs.len().to_string()];
+        let known = |run: &Run| !run.valid.is_empty() || run.value(measure, measure).is_some();
+        let evaluated = group.runs.iter().any(known);
+        let seeds: BTreeSet<u64> = group.runs.iter().map(|r| r.config.train.seed).collect();
+        let mut row = vec![group.label(), seeds.len().to_string()];
         row.extend(match evaluated {
             true => [show(measure).unwrap_or(MISSING.into()), each.join(" · ")],
             false => ["no evaluation yet".into(), MISSING.into()],

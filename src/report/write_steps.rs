@@ -196,12 +196,12 @@ fn columns(group: &Group, measure: Measure) -> BTreeSet<usize> {
         .collect()
 }
 
-/// The mean over seeds, evaluated with K WRITE steps.
+/// The mean over seeds, evaluated with K WRITE steps; none if WRITE of one of them does not get there.
 fn cell(group: &Group, measure: Measure, k: usize) -> Option<f64> {
     let evals = group.runs.iter().filter_map(|run| run.eval.as_ref());
     let rows = evals.filter_map(|eval| eval.rows.iter().find(|row| row.write_steps == Some(k)));
     let values: Vec<_> = rows
         .filter_map(|row| measure.in_values(&row.scores))
         .collect();
-    mean(&values)
+    mean(&values).filter(|_| values.len() == group.runs.len())
 }

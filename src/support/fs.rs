@@ -173,6 +173,10 @@ pub(crate) fn write_atomically(path: impl AsRef<Path>, bytes: &[u8]) -> Result<(
         let mut file = builder.tempfile_in(folder).map_err(without_path)?;
         // Says that it is not left. Where there are no locks, nothing is removed either.
         file.as_file().try_lock().ok();
+        // What is replaced keeps its rights.
+        if let Ok(earlier) = std::fs::metadata(path) {
+            file.as_file().set_permissions(earlier.permissions())?;
+        }
         // By the file itself, whose errors do not name the temporary path.
         file.as_file_mut().write_all(bytes)?;
         file.as_file().sync_all()?;

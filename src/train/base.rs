@@ -61,7 +61,7 @@ impl Base {
     }
 
     /// The folder as text.
-    pub(super) fn text(&self) -> String {
+    pub(crate) fn text(&self) -> String {
         self.folder.display().to_string()
     }
 

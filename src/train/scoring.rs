@@ -356,4 +356,15 @@ mod tests {
         assert_eq!(positions[..3], expected);
         assert_eq!(positions[3..], [alone; 5]);
     }
+
+    #[test]
+    fn a_query_without_scored_tokens_is_no_match() {
+        let nothing = Hits {
+            right: Vec::new(),
+            direction: Some(Direction::Forward),
+        };
+        let mut scores = Scores::default();
+        nothing.add_to(&mut scores);
+        assert_eq!((nothing.is_match(), scores), (None, Scores::default()));
+    }
 }

@@ -489,7 +489,9 @@ fn bad_data_is_named() {
     let at = folder.path();
     let write = |name: &str, bytes: &[u8]| std::fs::write(at.join(name), bytes).unwrap();
     let good = r#"{"context": "Ann is in the hall now.", "query": "Where? ", "target": "hall"}"#;
-    write("good.jsonl", format!("{good}\n{good}\n{good}\n").as_bytes());
+    let of = |name: &str| good.replace("Ann", name);
+    let [ben, cyd] = ["Ben", "Cyd"].map(of);
+    write("good.jsonl", format!("{good}\n{ben}\n{cyd}\n").as_bytes());
     write(
         "broken.jsonl",
         format!("{good}\n{{\"context\": \"a\", \"qwery\": \"b\"}}\n").as_bytes(),

@@ -685,6 +685,7 @@ fn every_loss_beside_reads_is_exact() {
                 alignment_norm: false,
                 memory_alignment_weight: 0.0,
                 star_weight: 0.0,
+                star_step: base.star_step,
                 memory_noise: 0.0,
                 ..config.clone()
             };

@@ -107,7 +107,7 @@ fn written_tokens(path: &Path, file: &MemoryFile) -> Result<Vec<usize>, Error> {
     let each = file.samples.iter().enumerate().map(|(at, sample)| {
         let problem = match (sample.appended, sample.tokens) {
             (None, Some(tokens)) => return Ok(tokens),
-            (Some(_), _) => "holds texts that were written one behind the other, and tells none of them by itself",
+            (Some(_), _) => "holds texts that were written one behind the other, and reconstructs none of them by itself",
             (None, None) => "does not say how many tokens it was written from",
         };
         Err(Error::Input(format!(
@@ -237,7 +237,7 @@ fn print_text(args: &Args, file: &MemoryFile, told: Option<&[Findings]>) {
             );
         }
         if let Some(text) = &told.text {
-            say!("{} tells:\n{text}", shown_name(sample, at));
+            say!("{} as reconstructed:\n{text}", shown_name(sample, at));
         }
     }
 }

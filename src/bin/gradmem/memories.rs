@@ -102,7 +102,10 @@ fn describe_one(file: &MemoryFile, sample: &Written) -> String {
         ));
     }
     if let Some(told) = sample.told {
-        parts.push(format!("{:.1} % of the tokens are told", 100.0 * told));
+        parts.push(format!(
+            "{:.1} % of the tokens are reconstructed",
+            100.0 * told
+        ));
     }
     if let Some(change) = sample.rounding {
         let stored = sample
@@ -115,9 +118,10 @@ fn describe_one(file: &MemoryFile, sample: &Written) -> String {
         ));
     }
     if let Some(cache) = sample.cache_bytes {
-        let times = cache as f64 / file.bytes_each().max(1) as f64;
+        // As numbers: the cache could be rounded like the memory.
+        let times = cache as f64 / 4.0 / file.numbers_each().max(1) as f64;
         parts.push(format!(
-            "replaces a key-value cache of {} bytes ({times:.1} times the memory)",
+            "replaces a key-value cache of {} bytes in f32 ({times:.1} times the memory's numbers)",
             with_commas(cache)
         ));
     }

@@ -239,6 +239,7 @@ impl Text {
             top_k: sampling.top_k,
             top_p: sampling.top_p,
             seed: sampling.seed,
+            first: 0,
         }
     }
 }

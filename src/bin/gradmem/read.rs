@@ -81,9 +81,9 @@ impl Job for Args {
         let batch = (BATCH / memories).max(1);
         let chunks = questions.chunks(batch).zip(prompts.chunks(batch));
         for (chunk, (questions, prompts)) in chunks.enumerate() {
-            // Each chunk needs other random numbers.
+            // Each chunk has other random numbers.
             let config = GenerateConfig {
-                seed: config.seed.wrapping_add(chunk as u64),
+                first: chunk * batch * memories,
                 ..config.clone()
             };
             // All questions of a memory in a row.

@@ -52,11 +52,11 @@ pub struct Args {
     /// Number of WRITE steps [default: as in training].
     #[arg(long, value_name = "K")]
     write_steps: Option<usize>,
-    /// What lowers the WRITE loss: WRITE's K steps, or Adam until the text is told, which needs no trained memory and takes
+    /// What lowers the WRITE loss: WRITE's K steps, or Adam until the text is reconstructed, which needs no trained memory and takes
     /// hundreds of steps.
     #[arg(long, value_enum, default_value_t = Optimizer::Descent)]
     optimizer: Optimizer,
-    /// With --optimizer adam: stop when this share of a text's tokens is told right, each after those before it
+    /// With --optimizer adam: stop when this share of a text's tokens is reconstructed, each after those before it
     /// [default: 0.99].
     #[arg(long, value_name = "SHARE")]
     until: Option<f64>,
@@ -94,7 +94,7 @@ pub struct Args {
 enum Optimizer {
     /// WRITE's own steps.
     Descent,
-    /// Steps of Adam until the text is told.
+    /// Steps of Adam until the text is reconstructed.
     Adam,
 }
 

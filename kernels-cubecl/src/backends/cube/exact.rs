@@ -453,14 +453,14 @@ pub fn product<R: CubeRuntime>(
     if out.meta.num_elements() == 0 {
         return out;
     }
-    let adds = to.is_some();
-    let to = to.map_or_else(|| out.clone(), into_contiguous);
     let dims = out.meta.shape();
     let rank = dims.num_dims();
     let (m, n) = (dims[rank - 2], dims[rank - 1]);
     let batch = if rank == 3 { dims[0] } else { 1 };
     let k = lhs.meta.shape()[rank - 1];
     let (lhs, rhs) = (Factor::new(lhs, 0), Factor::new(rhs, 1));
+    let adds = to.is_some();
+    let to = to.map_or_else(|| lhs.tensor.clone(), into_contiguous);
     let client = out.client.clone();
     let cubes = |side: usize| {
         let tile = 4 * QUADS * side;
@@ -474,7 +474,7 @@ pub fn product<R: CubeRuntime>(
     let plan = Plan {
         lhs: lhs.layout,
         rhs: rhs.layout,
-        lanes: if n % 4 == 0 && begins_at(&out, 16) && begins_at(&to, 16) {
+        lanes: if n % 4 == 0 && begins_at(&out, 16) && (!adds || begins_at(&to, 16)) {
             4
         } else {
             1

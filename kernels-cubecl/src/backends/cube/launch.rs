@@ -21,7 +21,8 @@ impl Plan {
         let [q, k, v] = inputs.map(into_contiguous);
         let out = self.empty(&q, &self.query, self.dtype);
         let lse = self.empty(&q, &self.per_query(1), DType::F32);
-        let at = self.launch(&q.client, Own::Queries, self.forward);
+        let tiles = self.forward.reading([&q, &k, &v]);
+        let at = self.launch(&q.client, Own::Queries, tiles);
         unsafe {
             forward::forward::launch_unchecked(
                 &q.client,
@@ -33,7 +34,7 @@ impl Plan {
                 out.clone().into_array_arg(),
                 lse.clone().into_array_arg(),
                 at.sizes(scale),
-                self.forward,
+                tiles,
                 self.dtype.into(),
             );
         }
@@ -51,7 +52,8 @@ impl Plan {
     ) -> [CubeTensor<R>; 3] {
         let adds = Present::of(&onto);
         let inputs = Inputs::new(inputs, lse, grad_out, onto);
-        let (client, tiles) = (inputs.client(), self.backward);
+        let tiles = self.backward.reading(inputs.all());
+        let client = inputs.client();
         let delta = self.empty(inputs.like(), &self.per_query(1), DType::F32);
         let dq = self.empty(inputs.like(), &self.query, self.dtype);
         let dk = self.empty(inputs.like(), &self.key, self.dtype);
@@ -102,7 +104,8 @@ impl Plan {
     ) -> [CubeTensor<R>; 4] {
         let present = Present::of(&cotangents);
         let inputs = Inputs::new(inputs, lse, grad_out, cotangents);
-        let (client, tiles) = (inputs.client(), self.double_backward);
+        let tiles = self.double_backward.reading(inputs.all());
+        let client = inputs.client();
         let sums = self.empty(inputs.like(), &self.per_query(3), DType::F32);
         let to_grad_out = self.empty(inputs.like(), &self.query, self.dtype);
         let to_q = self.empty(inputs.like(), &self.query, self.dtype);
@@ -250,6 +253,10 @@ impl<R: CubeRuntime> Inputs<R> {
     /// A tensor on the device of the inputs.
     fn like(&self) -> &CubeTensor<R> {
         &self.tensors[0]
+    }
+
+    fn all(&self) -> [&CubeTensor<R>; 7] {
+        self.tensors.each_ref()
     }
 
     fn client(&self) -> ComputeClient<R> {

@@ -58,19 +58,22 @@ impl<F: Float> SharedTiles<F> {
         } else {
             tiles.lanes()
         });
-        let items = comptime!(height * depth);
+        let together = comptime!(tiles.together);
+        let items = comptime!(height * depth / together);
         let base = rows.base(dim) + column;
         for turn in 0..comptime!(items.div_ceil(units)) {
             let item = UNIT_POS as usize + turn * units;
             if comptime!(items % units == 0) || item < items {
-                let (d, high) = (item % depth, item / depth);
+                let across = comptime!(depth / together);
+                let (d, high) = (item % across * together, item / across);
                 let inside = column + d < dim;
                 if comptime!(tiles.matrix) {
                     let row = rows.first + high;
-                    let number = read(x, base + row * dim + d, inside && row < rows.len);
-                    self.stage_numbers[comptime!(at * tiles.operand_numbers())
+                    let to = comptime!(at * tiles.operand_numbers())
                         + high * comptime!(tiles.operand_pitch())
-                        + d] = number;
+                        + d;
+                    let from = base + row * dim + d;
+                    self.put(to, x, from, inside && row < rows.len, tiles);
                 } else {
                     let mut quad = Quad::new(0.0);
                     #[unroll]
@@ -84,6 +87,30 @@ impl<F: Float> SharedTiles<F> {
                         + high] = quad;
                 }
             }
+        }
+    }
+
+    /// Copies `together` values, or zeros.
+    fn put(
+        &mut self,
+        to: usize,
+        x: &Array<F>,
+        from: usize,
+        inside: bool,
+        #[comptime] tiles: Tiles,
+    ) {
+        if comptime!(tiles.together == TOGETHER) {
+            let x = x.to_slice().into_vectorized();
+            let x = x.with_vector_size::<Const<TOGETHER>>();
+            let stage = self.stage_numbers.to_slice_mut().into_vectorized();
+            let mut stage = stage.with_vector_size::<Const<TOGETHER>>();
+            let mut values = Vector::empty();
+            if inside {
+                values = x[from / TOGETHER];
+            }
+            stage[to / TOGETHER] = values;
+        } else {
+            self.stage_numbers[to] = read(x, from, inside);
         }
     }
 
@@ -225,18 +252,20 @@ impl<F: Float> SharedTiles<F> {
             true => tiles.bands() * MATRIX,
             false => tiles.width(),
         });
-        let items = comptime!(reach * width);
+        let together = comptime!(tiles.together);
+        let across = comptime!(width / together);
+        let items = comptime!(reach * across);
         let base = rows.base(dim);
         for turn in 0..comptime!(items.div_ceil(units)) {
             let item = UNIT_POS as usize + turn * units;
             if comptime!(items % units == 0) || item < items {
-                let (high, at) = (item / width, item % width);
+                let (high, at) = (item / across, item % across * together);
                 let row = rows.first + high;
                 let start = base + row * dim;
                 if comptime!(tiles.matrix) {
                     let inside = row < rows.len && at < dim;
-                    self.stage_numbers[high * comptime!(tiles.row_pitch()) + at] =
-                        read(x, start + at, inside);
+                    let to = high * comptime!(tiles.row_pitch()) + at;
+                    self.put(to, x, start + at, inside, tiles);
                 } else {
                     let mut quad = Quad::new(0.0);
                     #[unroll]

@@ -10,9 +10,13 @@
 //! A unit holds four by four scores in registers, as four vectors of four. The products are in
 //! [`shared`](super::shared).
 
+use burn_cubecl::CubeRuntime;
+use burn_cubecl::tensor::CubeTensor;
 use cubecl::ir::features::MmaConfig;
 use cubecl::ir::{DeviceProperties, ElemType, FloatKind, StorageType};
 use cubecl::prelude::*;
+
+use super::product::begins_at;
 
 /// A vector of four values. Sums are always in f32, whatever the type of the tensors.
 pub type Quad = Vector<f32, Const<4>>;
@@ -42,7 +46,12 @@ pub struct Tiles {
     pub operands: usize,
     /// Whether matrix units (tensor cores) compute the products.
     pub matrix: bool,
+    /// Values that a unit stages at once: one, or with `matrix` [`TOGETHER`].
+    pub together: usize,
 }
+
+/// Values of 16 bits in the widest access to memory, 16 bytes.
+pub const TOGETHER: usize = 8;
 
 impl Tiles {
     /// The largest tiles that fit the device, for sequences of about `len`. Sides are at most 32 for short
@@ -69,6 +78,7 @@ impl Tiles {
                     dim,
                     operands,
                     matrix,
+                    together: 1,
                 })
             })
             .filter(|tiles| large || tiles.side <= 32)
@@ -77,6 +87,17 @@ impl Tiles {
                 tiles.shared_bytes() <= shared
                     && tiles.units() <= device.hardware.max_units_per_cube as usize
             })
+    }
+
+    /// The same with wide accesses, where rows begin at multiples of 16 bytes and the runtime has them: only CUDA's takes an array of
+    /// values as one of vectors.
+    pub fn reading<R: CubeRuntime, const N: usize>(self, tensors: [&CubeTensor<R>; N]) -> Self {
+        let wide = self.matrix
+            && self.dim.is_multiple_of(TOGETHER)
+            && R::name(&tensors[0].client) == "cuda"
+            && tensors.into_iter().all(|x| begins_at(x, 16));
+        let together = if wide { TOGETHER } else { 1 };
+        Self { together, ..self }
     }
 
     /// Units along each axis of the tile.
