@@ -184,10 +184,8 @@ impl<B: LayerBackend, C: CheckpointStrategy> LayerBackend for Autodiff<B, C> {
         lhs: FloatTensor<Self>,
         rhs: FloatTensor<Self>,
     ) -> FloatTensor<Self> {
-        let (left, right) = (lhs.primitive.clone(), rhs.primitive.clone());
-        let (to, value) = node_and_value::<B, C>(to, &left);
-        let output = B::add_product(value, left, right);
-        recorded::<B, C>(Product { transposed: false }, Some(to), [lhs, rhs], output)
+        let product = Product { transposed: false };
+        recorded_onto::<B, C>(product, to, [lhs, rhs], B::add_product)
     }
 
     fn add_product_transposed(
@@ -195,10 +193,8 @@ impl<B: LayerBackend, C: CheckpointStrategy> LayerBackend for Autodiff<B, C> {
         x: FloatTensor<Self>,
         weight: FloatTensor<Self>,
     ) -> FloatTensor<Self> {
-        let (left, right) = (x.primitive.clone(), weight.primitive.clone());
-        let (to, value) = node_and_value::<B, C>(to, &left);
-        let output = B::add_product_transposed(value, left, right);
-        recorded::<B, C>(Product { transposed: true }, Some(to), [x, weight], output)
+        let product = Product { transposed: true };
+        recorded_onto::<B, C>(product, to, [x, weight], B::add_product_transposed)
     }
 
     fn computes_in(device: &Device<Self>, precision: Precision) -> bool {
@@ -346,13 +342,18 @@ fn recorded_backward<B: Backend, C: CheckpointStrategy>(
     dx
 }
 
-/// A tensor's place in the graph, with any value, and its own value, which nothing else holds then if it was the only holder.
-fn node_and_value<B: Backend, C: CheckpointStrategy>(
-    mut x: FloatTensor<Autodiff<B, C>>,
-    any: &FloatTensor<B>,
-) -> (FloatTensor<Autodiff<B, C>>, FloatTensor<B>) {
-    let value = std::mem::replace(&mut x.primitive, any.clone());
-    (x, value)
+/// Computes and records a product that is added to `to`.
+fn recorded_onto<B: LayerBackend, C: CheckpointStrategy>(
+    product: Product,
+    mut to: FloatTensor<Autodiff<B, C>>,
+    factors: [FloatTensor<Autodiff<B, C>>; 2],
+    compute: impl Fn(FloatTensor<B>, FloatTensor<B>, FloatTensor<B>) -> FloatTensor<B>,
+) -> FloatTensor<Autodiff<B, C>> {
+    let [left, right] = factors.each_ref().map(|x| x.primitive.clone());
+    // Of `to` only the place in the graph is kept, so that its memory may be written.
+    let value = std::mem::replace(&mut to.primitive, left.clone());
+    let output = compute(value, left, right);
+    recorded::<B, C>(product, Some(to), factors, output)
 }
 
 /// Records a product; of `to`, what it was added to, the place in the graph counts.
