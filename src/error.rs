@@ -75,6 +75,11 @@ impl Display for OneLine<'_> {
     }
 }
 
+/// Whether a character ends lines, turns the writing's direction or commands a terminal.
+pub fn commands(c: char) -> bool {
+    c.is_control() || matches!(c, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
+
 struct Line<'a, 'b> {
     /// Characters there is still room for.
     left: usize,
@@ -83,9 +88,6 @@ struct Line<'a, 'b> {
 
 impl Write for Line<'_, '_> {
     fn write_str(&mut self, text: &str) -> fmt::Result {
-        let commands = |c: char| {
-            c.is_control() || matches!(c, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
-        };
         for c in plain_types(text).chars() {
             match self.left {
                 0 => return Ok(()),

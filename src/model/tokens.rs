@@ -31,16 +31,10 @@ impl<B: Backend> Tokens<B> {
     pub fn new<R: AsRef<[u32]>>(rows: &[R], device: &B::Device) -> Result<Self, Error> {
         let width = rows.iter().map(|row| row.as_ref().len()).max().unwrap_or(0);
         let rows: Arc<[Arc<[u32]>]> = rows.iter().map(|row| row.as_ref().into()).collect();
-        let largest = largest(&rows)?;
-        let padded = rows.iter().flat_map(|row| {
-            let ids = row.iter().map(|id| i64::from(*id));
-            ids.chain(std::iter::repeat_n(0, width - row.len()))
-        });
-        let data = TensorData::new(padded.collect::<Vec<i64>>(), [rows.len(), width]);
         Ok(Self {
-            ids: Tensor::from_data(data, device),
+            largest: largest(&rows)?,
+            ids: padded(&rows, width, device),
             rows,
-            largest,
             weights: Default::default(),
         })
     }
@@ -86,13 +80,10 @@ impl<B: Backend> Tokens<B> {
         let rows: Arc<[Arc<[u32]>]> = rows.collect::<Result<Vec<_>, Error>>()?.into();
         let largest = largest(&rows)?;
         // A filling that is no token of the model would be looked up.
-        if host.iter().max() > largest.as_ref() {
-            let mut filled = Self::new(&rows, &ids.device())?;
-            let missing = width - filled.width();
-            let zeros = Tensor::zeros([count, missing], &ids.device());
-            filled.ids = Tensor::cat(vec![filled.ids, zeros], 1);
-            return Ok(filled);
-        }
+        let ids = match host.iter().max() > largest.as_ref() {
+            true => padded(&rows, width, &ids.device()),
+            false => ids,
+        };
         Ok(Self {
             ids,
             largest,
@@ -302,6 +293,16 @@ fn largest(rows: &[Arc<[u32]>]) -> Result<Option<u32>, Error> {
     }
 }
 
+/// Rows on a device, filled with token 0 on the right.
+fn padded<B: Backend>(rows: &[Arc<[u32]>], width: usize, device: &B::Device) -> Tensor<B, 2, Int> {
+    let ids = rows.iter().flat_map(|row| {
+        let ids = row.iter().map(|id| i64::from(*id));
+        ids.chain(std::iter::repeat_n(0, width - row.len()))
+    });
+    let data = TensorData::new(ids.collect::<Vec<i64>>(), [rows.len(), width]);
+    Tensor::from_data(data, device)
+}
+
 #[cfg(all(test, feature = "flex"))]
 mod tests {
     use super::*;
@@ -340,6 +341,9 @@ mod tests {
         let beyond = Tokens::from_padded(tensor([[4, 70, 70], [5, 6, 70]]), 70).unwrap();
         let ids: Vec<i64> = beyond.ids().to_data().iter::<i64>().collect();
         assert_eq!(ids, [4, 0, 0, 5, 6, 0]);
+        let beyond = Tokens::from_padded(tensor([[4, 70], [5, 6]]), 70).unwrap();
+        let ids: Vec<i64> = beyond.ids().to_data().iter::<i64>().collect();
+        assert_eq!(ids, [4, 0, 5, 6]);
         let gap = Tokens::from_padded(tensor([[4, 0, 5]]), 0).unwrap_err();
         assert!(
             gap.to_string()

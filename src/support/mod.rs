@@ -10,6 +10,9 @@ pub mod profile;
 #[doc(hidden)]
 pub mod readback;
 
+/// For the program, which prints what files hold; no part of the library's interface.
+#[doc(hidden)]
+pub use crate::error::commands;
 /// For the program, which reads texts from pipes too; no part of the library's interface.
 #[doc(hidden)]
 pub use fs::text as text_of_bytes;

@@ -4,6 +4,8 @@ use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
+use serde::Deserialize;
+
 use crate::error::Error;
 use crate::support::fs::write_atomically;
 
@@ -21,11 +23,10 @@ impl MetricsLog {
         let kept: String = text(&path)?
             .lines()
             .filter(|line| {
-                let end = match split_of(line).as_deref() {
-                    Some("valid") => evaluated,
-                    _ => step,
-                };
-                step_of(line).is_some_and(|at| at <= end)
+                mark_of(line).is_some_and(|mark| match mark.split.as_deref() {
+                    Some("valid") => mark.step <= evaluated,
+                    _ => mark.step <= step,
+                })
             })
             .map(|line| format!("{line}\n"))
             .collect();
@@ -39,7 +40,8 @@ impl MetricsLog {
 
     /// The last step of a log, if there is one.
     pub(super) fn last_step(path: &Path) -> Result<Option<usize>, Error> {
-        Ok(text(path)?.lines().filter_map(step_of).max())
+        let text = text(path)?;
+        Ok(text.lines().filter_map(mark_of).map(|mark| mark.step).max())
     }
 
     /// Appends a line.
@@ -58,12 +60,14 @@ fn text(path: &Path) -> Result<String, Error> {
     }
 }
 
-fn step_of(line: &str) -> Option<usize> {
-    let line: serde_json::Value = serde_json::from_str(line).ok()?;
-    line.get("step")?.as_u64().map(|step| step as usize)
+/// What says where a line belongs.
+#[derive(Deserialize)]
+struct Mark {
+    step: usize,
+    #[serde(default)]
+    split: Option<String>,
 }
 
-fn split_of(line: &str) -> Option<String> {
-    let line: serde_json::Value = serde_json::from_str(line).ok()?;
-    line.get("split")?.as_str().map(str::to_string)
+fn mark_of(line: &str) -> Option<Mark> {
+    serde_json::from_str(line).ok()
 }

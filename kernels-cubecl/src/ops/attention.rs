@@ -50,9 +50,7 @@ pub trait AttentionBackend: Backend {
         scale: f64,
         onto: [Option<FloatTensor<Self>>; 3],
     ) -> [FloatTensor<Self>; 3] {
-        let gradients =
-            primitives::causal_attention_backward::<Self>([q, k, v], lse, grad_out, scale);
-        primitives::each_added::<Self, 3>(onto, gradients)
+        primitives::causal_attention_backward::<Self>([q, k, v], lse, grad_out, scale, onto)
     }
 
     /// The gradients to `[grad_out, q, k, v]` of `⟨a, dq⟩ + ⟨b, dk⟩ + ⟨c, dv⟩`, where

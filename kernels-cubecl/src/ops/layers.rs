@@ -112,11 +112,9 @@ pub trait LayerBackend: Backend {
         grad: FloatTensor<Self>,
         by: Norm,
         wants_weight: bool,
-        [onto_x, onto_weight]: [Option<FloatTensor<Self>>; 2],
+        onto: [Option<FloatTensor<Self>>; 2],
     ) -> (FloatTensor<Self>, Option<FloatTensor<Self>>) {
-        let (dx, dw) = primitives::norm_backward::<Self>(x, weight, grad, by, wants_weight);
-        let dw = dw.map(|dw| primitives::added::<Self>(onto_weight, dw));
-        (primitives::added::<Self>(onto_x, dx), dw)
+        primitives::norm_backward::<Self>(x, weight, grad, by, wants_weight, onto)
     }
 
     /// The gradients to `[grad, x, w]` of `⟨a, dx⟩ + ⟨c, dw⟩`, where `cotangents = [a, c]` and an absent
@@ -129,10 +127,7 @@ pub trait LayerBackend: Backend {
         by: Norm,
         onto_weight: Option<FloatTensor<Self>>,
     ) -> [FloatTensor<Self>; 3] {
-        let [to_grad, to_x, to_weight] =
-            primitives::norm_double_backward::<Self>(x, weight, grad, cotangents, by);
-        let to_weight = primitives::added::<Self>(onto_weight, to_weight);
-        [to_grad, to_x, to_weight]
+        primitives::norm_double_backward::<Self>(x, weight, grad, cotangents, by, onto_weight)
     }
 
     /// The nonlinearity of each value of `x` `[batch, seq, d]`.
@@ -147,7 +142,7 @@ pub trait LayerBackend: Backend {
         by: Nonlinearity,
         onto: Option<FloatTensor<Self>>,
     ) -> FloatTensor<Self> {
-        primitives::added::<Self>(onto, primitives::activate_backward::<Self>(x, grad, by))
+        primitives::activate_backward::<Self>(x, grad, by, onto)
     }
 
     /// The gradients to `[grad, x]` of `⟨a, dx⟩`.
@@ -171,7 +166,7 @@ pub trait LayerBackend: Backend {
         grad: FloatTensor<Self>,
         onto: Option<FloatTensor<Self>>,
     ) -> FloatTensor<Self> {
-        primitives::added::<Self>(onto, primitives::swiglu_backward::<Self>(x, grad))
+        primitives::swiglu_backward::<Self>(x, grad, onto)
     }
 
     /// The gradients to `[grad, x]` of `⟨a, dx⟩`.

@@ -24,10 +24,12 @@ pub fn causal_attention_backward<B: Backend>(
     lse: FloatTensor<B>,
     grad_out: FloatTensor<B>,
     scale: f64,
+    onto: [Option<FloatTensor<B>>; 3],
 ) -> [FloatTensor<B>; 3] {
     let [q, k, v] = inputs.map(lift);
     let at = attention::Point::new(q, k, v, lift(lse), scale);
-    attention::backward::<B>(at, lift(grad_out)).map(lower)
+    let gradients = attention::backward::<B>(at, lift(grad_out)).map(lower);
+    each_added(onto, gradients, B::float_add)
 }
 
 pub fn causal_attention_double_backward<B: Backend>(
@@ -44,20 +46,21 @@ pub fn causal_attention_double_backward<B: Backend>(
 }
 
 /// A gradient, added to what there is already.
-pub fn added<B: Backend>(onto: Option<FloatTensor<B>>, gradient: FloatTensor<B>) -> FloatTensor<B> {
+pub fn added<T>(onto: Option<T>, gradient: T, add: impl FnOnce(T, T) -> T) -> T {
     match onto {
-        Some(onto) => B::float_add(onto, gradient),
+        Some(onto) => add(onto, gradient),
         None => gradient,
     }
 }
 
 /// [`added`] for each of several gradients.
-pub fn each_added<B: Backend, const N: usize>(
-    onto: [Option<FloatTensor<B>>; N],
-    gradients: [FloatTensor<B>; N],
-) -> [FloatTensor<B>; N] {
+pub fn each_added<T, const N: usize>(
+    onto: [Option<T>; N],
+    gradients: [T; N],
+    add: impl Fn(T, T) -> T,
+) -> [T; N] {
     let mut onto = onto.into_iter();
-    gradients.map(|gradient| added::<B>(onto.next().flatten(), gradient))
+    gradients.map(|gradient| added(onto.next().flatten(), gradient, &add))
 }
 
 pub fn token_losses<B: Backend>(logits: FloatTensor<B>, targets: IntTensor<B>) -> FloatTensor<B> {
@@ -101,10 +104,12 @@ pub fn norm_backward<B: Backend>(
     grad: FloatTensor<B>,
     by: Norm,
     wants_weight: bool,
+    [onto_x, onto_weight]: [Option<FloatTensor<B>>; 2],
 ) -> (FloatTensor<B>, Option<FloatTensor<B>>) {
     let (x, weight, grad) = (lift(x), lift(weight), lift(grad));
     let (dx, dw) = layers::norm_backward::<B>(x, weight, grad, by, wants_weight);
-    (lower(dx), dw.map(lower))
+    let dw = dw.map(|dw| added(onto_weight, lower(dw), B::float_add));
+    (added(onto_x, lower(dx), B::float_add), dw)
 }
 
 pub fn norm_double_backward<B: Backend>(
@@ -113,19 +118,26 @@ pub fn norm_double_backward<B: Backend>(
     grad: FloatTensor<B>,
     [a, c]: [Option<FloatTensor<B>>; 2],
     by: Norm,
+    onto_weight: Option<FloatTensor<B>>,
 ) -> [FloatTensor<B>; 3] {
     let (x, weight, grad) = (lift(x), lift(weight), lift(grad));
     let (a, c) = (a.map(lift), c.map(lift));
     let (to_grad, to_x, to_weight) = layers::norm_double_backward::<B>(x, weight, grad, a, c, by);
-    [lower(to_grad), lower(to_x), lower(to_weight)]
+    let to_weight = added(onto_weight, lower(to_weight), B::float_add);
+    [lower(to_grad), lower(to_x), to_weight]
 }
 
 pub fn swiglu<B: Backend>(x: FloatTensor<B>) -> FloatTensor<B> {
     lower(layers::swiglu::<B>(lift(x)))
 }
 
-pub fn swiglu_backward<B: Backend>(x: FloatTensor<B>, grad: FloatTensor<B>) -> FloatTensor<B> {
-    lower(layers::swiglu_backward::<B>(lift(x), lift(grad)))
+pub fn swiglu_backward<B: Backend>(
+    x: FloatTensor<B>,
+    grad: FloatTensor<B>,
+    onto: Option<FloatTensor<B>>,
+) -> FloatTensor<B> {
+    let dx = lower(layers::swiglu_backward::<B>(lift(x), lift(grad)));
+    added(onto, dx, B::float_add)
 }
 
 pub fn swiglu_double_backward<B: Backend>(
@@ -144,8 +156,10 @@ pub fn activate_backward<B: Backend>(
     x: FloatTensor<B>,
     grad: FloatTensor<B>,
     by: Nonlinearity,
+    onto: Option<FloatTensor<B>>,
 ) -> FloatTensor<B> {
-    lower(layers::activate_backward::<B>(lift(x), lift(grad), by))
+    let dx = lower(layers::activate_backward::<B>(lift(x), lift(grad), by));
+    added(onto, dx, B::float_add)
 }
 
 pub fn activate_double_backward<B: Backend>(

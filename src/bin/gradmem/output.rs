@@ -5,6 +5,7 @@ use std::io::{ErrorKind, Write as _};
 use std::process::ExitCode;
 
 use gradmem::Error;
+use gradmem::support::commands;
 use gradmem::train::evaluation::Shown;
 use gradmem::train::metrics::Measure;
 
@@ -42,8 +43,6 @@ pub fn failed(error: &Error) -> ExitCode {
 /// What a file holds, as it is printed in a line: characters that end lines, turn the writing's direction or command a terminal are
 /// escapes.
 pub fn shown(text: &str) -> String {
-    let commands =
-        |c: char| c.is_control() || matches!(c, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
     let mut line = String::new();
     for c in text.chars() {
         match commands(c) {

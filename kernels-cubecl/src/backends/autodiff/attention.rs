@@ -5,8 +5,9 @@ use burn::tensor::ops::FloatTensor;
 use burn_autodiff::Autodiff;
 use burn_autodiff::checkpoint::strategy::CheckpointStrategy;
 
-use super::{Operation, Point, all, backward, each_added, forward};
+use super::{Operation, Point, all, backward, forward};
 use crate::AttentionBackend;
+use crate::reference::primitives::each_added;
 
 #[derive(Clone, Debug)]
 struct CausalAttention {
@@ -36,8 +37,8 @@ impl<B: AttentionBackend> Operation<B, 3> for CausalAttention {
         let ([q, k, v], [out, lse]) = (at.inputs, pair(at.saved));
         let [to_grad, to_q, to_k, to_v] =
             B::causal_attention_double_backward(q, k, v, out, lse, grad, cotangents, self.scale);
-        let to_inputs = [to_q, to_k, to_v].map(Some);
-        (to_grad, each_added(onto, to_inputs, B::float_add))
+        let to_inputs = each_added(onto, [to_q, to_k, to_v], B::float_add);
+        (to_grad, to_inputs.map(Some))
     }
 }
 

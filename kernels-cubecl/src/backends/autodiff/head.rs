@@ -5,13 +5,26 @@ use burn::tensor::ops::{FloatTensor, IntTensor};
 use burn_autodiff::Autodiff;
 use burn_autodiff::checkpoint::strategy::CheckpointStrategy;
 
-use super::{Operation, Point, backward, each_added, forward};
+use super::{Operation, Point, backward, forward};
 use crate::HeadBackend;
+use crate::reference::primitives::added;
 
 #[derive(Clone, Debug)]
 struct HeadLosses<B: Backend> {
     targets: IntTensor<B>,
     at_once: usize,
+}
+
+/// Each gradient that there is, added to what there is already; none is wanted where there is nothing to be added.
+fn each_added<B: HeadBackend>(
+    onto: [Option<FloatTensor<B>>; 2],
+    gradients: [Option<FloatTensor<B>>; 2],
+) -> [Option<FloatTensor<B>>; 2] {
+    let mut onto = onto.into_iter();
+    gradients.map(|gradient| {
+        let onto = onto.next().flatten();
+        gradient.map(|gradient| added(onto, gradient, B::add))
+    })
 }
 
 impl<B: HeadBackend> Operation<B, 2> for HeadLosses<B> {
@@ -25,7 +38,7 @@ impl<B: HeadBackend> Operation<B, 2> for HeadLosses<B> {
         let [hidden, weight] = at.inputs;
         let (targets, at_once) = (self.targets, self.at_once);
         let gradients = B::head_losses_backward(hidden, weight, targets, grad, at_once, wanted);
-        each_added(onto, gradients, B::add)
+        each_added::<B>(onto, gradients)
     }
 
     fn double_backward(
@@ -41,7 +54,7 @@ impl<B: HeadBackend> Operation<B, 2> for HeadLosses<B> {
         let (to_grad, to_inputs) = B::head_losses_double_backward(
             hidden, weight, targets, grad, cotangents, at_once, wanted,
         );
-        (to_grad, each_added(onto, to_inputs, B::add))
+        (to_grad, each_added::<B>(onto, to_inputs))
     }
 }
 

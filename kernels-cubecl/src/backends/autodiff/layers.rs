@@ -12,6 +12,7 @@ use burn_autodiff::ops::{Backward, Ops, OpsKind};
 use burn_autodiff::{Autodiff, NodeId};
 
 use super::{Operation, Point, Several, all, backward, earlier, forward, register, several};
+use crate::reference::primitives::added;
 use crate::{LayerBackend, Nonlinearity, Norm, Precision};
 
 impl<B: LayerBackend> Operation<B, 2> for Norm {
@@ -38,18 +39,10 @@ impl<B: LayerBackend> Operation<B, 2> for Norm {
         let [x, weight] = at.inputs;
         let [to_grad, to_x, to_weight] =
             B::norm_double_backward(x, weight, grad, cotangents, self, onto_weight);
-        (to_grad, [Some(added::<B>(onto_x, to_x)), Some(to_weight)])
-    }
-}
-
-/// A gradient, added to what there is already.
-fn added<B: LayerBackend>(
-    onto: Option<FloatTensor<B>>,
-    gradient: FloatTensor<B>,
-) -> FloatTensor<B> {
-    match onto {
-        Some(onto) => B::add(onto, gradient),
-        None => gradient,
+        (
+            to_grad,
+            [Some(added(onto_x, to_x, B::add)), Some(to_weight)],
+        )
     }
 }
 
@@ -98,7 +91,7 @@ impl<B: LayerBackend, D: Derivatives<B>> Operation<B, 1> for OfOne<D> {
         let [x] = at.inputs;
         let a = cotangent.expect("the only port of the hub received a cotangent");
         let [to_grad, to_x] = self.0.second(x, grad, a);
-        (to_grad, [Some(added::<B>(onto, to_x))])
+        (to_grad, [Some(added(onto, to_x, B::add))])
     }
 }
 
@@ -155,7 +148,8 @@ impl<B: LayerBackend> Derivatives<B> for TokenLosses<B> {
         grad: FloatTensor<B>,
         onto: Option<FloatTensor<B>>,
     ) -> FloatTensor<B> {
-        added::<B>(onto, B::token_losses_backward(logits, self.0, grad))
+        let dx = B::token_losses_backward(logits, self.0, grad);
+        added(onto, dx, B::add)
     }
 
     fn second(

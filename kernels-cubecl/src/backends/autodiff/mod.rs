@@ -49,19 +49,6 @@ trait Operation<B: Backend, const N: usize>: Clone + Debug + Send + 'static {
     ) -> (FloatTensor<B>, [Option<FloatTensor<B>>; N]);
 }
 
-/// Each gradient, added to what there is already.
-fn each_added<T, const N: usize>(
-    onto: [Option<T>; N],
-    gradients: [Option<T>; N],
-    add: impl Fn(T, T) -> T,
-) -> [Option<T>; N] {
-    let mut onto = onto.into_iter();
-    gradients.map(|gradient| match (onto.next().flatten(), gradient) {
-        (Some(x), Some(y)) => Some(add(x, y)),
-        (x, y) => x.or(y),
-    })
-}
-
 /// The point at which a derivative is taken.
 #[derive(Clone, Debug)]
 struct Point<B: Backend, const N: usize> {

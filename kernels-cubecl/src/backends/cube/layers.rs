@@ -211,13 +211,12 @@ where
         grad: FloatTensor<Self>,
         by: Norm,
         wants_weight: bool,
-        [onto_x, onto_weight]: [Option<FloatTensor<Self>>; 2],
+        onto: [Option<FloatTensor<Self>>; 2],
     ) -> (FloatTensor<Self>, Option<FloatTensor<Self>>) {
         if !is_for_kernels([&x, &weight, &grad]) {
-            let (dx, dw) = primitives::norm_backward::<Self>(x, weight, grad, by, wants_weight);
-            let dw = dw.map(|dw| primitives::added::<Self>(onto_weight, dw));
-            return (primitives::added::<Self>(onto_x, dx), dw);
+            return primitives::norm_backward::<Self>(x, weight, grad, by, wants_weight, onto);
         }
+        let [onto_x, onto_weight] = onto;
         let [x, weight, grad] = [x, weight, grad].map(into_contiguous);
         let (onto_x, adds) = onto_or(onto_x, &x);
         let at = by_rows(&x, wants_weight);
@@ -261,10 +260,14 @@ where
     ) -> [FloatTensor<Self>; 3] {
         if !is_for_kernels([&x, &weight, &grad]) {
             let cotangents = [a, c];
-            let [to_grad, to_x, to_weight] =
-                primitives::norm_double_backward::<Self>(x, weight, grad, cotangents, by);
-            let to_weight = primitives::added::<Self>(onto_weight, to_weight);
-            return [to_grad, to_x, to_weight];
+            return primitives::norm_double_backward::<Self>(
+                x,
+                weight,
+                grad,
+                cotangents,
+                by,
+                onto_weight,
+            );
         }
         let present = (a.is_some(), c.is_some());
         let [x, weight, grad] = [x, weight, grad].map(into_contiguous);
@@ -324,8 +327,7 @@ where
         onto: Option<FloatTensor<Self>>,
     ) -> FloatTensor<Self> {
         if !is_for_kernels([&x, &grad]) {
-            let dx = primitives::activate_backward::<Self>(x, grad, by);
-            return primitives::added::<Self>(onto, dx);
+            return primitives::activate_backward::<Self>(x, grad, by, onto);
         }
         let [x, grad] = [x, grad].map(into_contiguous);
         let (onto, adds) = onto_or(onto, &x);
@@ -409,8 +411,7 @@ where
         onto: Option<FloatTensor<Self>>,
     ) -> FloatTensor<Self> {
         if !is_for_kernels([&x, &grad]) {
-            let to_x = primitives::swiglu_backward::<Self>(x, grad);
-            return primitives::added::<Self>(onto, to_x);
+            return primitives::swiglu_backward::<Self>(x, grad, onto);
         }
         let [x, grad] = [x, grad].map(into_contiguous);
         let (onto, adds) = onto_or(onto, &x);
@@ -647,7 +648,7 @@ where
         Some(Own::Bf16) => product::of_bf16(lhs, rhs),
         None => B::float_matmul(lhs, rhs),
     };
-    primitives::added::<B>(to, product)
+    primitives::added(to, product, B::float_add)
 }
 
 /// A kernel for products instead of Burn's.

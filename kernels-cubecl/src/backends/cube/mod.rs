@@ -73,12 +73,13 @@ where
         scale: f64,
         onto: [Option<FloatTensor<Self>>; 3],
     ) -> [FloatTensor<Self>; 3] {
-        let Some(plan) = Plan::new(&q, &k) else {
-            let gradients =
-                primitives::causal_attention_backward::<Self>([q, k, v], lse, grad_out, scale);
-            return primitives::each_added::<Self, 3>(onto, gradients);
-        };
-        plan.backward([q, k, v], out, lse, grad_out, scale, onto)
+        let inputs = [q, k, v];
+        match Plan::new(&inputs[0], &inputs[1]) {
+            Some(plan) => plan.backward(inputs, out, lse, grad_out, scale, onto),
+            None => {
+                primitives::causal_attention_backward::<Self>(inputs, lse, grad_out, scale, onto)
+            }
+        }
     }
 
     fn causal_attention_double_backward(

@@ -13,7 +13,7 @@ use super::blocks::Sizes;
 use super::memory::{Heads, Order, Output, readable, with_scratch};
 use super::vector::{LANES, dispatch, dot, exp, max, sum, update, update_by};
 use crate::reference::primitives;
-use crate::{Attention, AttentionBackend};
+use crate::{Attention, AttentionBackend, LayerBackend};
 
 impl AttentionBackend for Flex {
     fn causal_attention(
@@ -38,11 +38,15 @@ impl AttentionBackend for Flex {
         scale: f64,
         onto: [Option<FlexTensor>; 3],
     ) -> [FlexTensor; 3] {
-        let gradients = match fused(&q) {
-            true => backward([q, k, v], lse, grad_out, scale as f32),
-            false => primitives::causal_attention_backward::<Self>([q, k, v], lse, grad_out, scale),
-        };
-        primitives::each_added::<Self, 3>(onto, gradients)
+        let fused = fused(&q);
+        let inputs = [q, k, v];
+        if !fused {
+            return primitives::causal_attention_backward::<Self>(
+                inputs, lse, grad_out, scale, onto,
+            );
+        }
+        let gradients = backward(inputs, lse, grad_out, scale as f32);
+        primitives::each_added(onto, gradients, Flex::add)
     }
 
     fn causal_attention_double_backward(

@@ -8,7 +8,7 @@ use super::memory::single;
 use super::{activation, heads, losses, matmul, norm, optimizer, swiglu};
 use crate::ops::layers::{as_factor, join_by_heads, split_by_heads};
 use crate::reference::adamw::adamw as reference_adamw;
-use crate::reference::primitives;
+use crate::reference::primitives::{self, added};
 use crate::{AdamWStep, HeadBackend, LayerBackend, Nonlinearity, Norm};
 
 type F = FloatTensor<Flex>;
@@ -86,13 +86,15 @@ impl LayerBackend for Flex {
         grad: F,
         by: Norm,
         wants_weight: bool,
-        [onto_x, onto_weight]: [Option<F>; 2],
+        onto: [Option<F>; 2],
     ) -> (F, Option<F>) {
-        let (dx, dw) = match single([&x, &weight, &grad]) {
-            Some([x, weight, grad]) => norm::backward(x, weight, grad, by, wants_weight),
-            None => primitives::norm_backward::<Flex>(x, weight, grad, by, wants_weight),
+        let Some([x, weight, grad]) = single([&x, &weight, &grad]) else {
+            return primitives::norm_backward::<Flex>(x, weight, grad, by, wants_weight, onto);
         };
-        (added(onto_x, dx), dw.map(|dw| added(onto_weight, dw)))
+        let [onto_x, onto_weight] = onto;
+        let (dx, dw) = norm::backward(x, weight, grad, by, wants_weight);
+        let dw = dw.map(|dw| added(onto_weight, dw, Flex::add));
+        (added(onto_x, dx, Flex::add), dw)
     }
 
     /// The loop is for the case without a cotangent of dw, as when only the gradient to x was used.
@@ -108,11 +110,18 @@ impl LayerBackend for Flex {
             [Some(a), None] => single([&x, &weight, &grad, a]),
             _ => None,
         };
-        let [to_grad, to_x, to_weight] = match numbers {
-            Some([x, weight, grad, a]) => norm::double_backward(x, weight, grad, a, by),
-            None => primitives::norm_double_backward::<Flex>(x, weight, grad, cotangents, by),
+        let Some([x, weight, grad, a]) = numbers else {
+            return primitives::norm_double_backward::<Flex>(
+                x,
+                weight,
+                grad,
+                cotangents,
+                by,
+                onto_weight,
+            );
         };
-        [to_grad, to_x, added(onto_weight, to_weight)]
+        let [to_grad, to_x, to_weight] = norm::double_backward(x, weight, grad, a, by);
+        [to_grad, to_x, added(onto_weight, to_weight, Flex::add)]
     }
 
     fn activate(x: F, by: Nonlinearity) -> F {
@@ -123,11 +132,10 @@ impl LayerBackend for Flex {
     }
 
     fn activate_backward(x: F, grad: F, by: Nonlinearity, onto: Option<F>) -> F {
-        let dx = match single([&x, &grad]) {
-            Some([x, grad]) => activation::backward(x, grad, by),
-            None => primitives::activate_backward::<Flex>(x, grad, by),
-        };
-        added(onto, dx)
+        match single([&x, &grad]) {
+            Some([x, grad]) => added(onto, activation::backward(x, grad, by), Flex::add),
+            None => primitives::activate_backward::<Flex>(x, grad, by, onto),
+        }
     }
 
     fn activate_double_backward(x: F, grad: F, a: F, by: Nonlinearity) -> [F; 2] {
@@ -145,11 +153,10 @@ impl LayerBackend for Flex {
     }
 
     fn swiglu_backward(x: F, grad: F, onto: Option<F>) -> F {
-        let dx = match single([&x, &grad]) {
-            Some([x, grad]) => swiglu::backward(x, grad),
-            None => primitives::swiglu_backward::<Flex>(x, grad),
-        };
-        added(onto, dx)
+        match single([&x, &grad]) {
+            Some([x, grad]) => added(onto, swiglu::backward(x, grad), Flex::add),
+            None => primitives::swiglu_backward::<Flex>(x, grad, onto),
+        }
     }
 
     fn swiglu_double_backward(x: F, grad: F, a: F) -> [F; 2] {
@@ -205,14 +212,6 @@ impl LayerBackend for Flex {
             Some(tensors) => optimizer::adamw(step, tensors),
             None => reference_adamw::<Flex>(step, [x, m, v], grad),
         }
-    }
-}
-
-/// A gradient, added to what there is already.
-fn added(onto: Option<F>, gradient: F) -> F {
-    match onto {
-        Some(onto) => Flex::add(onto, gradient),
-        None => gradient,
     }
 }
 
