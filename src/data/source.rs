@@ -32,6 +32,13 @@ pub(crate) fn boxed(dataset: impl Dataset<Example> + 'static) -> Examples {
     Box::new(AlwaysOk(dataset))
 }
 
+/// Warns of validation data that tests less than it seems to.
+pub(crate) fn warn_of_known(known: usize, all: usize) {
+    if known > 0 {
+        log::warn!("{known} of {all} validation samples have a context that is trained on too");
+    }
+}
+
 /// Reads the text of a published dataset's file. If there is no such file, the error says where to get it
 /// (`published`) and which setting names it (`key`).
 pub(crate) fn read_text(path: &Path, key: &str, published: &str) -> Result<String, Error> {

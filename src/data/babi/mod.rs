@@ -4,12 +4,13 @@
 mod stories;
 mod world;
 
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
 use burn::data::dataset::{Dataset, InMemDataset};
 use serde::{Deserialize, Serialize};
 
-use super::source::{Sources, boxed};
+use super::source::{Sources, boxed, warn_of_known};
 use super::{Example, Split};
 use crate::error::{Error, at_least_one, require};
 
@@ -31,7 +32,7 @@ pub struct BabiConfig {
     /// Training samples that are generated; of a file all samples are used.
     pub train_samples: usize,
     /// Validation samples that are generated or, without a `valid_file`, held out: the last stories of
-    /// `train_file` that together have so many questions (a story is never in both splits).
+    /// `train_file` that together have so many questions (a story is never in both splits, also where the file has it twice).
     pub valid_samples: usize,
 }
 
@@ -101,11 +102,17 @@ impl BabiConfig {
             Some(valid) => stories::read(valid, "valid_file")?,
             None => self.hold_out(train, &mut train_stories)?,
         };
+        let trained = contexts(&train_stories);
+        let known = held_out
+            .iter()
+            .flatten()
+            .filter(|asked| trained.contains(&*asked.context));
+        warn_of_known(known.count(), held_out.iter().map(Vec::len).sum());
         let whole = |stories: Vec<Vec<Example>>| boxed(InMemDataset::new(stories.concat()));
         Ok((whole(train_stories), whole(held_out)))
     }
 
-    /// Splits off the last stories that together have `valid_samples` questions.
+    /// Splits off the last stories that together have `valid_samples` questions. Others with a context of theirs are left out.
     fn hold_out(
         &self,
         path: &Path,
@@ -116,11 +123,21 @@ impl BabiConfig {
             left -= 1;
             questions += stories[left].len();
         }
-        if left > 0 {
-            return Ok(stories.split_off(left));
+        let held_out = stories.split_off(left);
+        let contexts = contexts(&held_out);
+        stories.retain(|story| !story.iter().any(|asked| contexts.contains(&*asked.context)));
+        if stories.len() < left {
+            log::info!(
+                "{}: {} of {left} training stories are left out, because they have a context that is held out",
+                path.display(),
+                left - stories.len()
+            );
+        }
+        if !stories.is_empty() {
+            return Ok(held_out);
         }
         let problem = format!(
-            "has {questions} questions, so holding out data.valid_samples = {} leaves no story to \
+            "has {questions} questions, so holding out data.valid_samples = {} leaves no other story to \
              train on: lower it or set data.valid_file",
             self.valid_samples
         );
@@ -128,12 +145,21 @@ impl BabiConfig {
     }
 }
 
+/// The contexts of stories.
+fn contexts(stories: &[Vec<Example>]) -> HashSet<&str> {
+    stories
+        .iter()
+        .flatten()
+        .map(|asked| &*asked.context)
+        .collect()
+}
+
 /// Stories that are generated on demand; each depends only on the seed, the split and its index.
 ///
 /// They have the vocabulary of the original and about its lengths. A story consists of actions that are possible
 /// in the simulated world, and its questions are answered by it; if something happened more than once, the last
-/// time counts. Task 4 has only about ten thousand different stories, so training and validation data have some
-/// in common.
+/// time counts. Task 4 has only 1,920 different stories, and one statement of task 1 has 120; so a story belongs to one split,
+/// an eighth of all to validation data.
 #[derive(Clone, Debug)]
 pub struct BabiDataset {
     config: BabiConfig,
@@ -166,7 +192,12 @@ impl Dataset<Example> for BabiDataset {
         let task = config.tasks[index % config.tasks.len()];
         let statements = config.statements.unwrap_or(usize::MAX);
         let mut rng = self.split.rng(b"bAbI-1-5", self.seed, index);
-        let story = world::story(task, config.queries_per_context, statements, &mut rng);
+        let story = loop {
+            let story = world::story(task, config.queries_per_context, statements, &mut rng);
+            if self.split.owns(&story.text) {
+                break story;
+            }
+        };
         let questions = story
             .questions
             .iter()
@@ -284,7 +315,7 @@ mod tests {
         }
     }
 
-    /// Every place on one side of a place, by single facts and by chains of facts.
+    /// Every place that a fact puts on one side of a place.
     fn on_side<'a>(said: &[Vec<&'a str>], side: &str, of: &str) -> Vec<&'a str> {
         let opposite = HashMap::from([
             ("north", "south"),
@@ -292,23 +323,20 @@ mod tests {
             ("east", "west"),
             ("west", "east"),
         ]);
-        let mut found = Vec::new();
-        for words in said {
+        let next = |words: &Vec<&'a str>| {
             let ["The", a, "is", stated, "of", "the", b] = words[..] else {
                 panic!("{words:?}");
             };
-            let next = match (
+            match (
                 stated == side && b == of,
                 opposite[stated] == side && a == of,
             ) {
-                (true, _) => a,
-                (_, true) => b,
-                _ => continue,
-            };
-            found.push(next);
-            found.extend(on_side(said, side, next));
-        }
-        found
+                (true, _) => Some(a),
+                (_, true) => Some(b),
+                _ => None,
+            }
+        };
+        said.iter().filter_map(next).collect()
     }
 
     #[test]
@@ -381,6 +409,8 @@ mod tests {
                 _ => panic!("{asked:?}"),
             };
             assert_eq!(found, [answer], "{example:?}");
+            // As in the original, the answer is what a fact begins with.
+            assert!(said.iter().any(|words| words[1] == answer), "{example:?}");
         }
     }
 
@@ -411,9 +441,16 @@ mod tests {
                 "1 {name} moved to the office.\n2 Where is {name}?\toffice\t1\n3 {name} sat.\n4 Where is {name}?\toffice\t1\n"
             )
         };
-        std::fs::write(&path, ["Ann", "Bob", "Cem"].map(story).concat()).unwrap();
+        let write = |names: &[&str]| {
+            std::fs::write(
+                &path,
+                names.iter().map(|name| story(name)).collect::<String>(),
+            )
+            .unwrap();
+        };
+        write(&["Ann", "Bob", "Cem"]);
         let mut config = BabiConfig {
-            train_file: Some(path),
+            train_file: Some(path.clone()),
             valid_samples: 1,
             ..BabiConfig::default()
         };
@@ -427,12 +464,31 @@ mod tests {
             error.contains("6 questions") && error.contains("data.valid_samples"),
             "{error}"
         );
+        write(&["Ann", "Bob", "Cem", "Ann"]);
+        config.valid_samples = 2;
+        assert_eq!(lens(&config).unwrap(), (4, 2));
+        write(&["Ann", "Ann"]);
+        let error = lens(&config).unwrap_err().to_string();
+        assert!(error.contains("no other story"), "{error}");
+        write(&["Ann", "Bob", "Cem"]);
         config.valid_file = config.train_file.clone();
         assert_eq!(lens(&config).unwrap(), (6, 6));
         config.train_file = Some(folder.path().join("none"));
         let error = lens(&config).unwrap_err().to_string();
         assert!(error.contains("tasks_1-20_v1-2") && error.contains("RMT-team/babilong"));
         assert!(error.contains("data.train_file"), "{error}");
+    }
+
+    #[test]
+    fn no_generated_story_is_in_both_splits() {
+        let texts = |split| {
+            let stories = dataset(4, split, 3);
+            let texts = (0..stories.len()).map(move |at| stories.get(at).unwrap().context);
+            texts.collect::<HashSet<String>>()
+        };
+        let (train, valid) = (texts(Split::Train), texts(Split::Valid));
+        assert!(train.is_disjoint(&valid));
+        assert!(train.len() > 1_500 && valid.len() > 150);
     }
 
     #[test]

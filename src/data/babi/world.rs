@@ -70,32 +70,29 @@ pub(super) fn story(task: usize, questions: usize, statements: usize, rng: &mut 
     }
 }
 
-/// Task 4: two places on different sides of a third. Questions are about the place in the middle only, so that
-/// chains of facts give no second answer.
+/// Task 4, as the original: two places on opposite sides of a third, and for each fact the question in its own words and the one from
+/// the other side. The answer is always the place that the fact begins with; two of three facts end with the place in the middle.
 fn directions(questions: usize, rng: &mut impl Rng) -> Story {
     let places = rand::seq::index::sample(rng, PLACES.len(), 3).into_vec();
-    let sides = rand::seq::index::sample(rng, SIDES.len(), 2).into_vec();
     let middle = PLACES[places[2]];
-    let mut facts = [0, 1].map(|at| {
-        let (place, side) = (PLACES[places[at]], sides[at]);
-        match rng.random() {
-            true => format!("The {place} is {} of the {middle}.", SIDES[side]),
-            false => format!("The {middle} is {} of the {place}.", SIDES[(side + 2) % 4]),
+    let first = rng.random_range(0..SIDES.len());
+    let opposite = |side: usize| (side + 2) % SIDES.len();
+    let facts = [(places[0], first), (places[1], opposite(first))].map(|(place, side)| {
+        match rng.random_ratio(2, 3) {
+            true => (PLACES[place], side, middle),
+            false => (middle, opposite(side), PLACES[place]),
         }
     });
-    let answerable = [0, 1].map(|at| {
-        let (answer, side) = (PLACES[places[at]], sides[at]);
+    let answerable = facts.map(|(what, side, of)| {
         [
-            (format!("What is {} of the {middle}?", SIDES[side]), answer),
+            (format!("What is {} of the {of}?", SIDES[side]), what),
             (
-                format!("What is the {middle} {} of?", SIDES[(side + 2) % 4]),
-                answer,
+                format!("What is the {of} {} of?", SIDES[opposite(side)]),
+                what,
             ),
         ]
     });
-    if rng.random() {
-        facts.reverse();
-    }
+    let facts = facts.map(|(what, side, of)| format!("The {what} is {} of the {of}.", SIDES[side]));
     Story {
         text: facts.join(" "),
         questions: sample(questions, answerable.as_flattened(), rng),

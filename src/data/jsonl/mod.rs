@@ -2,11 +2,10 @@
 
 mod record;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::{BufRead, BufReader, Read};
-use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -17,7 +16,7 @@ use self::record::{ParsedLine, parse};
 use super::Example;
 use super::json::shorten;
 use super::positioned::PositionedFile;
-use super::source::{BOM, Sources};
+use super::source::{BOM, Sources, warn_of_known};
 use crate::error::{Error, at_least_one, require};
 use crate::support::fs::check_file;
 
@@ -32,7 +31,7 @@ pub struct JsonlConfig {
     pub train_file: PathBuf,
     /// Validation samples, all of which are used; without it they are the end of `train_file`.
     pub valid_file: Option<PathBuf>,
-    /// Number of samples at the end of `train_file` that are held out without a `valid_file`.
+    /// Number of samples at the end of `train_file` that are held out without a `valid_file`; see [`JsonlDataset::hold_out`].
     pub valid_samples: usize,
 }
 
@@ -78,10 +77,20 @@ impl JsonlConfig {
     pub fn load(&self) -> Result<(JsonlDataset, JsonlDataset), Error> {
         self.validate()?;
         let train = JsonlDataset::open(&self.train_file)?;
-        match &self.valid_file {
-            Some(path) => Ok((train, JsonlDataset::open(path)?)),
-            None => train.hold_out(self.valid_samples),
-        }
+        let Some(path) = &self.valid_file else {
+            return train.hold_out(self.valid_samples);
+        };
+        let valid = JsonlDataset::open(path)?;
+        let trained = train.contexts();
+        warn_of_known(
+            valid
+                .samples
+                .iter()
+                .filter(|sample| trained.contains(&sample.context))
+                .count(),
+            valid.len(),
+        );
+        Ok((train, valid))
     }
 }
 
@@ -94,22 +103,28 @@ impl JsonlConfig {
 /// ```
 ///
 /// Opening reads the file once and checks every line. After that a sample takes one positioned read; any number
-/// of threads can read at the same time. Memory: 8 bytes a sample; while opening also the longest line and about
+/// of threads can read at the same time. Memory: 16 bytes a sample; while opening also the longest line and about
 /// 50 bytes for every sample with an id.
 #[derive(Clone, Debug)]
 pub struct JsonlDataset {
     file: Arc<JsonlFile>,
-    range: Range<usize>,
+    samples: Arc<[Sample]>,
 }
 
 #[derive(Debug)]
 struct JsonlFile {
     path: PathBuf,
     file: PositionedFile,
-    /// Byte offsets of the samples.
-    starts: Vec<u64>,
     /// Questions per sample.
     questions: usize,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Sample {
+    /// The offset in bytes of its line.
+    start: u64,
+    /// A hash of its context.
+    context: u64,
 }
 
 impl JsonlDataset {
@@ -141,19 +156,17 @@ impl JsonlDataset {
                 }
             }
         }
-        if checker.starts.is_empty() {
+        if checker.samples.is_empty() {
             return Err(Error::file(path, "has no sample: every line is blank"));
         }
-        checker.starts.shrink_to_fit();
         let file = JsonlFile {
             path: path.into(),
-            starts: checker.starts,
             questions: checker.questions,
             file: PositionedFile::new(file),
         };
         Ok(Self {
-            range: 0..file.starts.len(),
             file: Arc::new(file),
+            samples: checker.samples.into(),
         })
     }
 
@@ -162,57 +175,69 @@ impl JsonlDataset {
         self.file.questions
     }
 
-    /// Splits off the last `samples` samples. Those right before them with the context of their first are left out, unless those are all: no
+    /// Splits off the last `count` samples. Others with a context of theirs are left out, wherever they are, unless those are all: no
     /// context is trained on that is held out.
     ///
     /// # Errors
     ///
-    /// If that would leave no sample in one of the two, or the file cannot be read.
-    pub fn hold_out(self, samples: usize) -> Result<(Self, Self), Error> {
-        let Range { start, end } = self.range;
-        if samples == 0 || samples >= end - start {
+    /// If that would leave no sample in one of the two.
+    pub fn hold_out(self, count: usize) -> Result<(Self, Self), Error> {
+        let all = self.len();
+        let path = &self.file.path;
+        if count == 0 || count >= all {
             let problem = format!(
-                "has {} samples, so data.valid_samples = {samples} cannot be held out: change it or \
-                 set data.valid_file",
-                end - start
+                "has {all} samples, so data.valid_samples = {count} cannot be held out: change it or \
+                 set data.valid_file"
             );
-            return Err(Error::file(&self.file.path, problem));
+            return Err(Error::file(path, problem));
         }
-        let first = end - samples;
-        let context = |at: usize| Ok::<_, Error>(self.file.read(at)?.context);
-        let held_out = context(first)?;
-        let mut border = first;
-        while border > start && context(border - 1)? == held_out {
-            border -= 1;
-        }
-        if border == start {
-            let path = self.file.path.display();
-            log::warn!(
-                "{path}: all samples have the context that is held out: only questions are held out"
-            );
-            border = first;
-        }
-        let part = |range| Self {
+        let part = |samples: Arc<[Sample]>| Self {
             file: self.file.clone(),
-            range,
+            samples,
         };
-        Ok((part(start..border), part(first..end)))
+        let (others, held_out) = self.samples.split_at(all - count);
+        let held_out = part(held_out.into());
+        let contexts = held_out.contexts();
+        let others = others.iter().copied();
+        let apart = |sample: &Sample| !contexts.contains(&sample.context);
+        let train: Arc<[Sample]> = others.clone().filter(apart).collect();
+        let path = path.display();
+        if train.is_empty() {
+            log::warn!(
+                "{path}: all samples have a context that is held out: only questions are held out"
+            );
+            return Ok((part(others.collect()), held_out));
+        }
+        match all - count - train.len() {
+            0 => (),
+            left_out => log::warn!(
+                "{path}: {left_out} of {} training samples are left out, because their context is held out too; data.valid_file \
+                 may name other samples",
+                all - count
+            ),
+        }
+        Ok((part(train), held_out))
+    }
+
+    fn contexts(&self) -> HashSet<u64> {
+        self.samples.iter().map(|sample| sample.context).collect()
     }
 }
 
 impl Dataset<Result<Example, Error>> for JsonlDataset {
     fn get(&self, index: usize) -> Option<Result<Example, Error>> {
-        (index < self.range.len()).then(|| self.file.read(self.range.start + index))
+        self.samples
+            .get(index)
+            .map(|sample| self.file.read(*sample))
     }
 
     fn len(&self) -> usize {
-        self.range.len()
+        self.samples.len()
     }
 }
 
 impl JsonlFile {
-    fn read(&self, index: usize) -> Result<Example, Error> {
-        let start = self.starts[index];
+    fn read(&self, Sample { start, .. }: Sample) -> Result<Example, Error> {
         let line = self.file.line(start, MAX_LINE);
         let line = line.map_err(Error::io(&self.path, "cannot read"))?;
         let text = std::str::from_utf8(&line).ok();
@@ -232,7 +257,7 @@ impl JsonlFile {
 /// Checks lines, and collects what is needed of them.
 #[derive(Default)]
 struct LineChecker {
-    starts: Vec<u64>,
+    samples: Vec<Sample>,
     questions: usize,
     /// The first line with a sample, which determines the number of questions.
     first: usize,
@@ -260,7 +285,7 @@ impl LineChecker {
         }
         let ParsedLine { example, id } = parse(text, number)?;
         let questions = example.questions.len();
-        if self.starts.is_empty() {
+        if self.samples.is_empty() {
             (self.questions, self.first) = (questions, number);
         }
         if questions != self.questions {
@@ -271,11 +296,7 @@ impl LineChecker {
             ));
         }
         if let Some(id) = id {
-            let hashes = [0_u8, 1].map(|salt| {
-                let mut hasher = DefaultHasher::new();
-                (salt, &id).hash(&mut hasher);
-                hasher.finish()
-            });
+            let hashes = [0_u8, 1].map(|salt| hash_of((salt, &id)));
             if let Some(first) = self.ids.insert(hashes, number) {
                 let id = shorten(&id);
                 return Err(format!(
@@ -283,9 +304,18 @@ impl LineChecker {
                 ));
             }
         }
-        self.starts.push(start);
+        self.samples.push(Sample {
+            start,
+            context: hash_of(&example.context),
+        });
         Ok(())
     }
+}
+
+fn hash_of(value: impl Hash) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    value.hash(&mut hasher);
+    hasher.finish()
 }
 
 #[cfg(test)]
@@ -407,7 +437,7 @@ mod tests {
         });
         // Of a context that is held out nothing is trained on.
         let same = lines.iter().enumerate().map(|(n, text)| match n {
-            38..42 => line("same", &n.to_string()),
+            3 | 39..42 => line("same", &n.to_string()),
             _ => text.clone(),
         });
         let other = folder.path().join("same.jsonl");
@@ -418,6 +448,7 @@ mod tests {
         };
         let (train_of_cut, valid_of_cut) = cut.open(0).unwrap();
         assert_eq!((train_of_cut.len(), valid_of_cut.len()), (38, 10));
+        assert_eq!(train_of_cut.get(3).unwrap().unwrap().context, "c4");
         config.valid_samples = 50;
         let error = config.open(0).err().unwrap().to_string();
         assert!(
