@@ -269,41 +269,48 @@ impl RunConfig {
     ///
     /// The first entry of `train.curriculum` that is no valid version of this task.
     pub fn stages(&self) -> Result<Vec<DataConfig>, Error> {
-        let own = toml::Table::try_from(&self.data);
-        let own = own.map_err(|e| Error::Input(format!("data: {}", one_line(&e.to_string()))))?;
         let stage = |text: &String| {
-            self.stage(&own, text).map_err(|problem| {
-                Error::config("train.curriculum", format!("{text:?}"), one_line(&problem))
+            let stage = match text.trim() {
+                "" => Err(Error::Input(
+                    "must name a setting of [data] that differs".into(),
+                )),
+                text => self.data_with(text.split_whitespace()),
+            };
+            stage.map_err(|e| {
+                let problem = one_line(&e.to_string());
+                Error::config("train.curriculum", format!("{text:?}"), problem)
             })
         };
         let stages = self.train.curriculum.iter().map(stage);
         stages.chain([Ok(self.data.clone())]).collect()
     }
 
-    /// The task of `own`, the `[data]` section, with the settings that `text` changes. The error is the
-    /// problem with `text`.
-    fn stage(&self, own: &toml::Table, text: &str) -> Result<DataConfig, String> {
-        if text.trim().is_empty() {
-            return Err("must name a setting of [data] that differs".into());
+    /// The task with some settings of `[data]` changed, each as `key=value`.
+    pub(super) fn data_with<'a>(
+        &self,
+        settings: impl Iterator<Item = &'a str>,
+    ) -> Result<DataConfig, Error> {
+        let own = toml::Table::try_from(&self.data);
+        let own = own.map_err(|e| Error::Input(format!("data: {}", one_line(&e.to_string()))))?;
+        let mut table = toml::Table::from_iter([("data".into(), own.clone().into())]);
+        for setting in settings {
+            overrides::apply(&mut table, &format!("data.{setting}"))?;
         }
-        let problem = |e: Error| e.to_string();
-        let mut stage = toml::Table::from_iter([("data".into(), own.clone().into())]);
-        for part in text.split_whitespace() {
-            overrides::apply(&mut stage, &format!("data.{part}")).map_err(problem)?;
-        }
-        let known = serde_json::to_value(RunConfig {
+        let known = serde_json::to_value(Self {
             data: self.data.clone(),
-            ..RunConfig::default()
+            ..Self::default()
         });
-        overrides::check_keys(&stage, &known.unwrap_or_default(), "").map_err(problem)?;
-        let data = stage.remove("data").unwrap_or_else(|| own.clone().into());
-        if data.get("task") != own.get("task") {
-            return Err("must be the same task".into());
+        overrides::check_keys(&table, &known.unwrap_or_default(), "")?;
+        let data = table.remove("data").unwrap_or_else(|| own.clone().into());
+        let task = own.get("task").and_then(toml::Value::as_str);
+        if data.get("task").and_then(toml::Value::as_str) != task {
+            let problem = format!("must be the same task, {}", task.unwrap_or_default());
+            let other = data.get("task").map_or("unset".into(), ToString::to_string);
+            return Err(Error::config("data.task", other, problem));
         }
-        let data: DataConfig = data
-            .try_into()
-            .map_err(|e: toml::de::Error| e.to_string())?;
-        data.validate().map_err(problem)?;
+        let data = data.try_into::<DataConfig>();
+        let data = data.map_err(|e| Error::Input(one_line(&e.to_string())))?;
+        data.validate()?;
         Ok(data)
     }
 

@@ -1,10 +1,15 @@
 //! What an evaluation finds: the contents of `eval.json`.
 
+use std::fs::File;
+use std::io::{BufWriter, Write as _};
+use std::path::Path;
+
 use gradmem_kernels::Precision;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::metrics::{Measure, Scores};
+use crate::error::Error;
 use crate::memory::StopRule;
 
 /// Results on held-out samples.
@@ -35,6 +40,24 @@ pub struct Evaluation {
 }
 
 impl Evaluation {
+    /// Writes [`Evaluation::examples`] to a new file: one JSON object per line.
+    ///
+    /// # Errors
+    ///
+    /// If there is such a file, or it cannot be written.
+    pub fn save_answers(&self, path: impl AsRef<Path>) -> Result<(), Error> {
+        let path = path.as_ref();
+        let save = || -> std::io::Result<()> {
+            let mut file = BufWriter::new(File::create_new(path)?);
+            for answer in &self.examples {
+                serde_json::to_writer(&mut file, answer)?;
+                file.write_all(b"\n")?;
+            }
+            file.flush()
+        };
+        save().map_err(Error::io(path, "cannot write"))
+    }
+
     /// The results of both, `self`'s where both have one. `self` alone if they are of different weights,
     /// numbers of samples or precisions.
     pub fn or(mut self, earlier: Self) -> Self {

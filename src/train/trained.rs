@@ -30,6 +30,8 @@ pub struct Trained<B: Backend> {
     /// The weights' file as it was when opened: a training in the same folder may replace it.
     pub(super) weights: Tensors,
     path: PathBuf,
+    /// Whether the data are others than the run's.
+    elsewhere: bool,
 }
 
 impl<B: KernelBackend> Trained<B> {
@@ -62,7 +64,20 @@ impl<B: KernelBackend> Trained<B> {
             tokenizer,
             weights,
             path: folder.path().into(),
+            elsewhere: false,
         })
+    }
+
+    /// The same run on other data of its task: with some settings of `[data]` changed, such as `valid_file=test.txt`.
+    ///
+    /// # Errors
+    ///
+    /// The first setting that is unknown, has an invalid value or would be another task.
+    pub fn on_data(mut self, settings: &[String]) -> Result<Self, Error> {
+        let settings = settings.iter().map(String::as_str);
+        self.config.data = self.config.data_with(settings)?;
+        self.elsewhere = true;
+        Ok(self)
     }
 
     /// The method, if it is GradMem.
@@ -89,7 +104,7 @@ impl<B: KernelBackend> Trained<B> {
     ///
     /// # Errors
     ///
-    /// If its files are missing or have changed since the run began.
+    /// If its files are missing or have changed since the run began; after [`Trained::on_data`], if they are missing or too long for the model.
     pub fn task(&self) -> Result<Task, Error> {
         let RunConfig {
             data,
@@ -98,8 +113,10 @@ impl<B: KernelBackend> Trained<B> {
             ..
         } = &self.config;
         let task = data.open(tokens, train.seed, Some(self.tokenizer.clone()))?;
-        if let Some(print) = &task.fingerprint {
-            RunFolder::open(&self.path)?.check_data(print)?;
+        match &task.fingerprint {
+            _ if self.elsewhere => self.config.check_positions(&task.lengths)?,
+            Some(print) => RunFolder::open(&self.path)?.check_data(print)?,
+            None => (),
         }
         Ok(task)
     }

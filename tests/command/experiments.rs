@@ -203,6 +203,78 @@ fn every_task_is_trained_evaluated_and_answers() {
 }
 
 #[test]
+fn a_run_answers_other_data_than_its_own() {
+    let folder = TempDir::new().unwrap();
+    let at = folder.path();
+    let facts = |range: std::ops::Range<usize>| -> String {
+        let line = |i| {
+            format!("{{\"context\": \"Ann is {i}.\", \"query\": \"Age? \", \"target\": \"{i}\"}}\n")
+        };
+        range.map(line).collect()
+    };
+    std::fs::write(at.join("mine.jsonl"), facts(10..40)).unwrap();
+    std::fs::write(at.join("my test.jsonl"), facts(38..52)).unwrap();
+    let preset = String::from_utf8(gradmem(at, &["preset", "babi-small"]).stdout).unwrap();
+    let rest = &preset[preset.find("[tokens]").unwrap()..];
+    let data = "[data]\ntask = \"jsonl\"\ntrain_file = \"mine.jsonl\"\nvalid_samples = 5\n";
+    std::fs::write(at.join("mine.toml"), format!("{data}{rest}")).unwrap();
+    let more = [
+        "tokens.tokenizer=characters",
+        "train.curriculum=[]",
+        "--run",
+        "run",
+    ];
+    succeeds(train(at, "mine.toml", &more));
+    succeeds(gradmem(at, &["eval", "run"]));
+    let kept = std::fs::read(at.join("run/eval.json")).unwrap();
+    let other = ["eval", "run", "data.valid_file=my test.jsonl"];
+    let out = gradmem(at, &other);
+    let warned = String::from_utf8_lossy(&out.stderr).into_owned();
+    assert!(warned.contains("2 of 14 validation samples"), "{warned}");
+    let printed = succeeds(out);
+    assert!(printed.contains("14 held-out contexts of run with data.valid_file=my test.jsonl"));
+    assert_eq!(std::fs::read(at.join("run/eval.json")).unwrap(), kept);
+
+    let printed = succeeds(gradmem(
+        at,
+        &[&other[..], &["--answers", "a.jsonl"]].concat(),
+    ));
+    assert_eq!(
+        printed.matches('✗').count() + printed.matches('✓').count(),
+        6
+    );
+    let answers = lines(at.join("a.jsonl"));
+    let targets: Vec<_> = answers
+        .iter()
+        .map(|a| a["target"].as_str().unwrap())
+        .collect();
+    let expected: Vec<_> = (38..52).map(|i: usize| i.to_string()).collect();
+    assert_eq!(targets, expected);
+    for answer in &answers {
+        assert_eq!(answer["right"], answer["target"] == answer["answer"]);
+        assert_eq!(
+            answer["context"],
+            format!("Ann is {}.", answer["target"].as_str().unwrap())
+        );
+    }
+    refuses(
+        gradmem(at, &[&other[..], &["--answers", "a.jsonl"]].concat()),
+        &["a.jsonl", "there already"],
+    );
+    for (setting, words) in [
+        (
+            "memory.write_steps=3",
+            ["memory.write_steps=3", "data.KEY=VALUE"],
+        ),
+        ("data.valid_fiel=x", ["`data.valid_fiel`", "valid_file"]),
+        ("data.task=babi", ["data.task", "the same task, jsonl"]),
+        ("data.valid_file=none.jsonl", ["none.jsonl", "cannot open"]),
+    ] {
+        refuses(gradmem(at, &["eval", "run", setting]), &words);
+    }
+}
+
+#[test]
 fn contexts_of_words_are_written_and_read() {
     let folder = TempDir::new().unwrap();
     let at = folder.path();

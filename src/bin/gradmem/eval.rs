@@ -16,17 +16,23 @@ use crate::output::{format_answer, format_measure, say};
 
 /// Score a trained run on held-out samples, for any numbers of WRITE steps in one pass.
 ///
-/// The results are printed, and saved in the run's eval.json for `gradmem report`. Token accuracy is also given for each
+/// The results are printed, and saved in the run's eval.json for `gradmem report` unless they are on other data. Token accuracy is also given for each
 /// of the first eight scored tokens of the targets, and exact match for each direction of a task that has both.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   gradmem eval runs/kv-quick
   gradmem eval runs/kv-quick --write-steps 0..30 --adaptive 30
   gradmem eval runs/kv-quick --generate
+  gradmem eval runs/kv-quick --answers answers.jsonl
+  gradmem eval runs/mine data.valid_file=test.jsonl
   gradmem eval runs/in-chunks --forgetting")]
 pub struct Args {
     /// Folder of the run.
     run: PathBuf,
+    /// Settings of the run's data that differ, such as data.valid_file=test.jsonl: its samples are scored then instead of the run's
+    /// own, and the results are printed only.
+    #[arg(value_name = "data.KEY=VALUE")]
+    data: Vec<String>,
     /// Numbers of WRITE steps: a list of numbers and ranges, such as 0,1,2,5..10 [default: as in training].
     #[arg(long, value_name = "K")]
     write_steps: Option<String>,
@@ -39,6 +45,10 @@ pub struct Args {
     /// of the generated answers, over all right answers, and prints a few answers.
     #[arg(long)]
     generate: bool,
+    /// Also generate answers, and write all of them to this new file: one JSON object per line with context, query, target (the first right
+    /// answer), answer and right.
+    #[arg(long, value_name = "FILE")]
+    answers: Option<PathBuf>,
     /// Also find out what is forgotten: after each chunk of the contexts, how well it and the chunks before it are answered
     /// and reconstructed. For runs with memory.chunk_size.
     #[arg(long)]
@@ -68,14 +78,24 @@ pub fn run(args: Args) -> Result<ExitCode, Error> {
     if args.adaptive == Some(0) {
         return Err(Error::Input("--adaptive must be at least 1".into()));
     }
+    let file = args.answers.as_ref().filter(|file| file.exists());
+    if let Some(file) = file {
+        return Err(Error::File {
+            path: file.clone(),
+            problem: "is there already, and is not replaced: name a new file".into(),
+        });
+    }
     let options = EvalOptions {
         write_steps: steps
             .transpose()?
             .map(|steps| steps.into_iter().map(|k| k as usize).collect()),
         samples: args.samples,
         adaptive: args.adaptive,
-        generate: args.generate,
-        examples: EXAMPLES,
+        generate: args.generate || args.answers.is_some(),
+        examples: match args.answers {
+            Some(_) => usize::MAX,
+            None => EXAMPLES,
+        },
         forgetting: args.forgetting,
     };
     let backend = args.backend.clone();
@@ -93,12 +113,28 @@ impl Job for EvalJob {
 
     fn run<B: KernelBackend>(self, device: &B::Device) -> Result<(), Error> {
         let Self { args, options } = self;
-        let trained = Trained::<B>::open(&args.run, device)?;
-        let found = trained.evaluate(&options)?;
+        let mut trained = Trained::<B>::open(&args.run, device)?;
+        if !args.data.is_empty() {
+            trained = trained.on_data(&of_data(&args.data)?)?;
+        }
+        let mut found = trained.evaluate(&options)?;
+        if let Some(file) = &args.answers {
+            found.save_answers(file)?;
+            for right in [true, false] {
+                let mut kept = 0;
+                found.examples.retain(|shown| {
+                    kept += usize::from(shown.right == right);
+                    shown.right != right || kept <= EXAMPLES
+                });
+            }
+        }
         let method = trained.config.method.as_str();
         match args.json {
             true => print_json(&found, method),
             false => print_table(&found, method, &args),
+        }
+        if !args.data.is_empty() {
+            return Ok(());
         }
         // The results are already printed: a folder that cannot be written to is a warning only.
         if let Err(e) = RunFolder::open(&args.run)?.save_evaluation(found) {
@@ -106,6 +142,17 @@ impl Job for EvalJob {
         }
         Ok(())
     }
+}
+
+/// The settings without their section.
+fn of_data(settings: &[String]) -> Result<Vec<String>, Error> {
+    let own = |setting: &String| match setting.trim().strip_prefix("data.") {
+        Some(own) => Ok(own.to_string()),
+        None => Err(Error::Input(format!(
+            "`{setting}` is no data.KEY=VALUE: everything but the data is as it was trained"
+        ))),
+    };
+    settings.iter().map(own).collect()
 }
 
 fn print_json(found: &Evaluation, method: &str) {
@@ -130,8 +177,12 @@ fn print_json(found: &Evaluation, method: &str) {
 }
 
 fn print_table(found: &Evaluation, method: &str, args: &Args) {
+    let data = match &args.data[..] {
+        [] => String::new(),
+        data => format!(" with {}", data.join(" ")),
+    };
     say!(
-        "{} held-out contexts of {} ({method})",
+        "{} held-out contexts of {}{data} ({method})",
         found.samples,
         args.run.display()
     );
