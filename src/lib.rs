@@ -55,7 +55,7 @@
 //! | [`episode`] | contexts, queries and labels, checked once |
 //! | [`memory`] | the method: WRITE, READ, the outer loss; memories as files |
 //! | [`model`] | what a language model must be to be written through; Llama, GPT-2, GPT-NeoX and Mamba, pretrained ones too; generation |
-//! | [`baselines`], [`method`] | RMT, and the whole context in the prompt; all of these as one |
+//! | [`baselines`], [`method`] | RMT, ARMT, and the whole context in the prompt; all of these as one |
 //! | `data` | contexts and questions as batches |
 //! | `tokenizer` | text to token ids and back |
 //! | `train` | meta-training on burn-train, in runs that can be stopped and resumed |

@@ -7,9 +7,9 @@
 //!
 //! - [`AttentionBackend`]: causal softmax attention with grouped-query heads;
 //! - [`LayerBackend`]: matrix products, RMS and layer normalisation, SwiGLU, activations, rotary positions and
-//!   cross-entropies;
+//!   cross-entropies; [`HeadBackend`]: cross-entropies of a large vocabulary without all logits at once;
 //! - [`ScanBackend`]: the linear recurrence of state-space models, computed in parallel over the sequence;
-//! - [`KernelBackend`]: all three.
+//! - [`KernelBackend`]: all of these.
 //!
 //! Call them through the functions of this page, such as [`causal_attention`], which check shapes first.
 //! [`dpfp`], [`associative_read`] and [`associative_write`] are ARMT's associative memory, composed of these.

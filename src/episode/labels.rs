@@ -256,8 +256,15 @@ impl<B: Backend> Labels<B> {
 
     /// The same on one more tape.
     pub(super) fn lift(&self) -> Labels<Tape<B>> {
+        self.map(Tensor::from_inner)
+    }
+
+    fn map<C: Backend>(
+        &self,
+        ids: impl FnOnce(Tensor<B, 2, Int>) -> Tensor<C, 2, Int>,
+    ) -> Labels<C> {
         Labels {
-            ids: Tensor::from_inner(self.ids.clone()),
+            ids: ids(self.ids.clone()),
             rows: self.rows.clone(),
             largest: self.largest,
             smoothing: self.smoothing,
@@ -280,12 +287,7 @@ impl<B: Backend> Labels<B> {
 
 impl<B: AutodiffBackend> Labels<B> {
     pub(super) fn inner(&self) -> Labels<B::InnerBackend> {
-        Labels {
-            ids: self.ids.clone().inner(),
-            rows: self.rows.clone(),
-            largest: self.largest,
-            smoothing: self.smoothing,
-        }
+        self.map(Tensor::inner)
     }
 }
 

@@ -233,24 +233,36 @@ impl<B: Backend> Episode<B> {
         let part = |start: usize| {
             let end = (start + contexts).min(batch);
             let rows = start * queries..end * queries;
-            Self {
-                contexts: self.contexts.slice(start..end),
-                queries: self.queries.slice(rows.clone()),
-                labels: self.labels.slice(rows),
-                whole: self.whole,
-                drawn: self.drawn,
-                step: self.step,
-            }
+            let contexts = self.contexts.slice(start..end);
+            self.of(
+                contexts,
+                self.queries.slice(rows.clone()),
+                self.labels.slice(rows),
+            )
         };
         (0..batch).step_by(contexts).map(part).collect()
     }
 
     /// The same on one more tape.
     pub(crate) fn lift(&self) -> Episode<Tape<B>> {
+        self.of(
+            self.contexts.lift(),
+            self.queries.lift(),
+            self.labels.lift(),
+        )
+    }
+
+    /// An episode of these tokens and labels at this one's place in the whole.
+    fn of<C: Backend>(
+        &self,
+        contexts: Tokens<C>,
+        queries: Tokens<C>,
+        labels: Labels<C>,
+    ) -> Episode<C> {
         Episode {
-            contexts: self.contexts.lift(),
-            queries: self.queries.lift(),
-            labels: self.labels.lift(),
+            contexts,
+            queries,
+            labels,
             whole: self.whole,
             drawn: self.drawn,
             step: self.step,
@@ -302,14 +314,11 @@ impl<B: Backend> Episode<B> {
 impl<B: AutodiffBackend> Episode<B> {
     /// The same without the tape.
     pub fn inner(&self) -> Episode<B::InnerBackend> {
-        Episode {
-            contexts: self.contexts.inner(),
-            queries: self.queries.inner(),
-            labels: self.labels.inner(),
-            whole: self.whole,
-            drawn: self.drawn,
-            step: self.step,
-        }
+        self.of(
+            self.contexts.inner(),
+            self.queries.inner(),
+            self.labels.inner(),
+        )
     }
 }
 

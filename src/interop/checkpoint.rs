@@ -333,7 +333,7 @@ const RMT_KEYS: [&str; 13] = [
 ];
 
 impl Config<'_> {
-    /// The language model's settings and its padding token.
+    /// The language model's settings.
     fn base(&self) -> Result<ModelConfig, Error> {
         let Some(Value::Object(base)) = self.json.get("base_config") else {
             if let Some(Value::String(name)) = self.json.get("pretrained_model") {
@@ -379,11 +379,7 @@ impl Config<'_> {
 
     /// Fails if `key` asks for something this crate does not have.
     fn is_off(&self, key: &str, allowed: &[Value]) -> Result<(), Error> {
-        match self.json.get(key) {
-            None | Some(Value::Null) => Ok(()),
-            Some(value) if allowed.contains(value) => Ok(()),
-            Some(value) => Err(self.problem(format!("`{key}` = {value} is not supported"))),
-        }
+        gradmem::is_off(&self.json, key, allowed).map_err(|e| self.problem(e))
     }
 
     fn read<T: for<'de> Deserialize<'de>>(&self) -> Result<T, Error> {

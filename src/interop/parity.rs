@@ -24,7 +24,7 @@ use crate::error::Error;
 use crate::interop::checkpoint::{self, SpecialTokens};
 use crate::memory::{GradMem, Memory, MetaGradient};
 use crate::method::AnyMethod;
-use crate::model::weights::{ModulePath, Tensors};
+use crate::model::weights::{ModulePath, Tensors, follows_path};
 use crate::model::{AnyLm, CausalLm, unpadded};
 use crate::support::fs::read_object;
 
@@ -447,12 +447,7 @@ fn collect_gradients<B: KernelBackend + AutodiffBackend>(
         computed: &'a mut Computed,
     }
     impl<B: AutodiffBackend> ModuleVisitor<B> for Collect<'_> {
-        fn enter_module(&mut self, name: &str, container: &str) {
-            self.path.enter(name, container);
-        }
-        fn exit_module(&mut self, name: &str, container: &str) {
-            self.path.exit(name, container);
-        }
+        follows_path!();
         fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
             if let Some(gradient) = self.gradients.get::<B::InnerBackend, D>(param.id) {
                 let name = format!("grad.{}", (self.name)(&self.path.name()));

@@ -571,6 +571,7 @@ impl GradMemConfig {
             true,
             problem,
         )?;
+        let problem = "is for step_alignment_weight or memory_alignment_weight above 0";
         let aligned = aligned || self.memory_alignment_weight > 0.0;
         require(
             aligned || !self.alignment_norm,

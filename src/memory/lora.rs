@@ -14,7 +14,7 @@ use burn::tensor::backend::Backend;
 
 use crate::error::{Error, positive, sizes};
 use crate::model::layers::Init;
-use crate::model::weights::{ModulePath, is_called};
+use crate::model::weights::{ModulePath, follows_path, is_called};
 
 /// Adapters of some of a model's matrices.
 #[derive(Module, Debug)]
@@ -140,12 +140,7 @@ fn matrices<B: Backend, M: Module<B>>(model: &M) -> Vec<Matrix> {
         found: Vec<Matrix>,
     }
     impl<B: Backend> ModuleVisitor<B> for Find {
-        fn enter_module(&mut self, name: &str, container: &str) {
-            self.path.enter(name, container);
-        }
-        fn exit_module(&mut self, name: &str, container: &str) {
-            self.path.exit(name, container);
-        }
+        follows_path!();
         fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
             let name = self.path.name();
             let shape = param.lazy_shape();
@@ -177,13 +172,7 @@ struct Adapt<'a, B: Backend> {
 }
 
 impl<B: Backend> ModuleMapper<B> for Adapt<'_, B> {
-    fn enter_module(&mut self, name: &str, container: &str) {
-        self.path.enter(name, container);
-    }
-
-    fn exit_module(&mut self, name: &str, container: &str) {
-        self.path.exit(name, container);
-    }
+    follows_path!();
 
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<B, D>>) -> Param<Tensor<B, D>> {
         let name = self.path.name();

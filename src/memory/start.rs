@@ -492,17 +492,15 @@ type ModuleWidths = (Option<&'static str>, usize, usize);
 /// The modules that `lora_targets` names by their paths or the ends of them, or all, with their widths.
 fn chosen_modules(config: &GradMemConfig, slots: &Slots) -> Result<Vec<ModuleWidths>, Error> {
     let targets = &config.lora_targets;
-    if config.lora_place == LoraPlace::Modules {
-        let unknown = |target: &&String| !slots.modules.iter().any(|m| is_called(m.name, target));
-        if let Some(unknown) = targets.iter().find(unknown) {
-            let names: Vec<&str> = slots.modules.iter().map(|module| module.name).collect();
-            let problem = format!("the model has no such module: it has {}", names.join(", "));
-            return Err(Error::config("lora_targets", unknown, problem));
-        }
-        if slots.modules.is_empty() {
-            let problem = "the model's modules take no adapters: `layers` is another place";
-            return Err(Error::config("lora_place", "modules", problem));
-        }
+    let unknown = |target: &&String| !slots.modules.iter().any(|m| is_called(m.name, target));
+    if let Some(unknown) = targets.iter().find(unknown) {
+        let names: Vec<&str> = slots.modules.iter().map(|module| module.name).collect();
+        let problem = format!("the model has no such module: it has {}", names.join(", "));
+        return Err(Error::config("lora_targets", unknown, problem));
+    }
+    if slots.modules.is_empty() {
+        let problem = "the model's modules take no adapters: `layers` is another place";
+        return Err(Error::config("lora_place", "modules", problem));
     }
     let chosen = slots.modules.iter().filter(|module| {
         targets.is_empty() || targets.iter().any(|target| is_called(module.name, target))

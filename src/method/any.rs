@@ -162,7 +162,6 @@ impl<B: KernelBackend> AnyMethod<B> {
     /// About how many bytes an evaluation takes for each of up to 100 contexts: WRITE's graph, and the logits with what is
     /// made of them.
     ///
-    ///
     /// - `context`, `question`: tokens of the context, and of a query with its target
     #[cfg(feature = "train")]
     pub(crate) fn evaluation_bytes(

@@ -11,7 +11,7 @@ use burn::tensor::{Tensor, TensorData};
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::weights::{Matrix, ModulePath, Tensors};
+use super::weights::{Matrix, ModulePath, Tensors, follows_path};
 use crate::error::Error;
 use crate::support::fs::read_object;
 
@@ -182,13 +182,7 @@ impl Add {
 }
 
 impl<B: Backend> ModuleMapper<B> for Add {
-    fn enter_module(&mut self, name: &str, container: &str) {
-        self.path.enter(name, container);
-    }
-
-    fn exit_module(&mut self, name: &str, container: &str) {
-        self.path.exit(name, container);
-    }
+    follows_path!();
 
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<B, D>>) -> Param<Tensor<B, D>> {
         let name = self.path.name();

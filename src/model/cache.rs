@@ -7,7 +7,7 @@ use gradmem_kernels::{Association, LayerBackend, product};
 
 use super::CausalLm;
 use super::layers::Associative;
-use super::rows::{repeat, select};
+use super::rows::{indices, repeat, select};
 use super::weights::is_called;
 
 /// What a model keeps of a sequence: attention the keys and values, Mamba the inputs of its convolution and
@@ -368,15 +368,6 @@ impl<B: Backend> Sight<B> {
         let all = Tensor::cat(vec![x, own], 0);
         all.select(0, self.order.clone()).reshape([batch, seq, d])
     }
-}
-
-fn indices<B: Backend>(
-    at: impl IntoIterator<Item = usize>,
-    device: &B::Device,
-) -> Tensor<B, 1, Int> {
-    let at: Vec<i64> = at.into_iter().map(|at| at as i64).collect();
-    let shape = [at.len()];
-    Tensor::from_data(TensorData::new(at, shape), device)
 }
 
 /// Something done to the rows of tensors of any rank.

@@ -299,11 +299,9 @@ impl<'a, B: Backend, M: CausalLm<B>> Reader<'a, B, M> {
             let rows: Vec<usize> = samples
                 .flat_map(|sample| sample * times..(sample + 1) * times)
                 .collect();
-            let device = tokens.device();
-            let at = rows.iter().map(|row| *row as i64).collect::<Vec<_>>();
-            let at = Tensor::from_data(TensorData::new(at, [rows.len()]), &device);
+            let tokens = select(tokens.clone(), &rows);
             order.extend(rows);
-            self.hidden(group, tokens.clone().select(0, at), times)
+            self.hidden(group, tokens, times)
         });
         let hidden = Tensor::cat(parts.collect(), 0);
         let mut places = vec![0; order.len()];
@@ -472,14 +470,14 @@ fn continue_rows<B: Backend, M: CausalLm<B>>(
         if step + 1 == limit || !open.contains(&true) {
             break;
         }
-        last = model.hidden_after(model.embed(ids(next, 1, device)), &mut cache);
+        last = model.hidden_after(model.embed(column(next, device)), &mut cache);
     }
     Ok(answers)
 }
 
-/// Token ids as `[…, width]`.
-fn ids<B: Backend>(ids: Vec<u32>, width: usize, device: &B::Device) -> Tensor<B, 2, Int> {
-    let shape = [ids.len() / width, width];
+/// Token ids as `[…, 1]`.
+fn column<B: Backend>(ids: Vec<u32>, device: &B::Device) -> Tensor<B, 2, Int> {
+    let shape = [ids.len(), 1];
     let ids: Vec<i64> = ids.into_iter().map(i64::from).collect();
     Tensor::from_data(TensorData::new(ids, shape), device)
 }

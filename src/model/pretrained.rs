@@ -262,7 +262,7 @@ pub(crate) fn write_folder(
     tokenizer: Option<&Tokenizer>,
 ) -> Result<(), Error> {
     std::fs::create_dir_all(folder).map_err(Error::io(folder, "cannot make the folder"))?;
-    let adapter = folder.join("adapter_config.json");
+    let adapter = folder.join(adapter::CONFIG);
     if adapter.exists() {
         let problem = "is an adapter, which would be added to the weights that are saved beside it: save in another folder";
         return Err(Error::file(adapter, problem));

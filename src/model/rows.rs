@@ -1,7 +1,7 @@
 //! Rows of batches: shared out, repeated, selected.
 
 use burn::tensor::backend::Backend;
-use burn::tensor::{BasicOps, Tensor, TensorData};
+use burn::tensor::{BasicOps, Int, Tensor, TensorData};
 
 use crate::error::Error;
 
@@ -33,11 +33,18 @@ pub(crate) fn select<B: Backend, const D: usize, K: BasicOps<B>>(
     x: Tensor<B, D, K>,
     rows: &[usize],
 ) -> Tensor<B, D, K> {
-    let rows: Vec<i64> = rows.iter().map(|row| *row as i64).collect();
-    let shape = [rows.len()];
-    let data = TensorData::new(rows, shape);
-    let rows = Tensor::from_data(data, &x.device());
+    let rows = indices(rows.iter().copied(), &x.device());
     x.select(0, rows)
+}
+
+/// Indices, on a device.
+pub(crate) fn indices<B: Backend>(
+    at: impl IntoIterator<Item = usize>,
+    device: &B::Device,
+) -> Tensor<B, 1, Int> {
+    let at: Vec<i64> = at.into_iter().map(|at| at as i64).collect();
+    let shape = [at.len()];
+    Tensor::from_data(TensorData::new(at, shape), device)
 }
 
 /// The rows of each sample at its own `indices`, the same number for each sample: `[batch, rows, d]` →

@@ -70,6 +70,19 @@ impl ModulePath {
     }
 }
 
+/// In an implementation of a visitor or a mapper with a field `path`: it follows the modules.
+macro_rules! follows_path {
+    () => {
+        fn enter_module(&mut self, name: &str, container: &str) {
+            self.path.enter(name, container);
+        }
+        fn exit_module(&mut self, name: &str, container: &str) {
+            self.path.exit(name, container);
+        }
+    };
+}
+pub(crate) use follows_path;
+
 /// Whether a module's path is this name or ends with it: `self_attn.q_proj` is called `q_proj` too.
 pub(crate) fn is_called(path: &str, name: &str) -> bool {
     let rest = path.strip_suffix(name);
@@ -96,12 +109,7 @@ pub(crate) fn parameters_of<B: Backend, M: Module<B>>(
         found: Vec<(String, TensorData)>,
     }
     impl<B: Backend, W: Fn(&str) -> bool> ModuleVisitor<B> for Collect<W> {
-        fn enter_module(&mut self, name: &str, container: &str) {
-            self.path.enter(name, container);
-        }
-        fn exit_module(&mut self, name: &str, container: &str) {
-            self.path.exit(name, container);
-        }
+        follows_path!();
         fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
             let name = self.path.name();
             if (self.wanted)(&name) {
@@ -155,12 +163,7 @@ pub fn transfer<B: Backend, M: Module<B>, N: Module<B>>(from: &M, to: N) -> Resu
         problem: Option<String>,
     }
     impl<B: Backend> ModuleMapper<B> for Transfer {
-        fn enter_module(&mut self, name: &str, container: &str) {
-            self.path.enter(name, container);
-        }
-        fn exit_module(&mut self, name: &str, container: &str) {
-            self.path.exit(name, container);
-        }
+        follows_path!();
         fn map_float<const D: usize>(&mut self, param: Param<Tensor<B, D>>) -> Param<Tensor<B, D>> {
             let (name, shape) = (self.path.name(), param.lazy_shape());
             match self.from.remove(&name) {
@@ -624,13 +627,7 @@ fn first_non_finite(data: &TensorData) -> Option<(usize, f64)> {
 }
 
 impl<B: Backend> ModuleMapper<B> for Fill<'_> {
-    fn enter_module(&mut self, name: &str, container: &str) {
-        self.path.enter(name, container);
-    }
-
-    fn exit_module(&mut self, name: &str, container: &str) {
-        self.path.exit(name, container);
-    }
+    follows_path!();
 
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<B, D>>) -> Param<Tensor<B, D>> {
         let Some(name) = (self.name)(&self.path.name()) else {

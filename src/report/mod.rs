@@ -16,7 +16,7 @@
 //! | `run` | a run folder, read |
 //! | `group`, `settings` | groups of runs that differ only in their seed, and the settings that distinguish groups |
 //! | `context_size` | the number of floats that a method keeps of a context |
-//! | `figures` | all figures, by file: `curves`, `parts`, `comparison`, `write_steps` |
+//! | `figures` | all figures, by file: `curves`, `parts`, `comparison`, `write_steps`, `forgetting` |
 //! | `figure` | the type of a figure, and what several figures share |
 //! | `plot`, `heatmap`, `axis`, `canvas`, `style` | drawing |
 //! | `table`, `page`, `csv` | the tables, the HTML page, and the logs as one file |

@@ -303,9 +303,7 @@ impl RunFolder {
         for entry in entries.flatten() {
             let name = entry.file_name();
             let name = name.to_string_lossy();
-            let kind = ["optimizer-", "average-"];
-            let old =
-                kind.iter().any(|kind| name.starts_with(kind)) && !keep.contains(&entry.path());
+            let old = is_beside_weights(&name) && !keep.contains(&entry.path());
             if self.is_locked() && old {
                 // If this fails, the next checkpoint tries again.
                 std::fs::remove_file(entry.path()).ok();
@@ -318,10 +316,12 @@ impl RunFolder {
 fn is_as_kept(folder: &Path) -> bool {
     let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
     let mut names = entries.map(|entry| entry.file_name().to_string_lossy().into_owned());
-    let beside = ["optimizer-", "average-"];
-    names.all(|name| {
-        RUN_FILES.contains(&name.as_str()) || beside.iter().any(|kind| name.starts_with(kind))
-    })
+    names.all(|name| RUN_FILES.contains(&name.as_str()) || is_beside_weights(&name))
+}
+
+/// Whether a file of this name has what a step's weights go on with.
+fn is_beside_weights(name: &str) -> bool {
+    name.starts_with("optimizer-") || name.starts_with("average-")
 }
 
 /// If this fails, the next checkpoint tries again.

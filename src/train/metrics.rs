@@ -78,6 +78,30 @@ pub enum Measure {
     ExactMatchBackward,
 }
 
+/// The names of each measure in files, and as it is shown.
+const NAMES: [[&str; 2]; 20] = [
+    ["exact_match", "Exact match"],
+    ["token_accuracy", "Token accuracy"],
+    ["read_loss", "READ loss"],
+    ["write_loss_before", "WRITE loss before"],
+    ["write_loss_after", "WRITE loss after"],
+    ["inner_grad_norm", "Inner gradient norm"],
+    ["write_accuracy", "WRITE accuracy"],
+    ["answer_match", "Answer match"],
+    ["answer_f1", "Answer F1"],
+    ["reconstructed", "Reconstructed"],
+    ["token_accuracy_1", "Accuracy, token 1"],
+    ["token_accuracy_2", "Accuracy, token 2"],
+    ["token_accuracy_3", "Accuracy, token 3"],
+    ["token_accuracy_4", "Accuracy, token 4"],
+    ["token_accuracy_5", "Accuracy, token 5"],
+    ["token_accuracy_6", "Accuracy, token 6"],
+    ["token_accuracy_7", "Accuracy, token 7"],
+    ["token_accuracy_8", "Accuracy, token 8"],
+    ["exact_match_forward", "Exact match, forward"],
+    ["exact_match_backward", "Exact match, backward"],
+];
+
 impl Measure {
     /// All measures, in display order.
     pub const ALL: &'static [Self] = &[
@@ -132,54 +156,12 @@ impl Measure {
 
     /// Its name in files and settings.
     pub fn key(self) -> &'static str {
-        match self {
-            Self::ExactMatch => "exact_match",
-            Self::TokenAccuracy => "token_accuracy",
-            Self::ReadLoss => "read_loss",
-            Self::WriteLossBefore => "write_loss_before",
-            Self::WriteLossAfter => "write_loss_after",
-            Self::InnerGradNorm => "inner_grad_norm",
-            Self::WriteAccuracy => "write_accuracy",
-            Self::AnswerMatch => "answer_match",
-            Self::AnswerF1 => "answer_f1",
-            Self::Reconstructed => "reconstructed",
-            Self::TokenAccuracy1 => "token_accuracy_1",
-            Self::TokenAccuracy2 => "token_accuracy_2",
-            Self::TokenAccuracy3 => "token_accuracy_3",
-            Self::TokenAccuracy4 => "token_accuracy_4",
-            Self::TokenAccuracy5 => "token_accuracy_5",
-            Self::TokenAccuracy6 => "token_accuracy_6",
-            Self::TokenAccuracy7 => "token_accuracy_7",
-            Self::TokenAccuracy8 => "token_accuracy_8",
-            Self::ExactMatchForward => "exact_match_forward",
-            Self::ExactMatchBackward => "exact_match_backward",
-        }
+        NAMES[self as usize][0]
     }
 
     /// Its display name.
     pub fn name(self) -> &'static str {
-        match self {
-            Self::ExactMatch => "Exact match",
-            Self::TokenAccuracy => "Token accuracy",
-            Self::ReadLoss => "READ loss",
-            Self::WriteLossBefore => "WRITE loss before",
-            Self::WriteLossAfter => "WRITE loss after",
-            Self::InnerGradNorm => "Inner gradient norm",
-            Self::WriteAccuracy => "WRITE accuracy",
-            Self::AnswerMatch => "Answer match",
-            Self::AnswerF1 => "Answer F1",
-            Self::Reconstructed => "Reconstructed",
-            Self::TokenAccuracy1 => "Accuracy, token 1",
-            Self::TokenAccuracy2 => "Accuracy, token 2",
-            Self::TokenAccuracy3 => "Accuracy, token 3",
-            Self::TokenAccuracy4 => "Accuracy, token 4",
-            Self::TokenAccuracy5 => "Accuracy, token 5",
-            Self::TokenAccuracy6 => "Accuracy, token 6",
-            Self::TokenAccuracy7 => "Accuracy, token 7",
-            Self::TokenAccuracy8 => "Accuracy, token 8",
-            Self::ExactMatchForward => "Exact match, forward",
-            Self::ExactMatchBackward => "Exact match, backward",
-        }
+        NAMES[self as usize][1]
     }
 
     /// Whether it is a share between 0 and 1, shown in percent.

@@ -18,7 +18,7 @@ use gradmem_kernels::{AdamWStep, LayerBackend};
 
 use super::config::TrainConfig;
 use super::learner::MetaLearner;
-use crate::model::weights::ModulePath;
+use crate::model::weights::{ModulePath, follows_path};
 
 /// AdamW (arXiv 1711.05101) with the formula and the state of Burn's, whose records it reads; a step on a parameter is one
 /// launch on a GPU, and one pass on flex, where its numbers are Burn's bit for bit.
@@ -203,12 +203,7 @@ pub(super) fn check_moments<B: AutodiffBackend, M: Module<B>>(
         problem: Option<String>,
     }
     impl<B: AutodiffBackend> ModuleVisitor<B> for Check<'_, B> {
-        fn enter_module(&mut self, name: &str, container: &str) {
-            self.path.enter(name, container);
-        }
-        fn exit_module(&mut self, name: &str, container: &str) {
-            self.path.exit(name, container);
-        }
+        follows_path!();
         fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
             use AdaptorRecordV1::{Rank1, Rank2, Rank3, Rank4};
             let Some(AdaptorRecord::V1(moments)) = (self.moments)(&param.id) else {

@@ -266,7 +266,7 @@ fn a_run_answers_other_data_than_its_own() {
             "memory.write_steps=3",
             ["memory.write_steps=3", "data.KEY=VALUE"],
         ),
-        ("data.valid_fiel=x", ["`data.valid_fiel`", "valid_file"]),
+        ("data.validfile=x", ["`data.validfile`", "valid_file"]),
         ("data.task=babi", ["data.task", "the same task, jsonl"]),
         ("data.valid_file=none.jsonl", ["none.jsonl", "cannot open"]),
     ] {

@@ -352,7 +352,7 @@ impl MemoryFile {
         write_atomically(path, &weights::encode(&self.tensors, metadata)?)
     }
 
-    /// The kind of memory: `prefix`, `lora`, `kv`.
+    /// The kind of memory: `prefix`, `lora`, `kv`, or `associative` of ARMT.
     pub fn kind(&self) -> &str {
         &self.kind
     }

@@ -195,24 +195,13 @@ impl<B: Backend> Memory<B> {
             matrices.collect()
         });
         let counts: Vec<usize> = memories.iter().flat_map(Self::counts).collect();
-        let same = |of: fn(&Self) -> usize| memories.iter().all(|m| of(m) == of(&memories[0]));
-        let losses = match same(|memory| memory.losses.len()) {
-            true => (0..memories[0].losses.len())
-                .map(|k| cat(memories.iter().map(|m| m.losses[k].clone()).collect(), 0))
+        let losses = at_each_step(memories.iter().map(|memory| &memory.losses[..]).collect());
+        let norms = at_each_step(
+            memories
+                .iter()
+                .map(|memory| &memory.grad_norms[..])
                 .collect(),
-            false => Vec::new(),
-        };
-        let norms = match same(|memory| memory.grad_norms.len()) {
-            true => (0..memories[0].grad_norms.len())
-                .map(|k| {
-                    cat(
-                        memories.iter().map(|m| m.grad_norms[k].clone()).collect(),
-                        0,
-                    )
-                })
-                .collect(),
-            false => Vec::new(),
-        };
+        );
         Ok(Self::from_parts(parts.collect(), Some(counts.into())).after(losses, norms))
     }
 
@@ -264,6 +253,16 @@ fn mix<B: Backend>(parts: &[Vec<Tensor<B, 3>>], sources: &[usize]) -> Vec<Tensor
         Tensor::cat(rows.collect(), 0)
     });
     matrices.collect()
+}
+
+/// The values of several memories at each step; none if they took different numbers of steps.
+fn at_each_step<B: Backend, const D: usize>(lists: Vec<&[Tensor<B, D>]>) -> Vec<Tensor<B, D>> {
+    let steps = lists[0].len();
+    if lists.iter().any(|list| list.len() != steps) {
+        return Vec::new();
+    }
+    let at = |k: usize| cat(lists.iter().map(|list| list[k].clone()).collect(), 0);
+    (0..steps).map(at).collect()
 }
 
 fn cat<B: Backend, const D: usize>(mut tensors: Vec<Tensor<B, D>>, dim: usize) -> Tensor<B, D> {
