@@ -222,8 +222,8 @@ impl<B: Backend> Episode<B> {
         from.start() + (self.drawn % count) as usize
     }
 
-    /// This batch in parts of at most `contexts` contexts, each with its queries. A part weighs its losses by
-    /// what it holds of the whole, so that the parts' gradients add up to the whole's.
+    /// This batch in parts of at most `contexts` contexts, each with its queries. `outer_gradient` and `Method::gradient` weigh a part's
+    /// losses by what it holds of the whole, so that the parts' gradients add up to the whole's; the loss of `outer` is the part's own mean.
     pub fn split(self, contexts: usize) -> Vec<Self> {
         let (batch, contexts) = (self.len(), contexts.max(1));
         if batch <= contexts {
