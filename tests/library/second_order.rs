@@ -287,6 +287,21 @@ fn write_gives_the_same_memory_on_a_plain_backend() {
     }
 }
 
+/// A sample's memory depends neither on its neighbours nor on its padding.
+#[test]
+fn a_batch_is_its_samples() {
+    let model = model::<I>(&config(2).with_inner_clip_norm(Some(0.1)));
+    let together = model.write(&ids(&CONTEXTS)).unwrap();
+    for (sample, context) in [&CONTEXTS[0][..5], &CONTEXTS[1][..3]]
+        .into_iter()
+        .enumerate()
+    {
+        let alone = model.write(&ids(&[context])).unwrap();
+        let gap = together.vectors().narrow(0, sample, 1) - alone.vectors();
+        assert!(number(gap.abs().max()) < 1e-13, "sample {sample}");
+    }
+}
+
 #[test]
 fn what_cannot_be_written_or_read_is_an_error() {
     let model = model::<I>(&config(2));

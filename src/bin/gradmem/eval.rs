@@ -16,8 +16,9 @@ use crate::output::{format_answer, format_measure, say};
 
 /// Score a trained run on held-out samples, for any numbers of WRITE steps in one pass.
 ///
-/// The results are printed, and saved in the run's eval.json for `gradmem report` unless they are on other data. Token accuracy is also given for each
-/// of the first eight scored tokens of the targets, and exact match for each direction of a task that has both.
+/// The results are printed, and saved in the run's eval.json for `gradmem report` unless they are on other data.
+/// Token accuracy is also given for each of the first eight scored tokens of the targets, and exact match for each
+/// direction of a task that has both.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   gradmem eval runs/kv-quick
@@ -118,29 +119,28 @@ impl Job for EvalJob {
             trained = trained.on_data(&of_data(&args.data)?)?;
         }
         let mut found = trained.evaluate(&options)?;
-        if let Some(file) = &args.answers {
-            found.save_answers(file)?;
-            for right in [true, false] {
-                let mut kept = 0;
-                found.examples.retain(|shown| {
-                    kept += usize::from(shown.right == right);
-                    shown.right != right || kept <= EXAMPLES
-                });
-            }
-        }
+        let saved = match &args.answers {
+            Some(file) => found.save_answers(file),
+            None => Ok(()),
+        };
+        let mut kept = [0; 2];
+        found.examples.retain(|shown| {
+            let kept = &mut kept[usize::from(shown.right)];
+            *kept += 1;
+            *kept <= EXAMPLES
+        });
         let method = trained.config.method.as_str();
         match args.json {
             true => print_json(&found, method),
             false => print_table(&found, method, &args),
         }
-        if !args.data.is_empty() {
-            return Ok(());
-        }
         // The results are already printed: a folder that cannot be written to is a warning only.
-        if let Err(e) = RunFolder::open(&args.run)?.save_evaluation(found) {
+        if args.data.is_empty()
+            && let Err(e) = RunFolder::open(&args.run)?.save_evaluation(found)
+        {
             log::warn!("{e}");
         }
-        Ok(())
+        saved
     }
 }
 

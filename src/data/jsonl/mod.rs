@@ -82,14 +82,9 @@ impl JsonlConfig {
         };
         let valid = JsonlDataset::open(path)?;
         let trained = train.contexts();
-        warn_of_known(
-            valid
-                .samples
-                .iter()
-                .filter(|sample| trained.contains(&sample.context))
-                .count(),
-            valid.len(),
-        );
+        let is_known = |sample: &&Sample| trained.contains(&sample.context);
+        let known = valid.samples.iter().filter(is_known).count();
+        warn_of_known(known, valid.len());
         Ok((train, valid))
     }
 }
@@ -208,13 +203,13 @@ impl JsonlDataset {
             );
             return Ok((part(others.collect()), held_out));
         }
-        match all - count - train.len() {
-            0 => (),
-            left_out => log::warn!(
-                "{path}: {left_out} of {} training samples are left out, because their context is held out too; data.valid_file \
+        let before = all - count;
+        if train.len() < before {
+            log::warn!(
+                "{path}: {} of {before} training samples are left out, because their context is held out too; data.valid_file \
                  may name other samples",
-                all - count
-            ),
+                before - train.len()
+            );
         }
         Ok((part(train), held_out))
     }
