@@ -10,7 +10,7 @@ use burn::data::dataset::{Dataset, InMemDataset};
 use serde::{Deserialize, Deserializer, Serialize};
 
 use super::sentences::sentences;
-use super::source::{Sources, boxed, read_text};
+use super::source::{Sources, boxed, read_text, warn_of_known};
 use super::{Example, Question, json};
 use crate::error::{Error, at_least_one, require};
 
@@ -101,7 +101,11 @@ impl SquadConfig {
         self.validate()?;
         let train = read(&self.train_file, "train_file")?;
         let (train, valid) = match &self.valid_file {
-            Some(path) => (train, read(path, "valid_file")?),
+            Some(path) => {
+                let valid = read(path, "valid_file")?;
+                warn_of_paragraphs(&train, &valid);
+                (train, valid)
+            }
             None => hold_out(&self.train_file, train)?,
         };
         let (train, valid) = (
@@ -301,13 +305,33 @@ fn hold_out(path: &Path, articles: Vec<Article>) -> Result<(Vec<Article>, Vec<Ar
         );
         return Err(Error::file(path, problem));
     }
-    let contexts = valid.iter().flat_map(|article| &article.paragraphs);
-    let contexts: HashSet<&str> = contexts.map(|p| p.context.trim()).collect();
+    let contexts = contexts(&valid);
     for article in &mut train {
         let held_out = |p: &Paragraph| contexts.contains(p.context.trim());
         article.paragraphs.retain(|p| !held_out(p));
     }
     Ok((train, valid))
+}
+
+/// The paragraphs of articles.
+fn contexts(articles: &[Article]) -> HashSet<&str> {
+    let paragraphs = articles.iter().flat_map(|article| &article.paragraphs);
+    paragraphs.map(|p| p.context.trim()).collect()
+}
+
+/// Warns of validation questions about paragraphs that are trained on.
+fn warn_of_paragraphs(train: &[Article], valid: &[Article]) {
+    let trained = contexts(train);
+    let (mut known, mut all) = (0, 0);
+    for paragraph in valid.iter().flat_map(|article| &article.paragraphs) {
+        let asked = paragraph.qas.iter().filter(|asked| asked.answerable());
+        let count = asked.count();
+        all += count;
+        if trained.contains(paragraph.context.trim()) {
+            known += count;
+        }
+    }
+    warn_of_known(known, all);
 }
 
 fn examples(articles: &[Article], variant: SquadVariant) -> Vec<Example> {

@@ -38,7 +38,9 @@ pub struct TextConfig {
     pub context_tokens: usize,
     /// Tokens of a continuation.
     pub target_tokens: usize,
-    /// The share of each file, at its end, that is validation data.
+    /// Text that is validation data, as in `path`, which is then all trained on; without it, a share of `path`.
+    pub valid_path: Option<PathBuf>,
+    /// The share of each file, at its end, that is validation data; not used with `valid_path`.
     pub valid_share: f64,
     /// Training contexts, each from a random sentence.
     pub train_samples: usize,
@@ -53,6 +55,7 @@ impl Default for TextConfig {
             objective: Objective::Compression,
             context_tokens: 128,
             target_tokens: 128,
+            valid_path: None,
             valid_share: 0.1,
             train_samples: 1_000_000,
             valid_samples: 500,
@@ -71,6 +74,10 @@ impl TextConfig {
         let problem =
             "must name a text file or a folder of .txt files, such as PG19's or wikitext-103's";
         require(named, "path", "\"\"", problem)?;
+        if let Some(valid) = &self.valid_path {
+            let problem = "must name another text than data.path, which is trained on; leave it out to hold out a share of it";
+            require(*valid != self.path, "valid_path", valid.display(), problem)?;
+        }
         sizes([
             ("context_tokens", self.context_tokens),
             ("target_tokens", self.target_tokens),
@@ -94,9 +101,13 @@ impl TextConfig {
             let problem = "a text's contexts have data.context_tokens tokens: set that instead";
             return Err(Error::config("tokens.max_context", max, problem));
         }
-        let (train, valid) = Corpus::open(&self.path)?
-            .split(self.valid_share)
-            .map_err(|e| e.in_section("data"))?;
+        let train = Corpus::open(&self.path)?;
+        let (train, valid) = match &self.valid_path {
+            Some(path) => (train, Corpus::open(path)?),
+            None => train
+                .split(self.valid_share)
+                .map_err(|e| e.in_section("data"))?,
+        };
         let tokenizer = match made {
             Some(made) => made,
             None => tokens.make(|| sentences(&train))?,
@@ -185,10 +196,12 @@ impl TextSamples {
                 return self.to_sample(tokens);
             }
         }
+        let held_out = self.config.valid_path.as_ref();
+        let held_out = held_out.filter(|_| self.split == Split::Valid);
         Err(Error::Input(format!(
             "{} does not have {} tokens in a row after the beginning of any of {MAX_ATTEMPTS} sentences: \
              use a smaller data.context_tokens",
-            self.config.path.display(),
+            held_out.unwrap_or(&self.config.path).display(),
             self.config.sample_tokens()
         )))
     }
@@ -318,6 +331,39 @@ mod tests {
                 assert!(!is_there(&asked.tokens, &sample.context));
             }
         }
+    }
+
+    #[test]
+    fn a_text_of_its_own_is_held_out_instead_of_a_share() {
+        let folder = tempfile::tempdir().unwrap();
+        let [path, valid_path] = ["Ann", "Bob"].map(|name| {
+            let path = folder.path().join(name);
+            let text: String = (0..200)
+                .map(|i| format!("{name} has {i} pears.\n"))
+                .collect();
+            std::fs::write(&path, text).unwrap();
+            path
+        });
+        let mut config = TextConfig {
+            path,
+            valid_path: Some(valid_path.clone()),
+            context_tokens: 9,
+            valid_samples: 20,
+            ..TextConfig::default()
+        };
+        let data = DataConfig::Text(config.clone());
+        let task = data.open(&TokensConfig::default(), 1, None).unwrap();
+        // The tokenizer is made of the training text alone, and has no Bob.
+        for (samples, is_trained) in [(&task.train, true), (&task.valid, false)] {
+            for index in 0..20 {
+                let sample = samples.get(index).unwrap().unwrap();
+                let text = task.tokenizer.decode(&sample.context).unwrap();
+                assert_eq!(text.starts_with("Ann"), is_trained, "{text}");
+            }
+        }
+        config.path = valid_path;
+        let error = config.validate().unwrap_err().to_string();
+        assert!(error.contains("valid_path"), "{error}");
     }
 
     #[test]

@@ -99,20 +99,24 @@ impl BabiConfig {
         };
         let mut train_stories = stories::read(train, "train_file")?;
         let held_out = match &self.valid_file {
-            Some(valid) => stories::read(valid, "valid_file")?,
+            Some(valid) => {
+                let held_out = stories::read(valid, "valid_file")?;
+                let trained = contexts(&train_stories);
+                let asked = held_out.iter().flatten();
+                let known = asked
+                    .clone()
+                    .filter(|asked| trained.contains(&*asked.context));
+                warn_of_known(known.count(), asked.count());
+                held_out
+            }
             None => self.hold_out(train, &mut train_stories)?,
         };
-        let trained = contexts(&train_stories);
-        let known = held_out
-            .iter()
-            .flatten()
-            .filter(|asked| trained.contains(&*asked.context));
-        warn_of_known(known.count(), held_out.iter().map(Vec::len).sum());
         let whole = |stories: Vec<Vec<Example>>| boxed(InMemDataset::new(stories.concat()));
         Ok((whole(train_stories), whole(held_out)))
     }
 
-    /// Splits off the last stories that together have `valid_samples` questions. Others with a context of theirs are left out.
+    /// Splits off the last stories that together have `valid_samples` questions. Others that have a context of theirs, or a longer or
+    /// shorter part of the same story, are left out: BABILong has a record for each question of a story.
     fn hold_out(
         &self,
         path: &Path,
@@ -124,11 +128,20 @@ impl BabiConfig {
             questions += stories[left].len();
         }
         let held_out = stories.split_off(left);
-        let contexts = contexts(&held_out);
-        stories.retain(|story| !story.iter().any(|asked| contexts.contains(&*asked.context)));
+        let beginnings = held_out.iter().flatten();
+        let beginnings: HashSet<&str> = beginnings
+            .flat_map(|asked| beginnings_of(&asked.context))
+            .collect();
+        let whole = contexts(&held_out);
+        let is_held_out = |context: &str| {
+            beginnings.contains(context)
+                || beginnings_of(context).any(|beginning| whole.contains(beginning))
+        };
+        stories.retain(|story| !story.iter().any(|asked| is_held_out(&asked.context)));
         if stories.len() < left {
-            log::info!(
-                "{}: {} of {left} training stories are left out, because they have a context that is held out",
+            log::warn!(
+                "{}: {} of {left} training stories are left out, because a context that is held out begins as they do; data.valid_file may \
+                 name other stories",
                 path.display(),
                 left - stories.len()
             );
@@ -152,6 +165,13 @@ fn contexts(stories: &[Vec<Example>]) -> HashSet<&str> {
         .flatten()
         .map(|asked| &*asked.context)
         .collect()
+}
+
+/// What a context begins with, up to any of its spaces; it ends with one.
+fn beginnings_of(context: &str) -> impl Iterator<Item = &str> {
+    context
+        .match_indices(' ')
+        .map(|(at, space)| &context[..at + space.len()])
 }
 
 /// Stories that are generated on demand; each depends only on the seed, the split and its index.
@@ -430,6 +450,43 @@ mod tests {
         assert_eq!((train.len(), valid.len()), (9_000, 999));
         let query = |index| train.get(index).unwrap().unwrap().questions.remove(0).query;
         assert!(query(0).starts_with("What is") && query(1).starts_with("Where is"));
+    }
+
+    /// BABILong has a record for each question, with the story up to it.
+    #[test]
+    fn beginnings_of_held_out_stories_are_not_trained_on() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("qa1.jsonl");
+        let record = |story: &str| {
+            let record =
+                serde_json::json!({ "input": story, "question": "Where? ", "target": "here" });
+            format!("{record}\n")
+        };
+        let stories = [
+            "Ann sat. Bob sat. ",         // A longer part of it is held out.
+            "Ann sat. Bob sat. Ann ran.", // And of this one.
+            "Bob ran. Ann ran. Bob sat.", // A shorter part of it is held out.
+            "Bob ran. Bob ran.",
+            "Ann sat. Bob sat. Ann ran. Ann sat. ",
+            "Bob ran. Ann ran. ",
+        ];
+        std::fs::write(&path, stories.map(record).concat()).unwrap();
+        let config = BabiConfig {
+            train_file: Some(path),
+            valid_samples: 2,
+            ..BabiConfig::default()
+        };
+        let (train, valid) = config.open(0).unwrap();
+        let contexts = |samples: &dyn Dataset<Result<Example, Error>>| -> Vec<String> {
+            let all = (0..samples.len()).map(|at| samples.get(at).unwrap().unwrap());
+            all.map(|example| example.context).collect()
+        };
+        assert_eq!(contexts(&*train), ["Bob ran. Bob ran. "]);
+        assert_eq!(
+            contexts(&*valid),
+            ["Ann sat. Bob sat. Ann ran. Ann sat. ", "Bob ran. Ann ran. "]
+        );
+        assert_eq!(valid.get(0).unwrap().unwrap().questions[0].query, "Where? ");
     }
 
     #[test]

@@ -60,16 +60,17 @@ fn lines(text: &str) -> Result<Vec<Vec<Example>>, String> {
 
 impl Record {
     fn story(self, place: &str) -> Result<Vec<Example>, String> {
-        for (field, text) in [
-            ("input", &self.input),
-            ("question", &self.question),
-            ("target", &self.target),
-        ] {
-            if text.trim().is_empty() {
-                return Err(format!("{place}: `{field}` is empty"));
-            }
+        // Published records have spaces around them.
+        let fields = [
+            ("input", self.input.trim()),
+            ("question", self.question.trim()),
+            ("target", self.target.trim()),
+        ];
+        if let Some((field, _)) = fields.iter().find(|(_, text)| text.is_empty()) {
+            return Err(format!("{place}: `{field}` is empty"));
         }
-        Ok(vec![example(&self.input, &self.question, &self.target)])
+        let [story, question, answer] = fields.map(|(_, text)| text);
+        Ok(vec![example(story, question, answer)])
     }
 }
 
