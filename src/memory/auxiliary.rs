@@ -19,7 +19,7 @@ use gradmem_kernels::Tape;
 use super::noise::{noise, rms};
 use super::segments::Segments;
 use super::write::{Step, StepModel, detached, sample_squares};
-use super::{GradMem, GradMemConfig, LiftedObjective, Memory};
+use super::{GradMem, GradMemConfig, GraphLock, LiftedObjective, Memory};
 use crate::episode::{Episode, Totals};
 use crate::error::Error;
 use crate::model::Writable;
@@ -237,6 +237,7 @@ impl<B: Backend, M: Writable<B>, O: LiftedObjective<B, M>> GradMem<B, M, O> {
             &Memory<Tape<B>>,
         ) -> Result<Tensor<Tape<B>, 1>, Error>,
     ) -> Result<Vec<Tensor<B, 3>>, Error> {
+        let _lock = GraphLock::inner();
         let model = GradMem::from_inner(self.clone().no_grad()).no_grad();
         let fast = fast.into_iter();
         let fast: Vec<Tensor<Tape<B>, 3>> =

@@ -57,3 +57,5 @@ pub use reconstruct::Reconstruction;
 pub use start::{KvStart, LoraStart, PrefixStart, Start};
 pub use step_size::{STEP_SIZES, StepSize, best_step_size};
 pub use stop::StopRule;
+
+pub use crate::support::graph_lock::GraphLock;

@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize};
 
 use super::segments::Segments;
 use super::write::{State, Step, detached};
-use super::{Auxiliary, GradMem, GradMode, LiftedObjective, Memory};
+use super::{Auxiliary, GradMem, GradMode, GraphLock, LiftedObjective, Memory};
 use crate::episode::{Episode, Told};
 use crate::error::Error;
 use crate::model::Writable;
@@ -223,6 +223,7 @@ where
         episode: &Episode<B>,
         strategy: MetaGradient,
     ) -> Result<(GradientsParams, Outer<B>), Error> {
+        let _lock = GraphLock::new();
         let drawn = self.for_batch(episode);
         let segments = drawn.segments_of(episode)?;
         let contexts = episode.contexts();

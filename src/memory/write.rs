@@ -18,7 +18,7 @@ use super::kinds::Attach;
 use super::noise::{noise, rms};
 use super::reconstruct::check_as_many;
 use super::segments::{Reading, Segment, Segments};
-use super::{Chunks, GradMem, GradMode, LiftedObjective, Memory, WriteObjective};
+use super::{Chunks, GradMem, GradMode, GraphLock, LiftedObjective, Memory, WriteObjective};
 use crate::episode::Tokens;
 use crate::error::Error;
 use crate::model::rows::repeat;
@@ -29,7 +29,9 @@ impl<B: Backend, M: Writable<B>, O: LiftedObjective<B, M>> GradMem<B, M, O> {
     /// Writes each context into a memory of its own by K gradient steps.
     ///
     /// On a plain backend nothing is kept between steps. On an autodiff backend the result is differentiable
-    /// with respect to the model, M0 and whatever else WRITE uses, as far as [`GradMode`] says.
+    /// with respect to the model, M0 and whatever else WRITE uses, as far as [`GradMode`] says. May be called in several threads,
+    /// which wait for each other ([`GraphLock`]); one call with all contexts as a batch is faster. Steps that are too large are no error:
+    /// [`Memory::check_finite`] tells.
     ///
     /// # Errors
     ///
@@ -440,6 +442,7 @@ impl<B: Backend, M: Writable<B>, O: LiftedObjective<B, M>> StepModel<B, M, O> {
         fast: Vec<Tensor<B, 3>>,
         segment: &Segment<B>,
     ) -> (Tensor<B, 1>, Vec<Tensor<B, 3>>) {
+        let _lock = GraphLock::inner();
         let fast: Vec<Tensor<Tape<B>, 3>> = fast
             .into_iter()
             .map(|x| Tensor::from_inner(x).require_grad())

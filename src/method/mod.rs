@@ -14,7 +14,9 @@ pub use any::{AnyMethod, MethodConfig, MethodName};
 use crate::baselines::{Armt, InContext, Rmt};
 use crate::episode::{Episode, Told, Totals};
 use crate::error::Error;
-use crate::memory::{GradMem, LiftedObjective, Memory, MetaGradient, Outer, Reconstruction};
+use crate::memory::{
+    GradMem, GraphLock, LiftedObjective, Memory, MetaGradient, Outer, Reconstruction,
+};
 use crate::model::{CausalLm, Writable};
 
 /// Something that answers queries about contexts and can be trained to.
@@ -42,6 +44,7 @@ pub trait Method<B: Backend>: Module<B> + ModuleDisplay {
         B: AutodiffBackend,
         Self: AutodiffModule<B>,
     {
+        let _lock = GraphLock::new();
         let answers = self.answers(episode)?;
         Ok((answers.gradient(self, episode), answers))
     }
@@ -233,6 +236,7 @@ impl<B: Backend, M: CausalLm<B>> Method<B> for InContext<B, M> {
         Self: AutodiffModule<B>,
     {
         episode.labels().check(&self.model)?;
+        let _lock = GraphLock::new();
         let joined = self.joined();
         let hidden = joined.training_hidden(episode.contexts(), episode.queries())?;
         let answers = Answers::without_memory(episode.told(&self.model, hidden));

@@ -1,6 +1,7 @@
-//! What every other module may use: files, memory, panics of dependencies, read-backs, where a step's time goes.
+//! What every other module may use: files, the lock of graphs, memory, panics of dependencies, read-backs, where a step's time goes.
 
 pub(crate) mod fs;
+pub(crate) mod graph_lock;
 pub(crate) mod memory;
 #[doc(hidden)]
 pub mod panics;

@@ -17,4 +17,5 @@ mod precision;
 mod pretrained;
 mod reference;
 mod second_order;
+mod threads;
 mod transfers;
