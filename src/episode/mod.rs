@@ -70,8 +70,8 @@ impl<B: Backend> Episode<B> {
     /// # Shapes
     ///
     /// - `queries`: query and target together, a row for each question
-    /// - `labels`: a row to each query, at most as long: the token to predict at each place, not shifted;
-    ///   negative, or nothing at the end of a row, where there is none
+    /// - `labels`: a row to each query: the token to predict at each of its places, not shifted; negative, or nothing
+    ///   at the end of a row, where there is none
     ///
     /// # Errors
     ///
@@ -97,12 +97,21 @@ impl<B: Backend> Episode<B> {
                 labels.len()
             )));
         }
-        let too_long = |row: &R| row.as_ref().len() > width;
-        if let Some(row) = labels.iter().position(too_long) {
-            return Err(Error::Input(format!(
-                "row {row} has {} labels, but the longest query has {width} tokens",
-                labels[row].as_ref().len()
-            )));
+        for (row, (labels, query)) in labels.iter().zip(queries.lengths()).enumerate() {
+            let labels = labels.as_ref();
+            if labels.len() > width {
+                let found = labels.len();
+                return Err(Error::Input(format!(
+                    "row {row} has {found} labels, but the longest query has {width} tokens"
+                )));
+            }
+            if let Some(column) = labels.iter().rposition(|id| *id >= 0)
+                && column >= query
+            {
+                return Err(Error::Input(format!(
+                    "row {row} has a label at {column}, but its query has {query} tokens: there is nothing to predict it from"
+                )));
+            }
         }
         let labels = Labels::new(labels, width, &queries.device())?;
         let whole = totals(&contexts, &labels);
@@ -391,6 +400,8 @@ mod tests {
         assert!(problem(&[&[4]], &[&[]], &[&[]]).contains("no tokens to be labelled"));
         assert!(problem(&[&[4]], &[&[1]], &[]).contains("1 queries, but 0 rows of labels"));
         assert!(problem(&[&[4]], &[&[1]], &[&[1, 2]]).contains("row 0 has 2 labels"));
+        let beyond = problem(&[&[4]], &[&[1, 2, 3], &[1]], &[&[1, 2, 3], &[-1, 2]]);
+        assert!(beyond.contains("row 1 has a label at 1, but its query has 1 tokens"));
         let large = problem(&[&[4]], &[&[1]], &[&[1 << 40]]);
         assert!(large.contains("1099511627776"));
     }

@@ -98,6 +98,9 @@ impl GradMemConfig {
     ) -> Result<GradMem<B, M, O>, Error> {
         self.validate()?;
         init.draw_pending(&model);
+        if !init.is_blank() {
+            check_head(&model)?;
+        }
         let memory = Start::new(self, &model, &mut init, device)?;
         let d = model.d_model();
         let objective = objective(&model, &init);
@@ -125,6 +128,17 @@ impl GradMemConfig {
             inner,
             config: self.clone(),
         })
+    }
+}
+
+/// Fails on a head that is not of the vocabulary and the width that the model says it has.
+fn check_head<B: Backend, M: CausalLm<B>>(model: &M) -> Result<(), Error> {
+    let (found, says) = (model.head().dims(), [model.vocab_size(), model.d_model()]);
+    match found == says {
+        true => Ok(()),
+        false => Err(Error::Input(format!(
+            "the model's head has a weight {found:?}, but its vocab_size and d_model are {says:?}"
+        ))),
     }
 }
 

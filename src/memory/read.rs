@@ -18,7 +18,9 @@ impl<B: Backend, M: CausalLm<B>, O: WriteObjective<B, M>> GradMem<B, M, O> {
     ///
     /// - `queries`: `[batch · r, seq]` (query and target together when training)
     /// - output: `[batch · r, seq + 1, vocab_size]`; row 0 is predicted from the memory alone, row `i + 1`
-    ///   after token `i`; with a memory that predicts no first token, `[batch · r, seq, vocab_size]` without row 0
+    ///   after token `i`; with a memory that predicts no first token, `[batch · r, seq, vocab_size]` without row 0.
+    ///   Rows behind the end of a shorter query are what its filling would predict: [`Reader::next_logits`] has each query's
+    ///   own next token
     ///
     /// # Errors
     ///

@@ -262,7 +262,8 @@ impl<'a, B: Backend, M: CausalLm<B>> Reader<'a, B, M> {
     ///
     /// - `tokens`: `[batch · r, seq]`
     /// - output: `[batch · r, seq + 1, vocab_size]`, row 0 predicted before the first token; or, behind a memory that
-    ///   predicts none, `[batch · r, seq, vocab_size]`
+    ///   predicts none, `[batch · r, seq, vocab_size]`; behind the end of a row that is shorter than others, what its filling would
+    ///   predict: [`Reader::next_logits`] has those behind each row's own last token
     ///
     /// # Errors
     ///
@@ -270,6 +271,33 @@ impl<'a, B: Backend, M: CausalLm<B>> Reader<'a, B, M> {
     /// the model has positions, or none where nothing predicts the first.
     pub fn logits(&self, tokens: &Tokens<B>) -> Result<Tensor<B, 3>, Error> {
         Ok(self.model.logits(self.hidden_before(tokens)?))
+    }
+
+    /// The logits of the token that follows each row, whatever their lengths.
+    ///
+    /// # Shapes
+    ///
+    /// - `tokens`: `[batch · r, seq]`
+    /// - output: `[batch · r, vocab_size]`
+    ///
+    /// # Errors
+    ///
+    /// As [`Reader::logits`]; also an empty row behind a memory that predicts no first token.
+    pub fn next_logits(&self, tokens: &Tokens<B>) -> Result<Tensor<B, 2>, Error> {
+        let hidden = self.hidden_before(tokens)?;
+        let [rows, places, d_model] = hidden.dims();
+        // One where the memory predicts the first token.
+        let first = places - tokens.width();
+        let last = tokens.lengths().enumerate().map(|(row, length)| {
+            let at = (first + length).checked_sub(1).ok_or_else(|| {
+                Error::Input(format!("continuation {row} is empty: {NOTHING_BEFORE}"))
+            })?;
+            Ok(row * places + at)
+        });
+        let last = last.collect::<Result<Vec<_>, Error>>()?;
+        let hidden = select(hidden.flatten::<2>(0, 1), &last);
+        let logits = self.model.logits(hidden.reshape([1, rows, d_model]));
+        Ok(logits.squeeze_dim(0))
     }
 
     /// The hidden states that [`Reader::logits`] are made of.

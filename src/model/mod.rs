@@ -226,6 +226,8 @@ pub(crate) fn losses_by_head<B: Backend, M: CausalLm<B>>(
 /// The settings of a configuration that determine what a model with given weights computes.
 pub(crate) fn settings(config: &impl Serialize) -> Value {
     let mut json = serde_json::to_value(config).unwrap_or_default();
+    // Another crate may make serde_json keep the order of fields, and fingerprints are of this text.
+    json.sort_all_objects();
     if let Value::Object(json) = &mut json {
         // These only affect the random initial weights.
         for key in ["initializer_range", "time_step_min", "time_step_max"] {

@@ -56,8 +56,9 @@ pub struct TrainConfig {
     pub clip_norm: Option<f64>,
     /// Outer-gradient strategy of GradMem. `auto` chooses when a run begins, and the run keeps that choice.
     pub meta_gradient: MetaGradient,
-    /// What products are computed in, in the whole process, which a training sets and leaves so: `f32`; `tf32` on CUDA; `bf16`, with weights, memories, sums, norms, losses and
-    /// the optimizer in f32.
+    /// What products are computed in, in the whole process, which a training sets and leaves so
+    /// ([`kernels::set_precision`](gradmem_kernels::set_precision)): `f32`; `tf32` on CUDA; `bf16`, with weights, memories, sums, norms,
+    /// losses and the optimizer in f32.
     pub precision: Precision,
     /// Largest number of contexts computed at once. Less memory, and the same gradient up to rounding.
     pub micro_batch: Option<usize>,

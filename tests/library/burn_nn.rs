@@ -396,6 +396,15 @@ fn a_fresh_model_is_one_model() {
     let memories = [(); 3].map(|()| written(&model, &[&[4, 7, 2, 9]]));
     assert_eq!(memories[0], memories[1]);
     assert_eq!(memories[0], memories[2]);
+    // Its head must be of the vocabulary and width that it says it has.
+    let mut other = model.model.clone();
+    other.embedding = EmbeddingConfig::new(12, D).init(&Default::default());
+    let problem = GradMemConfig::new().init(other, 0, &Default::default());
+    let problem = problem.unwrap_err().to_string();
+    assert!(
+        problem.contains("[12, 8]") && problem.contains("[11, 8]"),
+        "{problem}"
+    );
     let trained = gradmem::<B>("TransformerEncoder", 2);
     let losses = [(); 2].map(|()| number(trained.outer(&episode()).unwrap().loss()));
     assert_eq!(losses[0], losses[1]);

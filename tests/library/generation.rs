@@ -328,6 +328,18 @@ fn many_queries_share_one_prefix() {
         let whole = values(gradmem.read(&memory, &queries).unwrap());
         assert_close(name, &shared, &whole);
         assert!(reader.cache_bytes() > 0);
+        // What follows each row, whatever its length.
+        let rows: [&[i64]; 4] = [&[5, 6], &[7], &[], &[3, 2, 9]];
+        let ids = rows.map(|row| row.iter().map(|id| *id as u32).collect::<Vec<_>>());
+        let ids = Tokens::new(&ids, &Default::default()).unwrap();
+        let next = values(reader.next_logits(&ids).unwrap());
+        for (at, (row, next)) in rows.iter().zip(next.chunks(VOCAB)).enumerate() {
+            let row: Vec<u32> = row.iter().map(|id| *id as u32).collect();
+            let alone = Tokens::new(&[row], &Default::default()).unwrap();
+            let memory = memory.select(&[at / 2]).unwrap();
+            let logits = values(gradmem.read(&memory, &alone).unwrap());
+            assert_close(name, next, &logits[logits.len() - VOCAB..]);
+        }
         let uneven = reader.logits(&padded(&[&[1], &[2], &[3]]));
         assert!(uneven.unwrap_err().to_string().contains("evenly"));
         let uneven = reader.generate(&[vec![1]], &GenerateConfig::default());

@@ -12,7 +12,7 @@ use gradmem::data::{KvConfig, tokenizer_fingerprint};
 use gradmem::episode::Tokens;
 use gradmem::memory::{GradMem, GradMemConfig, MemProj, Memory, MemoryFile, MemoryFloat};
 use gradmem::model::generate::GenerateConfig;
-use gradmem::model::{AnyLm, LlamaConfig, ModelConfig, cache_bytes, weights};
+use gradmem::model::{AnyLm, CausalLm, LlamaConfig, ModelConfig, cache_bytes, weights};
 use gradmem_kernels::KernelBackend;
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -331,6 +331,14 @@ fn damaged_and_contradicting_files_are_refused() {
     );
 }
 
+/// Fingerprints in files are of this text: another order of its keys would make them those of other models.
+#[test]
+fn the_settings_in_a_fingerprint_do_not_change() {
+    let model = llama().init::<Flex>(0, &Default::default()).unwrap();
+    let settings = r#"{"attention_bias":false,"hidden_act":"silu","hidden_size":16,"intermediate_size":64,"max_position_embeddings":1024,"mlp_bias":false,"num_attention_heads":2,"num_hidden_layers":2,"rms_norm_eps":0.00001,"rope_theta":500000.0,"tie_word_embeddings":true,"vocab_size":40}"#;
+    assert_eq!(model.settings(), settings);
+}
+
 #[test]
 fn many_memories_and_queries_at_once_answer_as_one_by_one() {
     type B = Flex;
@@ -339,6 +347,14 @@ fn many_memories_and_queries_at_once_answer_as_one_by_one() {
     let all = gradmem.write(&contexts).unwrap();
     let rows = (0..3).map(|row| contexts.slice(row..row + 1));
     let each: Vec<Memory<B>> = rows.map(|row| gradmem.write(&row).unwrap()).collect();
+    all.check_finite().unwrap();
+    let broken = each[0].vectors().mul_scalar(f32::INFINITY);
+    let broken = Memory::cat(vec![each[1].clone(), Memory::from_vectors(broken)]).unwrap();
+    let problem = broken.check_finite().unwrap_err().to_string();
+    assert!(problem.contains("memory 1 of 2"), "{problem}");
+    // Finite numbers are, whatever their size.
+    let large = each[0].vectors().zeros_like().add_scalar(f32::MAX);
+    Memory::from_vectors(large).check_finite().unwrap();
     let near = |a: &[f64], b: &[f64], of: f64| {
         assert_eq!(a.len(), b.len());
         assert!(

@@ -6,6 +6,7 @@ use burn::tensor::backend::Backend;
 
 use crate::error::Error;
 use crate::model::rows::select;
+use crate::support::readback::Readback;
 
 /// The memories of a batch of contexts, and how WRITE went.
 #[derive(Clone, Debug)]
@@ -73,6 +74,32 @@ impl<B: Backend> Memory<B> {
             norm.flatten(0, 1)
         });
         steps.collect()
+    }
+
+    /// Fails on a memory that holds non-finite numbers: WRITE itself does not read anything back, so that one with too large
+    /// steps is no error. One transfer.
+    ///
+    /// # Errors
+    ///
+    /// Which of the memories it is.
+    pub fn check_finite(&self) -> Result<(), Error> {
+        let mut readback = Readback::new();
+        // Scaled so that a sum of finite numbers is finite.
+        let sums = self.parts.iter().flatten().map(|matrix| {
+            let sizes = matrix.clone().abs().mul_scalar((-64f64).exp2());
+            readback.push(sizes.sum_dim(2).sum_dim(1).flatten(0, 2))
+        });
+        let sums: Vec<_> = sums.collect();
+        let values = readback.read();
+        let wrong = |row: &usize| sums.iter().any(|slot| !values.of(*slot)[*row].is_finite());
+        match (0..self.len()).find(wrong) {
+            None => Ok(()),
+            Some(row) => Err(Error::Failed(format!(
+                "memory {row} of {} holds non-finite numbers: WRITE's steps were too large for it; use a smaller \
+                 write_lr or an inner_clip_norm",
+                self.len()
+            ))),
+        }
     }
 
     /// Number of memories.
