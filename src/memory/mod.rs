@@ -54,6 +54,7 @@ pub use lora::Lora;
 pub use objective::{Energy, EnergyConfig, LiftedObjective, Reconstruct, WriteObjective};
 pub use outer::{MetaGradient, Outer};
 pub use reconstruct::Reconstruction;
+pub use save::MemoryFiles;
 pub use start::{KvStart, LoraStart, PrefixStart, Start};
 pub use step_size::{STEP_SIZES, StepSize, best_step_size};
 pub use stop::StopRule;
