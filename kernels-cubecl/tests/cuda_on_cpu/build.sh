@@ -11,7 +11,9 @@ if [ -n "$(find "$here" -newer "$built/libcuda.so.1" -type f 2>&1)" ]; then
     rm -rf "$built/kernels"
     # With _FORTIFY_SOURCE, longjmp could not switch between stacks.
     g++ -O2 -U_FORTIFY_SOURCE -std=c++20 -Wall -Wextra -shared -fPIC -pthread -Wl,-soname,libcuda.so.1 \
-        "$here/driver.cpp" -ldl -o "$built/libcuda.so.1"
+        "$here/driver.cpp" -ldl -o "$built/libcuda.so.1.$$"
+    # In one step: another program may be about to load it.
+    mv "$built/libcuda.so.1.$$" "$built/libcuda.so.1"
     for name in libcuda.so libnvrtc.so libnvrtc.so.13; do
         ln -sf libcuda.so.1 "$built/$name"
     done

@@ -176,7 +176,8 @@ fn beginnings_of(context: &str) -> impl Iterator<Item = &str> {
 
 /// Stories that are generated on demand; each depends only on the seed, the split and its index.
 ///
-/// They have the vocabulary of the original and about its lengths. A story consists of actions that are possible
+/// They have the vocabulary of the original, about its lengths and shares of actions, and a question about what follows from one of the
+/// last five statements. A story consists of actions that are possible
 /// in the simulated world, and its questions are answered by it; if something happened more than once, the last
 /// time counts. Task 4 has only 1,920 different stories, and one statement of task 1 has 120; so a story belongs to one split,
 /// an eighth of all to validation data.
@@ -374,6 +375,42 @@ mod tests {
             }
             let expected = if task == 5 { 5 } else { 1 };
             assert_eq!(forms.len(), expected, "task {task}");
+        }
+    }
+
+    /// The shares of the published training files, and the age of the facts that are asked for.
+    #[test]
+    fn actions_are_as_frequent_and_facts_as_recent_as_in_the_published_stories() {
+        for (task, published) in [(2, [0.198, 0.152, 0.0]), (5, [0.169, 0.117, 0.155])] {
+            let (mut found, mut all) = ([0.0; 3], 0.0);
+            let set = dataset(task, Split::Train, 3);
+            for index in 0..2000 {
+                let example = set.get(index).unwrap();
+                let (said, asked, answer) = parts(&example);
+                all += said.len() as f64;
+                for words in &said {
+                    match words[1] {
+                        "got" | "grabbed" | "picked" | "took" => found[0] += 1.0,
+                        "discarded" | "dropped" | "left" | "put" => found[1] += 1.0,
+                        "gave" | "handed" | "passed" => found[2] += 1.0,
+                        _ => {}
+                    }
+                }
+                // What was said five statements ago is asked for, not what was said before that alone.
+                let told = said.iter().rev().take(5).flatten();
+                assert!(
+                    task == 2 || told.clone().any(|word| *word == answer),
+                    "{example:?}, {asked:?}"
+                );
+            }
+            let shares = found.map(|count| count / all);
+            for (share, published) in shares.iter().zip(published) {
+                let apart = (share - published).abs();
+                assert!(
+                    apart < 0.02,
+                    "task {task}: {shares:?}, published {published}"
+                );
+            }
         }
     }
 

@@ -22,6 +22,26 @@ const GIVES: [&str; 3] = ["gave", "handed", "passed"];
 /// In clockwise order: each is opposite to the one two positions later.
 const SIDES: [&str; 4] = ["north", "east", "south", "west"];
 
+/// No published question is about a fact that more statements follow than these.
+const RECENT: usize = 4;
+
+/// How often the actions of a task are tried, of 100 times; otherwise somebody moves. They then happen about as often as in the
+/// published stories; task 3 has those of task 2.
+struct Tried {
+    take: usize,
+    drop: usize,
+    give: usize,
+}
+
+fn tried(task: usize) -> Tried {
+    let [take, drop, give] = match task {
+        2 | 3 => [25, 30, 0],
+        5 => [21, 24, 45],
+        _ => [0; 3],
+    };
+    Tried { take, drop, give }
+}
+
 /// A story and questions about it.
 pub(super) struct Story {
     pub(super) text: String,
@@ -54,19 +74,40 @@ pub(super) fn story(task: usize, questions: usize, statements: usize, rng: &mut 
     let length = length.min(statements);
     let mut world = World::new(task);
     let mut sentences: Vec<String> = Vec::new();
-    // A story continues until it answers enough questions.
-    let answerable = loop {
+    // A story continues until it answers enough questions, one of them about a recent fact.
+    let asked = loop {
         if sentences.len() >= length {
             let answerable = world.answerable();
-            if answerable.len() >= questions {
-                break answerable;
+            let enough = answerable.len() >= questions;
+            let is_recent = |asked: &Asked| asked.since + RECENT >= world.last;
+            let (recent, older): (Vec<_>, Vec<_>) = answerable.into_iter().partition(is_recent);
+            if enough && !recent.is_empty() {
+                let of_recent = questions.min(recent.len());
+                let mut asked = sample(of_recent, &recent, rng);
+                asked.extend(sample(questions - of_recent, &older, rng));
+                break asked;
             }
         }
         sentences.push(world.step(rng));
     };
     Story {
         text: sentences.join(" "),
-        questions: sample(questions, &answerable, rng),
+        questions: asked.into_iter().map(Asked::text).collect(),
+    }
+}
+
+/// A question that a story answers.
+#[derive(Clone)]
+struct Asked {
+    question: String,
+    answer: &'static str,
+    /// The last statement that the answer follows from.
+    since: usize,
+}
+
+impl Asked {
+    fn text(self) -> (String, &'static str) {
+        (self.question, self.answer)
     }
 }
 
@@ -103,14 +144,20 @@ fn directions(questions: usize, rng: &mut impl Rng) -> Story {
 struct World {
     task: usize,
     people: [&'static str; 4],
+    /// The last statement.
+    last: usize,
     /// The place of each person, if known.
     place: [Option<usize>; 4],
+    /// The statement in which each person came to it.
+    came: [usize; 4],
     /// The holder of each object, if there is one.
     holder: [Option<usize>; 3],
-    /// The places of each object in order; the last is its current place.
-    visited: [Vec<usize>; 3],
-    /// The last time an object was given: the giver, the object, the receiver.
-    given: Option<[usize; 3]>,
+    /// The places of each object in order, and the statements that brought it there; the last is its current place.
+    visited: [Vec<(usize, usize)>; 3],
+    /// The last statement about each object or about who carries it.
+    touched: [usize; 3],
+    /// The last time an object was given: the giver, the object, the receiver; and the statement.
+    given: Option<([usize; 3], usize)>,
 }
 
 impl World {
@@ -118,20 +165,24 @@ impl World {
         Self {
             task,
             people: if task == 5 { GIVERS } else { PEOPLE },
+            last: 0,
             place: [None; 4],
+            came: [0; 4],
             holder: [None; 3],
             visited: Default::default(),
+            touched: [0; 3],
             given: None,
         }
     }
 
     /// A random action, as a sentence: a person moves if no other action is possible.
     fn step(&mut self, rng: &mut impl Rng) -> String {
-        let done = match (self.task, rng.random_range(0..10)) {
-            (1, _) => None,
-            (_, 0 | 1) => self.take(rng),
-            (_, 2) => self.drop(rng),
-            (5, 3 | 4) => self.give(rng),
+        self.last += 1;
+        let Tried { take, drop, give } = tried(self.task);
+        let done = match rng.random_range(0..100) {
+            at if at < take => self.take(rng),
+            at if at < take + drop => self.drop(rng),
+            at if at < take + drop + give => self.give(rng),
             _ => None,
         };
         done.unwrap_or_else(|| self.walk(rng))
@@ -142,11 +193,10 @@ impl World {
         let others = (0..PLACES.len()).filter(|to| self.place[who] != Some(*to));
         let others: Vec<usize> = others.collect();
         let to = pick(rng, &others);
-        self.place[who] = Some(to);
-        for (visited, holder) in self.visited.iter_mut().zip(self.holder) {
-            if holder == Some(who) {
-                visited.push(to);
-            }
+        (self.place[who], self.came[who]) = (Some(to), self.last);
+        for what in (0..OBJECTS.len()).filter(|what| self.holder[*what] == Some(who)) {
+            self.visited[what].push((to, self.last));
+            self.touched[what] = self.last;
         }
         let (name, verb) = (self.people[who], pick(rng, &MOVES));
         format!("{name} {verb} the {}.", PLACES[to])
@@ -155,22 +205,25 @@ impl World {
     /// A person whose place is known takes an object that is there or was not mentioned yet.
     fn take(&mut self, rng: &mut impl Rng) -> Option<String> {
         let (who, what) = self.pair(rng, |world, who, what| {
-            let lies = world.visited[what].last().copied();
+            let lies = world.visited[what].last().map(|(place, _)| *place);
             let within_reach = lies.is_none() || lies == world.place[who];
             world.holder[what].is_none() && world.place[who].is_some() && within_reach
         })?;
-        self.holder[what] = Some(who);
+        (self.holder[what], self.touched[what]) = (Some(who), self.last);
         if self.visited[what].is_empty() {
-            self.visited[what].extend(self.place[who]);
+            let place = self.place[who].map(|place| (place, self.last));
+            self.visited[what].extend(place);
         }
-        Some(self.sentence(rng, who, what, &TAKES))
+        let there = if self.task == 3 { 50 } else { 100 };
+        Some(self.sentence(rng, who, what, &TAKES, there))
     }
 
     fn drop(&mut self, rng: &mut impl Rng) -> Option<String> {
         let held = |world: &Self, who, what: usize| world.holder[what] == Some(who);
         let (who, what) = self.pair(rng, held)?;
-        self.holder[what] = None;
-        Some(self.sentence(rng, who, what, &DROPS))
+        (self.holder[what], self.touched[what]) = (None, self.last);
+        let there = if self.task == 3 { 50 } else { 20 };
+        Some(self.sentence(rng, who, what, &DROPS, there))
     }
 
     /// A person gives an object to another person who is at the same place or was not mentioned yet.
@@ -182,9 +235,9 @@ impl World {
             })
         })?;
         let from = self.holder[what]?;
-        self.place[to] = self.place[from];
-        self.holder[what] = Some(to);
-        self.given = Some([from, what, to]);
+        (self.place[to], self.came[to]) = (self.place[from], self.last);
+        (self.holder[what], self.touched[what]) = (Some(to), self.last);
+        self.given = Some(([from, what, to], self.last));
         let (name, verb) = (self.people[from], pick(rng, &GIVES));
         let (what, to) = (OBJECTS[what], self.people[to]);
         Some(format!("{name} {verb} the {what} to {to}."))
@@ -204,51 +257,69 @@ impl World {
         (!pairs.is_empty()).then(|| pick(rng, &pairs))
     }
 
-    fn sentence(&self, rng: &mut impl Rng, who: usize, what: usize, verbs: &[&str]) -> String {
+    /// With "there" at the end `there` of 100 times.
+    fn sentence(
+        &self,
+        rng: &mut impl Rng,
+        who: usize,
+        what: usize,
+        verbs: &[&str],
+        there: u32,
+    ) -> String {
         let (name, verb, what) = (self.people[who], pick(rng, verbs), OBJECTS[what]);
-        let there = if rng.random() { " there" } else { "" };
+        let is_there = rng.random_ratio(there, 100);
+        let there = if is_there { " there" } else { "" };
         format!("{name} {verb} the {what}{there}.")
     }
 
-    /// The questions that the story answers, with their answers.
-    fn answerable(&self) -> Vec<(String, &'static str)> {
+    /// The questions that the story answers.
+    fn answerable(&self) -> Vec<Asked> {
         let mut asked = Vec::new();
+        let mut ask = |question, answer, since| {
+            asked.push(Asked {
+                question,
+                answer,
+                since,
+            });
+        };
         match self.task {
             1 => {
-                for (name, place) in self.people.iter().zip(self.place) {
-                    asked.extend(place.map(|at| (format!("Where is {name}?"), PLACES[at])));
+                for (who, name) in self.people.iter().enumerate() {
+                    if let Some(at) = self.place[who] {
+                        ask(format!("Where is {name}?"), PLACES[at], self.came[who]);
+                    }
                 }
             }
             2 => {
-                for (what, visited) in OBJECTS.iter().zip(&self.visited) {
-                    let question = format!("Where is the {what}?");
-                    asked.extend(visited.last().map(|at| (question, PLACES[*at])));
+                for (what, name) in OBJECTS.iter().enumerate() {
+                    if let Some((at, _)) = self.visited[what].last() {
+                        let question = format!("Where is the {name}?");
+                        ask(question, PLACES[*at], self.touched[what]);
+                    }
                 }
             }
             3 => {
                 for (what, visited) in OBJECTS.iter().zip(&self.visited) {
                     for (place, name) in PLACES.iter().enumerate() {
-                        let last = visited.iter().rposition(|at| *at == place);
-                        let Some(before) = last.and_then(|last| last.checked_sub(1)) else {
+                        let last = visited.iter().rposition(|(at, _)| *at == place);
+                        let Some(last) = last.filter(|last| *last > 0) else {
                             continue;
                         };
                         let question = format!("Where was the {what} before the {name}?");
-                        asked.push((question, PLACES[visited[before]]));
+                        ask(question, PLACES[visited[last - 1].0], visited[last].1);
                     }
                 }
             }
             _ => {
-                let Some([from, what, to]) = self.given else {
+                let Some(([from, what, to], since)) = self.given else {
                     return asked;
                 };
                 let (from, what, to) = (self.people[from], OBJECTS[what], self.people[to]);
-                asked = vec![
-                    (format!("Who gave the {what}?"), from),
-                    (format!("Who gave the {what} to {to}?"), from),
-                    (format!("What did {from} give to {to}?"), what),
-                    (format!("Who did {from} give the {what} to?"), to),
-                    (format!("Who received the {what}?"), to),
-                ];
+                ask(format!("Who gave the {what}?"), from, since);
+                ask(format!("Who gave the {what} to {to}?"), from, since);
+                ask(format!("What did {from} give to {to}?"), what, since);
+                ask(format!("Who did {from} give the {what} to?"), to, since);
+                ask(format!("Who received the {what}?"), to, since);
             }
         }
         asked
