@@ -57,8 +57,9 @@ impl GraphLock {
     /// # Panics
     ///
     /// Inside of a gradient that this thread takes. That is how a task of rayon's begins in a thread that waits for another
-    /// one: WRITE's products are such tasks, so WRITE cannot be one itself. Call it in threads of their own, or with all
-    /// contexts as one batch, which is faster.
+    /// one: WRITE's products on the CPU are such tasks, so WRITE cannot be one itself, as in `par_iter`; there it may also
+    /// wait for ever, for a thread that waits for rayon. Call it in threads of their own, or with all contexts as one batch,
+    /// which is faster.
     #[allow(clippy::new_without_default)] // It waits.
     pub fn new() -> Self {
         Self::hold(Held::Outer)

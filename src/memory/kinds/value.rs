@@ -95,7 +95,7 @@ impl<B: Backend> Memory<B> {
         match (0..self.len()).find(wrong) {
             None => Ok(()),
             Some(row) => Err(Error::Failed(format!(
-                "memory {row} of {} holds non-finite numbers: WRITE's steps were too large for it; use a smaller \
+                "memory {row} of {} holds non-finite numbers: WRITE's steps were too large for it: try a smaller \
                  write_lr or an inner_clip_norm",
                 self.len()
             ))),
