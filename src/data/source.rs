@@ -32,8 +32,13 @@ pub(crate) fn boxed(dataset: impl Dataset<Example> + 'static) -> Examples {
     Box::new(AlwaysOk(dataset))
 }
 
-/// Warns of validation data that tests less than it seems to.
-pub(crate) fn warn_of_known(known: usize, all: usize) {
+/// Warns of validation data that tests less than it seems to: for each of its samples, whether its context is trained on.
+pub(crate) fn warn_of_known(is_known: impl Iterator<Item = bool>) {
+    let (mut known, mut all) = (0, 0);
+    for is_known in is_known {
+        known += usize::from(is_known);
+        all += 1;
+    }
     if known > 0 {
         log::warn!("{known} of {all} validation samples have a context that is trained on too");
     }

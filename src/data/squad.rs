@@ -103,7 +103,9 @@ impl SquadConfig {
         let (train, valid) = match &self.valid_file {
             Some(path) => {
                 let valid = read(path, "valid_file")?;
-                warn_of_paragraphs(&train, &valid);
+                let trained = contexts(&train);
+                let asked = questions(&valid);
+                warn_of_known(asked.map(|(p, _)| trained.contains(p.context.trim())));
                 (train, valid)
             }
             None => hold_out(&self.train_file, train)?,
@@ -319,26 +321,15 @@ fn contexts(articles: &[Article]) -> HashSet<&str> {
     paragraphs.map(|p| p.context.trim()).collect()
 }
 
-/// Warns of validation questions about paragraphs that are trained on.
-fn warn_of_paragraphs(train: &[Article], valid: &[Article]) {
-    let trained = contexts(train);
-    let (mut known, mut all) = (0, 0);
-    for paragraph in valid.iter().flat_map(|article| &article.paragraphs) {
-        let asked = paragraph.qas.iter().filter(|asked| asked.answerable());
-        let count = asked.count();
-        all += count;
-        if trained.contains(paragraph.context.trim()) {
-            known += count;
-        }
-    }
-    warn_of_known(known, all);
+/// The answerable questions of articles, each with its paragraph.
+fn questions(articles: &[Article]) -> impl Iterator<Item = (&Paragraph, &QuestionRecord)> {
+    let paragraphs = articles.iter().flat_map(|article| &article.paragraphs);
+    let asked = paragraphs.flat_map(|p| p.qas.iter().map(move |asked| (p, asked)));
+    asked.filter(|(_, asked)| asked.answerable())
 }
 
 fn examples(articles: &[Article], variant: SquadVariant) -> Vec<Example> {
-    let paragraphs = articles.iter().flat_map(|article| &article.paragraphs);
-    let asked = paragraphs.flat_map(|p| p.qas.iter().map(move |asked| (p, asked)));
-    let answerable = asked.filter(|(_, asked)| asked.answerable());
-    answerable
+    questions(articles)
         .map(|(paragraph, asked)| example(&paragraph.context, asked, variant))
         .collect()
 }

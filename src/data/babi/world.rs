@@ -25,21 +25,14 @@ const SIDES: [&str; 4] = ["north", "east", "south", "west"];
 /// No published question is about a fact that more statements follow than these.
 const RECENT: usize = 4;
 
-/// How often the actions of a task are tried, of 100 times; otherwise somebody moves. They then happen about as often as in the
-/// published stories; task 3 has those of task 2.
-struct Tried {
-    take: usize,
-    drop: usize,
-    give: usize,
-}
-
-fn tried(task: usize) -> Tried {
-    let [take, drop, give] = match task {
+/// How often somebody tries to take, drop and give an object in a task, of 100 times; otherwise somebody moves. They then do so about as
+/// often as in the published stories; task 3 has the numbers of task 2.
+fn tried(task: usize) -> [usize; 3] {
+    match task {
         2 | 3 => [25, 30, 0],
         5 => [21, 24, 45],
         _ => [0; 3],
-    };
-    Tried { take, drop, give }
+    }
 }
 
 /// A story and questions about it.
@@ -92,7 +85,10 @@ pub(super) fn story(task: usize, questions: usize, statements: usize, rng: &mut 
     };
     Story {
         text: sentences.join(" "),
-        questions: asked.into_iter().map(Asked::text).collect(),
+        questions: asked
+            .into_iter()
+            .map(|asked| (asked.question, asked.answer))
+            .collect(),
     }
 }
 
@@ -103,12 +99,6 @@ struct Asked {
     answer: &'static str,
     /// The last statement that the answer follows from.
     since: usize,
-}
-
-impl Asked {
-    fn text(self) -> (String, &'static str) {
-        (self.question, self.answer)
-    }
 }
 
 /// Task 4, as the original: two places on opposite sides of a third, and for each fact the question in its own words and the one from
@@ -178,7 +168,7 @@ impl World {
     /// A random action, as a sentence: a person moves if no other action is possible.
     fn step(&mut self, rng: &mut impl Rng) -> String {
         self.last += 1;
-        let Tried { take, drop, give } = tried(self.task);
+        let [take, drop, give] = tried(self.task);
         let done = match rng.random_range(0..100) {
             at if at < take => self.take(rng),
             at if at < take + drop => self.drop(rng),

@@ -82,9 +82,8 @@ impl JsonlConfig {
         };
         let valid = JsonlDataset::open(path)?;
         let trained = train.contexts();
-        let is_known = |sample: &&Sample| trained.contains(&sample.context);
-        let known = valid.samples.iter().filter(is_known).count();
-        warn_of_known(known, valid.len());
+        let samples = valid.samples.iter();
+        warn_of_known(samples.map(|sample| trained.contains(&sample.context)));
         Ok((train, valid))
     }
 }
