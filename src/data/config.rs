@@ -296,6 +296,25 @@ mod tests {
     }
 
     #[test]
+    fn what_a_task_trains_on_of_anothers_held_out_samples_is_counted() {
+        let (_folder, config) = jsonl(LINES);
+        let task = config.open(&TokensConfig::default(), 0, None).unwrap();
+        assert_eq!(task.trains_on(&task).unwrap(), 0);
+        let last = LINES.lines().next_back().unwrap();
+        let (_folder, config) = jsonl(&format!("{last}\n{LINES}"));
+        let vocabulary = (*task.tokenizer).clone();
+        let config = match config {
+            DataConfig::Jsonl(config) => DataConfig::Jsonl(JsonlConfig {
+                valid_file: Some(config.train_file.clone()),
+                ..config
+            }),
+            other => other,
+        };
+        let part = config.open(&TokensConfig::default(), 0, Some(vocabulary));
+        assert_eq!(part.unwrap().trains_on(&task).unwrap(), 2);
+    }
+
+    #[test]
     fn truncation_keeps_the_protected_end_of_a_context() {
         let tokens = TokensConfig {
             max_context: Some(5),

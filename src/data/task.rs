@@ -1,5 +1,6 @@
 //! A task's samples: encoding, truncation and lengths.
 
+use std::collections::HashSet;
 use std::fmt;
 use std::sync::Arc;
 
@@ -227,5 +228,23 @@ impl Task {
             fingerprint: Some(hex(&print.finalize())),
             ..self
         })
+    }
+
+    /// How many of the inspected training samples have a context that `other` holds out. None are looked at where the
+    /// samples are generated: those are in one split only.
+    pub(crate) fn trains_on(&self, other: &Self) -> Result<usize, Error> {
+        if !self.shuffle || !other.shuffle {
+            return Ok(0);
+        }
+        let most = max_inspected(true);
+        let mut held_out = HashSet::new();
+        for sample in other.valid.iter().take(most) {
+            held_out.insert(sample?.context);
+        }
+        let mut known = 0;
+        for sample in self.train.iter().take(most) {
+            known += usize::from(held_out.contains(&sample?.context));
+        }
+        Ok(known)
     }
 }

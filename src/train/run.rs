@@ -230,6 +230,15 @@ fn tasks(config: &RunConfig, folder: &Path, base: Option<&Base>) -> Result<Vec<T
         .iter()
         .map(|data| open(data, Some(tokenizer.clone())));
     let mut tasks = earlier.collect::<Result<Vec<_>, _>>()?;
+    for (task, part) in tasks.iter().zip(&config.train.curriculum) {
+        let known = task.trains_on(&last)?;
+        if known > 0 {
+            log::warn!(
+                "train.curriculum, {part:?}: {known} of its training samples have a context that the task itself holds out; \
+                 data.valid_file may name samples that none trains on"
+            );
+        }
+    }
     tasks.push(last);
     Ok(tasks)
 }

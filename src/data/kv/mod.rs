@@ -63,12 +63,12 @@ pub struct KvConfig {
     pub alphabet: usize,
     /// The share of a context's characters that are random letters between the pairs.
     pub noise: f64,
-    /// Number of segments of random length, each ending in `|`, with the pairs at random positions among random
-    /// letters, as in the paper's `S4(32-64)`; 0 for none.
+    /// Number of segments of random length, each with a `|` behind it, as in the paper's `S4(32-64)`; 0 for none. Each
+    /// pair is in a random segment, at a random position among random letters.
     pub segments: usize,
-    /// The shortest segment, in characters.
+    /// The shortest segment, in characters before its `|`.
     pub segment_min: usize,
-    /// The longest segment, in characters.
+    /// The longest segment, in characters before its `|`. One whose pairs are longer has no letters.
     pub segment_max: usize,
     /// Training contexts; they are generated on demand, so their number takes no memory.
     pub train_samples: usize,
@@ -190,18 +190,8 @@ impl KvConfig {
             let problem = "the copy task copies segments: set data.segments too";
             return require(self.pairs > 0, "pairs", 0, problem);
         }
-        let problem = "must be at least 2 for the copy task: a letter and the `|` after it";
-        require(self.pairs > 0 || min > 1, "segment_min", min, problem)?;
         let problem = "with segments their lengths determine the number of letters: leave it at 0";
-        require(noise == 0.0, "noise", noise, problem)?;
-        let most = self.segments * ((min - 1) / self.pair_len());
-        let problem = format!(
-            "{} segments of {min} characters can hold at most {most} pairs of {}; use fewer pairs, or more \
-             or longer segments",
-            self.segments,
-            self.pair_len()
-        );
-        require(self.pairs <= most, "pairs", self.pairs, problem)
+        require(noise == 0.0, "noise", noise, problem)
     }
 
     /// Characters of the mark that a context's direction has.
@@ -223,9 +213,11 @@ impl KvConfig {
     /// Tokens of the longest context: `N (K + V + 3) + 1` where there are only pairs, and one more for the mark of
     /// [`Order::Mix`].
     pub fn context_len(&self) -> usize {
+        let pairs = self.pairs * self.pair_len();
         let text = match self.segments {
-            0 => self.pairs * self.pair_len() + self.noise_letters() + 1,
-            segments => segments * self.segment_max,
+            0 => pairs + self.noise_letters() + 1,
+            // The longest is the one with all pairs in a segment.
+            segments => (segments - 1) * self.segment_max + self.segment_max.max(pairs) + segments,
         };
         self.mark_len() + text
     }
@@ -297,7 +289,6 @@ mod tests {
             config.validate().unwrap_err().to_string()
         };
         assert!(wrong(|c| c.pairs = 0).contains("segments"));
-        assert!(wrong(|c| c.segments = 2).contains("at most 8 pairs"));
         assert!(wrong(|c| c.noise = 1.0).contains("noise"));
         assert!(wrong(|c| c.alphabet = 100).contains("62 or 512"));
         assert!(wrong(|c| c.segment_min = 99).contains("segment_max"));

@@ -36,45 +36,39 @@ impl KvDataset {
             .collect()
     }
 
-    /// `words` in this order, at random positions among `letters` random letters.
+    /// `words` in this order among `letters` random letters, each at a position drawn by itself.
     fn scatter(&self, rng: &mut ChaCha8Rng, words: &[String], letters: usize) -> String {
-        let mut gaps = vec![0; words.len() + 1];
-        for _ in 0..letters {
-            gaps[rng.random_range(0..=words.len())] += 1;
+        let mut positions: Vec<usize> = words
+            .iter()
+            .map(|_| rng.random_range(0..=letters))
+            .collect();
+        positions.sort_unstable();
+        let mut text = String::new();
+        let mut drawn = 0;
+        for (word, position) in words.iter().zip(positions) {
+            text += &self.word(rng, position - drawn);
+            text += word;
+            drawn = position;
         }
-        let words = words.iter().map(String::as_str).chain([""]);
-        gaps.into_iter()
-            .zip(words)
-            .map(|(letters, word)| self.word(rng, letters) + word)
-            .collect()
+        text + &self.word(rng, letters - drawn)
     }
 
     fn context(&self, rng: &mut ChaCha8Rng, pairs: &[String]) -> String {
         let config = &self.config;
         if config.segments == 0 {
-            return match config.noise_letters() {
-                0 => pairs.concat() + "|",
-                letters => self.scatter(rng, pairs, letters) + "|",
-            };
+            return self.scatter(rng, pairs, config.noise_letters()) + "|";
         }
-        let length = config.segment_min..=config.segment_max;
-        let lengths: Vec<usize> = (0..config.segments)
-            .map(|_| rng.random_range(length.clone()))
-            .collect();
         let mut segments = vec![Vec::new(); config.segments];
         for pair in pairs {
-            let with_space = |(at, held): (usize, &Vec<String>)| {
-                let fits = (lengths[at] - 1) / config.pair_len();
-                (held.len() < fits).then_some(at)
-            };
-            let open: Vec<usize> = segments.iter().enumerate().filter_map(with_space).collect();
-            segments[open[rng.random_range(0..open.len())]].push(pair.clone());
+            segments[rng.random_range(0..config.segments)].push(pair.clone());
         }
-        let segment = |(held, length): (&Vec<String>, &usize)| {
-            let letters = length - 1 - held.len() * config.pair_len();
+        let segment = |held: &Vec<String>| {
+            let letters = |length: usize| length.saturating_sub(held.len() * config.pair_len());
+            let letters = letters(config.segment_min)..=letters(config.segment_max);
+            let letters = rng.random_range(letters);
             self.scatter(rng, held, letters) + "|"
         };
-        segments.iter().zip(&lengths).map(segment).collect()
+        segments.iter().map(segment).collect()
     }
 }
 
@@ -306,7 +300,7 @@ mod tests {
                     0 => assert_eq!((parts.len(), chars), (1, config.context_len())),
                     n => {
                         assert_eq!(parts.len(), n);
-                        let fits = |part: &&str| (32..=64).contains(&(part.chars().count() + 1));
+                        let fits = |part: &&str| (32..=64).contains(&part.chars().count());
                         assert!(parts.iter().all(fits), "{context}");
                     }
                 }
@@ -319,6 +313,43 @@ mod tests {
                     1
                 );
             }
+        }
+    }
+
+    #[test]
+    fn each_pair_has_a_position_of_its_own() {
+        let config = KvConfig {
+            pairs: 2,
+            noise: 0.5,
+            ..KvConfig::default()
+        };
+        let set = KvDataset::new(config, Split::Train, 0).unwrap();
+        let first = |index: &usize| set.example(*index).context.starts_with('!');
+        // One of two positions among 14 letters is in front of them in 1 - (14 / 15)² of the contexts.
+        let found = (0..2000).filter(first).count();
+        assert!((200..320).contains(&found), "{found}");
+    }
+
+    #[test]
+    fn a_segment_of_many_pairs_has_no_letters() {
+        let config = KvConfig {
+            pairs: 16,
+            segments: 2,
+            segment_min: 4,
+            segment_max: 8,
+            ..KvConfig::default()
+        };
+        let set = KvDataset::new(config.clone(), Split::Train, 0).unwrap();
+        let contexts: Vec<String> = (0..100).map(|index| set.example(index).context).collect();
+        let longest = contexts.iter().map(String::len).max().unwrap();
+        assert!(longest <= config.context_len(), "{longest}");
+        for context in contexts {
+            let of = |part: &str| (part.matches(':').count() * config.pair_len(), part.len());
+            let fits = |part| match of(part) {
+                (pairs, length) if pairs > 8 => pairs == length,
+                (_, length) => (4..=8).contains(&length),
+            };
+            assert!(context.split_terminator('|').all(fits), "{context}");
         }
     }
 
