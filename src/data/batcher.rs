@@ -74,12 +74,25 @@ const NEVER: i64 = i64::MAX;
 #[derive(Clone, Debug)]
 pub struct ExampleBatcher {
     tokenizer: Arc<TextTokenizer>,
+    by_length: bool,
 }
 
 impl ExampleBatcher {
     /// With the tokenizer that the samples were made with.
     pub fn new(tokenizer: Arc<TextTokenizer>) -> Self {
-        Self { tokenizer }
+        Self {
+            tokenizer,
+            by_length: false,
+        }
+    }
+
+    /// Shorter contexts before longer ones: of a batch that is computed in parts, each is only as wide as its longest one.
+    #[must_use]
+    pub fn by_length(self) -> Self {
+        Self {
+            by_length: true,
+            ..self
+        }
     }
 
     /// # Errors
@@ -90,7 +103,10 @@ impl ExampleBatcher {
         samples: Vec<Result<Sample, Error>>,
         device: &B::Device,
     ) -> Result<Batch<B>, Error> {
-        let samples = samples.into_iter().collect::<Result<Vec<_>, _>>()?;
+        let mut samples = samples.into_iter().collect::<Result<Vec<_>, _>>()?;
+        if self.by_length {
+            samples.sort_by_key(|sample| sample.context.len());
+        }
         let questions = samples.first().map_or(0, |sample| sample.asked.len());
         if samples.iter().any(|sample| sample.asked.len() != questions) {
             return Err(Error::Input(
@@ -197,6 +213,21 @@ mod tests {
         assert_eq!(batch.scored[0], [-1, -1, -1, -1, 5, -1, -1]);
         assert_eq!(batch.scored[1], [-1, 6, -1, -1, -1, -1, -1]);
         assert_eq!(batch.asked[0].answers, ["b"]);
+    }
+
+    #[test]
+    fn contexts_can_be_in_the_order_of_their_lengths() {
+        let tokenizer = Arc::new(KvConfig::default().tokenizer().unwrap());
+        let batcher = ExampleBatcher::new(tokenizer.clone()).by_length();
+        let samples = [["aaa", "?", "x"], ["b", "?", "y"], ["cc", "?", "z"]];
+        let samples = samples.map(|texts| sample(&tokenizer, texts));
+        let batch: Batch<B> = batcher
+            .try_batch(samples.into(), &Default::default())
+            .unwrap();
+        let lengths: Vec<usize> = batch.episode.contexts().lengths().collect();
+        assert_eq!(lengths, [1, 2, 3]);
+        let answers = batch.asked.iter().map(|asked| &*asked.answers[0]);
+        assert_eq!(answers.collect::<String>(), "yzx");
     }
 
     #[test]

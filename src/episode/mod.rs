@@ -231,7 +231,7 @@ impl<B: Backend> Episode<B> {
         from.start() + (self.drawn % count) as usize
     }
 
-    /// This batch in parts of at most `contexts` contexts, each with its queries. `outer_gradient` and `Method::gradient` weigh a part's
+    /// This batch in parts of at most `contexts` contexts, each with its queries and only as wide as its longest context. `outer_gradient` and `Method::gradient` weigh a part's
     /// losses by what it holds of the whole, so that the parts' gradients add up to the whole's; the loss of `outer` is the part's own mean.
     pub fn split(self, contexts: usize) -> Vec<Self> {
         let (batch, contexts) = (self.len(), contexts.max(1));
@@ -242,9 +242,8 @@ impl<B: Backend> Episode<B> {
         let part = |start: usize| {
             let end = (start + contexts).min(batch);
             let rows = start * queries..end * queries;
-            let contexts = self.contexts.slice(start..end);
             self.of(
-                contexts,
+                self.contexts.slice(start..end).trimmed(),
                 self.queries.slice(rows.clone()),
                 self.labels.slice(rows),
             )
@@ -388,6 +387,8 @@ mod tests {
         let labels: usize = parts.iter().map(|part| part.totals().labels).sum();
         assert_eq!(labels, whole.labels);
         assert_eq!(parts[1].queries().row(0), [6, 6]);
+        let widths = parts.iter().map(|part| part.contexts().width());
+        assert_eq!(widths.collect::<Vec<_>>(), [2, 3]);
     }
 
     #[test]

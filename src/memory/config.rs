@@ -33,7 +33,7 @@ pub struct GradMemConfig {
     /// What WRITE does with the chunks.
     pub chunks: Chunks,
     /// Whether chunks count as in the reference, for its checkpoints: a sample has as many as the longest of its batch,
-    /// so that what it learns depends on the others; and `parallel` divides the mean gradient by that number once more.
+    /// or, in training, of the [part](crate::episode::Episode::split) of it that is computed at once, so that what it learns depends on the others; and `parallel` divides the mean gradient by that number once more.
     pub reference_chunks: bool,
     /// `K`: WRITE steps. Any number may be used at evaluation, whatever was trained with.
     pub write_steps: usize,

@@ -165,6 +165,19 @@ impl<B: Backend> Tokens<B> {
         }
     }
 
+    /// The same, only as wide as the longest row.
+    pub(crate) fn trimmed(self) -> Self {
+        let longest = self.lengths().max().unwrap_or(0);
+        match longest < self.width() {
+            true => Self {
+                ids: self.ids.narrow(1, 0, longest),
+                weights: Default::default(),
+                ..self
+            },
+            false => self,
+        }
+    }
+
     /// These columns of all rows; a row that ends before them is empty.
     pub(crate) fn columns(&self, columns: std::ops::Range<usize>) -> Self {
         let part = self.rows().map(|row| {

@@ -60,7 +60,8 @@ pub struct TrainConfig {
     /// ([`kernels::set_precision`](gradmem_kernels::set_precision)): `f32`; `tf32` on CUDA; `bf16`, with weights, memories, sums, norms,
     /// losses and the optimizer in f32.
     pub precision: Precision,
-    /// Largest number of contexts computed at once. Less memory, and the same gradient up to rounding.
+    /// Largest number of contexts computed at once. Less memory, and the same gradient up to rounding. Contexts of like length
+    /// are computed together, each part only as wide as its longest: less time where lengths differ.
     pub micro_batch: Option<usize>,
     /// Steps between evaluations on the validation set, and between checkpoints.
     pub eval_every: usize,

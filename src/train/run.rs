@@ -64,6 +64,10 @@ pub fn train<B: KernelBackend>(
     let settings = &config.train;
     same(world, "samples", &prints(&tasks))?;
     let batcher = ExampleBatcher::new(tasks[0].tokenizer.clone());
+    let batcher = match settings.micro_batch {
+        Some(_) => batcher.by_length(),
+        None => batcher,
+    };
     let stages = tasks.into_iter().map(|task| {
         let valid_batch = batch_size(&method, &task);
         let sets = (task.train, task.valid);
