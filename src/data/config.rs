@@ -187,8 +187,8 @@ impl DataConfig {
         }
     }
 
-    /// Opens the task's data. `made` is the tokenizer of a run that is resumed or evaluated; without it, the
-    /// tokenizer is the task's own, read from a file, or trained on the training texts.
+    /// Opens the task's data. `made` is the tokenizer of a run that is resumed or evaluated, or of the whole task where this is a
+    /// part of its curriculum; without it, the tokenizer is the task's own, read from a file, or trained on the training texts.
     ///
     /// # Errors
     ///
@@ -211,8 +211,8 @@ impl DataConfig {
             Self::Squad(config) => (config.open(seed)?, true),
             Self::Jsonl(config) => (config.open(seed)?, true),
         };
-        if let (Some(tokenizer), Some(lengths)) = (self.own_tokenizer()?, self.lengths()) {
-            return Task::of_lengths(sources, tokenizer, tokens, lengths);
+        if let (Some(own), Some(lengths)) = (self.own_tokenizer()?, self.lengths()) {
+            return Task::of_lengths(sources, made.unwrap_or(own), tokens, lengths);
         }
         let tokenizer = match made {
             Some(made) => made,
@@ -312,6 +312,27 @@ mod tests {
         };
         let part = config.open(&TokensConfig::default(), 0, Some(vocabulary));
         assert_eq!(part.unwrap().trains_on(&task).unwrap(), 2);
+    }
+
+    #[test]
+    fn a_smaller_alphabet_is_encoded_by_the_tokenizer_that_is_given() {
+        let of = |alphabet, made| {
+            let config = KvConfig {
+                alphabet,
+                ..KvConfig::default()
+            };
+            DataConfig::Kv(config).open(&TokensConfig::default(), 0, made)
+        };
+        let [own, large] = [62, 512].map(|alphabet| of(alphabet, None).unwrap());
+        let made = of(62, Some((*large.tokenizer).clone())).unwrap();
+        let text = |task: &Task| {
+            let sample = task.valid.get(3).unwrap().unwrap();
+            task.tokenizer.decode(&sample.context).unwrap()
+        };
+        assert_eq!(text(&made), text(&own));
+        let small = Some((*own.tokenizer).clone());
+        let sample = of(512, small).unwrap().valid.get(0).unwrap();
+        assert!(sample.is_err(), "a character that is not in the alphabet");
     }
 
     #[test]

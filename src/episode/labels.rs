@@ -195,8 +195,9 @@ impl<B: Backend> Labels<B> {
     /// - `logits`: `[rows, width + 1, vocab_size]`, or `[rows, width, vocab_size]`, as in [`Labels::told`]
     /// - output: `[1]`
     pub(crate) fn mean_loss(&self, logits: Tensor<B, 3>) -> Tensor<B, 1> {
-        let Some((logits, targets, counted)) = self.lined_up(logits) else {
-            return Tensor::zeros([1], &self.ids.device());
+        let Some((logits, targets, counted)) = self.lined_up(logits.clone()) else {
+            // On the tape, so that it can be differentiated.
+            return logits.sum().mul_scalar(0.0);
         };
         let losses = token_losses(logits.clone(), targets.clone());
         let losses = self.smoothed(losses, || above_mean(logits, targets));
@@ -211,8 +212,10 @@ impl<B: Backend> Labels<B> {
         q: Tensor<B, 3>,
         shares: &[f64],
     ) -> Tensor<B, 1> {
-        let (Some((p, _, counted)), Some((q, ..))) = (self.lined_up(p), self.lined_up(q)) else {
-            return Tensor::zeros([1], &self.ids.device());
+        let (Some((p, _, counted)), Some((q, ..))) = (self.lined_up(p), self.lined_up(q.clone()))
+        else {
+            // On the tape, so that it can be differentiated.
+            return q.sum().mul_scalar(0.0);
         };
         let [p, q] = [p, q].map(|logits| log_softmax(logits, 2));
         let each = (p.clone().exp() * (p - q)).sum_dim(2);

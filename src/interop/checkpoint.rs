@@ -120,7 +120,7 @@ pub fn save<B: KernelBackend>(
         if let Some(what) = gradmem::cannot_be_exported(&config) {
             return Err(Error::Input(format!("the reference cannot have {what}")));
         }
-        if let Some(difference) = gradmem::is_exported_with_a_difference(&config) {
+        for difference in gradmem::exported_differences(&config) {
             log::warn!("{difference}");
         }
     }

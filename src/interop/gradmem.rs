@@ -459,19 +459,24 @@ fn later_branches(config: &GradMemConfig) -> Map<String, Value> {
 }
 
 /// What the reference computes otherwise in some batches, or does not do.
-pub(super) fn is_exported_with_a_difference(config: &GradMemConfig) -> Option<&'static str> {
-    if config.inner_loss_steps.is_some() {
-        return Some("the weight of the WRITE loss stays what it is at the first step");
-    }
-    config.chunk_size?;
-    if config.inner_loss_weight > 0.0 {
-        return Some(
+pub(super) fn exported_differences(config: &GradMemConfig) -> Vec<&'static str> {
+    let in_chunks = config.chunk_size.is_some();
+    let all = [
+        (
+            config.inner_loss_steps.is_some(),
+            "the weight of the WRITE loss stays what it is at the first step",
+        ),
+        (
+            in_chunks && config.inner_loss_weight > 0.0,
             "the reference does not add the WRITE loss to the outer loss where contexts are in chunks",
-        );
-    }
-    (!config.reference_chunks).then_some(
-        "the reference counts the chunks of the longest context of a batch for all its contexts",
-    )
+        ),
+        (
+            in_chunks && !config.reference_chunks,
+            "the reference counts the chunks of the longest context of a batch for all its contexts",
+        ),
+    ];
+    let those = all.into_iter().filter(|(is_there, _)| *is_there);
+    those.map(|(_, difference)| difference).collect()
 }
 
 /// What the reference would compute otherwise than this crate.

@@ -34,7 +34,7 @@ use crate::support::fs::read_object;
 pub struct Row {
     /// Its name in `expected.safetensors`.
     pub tensor: String,
-    /// `max |a − b| / max(10⁻³, max |b|)`; infinite where the shapes differ, a number is non-finite
+    /// `max |a − b| / max(10⁻³, max |b|)`; infinite where they have not as many elements, a number is non-finite
     /// or there is no such tensor here.
     pub error: f64,
 }

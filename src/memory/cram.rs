@@ -13,6 +13,7 @@ use crate::episode::Tokens;
 use crate::error::{Error, at_least_one, positive, require};
 use crate::model::Writable;
 use crate::support::readback::Readback;
+use crate::support::setters::setters;
 
 /// Settings of [`GradMem::cram`].
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -46,28 +47,15 @@ impl CramConfig {
         Self::default()
     }
 
-    /// Sets the step size.
-    pub fn with_lr(mut self, lr: f64) -> Self {
-        self.lr = lr;
-        self
-    }
-
-    /// Sets the share of tokens with which a sample is done.
-    pub fn with_until(mut self, until: f64) -> Self {
-        self.until = until;
-        self
-    }
-
-    /// Sets the most steps.
-    pub fn with_max_steps(mut self, max_steps: usize) -> Self {
-        self.max_steps = max_steps;
-        self
-    }
-
-    /// Sets the steps between looks.
-    pub fn with_look_every(mut self, look_every: usize) -> Self {
-        self.look_every = look_every;
-        self
+    setters! {
+        /// Sets the step size.
+        with_lr(lr: f64);
+        /// Sets the share of tokens with which a sample is done.
+        with_until(until: f64);
+        /// Sets the most steps.
+        with_max_steps(max_steps: usize);
+        /// Sets the steps between looks.
+        with_look_every(look_every: usize);
     }
 
     /// Whether a sample has all that it is to have, up to rounding.
@@ -124,7 +112,10 @@ impl<B: Backend, M: Writable<B>, O: LiftedObjective<B, M>> GradMem<B, M, O> {
     ) -> Result<(Memory<B>, Vec<Crammed>), Error> {
         config.validate()?;
         let segments = self.segments(contexts)?;
-        let [piece] = segments.pieces.as_slice() else {
+        let ([piece], true) = (
+            segments.pieces.as_slice(),
+            segments.counts.iter().all(|n| *n == 1),
+        ) else {
             let problem = "a memory is optimised for a context at once, not for one in chunks";
             return Err(Error::Input(problem.into()));
         };

@@ -3,9 +3,9 @@ use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
 
 use super::kinds::{Attach, Layout};
-use super::start::{Attached, Start};
+use super::start::Start;
 use super::{Gate, GradMemConfig, InnerOptimizer, Lora, Memory, Reconstruct, WriteObjective};
-use crate::error::Error;
+use crate::error::{Error, positive};
 use crate::model::CausalLm;
 use crate::model::layers::Init;
 
@@ -208,19 +208,9 @@ impl<B: Backend, M: Module<B>, O: Module<B>> GradMem<B, M, O> {
     ///
     /// If it is not a positive number.
     pub fn with_write_lr(mut self, write_lr: f64) -> Result<Self, Error> {
+        positive([("write_lr", write_lr)])?;
         self.config.write_lr = write_lr;
-        self.config.validate()?;
         Ok(self)
-    }
-
-    /// The memory as WRITE attaches it.
-    pub(super) fn in_write(&self) -> Attached<'_, B> {
-        self.memory.in_write()
-    }
-
-    /// The memory as READ attaches it.
-    pub(super) fn in_read(&self) -> Attached<'_, B> {
-        self.memory.in_read()
     }
 
     /// What one sample's memory is made of.
@@ -239,6 +229,18 @@ impl<B: Backend, M: Module<B>, O: Module<B>> GradMem<B, M, O> {
     }
 }
 
+impl<B: Backend, M: CausalLm<B>, O> GradMem<B, M, O> {
+    /// The memory as WRITE attaches it.
+    pub(super) fn in_write(&self) -> Box<dyn Attach<B, M> + '_> {
+        self.memory.in_write()
+    }
+
+    /// The memory as READ attaches it.
+    pub(super) fn in_read(&self) -> Box<dyn Attach<B, M> + '_> {
+        self.memory.in_read()
+    }
+}
+
 impl<B: Backend, M: CausalLm<B>, O: WriteObjective<B, M>> GradMem<B, M, O> {
     /// With the losses that compare WRITE's steps with READ, whatever their weights are.
     pub(crate) fn with_alignment(&self) -> Self {
@@ -252,7 +254,7 @@ impl<B: Backend, M: CausalLm<B>, O: WriteObjective<B, M>> GradMem<B, M, O> {
     pub(crate) fn named_matrices(&self, memory: &Memory<B>) -> Vec<(String, Tensor<B, 4>)> {
         let joined = match memory.parts() {
             [only] => only.clone(),
-            several => Attach::<B, M>::join(&self.in_read(), several),
+            several => self.in_read().join(several),
         };
         let names = match &self.memory {
             Start::Prefix(_) => ["memory", "memory_W", "memory_b"]

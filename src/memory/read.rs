@@ -39,7 +39,7 @@ impl<B: Backend, M: CausalLm<B>, O: WriteObjective<B, M>> GradMem<B, M, O> {
         queries: &Tokens<B>,
     ) -> Result<Tensor<B, 3>, Error> {
         memory.check(&self.layout())?;
-        kinds::read(&self.in_read(), model, memory, queries)
+        kinds::read(&*self.in_read(), model, memory, queries)
     }
 
     /// The READ loss `[1]` of an episode's queries given memories of its contexts, and the most probable tokens. Logits of
@@ -65,6 +65,6 @@ impl<B: Backend, M: CausalLm<B>, O: WriteObjective<B, M>> GradMem<B, M, O> {
     /// If the memory is of another shape than this model's.
     pub fn reader(&self, memory: &Memory<B>) -> Result<Reader<'_, B, M>, Error> {
         memory.check(&self.layout())?;
-        kinds::reader(&self.in_read(), &self.model, memory)
+        kinds::reader(&*self.in_read(), &self.model, memory)
     }
 }

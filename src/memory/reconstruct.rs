@@ -3,7 +3,6 @@
 use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
 
-use super::kinds::Attach;
 use super::segments::Segment;
 use super::{GradMem, LiftedObjective, Memory, WriteObjective};
 use crate::episode::{Tokens, check_contexts};

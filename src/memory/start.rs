@@ -14,7 +14,6 @@ use super::kinds::{
 };
 use super::{GradMemConfig, LoraPlace, MemProj, MemoryKind, MemoryStart};
 use crate::error::Error;
-use crate::model::generate::Reader;
 use crate::model::layers::{Affine, Init};
 use crate::model::weights::is_called;
 use crate::model::{CausalLm, Slots};
@@ -80,14 +79,6 @@ pub struct KvStart<B: Backend> {
     layers: Vec<usize>,
 }
 
-/// What a phase, WRITE or READ, attaches to the model.
-#[derive(Clone, Copy, Debug)]
-pub(super) enum Attached<'a, B: Backend> {
-    Prefix(Prefix<'a, B>),
-    Lora(Adapters<'a>),
-    Kv(KeysValues<'a, B>),
-}
-
 impl<B: Backend> Start<B> {
     pub(super) fn new<M: CausalLm<B>>(
         config: &GradMemConfig,
@@ -104,24 +95,22 @@ impl<B: Backend> Start<B> {
     }
 
     /// The memory as WRITE attaches it.
-    pub(super) fn in_write(&self) -> Attached<'_, B> {
+    pub(super) fn in_write<M: CausalLm<B>>(&self) -> Box<dyn Attach<B, M> + '_> {
         match self {
-            Self::Prefix(start) => {
-                Attached::Prefix(start.prefix(&start.write_st, &start.write_end))
-            }
+            Self::Prefix(start) => Box::new(start.prefix(&start.write_st, &start.write_end)),
             _ => self.in_read(),
         }
     }
 
     /// The memory as READ attaches it.
-    pub(super) fn in_read(&self) -> Attached<'_, B> {
+    pub(super) fn in_read<M: CausalLm<B>>(&self) -> Box<dyn Attach<B, M> + '_> {
         match self {
-            Self::Prefix(start) => Attached::Prefix(start.prefix(&start.read_st, &start.read_end)),
-            Self::Lora(start) => Attached::Lora(Adapters {
+            Self::Prefix(start) => Box::new(start.prefix(&start.read_st, &start.read_end)),
+            Self::Lora(start) => Box::new(Adapters {
                 places: &start.places,
                 scale: start.scale,
             }),
-            Self::Kv(start) => Attached::Kv(start.keys_values()),
+            Self::Kv(start) => Box::new(start.keys_values()),
         }
     }
 
@@ -507,44 +496,6 @@ fn chosen_modules(config: &GradMemConfig, slots: &Slots) -> Result<Vec<ModuleWid
     });
     let chosen = chosen.map(|module| (Some(module.name), module.d_input, module.d_output));
     Ok(chosen.collect())
-}
-
-/// Does the same with whichever there is.
-macro_rules! each {
-    ($value:expr, $inner:ident => $body:expr) => {
-        match $value {
-            Attached::Prefix($inner) => $body,
-            Attached::Lora($inner) => $body,
-            Attached::Kv($inner) => $body,
-        }
-    };
-}
-
-impl<B: Backend, M: CausalLm<B>> Attach<B, M> for Attached<'_, B> {
-    fn positions(&self, chunks: usize) -> usize {
-        each!(self, kind => Attach::<B, M>::positions(kind, chunks))
-    }
-
-    fn first(&self) -> usize {
-        each!(self, kind => Attach::<B, M>::first(kind))
-    }
-
-    fn join(&self, parts: &[Vec<Tensor<B, 3>>]) -> Vec<Tensor<B, 3>> {
-        each!(self, kind => Attach::<B, M>::join(kind, parts))
-    }
-
-    fn hidden(
-        &self,
-        model: &M,
-        fast: &[Tensor<B, 3>],
-        embeds: Option<Tensor<B, 3>>,
-    ) -> Tensor<B, 3> {
-        each!(self, kind => kind.hidden(model, fast, embeds))
-    }
-
-    fn reader<'a>(&self, model: &'a M, fast: &[Tensor<B, 3>]) -> Result<Reader<'a, B, M>, Error> {
-        each!(self, kind => kind.reader(model, fast))
-    }
 }
 
 #[cfg(all(test, feature = "flex"))]

@@ -60,7 +60,7 @@ impl StopRule {
     fn is_done(&self, progress: Progress) -> bool {
         let Progress { seen, best, .. } = progress;
         // `seen` losses are those of M_0 … M_{seen − 1}.
-        seen > self.cap || seen > best + self.patience
+        seen > self.cap || seen > best.saturating_add(self.patience)
     }
 }
 

@@ -14,7 +14,6 @@ use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
 use gradmem_kernels::Tape;
 
-use super::kinds::Attach;
 use super::noise::{noise, rms};
 use super::reconstruct::check_as_many;
 use super::segments::{Reading, Segment, Segments};
@@ -60,7 +59,7 @@ impl<B: Backend, M: Writable<B>, O: LiftedObjective<B, M>> GradMem<B, M, O> {
         let (losses, norms) = (written.losses.clone(), written.grad_norms.clone());
         let memory = memory.followed_by(written)?;
         let chunks = memory.parts().len();
-        let taken = Attach::<B, M>::positions(&self.in_read(), chunks);
+        let taken = self.in_read().positions(chunks);
         if let Some(positions) = self.model.max_positions()
             && taken >= positions
         {
@@ -493,7 +492,7 @@ impl<B: Backend, M: CausalLm<B>, O: WriteObjective<B, M>> GradMem<B, M, O> {
         }
     }
 
-    /// The hidden states before each token of `embeds` from the [first](Attach::first) on: `[batch, seq, d_model]`
+    /// The hidden states before each token of `embeds` from the [first](super::kinds::Attach::first) on: `[batch, seq, d_model]`
     /// → `[batch, seq − first, d_model]`; none if that is no token.
     pub(super) fn hidden_before(
         &self,

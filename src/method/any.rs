@@ -41,6 +41,20 @@ impl MethodName {
             Self::InContext => "in-context",
         }
     }
+
+    /// The sections of settings that methods have.
+    pub const SECTIONS: [&str; 4] = ["memory", "rmt", "armt", "in_context"];
+
+    /// The one of this method.
+    pub fn section(self) -> &'static str {
+        let [memory, rmt, armt, in_context] = Self::SECTIONS;
+        match self {
+            Self::GradMem => memory,
+            Self::Rmt => rmt,
+            Self::Armt => armt,
+            Self::InContext => in_context,
+        }
+    }
 }
 
 /// The settings of a method.

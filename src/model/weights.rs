@@ -600,8 +600,11 @@ impl Fill<'_> {
                 "`{name}` is {found:?} where the model has {shape:?}"
             ));
         }
-        if entry.dtype == Dtype::I64 {
-            return Err(format!("`{name}` holds whole numbers (I64), not weights"));
+        if matches!(entry.dtype, Dtype::I64 | Dtype::I8) {
+            let dtype = entry.dtype;
+            return Err(format!(
+                "`{name}` holds whole numbers ({dtype:?}), not weights"
+            ));
         }
         let data = self
             .file

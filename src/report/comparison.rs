@@ -172,7 +172,7 @@ fn lines<'a>(
         let seeds = values.iter().map(|value| (x, *value));
         lines[at].seeds.extend(seeds);
         // A mean over those seeds that have a value would mislead.
-        if values.len() == group.runs.len() {
+        if values.len() == group.runs.len() && group.has_one_run_a_seed() {
             lines[at].means.push((x, mean));
         }
     }

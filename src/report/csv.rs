@@ -8,7 +8,7 @@ use super::run::Run;
 use crate::error::Error;
 
 /// The columns in front.
-const FIRST: [&str; 6] = ["run", "seed", "split", "step", "stage", "lr"];
+pub const FIRST: [&str; 6] = ["run", "seed", "split", "step", "stage", "lr"];
 
 /// A row for each line of the runs' logs, a column for each key that one of them has; what a line lacks is empty.
 pub fn csv<'a>(runs: impl Iterator<Item = &'a Run> + Clone) -> Result<Vec<u8>, Error> {

@@ -68,6 +68,13 @@ impl Group {
         part.value.as_f64()
     }
 
+    /// Whether its runs have seeds of their own. Of two runs of one seed, such as copies, a mean would count it twice.
+    pub fn has_one_run_a_seed(&self) -> bool {
+        // Its runs are in the order of their seeds.
+        let mut pairs = self.runs.windows(2);
+        pairs.all(|pair| pair[0].config.train.seed != pair[1].config.train.seed)
+    }
+
     /// The settings of its first run.
     pub fn config(&self) -> Option<&RunConfig> {
         self.runs.first().map(|run| &run.config)
@@ -102,6 +109,13 @@ pub fn group_runs(runs: Vec<Run>) -> Vec<Group> {
         group
             .runs
             .sort_by(|a, b| (a.config.train.seed, &a.name).cmp(&(b.config.train.seed, &b.name)));
+    }
+    for group in groups.iter().filter(|group| !group.has_one_run_a_seed()) {
+        let names: Vec<_> = group.runs.iter().map(|run| run.name.as_str()).collect();
+        log::warn!(
+            "{}: several runs have the same settings and seed, so there is no mean over seeds",
+            names.join(", ")
+        );
     }
     let found: Vec<_> = (0..groups.len())
         .map(|at| differences(&groups, at))
@@ -140,8 +154,10 @@ fn differences(groups: &[Group], at: usize) -> Vec<Difference> {
     keys.retain(|key| !["method", "memory.grad_mode"].contains(&key.as_str()));
     keys.sort_by_key(|key| (settings::rank(key), key.as_str()));
     // Settings of the memory and the model are listed wherever they differ, on other data too: they name a
-    // line in every panel. Other settings are listed only if they distinguish groups that are alike so far.
+    // line in every panel. Those of the data are listed wherever they differ, in other methods too: they name a
+    // panel. Other settings are listed only if they distinguish groups that are alike so far.
     let mut alike: Vec<&Group> = groups.iter().collect();
+    let mut of_data = alike.clone();
     alike.retain(|group| group.method == own.method);
     let mut peers = alike.clone();
     let mut differences = Vec::new();
@@ -156,18 +172,23 @@ fn differences(groups: &[Group], at: usize) -> Vec<Difference> {
         ]
         .contains(&key.as_str());
         let of_method = key.starts_with("memory.") || key.starts_with("model.");
+        let incidental = settings::is_incidental(key);
         let gradmem = matches!(own.color, MethodColor::GradMem | MethodColor::FirstOrder);
-        let listed = match (size, of_method && !settings::is_incidental(key)) {
+        let listed = match (size, incidental) {
             (true, _) => groups
                 .iter()
                 .any(|group| differs(group) && group.settings.contains_key(key)),
-            (_, true) => peers.iter().any(|group| differs(group)),
-            (_, false) => alike.iter().any(|group| differs(group)),
+            (_, false) if of_method => peers.iter().any(|group| differs(group)),
+            (_, false) if is_data(key) => of_data.iter().any(|group| differs(group)),
+            _ => alike.iter().any(|group| differs(group)),
         };
         if listed || gradmem && key == "memory.write_steps" {
             alike.retain(|group| !differs(group));
             if of_method {
                 peers.retain(|group| !differs(group));
+            }
+            if is_data(key) {
+                of_data.retain(|group| !differs(group));
             }
             differences.push(Difference {
                 key: key.clone(),
@@ -285,6 +306,10 @@ mod tests {
             "In-context, questions = separate",
         ];
         assert_eq!(labels(&questions), expected);
+        // Data name a panel, in which there are all methods.
+        let keys: [&[&str]; 2] = [&["data.key_len=2"], &["method=rmt", "data.key_len=1"]];
+        let expected = ["RMT, key_len = 1", "GradMem, K = 2, key_len = 2"];
+        assert_eq!(labels(&keys), expected);
         let rates = labels(&[&["train.lr=0.00025"], &["train.lr=0.0003"]]);
         let expected = [
             "GradMem, K = 2, lr = 0.00025",

@@ -147,8 +147,14 @@ impl Report {
     ///
     /// # Errors
     ///
-    /// If it cannot be written.
+    /// If it cannot be written, or there is a file that is no such table.
     pub fn save_csv(&self, file: impl AsRef<Path>) -> Result<(), Error> {
+        let file = file.as_ref();
+        let there = std::fs::read(file).unwrap_or_default();
+        if !there.is_empty() && !there.starts_with(csv::FIRST.join(",").as_bytes()) {
+            let problem = "is there already and is no table of this program's, so it is not replaced: name another file";
+            return Err(Error::file(file, problem));
+        }
         write_atomically(file, self.csv()?.as_bytes())
     }
 

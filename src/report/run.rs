@@ -171,7 +171,7 @@ fn is_seed(folder: &Path) -> bool {
     name.to_string_lossy().starts_with("seed-")
 }
 
-/// The run folders among `folders`, directly inside them, and in the folders of several seeds there, each once.
+/// The run folders among `folders`, directly inside them, and the seeds' folders in all of these, each once.
 ///
 /// # Errors
 ///
@@ -179,23 +179,29 @@ fn is_seed(folder: &Path) -> bool {
 pub fn find_folders(folders: &[impl AsRef<Path>]) -> Result<Vec<PathBuf>, Error> {
     let is_run = |folder: &Path| folder.join("config.toml").is_file();
     let mut found = Vec::new();
+    // Runs of several seeds may lie in the folder of another run.
+    let seeds_in = |folder: &Path| {
+        let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+        let paths = entries.map(|entry| entry.path());
+        let mut seeds: Vec<_> = paths.filter(|path| is_seed(path) && is_run(path)).collect();
+        seeds.sort();
+        seeds
+    };
     for folder in folders {
         let folder = folder.as_ref();
         if is_run(folder) {
             found.push(folder.to_path_buf());
+            found.extend(seeds_in(folder));
             continue;
         }
         let entries = std::fs::read_dir(folder).map_err(Error::io(folder, "cannot read"))?;
         let mut inside = Vec::new();
         for entry in entries {
             let path = entry.map_err(Error::io(folder, "cannot read"))?.path();
+            inside.extend(seeds_in(&path));
             if is_run(&path) {
                 inside.push(path);
-                continue;
             }
-            let seeds = std::fs::read_dir(&path).into_iter().flatten().flatten();
-            let seeds = seeds.map(|entry| entry.path());
-            inside.extend(seeds.filter(|seed| is_seed(seed) && is_run(seed)));
         }
         if inside.is_empty() {
             let problem = "is neither a run folder, which has a config.toml, nor a folder of runs";

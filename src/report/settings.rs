@@ -65,9 +65,6 @@ const WITHOUT_EFFECT: [&str; 5] = [
     "train.keep_checkpoints",
 ];
 
-/// The sections of the methods.
-const SECTIONS: [&str; 4] = ["memory.", "rmt.", "armt.", "in_context."];
-
 /// The settings that a run's results depend on, except its seed. A baseline's memory settings get the keys of
 /// GradMem's; settings of methods other than the run's are omitted.
 pub fn relevant(config: &RunConfig) -> Settings {
@@ -80,21 +77,17 @@ pub fn relevant(config: &RunConfig) -> Settings {
     if let Some(base) = &config.base {
         flat.insert("model.from".into(), base.text().into());
     }
-    let own = match config.method {
-        MethodName::GradMem => "memory.",
-        MethodName::Rmt => "rmt.",
-        MethodName::Armt => "armt.",
-        MethodName::InContext => "in_context.",
-    };
+    let own = config.method.section();
     flat.into_iter()
         .filter(|(key, value)| {
-            let mut sections = SECTIONS.iter();
-            let section = sections.find(|section| key.starts_with(*section));
-            let foreign = section.is_some_and(|section| *section != own);
+            let (section, _) = key.split_once('.').unwrap_or_default();
+            let foreign = MethodName::SECTIONS.contains(&section) && section != own;
             !foreign && !value.is_null() && !WITHOUT_EFFECT.contains(&key.as_str())
         })
-        .map(|(key, value)| match key.strip_prefix(own) {
-            Some(key) if config.method != MethodName::InContext => (format!("memory.{key}"), value),
+        .map(|(key, value)| match key.split_once('.') {
+            Some((section, key)) if section == own && config.method != MethodName::InContext => {
+                (format!("memory.{key}"), value)
+            }
             _ => (key, value),
         })
         .collect()

@@ -101,8 +101,8 @@ pub fn results(report: &Report) -> Table {
                 .iter()
                 .filter_map(|r| value(measure, r))
                 .collect();
-            // Only if every seed has a value: a mean over some seeds would mislead.
-            let all = values.len() == group.runs.len();
+            // Only if every seed has a value, and one: a mean over some seeds would mislead.
+            let all = values.len() == group.runs.len() && group.has_one_run_a_seed();
             mean(&values)
                 .filter(|_| all)
                 .map(|mean| format_measure(measure, mean))

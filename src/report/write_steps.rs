@@ -10,6 +10,7 @@ use super::group::Group;
 use super::heatmap::{self, Heatmap};
 use super::plot::{Item, Panel, Plot, Symbol};
 use super::run::Run;
+use super::settings::{self, Settings};
 use super::style::{MethodColor, Style};
 use crate::error::Error;
 use crate::train::metrics::Measure;
@@ -151,12 +152,19 @@ pub fn by_trained_and_evaluated(report: &Report) -> Result<Option<Figure>, Error
     let name = |group: &Group| group.label_without(|key| key == WRITE_STEPS);
     let is_gradmem =
         |group: &Group| matches!(group.color, MethodColor::GradMem | MethodColor::FirstOrder);
-    for title in panel_names(report, name) {
-        let groups = report.groups.iter();
-        let groups: Vec<_> = groups
-            .filter(|group| is_gradmem(group) && name(group) == title)
-            .filter(|group| !columns(group, measure).is_empty())
-            .collect();
+    let groups = report.groups.iter();
+    let mut alike: Vec<Vec<&Group>> = Vec::new();
+    for group in groups.filter(|group| is_gradmem(group) && !columns(group, measure).is_empty()) {
+        let found = alike
+            .iter_mut()
+            .find(|others| common(others[0]) == common(group));
+        match found {
+            Some(others) => others.push(group),
+            None => alike.push(vec![group]),
+        }
+    }
+    for groups in alike {
+        let title = name(groups[0]);
         let trained = |group: &Group| group.config().map_or(0, |c| c.memory.write_steps);
         let rows: Vec<_> = groups.iter().map(|group| trained(group)).collect();
         let all: BTreeSet<_> = groups.iter().flat_map(|g| columns(g, measure)).collect();
@@ -203,5 +211,13 @@ fn cell(group: &Group, measure: Measure, k: usize) -> Option<f64> {
     let values: Vec<_> = rows
         .filter_map(|row| measure.in_values(&row.scores))
         .collect();
-    mean(&values).filter(|_| values.len() == group.runs.len())
+    let all = values.len() == group.runs.len() && group.has_one_run_a_seed();
+    mean(&values).filter(|_| all)
+}
+
+/// The settings that a map's groups have in common.
+fn common(group: &Group) -> Settings {
+    let mut common = group.settings.clone();
+    common.retain(|key, _| key != WRITE_STEPS && !settings::is_incidental(key));
+    common
 }

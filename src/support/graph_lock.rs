@@ -1,7 +1,8 @@
 //! Burn 0.21 differentiates in one thread at a time.
 
-use std::cell::Cell;
+use std::cell::RefCell;
 use std::fmt;
+use std::marker::PhantomData;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Held while a graph is built and differentiated: one thread of the process at a time has it.
@@ -31,24 +32,26 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 /// ```
 #[must_use]
 pub struct GraphLock {
-    /// None in a thread that holds the lock already.
-    _guard: Option<MutexGuard<'static, ()>>,
-    before: Held,
+    is_inner: bool,
+    /// It belongs to its thread.
+    thread: PhantomData<MutexGuard<'static, ()>>,
 }
 
-/// What of a graph this thread is at.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Held {
-    Nothing,
-    Outer,
-    /// A gradient within WRITE or READ, possibly within an outer graph.
-    Inner,
+/// What of graphs a thread is at.
+struct Held {
+    /// While there is any lock of this thread.
+    guard: Option<MutexGuard<'static, ()>>,
+    locks: usize,
+    /// In a gradient within WRITE or READ, possibly within an outer graph.
+    is_inner: bool,
 }
 
 static LOCK: Mutex<()> = Mutex::new(());
 
 thread_local! {
-    static HELD: Cell<Held> = const { Cell::new(Held::Nothing) };
+    static HELD: RefCell<Held> = const {
+        RefCell::new(Held { guard: None, locks: 0, is_inner: false })
+    };
 }
 
 impl GraphLock {
@@ -62,34 +65,43 @@ impl GraphLock {
     /// which is faster.
     #[allow(clippy::new_without_default)] // It waits.
     pub fn new() -> Self {
-        Self::hold(Held::Outer)
+        Self::hold(false)
     }
 
     /// For a gradient within WRITE or READ.
     pub(crate) fn inner() -> Self {
-        Self::hold(Held::Inner)
+        Self::hold(true)
     }
 
-    fn hold(held: Held) -> Self {
-        let before = HELD.get();
-        assert!(
-            before != Held::Inner,
-            "a gradient was begun inside of another one in the same thread, as by WRITE in a task of rayon's: call WRITE in \
-             threads of their own, or with all contexts as one batch"
-        );
-        let guard =
-            (before == Held::Nothing).then(|| LOCK.lock().unwrap_or_else(PoisonError::into_inner));
-        HELD.set(held);
+    fn hold(is_inner: bool) -> Self {
+        HELD.with_borrow_mut(|held| {
+            assert!(
+                !held.is_inner,
+                "a gradient was begun inside of another one in the same thread, as by WRITE in a task of rayon's: call WRITE in \
+                 threads of their own, or with all contexts as one batch"
+            );
+            if held.guard.is_none() {
+                held.guard = Some(LOCK.lock().unwrap_or_else(PoisonError::into_inner));
+            }
+            held.locks += 1;
+            held.is_inner = is_inner;
+        });
         Self {
-            _guard: guard,
-            before,
+            is_inner,
+            thread: PhantomData,
         }
     }
 }
 
 impl Drop for GraphLock {
     fn drop(&mut self) {
-        HELD.set(self.before);
+        HELD.with_borrow_mut(|held| {
+            held.locks -= 1;
+            held.is_inner &= !self.is_inner;
+            if held.locks == 0 {
+                held.guard = None;
+            }
+        });
     }
 }
 
@@ -112,6 +124,11 @@ mod tests {
         let nested = std::panic::catch_unwind(|| drop(GraphLock::inner()));
         assert!(nested.is_err());
         drop((inner, outer));
+        // In the other order, which is that of a struct's fields.
+        let [first, second] = [GraphLock::new(), GraphLock::new()];
+        drop(first);
+        assert!(LOCK.try_lock().is_err());
+        drop(second);
         // Free again, for other threads too.
         std::thread::spawn(|| drop(GraphLock::inner()))
             .join()

@@ -10,6 +10,7 @@ pub mod panics;
 pub mod profile;
 #[doc(hidden)]
 pub mod readback;
+pub(crate) mod setters;
 
 /// For the program, which prints what files hold; no part of the library's interface.
 #[doc(hidden)]

@@ -139,6 +139,19 @@ impl RunConfig {
         Self::from_table(table, preset)
     }
 
+    /// The method of a preset or a TOML file, whose other settings may be wrong.
+    ///
+    /// # Errors
+    ///
+    /// If there is no such preset or file, or it is not TOML.
+    pub fn method_of(preset: &str) -> Result<MethodName, Error> {
+        let table = parse(&text_of(preset)?, preset)?;
+        let method = table.get("method").cloned();
+        Ok(method
+            .and_then(|name| name.try_into().ok())
+            .unwrap_or_default())
+    }
+
     /// Reads the settings from a TOML file, such as a run folder's `config.toml`.
     ///
     /// # Errors
@@ -148,7 +161,15 @@ impl RunConfig {
         let path = path.as_ref();
         let name = path.display().to_string();
         let text = read_text(path)?;
-        Self::from_table(parse(&text, &name)?, &name)
+        let config = Self::from_table(parse(&text, &name)?, &name);
+        config.map_err(|e| match e {
+            Error::Config { .. } | Error::Input(_) => {
+                let problem = e.to_string();
+                let named = format!("{name}: ");
+                Error::file(path, problem.strip_prefix(&named).unwrap_or(&problem))
+            }
+            other => other,
+        })
     }
 
     /// The settings as TOML, defaults included.
@@ -398,8 +419,18 @@ impl RunConfig {
 
 /// All keys, with those of the model type and task that `table` names.
 fn known(table: &toml::Table) -> Result<Json, Error> {
-    let model_type = table.get("model").and_then(|model| model.get("model_type"));
-    let model = match model_type {
+    // What a section may have is said by a key of it.
+    let tag = |section: &str, key: &str, names: &[&str]| {
+        let section_of = table.get(section).and_then(toml::Value::as_table);
+        match section_of.filter(|section| !section.is_empty()) {
+            Some(found) if !found.contains_key(key) => {
+                let problem = format!("[{section}] needs it: one of {}", names.join(", "));
+                Err(Error::config(format!("{section}.{key}"), "none", problem))
+            }
+            found => Ok(found.and_then(|found| found.get(key))),
+        }
+    };
+    let model = match tag("model", "model_type", ModelConfig::TYPES)? {
         None => ModelConfig::default(),
         Some(name) => {
             let found = name.as_str().and_then(ModelConfig::of_type);
@@ -409,7 +440,7 @@ fn known(table: &toml::Table) -> Result<Json, Error> {
             })?
         }
     };
-    let data = match table.get("data").and_then(|data| data.get("task")) {
+    let data = match tag("data", "task", DataConfig::TASKS)? {
         None => DataConfig::default(),
         Some(name) => {
             let found = name.as_str().and_then(DataConfig::of_task);

@@ -63,7 +63,7 @@ impl<B: KernelBackend> Trained<B> {
             method => self.one_by_one(method, &task, options, &mut found)?,
         }
         if options.forgetting {
-            found.forgetting = Some(self.forgetting(options)?);
+            found.forgetting = Some(self.forgetting_of(&task, samples)?);
         }
         if options.generate {
             let scores = self.answer(&task, samples, options.examples, &mut found.examples)?;

@@ -289,7 +289,17 @@ impl RunFolder {
                     ),
                 ));
             }
-            Some(earlier) => found.or(earlier),
+            Some(earlier) => {
+                if earlier.weights == found.weights && !found.completes(&earlier) {
+                    log::warn!(
+                        "{}: its results on {} contexts in {} are replaced, also those that this evaluation has not",
+                        path.display(),
+                        earlier.samples,
+                        earlier.precision.as_str()
+                    );
+                }
+                found.or(earlier)
+            }
             None => found,
         };
         let json = serde_json::to_string_pretty(&all)

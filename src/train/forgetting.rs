@@ -7,7 +7,7 @@ use super::evaluation::EvalOptions;
 use super::results::Forgetting;
 use super::scoring::UnreadHits;
 use super::trained::Trained;
-use crate::data::{Asked, Batch};
+use crate::data::{Asked, Batch, Task};
 use crate::error::Error;
 use crate::memory::GradMem;
 use crate::method::AnyMethod;
@@ -21,6 +21,12 @@ impl<B: KernelBackend> Trained<B> {
     ///
     /// A run that does not write chunks one after another, or whose data are gone.
     pub fn forgetting(&self, options: &EvalOptions) -> Result<Forgetting, Error> {
+        let task = self.task()?;
+        let samples = options.samples.unwrap_or(task.valid.len());
+        self.forgetting_of(&task, samples.min(task.valid.len()))
+    }
+
+    pub(super) fn forgetting_of(&self, task: &Task, samples: usize) -> Result<Forgetting, Error> {
         let (gradmem, size) = match &self.method {
             AnyMethod::GradMem(gradmem) => match gradmem.config().chunk_size {
                 Some(size) => (gradmem, size),
@@ -28,13 +34,10 @@ impl<B: KernelBackend> Trained<B> {
             },
             _ => return Err(no_chunks()),
         };
-        let task = self.task()?;
-        let samples = options.samples.unwrap_or(task.valid.len());
-        let samples = samples.min(task.valid.len());
         let mut answered = Cells::default();
         let mut reconstructed = Cells::default();
         let mut all_placed = true;
-        self.each_batch(&task, &task.valid, samples, |_, batch| {
+        self.each_batch(task, &task.valid, samples, |_, batch| {
             let places: Vec<Option<usize>> = places(&batch, size);
             all_placed &= places.iter().all(Option::is_some);
             let questions = batch.asked.len() / batch.len().max(1);

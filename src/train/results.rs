@@ -1,7 +1,6 @@
 //! What an evaluation finds: the contents of `eval.json`.
 
 use std::fs::File;
-use std::io::{BufWriter, Write as _};
 use std::path::Path;
 
 use gradmem_kernels::Precision;
@@ -11,6 +10,7 @@ use serde_json::{Map, Value};
 use super::metrics::{Measure, Scores};
 use crate::error::Error;
 use crate::memory::StopRule;
+use crate::support::fs::write_atomically;
 
 /// Results on held-out samples.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -44,25 +44,35 @@ impl Evaluation {
     ///
     /// # Errors
     ///
-    /// If there is such a file, or it cannot be written.
+    /// If there is such a file, or it cannot be written; then there is none.
     pub fn save_answers(&self, path: impl AsRef<Path>) -> Result<(), Error> {
         let path = path.as_ref();
-        let save = || -> std::io::Result<()> {
-            let mut file = BufWriter::new(File::create_new(path)?);
+        let mut lines = Vec::new();
+        let save = |lines: &mut Vec<u8>| -> std::io::Result<()> {
             for answer in &self.examples {
-                serde_json::to_writer(&mut file, answer)?;
-                file.write_all(b"\n")?;
+                serde_json::to_writer(&mut *lines, answer)?;
+                lines.push(b'\n');
             }
-            file.flush()
+            // Nobody else makes it from here on.
+            drop(File::create_new(path)?);
+            Ok(())
         };
-        save().map_err(Error::io(path, "cannot write"))
+        save(&mut lines).map_err(Error::io(path, "cannot write"))?;
+        write_atomically(path, &lines).inspect_err(|_| {
+            std::fs::remove_file(path).ok();
+        })
+    }
+
+    /// Whether both are of the same weights, number of samples and precision.
+    pub(super) fn completes(&self, earlier: &Self) -> bool {
+        let of = |one: &Self| (one.samples, one.precision);
+        self.weights == earlier.weights && of(self) == of(earlier)
     }
 
     /// The results of both, `self`'s where both have one. `self` alone if they are of different weights,
     /// numbers of samples or precisions.
     pub fn or(mut self, earlier: Self) -> Self {
-        let of = |one: &Self| (one.weights.clone(), one.samples, one.precision);
-        if of(&self) != of(&earlier) {
+        if !self.completes(&earlier) {
             return self;
         }
         for row in earlier.rows {

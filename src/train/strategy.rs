@@ -212,6 +212,8 @@ where
         while interrupted.is_none() && self.may_advance() {
             self.state.stage += 1;
             self.state.best = None;
+            // A line of the log is about one version.
+            self.state.since_log = Scores::default();
             interrupted = self.evaluate(log, stop)?;
         }
         Ok(interrupted)

@@ -996,6 +996,15 @@ b,1,valid,125,,,0.5,1.25,0.625
     let printed = succeeds(gradmem(&folder, &["report", "runs", "--csv", "logs.csv"]));
     assert!(printed.starts_with("logs.csv\n"), "{printed}");
     assert_eq!(std::fs::read_to_string(at("logs.csv")).unwrap(), rows);
+    succeeds(gradmem(&folder, &["report", "runs", "--csv", "logs.csv"]));
+    std::fs::write(at("notes.txt"), "precious").unwrap();
+    let before = files(folder.path());
+    let over = gradmem(&folder, &["report", "runs", "--csv", "notes.txt"]);
+    refuses(&folder, &over, &["notes.txt", "not replaced"], &before);
+    assert_eq!(
+        std::fs::read_to_string(at("notes.txt")).unwrap(),
+        "precious"
+    );
 
     // What is damaged is named, and nothing is written over.
     std::fs::write(at("runs/a/eval.json"), "{").unwrap();

@@ -257,10 +257,16 @@ fn a_run_answers_other_data_than_its_own() {
             format!("Ann is {}.", answer["target"].as_str().unwrap())
         );
     }
-    refuses(
-        gradmem(at, &[&other[..], &["--answers", "a.jsonl"]].concat()),
-        &["a.jsonl", "there already"],
-    );
+    for (file, words) in [
+        ("a.jsonl", ["a.jsonl", "there already"]),
+        (
+            "none/a.jsonl",
+            ["none/a.jsonl", "its folder does not exist"],
+        ),
+    ] {
+        let refused = gradmem(at, &[&other[..], &["--answers", file]].concat());
+        refuses(refused, &words);
+    }
     for (setting, words) in [
         (
             "memory.write_steps=3",
@@ -411,6 +417,101 @@ fn a_curriculum_goes_through_its_versions_of_the_task() {
 }
 
 #[test]
+fn a_smaller_vocabulary_may_come_first_and_is_evaluated_with_the_whole_one() {
+    let folder = TempDir::new().unwrap();
+    let at = folder.path();
+    for (preset, settings) in [
+        (
+            "mqar-small",
+            &[
+                r#"train.curriculum=["vocab_size=32 pairs=2 queries_per_context=2"]"#,
+                "data.valid_samples=10",
+            ][..],
+        ),
+        (
+            "kv-small",
+            &[
+                r#"train.curriculum=["alphabet=62"]"#,
+                "data.alphabet=512",
+                "model.vocab_size=520",
+                "data.pairs=2",
+                "data.queries_per_context=2",
+                "data.valid_samples=10",
+            ],
+        ),
+    ] {
+        let more = [&["--run", preset, "train.curriculum_value=0"], settings].concat();
+        succeeds(train(at, preset, &more));
+        succeeds(gradmem(at, &["eval", preset]));
+    }
+    // One character of a value is scored; `!` and `|` are not, whichever alphabet the letters are from.
+    let scored = |more: &[&str]| {
+        let args = [&["eval", "kv-small", "--json"], more].concat();
+        let printed = succeeds(gradmem(at, &args));
+        let row: Value = serde_json::from_str(printed.lines().next().unwrap()).unwrap();
+        let of = |n: usize| !row[format!("token_accuracy_{n}")].is_null();
+        (1..=8).filter(|n| of(*n)).count()
+    };
+    assert_eq!(scored(&["data.alphabet=62"]), scored(&[]));
+}
+
+#[test]
+fn what_has_no_effect_is_said() {
+    let folder = TempDir::new().unwrap();
+    let at = folder.path();
+    let more = [
+        &KV[..],
+        &[
+            "--run",
+            "run",
+            "method=rmt",
+            "memory.inner_clip_norm=1",
+            "train.curriculum=[]",
+            "train.stop_value=99",
+            "train.lr_decay=linear",
+            "train.warmup_steps=4",
+        ],
+    ]
+    .concat();
+    let out = train(at, "kv-small", &more);
+    let told = String::from_utf8_lossy(&out.stderr).into_owned();
+    succeeds(out);
+    for words in [
+        "memory.inner_clip_norm=1 has no effect: the method is rmt, whose settings are under [rmt]",
+        "train.stop_value = 99 is never reached",
+        "the learning rate rises until the end",
+    ] {
+        assert!(told.contains(words), "`{words}` is not in: {told}");
+    }
+    // A value of the file that an override mends.
+    let preset = String::from_utf8(gradmem(at, &["preset", "kv-small"]).stdout).unwrap();
+    let size = "vocab_size = 70";
+    assert!(preset.contains(size));
+    std::fs::write(
+        at.join("mine.toml"),
+        preset.replace(size, "vocab_size = 65"),
+    )
+    .unwrap();
+    let more = [&KV[..], &["model.vocab_size=70", "train.curriculum=[]"]].concat();
+    succeeds(train(at, "mine.toml", &more));
+    // A run's file that is wrong, and one that does not say what it is about.
+    let config = at.join("run/config.toml");
+    let text = std::fs::read_to_string(&config).unwrap();
+    std::fs::write(
+        &config,
+        text.replace("warmup_steps = 4", "warmup_steps = -4"),
+    )
+    .unwrap();
+    refuses(
+        gradmem(at, &["report", "run"]),
+        &["run/config.toml", "train.warmup_steps"],
+    );
+    std::fs::write(at.join("none.toml"), "[data]\nvalid_samples = 5\n").unwrap();
+    let refused = gradmem(at, &["train", "none.toml"]);
+    refuses(refused, &["data.task", "one of", "squad"]);
+}
+
+#[test]
 fn seeds_have_a_run_each() {
     let folder = TempDir::new().unwrap();
     let more = [
@@ -432,6 +533,9 @@ fn seeds_have_a_run_each() {
         );
     }
     assert!(printed.contains("mean "), "{printed}");
+    let more = [&KV[..], &["--seeds", "1,2", "train.seed=5"]].concat();
+    let twice = train(folder.path(), "kv-small", &more);
+    refuses(twice, &["train.seed=5", "--seeds"]);
     let more = [&KV[..], &["--seeds", "3..1", "train.curriculum=[]"]].concat();
     refuses(
         train(folder.path(), "kv-small", &more),

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, require, sizes};
 use crate::model::Slots;
 use crate::model::layers::AssociativeConfig;
+use crate::support::setters::setters;
 
 /// Which of the authors' two implementations an [`Armt`](super::Armt) computes as.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -68,52 +69,27 @@ impl ArmtConfig {
         Self::default()
     }
 
-    /// Sets which of the authors' implementations it computes as.
-    pub fn with_implementation(mut self, implementation: ArmtImplementation) -> Self {
-        self.implementation = implementation;
-        self
-    }
-
-    /// Sets `m`.
-    pub fn with_memory_tokens(mut self, memory_tokens: usize) -> Self {
-        self.memory_tokens = memory_tokens;
-        self
+    setters! {
+        /// Sets which of the authors' implementations it computes as.
+        with_implementation(implementation: ArmtImplementation);
+        /// Sets `m`.
+        with_memory_tokens(memory_tokens: usize);
+        /// Sets the longest segment of a context.
+        with_segment_size(segment_size: Option<usize>);
+        /// Sets whether a key adds only what is new in it to the sum of keys.
+        with_correction(correction: bool);
+        /// Sets whether what is read is divided by the sum of keys.
+        with_denom(use_denom: bool);
+        /// Sets whether each entry of a value has a gate of its own.
+        with_gating(gating: bool);
+        /// Sets the standard deviation of the initial memory vectors.
+        with_memory_std(memory_std: Option<f64>);
     }
 
     /// Sets the width of queries and keys and the heads that share it.
     pub fn with_keys(mut self, d_mem: usize, n_heads: usize) -> Self {
         self.d_mem = d_mem;
         self.n_heads = n_heads;
-        self
-    }
-
-    /// Sets the longest segment of a context.
-    pub fn with_segment_size(mut self, segment_size: Option<usize>) -> Self {
-        self.segment_size = segment_size;
-        self
-    }
-
-    /// Sets whether a key adds only what is new in it to the sum of keys.
-    pub fn with_correction(mut self, correction: bool) -> Self {
-        self.correction = correction;
-        self
-    }
-
-    /// Sets whether what is read is divided by the sum of keys.
-    pub fn with_denom(mut self, use_denom: bool) -> Self {
-        self.use_denom = use_denom;
-        self
-    }
-
-    /// Sets whether each entry of a value has a gate of its own.
-    pub fn with_gating(mut self, gating: bool) -> Self {
-        self.gating = gating;
-        self
-    }
-
-    /// Sets the standard deviation of the initial memory vectors.
-    pub fn with_memory_std(mut self, std: Option<f64>) -> Self {
-        self.memory_std = std;
         self
     }
 

@@ -1,6 +1,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, at_least_one, require, sizes};
+use crate::support::setters::setters;
 
 /// Linear maps between the memory and the model.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -61,52 +62,23 @@ impl RmtConfig {
         Self::default()
     }
 
-    /// Sets `m`.
-    pub fn with_memory_tokens(mut self, memory_tokens: usize) -> Self {
-        self.memory_tokens = memory_tokens;
-        self
-    }
-
-    /// Sets `K`.
-    pub fn with_write_steps(mut self, write_steps: usize) -> Self {
-        self.write_steps = write_steps;
-        self
-    }
-
-    /// Sets the weight of the reconstruction loss.
-    pub fn with_reconstruction_loss_weight(mut self, weight: f64) -> Self {
-        self.reconstruction_loss_weight = weight;
-        self
-    }
-
-    /// Sets the maps between the memory and the model.
-    pub fn with_mem_proj(mut self, mem_proj: RmtProj) -> Self {
-        self.mem_proj = mem_proj;
-        self
-    }
-
-    /// Sets the number of control tokens on either side of the memory.
-    pub fn with_ctrl_tokens(mut self, ctrl_tokens: usize) -> Self {
-        self.ctrl_tokens = ctrl_tokens;
-        self
-    }
-
-    /// Lets passes after the first add to the memory.
-    pub fn with_mem_residual(mut self, mem_residual: bool) -> Self {
-        self.mem_residual = mem_residual;
-        self
-    }
-
-    /// Reconstructs with a head of its own.
-    pub fn with_write_head(mut self, write_head: bool) -> Self {
-        self.write_head = write_head;
-        self
-    }
-
-    /// Sets the standard deviation of the initial memory and control tokens.
-    pub fn with_memory_std(mut self, std: f64) -> Self {
-        self.memory_std = std;
-        self
+    setters! {
+        /// Sets `m`.
+        with_memory_tokens(memory_tokens: usize);
+        /// Sets `K`.
+        with_write_steps(write_steps: usize);
+        /// Sets the weight of the reconstruction loss.
+        with_reconstruction_loss_weight(reconstruction_loss_weight: f64);
+        /// Sets the maps between the memory and the model.
+        with_mem_proj(mem_proj: RmtProj);
+        /// Sets the number of control tokens on either side of the memory.
+        with_ctrl_tokens(ctrl_tokens: usize);
+        /// Lets passes after the first add to the memory.
+        with_mem_residual(mem_residual: bool);
+        /// Reconstructs with a head of its own.
+        with_write_head(write_head: bool);
+        /// Sets the standard deviation of the initial memory and control tokens.
+        with_memory_std(memory_std: f64);
     }
 
     /// Checks every value.

@@ -12,7 +12,7 @@ use gradmem::train::metrics::Measure;
 
 use crate::args::{Backend, parse_numbers};
 use crate::backend::{Job, dispatch};
-use crate::output::{format_answer, format_measure, say};
+use crate::output::{check_writable, format_answer, format_measure, say};
 
 /// Score a trained run on held-out samples, for any numbers of WRITE steps in one pass.
 ///
@@ -85,6 +85,9 @@ pub fn run(args: Args) -> Result<ExitCode, Error> {
             path: file.clone(),
             problem: "is there already, and is not replaced: name a new file".into(),
         });
+    }
+    if let Some(file) = &args.answers {
+        check_writable(file)?;
     }
     let options = EvalOptions {
         write_steps: steps

@@ -1,7 +1,6 @@
 //! `gradmem write`: texts to a memory file.
 
 use std::fs::File;
-use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
@@ -19,7 +18,7 @@ use crate::backend::{Job, dispatch};
 use crate::input::{in_file, read_text};
 use crate::memories::describe;
 use crate::model::Model;
-use crate::output::say;
+use crate::output::{check_writable, say};
 
 /// The most memories that are described after WRITE; `gradmem inspect` describes all.
 const SHOWN: usize = 8;
@@ -418,36 +417,5 @@ fn locked(path: &Path) -> Result<File, Error> {
         if held.map_err(failed)? == same_file::Handle::from_path(path).map_err(failed)? {
             return Ok(file);
         }
-    }
-}
-
-/// Fails if a file cannot be made there.
-fn check_writable(path: &Path) -> Result<(), Error> {
-    let problem = |problem: &str| {
-        Err(Error::File {
-            path: path.into(),
-            problem: problem.into(),
-        })
-    };
-    if path.is_dir() {
-        return problem("is a folder: name the file to make in it");
-    }
-    if path.metadata().is_ok_and(|about| !about.is_file()) {
-        return problem("is a device or a pipe, and is not replaced: name a file");
-    }
-    if path
-        .metadata()
-        .is_ok_and(|about| about.permissions().readonly())
-    {
-        return problem("is read-only: it is not replaced");
-    }
-    let folder = path
-        .parent()
-        .filter(|folder| !folder.as_os_str().is_empty());
-    let folder = folder.unwrap_or(Path::new("."));
-    match tempfile::tempfile_in(folder) {
-        Ok(_) => Ok(()),
-        Err(e) if e.kind() == ErrorKind::NotFound => problem("its folder does not exist"),
-        Err(e) => problem(&format!("no file can be made in its folder: {e}")),
     }
 }

@@ -105,8 +105,8 @@ impl Written {
 
     /// Adds a text that was written behind the others: the hash of a part alone is that of no text.
     pub fn append(&mut self, context: &str, tokens: usize) {
-        self.tokens = self.tokens.map(|before| before + tokens);
-        self.appended = Some(self.appended.unwrap_or(0) + 1);
+        self.tokens = self.tokens.map(|before| before.saturating_add(tokens));
+        self.appended = Some(self.appended.unwrap_or(0).saturating_add(1));
         self.context_sha256 = None;
         if let Some(before) = &mut self.context {
             before.push('\n');
@@ -304,11 +304,9 @@ impl MemoryFile {
                 }
             }
         }
-        let finite = |(_, data): &(String, TensorData)| match data.dtype {
-            DType::I8 => true,
-            _ => data.iter::<f64>().all(f64::is_finite),
-        };
-        if !self.tensors.iter().all(finite) {
+        // As they are read: bytes by their scales, f64 in 32 bits.
+        let finite = |(_, data): &(String, TensorData)| data.iter::<f32>().all(f32::is_finite);
+        if !self.floats().iter().all(finite) {
             return Err("holds non-finite numbers".into());
         }
         self.check_chunks()?;
@@ -580,7 +578,8 @@ pub(crate) fn pack<B: Backend>(
         let chunks = parts.iter().map(|part| part[matrix].clone());
         let data = Tensor::cat(chunks.collect(), 1).to_data();
         let each = data.num_elements() / n.max(1);
-        let wrong = data.iter::<f64>().position(|value| !value.is_finite());
+        // In the 32 bits of a file.
+        let wrong = data.iter::<f32>().position(|value| !value.is_finite());
         match wrong {
             None => Ok((name.clone(), data)),
             Some(at) => Err(Error::Failed(format!(

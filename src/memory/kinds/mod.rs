@@ -71,7 +71,7 @@ pub trait Attach<B: Backend, M: CausalLm<B>> {
 /// READ: the hidden states that predict the tokens of `queries` `[batch · r, seq]` given memories `[batch, …]`, of which each
 /// answers `r` in a row: `[batch · r, seq + 1 − first, d_model]`. Several queries to a memory share what is read of it.
 pub(crate) fn read<B: Backend, M: CausalLm<B>>(
-    kind: &impl Attach<B, M>,
+    kind: &dyn Attach<B, M>,
     model: &M,
     memory: &Memory<B>,
     queries: &Tokens<B>,
@@ -95,7 +95,7 @@ pub(crate) fn read<B: Backend, M: CausalLm<B>>(
 
 /// Reads memories once, those of as many chunks together.
 pub(crate) fn reader<'a, B: Backend, M: CausalLm<B>>(
-    kind: &impl Attach<B, M>,
+    kind: &dyn Attach<B, M>,
     model: &'a M,
     memory: &Memory<B>,
 ) -> Result<Reader<'a, B, M>, Error> {
@@ -113,7 +113,7 @@ pub(crate) fn reader<'a, B: Backend, M: CausalLm<B>>(
 }
 
 fn joined<B: Backend, M: CausalLm<B>>(
-    kind: &impl Attach<B, M>,
+    kind: &dyn Attach<B, M>,
     parts: &[Vec<Tensor<B, 3>>],
 ) -> Vec<Tensor<B, 3>> {
     match parts {

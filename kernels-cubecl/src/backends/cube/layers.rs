@@ -5,20 +5,20 @@ use burn::tensor::ops::{FloatTensor, IntTensor};
 use burn::tensor::{DType, Device, Shape};
 use burn_cubecl::element::BoolElement;
 use burn_cubecl::kernel::into_contiguous;
-use burn_cubecl::ops::numeric::empty_device_contiguous_dtype;
 use burn_cubecl::tensor::CubeTensor;
 use burn_cubecl::{CubeBackend, CubeRuntime, FloatElement, IntElement};
-use cubecl::prelude::*;
-use cubecl::zspace::metadata::Metadata;
 
-use super::norm::COLUMNS;
-use super::pointwise::{self, HeadsLaunch, MovingLaunch, SharedLaunch};
-use super::rows::{RowLaunch, UNITS, grid};
-use super::{activation, exact, losses, norm, product};
+use super::multiply::{own_product, product_and};
+use super::operands::{
+    by_rows, empty, empty_like, in_an_order, in_the_other, is_for_kernels, onto_or, sizes, spread,
+    sum_of_rows, sums, tables_or,
+};
+use super::pointwise::{self, MovingLaunch, SharedLaunch};
+use super::{activation, losses, norm, product};
 use crate::ops::layers::{join_by_heads, split_by_heads};
 use crate::reference::adamw::adamw;
 use crate::reference::primitives;
-use crate::{AdamWStep, HeadBackend, LayerBackend, Nonlinearity, Norm, Precision, precision};
+use crate::{AdamWStep, HeadBackend, LayerBackend, Nonlinearity, Norm, Precision};
 
 impl<R, F, I, BT> HeadBackend for CubeBackend<R, F, I, BT>
 where
@@ -615,218 +615,4 @@ where
         }
         outputs
     }
-}
-
-/// A product, and what it is added to.
-fn product_and<B, R>(
-    to: Option<CubeTensor<R>>,
-    lhs: CubeTensor<R>,
-    rhs: CubeTensor<R>,
-) -> CubeTensor<R>
-where
-    R: CubeRuntime,
-    B: Backend<FloatTensorPrimitive = CubeTensor<R>>,
-{
-    match in_parts(&lhs, &rhs) {
-        1 => whole::<B, R>(to, lhs, rhs),
-        parts => {
-            let (lhs, rhs) = product::divide(lhs, rhs, parts);
-            sum_of_parts(whole::<B, R>(None, lhs, rhs), to)
-        }
-    }
-}
-
-/// A product in the run's precision, and what it is added to: in one launch, if the kernel is our own.
-fn whole<B, R>(to: Option<CubeTensor<R>>, lhs: CubeTensor<R>, rhs: CubeTensor<R>) -> CubeTensor<R>
-where
-    R: CubeRuntime,
-    B: Backend<FloatTensorPrimitive = CubeTensor<R>>,
-{
-    let product = match own_product(&lhs.client, lhs.dtype) {
-        Some(Own::Exact) => return exact::product(to, lhs, rhs),
-        Some(Own::Tf32) => product::on_matrix_units(lhs, rhs),
-        Some(Own::Bf16) => product::of_bf16(lhs, rhs),
-        None => B::float_matmul(lhs, rhs),
-    };
-    primitives::added(to, product, B::float_add)
-}
-
-/// A kernel for products instead of Burn's.
-#[derive(Clone, Copy)]
-enum Own {
-    Exact,
-    Tf32,
-    Bf16,
-}
-
-/// The kernel for factors of this type in the run's precision; none where Burn's does what is asked for. On devices with matrix units
-/// for TF32 Burn's rounds f32 factors to it, whatever the precision.
-fn own_product<R: CubeRuntime>(client: &ComputeClient<R>, dtype: DType) -> Option<Own> {
-    match precision() {
-        _ if dtype != DType::F32 => None,
-        Precision::Bf16 => Some(Own::Bf16),
-        Precision::Tf32 if product::has_tf32(client) => Some(Own::Tf32),
-        Precision::F32 if product::has_tf32(client) => Some(Own::Exact),
-        _ => None,
-    }
-}
-
-/// Into how many parts the sums of a product are divided. Of 16-bit types every part would be rounded before the sum.
-fn in_parts<R: CubeRuntime>(lhs: &CubeTensor<R>, rhs: &CubeTensor<R>) -> usize {
-    match (&lhs.meta.shape()[..], &rhs.meta.shape()[..]) {
-        (&[m, k], &[_, n]) if lhs.dtype == DType::F32 && m * n > 0 => {
-            product::parts(&lhs.client, [m, k, n])
-        }
-        _ => 1,
-    }
-}
-
-/// The sum over the first dimension of `parts` `[parts, m, n]`, and of `to` `[m, n]`, in a fixed order.
-fn sum_of_parts<R: CubeRuntime>(parts: CubeTensor<R>, to: Option<CubeTensor<R>>) -> CubeTensor<R> {
-    // Burn's own products leave gaps between rows on CUDA.
-    let parts = into_contiguous(parts);
-    let [count, m, n] = parts.meta.shape().dims();
-    let out = empty(&parts, Shape::new([m, n]), parts.dtype);
-    let (to, adds) = onto_or(to, &parts);
-    let (cubes, units) = spread(&out);
-    unsafe {
-        pointwise::sum_of_parts::launch_unchecked(
-            &out.client,
-            cubes,
-            units,
-            parts.into_array_arg(),
-            to.into_array_arg(),
-            out.clone().into_array_arg(),
-            count,
-            m * n,
-            adds,
-            out.dtype.into(),
-        );
-    }
-    out
-}
-
-/// Buffers that the largest kernel binds: eight tensors, and one for shapes and scalars.
-const BINDINGS: u32 = 9;
-
-/// Whether the kernels can compute with these tensors: floats of at most 32 bits, all of one type, none empty or with more values than
-/// an index of 32 bits counts, on a device that binds as many as a kernel takes.
-fn is_for_kernels<R: CubeRuntime, const N: usize>(tensors: [&CubeTensor<R>; N]) -> bool {
-    let dtype = tensors[0].dtype;
-    if tensors[0].client.properties().hardware.max_bindings < BINDINGS {
-        return false;
-    }
-    let fits = |x: &&CubeTensor<R>| {
-        let count = x.meta.num_elements();
-        x.dtype == dtype && count > 0 && u32::try_from(count).is_ok()
-    };
-    matches!(dtype, DType::F32 | DType::F16 | DType::BF16) && tensors.iter().all(fits)
-}
-
-/// The tables of a rotation, or any tensors, which are not read.
-fn tables_or<R: CubeRuntime>(
-    rotation: Option<[CubeTensor<R>; 3]>,
-    other: &CubeTensor<R>,
-) -> [CubeTensor<R>; 3] {
-    match rotation {
-        Some(tables) => tables.map(into_contiguous),
-        None => [(); 3].map(|()| other.clone()),
-    }
-}
-
-fn empty<R: CubeRuntime>(like: &CubeTensor<R>, shape: Shape, dtype: DType) -> CubeTensor<R> {
-    empty_device_contiguous_dtype(like.client.clone(), like.device.clone(), shape, dtype)
-}
-
-fn empty_like<R: CubeRuntime>(x: &CubeTensor<R>) -> CubeTensor<R> {
-    empty(x, x.meta.shape().clone(), x.dtype)
-}
-
-/// The launch of a kernel over the rows of the last dimension.
-fn by_rows<R: CubeRuntime>(x: &CubeTensor<R>, adds: bool) -> RowLaunch {
-    let width = x.meta.shape()[x.meta.shape().num_dims() - 1];
-    RowLaunch::new(&x.client, [x.meta.num_elements() / width, width], adds)
-}
-
-/// For each cube a row of sums.
-fn sums<R: CubeRuntime>(x: &CubeTensor<R>, at: &RowLaunch) -> CubeTensor<R> {
-    let width = x.meta.shape()[x.meta.shape().num_dims() - 1];
-    empty(x, Shape::new([at.blocks(), width]), DType::F32)
-}
-
-/// The cubes' rows of sums added up, and added to what there is already, in the shape and type of a weight.
-fn sum_of_rows<R: CubeRuntime>(
-    sums: CubeTensor<R>,
-    weight: &CubeTensor<R>,
-    onto: Option<CubeTensor<R>>,
-) -> CubeTensor<R> {
-    let [count, width] = sums.meta.shape().dims();
-    let out = empty_like(weight);
-    let (onto, adds) = onto_or(onto, weight);
-    let units =
-        COLUMNS.max(UNITS.min(out.client.properties().hardware.max_units_per_cube as usize));
-    unsafe {
-        norm::sum_of_rows::launch_unchecked(
-            &out.client,
-            grid(&out.client, width.div_ceil(COLUMNS)),
-            CubeDim::new_1d(units as u32),
-            sums.into_array_arg(),
-            onto.into_array_arg(),
-            out.clone().into_array_arg(),
-            count,
-            width,
-            adds,
-            units,
-            out.dtype.into(),
-        );
-    }
-    out
-}
-
-/// What a gradient is added to, or any tensor, which is not read; and whether it is added.
-fn onto_or<R: CubeRuntime>(
-    onto: Option<CubeTensor<R>>,
-    other: &CubeTensor<R>,
-) -> (CubeTensor<R>, bool) {
-    let adds = onto.is_some();
-    (onto.map_or_else(|| other.clone(), into_contiguous), adds)
-}
-
-/// A unit for each value: cubes, and units of each.
-fn spread<R: CubeRuntime>(x: &CubeTensor<R>) -> (CubeCount, CubeDim) {
-    let units = UNITS.min(x.client.properties().hardware.max_units_per_cube as usize);
-    let cubes = x.meta.num_elements().div_ceil(units);
-    (grid(&x.client, cubes), CubeDim::new_1d(units as u32))
-}
-
-/// `x` `[batch, seq, heads, head_dim]` with its values in one of two orders, and whether the other one has a sample's heads one
-/// after another instead of a position's.
-fn in_an_order<R: CubeRuntime>(x: CubeTensor<R>) -> (CubeTensor<R>, bool) {
-    match x.meta.strides()[..] == heads_first_strides(&x) && !x.is_contiguous() {
-        true => (x, false),
-        false => (into_contiguous(x), true),
-    }
-}
-
-/// A tensor of the shape of `x` in the order that [`in_an_order`] named.
-fn in_the_other<R: CubeRuntime>(x: &CubeTensor<R>, heads_first: bool) -> CubeTensor<R> {
-    let mut out = empty_like(x);
-    if heads_first {
-        *out.meta = Metadata::new(x.meta.shape().clone(), heads_first_strides(x));
-    }
-    out
-}
-
-/// The strides of `[batch, seq, heads, head_dim]` where a sample's heads are one after another.
-fn heads_first_strides<R: CubeRuntime>(x: &CubeTensor<R>) -> [usize; 4] {
-    let [_, seq, heads, dim] = x.meta.shape().dims();
-    [heads * seq * dim, dim, seq * dim, 1]
-}
-
-fn sizes<R: CubeRuntime>(x: &CubeTensor<R>) -> HeadsLaunch<R> {
-    let [batch, seq, heads, dim] = x.meta.shape().dims();
-    let strides = x.meta.strides();
-    HeadsLaunch::new(
-        batch, seq, heads, dim, strides[0], strides[1], strides[2], strides[3],
-    )
 }

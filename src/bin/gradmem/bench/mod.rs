@@ -65,7 +65,7 @@ fn check_shape(sizes: &[usize]) -> Result<(), Error> {
 
 /// Waits until the device has computed everything.
 fn synchronize<B: BurnBackend>(device: &B::Device) -> Result<(), Error> {
-    B::sync(device).map_err(|error| Error::Input(format!("the device failed: {error:?}")))
+    B::sync(device).map_err(|error| Error::Failed(format!("the device failed: {error:?}")))
 }
 
 fn median(seconds: &mut [f64]) -> f64 {

@@ -13,7 +13,8 @@ use burn::train::Interrupter;
 use clap::ValueEnum;
 use gradmem::Error;
 use gradmem::kernels::{KernelBackend, Precision};
-use gradmem::train::config::RunConfig;
+use gradmem::method::MethodName;
+use gradmem::train::config::{LrDecay, RunConfig};
 use gradmem::train::evaluation::{EvalOptions, Shown};
 use gradmem::train::world::{World, all_or_none};
 use gradmem::train::{Ending, Outcome, TrainOptions, Trained, leave_dashboard};
@@ -102,6 +103,12 @@ fn run_in(args: &Args, world: &Arc<dyn World>) -> Result<ExitCode, Error> {
         .and_then(|config| Ok((args.folder(&config)?, config)))
         .and_then(|settings| usable(&args.backend).map(|()| settings));
     let (folder, config) = all_or_none(&**world, settings)?;
+    if let Some(seed) = args.seeds.as_ref().and(args.set("train.seed")) {
+        return Err(Error::Input(format!(
+            "{seed} beside --seeds, which sets it for each run: leave one of them out"
+        )));
+    }
+    args.warn_of_settings_without_effect(&config);
     let interrupter = Interrupter::new();
     stop_on_signals(&interrupter)?;
     #[cfg(unix)]
@@ -159,6 +166,51 @@ impl Args {
             .collect()
     }
 
+    /// The last override of a key.
+    fn set(&self, key: &str) -> Option<&str> {
+        let overrides = self.overrides.iter().rev();
+        let mut of_key = overrides.filter(|text| {
+            text.split_once('=')
+                .is_some_and(|(found, _)| found.trim() == key)
+        });
+        of_key.next().map(String::as_str)
+    }
+
+    /// Warns of settings that are valid, but do not do what whoever wrote them wanted.
+    fn warn_of_settings_without_effect(&self, config: &RunConfig) {
+        let own = config.method.section();
+        for text in &self.overrides {
+            let section = text.split('.').next().unwrap_or_default();
+            if MethodName::SECTIONS.contains(&section) && section != own {
+                let method = config.method.as_str();
+                log::warn!(
+                    "{text} has no effect: the method is {method}, whose settings are under [{own}]"
+                );
+            }
+        }
+        let train = &config.train;
+        // Shares are printed in percent. A little above 1 says never.
+        let curriculum = Some(train.curriculum_value).filter(|_| !train.curriculum.is_empty());
+        for (key, value) in [
+            ("stop_value", train.stop_value),
+            ("curriculum_value", curriculum),
+        ] {
+            if let Some(value) = value.filter(|value| train.stop_metric.is_share() && *value > 2.0)
+            {
+                let metric = train.stop_metric.key();
+                log::warn!(
+                    "train.{key} = {value} is never reached: {metric} is a share, between 0 and 1"
+                );
+            }
+        }
+        if train.lr_decay != LrDecay::Constant && train.warmup_steps >= train.steps {
+            let [warmup, steps] = [train.warmup_steps, train.steps];
+            log::warn!(
+                "train.warmup_steps = {warmup} of train.steps = {steps}: the learning rate rises until the end, and does not fall"
+            );
+        }
+    }
+
     /// The folder of the run. Another method than the preset's is another run.
     fn folder(&self, config: &RunConfig) -> Result<PathBuf, Error> {
         if let Some(folder) = &self.run {
@@ -168,7 +220,7 @@ impl Args {
             .file_stem()
             .unwrap_or_default()
             .to_os_string();
-        if config.method != RunConfig::resolve(&self.preset, &[])?.method {
+        if config.method != RunConfig::method_of(&self.preset)? {
             name.push("-");
             name.push(config.method.as_str());
         }

@@ -1,0 +1,138 @@
+//! What the launches of the layers' kernels have in common: which tensors they take, what they write to, and how many units there are.
+
+use burn::tensor::{DType, Shape};
+use burn_cubecl::CubeRuntime;
+use burn_cubecl::kernel::into_contiguous;
+use burn_cubecl::ops::numeric::empty_device_contiguous_dtype;
+use burn_cubecl::tensor::CubeTensor;
+use cubecl::prelude::*;
+use cubecl::zspace::metadata::Metadata;
+
+use super::norm::{self, COLUMNS};
+use super::pointwise::HeadsLaunch;
+use super::rows::{RowLaunch, UNITS, grid};
+
+/// Buffers that the largest kernel binds: eight tensors, and one for shapes and scalars.
+const BINDINGS: u32 = 9;
+
+/// Whether the kernels can compute with these tensors: floats of at most 32 bits, all of one type, none empty or with more values than
+/// an index of 32 bits counts, on a device that binds as many as a kernel takes.
+pub fn is_for_kernels<R: CubeRuntime, const N: usize>(tensors: [&CubeTensor<R>; N]) -> bool {
+    let dtype = tensors[0].dtype;
+    if tensors[0].client.properties().hardware.max_bindings < BINDINGS {
+        return false;
+    }
+    let fits = |x: &&CubeTensor<R>| {
+        let count = x.meta.num_elements();
+        x.dtype == dtype && count > 0 && u32::try_from(count).is_ok()
+    };
+    matches!(dtype, DType::F32 | DType::F16 | DType::BF16) && tensors.iter().all(fits)
+}
+
+/// The tables of a rotation, or any tensors, which are not read.
+pub fn tables_or<R: CubeRuntime>(
+    rotation: Option<[CubeTensor<R>; 3]>,
+    other: &CubeTensor<R>,
+) -> [CubeTensor<R>; 3] {
+    match rotation {
+        Some(tables) => tables.map(into_contiguous),
+        None => [(); 3].map(|()| other.clone()),
+    }
+}
+
+pub fn empty<R: CubeRuntime>(like: &CubeTensor<R>, shape: Shape, dtype: DType) -> CubeTensor<R> {
+    empty_device_contiguous_dtype(like.client.clone(), like.device.clone(), shape, dtype)
+}
+
+pub fn empty_like<R: CubeRuntime>(x: &CubeTensor<R>) -> CubeTensor<R> {
+    empty(x, x.meta.shape().clone(), x.dtype)
+}
+
+/// The launch of a kernel over the rows of the last dimension.
+pub fn by_rows<R: CubeRuntime>(x: &CubeTensor<R>, adds: bool) -> RowLaunch {
+    let width = x.meta.shape()[x.meta.shape().num_dims() - 1];
+    RowLaunch::new(&x.client, [x.meta.num_elements() / width, width], adds)
+}
+
+/// For each cube a row of sums.
+pub fn sums<R: CubeRuntime>(x: &CubeTensor<R>, at: &RowLaunch) -> CubeTensor<R> {
+    let width = x.meta.shape()[x.meta.shape().num_dims() - 1];
+    empty(x, Shape::new([at.blocks(), width]), DType::F32)
+}
+
+/// The cubes' rows of sums added up, and added to what there is already, in the shape and type of a weight.
+pub fn sum_of_rows<R: CubeRuntime>(
+    sums: CubeTensor<R>,
+    weight: &CubeTensor<R>,
+    onto: Option<CubeTensor<R>>,
+) -> CubeTensor<R> {
+    let [count, width] = sums.meta.shape().dims();
+    let out = empty_like(weight);
+    let (onto, adds) = onto_or(onto, weight);
+    let units =
+        COLUMNS.max(UNITS.min(out.client.properties().hardware.max_units_per_cube as usize));
+    unsafe {
+        norm::sum_of_rows::launch_unchecked(
+            &out.client,
+            grid(&out.client, width.div_ceil(COLUMNS)),
+            CubeDim::new_1d(units as u32),
+            sums.into_array_arg(),
+            onto.into_array_arg(),
+            out.clone().into_array_arg(),
+            count,
+            width,
+            adds,
+            units,
+            out.dtype.into(),
+        );
+    }
+    out
+}
+
+/// What a gradient is added to, or any tensor, which is not read; and whether it is added.
+pub fn onto_or<R: CubeRuntime>(
+    onto: Option<CubeTensor<R>>,
+    other: &CubeTensor<R>,
+) -> (CubeTensor<R>, bool) {
+    let adds = onto.is_some();
+    (onto.map_or_else(|| other.clone(), into_contiguous), adds)
+}
+
+/// A unit for each value: cubes, and units of each.
+pub fn spread<R: CubeRuntime>(x: &CubeTensor<R>) -> (CubeCount, CubeDim) {
+    let units = UNITS.min(x.client.properties().hardware.max_units_per_cube as usize);
+    let cubes = x.meta.num_elements().div_ceil(units);
+    (grid(&x.client, cubes), CubeDim::new_1d(units as u32))
+}
+
+/// `x` `[batch, seq, heads, head_dim]` with its values in one of two orders, and whether the other one has a sample's heads one
+/// after another instead of a position's.
+pub fn in_an_order<R: CubeRuntime>(x: CubeTensor<R>) -> (CubeTensor<R>, bool) {
+    match x.meta.strides()[..] == heads_first_strides(&x) && !x.is_contiguous() {
+        true => (x, false),
+        false => (into_contiguous(x), true),
+    }
+}
+
+/// A tensor of the shape of `x` in the order that [`in_an_order`] named.
+pub fn in_the_other<R: CubeRuntime>(x: &CubeTensor<R>, heads_first: bool) -> CubeTensor<R> {
+    let mut out = empty_like(x);
+    if heads_first {
+        *out.meta = Metadata::new(x.meta.shape().clone(), heads_first_strides(x));
+    }
+    out
+}
+
+/// The strides of `[batch, seq, heads, head_dim]` where a sample's heads are one after another.
+fn heads_first_strides<R: CubeRuntime>(x: &CubeTensor<R>) -> [usize; 4] {
+    let [_, seq, heads, dim] = x.meta.shape().dims();
+    [heads * seq * dim, dim, seq * dim, 1]
+}
+
+pub fn sizes<R: CubeRuntime>(x: &CubeTensor<R>) -> HeadsLaunch<R> {
+    let [batch, seq, heads, dim] = x.meta.shape().dims();
+    let strides = x.meta.strides();
+    HeadsLaunch::new(
+        batch, seq, heads, dim, strides[0], strides[1], strides[2], strides[3],
+    )
+}
