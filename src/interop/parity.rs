@@ -24,7 +24,8 @@ use crate::error::Error;
 use crate::interop::checkpoint::{self, SpecialTokens};
 use crate::memory::{GradMem, Memory, MetaGradient};
 use crate::method::AnyMethod;
-use crate::model::weights::{ModulePath, Tensors, follows_path};
+use crate::model::paths::{ModulePath, follows_path};
+use crate::model::weights::Tensors;
 use crate::model::{AnyLm, CausalLm, unpadded};
 use crate::support::fs::read_object;
 

@@ -14,7 +14,7 @@ use burn::tensor::backend::Backend;
 
 use crate::error::{Error, positive, sizes};
 use crate::model::layers::Init;
-use crate::model::weights::{ModulePath, follows_path, is_called};
+use crate::model::paths::{ModulePath, follows_path, is_called};
 
 /// Adapters of some of a model's matrices.
 #[derive(Module, Debug)]

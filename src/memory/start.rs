@@ -15,7 +15,7 @@ use super::kinds::{
 use super::{GradMemConfig, LoraPlace, MemProj, MemoryKind, MemoryStart};
 use crate::error::Error;
 use crate::model::layers::{Affine, Init};
-use crate::model::weights::is_called;
+use crate::model::paths::is_called;
 use crate::model::{CausalLm, Slots};
 
 /// The learned start of a kind of memory.

@@ -11,7 +11,8 @@ use burn::tensor::{Tensor, TensorData};
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::weights::{Matrix, ModulePath, Tensors, follows_path};
+use super::paths::{ModulePath, follows_path};
+use super::weights::{Matrix, Tensors};
 use crate::error::Error;
 use crate::support::fs::read_object;
 

@@ -7,8 +7,8 @@ use gradmem_kernels::{Association, LayerBackend, product};
 
 use super::CausalLm;
 use super::layers::Associative;
+use super::paths::is_called;
 use super::rows::{indices, repeat, select};
-use super::weights::is_called;
 
 /// What a model keeps of a sequence: attention the keys and values, Mamba the inputs of its convolution and
 /// its state. Clones of a cache can be continued independently.

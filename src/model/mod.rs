@@ -17,6 +17,7 @@ mod gpt_neox;
 pub mod layers;
 mod llama;
 mod mamba;
+pub(crate) mod paths;
 pub mod pretrained;
 pub(crate) mod rows;
 mod tokens;

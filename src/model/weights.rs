@@ -5,13 +5,15 @@
 //! parameter they fill, so that a bf16 file loads into an f32 model. Errors name every tensor that is
 //! missing, unexpected or of another shape.
 
+mod fill;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
 use burn::tensor::backend::Backend;
-use burn::tensor::{DType, Element, Tensor, TensorData};
+use burn::tensor::{DType, Tensor, TensorData};
 use memmap2::Mmap;
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView};
@@ -19,79 +21,12 @@ use serde_json::Value;
 #[cfg(feature = "train")]
 use sha2::{Digest, Sha256};
 
+use self::fill::first_non_finite;
+use super::paths::{ModulePath, follows_path};
 use crate::error::Error;
 #[cfg(feature = "train")]
 use crate::support::fs::hex;
 use crate::support::fs::{other_format, read_object};
-
-/// The path of the module that a visitor is in, without the variants of enums; the parameters of a GradMem's memory and its WRITE
-/// head are named as its own, as the reference has them.
-#[derive(Debug, Default)]
-pub(crate) struct ModulePath {
-    names: Vec<String>,
-    /// The type of the module whose field was entered last.
-    container: String,
-}
-
-impl ModulePath {
-    pub(crate) fn enter(&mut self, name: &str, container: &str) {
-        if has_a_name(name, container) {
-            self.names.push(name.into());
-        }
-        self.container = container.into();
-    }
-
-    pub(crate) fn exit(&mut self, name: &str, container: &str) {
-        if has_a_name(name, container) {
-            self.names.pop();
-        }
-    }
-
-    /// The names, joined by dots.
-    pub(crate) fn name(&self) -> String {
-        match self.names.as_slice() {
-            [objective, rest @ ..]
-                if objective == "objective" && rest.first().is_some_and(|x| x == "write_head") =>
-            {
-                rest.join(".")
-            }
-            names => names.join("."),
-        }
-    }
-
-    /// Whether a parameter there is a token embedding.
-    pub(crate) fn is_embedding(&self) -> bool {
-        self.container == "Struct:Embedding"
-    }
-
-    /// Whether a weight there is stored as `[d_input, d_output]`.
-    pub(crate) fn is_transposed(&self) -> bool {
-        self.container == "Struct:Conv1D"
-    }
-}
-
-/// In an implementation of a visitor or a mapper with a field `path`: it follows the modules.
-macro_rules! follows_path {
-    () => {
-        fn enter_module(&mut self, name: &str, container: &str) {
-            self.path.enter(name, container);
-        }
-        fn exit_module(&mut self, name: &str, container: &str) {
-            self.path.exit(name, container);
-        }
-    };
-}
-pub(crate) use follows_path;
-
-/// Whether a module's path is this name or ends with it: `self_attn.q_proj` is called `q_proj` too.
-pub(crate) fn is_called(path: &str, name: &str) -> bool {
-    let rest = path.strip_suffix(name);
-    rest.is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
-}
-
-fn has_a_name(field: &str, container: &str) -> bool {
-    !container.starts_with("Enum:") && (field, container) != ("memory", "Struct:GradMem")
-}
 
 /// Every float parameter of a module with its path, in a fixed order.
 pub fn parameters<B: Backend, M: Module<B>>(module: &M) -> Vec<(String, TensorData)> {
@@ -463,80 +398,6 @@ impl Tensors {
         let shape = entry.shape.clone();
         Ok(TensorData::from_bytes_vec(bytes, shape, dtype))
     }
-
-    /// Fills every float parameter of `module` with the tensor of its path.
-    ///
-    /// # Errors
-    ///
-    /// Names every parameter without a tensor, tensor without a parameter, tensor of another shape, and
-    /// tensor with a non-finite element.
-    pub fn fill<B: Backend, M: Module<B>>(&self, module: M) -> Result<M, Error> {
-        self.fill_some(module, |_| true)
-    }
-
-    /// [`Tensors::fill`] of the parameters that are `wanted`, and no others.
-    pub(crate) fn fill_some<B: Backend, M: Module<B>>(
-        &self,
-        module: M,
-        wanted: impl Fn(&str) -> bool,
-    ) -> Result<M, Error> {
-        let name = |path: &str| wanted(path).then(|| path.to_string());
-        self.fill_named(module, &name, &|_| false)
-    }
-
-    /// [`Tensors::fill`] of a file with other names: `name` maps a parameter's path to the tensor's name.
-    /// Tensors without a parameter are no error if `ignored` returns true.
-    ///
-    /// # Errors
-    ///
-    /// As [`Tensors::fill`].
-    pub fn fill_as<B: Backend, M: Module<B>>(
-        &self,
-        module: M,
-        name: impl Fn(&str) -> String,
-        ignored: impl Fn(&str) -> bool,
-    ) -> Result<M, Error> {
-        self.fill_named(module, &|path| Some(name(path)), &ignored)
-    }
-
-    /// [`Tensors::fill_as`] of the parameters that have a name.
-    fn fill_named<B: Backend, M: Module<B>>(
-        &self,
-        module: M,
-        name: &dyn Fn(&str) -> Option<String>,
-        ignored: &dyn Fn(&str) -> bool,
-    ) -> Result<M, Error> {
-        let mut fill = Fill {
-            file: self,
-            name,
-            unexpected: self.names().map(Into::into).collect(),
-            path: ModulePath::default(),
-            problems: Vec::new(),
-        };
-        let module = module.map(&mut fill);
-        let unexpected = fill.unexpected.iter().filter(|name| !ignored(name));
-        let unexpected = unexpected.map(|name| format!("unexpected `{name}`"));
-        let absent = self.absent.iter().filter(|(name, _)| !ignored(name));
-        let absent = absent.map(|(name, file)| absent_problem(name, file));
-        let absent: Vec<_> = absent
-            .filter(|problem| !fill.problems.contains(problem))
-            .collect();
-        let problems = fill.problems.into_iter().chain(unexpected).chain(absent);
-        let problems: Vec<String> = problems.collect();
-        if problems.is_empty() {
-            return Ok(module);
-        }
-        let shown = 8;
-        let more = match problems.len() {
-            n if n > shown => format!("; and {} more", n - shown),
-            _ => String::new(),
-        };
-        let list = problems[..problems.len().min(shown)].join("; ");
-        Err(Error::file(
-            &self.path,
-            format!("does not fit the model: {list}{more}"),
-        ))
-    }
 }
 
 fn absent_problem(name: &str, file: &Value) -> String {
@@ -575,85 +436,6 @@ fn drop_pages(map: &Mmap, start: usize, len: usize) {
     }
     #[cfg(not(unix))]
     let _ = (map, start, len);
-}
-
-struct Fill<'a> {
-    file: &'a Tensors,
-    name: &'a dyn Fn(&str) -> Option<String>,
-    path: ModulePath,
-    unexpected: BTreeSet<String>,
-    problems: Vec<String>,
-}
-
-impl Fill<'_> {
-    /// The tensor of this name, checked and converted to `dtype`.
-    fn find(&mut self, name: &str, shape: &[usize], dtype: DType) -> Result<TensorData, String> {
-        let entry = self.file.tensors.get(name);
-        let entry = entry.ok_or_else(|| match self.file.absent.get(name) {
-            Some(file) => absent_problem(name, file),
-            None => format!("missing `{name}`"),
-        })?;
-        self.unexpected.remove(name);
-        if entry.shape != shape {
-            let found = &entry.shape;
-            return Err(format!(
-                "`{name}` is {found:?} where the model has {shape:?}"
-            ));
-        }
-        if matches!(entry.dtype, Dtype::I64 | Dtype::I8) {
-            let dtype = entry.dtype;
-            return Err(format!(
-                "`{name}` holds whole numbers ({dtype:?}), not weights"
-            ));
-        }
-        let data = self
-            .file
-            .read(entry)
-            .map_err(|e| format!("`{name}`: {e}"))?
-            .convert_dtype(dtype);
-        match first_non_finite(&data) {
-            None => Ok(data),
-            Some((at, value)) => Err(format!("`{name}` holds {value} (element {at})")),
-        }
-    }
-}
-
-/// The first non-finite element: its index and value.
-fn first_non_finite(data: &TensorData) -> Option<(usize, f64)> {
-    if let Ok(values) = data.as_slice::<f32>() {
-        let at = values.iter().position(|value| !value.is_finite())?;
-        return Some((at, values[at].into()));
-    }
-    data.iter::<f64>()
-        .enumerate()
-        .find(|(_, value)| !value.is_finite())
-}
-
-impl<B: Backend> ModuleMapper<B> for Fill<'_> {
-    follows_path!();
-
-    fn map_float<const D: usize>(&mut self, param: Param<Tensor<B, D>>) -> Param<Tensor<B, D>> {
-        let Some(name) = (self.name)(&self.path.name()) else {
-            return param;
-        };
-        // A parameter whose weights are not loaded yet must not be allocated with zeros first.
-        let (shape, device) = (param.lazy_shape(), param.lazy_device());
-        let dtype = match param.is_initialized() {
-            true => param.val().dtype(),
-            false => <B::FloatElem as Element>::dtype(),
-        };
-        match self.find(&name, &shape.to_vec(), dtype) {
-            Err(problem) => {
-                self.problems.push(problem);
-                param
-            }
-            Ok(data) => {
-                let tensor = Tensor::from_data(data, (&device, dtype));
-                let id = param.id;
-                param.transform_for_load(tensor, id)
-            }
-        }
-    }
 }
 
 fn to_safetensors(dtype: DType) -> Result<Dtype, String> {

@@ -308,7 +308,7 @@ mod tests {
         assert_eq!(labels(&questions), expected);
         // Data name a panel, in which there are all methods.
         let keys: [&[&str]; 2] = [&["data.key_len=2"], &["method=rmt", "data.key_len=1"]];
-        let expected = ["RMT, key_len = 1", "GradMem, K = 2, key_len = 2"];
+        let expected = ["RMT, key len = 1", "GradMem, K = 2, key len = 2"];
         assert_eq!(labels(&keys), expected);
         let rates = labels(&[&["train.lr=0.00025"], &["train.lr=0.0003"]]);
         let expected = [

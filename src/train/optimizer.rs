@@ -18,7 +18,7 @@ use gradmem_kernels::{AdamWStep, LayerBackend};
 
 use super::config::TrainConfig;
 use super::learner::MetaLearner;
-use crate::model::weights::{ModulePath, follows_path};
+use crate::model::paths::{ModulePath, follows_path};
 
 /// AdamW (arXiv 1711.05101) with the formula and the state of Burn's, whose records it reads; a step on a parameter is one
 /// launch on a GPU, and one pass on flex, where its numbers are Burn's bit for bit.
