@@ -21,7 +21,6 @@ use serde_json::Value;
 #[cfg(feature = "train")]
 use sha2::{Digest, Sha256};
 
-use self::fill::first_non_finite;
 use super::paths::{ModulePath, follows_path};
 use crate::error::Error;
 #[cfg(feature = "train")]
@@ -436,6 +435,17 @@ fn drop_pages(map: &Mmap, start: usize, len: usize) {
     }
     #[cfg(not(unix))]
     let _ = (map, start, len);
+}
+
+/// The first non-finite element: its index and value.
+fn first_non_finite(data: &TensorData) -> Option<(usize, f64)> {
+    if let Ok(values) = data.as_slice::<f32>() {
+        let at = values.iter().position(|value| !value.is_finite())?;
+        return Some((at, values[at].into()));
+    }
+    data.iter::<f64>()
+        .enumerate()
+        .find(|(_, value)| !value.is_finite())
 }
 
 fn to_safetensors(dtype: DType) -> Result<Dtype, String> {

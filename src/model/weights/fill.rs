@@ -8,7 +8,7 @@ use burn::tensor::{DType, Element, Tensor, TensorData};
 use safetensors::tensor::Dtype;
 
 use super::super::paths::{ModulePath, follows_path};
-use super::{Tensors, absent_problem};
+use super::{Tensors, absent_problem, first_non_finite};
 use crate::error::Error;
 
 impl Tensors {
@@ -126,17 +126,6 @@ impl Fill<'_> {
             Some((at, value)) => Err(format!("`{name}` holds {value} (element {at})")),
         }
     }
-}
-
-/// The first non-finite element: its index and value.
-pub(super) fn first_non_finite(data: &TensorData) -> Option<(usize, f64)> {
-    if let Ok(values) = data.as_slice::<f32>() {
-        let at = values.iter().position(|value| !value.is_finite())?;
-        return Some((at, values[at].into()));
-    }
-    data.iter::<f64>()
-        .enumerate()
-        .find(|(_, value)| !value.is_finite())
 }
 
 impl<B: Backend> ModuleMapper<B> for Fill<'_> {

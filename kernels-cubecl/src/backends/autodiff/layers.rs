@@ -11,7 +11,7 @@ use burn_autodiff::grads::Gradients;
 use burn_autodiff::ops::{Backward, Ops, OpsKind};
 use burn_autodiff::{Autodiff, NodeId};
 
-use super::{Operation, Point, Several, all, backward, earlier, forward, register, several};
+use super::{Linear, Operation, Point, Several, all, backward, earlier, forward, linear, several};
 use crate::reference::primitives::added;
 use crate::{LayerBackend, Nonlinearity, Norm, Precision};
 
@@ -215,9 +215,7 @@ impl<B: LayerBackend, C: CheckpointStrategy> LayerBackend for Autodiff<B, C> {
     }
 
     fn contiguous(x: FloatTensor<Self>) -> FloatTensor<Self> {
-        let y = B::contiguous(x.primitive);
-        let prep = Backward::<B, 1>::prepare::<C>(Contiguous, [x.node]).compute_bound();
-        prep.stateless(y)
+        linear::<B, C, 1>(Contiguous, [x], |[x]| B::contiguous(x))
     }
 
     fn norm(x: FloatTensor<Self>, weight: FloatTensor<Self>, by: Norm) -> FloatTensor<Self> {
@@ -266,10 +264,7 @@ impl<B: LayerBackend, C: CheckpointStrategy> LayerBackend for Autodiff<B, C> {
     }
 
     fn side_by_side(parts: [FloatTensor<Self>; 2]) -> FloatTensor<Self> {
-        let nodes = parts.each_ref().map(|x| x.node.clone());
-        let y = B::side_by_side(parts.map(|x| x.primitive));
-        let prep = Backward::<B, 2>::prepare::<C>(SideBySide, nodes).compute_bound();
-        prep.stateless(y)
+        linear::<B, C, 2>(SideBySide, parts, B::side_by_side)
     }
 
     fn halves(x: FloatTensor<Self>) -> [FloatTensor<Self>; 2] {
@@ -283,13 +278,9 @@ impl<B: LayerBackend, C: CheckpointStrategy> LayerBackend for Autodiff<B, C> {
         sin: FloatTensor<Self>,
         turn: FloatTensor<Self>,
     ) -> FloatTensor<Self> {
-        let [cos, sin, turn] = [cos, sin, turn].map(|x| x.primitive);
-        let y = B::rotary(x.primitive, cos.clone(), sin.clone(), turn.clone());
-        let prep = Backward::<B, 1>::prepare::<C>(Rotary, [x.node]).compute_bound();
-        match prep.stateful() {
-            OpsKind::Tracked(prep) => prep.finish([cos, sin, turn], y),
-            OpsKind::UnTracked(prep) => prep.finish(y),
-        }
+        let tables = [cos, sin, turn].map(|x| x.primitive);
+        let [cos, sin, turn] = tables.clone();
+        linear::<B, C, 1>(Rotary(tables), [x], |[x]| B::rotary(x, cos, sin, turn))
     }
 
     fn split_heads(
@@ -308,13 +299,11 @@ impl<B: LayerBackend, C: CheckpointStrategy> LayerBackend for Autodiff<B, C> {
     ) -> FloatTensor<Self> {
         let rotation = rotation.map(|tables| tables.map(|x| x.primitive));
         let heads = [&qkv[0], &qkv[1]].map(|x| x.primitive.shape()[2]);
-        let nodes = qkv.each_ref().map(|x| x.node.clone());
-        let y = B::join_heads(qkv.map(|x| x.primitive), rotation.clone());
-        let prep = Backward::<B, 3>::prepare::<C>(Join, nodes).compute_bound();
-        match prep.stateful() {
-            OpsKind::Tracked(prep) => prep.finish((rotation, heads), y),
-            OpsKind::UnTracked(prep) => prep.finish(y),
-        }
+        let join = Join {
+            rotation: rotation.clone(),
+            heads,
+        };
+        linear::<B, C, 3>(join, qkv, |qkv| B::join_heads(qkv, rotation))
     }
 }
 
@@ -424,44 +413,29 @@ impl<B: LayerBackend> Backward<B, 3> for Product {
 #[derive(Debug)]
 struct Contiguous;
 
-impl<B: LayerBackend> Backward<B, 1> for Contiguous {
-    type State = ();
-
-    fn backward(self, ops: Ops<(), 1>, grads: &mut Gradients, _: &mut Checkpointer) {
-        let grad = grads.consume::<B>(&ops.node);
-        if let [Some(parent)] = ops.parents {
-            grads.register::<B>(parent.id, B::contiguous(grad));
-        }
+impl<B: LayerBackend> Linear<B, 1> for Contiguous {
+    fn gradients(self, grad: FloatTensor<B>) -> [FloatTensor<B>; 1] {
+        [B::contiguous(grad)]
     }
 }
 
-/// The gradient of a rotation is the inverse rotation.
+/// By cos, sin and `turn`. Its gradient is the inverse rotation.
 #[derive(Debug)]
-struct Rotary;
+struct Rotary<B: Backend>([FloatTensor<B>; 3]);
 
-impl<B: LayerBackend> Backward<B, 1> for Rotary {
-    /// cos, sin, turn
-    type State = [FloatTensor<B>; 3];
-
-    fn backward(self, ops: Ops<Self::State, 1>, grads: &mut Gradients, _: &mut Checkpointer) {
-        let grad = grads.consume::<B>(&ops.node);
-        let ([Some(parent)], [cos, sin, turn]) = (ops.parents, ops.state) else {
-            return;
-        };
-        let gradient = B::rotary(grad, cos, B::float_neg(sin), turn);
-        grads.register::<B>(parent.id, gradient);
+impl<B: LayerBackend> Linear<B, 1> for Rotary<B> {
+    fn gradients(self, grad: FloatTensor<B>) -> [FloatTensor<B>; 1] {
+        let [cos, sin, turn] = self.0;
+        [B::rotary(grad, cos, B::float_neg(sin), turn)]
     }
 }
 
 #[derive(Debug)]
 struct SideBySide;
 
-impl<B: LayerBackend> Backward<B, 2> for SideBySide {
-    type State = ();
-
-    fn backward(self, ops: Ops<(), 2>, grads: &mut Gradients, _: &mut Checkpointer) {
-        let grad = grads.consume::<B>(&ops.node);
-        register::<B, _, 2>(&ops, B::halves(grad).map(Some), grads);
+impl<B: LayerBackend> Linear<B, 2> for SideBySide {
+    fn gradients(self, grad: FloatTensor<B>) -> [FloatTensor<B>; 2] {
+        B::halves(grad)
     }
 }
 
@@ -486,16 +460,14 @@ impl<B: LayerBackend> Several<B, 3> for Split<B> {
 }
 
 #[derive(Debug)]
-struct Join;
+struct Join<B: Backend> {
+    rotation: Option<[FloatTensor<B>; 3]>,
+    /// The numbers of heads.
+    heads: [usize; 2],
+}
 
-impl<B: LayerBackend> Backward<B, 3> for Join {
-    /// The rotation, and the numbers of heads.
-    type State = (Option<[FloatTensor<B>; 3]>, [usize; 2]);
-
-    fn backward(self, ops: Ops<Self::State, 3>, grads: &mut Gradients, _: &mut Checkpointer) {
-        let grad = grads.consume::<B>(&ops.node);
-        let (rotation, heads) = ops.state.clone();
-        let parts = B::split_heads(grad, rotation, heads);
-        register::<B, _, 3>(&ops, parts.map(Some), grads);
+impl<B: LayerBackend> Linear<B, 3> for Join<B> {
+    fn gradients(self, grad: FloatTensor<B>) -> [FloatTensor<B>; 3] {
+        B::split_heads(grad, self.rotation, self.heads)
     }
 }

@@ -128,6 +128,36 @@ where
     })
 }
 
+/// A linear function of several tensors with one output.
+trait Linear<B: Backend, const N: usize>: Debug + Send + 'static {
+    /// The gradients to the inputs.
+    fn gradients(self, grad: FloatTensor<B>) -> [FloatTensor<B>; N];
+}
+
+/// Records what is computed from the inputs.
+fn linear<B: Backend, C: CheckpointStrategy, const N: usize>(
+    function: impl Linear<B, N>,
+    inputs: [FloatTensor<Autodiff<B, C>>; N],
+    compute: impl FnOnce([FloatTensor<B>; N]) -> FloatTensor<B>,
+) -> FloatTensor<Autodiff<B, C>> {
+    let nodes = inputs.each_ref().map(|x| x.node.clone());
+    let output = compute(inputs.map(|x| x.primitive));
+    let prep = Joined(function).prepare::<C>(nodes).compute_bound();
+    prep.stateless(output)
+}
+
+#[derive(Debug)]
+struct Joined<T>(T);
+
+impl<B: Backend, T: Linear<B, N>, const N: usize> Backward<B, N> for Joined<T> {
+    type State = ();
+
+    fn backward(self, ops: Ops<(), N>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let grad = grads.consume::<B>(&ops.node);
+        register::<B, _, N>(&ops, self.0.gradients(grad).map(Some), grads);
+    }
+}
+
 /// A linear function of one tensor with several outputs.
 trait Several<B: Backend, const N: usize>: Clone + Debug + Send + 'static {
     /// The gradient to the input, from those to all outputs.
