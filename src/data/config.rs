@@ -296,7 +296,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_task_trains_on_of_anothers_held_out_samples_is_counted() {
+    fn what_a_task_trains_on_that_another_one_holds_out_is_counted() {
         let (_folder, config) = jsonl(LINES);
         let task = config.open(&TokensConfig::default(), 0, None).unwrap();
         assert_eq!(task.trains_on(&task).unwrap(), 0);
