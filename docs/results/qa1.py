@@ -5,9 +5,10 @@ apart2.jsonl two statements one after the other about different people and place
 apart4.jsonl the same of three or four statements, about at least three people
 moved.jsonl  two to four statements one after the other in which somebody is named twice; where each is
 qa1.jsonl    each story up to each of its questions; where each of its people is
+long.jsonl   the same with a quarter of those of fewer than six statements, and all of the last 200, which are held out
 test.jsonl   the questions of the test file as they are
 
-The first five are in the order of the stories: what one holds out at its end, no other trains on.
+All but the last are in the order of the stories: what one holds out at its end, no other trains on.
 """
 
 import json
@@ -90,7 +91,11 @@ def moved():
 save("copy.jsonl", [sample(part, repetition(part)) for part in (story[: draw.randint(1, 2)] for story in whole)])
 save("apart2.jsonl", [sample(part, questions(part) + repetition(part)) for part in apart(2, 2)])
 save("apart4.jsonl", [sample(part, filled(questions(part), 4)) for length in (3, 4) for part in apart(length, 3)])
-save("qa1.jsonl", [sample(part, filled(questions(part), 4)) for _, part, _ in train])
+every = [sample(part, filled(questions(part), 4)) for _, part, _ in train]
+save("qa1.jsonl", every)
+some, left = random.Random(1), len(every) - 200
+kept = [at >= left or len(part) >= 6 or some.random() < 0.25 for at, (_, part, _) in enumerate(train)]
+save("long.jsonl", [line for line, is_kept in zip(every, kept) if is_kept])
 save("moved.jsonl", [sample(part, filled(questions(part), 3)) for part in moved()])
 save("test.jsonl", [sample(part, [asked]) for _, part, asked in test])
 seen = {statements for _, statements, _ in train}

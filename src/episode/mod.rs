@@ -43,7 +43,7 @@ pub struct Episode<B: Backend> {
     queries: Tokens<B>,
     labels: Labels<B>,
     whole: Totals,
-    /// A random number of the batch: a hash of its first context.
+    /// A random number of the batch: a hash of its contexts, in whichever order they are.
     drawn: u64,
     /// The outer loop's steps before this batch.
     step: usize,
@@ -115,9 +115,12 @@ impl<B: Backend> Episode<B> {
         }
         let labels = Labels::new(labels, width, &queries.device())?;
         let whole = totals(&contexts, &labels);
-        let digest = contexts.hash(0);
-        let digits = digest[..8].iter();
-        let drawn = digits.fold(0, |sum, byte| sum << 8 | u64::from(*byte));
+        let number = |row| {
+            let digest = contexts.hash(row);
+            let digits = digest[..8].iter();
+            digits.fold(0, |sum, byte| sum << 8 | u64::from(*byte))
+        };
+        let drawn = (0..contexts.len()).map(number).fold(0, u64::wrapping_add);
         Ok(Self {
             contexts,
             queries,
