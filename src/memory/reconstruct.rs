@@ -151,7 +151,8 @@ impl<B: Backend, M: Writable<B>, O: LiftedObjective<B, M>> GradMem<B, M, O> {
     }
 
     /// The contexts that the memories hold, reconstructed greedily by WRITE's model from the memories alone:
-    /// each token after those generated before it, as many as `lengths` says; chunk by chunk, if they were written so.
+    /// each token after those generated before it, as many as `lengths` says; chunk by chunk, if they were written so. Of texts that
+    /// were [written on](GradMem::write_on) one another, the first chunks are told.
     ///
     /// # Errors
     ///
