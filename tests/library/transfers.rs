@@ -8,7 +8,7 @@ const ALLOWED: &[(&str, &str)] = &[
     ("model/generate.rs", "the next token's logits"),
     ("model/adapter.rs", "weights that an adapter is added to"),
     ("model/weights.rs", "weights that are saved"),
-    ("memory/kinds/file.rs", "memories that are saved"),
+    ("memory/kinds/file/pack.rs", "memories that are saved"),
     ("memory/stop.rs", "the losses that a stop rule compares"),
     (
         "support/readback.rs",
