@@ -31,6 +31,7 @@ impl<B: Backend> Batch<B> {
     }
 
     /// The same as the batch behind so many steps of a training, with labels smoothed by ε if that is above 0.
+    #[cfg(feature = "train")]
     pub(crate) fn in_training(mut self, step: usize, smoothing: f64) -> Self {
         self.episode = self.episode.at_step(step);
         if smoothing > 0.0 {

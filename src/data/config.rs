@@ -295,6 +295,7 @@ mod tests {
         );
     }
 
+    #[cfg(feature = "train")]
     #[test]
     fn what_a_task_trains_on_that_another_one_holds_out_is_counted() {
         let (_folder, config) = jsonl(LINES);

@@ -1,6 +1,5 @@
 //! A task's samples: encoding, truncation and lengths.
 
-use std::collections::HashSet;
 use std::fmt;
 use std::sync::Arc;
 
@@ -232,12 +231,13 @@ impl Task {
 
     /// How many of the inspected training samples have a context that `other` holds out. None are looked at where the
     /// samples are generated: those are in one split only.
+    #[cfg(feature = "train")]
     pub(crate) fn trains_on(&self, other: &Self) -> Result<usize, Error> {
         if !self.shuffle || !other.shuffle {
             return Ok(0);
         }
         let most = max_inspected(true);
-        let mut held_out = HashSet::new();
+        let mut held_out = std::collections::HashSet::new();
         for sample in other.valid.iter().take(most) {
             held_out.insert(sample?.context);
         }
