@@ -1,5 +1,7 @@
 //! A task's samples: encoding, truncation and lengths.
 
+#[cfg(feature = "train")]
+use std::collections::HashSet;
 use std::fmt;
 use std::sync::Arc;
 
@@ -229,22 +231,32 @@ impl Task {
         })
     }
 
-    /// How many of the inspected training samples have a context that `other` holds out. None are looked at where the
-    /// samples are generated: those are in one split only.
+    /// The contexts of the inspected validation samples, if they come from a file.
     #[cfg(feature = "train")]
-    pub(crate) fn trains_on(&self, other: &Self) -> Result<usize, Error> {
-        if !self.shuffle || !other.shuffle {
-            return Ok(0);
-        }
-        let most = max_inspected(true);
-        let mut held_out = std::collections::HashSet::new();
-        for sample in other.valid.iter().take(most) {
-            held_out.insert(sample?.context);
-        }
+    pub(crate) fn held_out(&self) -> Result<HashSet<Vec<u32>>, Error> {
+        let contexts = self.of_a_file(&self.valid);
+        contexts.map(|sample| Ok(sample?.context)).collect()
+    }
+
+    /// How many of the inspected training samples, if they come from a file, have one of these contexts.
+    #[cfg(feature = "train")]
+    pub(crate) fn trains_on(&self, held_out: &HashSet<Vec<u32>>) -> Result<usize, Error> {
         let mut known = 0;
-        for sample in self.train.iter().take(most) {
+        for sample in self.of_a_file(&self.train) {
             known += usize::from(held_out.contains(&sample?.context));
         }
         Ok(known)
+    }
+
+    #[cfg(feature = "train")]
+    fn of_a_file<'a>(
+        &self,
+        samples: &'a Samples,
+    ) -> impl Iterator<Item = Result<Sample, Error>> + use<'a> {
+        let most = match self.shuffle {
+            true => max_inspected(true),
+            false => 0,
+        };
+        samples.iter().take(most)
     }
 }

@@ -112,12 +112,12 @@ impl<B: Backend, M: Writable<B>, O: LiftedObjective<B, M>> GradMem<B, M, O> {
     ) -> Result<(Memory<B>, Vec<Crammed>), Error> {
         config.validate()?;
         let segments = self.segments(contexts)?;
-        let ([piece], true) = (
-            segments.pieces.as_slice(),
-            segments.counts.iter().all(|n| *n == 1),
-        ) else {
-            let problem = "a memory is optimised for a context at once, not for one in chunks";
-            return Err(Error::Input(problem.into()));
+        let piece = match segments.pieces.as_slice() {
+            [piece] if piece.times == 1 => piece,
+            _ => {
+                let problem = "a memory is optimised for a context at once, not for one in chunks";
+                return Err(Error::Input(problem.into()));
+            }
         };
         let model = StepModel::new(&self.clone().no_grad(), piece);
         let mut fast = detached(&self.start(contexts.len()));

@@ -7,7 +7,6 @@ use super::Report;
 use super::axis::Axis;
 use super::context_size::context_tokens;
 use super::figure::{Figure, palette, panel_names};
-use super::format::mean;
 use super::group::{Group, is_data};
 use super::plot::{Item, Panel, Plot};
 use super::run::Run;
@@ -152,12 +151,11 @@ fn lines<'a>(
         let values: Vec<f64> = runs
             .filter_map(|run| run.value(measure, report.measure))
             .collect();
-        let (Some(x), Some(mean)) = (group.number(key), mean(&values)) else {
+        let Some(x) = group.number(key).filter(|_| !values.is_empty()) else {
             continue;
         };
-        let (name, mut common) = (name(group), group.settings.clone());
-        common
-            .retain(|other, _| other != key && !is_data(other) && !settings::is_incidental(other));
+        let common = group.settings_without(|other| other == key || is_data(other));
+        let name = name(group);
         let is_same = |line: &Line| line.name == name && line.common == common;
         let at = lines.iter().position(is_same);
         let at = at.unwrap_or_else(|| {
@@ -171,10 +169,8 @@ fn lines<'a>(
         });
         let seeds = values.iter().map(|value| (x, *value));
         lines[at].seeds.extend(seeds);
-        // A mean over those seeds that have a value would mislead.
-        if values.len() == group.runs.len() && group.has_one_run_a_seed() {
-            lines[at].means.push((x, mean));
-        }
+        let mean = group.mean(&values);
+        lines[at].means.extend(mean.map(|mean| (x, mean)));
     }
     for line in &mut lines {
         line.means.sort_by(|a, b| a.0.total_cmp(&b.0));

@@ -4,6 +4,7 @@ use std::cmp::Ordering;
 
 use serde_json::Value as Json;
 
+use super::format::mean;
 use super::run::Run;
 use super::settings::{self, Settings};
 use super::style::MethodColor;
@@ -68,8 +69,22 @@ impl Group {
         part.value.as_f64()
     }
 
-    /// Whether its runs have seeds of their own. Of two runs of one seed, such as copies, a mean would count it twice.
-    pub fn has_one_run_a_seed(&self) -> bool {
+    /// The mean over seeds of what its runs have. None if one of them has nothing: a mean over some seeds would mislead; or if a
+    /// seed has several runs, such as copies: it would count more than once.
+    pub(super) fn mean(&self, values: &[f64]) -> Option<f64> {
+        let all = values.len() == self.runs.len() && self.has_one_run_a_seed();
+        mean(values).filter(|_| all)
+    }
+
+    /// The settings that its results depend on, without those for whose keys `drop` is true and those that are
+    /// [incidental](settings::is_incidental).
+    pub(super) fn settings_without(&self, drop: impl Fn(&str) -> bool) -> Settings {
+        let mut kept = self.settings.clone();
+        kept.retain(|key, _| !drop(key) && !settings::is_incidental(key));
+        kept
+    }
+
+    fn has_one_run_a_seed(&self) -> bool {
         // Its runs are in the order of their seeds.
         let mut pairs = self.runs.windows(2);
         pairs.all(|pair| pair[0].config.train.seed != pair[1].config.train.seed)

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use super::Report;
 use super::context_size::floats_kept;
-use super::format::{escape, format_measure, mean, with_separators};
+use super::format::{escape, format_measure, with_separators};
 use super::group::Group;
 use super::run::Run;
 use crate::train::metrics::Measure;
@@ -101,10 +101,8 @@ pub fn results(report: &Report) -> Table {
                 .iter()
                 .filter_map(|r| value(measure, r))
                 .collect();
-            // Only if every seed has a value, and one: a mean over some seeds would mislead.
-            let all = values.len() == group.runs.len() && group.has_one_run_a_seed();
-            mean(&values)
-                .filter(|_| all)
+            group
+                .mean(&values)
                 .map(|mean| format_measure(measure, mean))
         };
         let each =

@@ -5,12 +5,10 @@ use std::collections::BTreeSet;
 use super::Report;
 use super::axis::Axis;
 use super::figure::{Figure, palette, panel_names, series_name};
-use super::format::mean;
 use super::group::Group;
 use super::heatmap::{self, Heatmap};
 use super::plot::{Item, Panel, Plot, Symbol};
 use super::run::Run;
-use super::settings::{self, Settings};
 use super::style::{MethodColor, Style};
 use crate::error::Error;
 use crate::train::metrics::Measure;
@@ -152,6 +150,7 @@ pub fn by_trained_and_evaluated(report: &Report) -> Result<Option<Figure>, Error
     let name = |group: &Group| group.label_without(|key| key == WRITE_STEPS);
     let is_gradmem =
         |group: &Group| matches!(group.color, MethodColor::GradMem | MethodColor::FirstOrder);
+    let common = |group: &Group| group.settings_without(|key| key == WRITE_STEPS);
     let groups = report.groups.iter();
     let mut alike: Vec<Vec<&Group>> = Vec::new();
     for group in groups.filter(|group| is_gradmem(group) && !columns(group, measure).is_empty()) {
@@ -211,13 +210,5 @@ fn cell(group: &Group, measure: Measure, k: usize) -> Option<f64> {
     let values: Vec<_> = rows
         .filter_map(|row| measure.in_values(&row.scores))
         .collect();
-    let all = values.len() == group.runs.len() && group.has_one_run_a_seed();
-    mean(&values).filter(|_| all)
-}
-
-/// The settings that a map's groups have in common.
-fn common(group: &Group) -> Settings {
-    let mut common = group.settings.clone();
-    common.retain(|key, _| key != WRITE_STEPS && !settings::is_incidental(key));
-    common
+    group.mean(&values)
 }

@@ -1,5 +1,6 @@
 //! A run of the command: from its settings to the result.
 
+use std::collections::HashSet;
 use std::path::Path;
 
 use burn::backend::Autodiff;
@@ -234,8 +235,12 @@ fn tasks(config: &RunConfig, folder: &Path, base: Option<&Base>) -> Result<Vec<T
         .iter()
         .map(|data| open(data, Some(tokenizer.clone())));
     let mut tasks = earlier.collect::<Result<Vec<_>, _>>()?;
+    let held_out = match tasks.is_empty() {
+        true => HashSet::new(),
+        false => last.held_out()?,
+    };
     for (task, part) in tasks.iter().zip(&config.train.curriculum) {
-        let known = task.trains_on(&last)?;
+        let known = task.trains_on(&held_out)?;
         if known > 0 {
             log::warn!(
                 "train.curriculum, {part:?}: {known} of its training samples have a context that the task itself holds out; \
@@ -300,10 +305,8 @@ fn initialized<B: KernelBackend>(
     device: &B::Device,
 ) -> Result<AnyMethod<B>, Error> {
     let section = match config.method {
-        MethodName::GradMem => "memory",
-        MethodName::Rmt => "rmt",
-        MethodName::Armt => "armt",
         MethodName::InContext => "model",
+        method => method.section(),
     };
     config
         .method_config()

@@ -12,7 +12,8 @@ use gradmem::train::metrics::Measure;
 
 use crate::args::{Backend, parse_numbers};
 use crate::backend::{Job, dispatch};
-use crate::output::{check_writable, format_answer, format_measure, say};
+use crate::files::check_writable;
+use crate::output::{format_answer, format_measure, say};
 
 /// Score a trained run on held-out samples, for any numbers of WRITE steps in one pass.
 ///

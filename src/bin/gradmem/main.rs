@@ -19,6 +19,7 @@ mod backend;
 mod bench;
 mod eval;
 mod export;
+mod files;
 mod generate;
 mod input;
 mod inspect;

@@ -2,7 +2,6 @@
 
 use std::fmt::Arguments;
 use std::io::{ErrorKind, Write as _};
-use std::path::Path;
 use std::process::ExitCode;
 
 use gradmem::Error;
@@ -127,37 +126,6 @@ pub fn with_commas(number: usize) -> String {
         out.push(digit);
     }
     out
-}
-
-/// Fails if a file cannot be made there.
-pub fn check_writable(path: &Path) -> Result<(), Error> {
-    let problem = |problem: &str| {
-        Err(Error::File {
-            path: path.into(),
-            problem: problem.into(),
-        })
-    };
-    if path.is_dir() {
-        return problem("is a folder: name the file to make in it");
-    }
-    if path.metadata().is_ok_and(|about| !about.is_file()) {
-        return problem("is a device or a pipe, and is not replaced: name a file");
-    }
-    if path
-        .metadata()
-        .is_ok_and(|about| about.permissions().readonly())
-    {
-        return problem("is read-only: it is not replaced");
-    }
-    let folder = path
-        .parent()
-        .filter(|folder| !folder.as_os_str().is_empty());
-    let folder = folder.unwrap_or(Path::new("."));
-    match tempfile::tempfile_in(folder) {
-        Ok(_) => Ok(()),
-        Err(e) if e.kind() == ErrorKind::NotFound => problem("its folder does not exist"),
-        Err(e) => problem(&format!("no file can be made in its folder: {e}")),
-    }
 }
 
 #[cfg(test)]

@@ -15,10 +15,11 @@ use indicatif::{ProgressBar, ProgressState, ProgressStyle};
 
 use crate::args::{Backend, ModelFolder};
 use crate::backend::{Job, dispatch};
+use crate::files::check_writable;
 use crate::input::{in_file, read_text};
 use crate::memories::describe;
 use crate::model::Model;
-use crate::output::{check_writable, say};
+use crate::output::say;
 
 /// The most memories that are described after WRITE; `gradmem inspect` describes all.
 const SHOWN: usize = 8;

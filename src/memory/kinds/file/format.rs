@@ -165,11 +165,7 @@ impl MemoryFile {
             if file.names().any(|other| other == scale) {
                 return Err(format!("has a scale of `{name}`, which is not of bytes"));
             }
-            self.matrices.push(Matrix {
-                name: name.into(),
-                numbers: data,
-                scales: None,
-            });
+            self.matrices.push(Matrix::of_floats(name, data));
         }
         if self.kind == PREFIX {
             let [_, m, d] = self.shape();

@@ -13,6 +13,14 @@ pub(super) struct Matrix {
 }
 
 impl Matrix {
+    pub fn of_floats(name: &str, numbers: TensorData) -> Self {
+        Self {
+            name: name.into(),
+            numbers,
+            scales: None,
+        }
+    }
+
     pub fn shape(&self) -> [usize; 3] {
         [0, 1, 2].map(|at| self.numbers.shape[at])
     }
@@ -34,19 +42,12 @@ impl Matrix {
                 TensorData::new(values.collect::<Vec<f32>>(), self.shape())
             }
         };
-        self.of_floats(numbers)
+        Self::of_floats(&self.name, numbers)
     }
 
     pub fn in_bf16(&self) -> Self {
-        self.of_floats(self.in_f32().numbers.convert_dtype(DType::BF16))
-    }
-
-    fn of_floats(&self, numbers: TensorData) -> Self {
-        Self {
-            name: self.name.clone(),
-            numbers,
-            scales: None,
-        }
+        let numbers = self.in_f32().numbers.convert_dtype(DType::BF16);
+        Self::of_floats(&self.name, numbers)
     }
 
     /// As whole numbers from −127 to 127 times one number of each row.

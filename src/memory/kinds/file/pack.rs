@@ -40,11 +40,7 @@ pub(crate) fn pack<B: Backend>(
         // In the 32 bits of a file.
         let wrong = data.iter::<f32>().position(|value| !value.is_finite());
         match wrong {
-            None => Ok(Matrix {
-                name: name.clone(),
-                numbers: data,
-                scales: None,
-            }),
+            None => Ok(Matrix::of_floats(name, data)),
             Some(at) => Err(Error::Failed(format!(
                 "memory {} of {n} holds non-finite numbers: it is not saved",
                 at / each.max(1)
