@@ -3,7 +3,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use burn::backend::Autodiff;
-use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
+use burn::module::Module;
 use burn::nn::activation::{Activation, ActivationConfig};
 use burn::nn::attention::{
     MhaInput, MultiHeadAttention, MultiHeadAttentionConfig, generate_autoregressive_mask,
@@ -23,11 +23,14 @@ use burn::nn::{
     PaddingConfig1d, PositionalEncoding, PositionalEncodingConfig, RmsNormConfig, RotaryEncoding,
     RotaryEncodingConfig, SwiGluConfig,
 };
+use burn::optim::GradientsParams;
 use burn::tensor::backend::Backend;
 use burn::tensor::{Int, Tensor};
 use gradmem::episode::{Episode, Tokens};
 use gradmem::memory::{GradMem, GradMemConfig, MetaGradient};
 use gradmem::model::CausalLm;
+
+use crate::differences::{along, gradients, moved, slope};
 
 type I = burn_ndarray::NdArray<f64>;
 type B = Autodiff<I>;
@@ -205,82 +208,28 @@ fn number<B: Backend>(x: Tensor<B, 1>) -> f64 {
     x.to_data().iter::<f64>().next().unwrap()
 }
 
-/// A direction that depends on nothing but the place.
-fn direction<B: Backend, const N: usize>(like: &Tensor<B, N>, parameter: usize) -> Tensor<B, N> {
-    let count = like.shape().num_elements() as i64;
-    let at = Tensor::<B, 1, Int>::arange(0..count, &like.device()).float();
-    at.mul_scalar(1.7 + parameter as f64)
-        .add_scalar(0.4)
-        .sin()
-        .reshape(like.shape())
-}
-
-/// Moves one parameter along its direction.
-struct Nudge {
-    parameter: usize,
-    at: usize,
-    by: f64,
-}
-
-impl<B: Backend> ModuleMapper<B> for Nudge {
-    fn map_float<const N: usize>(&mut self, param: Param<Tensor<B, N>>) -> Param<Tensor<B, N>> {
-        let here = self.parameter == self.at;
-        self.at += 1;
-        match here {
-            true => param.map(|x| x.clone() + direction(&x, self.parameter).mul_scalar(self.by)),
-            false => param,
-        }
-    }
-}
-
-/// The slope of the outer loss along each parameter's direction.
-struct Slopes<'a> {
-    gradients: &'a <B as burn::tensor::backend::AutodiffBackend>::Gradients,
-    found: Vec<f64>,
-    /// The gradient's norm: what an error is measured against.
-    norms: Vec<f64>,
-}
-
-impl ModuleVisitor<B> for Slopes<'_> {
-    fn visit_float<const N: usize>(&mut self, param: &Param<Tensor<B, N>>) {
-        let x = param.val();
-        let along = direction(&x.clone().inner(), self.found.len());
-        let slope = x.grad(self.gradients).map(|gradient| {
-            let norm = number(gradient.clone().square().sum().sqrt());
-            (number((gradient * along).sum()), norm)
-        });
-        let (slope, norm) = slope.unwrap_or_default();
-        self.found.push(slope);
-        self.norms.push(norm);
-    }
-}
-
 /// The largest error of the meta-gradient along any parameter's direction, over the norm of the largest gradient.
 fn error(name: &str) -> f64 {
     let model = gradmem::<B>(name, 2);
-    let gradients = model.outer(&episode()).unwrap().loss().backward();
-    let mut slopes = Slopes {
-        gradients: &gradients,
-        found: Vec::new(),
-        norms: Vec::new(),
-    };
-    model.visit(&mut slopes);
-    let largest = slopes.norms.iter().copied().fold(0.0, f64::max);
+    let found = model.outer(&episode()).unwrap().loss().backward();
+    let found = gradients(&model, &GradientsParams::from_grads(found, &model));
+    let norm = |gradient: &[f64]| gradient.iter().map(|g| g * g).sum::<f64>().sqrt();
+    let largest = found
+        .iter()
+        .map(|(_, gradient)| norm(gradient))
+        .fold(0.0, f64::max);
     assert!(largest > 1e-3, "{name}: {largest}");
-    let loss = |parameter: usize, by: f64| {
-        let moved = model.clone().map(&mut Nudge {
-            parameter,
-            at: 0,
-            by,
-        });
-        number(moved.outer(&episode()).unwrap().loss().inner())
-    };
-    let errors = slopes.found.iter().enumerate().map(|(parameter, slope)| {
-        let h = 2e-3;
-        let near = loss(parameter, h) - loss(parameter, -h);
-        let far = loss(parameter, 2.0 * h) - loss(parameter, -2.0 * h);
-        let difference = (8.0 * near - far) / (12.0 * h);
-        (slope - difference).abs() / largest
+    let plain = gradmem::<I>(name, 2);
+    let errors = found.iter().enumerate().map(|(parameter, (_, gradient))| {
+        let loss = |by| {
+            number(
+                moved(&plain, parameter, by)
+                    .outer(&episode())
+                    .unwrap()
+                    .loss(),
+            )
+        };
+        (along(parameter, gradient) - slope(loss, 2e-3)).abs() / largest
     });
     errors.fold(0.0, f64::max)
 }

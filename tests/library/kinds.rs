@@ -2,8 +2,7 @@
 //! differences, Replay against Unrolled, batches against their samples, and memories that are written on, saved and read.
 
 use burn::backend::Autodiff;
-use burn::module::{AutodiffModule, Module, ModuleMapper, ModuleVisitor, Param};
-use burn::optim::GradientsParams;
+use burn::module::{AutodiffModule, Module, ModuleMapper, Param};
 use burn::tensor::backend::Backend;
 use burn::tensor::{Int, Tensor, TensorData};
 use gradmem::episode::{Episode, Tokens};
@@ -16,6 +15,8 @@ use gradmem::model::generate::GenerateConfig;
 use gradmem::model::{
     AnyLm, CausalLm, Gpt2Config, GptNeoXConfig, LlamaConfig, MambaConfig, ModelConfig,
 };
+
+use crate::differences::{along, gradients, moved, slope, values};
 
 type I = burn_ndarray::NdArray<f64>;
 type B = Autodiff<I>;
@@ -134,68 +135,10 @@ fn episode<T: Backend>() -> Episode<T> {
     Episode::from_answers(contexts(), &ANSWERS).unwrap()
 }
 
-fn values<T: Backend, const D: usize>(x: Tensor<T, D>) -> Vec<f64> {
-    x.to_data().iter::<f64>().collect()
-}
-
-/// The gradient of every parameter.
-fn gradients(model: &impl Module<B>, found: &GradientsParams) -> Vec<(String, Vec<f64>)> {
-    struct Collect<'a> {
-        found: &'a GradientsParams,
-        path: Vec<String>,
-        all: Vec<(String, Vec<f64>)>,
-    }
-    impl ModuleVisitor<B> for Collect<'_> {
-        fn enter_module(&mut self, name: &str, _: &str) {
-            self.path.push(name.into());
-        }
-        fn exit_module(&mut self, _: &str, _: &str) {
-            self.path.pop();
-        }
-        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
-            let gradient = match self.found.get::<I, D>(param.id) {
-                Some(gradient) => values(gradient),
-                None => vec![0.0; param.val().shape().num_elements()],
-            };
-            self.all.push((self.path.join("."), gradient));
-        }
-    }
-    let mut collect = Collect {
-        found,
-        path: Vec::new(),
-        all: Vec::new(),
-    };
-    model.visit(&mut collect);
-    collect.all
-}
-
 /// The gradients of the episode, by Unrolled and by Replay.
 fn both_ways(model: &Model<B>) -> [Vec<(String, Vec<f64>)>; 2] {
     [MetaGradient::Unrolled, MetaGradient::Replay]
         .map(|how| gradients(model, &model.outer_gradient(&episode(), how).unwrap().0))
-}
-
-/// Adds to one element of one parameter.
-struct Nudge {
-    parameter: usize,
-    element: usize,
-    by: f64,
-}
-
-impl ModuleMapper<I> for Nudge {
-    fn map_float<const D: usize>(&mut self, param: Param<Tensor<I, D>>) -> Param<Tensor<I, D>> {
-        let here = self.parameter == 0;
-        self.parameter = self.parameter.wrapping_sub(1);
-        if !here {
-            return param;
-        }
-        param.map(|tensor| {
-            let shape = tensor.dims();
-            let mut values = values(tensor.clone());
-            values[self.element] += self.by;
-            Tensor::from_data(TensorData::new(values, shape), &tensor.device())
-        })
-    }
 }
 
 /// The meta-gradient by both strategies against each other and against central differences of the loss.
@@ -225,30 +168,22 @@ where
             assert!(off < 1e-11, "{what}: {name}: Replay is off by {off:.1e}");
         }
     }
-    let at = |parameter, element, by| {
-        let nudge = &mut Nudge {
-            parameter,
-            element,
-            by,
-        };
-        values(plain.clone().map(nudge).outer(&episode()).unwrap().loss())[0]
+    let at = |parameter, by| {
+        let outer = moved(plain, parameter, by).outer(&episode()).unwrap();
+        values(outer.loss())[0]
     };
-    assert!((at(0, 0, 0.0) - loss).abs() < 1e-12, "{what}");
+    assert!((at(0, 0.0) - loss).abs() < 1e-12, "{what}");
     for (parameter, (name, gradient)) in unrolled.iter().enumerate() {
         // Some of the model's parameters, and all others.
         if name.starts_with("model") && parameter % 5 != 0 {
             continue;
         }
-        let element = gradient.len() / 3;
-        let slope =
-            |by: f64| (at(parameter, element, by) - at(parameter, element, -by)) / (2.0 * by);
-        let step = 2e-5;
-        let expected = (4.0 * slope(step) - slope(2.0 * step)) / 3.0;
-        let off = (gradient[element] - expected).abs() / scale;
+        let found = along(parameter, gradient);
+        let expected = slope(|by| at(parameter, by), 2e-5);
+        let off = (found - expected).abs() / scale;
         assert!(
             off < 1e-6,
-            "{what}: {name}[{element}] is {}, differences {expected}: off by {off:.1e}",
-            gradient[element]
+            "{what}: {name} is {found}, differences {expected}: off by {off:.1e}"
         );
     }
 }

@@ -2,6 +2,7 @@
 
 mod burn_nn;
 mod dependencies;
+mod differences;
 mod folders;
 mod generation;
 mod imports;

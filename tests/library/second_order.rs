@@ -4,12 +4,14 @@
 //! be what they are defined to be: the gradient of a READ loss whose WRITE updates are constants.
 
 use burn::backend::Autodiff;
-use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
+use burn::optim::GradientsParams;
 use burn::tensor::{Tensor, TensorData};
 use gradmem::Error;
 use gradmem::episode::{Episode, Tokens};
 use gradmem::memory::{GradMem, GradMemConfig, GradMode, Memory};
 use gradmem::model::{Llama, LlamaConfig};
+
+use crate::differences::{along, gradients, moved, slope};
 
 type I = burn_ndarray::NdArray<f64>;
 type B = Autodiff<I>;
@@ -59,118 +61,45 @@ fn number<T: burn::tensor::backend::Backend>(x: Tensor<T, 1>) -> f64 {
     x.to_data().iter::<f64>().next().unwrap()
 }
 
-/// Adds to one element of one parameter.
-struct Nudge {
-    parameter: usize,
-    element: usize,
-    by: f64,
+/// The meta-gradient: each parameter's name and gradient.
+fn meta_gradient(model: &Model<B>) -> Vec<(String, Vec<f64>)> {
+    let found = outer_loss(model).backward();
+    gradients(model, &GradientsParams::from_grads(found, model))
 }
 
-impl<T: burn::tensor::backend::Backend> ModuleMapper<T> for Nudge {
-    fn map_float<const D: usize>(&mut self, param: Param<Tensor<T, D>>) -> Param<Tensor<T, D>> {
-        let here = self.parameter == 0;
-        self.parameter = self.parameter.wrapping_sub(1);
-        if !here {
-            return param;
-        }
-        param.map(|tensor| {
-            let shape = tensor.dims();
-            let mut values: Vec<f64> = tensor.to_data().iter::<f64>().collect();
-            values[self.element] += self.by;
-            Tensor::from_data(TensorData::new(values, shape), &tensor.device())
-        })
-    }
-}
-
-/// A few elements of every parameter: name, parameter, element, and the gradient there.
-struct Sample<'a> {
-    gradients: &'a <B as burn::tensor::backend::AutodiffBackend>::Gradients,
-    path: Vec<String>,
-    parameter: usize,
-    found: Vec<(String, usize, usize, f64)>,
-}
-
-impl ModuleVisitor<B> for Sample<'_> {
-    fn enter_module(&mut self, name: &str, _: &str) {
-        self.path.push(name.into());
-    }
-    fn exit_module(&mut self, _: &str, _: &str) {
-        self.path.pop();
-    }
-    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
-        let gradient = match param.val().grad(self.gradients) {
-            Some(gradient) => gradient.to_data().iter::<f64>().collect(),
-            None => vec![0.0; param.val().shape().num_elements()],
-        };
-        let len = gradient.len();
-        for element in [0, len / 3, len / 2 + 1, len - 2] {
-            let name = format!("{}[{element}]", self.path.join("."));
-            self.found
-                .push((name, self.parameter, element, gradient[element]));
-        }
-        self.parameter += 1;
-    }
-}
-
-fn meta_gradient(model: &Model<B>) -> Vec<(String, usize, usize, f64)> {
-    let gradients = outer_loss(model).backward();
-    let mut sample = Sample {
-        gradients: &gradients,
-        path: Vec::new(),
-        parameter: 0,
-        found: Vec::new(),
-    };
-    model.visit(&mut sample);
-    sample.found
-}
-
-fn nudged<T: burn::tensor::backend::Backend, M: Module<T>>(
-    model: &M,
-    (parameter, element): (usize, usize),
-    by: f64,
-) -> M {
-    model.clone().map(&mut Nudge {
-        parameter,
-        element,
-        by,
-    })
-}
-
-/// The central difference of `loss` along one element of one parameter, to fourth order: three
-/// WRITE steps bend the loss so much that the plain one would be the less exact side.
-fn difference(at: (usize, usize), loss: impl Fn((usize, usize), f64) -> f64) -> f64 {
-    let step = 1e-5;
-    let slope = |step: f64| (loss(at, step) - loss(at, -step)) / (2.0 * step);
-    (4.0 * slope(step) - slope(2.0 * step)) / 3.0
-}
-
-/// The largest difference between the meta-gradient and the central differences of `loss`, relative to
-/// the largest gradient.
-fn worst(config: &GradMemConfig, loss: impl Fn(&Model<I>, (usize, usize), f64) -> f64) -> f64 {
+/// The largest difference between the meta-gradient and the central differences of `loss`, along a direction of each
+/// parameter and relative to the largest slope.
+fn worst(config: &GradMemConfig, loss: impl Fn(&Model<I>, usize, f64) -> f64) -> f64 {
     let found = meta_gradient(&model::<B>(config));
     let plain = model::<I>(config);
-    let scale = found.iter().fold(1e-3, |m, f| f64::max(m, f.3.abs()));
-    found
-        .into_iter()
-        .map(|(name, parameter, element, gradient)| {
-            let expected = difference((parameter, element), |at, by| loss(&plain, at, by));
-            let error = (gradient - expected).abs() / scale;
-            println!("{name}: {gradient:+.3e}, differences {expected:+.3e}, off by {error:.1e}");
-            error
-        })
-        .fold(0.0, f64::max)
+    let slopes: Vec<f64> = found
+        .iter()
+        .enumerate()
+        .map(|(parameter, (_, gradient))| along(parameter, gradient))
+        .collect();
+    let scale = slopes
+        .iter()
+        .fold(1e-3, |most, slope| f64::max(most, slope.abs()));
+    let mut worst: f64 = 0.0;
+    for (parameter, ((name, _), found)) in found.iter().zip(slopes).enumerate() {
+        let expected = slope(|by| loss(&plain, parameter, by), 1e-5);
+        let error = (found - expected).abs() / scale;
+        println!("{name}: {found:+.3e}, differences {expected:+.3e}, off by {error:.1e}");
+        worst = worst.max(error);
+    }
+    worst
 }
 
-/// Central differences of the whole thing: WRITE and READ with the nudged weights.
-fn full(model: &Model<I>, at: (usize, usize), by: f64) -> f64 {
-    number(outer_loss(&nudged(model, at, by)))
+/// Central differences of the whole thing: WRITE and READ with the moved weights.
+fn full(model: &Model<I>, parameter: usize, by: f64) -> f64 {
+    number(outer_loss(&moved(model, parameter, by)))
 }
 
 /// What first order is defined to be: WRITE's updates come from the weights as they are, and only
-/// READ, and M0 where the updates are added to it, feel the nudge.
-fn constant_updates(model: &Model<I>, at: (usize, usize), by: f64, start_moves: bool) -> f64 {
+/// READ, and M0 where the updates are added to it, are moved.
+fn constant_updates(model: &Model<I>, parameter: usize, by: f64, start_moves: bool) -> f64 {
     let written = model.write(&ids(&CONTEXTS)).unwrap();
-    let moved = nudged(model, at, by);
+    let moved = moved(model, parameter, by);
     let start =
         |model: &Model<I>| -> Tensor<I, 3> { model.memory.prefix().unwrap().mem.val().unsqueeze() };
     let vectors = match start_moves {
@@ -256,7 +185,7 @@ fn the_last_steps_alone_can_be_second_order() {
     let gradient = |config: &GradMemConfig| -> Vec<f64> {
         meta_gradient(&model::<B>(config))
             .into_iter()
-            .map(|f| f.3)
+            .flat_map(|(_, gradient)| gradient)
             .collect()
     };
     let gap = |a: &[f64], b: &[f64]| {
