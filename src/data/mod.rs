@@ -55,11 +55,13 @@ pub use jsonl::{JsonlConfig, JsonlDataset};
 pub use kv::{KvConfig, KvDataset, Order};
 pub use mqar::{MqarConfig, MqarDataset};
 pub use multihop::{MultihopConfig, MultihopDataset};
-pub use order::Cycle;
+pub use order::{Cycle, Spaced};
 pub use phonebook::{PhonebookConfig, PhonebookDataset};
 pub use source::{Examples, Sources};
 pub use split::Split;
 pub use squad::{SquadConfig, SquadDataset, SquadVariant};
+#[cfg(feature = "train")]
+pub(crate) use task::FINGERPRINT;
 pub use task::{Lengths, Samples, Task};
 pub use text::{Objective, TextConfig};
 pub use tokenizer::{TextTokenizer, tokenizer_fingerprint};

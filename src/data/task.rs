@@ -3,7 +3,7 @@
 #[cfg(feature = "train")]
 use std::collections::HashSet;
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Once};
 
 use burn::data::dataset::Dataset;
 use sha2::{Digest, Sha256};
@@ -58,6 +58,8 @@ pub struct Lengths {
     pub questions: usize,
     /// Tokens of the longest target.
     pub target: usize,
+    /// Questions without a query: their first token is predicted from the memory alone.
+    pub unprompted: usize,
     /// Contexts that are truncated to `tokens.max_context`.
     pub truncated: usize,
     /// Contexts that were inspected.
@@ -70,6 +72,84 @@ pub(super) fn max_inspected(is_file: bool) -> usize {
     if is_file { 100_000 } else { 10_000 }
 }
 
+/// What a fingerprint begins with: the version of what it is a hash of.
+pub(crate) const FINGERPRINT: &str = "2-";
+
+/// What is found out of samples: a hash of all that is trained on and compared with, and what is not in the vocabulary.
+pub(super) struct Inspection<'a> {
+    tokenizer: &'a TextTokenizer,
+    print: Sha256,
+    tokens: usize,
+    unknown: usize,
+    /// Held-out questions, and those whose target has a token that is not in the vocabulary.
+    held_out: usize,
+    unanswerable: usize,
+}
+
+impl<'a> Inspection<'a> {
+    pub fn new(tokenizer: &'a TextTokenizer) -> Self {
+        Self {
+            tokenizer,
+            print: Sha256::new(),
+            tokens: 0,
+            unknown: 0,
+            held_out: 0,
+            unanswerable: 0,
+        }
+    }
+
+    pub fn add(&mut self, sample: &Sample, split: Split) {
+        self.add_tokens(&sample.context);
+        for asked in &sample.asked {
+            self.add_tokens(&asked.tokens);
+            self.add_length(asked.target);
+            for answer in &asked.answers {
+                self.add_length(answer.len());
+                self.print.update(answer);
+            }
+            if split == Split::Valid {
+                let is_unknown = |id: &u32| self.tokenizer.is_unknown(*id);
+                self.held_out += 1;
+                self.unanswerable +=
+                    usize::from(asked.tokens[asked.target..].iter().any(is_unknown));
+            }
+        }
+    }
+
+    fn add_length(&mut self, length: usize) {
+        self.print.update((length as u64).to_le_bytes());
+    }
+
+    fn add_tokens(&mut self, ids: &[u32]) {
+        self.add_length(ids.len());
+        for id in ids {
+            self.print.update(id.to_le_bytes());
+            self.unknown += usize::from(self.tokenizer.is_unknown(*id));
+        }
+        self.tokens += ids.len();
+    }
+
+    /// Warns of what is not in the vocabulary; the hash.
+    pub fn finish(self) -> String {
+        let Self {
+            tokens,
+            unknown,
+            held_out,
+            unanswerable,
+            ..
+        } = self;
+        if unanswerable > 0 {
+            log::warn!(
+                "{unknown} of {tokens} tokens are not in the vocabulary, and {unanswerable} of {held_out} held-out questions \
+                 cannot be answered right: their targets have such tokens"
+            );
+        } else if unknown > 0 {
+            log::warn!("{unknown} of {tokens} tokens are not in the vocabulary");
+        }
+        format!("{FINGERPRINT}{}", hex(&self.print.finalize()))
+    }
+}
+
 /// Examples, encoded as token ids.
 struct EncodedSamples {
     examples: Examples,
@@ -78,6 +158,8 @@ struct EncodedSamples {
     truncate: bool,
     /// For error messages.
     split: Split,
+    /// Whether it was told that a query and its target are one word.
+    told: Once,
 }
 
 impl EncodedSamples {
@@ -120,9 +202,19 @@ impl EncodedSamples {
             context.extend(tail);
         }
         let asked = example.questions.iter().map(|question| {
+            let (asked, joined) = tokenizer.encode_joined(question)?;
+            if joined {
+                self.told.call_once(|| {
+                    log::warn!(
+                        "the query {:?} and its target {:?} have a token in common, which is then predicted: a query may end with a space",
+                        question.query,
+                        question.target
+                    );
+                });
+            }
             Ok(Asked {
                 direction: example.direction,
-                ..tokenizer.encode_question(question)?
+                ..asked
             })
         });
         Ok(Sample {
@@ -171,6 +263,7 @@ impl Task {
                 examples,
                 split,
                 tokenizer: tokenizer.clone(),
+                told: Once::new(),
                 max_context: tokens.max_context.unwrap_or(usize::MAX),
                 truncate: tokens.truncate,
             })
@@ -189,9 +282,10 @@ impl Task {
     pub(super) fn with_lengths(self) -> Result<Self, Error> {
         let mut lengths = Lengths::default();
         let most = max_inspected(self.shuffle);
-        let mut print = Sha256::new();
-        for (samples, name) in [(&self.train, "training"), (&self.valid, "held-out")] {
+        let mut seen = Inspection::new(&self.tokenizer);
+        for (samples, split) in [(&self.train, Split::Train), (&self.valid, Split::Valid)] {
             if samples.is_empty() {
+                let name = split.of("training", "held-out");
                 return Err(Error::Input(format!("there are no {name} samples")));
             }
             for index in 0..samples.len().min(most) {
@@ -199,16 +293,14 @@ impl Task {
                     break;
                 };
                 let sample = sample?;
-                let ids = sample.asked.iter().flat_map(|asked| &asked.tokens);
-                for id in sample.context.iter().chain(ids) {
-                    print.update(id.to_le_bytes());
-                }
+                seen.add(&sample, split);
                 lengths.context = lengths.context.max(sample.context.len());
                 lengths.questions = lengths.questions.max(sample.asked.len());
                 for asked in &sample.asked {
                     let tokens = asked.tokens.len();
                     lengths.question = lengths.question.max(tokens);
                     lengths.target = lengths.target.max(tokens - asked.target);
+                    lengths.unprompted += usize::from(asked.target == 0);
                 }
                 lengths.truncated += usize::from(sample.cut > 0);
                 lengths.inspected += 1;
@@ -226,7 +318,7 @@ impl Task {
         }
         Ok(Self {
             lengths,
-            fingerprint: Some(hex(&print.finalize())),
+            fingerprint: Some(seen.finish()),
             ..self
         })
     }

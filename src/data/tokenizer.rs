@@ -30,9 +30,6 @@ const ENDS: [&str; 6] = [
 /// Names of the padding token. Without one, the end token pads.
 const PADS: [&str; 4] = ["[PAD]", "<pad>", "<|padding|>", "<|pad|>"];
 
-/// Names of the token for text that is not in the vocabulary.
-const UNKNOWN: [&str; 4] = ["[UNK]", "<unk>", "<|unk|>", "[unk]"];
-
 /// A task's tokenizer: a Hugging Face tokenizer with the padding token, the token that ends an answer, and the
 /// tokens that the metrics ignore.
 #[derive(Clone, Debug)]
@@ -138,7 +135,7 @@ impl TextTokenizer {
         })?;
         let pad = find(pad, "pad", &PADS)?.unwrap_or(end);
         Ok(Self {
-            unknown: UNKNOWN.iter().find_map(|name| tokenizer.token_to_id(name)),
+            unknown: tokenizer::unknown(&tokenizer),
             tokenizer,
             pad,
             end,
@@ -215,6 +212,11 @@ impl TextTokenizer {
     ///
     /// As [`TextTokenizer::encode`]; a target without a token that the metrics count.
     pub fn encode_question(&self, question: &Question) -> Result<Asked, Error> {
+        self.encode_joined(question).map(|(asked, _)| asked)
+    }
+
+    /// As [`TextTokenizer::encode_question`], and whether the first token of the target has a word's part from the query.
+    pub(super) fn encode_joined(&self, question: &Question) -> Result<(Asked, bool), Error> {
         let Question {
             query,
             target,
@@ -224,17 +226,18 @@ impl TextTokenizer {
             Some(Unit::Word) => format!("{query} {target}"),
             _ => format!("{query}{target}"),
         };
-        let (mut tokens, start) = match self.closed {
-            Some(Unit::Character) => (self.encode(&text)?, query.chars().count()),
-            Some(Unit::Word) => (self.encode(&text)?, query.split_whitespace().count()),
+        let (mut tokens, start, joined) = match self.closed {
+            Some(Unit::Character) => (self.encode(&text)?, query.chars().count(), false),
+            Some(Unit::Word) => (self.encode(&text)?, query.split_whitespace().count(), false),
             None => {
-                let encoding = catch_panic(|| self.tokenizer.encode(text.as_str(), false))
-                    .map_err(|e| Error::Input(format!("{text:?} cannot be tokenized: {e}")))?;
+                let encoding = tokenizer::encode_with_offsets(&self.tokenizer, &text, false)?;
                 let ids = encoding.get_ids().to_vec();
                 let overlaps = |(start, end): &(usize, usize)| *end > query.len() && end > start;
-                let start = encoding.get_offsets().iter().position(overlaps);
-                let start = start.unwrap_or(ids.len());
-                (ids, start)
+                let offsets = encoding.get_offsets();
+                let start = offsets.iter().position(overlaps).unwrap_or(ids.len());
+                let first = offsets.get(start).map(|(first, _)| *first);
+                let joined = first.is_some_and(|first| first < query.trim_end().len());
+                (ids, start, joined)
             }
         };
         let counted = tokens.iter().skip(start).any(|token| !self.is_mark(*token));
@@ -246,7 +249,7 @@ impl TextTokenizer {
         if !self.is_closed() {
             tokens.push(self.end);
         }
-        Ok(Asked {
+        let asked = Asked {
             tokens,
             target: start,
             answers: match answers.as_slice() {
@@ -254,7 +257,8 @@ impl TextTokenizer {
                 answers => answers.to_vec(),
             },
             direction: None,
-        })
+        };
+        Ok((asked, joined))
     }
 
     /// A target's text without its delimiters.
@@ -290,17 +294,16 @@ impl TextTokenizer {
         self.decode(&ids.collect::<Vec<_>>())
     }
 
-    /// The text of an answer as this tokenizer tells it again: one that splits at punctuation tells `3.5` as `3 . 5`. An answer with
-    /// tokens that it does not know stays as it is.
+    /// The text of an answer as this tokenizer tells it again: one that splits at punctuation tells `3.5` as `3 . 5`. An answer
+    /// with a part that it does not know stays as it is.
     ///
     /// # Errors
     ///
-    /// As [`TextTokenizer::encode`] and [`TextTokenizer::decode`].
+    /// As [`TextTokenizer::decode`].
     pub fn as_told(&self, answer: &str) -> Result<String, Error> {
-        let ids = self.encode(answer)?;
-        match ids.iter().any(|id| self.is_unknown(*id)) {
-            true => Ok(answer.into()),
-            false => self.decode_answer(&ids),
+        match self.encode(answer) {
+            Ok(ids) if !ids.iter().any(|id| self.is_unknown(*id)) => self.decode_answer(&ids),
+            _ => Ok(answer.into()),
         }
     }
 
@@ -393,6 +396,7 @@ fn word_level(tokens: impl IntoIterator<Item = String>) -> Result<Tokenizer, Err
 
 #[cfg(test)]
 mod tests {
+    use tokenizers::models::bpe::BPE;
     use tokenizers::{PaddingParams, PaddingStrategy, TruncationParams};
 
     use super::*;
@@ -425,6 +429,70 @@ mod tests {
             query: query.into(),
             target: target.into(),
             answers: Vec::new(),
+        }
+    }
+
+    /// The token for the unknown is the one that the tokenizer's model names, and it is text.
+    #[test]
+    fn an_unknown_word_is_no_right_answer_under_any_name() {
+        let words = ["<oov>", "[EOS]", "Ann", "Bob"].map(String::from);
+        let vocab = words.into_iter().zip(0..).collect();
+        let model = WordLevel::builder().vocab(vocab).unk_token("<oov>".into());
+        let mut tokenizer = Tokenizer::new(model.build().unwrap());
+        tokenizer.with_pre_tokenizer(Some(WhitespaceSplit {}));
+        tokenizer.add_special_tokens(&[tokenizers::AddedToken::from("<oov>", true)]);
+        let tokenizer = TextTokenizer::new(tokenizer, None, None).unwrap();
+        let ids = tokenizer.encode("Ann Eve").unwrap();
+        assert!(!tokenizer.is_unknown(ids[0]) && tokenizer.is_unknown(ids[1]));
+        assert_eq!(tokenizer.decode_answer(&ids).unwrap(), "Ann <oov>");
+        assert_eq!(tokenizer.as_told("Eve").unwrap(), "Eve");
+    }
+
+    #[test]
+    fn text_that_a_tokenizer_leaves_out_is_an_error() {
+        let vocab = [("[EOS]", 0), ("x", 1), ("y", 2)];
+        let vocab = vocab.map(|(token, id): (&str, u32)| (token.to_string(), id));
+        let bpe = |unknown: Option<&str>| {
+            let builder = BPE::builder().vocab_and_merges(vocab.clone(), Vec::new());
+            let builder = match unknown {
+                Some(name) => builder.unk_token(name.into()),
+                None => builder,
+            };
+            let mut tokenizer = Tokenizer::new(builder.build().unwrap());
+            tokenizer.with_pre_tokenizer(Some(WhitespaceSplit {}));
+            TextTokenizer::new(tokenizer, None, None).unwrap()
+        };
+        let tokenizer = bpe(None);
+        assert_eq!(tokenizer.encode("x y").unwrap(), [1, 2]);
+        for error in [
+            tokenizer.encode("x z").unwrap_err(),
+            tokenizer.encode_question(&question("x ", "z")).unwrap_err(),
+        ] {
+            let error = error.to_string();
+            assert!(error.contains("'z' at byte 2"), "{error}");
+        }
+        assert_eq!(tokenizer.as_told("xz").unwrap(), "xz");
+        assert_eq!(bpe(Some("y")).encode("x z").unwrap(), [1, 2]);
+    }
+
+    #[test]
+    fn a_query_and_its_target_may_be_one_word() {
+        let texts = ["Paris is in France"].map(String::from);
+        for kind in ["words", "bpe"] {
+            let config = TokensConfig {
+                tokenizer: kind.into(),
+                vocab_size: 300,
+                ..TokensConfig::default()
+            };
+            let texts = texts.clone();
+            let tokenizer = config.make(move || Ok(texts.clone().into_iter())).unwrap();
+            let joined =
+                |query, target| tokenizer.encode_joined(&question(query, target)).unwrap().1;
+            assert!(joined("Par", "is"), "{kind}");
+            assert!(
+                !joined("in ", "France") && !joined("in", " France"),
+                "{kind}"
+            );
         }
     }
 

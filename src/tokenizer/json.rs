@@ -25,7 +25,7 @@ const GROWTH: usize = 100;
 
 /// The longest token or replacement in bytes. Preparing the search for special tokens takes the square of it, and the
 /// tree of all tokens is dropped by recursion of this depth.
-const LONGEST: usize = 2048;
+pub(crate) const LONGEST: usize = 2048;
 
 /// The deepest nesting of the file, more than any known tokenizer has. The crate tries every type of component
 /// at every level.

@@ -8,9 +8,17 @@ pub(crate) mod json;
 use std::path::Path;
 
 pub use tokenizers::Tokenizer;
+use tokenizers::models::ModelWrapper;
+use tokenizers::normalizers::NormalizerWrapper;
+use tokenizers::pre_tokenizers::PreTokenizerWrapper;
+use tokenizers::pre_tokenizers::byte_level::ByteLevel;
+use tokenizers::{Encoding, Model, NormalizedString, Normalizer};
 
 use crate::error::Error;
 use json::catch_panic;
+
+/// Usual names of the token for text that is not in the vocabulary.
+const UNKNOWN: [&str; 4] = ["[UNK]", "<unk>", "<|unk|>", "[unk]"];
 
 /// Opens the `tokenizer.json` of a model's folder, for a model of `vocab_size` tokens; `None` if the folder
 /// has no such file.
@@ -47,28 +55,119 @@ pub fn open_folder(
 ///
 /// # Errors
 ///
-/// If the tokenizer fails on the text.
+/// If the tokenizer fails on the text, or leaves a part of it out because it has no token for it.
 pub fn encode(tokenizer: &Tokenizer, text: &str, special: bool) -> Result<Vec<u32>, Error> {
-    catch_panic(|| tokenizer.encode_fast(text, special))
-        .map(|encoding| encoding.get_ids().to_vec())
-        .map_err(|e| Error::Input(format!("{text:?} cannot be tokenized: {e}")))
+    let encoding = match leaves_out(tokenizer) {
+        true => encode_with_offsets(tokenizer, text, special)?,
+        false => catch_panic(|| tokenizer.encode_fast(text, special))
+            .map_err(|e| Error::Input(format!("{text:?} cannot be tokenized: {e}")))?,
+    };
+    Ok(encoding.get_ids().to_vec())
 }
 
-/// The text of token ids, without special tokens.
+/// As [`encode`], with the bytes of the text that each token stands for.
+pub(crate) fn encode_with_offsets(
+    tokenizer: &Tokenizer,
+    text: &str,
+    special: bool,
+) -> Result<Encoding, Error> {
+    let encoding = catch_panic(|| tokenizer.encode(text, special))
+        .map_err(|e| Error::Input(format!("{text:?} cannot be tokenized: {e}")))?;
+    let missing = leaves_out(tokenizer).then(|| left_out(tokenizer, text, encoding.get_offsets()));
+    match missing.flatten() {
+        None => Ok(encoding),
+        Some((at, c)) => Err(Error::Input(format!(
+            "{c:?} at byte {at} of a text has no token, and the tokenizer has none for what it does not know: it \
+             would be left out"
+        ))),
+    }
+}
+
+/// Whether the tokenizer leaves out what it has no token for: byte-pair encoding without a token for the unknown, and without
+/// one for each byte.
+fn leaves_out(tokenizer: &Tokenizer) -> bool {
+    let ModelWrapper::BPE(bpe) = tokenizer.get_model() else {
+        return false;
+    };
+    let known = |token: &str| tokenizer.token_to_id(token).is_some();
+    let has_unknown = bpe.unk_token.as_deref().is_some_and(known);
+    let bytes_first =
+        |step: &PreTokenizerWrapper| matches!(step, PreTokenizerWrapper::ByteLevel(_));
+    let of_bytes = match tokenizer.get_pre_tokenizer() {
+        Some(PreTokenizerWrapper::Sequence(steps)) => steps.as_ref().iter().any(bytes_first),
+        Some(step) => bytes_first(step),
+        None => false,
+    };
+    let of_bytes = of_bytes
+        || matches!(
+            tokenizer.get_normalizer(),
+            Some(NormalizerWrapper::ByteLevel(_))
+        );
+    let has_bytes = || {
+        ByteLevel::alphabet()
+            .iter()
+            .all(|c| known(c.encode_utf8(&mut [0; 4])))
+    };
+    !(has_unknown || bpe.byte_fallback || of_bytes && has_bytes())
+}
+
+/// The first character of a text that no token stands for, and its byte. White space, and what the tokenizer's normalizer takes
+/// away, need none.
+fn left_out(
+    tokenizer: &Tokenizer,
+    text: &str,
+    offsets: &[(usize, usize)],
+) -> Option<(usize, char)> {
+    let mut covered = vec![false; text.len()];
+    for (start, end) in offsets {
+        covered[*start..*end].fill(true);
+    }
+    let is_kept = |c: char| {
+        let mut one = NormalizedString::from(c.to_string());
+        let normalizer = tokenizer.get_normalizer();
+        normalizer.is_none_or(|n| n.normalize(&mut one).is_err() || !one.get().is_empty())
+    };
+    let mut characters = text.char_indices();
+    characters.find(|(at, c)| !covered[*at] && !c.is_whitespace() && is_kept(*c))
+}
+
+/// The token for what is not in the vocabulary: the one that the tokenizer's model names, or one of a usual name.
+pub(crate) fn unknown(tokenizer: &Tokenizer) -> Option<u32> {
+    let named = match tokenizer.get_model() {
+        ModelWrapper::BPE(model) => model.unk_token.as_deref(),
+        ModelWrapper::WordLevel(model) => Some(model.unk_token.as_str()),
+        ModelWrapper::WordPiece(model) => Some(model.unk_token.as_str()),
+        // It names none, but makes it of a character that no text has.
+        ModelWrapper::Unigram(model) => {
+            let tokens = catch_panic(|| model.tokenize("\u{10ffff}")).unwrap_or_default();
+            match tokens.first().filter(|_| !model.byte_fallback()) {
+                Some(token) => return Some(token.id),
+                None => None,
+            }
+        }
+    };
+    let usual = UNKNOWN.iter().copied();
+    let names = named.into_iter().chain(usual);
+    names.filter_map(|name| tokenizer.token_to_id(name)).next()
+}
+
+/// The text of token ids, without special tokens but for the one of text that is not in the vocabulary.
 ///
 /// # Errors
 ///
 /// If the tokenizer fails on the ids.
 pub fn decode(tokenizer: &Tokenizer, ids: &[u32]) -> Result<String, Error> {
     let added = tokenizer.get_added_vocabulary();
-    let has_text = |id: &u32| {
+    let unknown = unknown(tokenizer);
+    let is_text = |id: &u32| {
         let token = tokenizer.id_to_token(*id);
-        token.is_some_and(|token| !added.is_special_token(&token))
+        Some(*id) == unknown || token.is_some_and(|token| !added.is_special_token(&token))
     };
+    let ids: Vec<u32> = ids.iter().copied().filter(is_text).collect();
     // Some decoders of the library subtract one from the number of tokens.
-    if !ids.iter().any(has_text) {
+    if ids.is_empty() {
         return Ok(String::new());
     }
-    catch_panic(|| tokenizer.decode(ids, true))
+    catch_panic(|| tokenizer.decode(&ids, false))
         .map_err(|e| Error::Input(format!("tokens {ids:?} cannot be decoded: {e}")))
 }

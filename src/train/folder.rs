@@ -23,7 +23,7 @@ use super::metrics_log::MetricsLog;
 use super::overrides::Difference;
 use super::own_settings::{OWN, OwnSettings};
 use super::results::Evaluation;
-use crate::data::TextTokenizer;
+use crate::data::{FINGERPRINT, TextTokenizer};
 use crate::error::Error;
 use crate::support::fs::{hex, remove_unfinished, write_atomically};
 
@@ -203,14 +203,21 @@ impl RunFolder {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
             Err(e) => return Err(Error::io(&file, "cannot read")(e)),
         };
-        match begun == data || begun.lines().last() == Some(data) {
-            true => Ok(()),
-            false => Err(Error::file(
-                &self.path,
-                "began with other samples or another tokenizer than there are now: \
-                 put its files back, or begin another run",
-            )),
+        if begun == data || begun.lines().last() == Some(data) {
+            return Ok(());
         }
+        if data.starts_with(FINGERPRINT) && !begun.starts_with(FINGERPRINT) {
+            log::warn!(
+                "{}: was begun by an older version: whether its data are still the same is not known",
+                self.path.display()
+            );
+            return Ok(());
+        }
+        Err(Error::file(
+            &self.path,
+            "began with other samples or another tokenizer than there are now: \
+             put its files back, or begin another run",
+        ))
     }
 
     /// The path of the folder.
