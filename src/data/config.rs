@@ -93,6 +93,7 @@ impl DataConfig {
             Self::Kv(config) => Some(config.queries_per_context),
             Self::Mqar(config) => Some(config.queries_per_context),
             Self::Multihop(config) => Some(config.queries_per_context),
+            Self::Phonebook(config) if config.train_file.is_some() => None,
             Self::Phonebook(config) => Some(config.queries_per_context),
             Self::Babi(config) => Some(config.queries_per_context),
             Self::Squad(_) | Self::Text(_) => Some(1),
@@ -109,12 +110,20 @@ impl DataConfig {
                 let MultihopConfig { pairs, hops, .. } = config;
                 format!("association over {hops} hops, {pairs} pairs")
             }
+            Self::Babi(BabiConfig {
+                train_file: Some(file),
+                ..
+            }) => format!("bAbI {}", file.display()),
             Self::Babi(config) => {
                 let tasks = config.tasks.iter().map(|task| format!("qa{task}"));
                 let tasks: Vec<_> = tasks.collect();
                 format!("bAbI {}", tasks.join(", "))
             }
             Self::Squad(config) => format!("SQuAD {}", config.train_file.display()),
+            Self::Phonebook(PhonebookConfig {
+                train_file: Some(file),
+                ..
+            }) => format!("phonebook {}", file.display()),
             Self::Phonebook(config) => format!("phonebook, {} names", config.entries),
             Self::Text(config) => format!("text {}", config.path.display()),
             Self::Jsonl(config) => format!("{}", config.train_file.display()),

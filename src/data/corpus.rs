@@ -10,6 +10,9 @@ use super::source::BOM;
 use crate::error::{Error, require};
 use crate::support::fs::check_file;
 
+/// The bytes after which a sentence ends before the next word: some texts mark no ends.
+const LONGEST_SENTENCE: u64 = 1 << 10;
+
 /// Size of a read in bytes.
 const BLOCK: usize = 1 << 16;
 
@@ -69,6 +72,16 @@ impl Corpus {
             firsts: firsts.collect(),
             sections,
         }
+    }
+
+    /// Without the files that are in another corpus too, and how many those are; none if all are.
+    pub(crate) fn without(self, other: &Self) -> (Option<Self>, usize) {
+        let theirs: HashSet<PathBuf> = other.sections.iter().map(|s| real(&s.path)).collect();
+        let all = self.sections.len();
+        let kept = self.sections.into_iter();
+        let kept: Vec<_> = kept.filter(|s| !theirs.contains(&real(&s.path))).collect();
+        let left_out = all - kept.len();
+        ((!kept.is_empty()).then(|| Self::of(kept)), left_out)
     }
 
     /// Number of sentences.
@@ -135,6 +148,7 @@ impl Section {
         let mut file = File::open(&path).map_err(Error::io(&path, "cannot open"))?;
         let mut splitter = SentenceSplitter::default();
         let mut starts = Vec::new();
+        let mut gap = false;
         // Bytes that were read but not yet split; they begin at byte `at` of the file.
         let (mut bytes, mut at) = (Vec::new(), 0_u64);
         loop {
@@ -153,9 +167,13 @@ impl Section {
             let text = std::str::from_utf8(&bytes[..valid]).unwrap_or_default();
             for (within, c) in text.char_indices() {
                 let is_bom = at == 0 && within == 0 && c == BOM;
-                if !is_bom && splitter.begins(c) {
-                    starts.push(at + within as u64);
+                let here = at + within as u64;
+                let begins = !is_bom && splitter.begins(c);
+                let last = starts.last().copied().unwrap_or(here);
+                if begins || gap && !c.is_whitespace() && here - last >= LONGEST_SENTENCE {
+                    starts.push(here);
                 }
+                gap = c.is_whitespace();
             }
             bytes.drain(..valid);
             at += valid as u64;
@@ -208,6 +226,11 @@ impl Section {
         }
         Ok(text)
     }
+}
+
+/// A file, whatever leads to it.
+fn real(path: &Path) -> PathBuf {
+    path.canonicalize().unwrap_or_else(|_| path.into())
 }
 
 /// The `.txt` files of a folder and of its subfolders (one level), sorted by name.
@@ -318,6 +341,14 @@ mod tests {
         }
         let error = train.split(0.01).unwrap_err().to_string();
         assert!(error.contains("too short"), "{error}");
+    }
+
+    #[test]
+    fn text_without_ends_is_cut_between_words() {
+        let folder = folder(&[("a.txt", "one two ".repeat(1000).as_bytes())]);
+        let corpus = Corpus::open(folder.path()).unwrap();
+        assert_eq!(corpus.sentences(), 8000_usize.div_ceil(1024));
+        assert!(corpus.text_from(3, 1).unwrap().starts_with("one two"));
     }
 
     #[test]

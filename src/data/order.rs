@@ -47,6 +47,31 @@ impl<I, D: Dataset<I>> Dataset<I> for Cycle<D> {
     }
 }
 
+/// Evenly spaced items of a dataset, from the first on.
+#[derive(Clone, Debug)]
+pub struct Spaced<D> {
+    dataset: D,
+    len: usize,
+}
+
+impl<D> Spaced<D> {
+    /// `len` items; all if there are fewer.
+    pub fn new(dataset: D, len: usize) -> Self {
+        Self { dataset, len }
+    }
+}
+
+impl<I, D: Dataset<I>> Dataset<I> for Spaced<D> {
+    fn get(&self, index: usize) -> Option<I> {
+        let len = self.len();
+        (index < len).then(|| self.dataset.get(index * self.dataset.len() / len))?
+    }
+
+    fn len(&self) -> usize {
+        self.len.min(self.dataset.len())
+    }
+}
+
 /// The image of `at` under a permutation of `0..len` that `key` selects, in constant memory: a Feistel network
 /// over the next power of four, applied until the result is below `len` (cycle walking).
 fn permuted(at: usize, len: usize, key: u64) -> usize {
@@ -80,6 +105,18 @@ mod tests {
     use burn::data::dataset::InMemDataset;
 
     use super::*;
+
+    #[test]
+    fn items_are_spaced_over_the_whole() {
+        let spaced = |all: usize, len| {
+            let spaced = Spaced::new(InMemDataset::new((0..all).collect::<Vec<_>>()), len);
+            spaced.iter().collect::<Vec<_>>()
+        };
+        assert_eq!(spaced(10, 4), [0, 2, 5, 7]);
+        assert_eq!(spaced(3, 3), [0, 1, 2]);
+        assert_eq!(spaced(3, 9), [0, 1, 2]);
+        assert!(spaced(0, 9).is_empty());
+    }
 
     #[test]
     fn every_round_has_every_item_once_in_another_order() {

@@ -363,9 +363,9 @@ fn example(context: &str, asked: &QuestionRecord, variant: SquadVariant) -> Exam
         answers,
     };
     Example {
-        // Truncation must keep the question.
+        // Truncation must keep the question, and the spaces around it.
         tail: match variant {
-            SquadVariant::CqA => asked.question.trim().len() + 1,
+            SquadVariant::CqA => asked.question.trim().len() + 2,
             SquadVariant::Plain | SquadVariant::Short | SquadVariant::QcA => 0,
         },
         ..Example::new(context, vec![question])

@@ -1,18 +1,16 @@
 //! Running text, to be compressed into memory and reconstructed (paper, appendix on text compression), or
 //! stored and continued (language modelling on wikitext-103).
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use burn::data::dataset::Dataset;
 use rand::RngExt;
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
 
-use super::task::{Lengths, Samples, Task};
+use super::task::{Inspection, Lengths, Samples, Task};
 use super::{Asked, Corpus, Sample, Split, TextTokenizer, TokensConfig};
 use crate::error::{Error, at_least_one, require, sizes};
-use crate::support::fs::hex;
 
 /// What is to be predicted from a stored piece of text.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -103,7 +101,10 @@ impl TextConfig {
         }
         let train = Corpus::open(&self.path)?;
         let (train, valid) = match &self.valid_path {
-            Some(path) => (train, Corpus::open(path)?),
+            Some(path) => {
+                let valid = Corpus::open(path)?;
+                (apart(train, &valid, path)?, valid)
+            }
             None => train
                 .split(self.valid_share)
                 .map_err(|e| e.in_section("data"))?,
@@ -127,27 +128,35 @@ impl TextConfig {
             Objective::Continuation => self.target_tokens,
         };
         let (train, valid) = (samples(train, Split::Train), samples(valid, Split::Valid));
+        if valid.len() < self.valid_samples {
+            log::warn!(
+                "only {} sentences are held out: they are all of the {} validation samples",
+                valid.len(),
+                self.valid_samples
+            );
+        }
         // Finds a corpus that is too short now, and hashes some samples so that a changed corpus is noticed.
-        let mut print = Sha256::new();
-        for (split, count) in [(&train, 20), (&valid, 200)] {
-            for sample in (0..count).map_while(|index| split.get(index)) {
-                let ids = sample?.context;
-                ids.iter().for_each(|id| print.update(id.to_le_bytes()));
+        let mut seen = Inspection::new(&tokenizer);
+        for (samples, count, split) in [(&train, 20, Split::Train), (&valid, 200, Split::Valid)] {
+            for sample in (0..count).map_while(|index| samples.get(index)) {
+                seen.add(&sample?, split);
             }
         }
+        let lengths = Lengths {
+            context: self.context_tokens,
+            question: target,
+            questions: 1,
+            target,
+            ..Lengths::default()
+        };
+        let fingerprint = Some(seen.finish());
         Ok(Task {
             train,
             valid,
-            fingerprint: Some(hex(&print.finalize())),
+            fingerprint,
             tokenizer,
             shuffle: false,
-            lengths: Lengths {
-                context: self.context_tokens,
-                question: target,
-                questions: 1,
-                target,
-                ..Lengths::default()
-            },
+            lengths,
         })
     }
 
@@ -158,6 +167,20 @@ impl TextConfig {
             Objective::Continuation => self.context_tokens.saturating_add(self.target_tokens),
         }
     }
+}
+
+/// The training text without the files that are held out.
+fn apart(train: Corpus, valid: &Corpus, path: &Path) -> Result<Corpus, Error> {
+    let (train, left_out) = train.without(valid);
+    if left_out > 0 && train.is_some() {
+        log::warn!(
+            "{left_out} files of data.path are not trained on, because data.valid_path has them"
+        );
+    }
+    train.ok_or_else(|| {
+        let problem = "has all files of data.path: none is left to train on; leave it out to hold out a share of each";
+        Error::config("data.valid_path", path.display(), problem)
+    })
 }
 
 /// The most sentences that a tokenizer is trained on.
@@ -189,7 +212,7 @@ impl TextSamples {
         let mut rng = self.split.rng(b"gradtext", self.seed, index);
         for attempt in 0..MAX_ATTEMPTS {
             let sentence = match (self.split, attempt) {
-                (Split::Valid, 0) => index * sentences / self.config.valid_samples,
+                (Split::Valid, 0) => index * sentences / self.len(),
                 _ => rng.random_range(0..sentences),
             };
             if let Some(tokens) = self.tokens_from(sentence)? {
@@ -255,7 +278,9 @@ impl Dataset<Result<Sample, Error>> for TextSamples {
 
     fn len(&self) -> usize {
         let config = &self.config;
-        self.split.of(config.train_samples, config.valid_samples)
+        // A sentence that is held out is asked for once.
+        let valid = config.valid_samples.min(self.corpus.sentences());
+        self.split.of(config.train_samples, valid)
     }
 }
 
@@ -361,7 +386,27 @@ mod tests {
                 assert_eq!(text.starts_with("Ann"), is_trained, "{text}");
             }
         }
-        config.path = valid_path;
+        // A text in the folder that is trained on is held out from it.
+        config.path = folder.path().into();
+        let path = folder.path().join("Ann");
+        std::fs::rename(&path, path.with_extension("txt")).unwrap();
+        let inside = valid_path.with_extension("txt");
+        std::fs::rename(&valid_path, &inside).unwrap();
+        config.valid_path = Some(folder.path().join(".").join("Bob.txt"));
+        config.valid_samples = 5000;
+        let data = DataConfig::Text(config.clone());
+        let task = data.open(&TokensConfig::default(), 1, None).unwrap();
+        assert_eq!(task.valid.len(), 200);
+        for index in 0..20 {
+            let sample = task.train.get(index).unwrap().unwrap();
+            let text = task.tokenizer.decode(&sample.context).unwrap();
+            assert!(text.starts_with("Ann"), "{text}");
+        }
+        config.path = inside;
+        let data = DataConfig::Text(config.clone());
+        let error = data.open(&TokensConfig::default(), 1, None).err().unwrap();
+        assert!(error.to_string().contains("valid_path"), "{error}");
+        config.path = config.valid_path.clone().unwrap();
         let error = config.validate().unwrap_err().to_string();
         assert!(error.contains("valid_path"), "{error}");
     }

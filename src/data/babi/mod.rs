@@ -70,6 +70,18 @@ impl BabiConfig {
             return Err(Error::config("valid_file", valid.display(), problem));
         }
         let generated = self.train_file.is_none();
+        let problem = "is of generated stories, and data.train_file names others: leave it out";
+        let own = generated || *tasks == Self::default().tasks;
+        require(own, "tasks", &shown, problem)?;
+        let statements = self
+            .statements
+            .map_or_else(String::new, |count| count.to_string());
+        require(
+            generated || self.statements.is_none(),
+            "statements",
+            statements,
+            problem,
+        )?;
         let most = tasks.iter().map(|task| world::most_questions(*task));
         let most = most.min().filter(|_| generated).unwrap_or(1);
         let problem = match generated {

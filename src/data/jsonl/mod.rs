@@ -198,7 +198,7 @@ impl JsonlDataset {
         let path = path.display();
         if train.is_empty() {
             log::warn!(
-                "{path}: all samples have a context that is held out: only questions are held out"
+                "{path}: all samples have a context that is held out: no context is held out, and of the questions those that differ"
             );
             return Ok((part(others.collect()), held_out));
         }

@@ -81,6 +81,10 @@ pub(super) fn parse(line: &str, number: usize) -> Result<ParsedLine, String> {
             return Err(error("target", "is empty: there is nothing to predict"));
         }
         let mut answers = answers.unwrap_or_default();
+        if let Some(at) = answers.iter().position(|answer| answer.trim().is_empty()) {
+            let what = "is empty: an answer of nothing would be right";
+            return Err(error(&format!("answers[{at}]"), what));
+        }
         if !answers.is_empty() && !answers.contains(&target) {
             answers.insert(0, target.clone());
         }
@@ -154,6 +158,10 @@ mod tests {
             (
                 r#"{"context": "c", "query": "q", "target": "t", "answers": ["t", 1]}"#,
                 "`answers[1]`",
+            ),
+            (
+                r#"{"context": "c", "query": "q", "target": "t", "answers": ["t", " "]}"#,
+                "`answers[1]`: is empty",
             ),
             (
                 r#"{"context": "c", "questions": []}"#,
