@@ -231,8 +231,7 @@ impl RunConfig {
         self.memory.validate().map_err(|e| e.in_section("memory"))?;
         self.rmt.validate().map_err(|e| e.in_section("rmt"))?;
         self.armt.validate().map_err(|e| e.in_section("armt"))?;
-        let predicts_first =
-            self.method != MethodName::GradMem || self.memory.first_predicted() == 0;
+        let predicts_first = self.method != MethodName::GradMem || self.predicts_first();
         let problem = "predicts no first token, but the texts of this task are continued without a query: \
                        use kind = \"prefix\"";
         let needed = matches!(self.data, DataConfig::Text(_));
@@ -274,7 +273,7 @@ impl RunConfig {
         }
         // Other tasks' lengths are known when their files are open.
         match self.data.lengths() {
-            Some(lengths) => self.check_positions(&Lengths {
+            Some(lengths) => self.check_lengths(&Lengths {
                 context: lengths
                     .context
                     .min(self.tokens.max_context.unwrap_or(lengths.context)),
@@ -343,8 +342,25 @@ impl RunConfig {
         require(vocab >= tokens, "model.vocab_size", vocab, problem)
     }
 
-    /// Fails unless the model has enough positions for samples of these lengths.
-    pub(crate) fn check_positions(&self, lengths: &Lengths) -> Result<(), Error> {
+    /// Whether the first token of a text without a query is predicted, from what was written alone.
+    fn predicts_first(&self) -> bool {
+        match self.method {
+            MethodName::GradMem => self.memory.first_predicted() == 0,
+            MethodName::Rmt | MethodName::Armt => false,
+            MethodName::InContext => true,
+        }
+    }
+
+    /// Fails unless samples of these lengths can be answered and the model has enough positions for them.
+    pub(crate) fn check_lengths(&self, lengths: &Lengths) -> Result<(), Error> {
+        if lengths.unprompted > 0 && !self.predicts_first() {
+            return Err(Error::Input(format!(
+                "{} questions have no query, and {} predicts no first token of a target without one: give them a query, or train \
+                 gradmem with memory.kind = \"prefix\"",
+                lengths.unprompted,
+                self.method.as_str()
+            )));
+        }
         let Some((key, positions)) = self.model.max_positions() else {
             return Ok(());
         };

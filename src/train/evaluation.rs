@@ -9,7 +9,7 @@ use super::metrics::{Measure, Scores};
 pub use super::results::{Adaptive, Evaluation, Forgetting, Row, Shown};
 use super::scoring::{Hits, PendingHits, PendingReconstruction, UnreadHits, write_scores};
 use super::trained::Trained;
-use crate::data::{Asked, Batch, ExampleBatcher, Samples, Task, answers};
+use crate::data::{Asked, Batch, ExampleBatcher, Samples, Spaced, Task, answers};
 use crate::error::{Error, at_least_one};
 use crate::memory::{GradMem, StopRule};
 use crate::method::AnyMethod;
@@ -22,7 +22,7 @@ use crate::support::readback::{Readback, Slot};
 pub struct EvalOptions {
     /// Numbers of WRITE steps [default: as many as the run was trained with].
     pub write_steps: Option<Vec<usize>>,
-    /// Held-out contexts [default: all of the run's].
+    /// Held-out contexts, evenly spaced among the run's [default: all of them].
     pub samples: Option<usize>,
     /// Lets each sample stop by itself, after at most so many steps, by the rule that does best on as many
     /// contexts of the training set.
@@ -154,8 +154,7 @@ impl<B: KernelBackend> Trained<B> {
         let loader = DataLoaderBuilder::<B, _, _>::new(batcher)
             .batch_size(batch_size(&self.method, task))
             .set_device(self.method.device())
-            .build(set.clone());
-        let loader = loader.slice(0, samples);
+            .build(Spaced::new(set.clone(), samples));
         for (index, batch) in loader.iter().enumerate() {
             work(index, batch?)?;
         }
@@ -178,8 +177,9 @@ impl<B: KernelBackend> Trained<B> {
         // The loss at the last memory shows in the step behind it.
         let last = wanted.iter().copied().chain(cap.map(|cap| cap + 1)).max();
         let last = last.unwrap_or(0);
+        let in_chunks = gradmem.config().chunks_in_a_row(task.lengths.context) > 1;
         self.each_batch(task, set, samples, |_, batch| {
-            let path = path_of(gradmem, &batch, last, |k| {
+            let path = path_of(gradmem, &batch, in_chunks, last, |k| {
                 wanted.contains(&k) || cap.is_some_and(|cap| k <= cap)
             })?;
             let values = path.readback.read();
@@ -309,7 +309,7 @@ impl<B: KernelBackend> Trained<B> {
                 }
             }
             if let (AnyMethod::GradMem(gradmem), Some(memory)) = (&self.method, &memory)
-                && gradmem.tells_from_nothing(contexts.width())
+                && gradmem.tells_from_nothing(task.lengths.context)
             {
                 let lengths: Vec<usize> = contexts.lengths().collect();
                 let rows = gradmem.reconstruct(memory, &lengths)?;
@@ -358,6 +358,7 @@ struct Place {
 fn path_of<B: KernelBackend>(
     gradmem: &GradMem<B, AnyLm<B>>,
     batch: &Batch<B>,
+    in_chunks: bool,
     steps: usize,
     wanted: impl Fn(usize) -> bool,
 ) -> Result<Path<B>, Error> {
@@ -369,7 +370,6 @@ fn path_of<B: KernelBackend>(
         places: Vec::new(),
     };
     let contexts = episode.contexts();
-    let in_chunks = gradmem.config().chunks_in_a_row(contexts.width()) > 1;
     let memories = gradmem.trajectory(episode.contexts())?;
     for (k, memory) in memories.take(steps + 1).enumerate() {
         let readback = &mut path.readback;

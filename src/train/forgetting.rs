@@ -36,10 +36,11 @@ impl<B: KernelBackend> Trained<B> {
         };
         let mut answered = Cells::default();
         let mut reconstructed = Cells::default();
-        let mut all_placed = true;
+        let (mut questions_seen, mut unplaced) = (0, 0);
         self.each_batch(task, &task.valid, samples, |_, batch| {
             let places: Vec<Option<usize>> = places(&batch, size);
-            all_placed &= places.iter().all(Option::is_some);
+            questions_seen += places.len();
+            unplaced += places.iter().filter(|place| place.is_none()).count();
             let questions = batch.asked.len() / batch.len().max(1);
             let lengths: Vec<usize> = batch.episode.contexts().lengths().collect();
             for (after, found) in after_chunks(gradmem, &batch)?.into_iter().enumerate() {
@@ -57,9 +58,15 @@ impl<B: KernelBackend> Trained<B> {
             }
             Ok(())
         })?;
+        if unplaced > 0 {
+            log::warn!(
+                "{unplaced} of {questions_seen} questions stand nowhere in their context, or more than once: how many are answered after \
+                 each chunk is not told"
+            );
+        }
         Ok(Forgetting {
             chunk_size: size,
-            answered: all_placed.then(|| answered.means()),
+            answered: (unplaced == 0).then(|| answered.means()),
             reconstructed: reconstructed.means(),
         })
     }
@@ -116,7 +123,7 @@ fn after_chunks<B: KernelBackend>(
     Ok(found.collect())
 }
 
-/// The chunk that each question is about: where its query's tokens stand in the context, the first of them left out,
+/// The chunk that each question is about: where its query's tokens stand in the context, the first of several left out,
 /// which is the question's own. None where they stand nowhere or more than once.
 fn places<B: KernelBackend>(batch: &Batch<B>, size: usize) -> Vec<Option<usize>> {
     let contexts = batch.episode.contexts();
@@ -128,10 +135,12 @@ fn places<B: KernelBackend>(batch: &Batch<B>, size: usize) -> Vec<Option<usize>>
 }
 
 fn place(context: &[u32], asked: &Asked) -> Option<usize> {
-    let query = asked
-        .tokens
-        .get(1..asked.target)
-        .filter(|query| !query.is_empty())?;
+    let query = &asked.tokens[..asked.target];
+    let query = match query {
+        [] => return None,
+        [_] => query,
+        [_, rest @ ..] => rest,
+    };
     let mut found = context
         .windows(query.len())
         .enumerate()

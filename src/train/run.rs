@@ -224,7 +224,7 @@ fn tasks(config: &RunConfig, folder: &Path, base: Option<&Base>) -> Result<Vec<T
     let open = |data: &DataConfig, made| -> Result<Task, Error> {
         let task = data.open(&config.tokens, config.train.seed, made)?;
         config.check_vocab(&task.tokenizer)?;
-        config.check_positions(&task.lengths)?;
+        config.check_lengths(&task.lengths)?;
         Ok(task)
     };
     let mut stages = config.stages()?;

@@ -92,8 +92,9 @@ impl<B: Backend> UnreadHits<B> {
         let queries = queries.map(|(row, (labels, scored))| {
             let mut places = Vec::new();
             for (column, (label, scored)) in labels.iter().zip(scored).enumerate() {
+                // As in the loss, what is not predicted does not count.
                 let is_predicted = *label >= 0 && column >= told.first;
-                if *scored >= 0 {
+                if *scored >= 0 && column >= told.first {
                     places.push(is_predicted.then_some(predicted.len()));
                 }
                 if is_predicted {
@@ -273,7 +274,10 @@ pub(super) fn write_scores(
         if k == 0 {
             scores.add(Measure::WriteLossBefore, loss.iter().sum(), loss.len());
         }
-        scores.add(Measure::InnerGradNorm, norm.iter().sum(), norm.len());
+        // A sample that has no chunk for this step has a norm of exactly 0.
+        let taken = norm.iter().filter(|norm| **norm > 0.0).count();
+        let taken = if taken == 0 { norm.len() } else { taken };
+        scores.add(Measure::InnerGradNorm, norm.iter().sum(), taken);
     }
     Ok(())
 }
@@ -355,6 +359,25 @@ mod tests {
         let expected = [(2.0 / 3.0, 3), (1.0, 3), (0.5, 2)];
         assert_eq!(positions[..3], expected);
         assert_eq!(positions[3..], [alone; 5]);
+    }
+
+    /// As in the loss: a method that predicts no first token is not asked for it.
+    #[test]
+    fn what_is_not_predicted_does_not_count() {
+        let device = Default::default();
+        let contexts = crate::episode::Tokens::new(&[[4u32, 7]], &device).unwrap();
+        let queries = crate::episode::Tokens::new(&[[5u32, 6, 7]], &device).unwrap();
+        let labels = vec![vec![5, 6, 7]];
+        let episode = crate::episode::Episode::new(contexts, queries, &labels).unwrap();
+        let batch: Batch<B> = episode.into();
+        let told = Told {
+            tokens: Some(Tensor::from_data([6, 9], &device)),
+            first: 1,
+        };
+        let mut readback = Readback::new();
+        let hits = UnreadHits::of(told, &batch).pend(&mut readback);
+        let hits = hits.hits(&readback.read());
+        assert_eq!(hits[0].right, [true, false]);
     }
 
     #[test]

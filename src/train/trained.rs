@@ -114,7 +114,7 @@ impl<B: KernelBackend> Trained<B> {
         } = &self.config;
         let task = data.open(tokens, train.seed, Some(self.tokenizer.clone()))?;
         match &task.fingerprint {
-            _ if self.elsewhere => self.config.check_positions(&task.lengths)?,
+            _ if self.elsewhere => self.config.check_lengths(&task.lengths)?,
             Some(print) => RunFolder::open(&self.path)?.check_data(print)?,
             None => (),
         }

@@ -1,15 +1,16 @@
 //! The step size of WRITE, by a line search of the WRITE loss on a task's training contexts.
 
+use std::collections::HashSet;
 use std::fmt;
 
-use burn::data::dataloader::DataLoaderBuilder;
+use burn::data::dataset::Dataset;
 use burn::tensor::backend::Backend;
 use gradmem_kernels::KernelBackend;
 
 use super::learner::{Fault, evaluate};
 use super::metrics::Measure;
 use super::trained::Trained;
-use crate::data::{Batch, ExampleBatcher, Task};
+use crate::data::{Batch, ExampleBatcher, Spaced, Task};
 use crate::episode::Tokens;
 use crate::error::{Error, at_least_one};
 use crate::memory::{GradMem, StepSize, best_step_size};
@@ -93,30 +94,38 @@ impl fmt::Display for Tuning {
     }
 }
 
-/// The curve around the best size, on the first training samples of a task.
+/// The curve around the best size, on some training samples of a task.
 pub(super) fn search<B: KernelBackend>(
     gradmem: &GradMem<B, AnyLm<B>>,
     task: &Task,
     device: &B::Device,
 ) -> Result<Tuning, Error> {
-    let batch = first_batch::<B>(task, SAMPLES, device)?;
+    let batch = some_batch::<B>(task, SAMPLES, device)?;
     let contexts = batch.episode.contexts();
     let curve = gradmem.line_search(contexts)?;
     Ok(Tuning::of(gradmem, contexts, curve))
 }
 
-fn first_batch<B: Backend>(
+/// Samples that are evenly spaced among a task's training samples: neighbours in a file often have the same context, of
+/// which one is taken.
+fn some_batch<B: Backend>(
     task: &Task,
     samples: usize,
     device: &B::Device,
 ) -> Result<Batch<B>, Error> {
-    let batcher = ExampleBatcher::new(task.tokenizer.clone());
-    let loader = DataLoaderBuilder::<B, _, _>::new(batcher)
-        .batch_size(samples)
-        .set_device(device.clone())
-        .build(task.train.clone());
-    let first = loader.iter().next();
-    first.unwrap_or_else(|| Err(Error::Input("the task has no training samples".into())))
+    let spaced = Spaced::new(task.train.clone(), samples);
+    let mut contexts = HashSet::new();
+    let mut taken = Vec::new();
+    for sample in spaced.iter() {
+        let sample = sample?;
+        if contexts.insert(sample.context.clone()) {
+            taken.push(Ok(sample));
+        }
+    }
+    match taken.is_empty() {
+        true => Err(Error::Input("the task has no training samples".into())),
+        false => ExampleBatcher::new(task.tokenizer.clone()).try_batch(taken, device),
+    }
 }
 
 impl<B: KernelBackend> Trained<B> {
@@ -130,7 +139,7 @@ impl<B: KernelBackend> Trained<B> {
         let gradmem = self.gradmem()?;
         let device = self.method.device();
         let task = self.task()?;
-        let batch = first_batch::<B>(&task, samples, &device)?;
+        let batch = some_batch::<B>(&task, samples, &device)?;
         let found = Tuning::new(gradmem, batch.episode.contexts(), sizes)?;
         let exact_match = sizes.iter().map(|size| {
             let sized = gradmem.clone().with_write_lr(*size)?;

@@ -55,7 +55,7 @@ pub struct Args {
     /// and reconstructed. For runs with memory.chunk_size.
     #[arg(long)]
     forgetting: bool,
-    /// Number of contexts [default: all held-out contexts].
+    /// Number of contexts, evenly spaced among those held out [default: all of them].
     #[arg(long)]
     samples: Option<usize>,
     /// Print one JSON object per line instead of a table.

@@ -90,9 +90,10 @@ pub fn format_measure(measure: Measure, value: f64) -> String {
 /// Characters of a text that are printed.
 const WIDTH: usize = 60;
 
-/// The start of a text, in one line.
+/// The start of a text, in one line and without what commands a terminal.
 pub fn clip(text: &str) -> String {
     let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    let text = shown(&text);
     match text.char_indices().nth(WIDTH) {
         Some((at, _)) => format!("{}…", &text[..at]),
         None => text,

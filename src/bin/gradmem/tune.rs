@@ -33,7 +33,7 @@ pub struct Args {
     /// Texts to write, for a folder that is no run.
     #[arg(long, value_name = "TEXT", num_args = 1..)]
     context: Vec<PathBuf>,
-    /// Number of training contexts, of a run.
+    /// Number of training contexts of a run, evenly spaced among all; equal ones count once.
     #[arg(long, value_name = "N", default_value_t = SAMPLES, conflicts_with = "context")]
     samples: usize,
     /// Number of WRITE steps [default: as in training].
