@@ -101,6 +101,27 @@ impl DataConfig {
         }
     }
 
+    /// The files and folders that the samples are read from, each with the key of its setting.
+    pub fn files(&self) -> Vec<(&'static str, &Path)> {
+        let (train, valid) = match self {
+            Self::Kv(_) | Self::Mqar(_) | Self::Multihop(_) => return Vec::new(),
+            Self::Text(config) => {
+                let valid = config
+                    .valid_path
+                    .as_deref()
+                    .map(|path| ("valid_path", path));
+                return [("path", &*config.path)].into_iter().chain(valid).collect();
+            }
+            Self::Babi(config) => (config.train_file.as_deref(), config.valid_file.as_deref()),
+            Self::Squad(config) => (Some(&*config.train_file), config.valid_file.as_deref()),
+            Self::Phonebook(config) => (config.train_file.as_deref(), config.valid_file.as_deref()),
+            Self::Jsonl(config) => (Some(&*config.train_file), config.valid_file.as_deref()),
+        };
+        let train = train.map(|path| ("train_file", path));
+        let valid = valid.map(|path| ("valid_file", path));
+        train.into_iter().chain(valid).collect()
+    }
+
     /// A short description for people.
     pub fn describe(&self) -> String {
         match self {

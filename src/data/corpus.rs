@@ -41,7 +41,7 @@ struct Section {
 
 impl Corpus {
     /// Opens a text file, or the `.txt` files of a folder and of its subfolders (one level), sorted by name.
-    /// Links out of the folder are ignored, and a file that is found twice is used once.
+    /// Links are followed, and a file that is found twice is used once.
     ///
     /// # Errors
     ///

@@ -99,6 +99,17 @@ impl TextConfig {
             let problem = "a text's contexts have data.context_tokens tokens: set that instead";
             return Err(Error::config("tokens.max_context", max, problem));
         }
+        for (key, path) in [
+            ("path", Some(&self.path)),
+            ("valid_path", self.valid_path.as_ref()),
+        ] {
+            if let Some(path) = path.filter(|path| !path.exists()) {
+                let problem =
+                    "there is no such file or folder: name a text file or a folder of .txt files";
+                let key = format!("data.{key}");
+                return Err(Error::config(key, path.display(), problem));
+            }
+        }
         let train = Corpus::open(&self.path)?;
         let (train, valid) = match &self.valid_path {
             Some(path) => {

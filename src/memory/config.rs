@@ -8,6 +8,9 @@ use super::choices::{Chunks, GradMode, LoraPlace, MemProj, MemoryKind, MemorySta
 use super::{GateKind, LearnedLr};
 use crate::support::setters::setters;
 
+/// The most WRITE steps.
+pub const MOST_STEPS: usize = 10_000;
+
 /// Settings of WRITE and READ, and of what is trained beside the model.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]

@@ -42,7 +42,7 @@ mod write;
 
 pub use auxiliary::Auxiliary;
 pub use choices::{Chunks, GradMode, LoraPlace, MemProj, MemoryKind, MemoryStart};
-pub use config::GradMemConfig;
+pub use config::{GradMemConfig, MOST_STEPS};
 pub use cram::{CramConfig, Crammed};
 pub use gate::{Gate, GateKind};
 pub use gradmem::GradMem;

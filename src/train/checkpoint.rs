@@ -105,6 +105,11 @@ impl RunFolder {
         Tensors::open(self.weights()?)
     }
 
+    /// Whether there are best weights.
+    pub(super) fn has_best(&self) -> bool {
+        self.path().join(BEST).exists()
+    }
+
     /// Replaces the best weights. They have this `value` of `measure` at `step`.
     pub(super) fn save_best<B: Backend, M: Module<B>>(
         &self,

@@ -24,9 +24,10 @@ pub(super) struct Dashboard {
 }
 
 impl Dashboard {
-    /// None if standard output is no terminal, or no terminal can be read from.
+    /// None if standard output is no terminal or one that cannot place text, or no terminal can be read from.
     pub(super) fn open(interrupter: &Interrupter) -> Option<Self> {
-        if !std::io::stdout().is_terminal() {
+        let is_dumb = std::env::var_os("TERM").is_some_and(|name| name == "dumb");
+        if !std::io::stdout().is_terminal() || is_dumb {
             return None;
         }
         #[cfg(unix)]

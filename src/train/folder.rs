@@ -48,8 +48,13 @@ const MODEL: &str = "model.";
 const DATA: &str = "data.sha256";
 
 /// The settings that may change when a run resumes.
-const MAY_CHANGE: [&str; 8] = [
+/// A path may be another one, but not be there or not: data are known by their hash.
+const MAY_CHANGE: [&str; 12] = [
     "model.from",
+    "data.path",
+    "data.train_file",
+    "data.valid_file",
+    "data.valid_path",
     "train.steps",
     "train.stop_metric",
     "train.stop_value",
@@ -331,10 +336,11 @@ fn check_settings(
     differences: Vec<Difference>,
     train: [&TrainConfig; 2],
 ) -> Result<(), Error> {
-    // A run whose model came from nowhere has no other place for it.
+    // A run whose model or data came from nowhere has no other place for them.
     let may_change = |(key, ours, theirs): &Difference| {
         let appears = [ours, theirs].iter().any(|value| *value == "null");
-        MAY_CHANGE.contains(&key.as_str()) && !(key == "model.from" && appears)
+        let is_path = key == "model.from" || key.starts_with("data.");
+        MAY_CHANGE.contains(&key.as_str()) && !(is_path && appears)
     };
     let differs = differences.into_iter().find(|found| !may_change(found));
     let [steps, begun] = train.map(|train| train.steps);

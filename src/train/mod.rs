@@ -28,6 +28,7 @@ pub mod evaluation;
 mod fault;
 mod folder;
 mod forgetting;
+mod ineffective;
 mod launch;
 pub mod learner;
 pub mod metrics;

@@ -28,10 +28,17 @@ pub(super) fn dashboard(
 /// Restores the terminal after a dashboard, for a program that exits without dropping it.
 pub fn leave_dashboard() {
     #[cfg(feature = "dashboard")]
-    if crossterm::terminal::is_raw_mode_enabled().unwrap_or(false) {
+    {
         use crossterm::{cursor::Show, execute, terminal};
-        execute!(std::io::stdout(), terminal::LeaveAlternateScreen, Show).ok();
-        terminal::disable_raw_mode().ok();
+        use std::io::{IsTerminal, stdout};
+        if terminal::is_raw_mode_enabled().unwrap_or(false) {
+            execute!(stdout(), terminal::LeaveAlternateScreen).ok();
+            terminal::disable_raw_mode().ok();
+        }
+        // burn-train's own way out leaves it hidden.
+        if stdout().is_terminal() {
+            execute!(stdout(), Show).ok();
+        }
     }
 }
 

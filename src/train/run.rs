@@ -179,7 +179,16 @@ fn settle_base(
 ) -> Result<(), Error> {
     let keeps_elsewhere = config.keeps_model_elsewhere();
     let Some(base) = &mut config.base else {
-        return Ok(());
+        return match begun.and_then(|begun| begun.base.as_ref()) {
+            None => Ok(()),
+            Some(base) => {
+                let from = base.folder.display();
+                Err(Error::file(
+                    folder,
+                    format!("began from {from}: add --from {from}"),
+                ))
+            }
+        };
     };
     if let Ok(absolute) = base.folder.canonicalize() {
         if folder.canonicalize().is_ok_and(|own| own == absolute) {

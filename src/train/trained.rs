@@ -47,6 +47,12 @@ impl<B: KernelBackend> Trained<B> {
         let kept = folder.path().join(TOKENIZER);
         let tokenizer = config.data.kept_tokenizer(&config.tokens, kept)?;
         let weights = folder.best()?;
+        if !folder.has_best() {
+            log::warn!(
+                "{}: has no best weights, so these are its latest",
+                folder.path().display()
+            );
+        }
         let settings = config.method_config();
         let blank = match &config.base {
             Some(base) if config.keeps_model_elsewhere() => {
@@ -112,6 +118,16 @@ impl<B: KernelBackend> Trained<B> {
             train,
             ..
         } = &self.config;
+        for (key, path) in data.files() {
+            if path.is_relative() && !path.exists() {
+                let problem = format!(
+                    "has data.{key} = {:?}, which is no file from here: go to the folder where the run began, or name \
+                     it in data.{key}=…",
+                    path.display().to_string()
+                );
+                return Err(Error::file(self.path.join(CONFIG), problem));
+            }
+        }
         let task = data.open(tokens, train.seed, Some(self.tokenizer.clone()))?;
         match &task.fingerprint {
             _ if self.elsewhere => self.config.check_lengths(&task.lengths)?,

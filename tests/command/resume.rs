@@ -167,8 +167,15 @@ fn a_run_repeated_killed_or_interrupted_ends_the_same() {
     assert_same_run("interrupted", &whole, &stopped);
 
     // The same where nobody reads any more what it prints, as behind `2>&1 | tee` after Ctrl-C.
-    for signal in ["-INT", "-TERM", "-HUP", "-USR1"] {
-        let unread = path(&format!("unread{signal}"));
+    for (signal, again) in [
+        ("-INT", None),
+        ("-TERM", None),
+        ("-HUP", None),
+        ("-USR1", None),
+        // A launcher may send more than one.
+        ("-TERM", Some("-HUP")),
+    ] {
+        let unread = path(&format!("unread{signal}{again:?}"));
         let mut child = Command::new(program::PATH)
             .args(command(&unread, STEPS))
             .stdout(Stdio::piped())
@@ -185,6 +192,10 @@ fn a_run_repeated_killed_or_interrupted_ends_the_same() {
                 .unwrap()
                 .success()
         );
+        if let Some(again) = again {
+            // Unless it is gone.
+            let _ = Command::new("kill").args([again, &id]).status();
+        }
         assert_eq!(child.wait().unwrap().code(), Some(130), "{signal}");
         let saved = read(&unread, "metrics.jsonl").len();
         assert!(
@@ -194,6 +205,23 @@ fn a_run_repeated_killed_or_interrupted_ends_the_same() {
         run(&unread, STEPS);
         assert_same_run(signal, &whole, &unread);
     }
+
+    // A program that was started with SIGHUP ignored, as by nohup, goes on.
+    let kept = path("nohup");
+    let child = Command::new("sh")
+        .args(["-c", r#"trap "" HUP; exec "$0" "$@""#, program::PATH])
+        .args(command(&kept, STEPS))
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    wait_for(&kept, 60);
+    let id = child.id().to_string();
+    let sent = Command::new("kill").args(["-HUP", &id]).status().unwrap();
+    assert!(sent.success());
+    let (_, status) = finish(child);
+    assert_eq!(status, Some(0));
+    assert_same_run("nohup", &whole, &kept);
 
     // By the clock.
     let timed = path("timed");

@@ -5,6 +5,8 @@ use std::process::ExitCode;
 
 use gradmem::Error;
 use gradmem::kernels::KernelBackend;
+use gradmem::memory::MOST_STEPS;
+use gradmem::report::Run;
 use gradmem::train::Trained;
 use gradmem::train::checkpoint::RunFolder;
 use gradmem::train::evaluation::{EvalOptions, Evaluation};
@@ -14,6 +16,7 @@ use crate::args::{Backend, parse_numbers};
 use crate::backend::{Job, dispatch};
 use crate::files::check_writable;
 use crate::output::{format_answer, format_measure, say};
+use crate::train::warn_without_effect;
 
 /// Score a trained run on held-out samples, for any numbers of WRITE steps in one pass.
 ///
@@ -41,7 +44,7 @@ pub struct Args {
     /// Also choose the number of WRITE steps for each sample: stop when its reconstruction loss stops falling,
     /// after at most CAP steps (30 if CAP is left out). The stop rule is chosen on contexts of the training
     /// set.
-    #[arg(long, value_name = "CAP", num_args = 0..=1, default_missing_value = "30")]
+    #[arg(long, value_name = "CAP", num_args = 0..=1, default_missing_value = "30", value_parser = steps)]
     adaptive: Option<usize>,
     /// Also generate answers greedily and reconstruct the contexts from memory. This adds exact match and F1
     /// of the generated answers, over all right answers, and prints a few answers.
@@ -65,15 +68,12 @@ pub struct Args {
     backend: Backend,
 }
 
-/// The largest number of WRITE steps that can be asked for.
-const MOST_STEPS: u64 = 10_000;
-
 /// Generated answers that are printed.
 const EXAMPLES: usize = 6;
 
 pub fn run(args: Args) -> Result<ExitCode, Error> {
     let steps = args.write_steps.as_deref();
-    let steps = steps.map(|text| parse_numbers("--write-steps", text, MOST_STEPS));
+    let steps = steps.map(|text| parse_numbers("--write-steps", text, MOST_STEPS as u64));
     if args.samples == Some(0) {
         return Err(Error::Input("--samples must be at least 1".into()));
     }
@@ -108,6 +108,13 @@ pub fn run(args: Args) -> Result<ExitCode, Error> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// A number of steps behind an option that may stand without one.
+fn steps(text: &str) -> Result<usize, String> {
+    text.parse().map_err(|_| {
+        "must be a number of steps: put --adaptive without one after the other arguments".into()
+    })
+}
+
 struct EvalJob {
     args: Args,
     options: EvalOptions,
@@ -121,6 +128,15 @@ impl Job for EvalJob {
         let mut trained = Trained::<B>::open(&args.run, device)?;
         if !args.data.is_empty() {
             trained = trained.on_data(&of_data(&args.data)?)?;
+            warn_without_effect(&trained.config, &args.data);
+        }
+        if args.data.is_empty()
+            && let Some(part) = Run::open(&args.run)?.unfinished_stage()
+        {
+            log::warn!(
+                "{}: stopped in the part {part} of its curriculum, and its weights were chosen there",
+                args.run.display()
+            );
         }
         let mut found = trained.evaluate(&options)?;
         let saved = match &args.answers {

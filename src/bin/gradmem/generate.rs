@@ -43,7 +43,7 @@ impl Job for Args {
 
     fn run<B: KernelBackend>(self, device: &B::Device) -> Result<String, Error> {
         let Model { method, text } = Model::<B>::open(&self.model, device)?;
-        let config = text.generate_config(&self.sampling);
+        let config = text.generate_config(&self.sampling)?;
         let prompts = [text.encode(&self.prompt, Specials::With)?];
         let answers = generate::continue_prompts(method.model(), &prompts, &config, device)?;
         text.decode_continued(&prompts[0], &answers[0])

@@ -107,7 +107,8 @@ impl<B: KernelBackend> Model<B> {
     /// If it is empty or longer than the model can write.
     pub fn encode_context(&self, context: &str) -> Result<Vec<u32>, Error> {
         let ids = self.text.encode_part(context, Part::Context)?;
-        if ids.is_empty() {
+        // A tokenizer may begin any text with a token.
+        if ids.is_empty() || context.is_empty() {
             return Err(Error::Input("is empty: there is nothing to write".into()));
         }
         match self.method.longest_context()? {
@@ -231,8 +232,16 @@ impl Text {
     }
 
     /// The settings of generation: the sampling options, and the tokens that end an answer.
-    pub fn generate_config(&self, sampling: &Sampling) -> GenerateConfig {
-        GenerateConfig {
+    ///
+    /// # Errors
+    ///
+    /// Options of samples without a temperature.
+    pub fn generate_config(&self, sampling: &Sampling) -> Result<GenerateConfig, Error> {
+        if sampling.temperature == 0.0 && (sampling.top_k.is_some() || sampling.top_p != 1.0) {
+            let problem = "--top-k and --top-p are for samples: give a --temperature above 0 too";
+            return Err(Error::Input(problem.into()));
+        }
+        Ok(GenerateConfig {
             max_tokens: sampling.max_tokens,
             stop: self.ends(),
             temperature: sampling.temperature,
@@ -240,6 +249,6 @@ impl Text {
             top_p: sampling.top_p,
             seed: sampling.seed,
             first: 0,
-        }
+        })
     }
 }

@@ -68,7 +68,7 @@ impl Job for Args {
         let model = Model::<B>::open(&self.model.folder, device)?;
         let Model { method, text } = model.with_vectors_of(&file, device)?;
         file.check_tokenizer(&text.fingerprint())?;
-        let config = text.generate_config(&self.sampling);
+        let config = text.generate_config(&self.sampling)?;
         let memory = method.unpack(&file)?;
         let reader = method.reader(&memory)?;
         let positions = method.model().max_positions();

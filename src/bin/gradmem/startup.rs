@@ -43,6 +43,7 @@ pub fn report_panics() {
         }
         // The dashboard's k key panics with this message, after it has restored the terminal.
         if message.contains("Killing training from user input") {
+            gradmem::train::leave_dashboard();
             message!("killed; the last checkpoint is intact, and the same command resumes from it");
             std::process::exit(INTERRUPTED.into());
         }

@@ -2,11 +2,8 @@
 
 use super::super::choices::{Chunks, GradMode, LoraPlace, MemProj, MemoryKind, MemoryStart};
 use super::super::{GateKind, LearnedLr};
-use super::GradMemConfig;
+use super::{GradMemConfig, MOST_STEPS};
 use crate::error::{Error, positive, require, sizes};
-
-/// The most steps that have a step size each.
-const MOST_SIZES: usize = 10_000;
 
 impl GradMemConfig {
     /// Checks every value.
@@ -25,6 +22,9 @@ impl GradMemConfig {
         self.validate_chunks()?;
         self.validate_auxiliary()?;
         positive([("write_lr", self.write_lr)])?;
+        let problem = format!("must be at most {MOST_STEPS}");
+        let steps = self.most_steps().max(self.write_steps);
+        require(steps <= MOST_STEPS, "write_steps", steps, problem)?;
         self.validate_inner()?;
         let fits = self.kind == MemoryKind::Prefix || self.memory_start == MemoryStart::Noise;
         let problem = "is for vectors in front of the tokens: it needs kind = \"prefix\"";
@@ -114,14 +114,6 @@ impl GradMemConfig {
         let problem = "names one of them twice";
         require(
             !self.learned_lr.iter().any(twice),
-            "learned_lr",
-            &learned,
-            problem,
-        )?;
-        let each = self.learned_lr.contains(&LearnedLr::Step);
-        let problem = "has a size for each step, of at most 10000 steps";
-        require(
-            !each || self.most_steps() <= MOST_SIZES,
             "learned_lr",
             &learned,
             problem,

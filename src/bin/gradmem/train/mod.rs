@@ -1,27 +1,27 @@
 //! `gradmem train`: one run, or one for each of several seeds.
 
+mod signals;
 mod summary;
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use burn::train::Interrupter;
 use clap::ValueEnum;
 use gradmem::Error;
 use gradmem::kernels::{KernelBackend, Precision};
-use gradmem::method::MethodName;
 use gradmem::train::config::{LrDecay, RunConfig};
 use gradmem::train::evaluation::{EvalOptions, Shown};
 use gradmem::train::world::{World, all_or_none};
-use gradmem::train::{Ending, Outcome, TrainOptions, Trained, leave_dashboard};
+use gradmem::train::{Ending, Outcome, TrainOptions, Trained};
 
+use self::signals::{stop_after, stop_on_signals};
 use crate::args::{Backend, MetaGradient, parse_numbers};
 use crate::backend::{Job, dispatch, usable};
-use crate::output::{accompany, failed, message};
+use crate::output::{accompany, failed};
 use crate::processes::{is_silent, join};
 
 /// The exit status of a program that Ctrl-C ended.
@@ -103,16 +103,18 @@ fn run_in(args: &Args, world: &Arc<dyn World>) -> Result<ExitCode, Error> {
         .and_then(|config| Ok((args.folder(&config)?, config)))
         .and_then(|settings| usable(&args.backend).map(|()| settings));
     let (folder, config) = all_or_none(&**world, settings)?;
-    if let Some(seed) = args.seeds.as_ref().and(args.set("train.seed")) {
-        return Err(Error::Input(format!(
-            "{seed} beside --seeds, which sets it for each run: leave one of them out"
-        )));
+    args.check_said_once()?;
+    if args.seeds.is_some() && folder.join("config.toml").exists() {
+        let problem =
+            "is a run: --seeds needs a folder for runs of each seed. Name another one with --run";
+        return Err(Error::File {
+            path: folder,
+            problem: problem.into(),
+        });
     }
     args.warn_of_settings_without_effect(&config);
     let interrupter = Interrupter::new();
     stop_on_signals(&interrupter)?;
-    #[cfg(unix)]
-    stop_on_user_signal(&interrupter)?;
     if let Some(until) = args.until {
         stop_after(until, &interrupter)?;
     }
@@ -166,6 +168,32 @@ impl Args {
             .collect()
     }
 
+    /// Fails where an option and a setting say the same: one of them would have no effect.
+    fn check_said_once(&self) -> Result<(), Error> {
+        for (option, key, is_given) in [
+            ("--seeds", "train.seed", self.seeds.is_some()),
+            ("--from", "model.from", self.from.is_some()),
+            (
+                "--micro-batch",
+                "train.micro_batch",
+                self.micro_batch.is_some(),
+            ),
+            (
+                "--meta-gradient",
+                "train.meta_gradient",
+                self.meta_gradient.is_some(),
+            ),
+            ("--precision", "train.precision", self.precision.is_some()),
+        ] {
+            if let Some(setting) = self.set(key).filter(|_| is_given) {
+                return Err(Error::Input(format!(
+                    "{setting} beside {option}, which sets it: leave one of them out"
+                )));
+            }
+        }
+        Ok(())
+    }
+
     /// The last override of a key.
     fn set(&self, key: &str) -> Option<&str> {
         let overrides = self.overrides.iter().rev();
@@ -178,16 +206,7 @@ impl Args {
 
     /// Warns of settings that are valid, but do not do what whoever wrote them wanted.
     fn warn_of_settings_without_effect(&self, config: &RunConfig) {
-        let own = config.method.section();
-        for text in &self.overrides {
-            let section = text.split('.').next().unwrap_or_default();
-            if MethodName::SECTIONS.contains(&section) && section != own {
-                let method = config.method.as_str();
-                log::warn!(
-                    "{text} has no effect: the method is {method}, whose settings are under [{own}]"
-                );
-            }
-        }
+        warn_without_effect(config, &self.overrides);
         let train = &config.train;
         // Shares are printed in percent. A little above 1 says never.
         let curriculum = Some(train.curriculum_value).filter(|_| !train.curriculum.is_empty());
@@ -284,6 +303,16 @@ impl Job for TrainJob {
     }
 }
 
+/// Warns of each `key=value` that has no effect beside the other settings.
+pub fn warn_without_effect(config: &RunConfig, settings: &[String]) {
+    for text in settings {
+        let key = text.split('=').next().unwrap_or_default().trim();
+        if let Some(reason) = config.without_effect(key) {
+            log::warn!("{text} has no effect: {reason}");
+        }
+    }
+}
+
 /// What the best weights answer to the questions about the first held-out context.
 fn first_answers<B: KernelBackend>(folder: &Path, device: &B::Device) -> Result<Vec<Shown>, Error> {
     let options = EvalOptions {
@@ -297,61 +326,9 @@ fn first_answers<B: KernelBackend>(folder: &Path, device: &B::Device) -> Result<
         .examples)
 }
 
-/// Makes SIGINT (Ctrl-C), SIGTERM and SIGHUP (a closed terminal) stop the training at the next step. A second
-/// signal ends the program at once.
-fn stop_on_signals(interrupter: &Interrupter) -> Result<(), Error> {
-    static PRESSED: AtomicBool = AtomicBool::new(false);
-    let interrupter = interrupter.clone();
-    ctrlc::set_handler(move || {
-        if PRESSED.swap(true, Ordering::Relaxed) {
-            leave_dashboard();
-            std::process::exit(INTERRUPTED.into());
-        }
-        // First of all: the message may have no reader any more.
-        interrupter.stop(Some("Interrupted."));
-        if !is_silent() {
-            message!("stopping at the next step, to save; press Ctrl-C again to stop at once");
-        }
-    })
-    .map_err(|e| Error::Failed(format!("signals cannot be caught: {e}")))
-}
-
 /// A positive number of hours.
 fn hours(text: &str) -> Result<Duration, String> {
     let hours = text.parse::<f64>().ok().filter(|hours| *hours > 0.0);
     let time = hours.and_then(|hours| Duration::try_from_secs_f64(3600.0 * hours).ok());
     time.ok_or_else(|| "must be a positive number of hours, such as 1.5".into())
-}
-
-/// Stops the training at the next step when this time is over.
-fn stop_after(time: Duration, interrupter: &Interrupter) -> Result<(), Error> {
-    let interrupter = interrupter.clone();
-    let wait = move || {
-        std::thread::sleep(time);
-        interrupter.stop(Some("The time is over."));
-    };
-    let thread = std::thread::Builder::new().name("clock".into());
-    let started = thread.spawn(wait).map(|_| ());
-    started.map_err(|e| Error::Failed(format!("no clock can be started: {e}")))
-}
-
-/// Makes SIGUSR1 stop the training at the next step: what a job scheduler sends before time is up (Slurm's
-/// `--signal=USR1@60`), and what `mpirun` passes on to all processes. It never ends the program at once.
-#[cfg(unix)]
-fn stop_on_user_signal(interrupter: &Interrupter) -> Result<(), Error> {
-    use signal_hook::consts::SIGUSR1;
-    use signal_hook::iterator::Signals;
-    let caught = |e| Error::Failed(format!("signals cannot be caught: {e}"));
-    let mut signals = Signals::new([SIGUSR1]).map_err(caught)?;
-    let interrupter = interrupter.clone();
-    let wait = move || {
-        for _ in signals.forever() {
-            interrupter.stop(Some("SIGUSR1."));
-            if !is_silent() {
-                message!("SIGUSR1: stopping at the next step, to save");
-            }
-        }
-    };
-    let thread = std::thread::Builder::new().name("signals".into());
-    thread.spawn(wait).map(|_| ()).map_err(caught)
 }

@@ -1,0 +1,113 @@
+//! Settings that are valid, but do nothing beside the others.
+
+use super::config::RunConfig;
+use crate::data::{BabiConfig, DataConfig, JsonlConfig, KvConfig, PhonebookConfig, TextConfig};
+use crate::memory::{GradMemConfig, MemoryKind};
+use crate::method::MethodName;
+
+impl RunConfig {
+    /// Why a setting, by its key, has no effect beside the others; none if it has one, or is not known here.
+    pub fn without_effect(&self, key: &str) -> Option<String> {
+        let (section, key) = key.split_once('.')?;
+        let own = self.method.section();
+        if MethodName::SECTIONS.contains(&section) && section != own {
+            let method = self.method.as_str();
+            return Some(format!(
+                "the method is {method}, whose settings are under [{own}]"
+            ));
+        }
+        let reason = match section {
+            "memory" => of_memory(&self.memory, key),
+            "data" => of_data(&self.data, key),
+            _ => None,
+        };
+        reason.map(str::to_string)
+    }
+}
+
+fn of_memory(memory: &GradMemConfig, key: &str) -> Option<&'static str> {
+    let is_lora = memory.kind == MemoryKind::Lora;
+    match key {
+        "lora_rank" | "lora_alpha" | "lora_place" if !is_lora => Some("it is of kind = \"lora\""),
+        "memory_tokens" if is_lora => Some("maps of kind = \"lora\" have a rank instead"),
+        "write_lora_alpha" if memory.write_lora_rank == 0 => {
+            Some("there are no adapters: memory.write_lora_rank is 0")
+        }
+        "second_order_steps" if memory.second_order_steps >= Some(memory.write_steps.max(1)) => {
+            Some("all steps are second order: memory.write_steps is no larger")
+        }
+        _ => None,
+    }
+}
+
+fn of_data(data: &DataConfig, key: &str) -> Option<&'static str> {
+    const ALL_OF_FILE: &str = "data.valid_file is held out, all of it";
+    const OF_GENERATED: &str = "it is of generated samples, and data.train_file names others";
+    match (data, key) {
+        (
+            DataConfig::Jsonl(JsonlConfig {
+                valid_file: Some(_),
+                ..
+            })
+            | DataConfig::Babi(BabiConfig {
+                valid_file: Some(_),
+                ..
+            })
+            | DataConfig::Phonebook(PhonebookConfig {
+                valid_file: Some(_),
+                ..
+            }),
+            "valid_samples",
+        ) => Some(ALL_OF_FILE),
+        (
+            DataConfig::Babi(BabiConfig {
+                train_file: Some(_),
+                ..
+            }),
+            "train_samples",
+        )
+        | (
+            DataConfig::Phonebook(PhonebookConfig {
+                train_file: Some(_),
+                ..
+            }),
+            "train_samples" | "entries" | "queries_per_context",
+        ) => Some(OF_GENERATED),
+        (
+            DataConfig::Text(TextConfig {
+                valid_path: Some(_),
+                ..
+            }),
+            "valid_share",
+        ) => Some("data.valid_path is held out instead"),
+        (DataConfig::Kv(KvConfig { segments: 0, .. }), "segment_min" | "segment_max") => {
+            Some("contexts have no segments: data.segments is 0")
+        }
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_does_nothing_is_told() {
+        let config = RunConfig::default();
+        let reason = |key: &str| config.without_effect(key);
+        assert!(reason("rmt.write_steps").unwrap().contains("[memory]"));
+        assert!(reason("memory.lora_rank").unwrap().contains("lora"));
+        assert!(reason("data.segment_min").is_some());
+        for key in ["memory.write_lr", "data.pairs", "train.steps", "method"] {
+            assert_eq!(reason(key), None, "{key}");
+        }
+        let mut config = config;
+        config.memory.kind = MemoryKind::Lora;
+        assert_eq!(config.without_effect("memory.lora_rank"), None);
+        config.memory.second_order_steps = Some(config.memory.write_steps);
+        assert!(config.without_effect("memory.second_order_steps").is_some());
+        config.memory.second_order_steps = Some(1);
+        config.memory.write_steps = 2;
+        assert!(config.without_effect("memory.second_order_steps").is_none());
+    }
+}
