@@ -16,6 +16,9 @@ pub mod memory_kinds {}
 #[doc = include_str!("../docs/scale.md")]
 pub mod scale {}
 
+#[doc = include_str!("../docs/settings.md")]
+pub mod settings {}
+
 #[doc = include_str!("../docs/your-burn-model.md")]
 pub mod your_burn_model {}
 

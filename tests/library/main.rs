@@ -18,5 +18,6 @@ mod precision;
 mod pretrained;
 mod reference;
 mod second_order;
+mod settings;
 mod threads;
 mod transfers;
