@@ -1,12 +1,12 @@
 //! Multi-query associative recall (Arora et al. 2023): a context of keys and values, `17 5000 42 7011`, a query `42`, a
 //! target `7011`; optionally among random keys and values. Each word is a token, the number its id.
 
-use burn::data::dataset::Dataset;
 use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
-use super::source::{Sources, boxed};
+use super::generated::{self, Generates};
+use super::source::Sources;
 use super::{Example, Lengths, Question, Split, TextTokenizer};
 use crate::error::{Error, at_least_one, require, sizes};
 
@@ -86,8 +86,7 @@ impl MqarConfig {
     ///
     /// See [`MqarConfig::validate`].
     pub fn open(&self, seed: u64) -> Result<Sources, Error> {
-        let samples = |split| MqarDataset::new(self.clone(), split, seed).map(boxed);
-        Ok((samples(Split::Train)?, samples(Split::Valid)?))
+        generated::open(self, seed)
     }
 
     /// The task's tokenizer: the words `0 … V − 1`, each the token of its number.
@@ -126,51 +125,27 @@ impl MqarConfig {
         let useful = (2 * self.pairs) as f64;
         (useful * self.noise / (1.0 - self.noise)).round() as usize
     }
-}
-
-/// Samples of multi-query associative recall, generated on demand; each depends only on the seed, the split and its
-/// index.
-#[derive(Clone, Debug)]
-pub struct MqarDataset {
-    config: MqarConfig,
-    split: Split,
-    seed: u64,
-}
-
-impl MqarDataset {
-    /// # Errors
-    ///
-    /// See [`MqarConfig::validate`].
-    pub fn new(config: MqarConfig, split: Split, seed: u64) -> Result<Self, Error> {
-        config.validate()?;
-        Ok(Self {
-            config,
-            split,
-            seed,
-        })
-    }
 
     /// So many different tokens of `first..end`, in random order.
     fn different(&self, rng: &mut ChaCha8Rng, first: usize, end: usize) -> Vec<usize> {
-        let chosen = rand::seq::index::sample(rng, end - first, self.config.pairs);
+        let chosen = rand::seq::index::sample(rng, end - first, self.pairs);
         chosen.into_iter().map(|at| first + at).collect()
     }
 
     /// The tokens of a context.
     fn context(&self, rng: &mut ChaCha8Rng, keys: &[usize], values: &[usize]) -> Vec<usize> {
-        let config = &self.config;
         let pairs = keys.iter().zip(values);
-        if !config.is_noisy() {
+        if !self.is_noisy() {
             return pairs.flat_map(|(key, value)| [*key, *value]).collect();
         }
-        let half = config.vocab_size / 2;
-        let mut gaps = vec![Vec::new(); config.pairs + 1];
-        for _ in 0..config.noise_tokens() {
+        let half = self.vocab_size / 2;
+        let mut gaps = vec![Vec::new(); self.pairs + 1];
+        for _ in 0..self.noise_tokens() {
             let token = match rng.random() {
-                true => rng.random_range(config.first_key()..half),
-                false => rng.random_range(half..config.vocab_size),
+                true => rng.random_range(self.first_key()..half),
+                false => rng.random_range(half..self.vocab_size),
             };
-            gaps[rng.random_range(0..=config.pairs)].push(token);
+            gaps[rng.random_range(0..=self.pairs)].push(token);
         }
         let last = gaps.pop().unwrap_or_default();
         let framed = gaps
@@ -181,31 +156,31 @@ impl MqarDataset {
     }
 }
 
-impl Dataset<Example> for MqarDataset {
-    fn get(&self, index: usize) -> Option<Example> {
-        if index >= self.len() {
-            return None;
-        }
-        let config = &self.config;
-        let half = config.vocab_size / 2;
-        let mut rng = self.split.rng(b"mqar-one", self.seed, index);
-        let keys = self.different(&mut rng, config.first_key(), half);
-        let values = self.different(&mut rng, half, config.vocab_size);
-        let asked = rand::seq::index::sample(&mut rng, keys.len(), config.queries_per_context);
+impl Generates for MqarConfig {
+    const STREAM: &'static [u8; 8] = b"mqar-one";
+
+    fn validate(&self) -> Result<(), Error> {
+        MqarConfig::validate(self)
+    }
+
+    fn samples(&self, split: Split) -> usize {
+        split.of(self.train_samples, self.valid_samples)
+    }
+
+    fn example(&self, _: Split, _: usize, rng: &mut ChaCha8Rng) -> Example {
+        let half = self.vocab_size / 2;
+        let keys = self.different(rng, self.first_key(), half);
+        let values = self.different(rng, half, self.vocab_size);
+        let asked = rand::seq::index::sample(rng, keys.len(), self.queries_per_context);
         let questions = asked.into_iter().map(|at| Question {
             query: keys[at].to_string(),
             target: format!("{} {END}", values[at]),
             answers: Vec::new(),
         });
         let questions = questions.collect();
-        let context = self.context(&mut rng, &keys, &values);
+        let context = self.context(rng, &keys, &values);
         let words: Vec<String> = context.iter().map(usize::to_string).collect();
-        Some(Example::new(words.join(" "), questions))
-    }
-
-    fn len(&self) -> usize {
-        let config = &self.config;
-        self.split.of(config.train_samples, config.valid_samples)
+        Example::new(words.join(" "), questions)
     }
 }
 
@@ -213,7 +188,10 @@ impl Dataset<Example> for MqarDataset {
 mod tests {
     use std::collections::{HashMap, HashSet};
 
+    use burn::data::dataset::Dataset;
+
     use super::*;
+    use crate::data::Generated;
     use crate::data::{DataConfig, TokensConfig};
 
     fn config() -> MqarConfig {
@@ -258,7 +236,7 @@ mod tests {
             noise: 0.25,
             ..config()
         };
-        let set = MqarDataset::new(config.clone(), Split::Train, 3).unwrap();
+        let set = Generated::new(config.clone(), Split::Train, 3).unwrap();
         let mut found = HashSet::new();
         for index in 0..100 {
             let example = set.get(index).unwrap();
@@ -288,17 +266,6 @@ mod tests {
             }
         }
         assert_eq!(found.len(), 30, "all keys and values are noise somewhere");
-    }
-
-    #[test]
-    fn samples_depend_on_seed_split_and_index_only() {
-        let of = |split, seed| MqarDataset::new(MqarConfig::default(), split, seed).unwrap();
-        let (train, valid) = (of(Split::Train, 1), of(Split::Valid, 1));
-        assert_eq!(train.get(7), of(Split::Train, 1).get(7));
-        assert_ne!(train.get(7), train.get(8));
-        assert_ne!(train.get(7), valid.get(7));
-        assert_ne!(train.get(7), of(Split::Train, 2).get(7));
-        assert_eq!((valid.get(4_999).is_some(), valid.get(5_000)), (true, None));
     }
 
     #[test]

@@ -1,11 +1,11 @@
 //! Multi-hop association: a context of edges `[KV] 3 [SEP] 7 [KV_END]` that form chains, a query `[Q] 3 [Q_END]`, and as the
 //! target the end of the chain that the node is in. Each word is a token; a node is one or more digits of base 16.
 
-use burn::data::dataset::Dataset;
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
-use super::source::{Sources, boxed};
+use super::generated::{self, Generates};
+use super::source::Sources;
 use super::{Example, Lengths, Question, Split, TextTokenizer};
 use crate::error::{Error, at_least_one, require, sizes};
 
@@ -104,8 +104,7 @@ impl MultihopConfig {
     ///
     /// See [`MultihopConfig::validate`].
     pub fn open(&self, seed: u64) -> Result<Sources, Error> {
-        let samples = |split| MultihopDataset::new(self.clone(), split, seed).map(boxed);
-        Ok((samples(Split::Train)?, samples(Split::Valid)?))
+        generated::open(self, seed)
     }
 
     /// The task's tokenizer: `[PAD]` 0, `[BOS]` 1, `[EOS]` 2, `[CTX]` 3, `[CTX_END]` 4, `[KV]` 5, `[SEP]` 6, `[KV_END]` 7, `[Q]` 8,
@@ -148,58 +147,40 @@ impl MultihopConfig {
     fn node_len(&self) -> usize {
         self.digits.unwrap_or_else(|| self.fewest_digits())
     }
-}
-
-/// Samples of multi-hop association, generated on demand; each depends only on the seed, the split and its index.
-#[derive(Clone, Debug)]
-pub struct MultihopDataset {
-    config: MultihopConfig,
-    split: Split,
-    seed: u64,
-}
-
-impl MultihopDataset {
-    /// # Errors
-    ///
-    /// See [`MultihopConfig::validate`].
-    pub fn new(config: MultihopConfig, split: Split, seed: u64) -> Result<Self, Error> {
-        config.validate()?;
-        Ok(Self {
-            config,
-            split,
-            seed,
-        })
-    }
 
     /// The digits of a node, the highest first: `0 7`.
     fn name(&self, node: usize) -> String {
-        let digits = (0..self.config.node_len() as u32).rev();
+        let digits = (0..self.node_len() as u32).rev();
         let digits = digits.map(|place| format!("{:x}", node / BASE.pow(place) % BASE));
         digits.collect::<Vec<_>>().join(" ")
     }
 
     /// The chains of a sample, each with the names of its nodes from the first to the end.
     fn chains(&self, rng: &mut ChaCha8Rng) -> Vec<Vec<String>> {
-        let config = &self.config;
-        let all = BASE.pow(config.node_len() as u32);
-        let nodes = rand::seq::index::sample(rng, all, config.nodes()).into_vec();
-        let chains = nodes.chunks(config.hops + 1);
+        let all = BASE.pow(self.node_len() as u32);
+        let nodes = rand::seq::index::sample(rng, all, self.nodes()).into_vec();
+        let chains = nodes.chunks(self.hops + 1);
         let names = |chain: &[usize]| chain.iter().map(|node| self.name(*node)).collect();
         chains.map(names).collect()
     }
 }
 
-impl Dataset<Example> for MultihopDataset {
-    fn get(&self, index: usize) -> Option<Example> {
-        if index >= self.len() {
-            return None;
-        }
-        let config = &self.config;
-        let mut rng = self.split.rng(b"multihop", self.seed, index);
-        let chains = self.chains(&mut rng);
+impl Generates for MultihopConfig {
+    const STREAM: &'static [u8; 8] = b"multihop";
+
+    fn validate(&self) -> Result<(), Error> {
+        MultihopConfig::validate(self)
+    }
+
+    fn samples(&self, split: Split) -> usize {
+        split.of(self.train_samples, self.valid_samples)
+    }
+
+    fn example(&self, _: Split, _: usize, rng: &mut ChaCha8Rng) -> Example {
+        let chains = self.chains(rng);
         // Edge number `e` is edge `e mod H` of chain `e / H`, from the node that a question may be about.
-        let place = |edge: usize| (&chains[edge / config.hops], edge % config.hops);
-        let order = rand::seq::index::sample(&mut rng, config.pairs, config.pairs);
+        let place = |edge: usize| (&chains[edge / self.hops], edge % self.hops);
+        let order = rand::seq::index::sample(rng, self.pairs, self.pairs);
         let edges: String = order
             .into_iter()
             .map(|edge| {
@@ -207,23 +188,18 @@ impl Dataset<Example> for MultihopDataset {
                 format!("[KV] {} [SEP] {} [KV_END] ", chain[at], chain[at + 1])
             })
             .collect();
-        let asked = rand::seq::index::sample(&mut rng, config.pairs, config.queries_per_context);
+        let asked = rand::seq::index::sample(rng, self.pairs, self.queries_per_context);
         let questions = asked.into_iter().map(|edge| {
             let (chain, at) = place(edge);
             Question {
                 query: format!("[Q] {} [Q_END]", chain[at]),
-                target: format!("{} {END}", chain[config.hops]),
+                target: format!("{} {END}", chain[self.hops]),
                 answers: Vec::new(),
             }
         });
         let questions = questions.collect();
         let context = format!("[BOS] [CTX] {edges}[CTX_END] [EOS]");
-        Some(Example::new(context, questions))
-    }
-
-    fn len(&self) -> usize {
-        let config = &self.config;
-        self.split.of(config.train_samples, config.valid_samples)
+        Example::new(context, questions)
     }
 }
 
@@ -231,7 +207,10 @@ impl Dataset<Example> for MultihopDataset {
 mod tests {
     use std::collections::{HashMap, HashSet};
 
+    use burn::data::dataset::Dataset;
+
     use super::*;
+    use crate::data::Generated;
     use crate::data::{DataConfig, TokensConfig};
 
     #[test]
@@ -292,7 +271,7 @@ mod tests {
             digits: Some(3),
             ..MultihopConfig::default()
         };
-        let set = MultihopDataset::new(config.clone(), Split::Train, 1).unwrap();
+        let set = Generated::new(config.clone(), Split::Train, 1).unwrap();
         assert_eq!(set.name(0x0a7), "0 a 7");
         assert_eq!(config.lengths().context, 4 + 8 * 9);
         // Whether the first edge leads to the second.
@@ -302,18 +281,6 @@ mod tests {
             words[7..10] == words[12..15]
         });
         assert!(in_order.count() < 60);
-    }
-
-    #[test]
-    fn samples_depend_on_seed_split_and_index_only() {
-        let of =
-            |split, seed| MultihopDataset::new(MultihopConfig::default(), split, seed).unwrap();
-        let (train, valid) = (of(Split::Train, 1), of(Split::Valid, 1));
-        assert_eq!(train.get(7), of(Split::Train, 1).get(7));
-        assert_ne!(train.get(7), train.get(8));
-        assert_ne!(train.get(7), valid.get(7));
-        assert_ne!(train.get(7), of(Split::Train, 2).get(7));
-        assert_eq!((valid.get(4_999).is_some(), valid.get(5_000)), (true, None));
     }
 
     #[test]

@@ -2,11 +2,12 @@
 
 use std::path::PathBuf;
 
-use burn::data::dataset::Dataset;
 use rand::RngExt;
+use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
-use super::source::{Sources, boxed};
+use super::generated::{self, Generates};
+use super::source::Sources;
 use super::{Example, JsonlConfig, Question, Split};
 use crate::error::{Error, at_least_one, require, sizes};
 
@@ -27,7 +28,7 @@ const LAST: [&str; 50] = [
 /// Number of different names.
 const NAMES: usize = FIRST.len() * LAST.len();
 
-/// Settings of the phone book.
+/// Settings of the phone book. Generated are a context of lines `Ada Novak: 555-0142`, queries `\nAda Novak: `, targets `555-0142`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct PhonebookConfig {
@@ -99,44 +100,23 @@ impl PhonebookConfig {
             };
             return files.open(seed);
         }
-        let samples = |split| PhonebookDataset::new(self.clone(), split, seed).map(boxed);
-        Ok((samples(Split::Train)?, samples(Split::Valid)?))
+        generated::open(self, seed)
     }
 }
 
-/// Generated phone books: a context of lines `Ada Novak: 555-0142`, queries `\nAda Novak: `, targets `555-0142`.
-/// They are generated on demand; each depends only on the seed, the split and its index.
-#[derive(Clone, Debug)]
-pub struct PhonebookDataset {
-    config: PhonebookConfig,
-    split: Split,
-    seed: u64,
-}
+impl Generates for PhonebookConfig {
+    const STREAM: &'static [u8; 8] = b"phoneboo";
 
-impl PhonebookDataset {
-    /// The files of `config` are not read; [`PhonebookConfig::open`] reads them.
-    ///
-    /// # Errors
-    ///
-    /// See [`PhonebookConfig::validate`].
-    pub fn new(config: PhonebookConfig, split: Split, seed: u64) -> Result<Self, Error> {
-        config.validate()?;
-        Ok(Self {
-            config,
-            split,
-            seed,
-        })
+    fn validate(&self) -> Result<(), Error> {
+        PhonebookConfig::validate(self)
     }
-}
 
-impl Dataset<Example> for PhonebookDataset {
-    fn get(&self, index: usize) -> Option<Example> {
-        if index >= self.len() {
-            return None;
-        }
-        let config = &self.config;
-        let mut rng = self.split.rng(b"phoneboo", self.seed, index);
-        let names = rand::seq::index::sample(&mut rng, NAMES, config.entries);
+    fn samples(&self, split: Split) -> usize {
+        split.of(self.train_samples, self.valid_samples)
+    }
+
+    fn example(&self, _: Split, _: usize, rng: &mut ChaCha8Rng) -> Example {
+        let names = rand::seq::index::sample(rng, NAMES, self.entries);
         let entries: Vec<(String, String)> = names
             .into_iter()
             .map(|name| {
@@ -145,7 +125,7 @@ impl Dataset<Example> for PhonebookDataset {
                 (format!("{first} {last}"), format!("{area}-{line:04}"))
             })
             .collect();
-        let asked = rand::seq::index::sample(&mut rng, entries.len(), config.queries_per_context);
+        let asked = rand::seq::index::sample(rng, entries.len(), self.queries_per_context);
         let questions = asked
             .into_iter()
             .map(|at| Question {
@@ -155,18 +135,16 @@ impl Dataset<Example> for PhonebookDataset {
             })
             .collect();
         let lines = entries.iter().map(|(n, t)| format!("{n}: {t}\n"));
-        Some(Example::new(lines.collect::<String>(), questions))
-    }
-
-    fn len(&self) -> usize {
-        let config = &self.config;
-        self.split.of(config.train_samples, config.valid_samples)
+        Example::new(lines.collect::<String>(), questions)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use burn::data::dataset::Dataset;
+
     use super::*;
+    use crate::data::Generated;
     use std::collections::{HashMap, HashSet};
 
     #[test]
@@ -176,7 +154,7 @@ mod tests {
             queries_per_context: 50,
             ..PhonebookConfig::default()
         };
-        let example = PhonebookDataset::new(config, Split::Train, 3)
+        let example = Generated::new(config, Split::Train, 3)
             .unwrap()
             .get(9)
             .unwrap();
@@ -200,17 +178,6 @@ mod tests {
         assert_eq!(asked.len(), 50);
         assert_eq!(FIRST.iter().collect::<HashSet<_>>().len(), 50);
         assert_eq!(LAST.iter().collect::<HashSet<_>>().len(), 50);
-    }
-
-    #[test]
-    fn samples_depend_on_seed_split_and_index_only() {
-        let of = |split, seed| PhonebookDataset::new(PhonebookConfig::default(), split, seed);
-        let (train, valid) = (of(Split::Train, 1).unwrap(), of(Split::Valid, 1).unwrap());
-        assert_eq!(train.get(7), of(Split::Train, 1).unwrap().get(7));
-        assert_ne!(train.get(7), train.get(8));
-        assert_ne!(train.get(7), valid.get(7));
-        assert_ne!(train.get(7), of(Split::Train, 2).unwrap().get(7));
-        assert_eq!((valid.get(999).is_some(), valid.get(1_000)), (true, None));
     }
 
     #[test]

@@ -540,7 +540,10 @@ fn seeds_have_a_run_each() {
     let twice = train(folder.path(), "kv-small", &more);
     refuses(twice, &["train.micro_batch=2", "--micro-batch"]);
     let seed = [&KV[..], &["--run", "runs/seed-1", "--seeds", "7"]].concat();
-    refuses(train(folder.path(), "kv-small", &seed), &["runs/seed-1", "is a run", "--run"]);
+    refuses(
+        train(folder.path(), "kv-small", &seed),
+        &["runs/seed-1", "is a run", "--run"],
+    );
     let more = [&KV[..], &["--seeds", "3..1", "train.curriculum=[]"]].concat();
     refuses(
         train(folder.path(), "kv-small", &more),

@@ -7,9 +7,11 @@ mod world;
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
-use burn::data::dataset::{Dataset, InMemDataset};
+use burn::data::dataset::InMemDataset;
+use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
+use super::generated::{self, Generates};
 use super::source::{Sources, boxed, warn_of_known};
 use super::{Example, Split};
 use crate::error::{Error, at_least_one, require};
@@ -106,8 +108,7 @@ impl BabiConfig {
     pub fn open(&self, seed: u64) -> Result<Sources, Error> {
         self.validate()?;
         let Some(train) = &self.train_file else {
-            let samples = |split| BabiDataset::new(self.clone(), split, seed).map(boxed);
-            return Ok((samples(Split::Train)?, samples(Split::Valid)?));
+            return generated::open(self, seed);
         };
         let mut train_stories = stories::read(train, "train_file")?;
         let held_out = match &self.valid_file {
@@ -183,48 +184,28 @@ fn beginnings_of(context: &str) -> impl Iterator<Item = &str> {
         .map(|(at, space)| &context[..at + space.len()])
 }
 
-/// Stories that are generated on demand; each depends only on the seed, the split and its index.
-///
-/// They have the vocabulary of the original, about its lengths and shares of actions, and a question about what follows from one of the
-/// last five statements. A story consists of actions that are possible
+/// Generated stories have the vocabulary of the original, about its lengths and shares of actions, and a question about what follows from
+/// one of the last five statements. A story consists of actions that are possible
 /// in the simulated world, and its questions are answered by it; if something happened more than once, the last
 /// time counts. Task 4 has only 1,920 different stories, and one statement of task 1 has 120; so a story belongs to one split,
 /// an eighth of all to validation data.
-#[derive(Clone, Debug)]
-pub struct BabiDataset {
-    config: BabiConfig,
-    split: Split,
-    seed: u64,
-}
+impl Generates for BabiConfig {
+    const STREAM: &'static [u8; 8] = b"bAbI-1-5";
 
-impl BabiDataset {
-    /// The files of `config` are not read; [`BabiConfig::open`] reads them.
-    ///
-    /// # Errors
-    ///
-    /// See [`BabiConfig::validate`].
-    pub fn new(config: BabiConfig, split: Split, seed: u64) -> Result<Self, Error> {
-        config.validate()?;
-        Ok(Self {
-            config,
-            split,
-            seed,
-        })
+    fn validate(&self) -> Result<(), Error> {
+        BabiConfig::validate(self)
     }
-}
 
-impl Dataset<Example> for BabiDataset {
-    fn get(&self, index: usize) -> Option<Example> {
-        if index >= self.len() {
-            return None;
-        }
-        let config = &self.config;
-        let task = config.tasks[index % config.tasks.len()];
-        let statements = config.statements.unwrap_or(usize::MAX);
-        let mut rng = self.split.rng(b"bAbI-1-5", self.seed, index);
+    fn samples(&self, split: Split) -> usize {
+        split.of(self.train_samples, self.valid_samples)
+    }
+
+    fn example(&self, split: Split, index: usize, rng: &mut ChaCha8Rng) -> Example {
+        let task = self.tasks[index % self.tasks.len()];
+        let statements = self.statements.unwrap_or(usize::MAX);
         let story = loop {
-            let story = world::story(task, config.queries_per_context, statements, &mut rng);
-            if self.split.owns(&story.text) {
+            let story = world::story(task, self.queries_per_context, statements, rng);
+            if split.owns(&story.text) {
                 break story;
             }
         };
@@ -233,26 +214,24 @@ impl Dataset<Example> for BabiDataset {
             .iter()
             .map(|(query, answer)| stories::question(query, answer));
         let context = format!("{} ", story.text);
-        Some(Example::new(context, questions.collect()))
-    }
-
-    fn len(&self) -> usize {
-        let config = &self.config;
-        self.split.of(config.train_samples, config.valid_samples)
+        Example::new(context, questions.collect())
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use burn::data::dataset::Dataset;
+
     use super::*;
+    use crate::data::Generated;
     use std::collections::HashMap;
 
-    fn dataset(task: usize, split: Split, seed: u64) -> BabiDataset {
+    fn dataset(task: usize, split: Split, seed: u64) -> Generated<BabiConfig> {
         let config = BabiConfig {
             tasks: vec![task],
             ..BabiConfig::default()
         };
-        BabiDataset::new(config, split, seed).unwrap()
+        Generated::new(config, split, seed).unwrap()
     }
 
     fn parts(example: &Example) -> (Vec<Vec<&str>>, Vec<&str>, &str) {
@@ -432,7 +411,7 @@ mod tests {
                 statements: Some(2),
                 ..BabiConfig::default()
             };
-            let set = BabiDataset::new(config, Split::Train, 4).unwrap();
+            let set = Generated::new(config, Split::Train, 4).unwrap();
             for index in 0..100 {
                 let Example {
                     context, questions, ..
@@ -481,13 +460,7 @@ mod tests {
     }
 
     #[test]
-    fn samples_depend_on_seed_split_and_index_only() {
-        let train = dataset(2, Split::Train, 1);
-        assert_eq!(train.get(8_999), dataset(2, Split::Train, 1).get(8_999));
-        assert_ne!(train.get(0), train.get(1));
-        assert_ne!(train.get(0), dataset(2, Split::Valid, 1).get(0));
-        assert_ne!(train.get(0), dataset(2, Split::Train, 2).get(0));
-        assert_eq!(train.get(9_000), None);
+    fn tasks_take_turns() {
         let mixed = BabiConfig {
             tasks: vec![4, 1],
             ..BabiConfig::default()

@@ -5,10 +5,9 @@ mod samples;
 
 use serde::{Deserialize, Serialize};
 
-use super::source::{Sources, boxed};
-use super::{Lengths, Split, TextTokenizer};
+use super::source::Sources;
+use super::{Lengths, TextTokenizer, generated};
 use crate::error::{Error, at_least_one, require, sizes};
-pub use samples::KvDataset;
 
 /// The characters of keys and values.
 const ALPHABET: &str = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789";
@@ -164,8 +163,7 @@ impl KvConfig {
     ///
     /// See [`KvConfig::validate`].
     pub fn open(&self, seed: u64) -> Result<Sources, Error> {
-        let samples = |split| KvDataset::new(self.clone(), split, seed).map(boxed);
-        Ok((samples(Split::Train)?, samples(Split::Valid)?))
+        generated::open(self, seed)
     }
 
     /// A short description for people.

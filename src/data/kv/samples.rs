@@ -1,34 +1,18 @@
-use burn::data::dataset::Dataset;
 use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
 
+use super::super::generated::Generates;
 use super::super::{Direction, Example, Question, Split};
 use super::{KvConfig, Order};
 use crate::error::Error;
 
-/// Key-value samples, generated on demand; each depends only on the seed, the split and its index.
-#[derive(Clone, Debug)]
-pub struct KvDataset {
-    config: KvConfig,
+/// What a sample is made of.
+struct Writer<'a> {
+    config: &'a KvConfig,
     alphabet: Vec<char>,
-    split: Split,
-    seed: u64,
 }
 
-impl KvDataset {
-    /// # Errors
-    ///
-    /// See [`KvConfig::validate`].
-    pub fn new(config: KvConfig, split: Split, seed: u64) -> Result<Self, Error> {
-        config.validate()?;
-        Ok(Self {
-            alphabet: config.alphabet(),
-            config,
-            split,
-            seed,
-        })
-    }
-
+impl Writer<'_> {
     fn word(&self, rng: &mut ChaCha8Rng, length: usize) -> String {
         let letters = &self.alphabet;
         (0..length)
@@ -54,7 +38,7 @@ impl KvDataset {
     }
 
     fn context(&self, rng: &mut ChaCha8Rng, pairs: &[String]) -> String {
-        let config = &self.config;
+        let config = self.config;
         if config.segments == 0 {
             return self.scatter(rng, pairs, config.noise_letters()) + "|";
         }
@@ -72,33 +56,34 @@ impl KvDataset {
     }
 }
 
-impl Dataset<Example> for KvDataset {
-    fn get(&self, index: usize) -> Option<Example> {
-        (index < self.len()).then(|| self.example(index))
+impl Generates for KvConfig {
+    const STREAM: &'static [u8; 8] = b"gradmem0";
+
+    fn validate(&self) -> Result<(), Error> {
+        KvConfig::validate(self)
     }
 
-    fn len(&self) -> usize {
-        let config = &self.config;
-        self.split.of(config.train_samples, config.valid_samples)
+    fn samples(&self, split: Split) -> usize {
+        split.of(self.train_samples, self.valid_samples)
     }
-}
 
-impl KvDataset {
-    /// The sample of an index, which may exceed the number of samples.
-    pub fn example(&self, index: usize) -> Example {
-        let config = &self.config;
-        let mut rng = self.split.rng(b"gradmem0", self.seed, index);
+    fn example(&self, _: Split, _: usize, rng: &mut ChaCha8Rng) -> Example {
+        let config = self;
+        let writer = Writer {
+            config,
+            alphabet: self.alphabet(),
+        };
         let mut pairs: Vec<(String, String)> = Vec::with_capacity(config.pairs);
         let mut keys = std::collections::HashSet::with_capacity(config.pairs);
         while pairs.len() < config.pairs {
-            let key = self.word(&mut rng, config.key_len);
+            let key = writer.word(rng, config.key_len);
             if keys.insert(key.clone()) {
-                pairs.push((key, self.word(&mut rng, config.value_len)));
+                pairs.push((key, writer.word(rng, config.value_len)));
             }
         }
         let mut questions: Vec<Question> = match pairs.len() {
             0 => Vec::new(),
-            count => rand::seq::index::sample(&mut rng, count, config.queries_per_context)
+            count => rand::seq::index::sample(rng, count, config.queries_per_context)
                 .into_iter()
                 .map(|at| Question {
                     query: format!("?!{}:", pairs[at].0),
@@ -127,7 +112,7 @@ impl KvDataset {
             Some(Direction::Backward) => "B",
             None => "",
         };
-        let context = format!("{mark}{}", self.context(&mut rng, &pairs));
+        let context = format!("{mark}{}", writer.context(rng, &pairs));
         if questions.is_empty() {
             questions.push(Question {
                 query: "?!:".into(),
@@ -144,10 +129,13 @@ impl KvDataset {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use burn::data::dataset::Dataset;
 
-    fn dataset(split: Split, seed: u64) -> KvDataset {
-        KvDataset::new(KvConfig::default(), split, seed).unwrap()
+    use super::*;
+    use crate::data::Generated;
+
+    fn dataset(split: Split, seed: u64) -> Generated<KvConfig> {
+        Generated::new(KvConfig::default(), split, seed).unwrap()
     }
 
     #[test]
@@ -159,7 +147,7 @@ mod tests {
             queries_per_context: 4,
             ..KvConfig::default()
         };
-        let dataset = KvDataset::new(config.clone(), Split::Train, 7).unwrap();
+        let dataset = Generated::new(config.clone(), Split::Train, 7).unwrap();
         for index in 0..200 {
             let example = dataset.get(index).unwrap();
             assert_eq!(example.context.len(), config.context_len());
@@ -189,7 +177,7 @@ mod tests {
             order,
             ..KvConfig::default()
         };
-        let set = |order| KvDataset::new(config(order), Split::Train, 5).unwrap();
+        let set = |order| Generated::new(config(order), Split::Train, 5).unwrap();
         let [forward, inverse, mix] = [Order::Forward, Order::Inverse, Order::Mix].map(set);
         // `!ab:cd!` of each pair, turned round.
         let turned = |context: &str| {
@@ -244,7 +232,7 @@ mod tests {
             ..base
         };
         for config in [noise, segments] {
-            let set = KvDataset::new(config.clone(), Split::Valid, 1).unwrap();
+            let set = Generated::new(config.clone(), Split::Valid, 1).unwrap();
             for index in 0..50 {
                 let example = set.example(index);
                 let context = &example.context;
@@ -264,16 +252,6 @@ mod tests {
     }
 
     #[test]
-    fn samples_depend_on_seed_split_and_index_only() {
-        let train = dataset(Split::Train, 1);
-        assert_eq!(train.get(999_999), dataset(Split::Train, 1).get(999_999));
-        assert_ne!(train.get(0), train.get(1));
-        assert_ne!(train.get(0), dataset(Split::Valid, 1).get(0));
-        assert_ne!(train.get(0), dataset(Split::Train, 2).get(0));
-        assert_eq!(train.get(1_000_000), None);
-    }
-
-    #[test]
     fn pairs_are_among_letters_with_segments_and_with_noise() {
         let segments = KvConfig {
             pairs: 6,
@@ -288,7 +266,7 @@ mod tests {
         };
         for config in [segments, noise] {
             let tokenizer = config.tokenizer().unwrap();
-            let set = KvDataset::new(config.clone(), Split::Train, 3).unwrap();
+            let set = Generated::new(config.clone(), Split::Train, 3).unwrap();
             for index in 0..100 {
                 let Example {
                     context, questions, ..
@@ -323,7 +301,7 @@ mod tests {
             noise: 0.5,
             ..KvConfig::default()
         };
-        let set = KvDataset::new(config, Split::Train, 0).unwrap();
+        let set = Generated::new(config, Split::Train, 0).unwrap();
         let first = |index: &usize| set.example(*index).context.starts_with('!');
         // One of two positions among 14 letters is in front of them in 1 - (14 / 15)² of the contexts.
         let found = (0..2000).filter(first).count();
@@ -339,7 +317,7 @@ mod tests {
             segment_max: 8,
             ..KvConfig::default()
         };
-        let set = KvDataset::new(config.clone(), Split::Train, 0).unwrap();
+        let set = Generated::new(config.clone(), Split::Train, 0).unwrap();
         let contexts: Vec<String> = (0..100).map(|index| set.example(index).context).collect();
         let longest = contexts.iter().map(String::len).max().unwrap();
         assert!(longest <= config.context_len(), "{longest}");
@@ -360,7 +338,7 @@ mod tests {
             segments: 2,
             ..KvConfig::default()
         };
-        let example = KvDataset::new(config, Split::Valid, 0)
+        let example = Generated::new(config, Split::Valid, 0)
             .unwrap()
             .get(5)
             .unwrap();
@@ -382,10 +360,10 @@ mod tests {
             key_len: 1,
             ..KvConfig::default()
         };
-        let full = KvDataset::new(config.clone(), Split::Train, 0).unwrap();
+        let full = Generated::new(config.clone(), Split::Train, 0).unwrap();
         assert!(full.get(0).is_some());
         config.pairs = 63;
-        let error = KvDataset::new(config, Split::Train, 0).unwrap_err();
+        let error = Generated::new(config, Split::Train, 0).unwrap_err();
         assert!(error.to_string().contains("only 62 different keys"));
     }
 }

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use gradmem::Error;
-use gradmem::data::{DataConfig, KvDataset, Split};
+use gradmem::data::{DataConfig, Generated, Split};
 use gradmem::memory::MemoryKind;
 use gradmem::method::MethodName;
 use gradmem::train::config::RunConfig;
@@ -171,7 +171,7 @@ fn next_commands(config: &RunConfig, folder: &Path) -> Result<String, Error> {
     let DataConfig::Kv(data) = &config.data else {
         return Ok(format!("\n  {program} eval {run}\n"));
     };
-    let example = KvDataset::new(data.clone(), Split::Valid, config.train.seed)?.example(0);
+    let example = Generated::new(data.clone(), Split::Valid, config.train.seed)?.example(0);
     let Some(question) = example.questions.first() else {
         return Ok(String::new());
     };
