@@ -14,6 +14,7 @@ use super::operands::{
     sum_of_rows, sums, tables_or,
 };
 use super::pointwise::{self, MovingLaunch, SharedLaunch};
+use super::tiles::HIP;
 use super::{activation, losses, norm, product};
 use crate::ops::layers::{join_by_heads, split_by_heads};
 use crate::reference::adamw::adamw;
@@ -62,7 +63,9 @@ where
         match precision {
             Precision::F32 => true,
             Precision::Tf32 => product::has_tf32(&R::client(device)),
-            Precision::Bf16 => Self::supports_dtype(device, DType::BF16),
+            Precision::Bf16 => {
+                R::name(&R::client(device)) != HIP && Self::supports_dtype(device, DType::BF16)
+            }
         }
     }
 

@@ -9,7 +9,7 @@ use burn_cubecl::tensor::CubeTensor;
 use cubecl::ir::DeviceProperties;
 
 use super::backward::Present;
-use super::tiles::Tiles;
+use super::tiles::{Tiles, multiplies};
 use crate::Attention;
 
 /// The largest head dim that the kernels support; the sums of a larger one would not fit a unit's registers.
@@ -36,7 +36,8 @@ impl Plan {
             return None;
         }
         let shapes = (q.meta.shape().clone(), k.meta.shape().clone());
-        let plan = Self::fitting(shapes, q.dtype, q.client.properties());
+        let runtime = R::name(&q.client);
+        let plan = Self::fitting(shapes, q.dtype, runtime, q.client.properties());
         plan.inspect_err(|reason| warn_once(reason)).ok()
     }
 
@@ -44,6 +45,7 @@ impl Plan {
     fn fitting(
         (query, key): (Shape, Shape),
         dtype: DType,
+        runtime: &str,
         device: &DeviceProperties,
     ) -> Result<Self, String> {
         let hardware = &device.hardware;
@@ -70,8 +72,9 @@ impl Plan {
                 hardware.max_bindings
             ));
         }
+        let multiplies = multiplies(dtype.into(), runtime, device);
         let tiles = |operands| {
-            Tiles::fitting(operands, dim, len, dtype.into(), device).ok_or_else(|| {
+            Tiles::fitting(operands, dim, len, multiplies, device).ok_or_else(|| {
                 format!(
                     "no tile for head dim {dim} fits the device's {} bytes of shared memory and {} units per cube",
                     hardware.max_shared_memory_size, hardware.max_units_per_cube
@@ -106,6 +109,7 @@ mod tests {
     use burn_wgpu::{WgpuDevice, WgpuRuntime};
 
     type B = CubeBackend<WgpuRuntime, f32, i32, u8>;
+    const NAME: &str = "wgpu";
 
     fn random(shape: [usize; 4]) -> CubeTensor<WgpuRuntime> {
         let device = WgpuDevice::default();
@@ -138,7 +142,7 @@ mod tests {
         let shapes = (Shape::new(query), Shape::new(key));
         let inputs = [query, key, key, query, query, key, key].map(random);
         let device = inputs[0].client.properties().clone();
-        let plan = Plan::fitting(shapes.clone(), DType::F32, &device).unwrap();
+        let plan = Plan::fitting(shapes.clone(), DType::F32, NAME, &device).unwrap();
         let expected = all(&plan, inputs.clone());
         let mut seen = vec![plan.double_backward];
         for (bytes, units) in [
@@ -150,7 +154,7 @@ mod tests {
             let mut small = device.clone();
             small.hardware.max_shared_memory_size = bytes;
             small.hardware.max_units_per_cube = units;
-            let plan = Plan::fitting(shapes.clone(), DType::F32, &small).unwrap();
+            let plan = Plan::fitting(shapes.clone(), DType::F32, NAME, &small).unwrap();
             for tiles in [plan.forward, plan.backward, plan.double_backward] {
                 assert!(tiles.shared_bytes() <= bytes && tiles.units() <= units as usize);
             }
@@ -176,7 +180,7 @@ mod tests {
         let device = random([1, 1, 1, 1]).client.properties().clone();
         let shapes = |dim| (Shape::new([1, 1, 4, dim]), Shape::new([1, 1, 4, dim]));
         let why = |shapes, dtype, device: &DeviceProperties| {
-            Plan::fitting(shapes, dtype, device)
+            Plan::fitting(shapes, dtype, NAME, device)
                 .err()
                 .expect("the kernels should not support this")
         };

@@ -33,6 +33,10 @@ pub const PLANE: usize = 32;
 /// once.
 const MOST_SHARED_BYTES: usize = 64 << 10;
 
+/// The name of CubeCL's runtime for ROCm. Its code for matrix units takes a thread's number in its cube for that in its plane, and is
+/// registered for cards on which it does not compile (gfx10, gfx12). It has never run: matrix units are not used there.
+pub const HIP: &str = "hip";
+
 /// The shape of a kernel's tiles, a compile-time constant of the kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Tiles {
@@ -54,20 +58,21 @@ pub struct Tiles {
 pub const TOGETHER: usize = 8;
 
 impl Tiles {
-    /// The largest tiles that fit the device, for sequences of about `len`. Sides are at most 32 for short
-    /// sequences and small head dims, where the units of a larger tile would each have too little work.
+    /// The largest tiles that fit the device, for sequences of about `len`; with matrix units if the device `multiplies` by them.
+    /// Sides are at most 32 for short sequences and small head dims, where the units of a larger tile would each have too little
+    /// work.
     pub fn fitting(
         operands: usize,
         dim: usize,
         len: usize,
-        dtype: StorageType,
+        multiplies: bool,
         device: &DeviceProperties,
     ) -> Option<Self> {
         let large = dim > 32 && len > 32;
         let shared = device.hardware.max_shared_memory_size;
         let shared = shared.min(MOST_SHARED_BYTES);
         let sizes = [(64, 16), (64, 8), (32, 16), (32, 8), (16, 8), (16, 4)];
-        let by_matrix = multiplies(dtype, device).then_some(true);
+        let by_matrix = multiplies.then_some(true);
         by_matrix
             .into_iter()
             .chain([false])
@@ -123,8 +128,8 @@ impl Tiles {
     }
 }
 
-/// Whether the device has matrix units for this type and planes of 32 units.
-fn multiplies(dtype: StorageType, device: &DeviceProperties) -> bool {
+/// Whether a device of this runtime has matrix units for this type and planes of 32 units.
+pub fn multiplies(dtype: StorageType, runtime: &str, device: &DeviceProperties) -> bool {
     let config = MmaConfig {
         a_type: dtype,
         b_type: dtype,
@@ -137,6 +142,7 @@ fn multiplies(dtype: StorageType, device: &DeviceProperties) -> bool {
     let planes = (hardware.plane_size_min, hardware.plane_size_max);
     // For f32 inputs matrix units would round to fewer bits.
     dtype.size() == 2
+        && runtime != HIP
         && planes == (PLANE as u32, PLANE as u32)
         && device.features.matmul.cmma.contains(&config)
 }
