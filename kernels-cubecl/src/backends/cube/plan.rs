@@ -73,7 +73,10 @@ impl Plan {
             ));
         }
         let multiplies = multiplies(dtype.into(), runtime, device);
-        let tiles = |operands| {
+        // Matrix units take the weights of a product in the tensors' own type. Those of the derivatives are not shares as the
+        // forward's are: f16 has no numbers as small and as large as they are.
+        let of_derivatives = multiplies && dtype == DType::BF16;
+        let tiles = |operands, multiplies| {
             Tiles::fitting(operands, dim, len, multiplies, device).ok_or_else(|| {
                 format!(
                     "no tile for head dim {dim} fits the device's {} bytes of shared memory and {} units per cube",
@@ -82,9 +85,9 @@ impl Plan {
             })
         };
         Ok(Self {
-            forward: tiles(2)?,
-            backward: tiles(Present::NONE.operands())?,
-            double_backward: tiles(Present::ALL.operands())?,
+            forward: tiles(2, multiplies)?,
+            backward: tiles(Present::NONE.operands(), of_derivatives)?,
+            double_backward: tiles(Present::ALL.operands(), of_derivatives)?,
             dtype,
             query,
             key,

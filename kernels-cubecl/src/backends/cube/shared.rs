@@ -4,7 +4,7 @@
 //! a unit reads two vectors for sixteen multiplications. Weights are stored transposed, so that the second
 //! product reads them in the same way.
 //!
-//! **Matrix units**, for 16-bit tensors on devices that have them: operands and weights are staged row by
+//! **Matrix units**, for bf16, and for f16 in the forward, on devices that have them: operands and weights are staged row by
 //! row in their own type, planes multiply matrices of sixteen by sixteen into f32, and the results are
 //! passed through shared memory to the units that hold the scores.
 //!
