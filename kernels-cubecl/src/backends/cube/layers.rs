@@ -14,7 +14,6 @@ use super::operands::{
     sum_of_rows, sums, tables_or,
 };
 use super::pointwise::{self, MovingLaunch, SharedLaunch};
-use super::tiles::HIP;
 use super::{activation, losses, norm, product};
 use crate::ops::layers::{join_by_heads, split_by_heads};
 use crate::reference::adamw::adamw;
@@ -60,11 +59,13 @@ where
     }
 
     fn computes_in(device: &Device<Self>, precision: Precision) -> bool {
+        let client = R::client(device);
         match precision {
             Precision::F32 => true,
-            Precision::Tf32 => product::has_tf32(&R::client(device)),
+            Precision::Tf32 => product::multiplies_tf32(client.properties()),
             Precision::Bf16 => {
-                R::name(&R::client(device)) != HIP && Self::supports_dtype(device, DType::BF16)
+                product::computes_bf16(R::name(&client), client.properties())
+                    && Self::supports_dtype(device, DType::BF16)
             }
         }
     }

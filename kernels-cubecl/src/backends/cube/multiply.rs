@@ -54,8 +54,8 @@ pub enum ProductKernel {
     Bf16,
 }
 
-/// The kernel for factors of this type in the run's precision; none where Burn's does what is asked for. On devices with matrix units
-/// for TF32 Burn's rounds f32 factors to it, whatever the precision.
+/// The kernel for factors of this type in the run's precision; none where Burn's does what is asked for. On CUDA Burn's rounds f32
+/// factors to TF32 where there are matrix units for it, whatever the precision.
 pub fn own_product<R: CubeRuntime>(
     client: &ComputeClient<R>,
     dtype: DType,
@@ -63,8 +63,10 @@ pub fn own_product<R: CubeRuntime>(
     match precision() {
         _ if dtype != DType::F32 => None,
         Precision::Bf16 => Some(ProductKernel::Bf16),
-        Precision::Tf32 if product::has_tf32(client) => Some(ProductKernel::Tf32),
-        Precision::F32 if product::has_tf32(client) => Some(ProductKernel::Exact),
+        Precision::Tf32 if product::multiplies_tf32(client.properties()) => {
+            Some(ProductKernel::Tf32)
+        }
+        _ if product::has_tf32(client) => Some(ProductKernel::Exact),
         _ => None,
     }
 }

@@ -110,6 +110,8 @@ mod tests {
     use burn::tensor::{Distribution, Tensor, Tolerance};
     use burn_cubecl::CubeBackend;
     use burn_wgpu::{WgpuDevice, WgpuRuntime};
+    use cubecl::ir::features::MmaConfig;
+    use cubecl::ir::{ElemType, FloatKind, StorageType};
 
     type B = CubeBackend<WgpuRuntime, f32, i32, u8>;
     const NAME: &str = "wgpu";
@@ -175,6 +177,49 @@ mod tests {
             seen.len() >= 4,
             "expected at least 4 different tiles: {seen:?}"
         );
+    }
+
+    /// Matrix units compute bf16, and the forward of f16; bf16 on CUDA only where there is TF32; nothing on HIP.
+    #[test]
+    fn matrix_units_are_used_where_they_compute_right() {
+        let mut device = random([1, 1, 1, 1]).client.properties().clone();
+        device.hardware.plane_size_min = 32;
+        device.hardware.plane_size_max = 32;
+        let register = |device: &mut DeviceProperties, float, k| {
+            let scalar = |float| StorageType::Scalar(ElemType::Float(float));
+            device.features.matmul.cmma.insert(MmaConfig {
+                a_type: scalar(float),
+                b_type: scalar(float),
+                cd_type: scalar(FloatKind::F32),
+                m: 16,
+                n: 16,
+                k,
+            });
+        };
+        register(&mut device, FloatKind::F16, 16);
+        register(&mut device, FloatKind::BF16, 16);
+        let mut ampere = device.clone();
+        register(&mut ampere, FloatKind::TF32, 8);
+        let shape = Shape::new([1, 1, 64, 64]);
+        let of = |dtype, runtime, device| {
+            let plan = Plan::fitting((shape.clone(), shape.clone()), dtype, runtime, device);
+            let plan = plan.unwrap();
+            [plan.forward, plan.backward, plan.double_backward].map(|tiles| tiles.matrix)
+        };
+        for (runtime, device, bf16, f16) in [
+            ("cuda", &ampere, true, true),
+            ("cuda", &device, false, true),
+            ("hip", &ampere, false, false),
+            ("wgpu", &device, true, true),
+        ] {
+            assert_eq!(of(DType::BF16, runtime, device), [bf16; 3], "{runtime}");
+            assert_eq!(
+                of(DType::F16, runtime, device),
+                [f16, false, false],
+                "{runtime}"
+            );
+            assert_eq!(of(DType::F32, runtime, device), [false; 3], "{runtime}");
+        }
     }
 
     /// The reason for the fallback names the limit.

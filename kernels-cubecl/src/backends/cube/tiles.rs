@@ -16,7 +16,7 @@ use cubecl::ir::features::MmaConfig;
 use cubecl::ir::{DeviceProperties, ElemType, FloatKind, StorageType};
 use cubecl::prelude::*;
 
-use super::product::begins_at;
+use super::product::{begins_at, computes_bf16};
 
 /// A vector of four values. Sums are always in f32, whatever the type of the tensors.
 pub type Quad = Vector<f32, Const<4>>;
@@ -36,6 +36,7 @@ const MOST_SHARED_BYTES: usize = 64 << 10;
 /// The name of CubeCL's runtime for ROCm. Its code for matrix units takes a thread's number in its cube for that in its plane, and is
 /// registered for cards on which it does not compile (gfx10, gfx12). It has never run: matrix units are not used there.
 pub const HIP: &str = "hip";
+pub const CUDA: &str = "cuda";
 
 /// The shape of a kernel's tiles, a compile-time constant of the kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -99,7 +100,7 @@ impl Tiles {
     pub fn reading<R: CubeRuntime, const N: usize>(self, tensors: [&CubeTensor<R>; N]) -> Self {
         let wide = self.matrix
             && self.dim.is_multiple_of(TOGETHER)
-            && R::name(&tensors[0].client) == "cuda"
+            && R::name(&tensors[0].client) == CUDA
             && tensors.into_iter().all(|x| begins_at(x, 16));
         let together = if wide { TOGETHER } else { 1 };
         Self { together, ..self }
@@ -138,11 +139,13 @@ pub fn multiplies(dtype: StorageType, runtime: &str, device: &DeviceProperties) 
         n: MATRIX as u32,
         k: MATRIX as u32,
     };
+    let bf16 = StorageType::Scalar(ElemType::Float(FloatKind::BF16));
     let hardware = &device.hardware;
     let planes = (hardware.plane_size_min, hardware.plane_size_max);
     // For f32 inputs matrix units would round to fewer bits.
     dtype.size() == 2
         && runtime != HIP
+        && (dtype != bf16 || computes_bf16(runtime, device))
         && planes == (PLANE as u32, PLANE as u32)
         && device.features.matmul.cmma.contains(&config)
 }
