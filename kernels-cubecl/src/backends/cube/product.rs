@@ -24,6 +24,9 @@ const TILE: usize = 64;
 const SHORTEST: usize = 256;
 /// Cubes for each multiprocessor of a product that is divided: while one waits for memory, another computes.
 const CUBES: usize = 4;
+/// Multiprocessors that a product is divided for, about as many as large cards have. It is a constant, so that the sums have the same
+/// order on all cards.
+const PROCESSORS: usize = 128;
 
 /// Whether Burn's products of f32 may round their factors to TF32: on CUDA, whatever the card.
 pub fn has_tf32<R: CubeRuntime>(client: &ComputeClient<R>) -> bool {
@@ -67,14 +70,13 @@ pub fn processors<R: CubeRuntime>(client: &ComputeClient<R>) -> usize {
 }
 
 /// Into how many parts of equal length the sums of a product `[m, k] · [k, n]` are divided, so that every
-/// multiprocessor has cubes. It depends on sizes and the device alone.
+/// multiprocessor has cubes. It depends on sizes alone; where the runtime does not tell of multiprocessors nothing is divided.
 pub fn parts<R: CubeRuntime>(client: &ComputeClient<R>, [m, k, n]: [usize; 3]) -> usize {
-    let processors = processors(client);
     let cubes = m.div_ceil(TILE) * n.div_ceil(TILE);
-    if 2 * cubes > processors {
+    if 2 * cubes > PROCESSORS || processors(client) == 1 {
         return 1;
     }
-    let most = (CUBES * processors / cubes.max(1)).min(k / SHORTEST);
+    let most = (CUBES * PROCESSORS / cubes.max(1)).min(k / SHORTEST);
     (1..=most).rev().find(|parts| k % parts == 0).unwrap_or(1)
 }
 
