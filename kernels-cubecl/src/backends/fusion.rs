@@ -1,4 +1,5 @@
-//! `Fusion<B>`: attention and the layers are registered as custom operations of the stream, which `B` computes.
+//! `Fusion<B>`: attention and the layers are registered as custom operations of the stream, which `B` computes with the
+//! precision and the code of attention that were chosen when they were registered.
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -9,6 +10,7 @@ use burn_fusion::stream::{Operation, OperationStreams};
 use burn_fusion::{Fusion, FusionBackend, FusionRuntime, FusionTensor};
 use burn_ir::{CustomOpIr, HandleContainer, OperationIr, TensorIr};
 
+use crate::ops::selection::Choices;
 use crate::reference::accumulation_dtype;
 use crate::{
     AdamWStep, AttentionBackend, HeadBackend, LayerBackend, Nonlinearity, Norm, Precision,
@@ -474,6 +476,7 @@ fn register_all<B: FusionBackend, const O: usize>(
     let op = Custom::<B, _> {
         desc: desc.clone(),
         floats,
+        choices: Choices::now(),
         run: move |inputs, ids| Vec::from(run(inputs, ids)),
         backend: PhantomData,
     };
@@ -488,6 +491,7 @@ struct Custom<B, Run> {
     desc: CustomOpIr,
     /// Inputs that are floats; one more is ids.
     floats: usize,
+    choices: Choices,
     run: Run,
     backend: PhantomData<B>,
 }
@@ -508,7 +512,7 @@ where
         let floats = floats.iter().map(|x| handles.get_float_tensor::<B>(x));
         let floats = floats.collect();
         let ids = ids.first().map(|x| handles.get_int_tensor::<B>(x));
-        let outputs = (self.run)(floats, ids);
+        let outputs = self.choices.during(|| (self.run)(floats, ids));
         for (ir, output) in self.desc.outputs.iter().zip(outputs) {
             handles.register_float_tensor::<B>(&ir.id, output);
         }

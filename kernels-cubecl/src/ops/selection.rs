@@ -1,5 +1,6 @@
 //! Choices for the whole process: the code of attention, the rounding of products.
 
+use std::cell::Cell;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
 use burn::tensor::DType;
@@ -27,6 +28,13 @@ pub fn set_attention(attention: Attention) {
 
 /// The current choice.
 pub fn attention() -> Attention {
+    match AT_WORK.get() {
+        Some(choices) => choices.attention,
+        None => chosen_attention(),
+    }
+}
+
+fn chosen_attention() -> Attention {
     match REFERENCE.load(Ordering::Relaxed) {
         true => Attention::Reference,
         false => Attention::Fused,
@@ -75,8 +83,70 @@ pub fn set_precision(precision: Precision) {
 
 /// The current choice.
 pub fn precision() -> Precision {
+    match AT_WORK.get() {
+        Some(choices) => choices.precision,
+        None => chosen_precision(),
+    }
+}
+
+fn chosen_precision() -> Precision {
     let choice = PRECISION.load(Ordering::Relaxed);
     let choices = [Precision::Tf32, Precision::Bf16].into_iter();
     let mut chosen = choices.filter(|precision| *precision as u8 == choice);
     chosen.next().unwrap_or_default()
+}
+
+thread_local! {
+    /// What this thread's work was registered with, while it is done.
+    static AT_WORK: Cell<Option<Choices>> = const { Cell::new(None) };
+}
+
+/// The choices with which work is registered that is done later, when others may be set.
+#[derive(Clone, Copy, Debug)]
+#[cfg_attr(not(feature = "fusion"), allow(dead_code))]
+pub(crate) struct Choices {
+    attention: Attention,
+    precision: Precision,
+}
+
+#[cfg_attr(not(feature = "fusion"), allow(dead_code))]
+impl Choices {
+    /// The current ones.
+    pub(crate) fn now() -> Self {
+        Self {
+            attention: attention(),
+            precision: precision(),
+        }
+    }
+
+    /// Does the work with them, on this thread.
+    pub(crate) fn during<T>(self, work: impl FnOnce() -> T) -> T {
+        /// Also where the work panics.
+        struct Restore(Option<Choices>);
+        impl Drop for Restore {
+            fn drop(&mut self) {
+                AT_WORK.set(self.0);
+            }
+        }
+        let _restore = Restore(AT_WORK.replace(Some(self)));
+        work()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn work_keeps_the_choices_that_it_was_registered_with() {
+        let registered = Choices::now();
+        set_precision(Precision::Tf32);
+        set_attention(Attention::Reference);
+        let at_work = registered.during(|| (attention(), precision()));
+        let afterwards = (attention(), precision());
+        set_precision(Precision::F32);
+        set_attention(Attention::Fused);
+        assert_eq!(at_work, (Attention::Fused, Precision::F32));
+        assert_eq!(afterwards, (Attention::Reference, Precision::Tf32));
+    }
 }
