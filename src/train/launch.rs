@@ -20,7 +20,7 @@ use super::config::TrainConfig;
 use super::folder::{LAST, RunFolder};
 use super::learner::{MetaLearner, OuterStep};
 use super::metrics::{Measure, MeasureMetric};
-use super::optimizer::{AdamW, RecordOf, SharedOptimizer, check_moments};
+use super::optimizer::{AdamW, RecordOf, SharedOptimizer, check_moments, check_types};
 use super::options::TrainOptions;
 use super::render::{LineRenderer, Silent, dashboard};
 use super::schedule::Schedule;
@@ -216,6 +216,7 @@ where
     M: Method<B> + AutodiffModule<B> + 'static,
     M::InnerModule: Method<B::InnerBackend>,
 {
+    check_types(&method)?;
     let world = options.world;
     let start = Start::new(method, settings, adamw);
     let start = match &folder {

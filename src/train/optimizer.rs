@@ -12,18 +12,24 @@ use burn::optim::{
 };
 use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::tensor::ops::FloatTensor;
-use burn::tensor::{Tensor, TensorPrimitive};
+use burn::tensor::{DType, Tensor, TensorPrimitive};
 use gradmem_kernels::reference::adamw::adamw;
 use gradmem_kernels::{AdamWStep, LayerBackend};
 
 use super::config::TrainConfig;
 use super::learner::MetaLearner;
+use crate::error::Error;
 use crate::model::paths::{ModulePath, follows_path};
 
 /// AdamW (arXiv 1711.05101) with the formula and the state of Burn's, whose records it reads; a step on a parameter is one
 /// launch on a GPU, and one pass on flex, where its numbers are Burn's bit for bit.
 ///
 /// It is a [`SimpleOptimizer`]: `OptimizerAdaptor::from(adamw)` is an optimizer for modules.
+///
+/// # Panics
+///
+/// In a step on a parameter of 16 bits. Its moments would have its type, as Burn's have: in f16 the squares of small gradients are zero, and
+/// bf16 loses what a step adds to them. Hold parameters in f32; [`Precision::Bf16`](crate::kernels::Precision) multiplies them in bf16.
 #[derive(Clone)]
 pub struct AdamW<B: Backend> {
     beta1: f32,
@@ -83,6 +89,7 @@ impl<B: Backend> SimpleOptimizer<B> for AdamW<B> {
         grad: Tensor<B, D>,
         state: Option<Self::State<D>>,
     ) -> (Tensor<B, D>, Option<Self::State<D>>) {
+        assert!(!is_narrow(tensor.dtype()), "{NARROW}");
         let mut momentum = match state {
             Some(state) => state.momentum,
             None => AdaptiveMomentumState::new(0, grad.zeros_like(), grad.zeros_like()),
@@ -108,6 +115,39 @@ impl<B: Backend> SimpleOptimizer<B> for AdamW<B> {
         state.momentum = state.momentum.to_device(device);
         state
     }
+}
+
+/// Whether moments of this type would be wrong.
+fn is_narrow(dtype: DType) -> bool {
+    matches!(dtype, DType::F16 | DType::BF16)
+}
+
+const NARROW: &str = "AdamW does not step on parameters of 16 bits: their type cannot hold the means of squared gradients. Train on a \
+                      backend of f32; precision bf16 multiplies f32 parameters in bf16";
+
+/// Fails if a parameter has a type that [`AdamW`] does not step on.
+pub(super) fn check_types<B: Backend, M: Module<B>>(module: &M) -> Result<(), Error> {
+    struct Check {
+        path: ModulePath,
+        narrow: Option<Error>,
+    }
+    impl<B: Backend> ModuleVisitor<B> for Check {
+        follows_path!();
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
+            let dtype = param.val().dtype();
+            if is_narrow(dtype) {
+                let name = self.path.name();
+                let problem = format!("`{name}` is {dtype:?}: {NARROW}");
+                self.narrow.get_or_insert(Error::Input(problem));
+            }
+        }
+    }
+    let mut check = Check {
+        path: ModulePath::default(),
+        narrow: None,
+    };
+    module.visit(&mut check);
+    check.narrow.map_or(Ok(()), Err)
 }
 
 fn primitive<B: Backend, const D: usize>(x: Tensor<B, D>) -> FloatTensor<B> {
@@ -257,6 +297,19 @@ mod tests {
     use burn_flex::Flex;
 
     use super::*;
+
+    #[test]
+    fn parameters_of_16_bits_are_refused() {
+        let of = |dtype| {
+            let x = Tensor::<Flex, 1>::from_data([1f32], (&Default::default(), dtype));
+            check_types::<Flex, _>(&Param::from_tensor(x))
+        };
+        assert!(of(DType::F32).is_ok());
+        for dtype in [DType::F16, DType::BF16] {
+            let error = of(dtype).unwrap_err().to_string();
+            assert!(error.contains("Train on a backend of f32"), "{error}");
+        }
+    }
 
     /// Bit for bit, by the one-pass loop and by tensor operations, and in state, too.
     #[test]

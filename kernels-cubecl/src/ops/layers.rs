@@ -221,7 +221,7 @@ pub trait LayerBackend: Backend {
     }
 
     /// A step of AdamW on a parameter and its two moments, all of one shape: what the three become. Nothing is
-    /// recorded for derivatives.
+    /// recorded for derivatives. Types of 16 bits cannot hold the moments of a training.
     fn adamw(
         step: &AdamWStep,
         parameter_and_moments: [FloatTensor<Self>; 3],

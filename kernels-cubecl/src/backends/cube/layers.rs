@@ -590,7 +590,7 @@ where
         [x, m, v]: [FloatTensor<Self>; 3],
         grad: FloatTensor<Self>,
     ) -> [FloatTensor<Self>; 3] {
-        if !is_for_kernels([&x, &m, &v, &grad]) {
+        if x.dtype != DType::F32 || !is_for_kernels([&x, &m, &v, &grad]) {
             return adamw::<Self>(step, [x, m, v], grad);
         }
         let [x, m, v, grad] = [x, m, v, grad].map(into_contiguous);
