@@ -127,7 +127,8 @@ pub fn on_matrix_units<R: CubeRuntime>(lhs: CubeTensor<R>, rhs: CubeTensor<R>) -
         )
     };
     let copied = Strategy::SpecializedTmaMma(Default::default());
-    if !(is_copied(&lhs) && is_copied(&rhs) && launch(&copied).is_ok()) {
+    let copies = is_copied(&lhs) && is_copied(&rhs) && has_barrier();
+    if !(copies && launch(&copied).is_ok()) {
         launch(&Strategy::Auto).expect("matrices that fit are multiplied on every device");
     }
     out
@@ -147,6 +148,30 @@ fn is_copied<R: CubeRuntime>(x: &CubeTensor<R>) -> bool {
     // Later cards copy images as well; on none of them the kernel was tried.
     let hopper = engine.contains(Tma::Base) && !engine.contains(Tma::Im2colWide);
     hopper && shape.num_dims() == 2 && aligned && (lies(0, 1) || lies(1, 0))
+}
+
+/// Whether the header that a kernel with copied tiles includes is where CubeCL's compiler looks for it. If not, that is logged once.
+#[cfg(feature = "cuda")]
+fn has_barrier() -> bool {
+    use cubecl::cuda::install::{cccl_include_path, include_path};
+    static FOUND: std::sync::LazyLock<bool> = std::sync::LazyLock::new(|| {
+        let folders = [include_path(), cccl_include_path()];
+        let found = folders.iter().any(|x| x.join("cuda/barrier").exists());
+        if !found {
+            log::warn!(
+                "products in tf32 and bf16 take a slower kernel: {} has no cuda/barrier; install a CUDA toolkit, or pip's \
+                 nvidia-cuda-cccl in the version of nvidia-cuda-runtime",
+                folders[0].display()
+            );
+        }
+        found
+    });
+    *FOUND
+}
+
+#[cfg(not(feature = "cuda"))]
+fn has_barrier() -> bool {
+    false
 }
 
 /// Whether the first value lies at a multiple of so many bytes.
