@@ -166,6 +166,14 @@ fn find_cuda(device: usize) -> Result<(), Error> {
         cudarc::driver::result::init().and_then(|()| cudarc::driver::result::device::get_count());
     match cards {
         Ok(cards) if cards > 0 && device < cards as usize => {}
+        Ok(1) => {
+            return missing(
+                &format!("process {device} of this machine sees one card"),
+                "start one for each card, and let each see all cards of its machine, since process n computes on card n: \
+                 with --gpus-per-node=N instead of --gpus-per-task=1 or --gpu-bind of srun, and without a single card in \
+                 CUDA_VISIBLE_DEVICES",
+            );
+        }
         Ok(cards) if cards > 0 => {
             return missing(
                 &format!(
