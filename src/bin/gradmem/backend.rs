@@ -125,16 +125,19 @@ pub fn device_bytes(name: &str) -> Option<u64> {
     }
 }
 
-/// Checks that ROCm's library and a card are there: a missing one would be a panic at its first use.
+/// What is said where ROCm does not start.
+pub const NO_ROCM: &str = "rocm: no usable card or HIP library (libamdhip64.so) is found; install ROCm, let each of several processes \
+                           see all cards of its machine, or use another backend, such as --backend flex";
+
+/// Checks that ROCm's library and a card are there: a missing one would be a panic at its first use. On CubeCL's own thread the hook of
+/// `startup.rs` tells of that panic and ends the program; on this one it is an error here.
 #[cfg(feature = "rocm")]
 fn find_rocm(device: &burn_rocm::RocmDevice) -> Result<(), Error> {
     use burn_cubecl::cubecl::{Runtime as _, hip::HipRuntime};
     let found = gradmem::support::panics::catch_panic(|| HipRuntime::client(device));
-    let missing = "rocm: no usable card or HIP library (libamdhip64.so) is found; install ROCm, or use another \
-                   backend, such as --backend flex";
     found
         .map(|_| ())
-        .ok_or_else(|| Error::Input(missing.into()))
+        .ok_or_else(|| Error::Input(NO_ROCM.into()))
 }
 
 /// Checks that CUDA's libraries, a card and the headers are there. They are loaded at their first use, and

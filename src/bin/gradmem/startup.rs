@@ -3,6 +3,7 @@
 use std::io::Write as _;
 use std::panic::PanicHookInfo;
 
+use crate::backend::NO_ROCM;
 use crate::output::message;
 use crate::train::INTERRUPTED;
 
@@ -34,6 +35,10 @@ pub fn report_panics() {
     let main = std::thread::current().id();
     std::panic::set_hook(Box::new(move |info| {
         let on_device = std::thread::current().id() != main && is_in_gpu_crate(info);
+        if on_device && is_rocms_start(info) {
+            message!("{NO_ROCM}");
+            std::process::exit(2);
+        }
         let message = info.to_string();
         if on_device && message.contains("No possible adapter") {
             message!(
@@ -68,4 +73,10 @@ fn is_in_gpu_crate(info: &PanicHookInfo<'_>) -> bool {
     let crates = ["cubecl", "wgpu", "cudarc", "cubek"];
     info.location()
         .is_some_and(|at| crates.iter().any(|name| at.file().contains(name)))
+}
+
+/// Whether the panic comes from the start of CubeCL's runtime for ROCm, which asserts that there are a library and a card.
+fn is_rocms_start(info: &PanicHookInfo<'_>) -> bool {
+    info.location()
+        .is_some_and(|at| at.file().contains("cubecl-hip") && at.file().ends_with("runtime.rs"))
 }
