@@ -173,12 +173,6 @@ impl<B: FusionBackend + LayerBackend> LayerBackend for Fusion<B> {
         })
     }
 
-    fn contiguous(x: FloatTensor<Self>) -> FloatTensor<Self> {
-        let outputs = [like(&x)];
-        let [y] = register::<B, _, 1>("contiguous", [x], outputs, |[x]| [B::contiguous(x)]);
-        y
-    }
-
     fn norm(x: FloatTensor<Self>, weight: FloatTensor<Self>, by: Norm) -> FloatTensor<Self> {
         let outputs = [like(&x)];
         let [y] = register::<B, _, 1>("norm", [x, weight], outputs, move |[x, weight]| {
@@ -299,19 +293,16 @@ impl<B: FusionBackend + LayerBackend> LayerBackend for Fusion<B> {
         })
     }
 
-    fn rotary(
+    fn ordered(
         x: FloatTensor<Self>,
-        cos: FloatTensor<Self>,
-        sin: FloatTensor<Self>,
-        turn: FloatTensor<Self>,
+        rotation: Option<[FloatTensor<Self>; 3]>,
     ) -> FloatTensor<Self> {
         let outputs = [like(&x)];
-        let [y] = register::<B, _, 1>(
-            "rotary",
-            [x, cos, sin, turn],
-            outputs,
-            |[x, cos, sin, turn]| [B::rotary(x, cos, sin, turn)],
-        );
+        let (inputs, given) = with_rotation([x], rotation);
+        let [y] = register_some::<B, 1>("ordered", inputs, outputs, move |inputs| {
+            let ([x], rotation) = without_rotation(inputs, given);
+            [B::ordered(x, rotation)]
+        });
         y
     }
 

@@ -92,14 +92,6 @@ pub trait LayerBackend: Backend {
         primitives::token_losses_double_backward::<Self>(logits, targets, grad, a)
     }
 
-    /// `x` `[batch, seq, heads, head_dim]` with the same values in the order in memory that what follows wants: projections have
-    /// the heads of a position one after another, attention those of a sample. Where the orders differ for a backend's kernels this
-    /// goes from one to the other, and the gradient goes back; where contiguous memory is what counts, it makes it. The
-    /// provided method returns `x` as it is: Burn copies it where an operation needs that.
-    fn contiguous(x: FloatTensor<Self>) -> FloatTensor<Self> {
-        x
-    }
-
     /// `x / √(mean(x²) + ε) ∘ w` for `x` `[batch, seq, d]` and `weight` `[d]`, with `x − mean(x)` for `x` if [`Norm`] says so.
     fn norm(x: FloatTensor<Self>, weight: FloatTensor<Self>, by: Norm) -> FloatTensor<Self> {
         primitives::norm::<Self>(x, weight, by)
@@ -190,15 +182,19 @@ pub trait LayerBackend: Backend {
         [0, half].map(|start| lower(x.clone().narrow(2, start, half)))
     }
 
-    /// Rotates each head of `x` `[batch, seq, heads, head_dim]` by the angles of its position; `cos`, `sin`
-    /// and `turn` as in [`rotary`]. The gradient is the same rotation with `−sin`.
-    fn rotary(
+    /// `x` `[batch, seq, heads, head_dim]` in the order in memory that what follows wants, each head rotated by the angles of its
+    /// position if there is a `rotation`: cos, sin and `turn` as in [`rotary`]. Projections have the heads of a position one after
+    /// another, attention those of a sample. Where the orders differ for a backend's kernels this goes from one to the other, and the
+    /// gradient goes back, with `−sin`; where contiguous memory is what counts, it makes it. The provided method leaves the order as
+    /// it is: Burn copies where an operation needs that.
+    fn ordered(
         x: FloatTensor<Self>,
-        cos: FloatTensor<Self>,
-        sin: FloatTensor<Self>,
-        turn: FloatTensor<Self>,
+        rotation: Option<[FloatTensor<Self>; 3]>,
     ) -> FloatTensor<Self> {
-        primitives::rotary::<Self>(x, cos, sin, turn, Self::product)
+        match rotation {
+            Some(tables) => primitives::rotary::<Self>(x, tables, Self::product),
+            None => x,
+        }
     }
 
     /// What [`split_heads`] says: of `x` `[batch, seq, (n_heads + 2 n_kv_heads) · head_dim]` the queries, keys and values, each
@@ -333,9 +329,9 @@ pub fn token_losses<B: LayerBackend>(
 }
 
 /// `x` `[batch, seq, heads, head_dim]` with the same values, between projections and attention: in the order in memory that what
-/// follows wants ([`LayerBackend::contiguous`]), and its gradient in that of what was before.
+/// follows wants ([`LayerBackend::ordered`]), and its gradient in that of what was before.
 pub fn contiguous<B: LayerBackend>(x: Tensor<B, 4>) -> Tensor<B, 4> {
-    lift(B::contiguous(lower(x)))
+    lift(B::ordered(lower(x), None))
 }
 
 /// Root mean square normalisation, `x / √(mean(x²) + ε) ∘ w` (arXiv 1910.07467). 16-bit inputs are
@@ -471,7 +467,8 @@ pub fn rotary<B: LayerBackend>(
         sin.dims(),
         turn.dims()
     );
-    lift(B::rotary(lower(x), lower(cos), lower(sin), lower(turn)))
+    let rotation = [lower(cos), lower(sin), lower(turn)];
+    lift(B::ordered(lower(x), Some(rotation)))
 }
 
 /// The tables of rotary positions: cos and sin `[1, seq, head_dim]` and `turn` `[head_dim, head_dim]`, as in [`rotary`].
@@ -525,11 +522,11 @@ pub(crate) fn split_by_heads<B: LayerBackend>(
     let part = |start, count| lower(x.clone().narrow(2, start, count));
     let (q, k) = (part(0, n_heads), part(n_heads, n_kv_heads));
     let v = part(n_heads + n_kv_heads, n_kv_heads);
-    let rotated = |x| match rotation.clone() {
-        Some([cos, sin, turn]) => B::rotary(x, cos, sin, turn),
-        None => B::contiguous(x),
-    };
-    [rotated(q), rotated(k), B::contiguous(v)]
+    [
+        B::ordered(q, rotation.clone()),
+        B::ordered(k, rotation),
+        B::ordered(v, None),
+    ]
 }
 
 /// [`LayerBackend::join_heads`] by a concatenation.
@@ -537,11 +534,20 @@ pub(crate) fn join_by_heads<B: LayerBackend>(
     [q, k, v]: [FloatTensor<B>; 3],
     rotation: Option<[FloatTensor<B>; 3]>,
 ) -> FloatTensor<B> {
-    let rotated = |x| match rotation.clone() {
-        Some([cos, sin, turn]) => B::rotary(x, cos, B::float_neg(sin), turn),
-        None => B::contiguous(x),
-    };
-    let parts = [rotated(q), rotated(k), B::contiguous(v)].map(lift::<B, 4>);
+    let back = rotation.map(rotated_back::<B>);
+    let parts = [
+        B::ordered(q, back.clone()),
+        B::ordered(k, back),
+        B::ordered(v, None),
+    ];
+    let parts = parts.map(lift::<B, 4>);
     let x = Tensor::cat(parts.into(), 2);
     lower(x.flatten::<3>(2, 3))
+}
+
+/// The inverse of a rotation by cos, sin and `turn`.
+pub(crate) fn rotated_back<B: Backend>(
+    [cos, sin, turn]: [FloatTensor<B>; 3],
+) -> [FloatTensor<B>; 3] {
+    [cos, B::float_neg(sin), turn]
 }

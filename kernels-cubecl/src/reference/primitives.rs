@@ -173,9 +173,7 @@ pub fn activate_double_backward<B: Backend>(
 
 pub fn rotary<B: Backend>(
     x: FloatTensor<B>,
-    cos: FloatTensor<B>,
-    sin: FloatTensor<B>,
-    turn: FloatTensor<B>,
+    [cos, sin, turn]: [FloatTensor<B>; 3],
     product: fn(FloatTensor<B>, FloatTensor<B>) -> FloatTensor<B>,
 ) -> FloatTensor<B> {
     let (cos, sin, turn) = (lift(cos), lift(sin), lift(turn));

@@ -316,19 +316,21 @@ fn rotary_and_the_order_of_heads() {
         for [batch, seq, heads, dim] in [[1, 1, 1, 2], [2, 5, 3, 8], [3, 7, 2, 5], [2, 33, 4, 64]] {
             let x = numbers.next([batch, seq, heads, dim]);
             let (cos, sin, turn) = rotation(numbers, seq, dim);
-            let expected = F64::rotary(x.cpu(), cos.cpu(), sin.cpu(), turn.cpu());
+            let expected = F64::ordered(x.cpu(), Some([cos.cpu(), sin.cpu(), turn.cpu()]));
             let first = x.gpu.clone().swap_dims(1, 2) + 0.0;
             let odd = x.gpu.clone().swap_dims(0, 3) + 0.0;
             for x in [x.gpu.clone(), first.swap_dims(1, 2), odd.swap_dims(0, 3)] {
-                let found = Gpu::rotary(lower(x.clone()), cos.gpu(), sin.gpu(), turn.gpu());
+                let found =
+                    Gpu::ordered(lower(x.clone()), Some([cos.gpu(), sin.gpu(), turn.gpu()]));
                 errors.push(error::<4>(found.clone(), expected.clone()));
-                let again = Gpu::contiguous(Gpu::contiguous(found.clone()));
-                for moved in [Gpu::contiguous(found.clone()), again] {
+                let ordered = |x| Gpu::ordered(x, None);
+                let again = ordered(ordered(found.clone()));
+                for moved in [ordered(found.clone()), again] {
                     let [a, b] = [found.clone(), moved].map(|x| lift::<Gpu, 4>(x).into_data());
                     assert_eq!(a, b);
                 }
                 let sum = error::<4>(
-                    lower(lift::<Gpu, 4>(Gpu::contiguous(lower(x.clone()))) + x.clone()),
+                    lower(lift::<Gpu, 4>(ordered(lower(x.clone()))) + x.clone()),
                     lower(lift::<F64, 4>(x_of(&x)) * 2.0),
                 );
                 errors.push(sum);

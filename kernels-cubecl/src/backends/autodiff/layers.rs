@@ -12,6 +12,7 @@ use burn_autodiff::ops::{Backward, Ops, OpsKind};
 use burn_autodiff::{Autodiff, NodeId};
 
 use super::{Linear, Operation, Point, Several, all, backward, earlier, forward, linear, several};
+use crate::ops::layers::rotated_back;
 use crate::reference::primitives::added;
 use crate::{LayerBackend, Nonlinearity, Norm, Precision};
 
@@ -214,10 +215,6 @@ impl<B: LayerBackend, C: CheckpointStrategy> LayerBackend for Autodiff<B, C> {
         recorded_backward::<B, C>(operation, logits, grad, None)
     }
 
-    fn contiguous(x: FloatTensor<Self>) -> FloatTensor<Self> {
-        linear::<B, C, 1>(Contiguous, [x], |[x]| B::contiguous(x))
-    }
-
     fn norm(x: FloatTensor<Self>, weight: FloatTensor<Self>, by: Norm) -> FloatTensor<Self> {
         let y = B::norm(x.primitive.clone(), weight.primitive.clone(), by);
         forward::<B, C, 2>(by, [x, weight], y, Vec::new())
@@ -272,15 +269,13 @@ impl<B: LayerBackend, C: CheckpointStrategy> LayerBackend for Autodiff<B, C> {
         several::<B, C, 2>(Halves, x, parts)
     }
 
-    fn rotary(
+    fn ordered(
         x: FloatTensor<Self>,
-        cos: FloatTensor<Self>,
-        sin: FloatTensor<Self>,
-        turn: FloatTensor<Self>,
+        rotation: Option<[FloatTensor<Self>; 3]>,
     ) -> FloatTensor<Self> {
-        let tables = [cos, sin, turn].map(|x| x.primitive);
-        let [cos, sin, turn] = tables.clone();
-        linear::<B, C, 1>(Rotary(tables), [x], |[x]| B::rotary(x, cos, sin, turn))
+        let rotation = rotation.map(|tables| tables.map(|x| x.primitive));
+        let by = Ordered(rotation.clone());
+        linear::<B, C, 1>(by, [x], |[x]| B::ordered(x, rotation))
     }
 
     fn split_heads(
@@ -410,23 +405,13 @@ impl<B: LayerBackend> Backward<B, 3> for Product {
     }
 }
 
+/// By cos, sin and `turn`, if it rotates.
 #[derive(Debug)]
-struct Contiguous;
+struct Ordered<B: Backend>(Option<[FloatTensor<B>; 3]>);
 
-impl<B: LayerBackend> Linear<B, 1> for Contiguous {
+impl<B: LayerBackend> Linear<B, 1> for Ordered<B> {
     fn gradients(self, grad: FloatTensor<B>) -> [FloatTensor<B>; 1] {
-        [B::contiguous(grad)]
-    }
-}
-
-/// By cos, sin and `turn`. Its gradient is the inverse rotation.
-#[derive(Debug)]
-struct Rotary<B: Backend>([FloatTensor<B>; 3]);
-
-impl<B: LayerBackend> Linear<B, 1> for Rotary<B> {
-    fn gradients(self, grad: FloatTensor<B>) -> [FloatTensor<B>; 1] {
-        let [cos, sin, turn] = self.0;
-        [B::rotary(grad, cos, B::float_neg(sin), turn)]
+        [B::ordered(grad, self.0.map(rotated_back::<B>))]
     }
 }
 

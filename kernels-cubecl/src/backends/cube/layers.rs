@@ -162,28 +162,6 @@ where
         outputs
     }
 
-    fn contiguous(x: FloatTensor<Self>) -> FloatTensor<Self> {
-        if !is_for_kernels([&x]) {
-            return x;
-        }
-        let (x, heads_first) = in_an_order(x);
-        let out = in_the_other(&x, heads_first);
-        let (cubes, units) = spread(&x);
-        unsafe {
-            pointwise::reorder::launch_unchecked(
-                &x.client,
-                cubes,
-                units,
-                x.clone().into_array_arg(),
-                out.clone().into_array_arg(),
-                sizes(&x),
-                heads_first,
-                x.dtype.into(),
-            );
-        }
-        out
-    }
-
     fn norm(x: FloatTensor<Self>, weight: FloatTensor<Self>, by: Norm) -> FloatTensor<Self> {
         if !is_for_kernels([&x, &weight]) {
             return primitives::norm::<Self>(x, weight, by);
@@ -469,21 +447,24 @@ where
         outputs
     }
 
-    fn rotary(
+    fn ordered(
         x: FloatTensor<Self>,
-        cos: FloatTensor<Self>,
-        sin: FloatTensor<Self>,
-        turn: FloatTensor<Self>,
+        rotation: Option<[FloatTensor<Self>; 3]>,
     ) -> FloatTensor<Self> {
-        if !is_for_kernels([&x, &cos, &sin, &turn]) {
-            return primitives::rotary::<Self>(x, cos, sin, turn, Self::product);
+        let mut tables = rotation.iter().flatten();
+        if !is_for_kernels([&x]) || !tables.all(|t| t.dtype == x.dtype) {
+            return match rotation {
+                Some(tables) => primitives::rotary::<Self>(x, tables, Self::product),
+                None => x,
+            };
         }
-        let [cos, sin, turn] = [cos, sin, turn].map(into_contiguous);
         let (x, heads_first) = in_an_order(x);
         let out = in_the_other(&x, heads_first);
+        let rotates = rotation.is_some();
+        let [cos, sin, turn] = tables_or(rotation, &x);
         let (cubes, units) = spread(&x);
         unsafe {
-            pointwise::rotary::launch_unchecked(
+            pointwise::ordered::launch_unchecked(
                 &x.client,
                 cubes,
                 units,
@@ -494,6 +475,7 @@ where
                 out.clone().into_array_arg(),
                 sizes(&x),
                 heads_first,
+                rotates,
                 x.dtype.into(),
             );
         }

@@ -29,14 +29,18 @@ pub fn is_for_kernels<R: CubeRuntime, const N: usize>(tensors: [&CubeTensor<R>; 
     matches!(dtype, DType::F32 | DType::F16 | DType::BF16) && tensors.iter().all(fits)
 }
 
-/// The tables of a rotation, or any tensors, which are not read.
+/// The tables of a rotation, or of another tensor a value, which is not read.
 pub fn tables_or<R: CubeRuntime>(
     rotation: Option<[CubeTensor<R>; 3]>,
     other: &CubeTensor<R>,
 ) -> [CubeTensor<R>; 3] {
     match rotation {
         Some(tables) => tables.map(into_contiguous),
-        None => [(); 3].map(|()| other.clone()),
+        None => [(); 3].map(|()| {
+            let mut value = other.clone();
+            *value.meta = Metadata::new([1], [1]);
+            value
+        }),
     }
 }
 

@@ -177,7 +177,7 @@ pub struct Heads {
     pub dim_stride: usize,
 }
 
-/// A head's position in the output, of which the values are in one of two orders, and where the input has its first value.
+/// A value of a head: its position and column, and where the input has the head's first value.
 #[derive(CubeType, Clone, Copy)]
 struct At {
     position: usize,
@@ -201,17 +201,13 @@ fn at(i: usize, sizes: &Heads, #[comptime] heads_first: bool) -> At {
     } else {
         (high, low)
     };
-    let base = sample * sizes.batch_stride + position * sizes.seq_stride + head * sizes.head_stride;
-    At {
-        position,
-        column,
-        base,
-    }
+    head_at(sizes, sample, position, head, column)
 }
 
-/// `x ∘ cos + (x T) ∘ sin`, written with the heads of a sample one after another, or with those of a position.
+/// `x`, or `x ∘ cos + (x T) ∘ sin` if it `rotates`, written with the heads of a sample one after another, or with those of a
+/// position.
 #[cube(launch_unchecked)]
-pub fn rotary<F: Float>(
+pub fn ordered<F: Float>(
     x: &Array<F>,
     cos: &Array<F>,
     sin: &Array<F>,
@@ -219,37 +215,40 @@ pub fn rotary<F: Float>(
     out: &mut Array<F>,
     sizes: &Heads,
     #[comptime] heads_first: bool,
+    #[comptime] rotates: bool,
     #[define(F)] _dtype: StorageType,
 ) {
     let i = place();
     if i < sizes.batch * sizes.seq * sizes.heads * sizes.dim {
         let at = at(i, sizes, heads_first);
-        let mut turned = 0.0f32;
-        for k in 0..sizes.dim {
-            let x = f32::cast_from(x[at.base + k * sizes.dim_stride]);
-            turned += x * f32::cast_from(turn[k * sizes.dim + at.column]);
+        let mut value = f32::cast_from(x[at.base + at.column * sizes.dim_stride]);
+        if comptime!(rotates) {
+            let (cosine, sine) = turned::<F>(x, at, sizes.dim_stride, sizes.dim, cos, sin, turn);
+            value = value * cosine + sine;
         }
-        let table = at.position * sizes.dim + at.column;
-        let own = f32::cast_from(x[at.base + at.column * sizes.dim_stride]);
-        let value = own * f32::cast_from(cos[table]) + turned * f32::cast_from(sin[table]);
         out[i] = F::cast_from(value);
     }
 }
 
-/// The same values in one of the two orders.
-#[cube(launch_unchecked)]
-pub fn reorder<F: Float>(
+/// The cosine by which a value of a head is multiplied, and what is added to that: a value of `(x T) ∘ sin`. A head's values are
+/// `stride` apart.
+#[cube]
+fn turned<F: Float>(
     x: &Array<F>,
-    out: &mut Array<F>,
-    sizes: &Heads,
-    #[comptime] heads_first: bool,
-    #[define(F)] _dtype: StorageType,
-) {
-    let i = place();
-    if i < sizes.batch * sizes.seq * sizes.heads * sizes.dim {
-        let at = at(i, sizes, heads_first);
-        out[i] = x[at.base + at.column * sizes.dim_stride];
+    at: At,
+    stride: usize,
+    dim: usize,
+    cos: &Array<F>,
+    sin: &Array<F>,
+    turn: &Array<F>,
+) -> (f32, f32) {
+    let mut sum = 0.0f32;
+    for k in 0..dim {
+        let x = f32::cast_from(x[at.base + k * stride]);
+        sum += x * f32::cast_from(turn[k * dim + at.column]);
     }
+    let table = at.position * dim + at.column;
+    (f32::cast_from(cos[table]), sum * f32::cast_from(sin[table]))
 }
 
 /// What queries, keys and values have in common: positions, heads of each, and a head's width.
@@ -285,13 +284,13 @@ pub fn split_heads<F: Float>(
         let base = ((sample * sizes.seq + position) * all + head) * sizes.dim;
         let mut value = f32::cast_from(x[base + column]);
         if comptime!(rotates) && head < sizes.heads + sizes.kv_heads {
-            let mut turned = 0.0f32;
-            for k in 0..sizes.dim {
-                turned +=
-                    f32::cast_from(x[base + k]) * f32::cast_from(turn[k * sizes.dim + column]);
-            }
-            let table = position * sizes.dim + column;
-            value = value * f32::cast_from(cos[table]) + turned * f32::cast_from(sin[table]);
+            let at = At {
+                position,
+                column,
+                base,
+            };
+            let (cosine, sine) = turned::<F>(x, at, 1usize, sizes.dim, cos, sin, turn);
+            value = value * cosine + sine;
         }
         let value = F::cast_from(value);
         if head < sizes.heads {
@@ -333,46 +332,44 @@ pub fn join_heads<F: Float>(
         let (position, sample) = (rest % sizes.seq, rest / sizes.seq);
         let kv = sizes.heads + sizes.kv_heads;
         let value = if head < sizes.heads {
-            let base = head_at(of_q, sample, position, head);
-            rotated_back::<F>(q, base, column, position, of_q, cos, sin, turn, rotates)
+            let at = head_at(of_q, sample, position, head, column);
+            rotated_back::<F>(q, at, of_q, cos, sin, turn, rotates)
         } else if head < kv {
-            let base = head_at(of_k, sample, position, head - sizes.heads);
-            rotated_back::<F>(k, base, column, position, of_k, cos, sin, turn, rotates)
+            let at = head_at(of_k, sample, position, head - sizes.heads, column);
+            rotated_back::<F>(k, at, of_k, cos, sin, turn, rotates)
         } else {
-            let base = head_at(of_v, sample, position, head - kv);
-            f32::cast_from(v[base + column * of_v.dim_stride])
+            let at = head_at(of_v, sample, position, head - kv, column);
+            f32::cast_from(v[at.base + column * of_v.dim_stride])
         };
         out[i] = F::cast_from(value);
     }
 }
 
 #[cube]
-fn head_at(sizes: &Heads, sample: usize, position: usize, head: usize) -> usize {
-    sample * sizes.batch_stride + position * sizes.seq_stride + head * sizes.head_stride
+fn head_at(sizes: &Heads, sample: usize, position: usize, head: usize, column: usize) -> At {
+    let base = sample * sizes.batch_stride + position * sizes.seq_stride + head * sizes.head_stride;
+    At {
+        position,
+        column,
+        base,
+    }
 }
 
-/// A value of `x ∘ cos − (x T) ∘ sin`.
+/// A value of `x ∘ cos − (x T) ∘ sin`, or of `x`.
 #[cube]
 fn rotated_back<F: Float>(
     x: &Array<F>,
-    base: usize,
-    column: usize,
-    position: usize,
+    at: At,
     sizes: &Heads,
     cos: &Array<F>,
     sin: &Array<F>,
     turn: &Array<F>,
     #[comptime] rotates: bool,
 ) -> f32 {
-    let mut value = f32::cast_from(x[base + column * sizes.dim_stride]);
+    let mut value = f32::cast_from(x[at.base + at.column * sizes.dim_stride]);
     if comptime!(rotates) {
-        let mut turned = 0.0f32;
-        for k in 0..sizes.dim {
-            let x = f32::cast_from(x[base + k * sizes.dim_stride]);
-            turned += x * f32::cast_from(turn[k * sizes.dim + column]);
-        }
-        let table = position * sizes.dim + column;
-        value = value * f32::cast_from(cos[table]) - turned * f32::cast_from(sin[table]);
+        let (cosine, sine) = turned::<F>(x, at, sizes.dim_stride, sizes.dim, cos, sin, turn);
+        value = value * cosine - sine;
     }
     value
 }

@@ -66,13 +66,6 @@ impl LayerBackend for Flex {
         }
     }
 
-    fn contiguous(x: F) -> F {
-        match x.dtype() == DType::F32 && !x.is_contiguous() {
-            true => heads::contiguous(x),
-            false => x,
-        }
-    }
-
     fn norm(x: F, weight: F, by: Norm) -> F {
         match single([&x, &weight]) {
             Some([x, weight]) => norm::forward(x, weight, by),
@@ -173,10 +166,17 @@ impl LayerBackend for Flex {
         }
     }
 
-    fn rotary(x: F, cos: F, sin: F, turn: F) -> F {
-        match heads::Turn::new([&cos, &sin, &turn]).filter(|_| x.dtype() == DType::F32) {
+    fn ordered(x: F, rotation: Option<[F; 3]>) -> F {
+        let is_single = x.dtype() == DType::F32;
+        let Some(tables) = rotation else {
+            return match is_single && !x.is_contiguous() {
+                true => heads::contiguous(x),
+                false => x,
+            };
+        };
+        match heads::Turn::new(tables.each_ref()).filter(|_| is_single) {
             Some(by) => heads::rotary(x, &by),
-            None => primitives::rotary::<Flex>(x, cos, sin, turn, Flex::float_matmul),
+            None => primitives::rotary::<Flex>(x, tables, Flex::float_matmul),
         }
     }
 

@@ -22,7 +22,6 @@ impl<B: LayerBackend> LayerBackend for Tape<B> {
         fn computes_in(device: &Device<Self>, precision: Precision) -> bool;
         fn token_losses(logits: Float<B>, targets: Int<B>) -> Float<B>;
         fn token_losses_backward(logits: Float<B>, targets: Int<B>, grad: Float<B>) -> Float<B>;
-        fn contiguous(x: Float<B>) -> Float<B>;
         fn norm(x: Float<B>, weight: Float<B>, by: Norm) -> Float<B>;
         fn norm_backward(x: Float<B>, weight: Float<B>, grad: Float<B>, by: Norm, wants_weight: bool, onto: [Option<Float<B>>; 2]) -> (Float<B>, Option<Float<B>>);
         fn activate(x: Float<B>, by: Nonlinearity) -> Float<B>;
@@ -31,7 +30,7 @@ impl<B: LayerBackend> LayerBackend for Tape<B> {
         fn swiglu_backward(x: Float<B>, grad: Float<B>, onto: Option<Float<B>>) -> Float<B>;
         fn side_by_side(parts: [Float<B>; 2]) -> Float<B>;
         fn halves(x: Float<B>) -> [Float<B>; 2];
-        fn rotary(x: Float<B>, cos: Float<B>, sin: Float<B>, turn: Float<B>) -> Float<B>;
+        fn ordered(x: Float<B>, rotation: Option<[Float<B>; 3]>) -> Float<B>;
         fn split_heads(x: Float<B>, rotation: Option<[Float<B>; 3]>, heads: [usize; 2]) -> [Float<B>; 3];
         fn join_heads(qkv: [Float<B>; 3], rotation: Option<[Float<B>; 3]>) -> Float<B>;
     }
