@@ -56,13 +56,14 @@ impl<B: FusionBackend + AttentionBackend> AttentionBackend for Fusion<B> {
         onto: [Option<FloatTensor<Self>>; 3],
     ) -> [FloatTensor<Self>; 3] {
         let outputs = [&q, &k, &v].map(like);
-        let (inputs, given) = with_some([q, k, v, out, lse, grad_out], onto);
+        let inputs = [q, k, v, out, lse, grad_out].map(Some);
+        let inputs = inputs.into_iter().chain(onto);
         register_some::<B, 3>(
             "causal_attention_backward",
             inputs,
             outputs,
             move |inputs| {
-                let ([q, k, v, out, lse, grad_out], onto) = apart(inputs, given);
+                let ([q, k, v, out, lse, grad_out], onto) = (inputs.floats(), inputs.given());
                 B::causal_attention_backward(q, k, v, out, lse, grad_out, scale, onto)
             },
         )
@@ -79,16 +80,13 @@ impl<B: FusionBackend + AttentionBackend> AttentionBackend for Fusion<B> {
         scale: f64,
     ) -> [FloatTensor<Self>; 4] {
         let outputs = [&grad_out, &q, &k, &v].map(like);
-        let (inputs, given) = with_some([q, k, v, out, lse, grad_out], cotangents);
-        register_some::<B, 4>(
-            "causal_attention_double_backward",
-            inputs,
-            outputs,
-            move |inputs| {
-                let ([q, k, v, out, lse, grad_out], cotangents) = apart(inputs, given);
-                B::causal_attention_double_backward(q, k, v, out, lse, grad_out, cotangents, scale)
-            },
-        )
+        let inputs = [q, k, v, out, lse, grad_out].map(Some);
+        let inputs = inputs.into_iter().chain(cotangents);
+        let name = "causal_attention_double_backward";
+        register_some::<B, 4>(name, inputs, outputs, move |inputs| {
+            let ([q, k, v, out, lse, grad_out], cotangents) = (inputs.floats(), inputs.given());
+            B::causal_attention_double_backward(q, k, v, out, lse, grad_out, cotangents, scale)
+        })
     }
 }
 
@@ -133,14 +131,11 @@ impl<B: FusionBackend + LayerBackend> LayerBackend for Fusion<B> {
 
     fn token_losses(logits: FloatTensor<Self>, targets: IntTensor<Self>) -> FloatTensor<Self> {
         let outputs = [(Shape::new([logits.shape[0]]), logits.dtype)];
-        let inputs = [logits];
-        let [losses] = register_with_ids::<B, _, 1>(
-            "token_losses",
-            inputs,
-            targets,
-            outputs,
-            |[logits], ids| [B::token_losses(logits, ids)],
-        );
+        let inputs = [logits, targets].map(Some);
+        let [losses] = register_some::<B, 1>("token_losses", inputs, outputs, |inputs| {
+            let ([logits], targets) = (inputs.floats(), inputs.ids());
+            [B::token_losses(logits, targets)]
+        });
         losses
     }
 
@@ -151,11 +146,12 @@ impl<B: FusionBackend + LayerBackend> LayerBackend for Fusion<B> {
     ) -> FloatTensor<Self> {
         let outputs = [like(&logits)];
         let name = "token_losses_backward";
-        let inputs = [logits, grad];
-        let [to_logits] =
-            register_with_ids::<B, _, 1>(name, inputs, targets, outputs, |[logits, grad], ids| {
-                [B::token_losses_backward(logits, ids, grad)]
-            });
+        let inputs = [logits, targets, grad].map(Some);
+        let [to_logits] = register_some::<B, 1>(name, inputs, outputs, |inputs| {
+            let ([logits], targets) = (inputs.floats(), inputs.ids());
+            let [grad] = inputs.floats();
+            [B::token_losses_backward(logits, targets, grad)]
+        });
         to_logits
     }
 
@@ -167,9 +163,11 @@ impl<B: FusionBackend + LayerBackend> LayerBackend for Fusion<B> {
     ) -> [FloatTensor<Self>; 2] {
         let outputs = [like(&grad), like(&logits)];
         let name = "token_losses_double_backward";
-        let inputs = [logits, grad, a];
-        register_with_ids::<B, _, 2>(name, inputs, targets, outputs, |[logits, grad, a], ids| {
-            B::token_losses_double_backward(logits, ids, grad, a)
+        let inputs = [logits, targets, grad, a].map(Some);
+        register_some::<B, 2>(name, inputs, outputs, |inputs| {
+            let ([logits], targets) = (inputs.floats(), inputs.ids());
+            let [grad, a] = inputs.floats();
+            B::token_losses_double_backward(logits, targets, grad, a)
         })
     }
 
@@ -191,9 +189,9 @@ impl<B: FusionBackend + LayerBackend> LayerBackend for Fusion<B> {
     ) -> (FloatTensor<Self>, Option<FloatTensor<Self>>) {
         let name = "norm_backward";
         let (of_x, of_weight) = (like(&x), like(&weight));
-        let (inputs, given) = with_some([x, weight, grad], onto);
-        let run = move |inputs| {
-            let ([x, weight, grad], onto) = apart(inputs, given);
+        let inputs = [x, weight, grad].map(Some).into_iter().chain(onto);
+        let run = move |inputs: &mut Inputs<'_, B>| {
+            let ([x, weight, grad], onto) = (inputs.floats(), inputs.given());
             B::norm_backward(x, weight, grad, by, wants_weight, onto)
         };
         if !wants_weight {
@@ -217,11 +215,12 @@ impl<B: FusionBackend + LayerBackend> LayerBackend for Fusion<B> {
         onto_weight: Option<FloatTensor<Self>>,
     ) -> [FloatTensor<Self>; 3] {
         let outputs = [like(&grad), like(&x), like(&weight)];
-        let (inputs, given) = with_some([x, weight, grad], [a, c, onto_weight]);
+        let inputs = [Some(x), Some(weight), Some(grad), a, c, onto_weight];
         let name = "norm_double_backward";
         register_some::<B, 3>(name, inputs, outputs, move |inputs| {
-            let ([x, weight, grad], [a, c, onto_weight]) = apart(inputs, given);
-            B::norm_double_backward(x, weight, grad, [a, c], by, onto_weight)
+            let ([x, weight, grad], cotangents) = (inputs.floats(), inputs.given());
+            let [onto_weight] = inputs.given();
+            B::norm_double_backward(x, weight, grad, cotangents, by, onto_weight)
         })
     }
 
@@ -239,9 +238,9 @@ impl<B: FusionBackend + LayerBackend> LayerBackend for Fusion<B> {
         onto: Option<FloatTensor<Self>>,
     ) -> FloatTensor<Self> {
         let outputs = [like(&x)];
-        let (inputs, given) = with_some([x, grad], [onto]);
+        let inputs = [Some(x), Some(grad), onto];
         let [dx] = register_some::<B, 1>("swiglu_backward", inputs, outputs, move |inputs| {
-            let ([x, grad], [onto]) = apart(inputs, given);
+            let ([x, grad], [onto]) = (inputs.floats(), inputs.given());
             [B::swiglu_backward(x, grad, onto)]
         });
         dx
@@ -272,9 +271,9 @@ impl<B: FusionBackend + LayerBackend> LayerBackend for Fusion<B> {
         onto: Option<FloatTensor<Self>>,
     ) -> FloatTensor<Self> {
         let outputs = [like(&x)];
-        let (inputs, given) = with_some([x, grad], [onto]);
+        let inputs = [Some(x), Some(grad), onto];
         let [dx] = register_some::<B, 1>("activate_backward", inputs, outputs, move |inputs| {
-            let ([x, grad], [onto]) = apart(inputs, given);
+            let ([x, grad], [onto]) = (inputs.floats(), inputs.given());
             [B::activate_backward(x, grad, by, onto)]
         });
         dx
@@ -298,9 +297,9 @@ impl<B: FusionBackend + LayerBackend> LayerBackend for Fusion<B> {
         rotation: Option<[FloatTensor<Self>; 3]>,
     ) -> FloatTensor<Self> {
         let outputs = [like(&x)];
-        let (inputs, given) = with_rotation([x], rotation);
+        let inputs = [Some(x)].into_iter().chain(each(rotation));
         let [y] = register_some::<B, 1>("ordered", inputs, outputs, move |inputs| {
-            let ([x], rotation) = without_rotation(inputs, given);
+            let ([x], rotation) = (inputs.floats(), inputs.rotation());
             [B::ordered(x, rotation)]
         });
         y
@@ -316,9 +315,9 @@ impl<B: FusionBackend + LayerBackend> LayerBackend for Fusion<B> {
         let head_dim = width / (n_heads + 2 * n_kv_heads);
         let outputs = [n_heads, n_kv_heads, n_kv_heads]
             .map(|heads| (Shape::new([batch, seq, heads, head_dim]), dtype));
-        let (inputs, given) = with_rotation([x], rotation);
+        let inputs = [Some(x)].into_iter().chain(each(rotation));
         register_some::<B, 3>("split_heads", inputs, outputs, move |inputs| {
-            let ([x], rotation) = without_rotation(inputs, given);
+            let ([x], rotation) = (inputs.floats(), inputs.rotation());
             B::split_heads(x, rotation, heads)
         })
     }
@@ -330,9 +329,9 @@ impl<B: FusionBackend + LayerBackend> LayerBackend for Fusion<B> {
         let ([batch, seq, ..], dtype) = (qkv[0].shape.dims::<4>(), qkv[0].dtype);
         let width = qkv.iter().map(|x| x.shape[2] * x.shape[3]).sum();
         let outputs = [(Shape::new([batch, seq, width]), dtype)];
-        let (inputs, given) = with_rotation(qkv, rotation);
+        let inputs = qkv.map(Some).into_iter().chain(each(rotation));
         let [x] = register_some::<B, 1>("join_heads", inputs, outputs, move |inputs| {
-            let (qkv, rotation) = without_rotation(inputs, given);
+            let (qkv, rotation) = (inputs.floats(), inputs.rotation());
             [B::join_heads(qkv, rotation)]
         });
         x
@@ -356,44 +355,9 @@ fn like<R: FusionRuntime>(x: &FusionTensor<R>) -> (Shape, DType) {
     (x.shape.clone(), x.dtype)
 }
 
-/// Inputs in one row, behind them those that need not be there, and which of these there are.
-fn with_some<T, const N: usize, const M: usize>(
-    inputs: [T; N],
-    others: [Option<T>; M],
-) -> (Vec<T>, [bool; M]) {
-    let given = others.each_ref().map(Option::is_some);
-    let others = others.into_iter().flatten();
-    (inputs.into_iter().chain(others).collect(), given)
-}
-
-/// The inverse of [`with_some`].
-fn apart<T, const N: usize, const M: usize>(
-    inputs: Vec<T>,
-    given: [bool; M],
-) -> ([T; N], [Option<T>; M]) {
-    let mut inputs = inputs.into_iter();
-    let first = std::array::from_fn(|_| inputs.next().expect("the inputs come first"));
-    let others = given.map(|given| given.then(|| inputs.next()).flatten());
-    (first, others)
-}
-
-/// Inputs and what they are rotated by in one row, and whether they are.
-fn with_rotation<T, const N: usize>(inputs: [T; N], rotation: Option<[T; 3]>) -> (Vec<T>, bool) {
-    let given = rotation.is_some();
-    let tables = rotation.into_iter().flatten();
-    (inputs.into_iter().chain(tables).collect(), given)
-}
-
-/// The inverse of [`with_rotation`].
-fn without_rotation<T, const N: usize>(inputs: Vec<T>, given: bool) -> ([T; N], Option<[T; 3]>) {
-    let (inputs, tables) = apart(inputs, [given; 3]);
-    let [cos, sin, turn] = tables;
-    (
-        inputs,
-        cos.zip(sin)
-            .zip(turn)
-            .map(|((cos, sin), turn)| [cos, sin, turn]),
-    )
+/// The tables of a rotation, or as many that are not there.
+fn each<T>(rotation: Option<[T; 3]>) -> [Option<T>; 3] {
+    rotation.map_or([const { None }; 3], |tables| tables.map(Some))
 }
 
 /// Computed by the reference, whose tensor operations Burn fuses.
@@ -406,58 +370,21 @@ fn register<B: FusionBackend, const I: usize, const O: usize>(
     outputs: [(Shape, DType); O],
     run: impl Fn([FloatTensor<B>; I]) -> [FloatTensor<B>; O] + Send + Sync + 'static,
 ) -> [FloatTensor<Fusion<B>>; O] {
-    register_some::<B, O>(name, inputs.into(), outputs, move |inputs| {
-        run(as_registered(inputs))
-    })
+    let inputs = inputs.map(Some);
+    register_some::<B, O>(name, inputs, outputs, move |inputs| run(inputs.floats()))
 }
 
-/// The same for an operation whose number of inputs differs from call to call.
+/// The same for an operation with token ids among its inputs, or with inputs that need not be there. It takes them in the order in
+/// which they are registered.
 fn register_some<B: FusionBackend, const O: usize>(
     name: &'static str,
-    inputs: Vec<FloatTensor<Fusion<B>>>,
+    inputs: impl IntoIterator<Item = Option<FusionTensor<B::FusionRuntime>>>,
     outputs: [(Shape, DType); O],
-    run: impl Fn(Vec<FloatTensor<B>>) -> [FloatTensor<B>; O] + Send + Sync + 'static,
+    run: impl Fn(&mut Inputs<'_, B>) -> [FloatTensor<B>; O] + Send + Sync + 'static,
 ) -> [FloatTensor<Fusion<B>>; O] {
-    register_all::<B, O>(name, inputs, None, outputs, move |inputs, _| run(inputs))
-}
-
-/// The same for an operation that takes token ids, too.
-fn register_with_ids<B: FusionBackend, const I: usize, const O: usize>(
-    name: &'static str,
-    inputs: [FloatTensor<Fusion<B>>; I],
-    ids: IntTensor<Fusion<B>>,
-    outputs: [(Shape, DType); O],
-    run: impl Fn([FloatTensor<B>; I], IntTensor<B>) -> [FloatTensor<B>; O] + Send + Sync + 'static,
-) -> [FloatTensor<Fusion<B>>; O] {
-    register_all::<B, O>(
-        name,
-        inputs.into(),
-        Some(ids),
-        outputs,
-        move |inputs, ids| {
-            let ids = ids.expect("the operation has ids");
-            run(as_registered(inputs), ids)
-        },
-    )
-}
-
-fn as_registered<T, const I: usize>(inputs: Vec<T>) -> [T; I] {
-    let inputs = inputs.try_into();
-    inputs.unwrap_or_else(|_| unreachable!("an operation has as many inputs as were registered"))
-}
-
-fn register_all<B: FusionBackend, const O: usize>(
-    name: &'static str,
-    inputs: Vec<FloatTensor<Fusion<B>>>,
-    ids: Option<IntTensor<Fusion<B>>>,
-    outputs: [(Shape, DType); O],
-    run: impl Fn(Vec<FloatTensor<B>>, Option<IntTensor<B>>) -> [FloatTensor<B>; O]
-    + Send
-    + Sync
-    + 'static,
-) -> [FloatTensor<Fusion<B>>; O] {
-    let floats = inputs.len();
-    let inputs: Vec<_> = inputs.into_iter().chain(ids).collect();
+    let inputs: Vec<_> = inputs.into_iter().collect();
+    let given = inputs.iter().map(Option::is_some).collect();
+    let inputs: Vec<_> = inputs.into_iter().flatten().collect();
     let client = inputs[0].client.clone();
     let streams = OperationStreams::with_inputs(&inputs);
     let outputs =
@@ -466,9 +393,9 @@ fn register_all<B: FusionBackend, const O: usize>(
     let desc = CustomOpIr::new(name, &inputs, &outputs);
     let op = Custom::<B, _> {
         desc: desc.clone(),
-        floats,
+        given,
         choices: Choices::now(),
-        run: move |inputs, ids| Vec::from(run(inputs, ids)),
+        run: move |inputs: &mut Inputs<'_, B>| Vec::from(run(inputs)),
         backend: PhantomData,
     };
     let outputs = client.register(streams, OperationIr::Custom(desc), op);
@@ -477,11 +404,44 @@ fn register_all<B: FusionBackend, const O: usize>(
         .unwrap_or_else(|_| unreachable!("the client returns one tensor for each output"))
 }
 
+/// The inputs of a registered operation, one after another.
+struct Inputs<'a, B: FusionBackend> {
+    given: std::slice::Iter<'a, bool>,
+    tensors: std::slice::Iter<'a, TensorIr>,
+    handles: &'a mut Handles<B>,
+}
+
+impl<B: FusionBackend> Inputs<'_, B> {
+    /// The next inputs, of which some may not be there.
+    fn given<const N: usize>(&mut self) -> [Option<FloatTensor<B>>; N] {
+        std::array::from_fn(|_| {
+            let is_given = self.given.next() == Some(&true);
+            let tensor = is_given.then(|| self.tensors.next()).flatten()?;
+            Some(self.handles.get_float_tensor::<B>(tensor))
+        })
+    }
+
+    fn floats<const N: usize>(&mut self) -> [FloatTensor<B>; N] {
+        self.given().map(|x| x.expect("the input was registered"))
+    }
+
+    fn rotation(&mut self) -> Option<[FloatTensor<B>; 3]> {
+        let [cos, sin, turn] = self.given();
+        Some([cos?, sin?, turn?])
+    }
+
+    fn ids(&mut self) -> IntTensor<B> {
+        self.given.next();
+        let ids = self.tensors.next().expect("the ids were registered");
+        self.handles.get_int_tensor::<B>(ids)
+    }
+}
+
 /// A registered operation.
 struct Custom<B, Run> {
     desc: CustomOpIr,
-    /// Inputs that are floats; one more is ids.
-    floats: usize,
+    /// Of all inputs, which there are.
+    given: Vec<bool>,
     choices: Choices,
     run: Run,
     backend: PhantomData<B>,
@@ -496,14 +456,15 @@ impl<B, Run> fmt::Debug for Custom<B, Run> {
 impl<B, Run> Operation<B::FusionRuntime> for Custom<B, Run>
 where
     B: FusionBackend,
-    Run: Fn(Vec<FloatTensor<B>>, Option<IntTensor<B>>) -> Vec<FloatTensor<B>> + Send + Sync,
+    Run: Fn(&mut Inputs<'_, B>) -> Vec<FloatTensor<B>> + Send + Sync,
 {
     fn execute(&self, handles: &mut Handles<B>) {
-        let (floats, ids) = self.desc.inputs.split_at(self.floats);
-        let floats = floats.iter().map(|x| handles.get_float_tensor::<B>(x));
-        let floats = floats.collect();
-        let ids = ids.first().map(|x| handles.get_int_tensor::<B>(x));
-        let outputs = self.choices.during(|| (self.run)(floats, ids));
+        let mut inputs = Inputs {
+            given: self.given.iter(),
+            tensors: self.desc.inputs.iter(),
+            handles,
+        };
+        let outputs = self.choices.during(|| (self.run)(&mut inputs));
         for (ir, output) in self.desc.outputs.iter().zip(outputs) {
             handles.register_float_tensor::<B>(&ir.id, output);
         }
