@@ -10,8 +10,8 @@ use burn_cubecl::{CubeBackend, CubeRuntime, FloatElement, IntElement};
 
 use super::multiply::{own_product, product_and};
 use super::operands::{
-    by_rows, empty, empty_like, in_an_order, in_the_other, is_for_kernels, onto_or, sizes, spread,
-    sum_of_rows, sums, tables_or,
+    by_rows, empty, empty_like, in_an_order, in_the_other, is_for_kernels, launch, onto_or, sizes,
+    spread, sum_of_rows, sums, tables_or,
 };
 use super::pointwise::{self, MovingLaunch, SharedLaunch};
 use super::{activation, losses, norm, product};
@@ -81,20 +81,8 @@ where
         let (logits, targets) = (into_contiguous(logits), into_contiguous(targets));
         let at = by_rows(&logits, false);
         let losses = empty(&logits, Shape::new([logits.meta.shape()[0]]), logits.dtype);
-        unsafe {
-            losses::token_losses::launch_unchecked(
-                &logits.client,
-                at.cubes.clone(),
-                at.dim(),
-                logits.clone().into_array_arg(),
-                targets.clone().into_array_arg(),
-                losses.clone().into_array_arg(),
-                at.rows(),
-                at.units,
-                logits.dtype.into(),
-                targets.dtype.into(),
-            );
-        }
+        launch!(losses::token_losses, at.grid(); [logits, targets] => [losses];
+            at.rows(), at.units, logits.dtype.into(), targets.dtype.into());
         losses
     }
 
@@ -110,21 +98,8 @@ where
         let targets = into_contiguous(targets);
         let at = by_rows(&logits, false);
         let to_logits = empty_like(&logits);
-        unsafe {
-            losses::token_losses_backward::launch_unchecked(
-                &logits.client,
-                at.cubes.clone(),
-                at.dim(),
-                logits.clone().into_array_arg(),
-                targets.clone().into_array_arg(),
-                grad.into_array_arg(),
-                to_logits.clone().into_array_arg(),
-                at.rows(),
-                at.units,
-                logits.dtype.into(),
-                targets.dtype.into(),
-            );
-        }
+        launch!(losses::token_losses_backward, at.grid(); [logits, targets, grad] => [to_logits];
+            at.rows(), at.units, logits.dtype.into(), targets.dtype.into());
         to_logits
     }
 
@@ -140,26 +115,10 @@ where
         let [logits, grad, a] = [logits, grad, a].map(into_contiguous);
         let targets = into_contiguous(targets);
         let at = by_rows(&logits, false);
-        let outputs = [empty_like(&grad), empty_like(&logits)];
-        let [to_grad, to_logits] = outputs.clone();
-        unsafe {
-            losses::token_losses_double_backward::launch_unchecked(
-                &logits.client,
-                at.cubes.clone(),
-                at.dim(),
-                logits.clone().into_array_arg(),
-                targets.clone().into_array_arg(),
-                grad.into_array_arg(),
-                a.into_array_arg(),
-                to_grad.into_array_arg(),
-                to_logits.into_array_arg(),
-                at.rows(),
-                at.units,
-                logits.dtype.into(),
-                targets.dtype.into(),
-            );
-        }
-        outputs
+        let (to_grad, to_logits) = (empty_like(&grad), empty_like(&logits));
+        launch!(losses::token_losses_double_backward, at.grid(); [logits, targets, grad, a] => [to_grad, to_logits];
+            at.rows(), at.units, logits.dtype.into(), targets.dtype.into());
+        [to_grad, to_logits]
     }
 
     fn norm(x: FloatTensor<Self>, weight: FloatTensor<Self>, by: Norm) -> FloatTensor<Self> {
@@ -169,21 +128,8 @@ where
         let [x, weight] = [x, weight].map(into_contiguous);
         let at = by_rows(&x, false);
         let out = empty_like(&x);
-        unsafe {
-            norm::norm::launch_unchecked(
-                &x.client,
-                at.cubes.clone(),
-                at.dim(),
-                x.clone().into_array_arg(),
-                weight.into_array_arg(),
-                out.clone().into_array_arg(),
-                at.rows(),
-                by.epsilon as f32,
-                by.centered,
-                at.units,
-                x.dtype.into(),
-            );
-        }
+        launch!(norm::norm, at.grid(); [x, weight] => [out];
+            at.rows(), by.epsilon as f32, by.centered, at.units, x.dtype.into());
         out
     }
 
@@ -208,26 +154,8 @@ where
             // Any tensor of this type; it is not written.
             false => empty(&x, Shape::new([1]), DType::F32),
         };
-        unsafe {
-            norm::norm_backward::launch_unchecked(
-                &x.client,
-                at.cubes.clone(),
-                at.dim(),
-                x.clone().into_array_arg(),
-                weight.clone().into_array_arg(),
-                grad.into_array_arg(),
-                onto_x.into_array_arg(),
-                dx.clone().into_array_arg(),
-                sums.clone().into_array_arg(),
-                at.rows(),
-                by.epsilon as f32,
-                by.centered,
-                adds,
-                wants_weight,
-                at.units,
-                x.dtype.into(),
-            );
-        }
+        launch!(norm::norm_backward, at.grid(); [x, weight, grad, onto_x] => [dx, sums];
+            at.rows(), by.epsilon as f32, by.centered, adds, wants_weight, at.units, x.dtype.into());
         let dw = wants_weight.then(|| sum_of_rows(sums, &weight, onto_weight));
         (dx, dw)
     }
@@ -256,27 +184,8 @@ where
         let [a, c] = [a, c].map(|y| y.map_or_else(|| x.clone(), into_contiguous));
         let at = by_rows(&x, true);
         let (to_grad, to_x, sums) = (empty_like(&x), empty_like(&x), sums(&x, &at));
-        unsafe {
-            norm::norm_double_backward::launch_unchecked(
-                &x.client,
-                at.cubes.clone(),
-                at.dim(),
-                x.clone().into_array_arg(),
-                weight.clone().into_array_arg(),
-                grad.into_array_arg(),
-                a.into_array_arg(),
-                c.into_array_arg(),
-                to_grad.clone().into_array_arg(),
-                to_x.clone().into_array_arg(),
-                sums.clone().into_array_arg(),
-                at.rows(),
-                by.epsilon as f32,
-                by.centered,
-                present,
-                at.units,
-                x.dtype.into(),
-            );
-        }
+        launch!(norm::norm_double_backward, at.grid(); [x, weight, grad, a, c] => [to_grad, to_x, sums];
+            at.rows(), by.epsilon as f32, by.centered, present, at.units, x.dtype.into());
         [to_grad, to_x, sum_of_rows(sums, &weight, onto_weight)]
     }
 
@@ -286,19 +195,7 @@ where
         }
         let x = into_contiguous(x);
         let out = empty_like(&x);
-        let (cubes, units) = spread(&x);
-        unsafe {
-            activation::activate::launch_unchecked(
-                &x.client,
-                cubes,
-                units,
-                x.clone().into_array_arg(),
-                out.clone().into_array_arg(),
-                x.meta.num_elements(),
-                by,
-                x.dtype.into(),
-            );
-        }
+        launch!(activation::activate, spread(&x); [x] => [out]; x.meta.num_elements(), by, x.dtype.into());
         out
     }
 
@@ -314,22 +211,8 @@ where
         let [x, grad] = [x, grad].map(into_contiguous);
         let (onto, adds) = onto_or(onto, &x);
         let dx = empty_like(&x);
-        let (cubes, units) = spread(&x);
-        unsafe {
-            activation::activate_backward::launch_unchecked(
-                &x.client,
-                cubes,
-                units,
-                x.clone().into_array_arg(),
-                grad.into_array_arg(),
-                onto.into_array_arg(),
-                dx.clone().into_array_arg(),
-                x.meta.num_elements(),
-                by,
-                adds,
-                x.dtype.into(),
-            );
-        }
+        launch!(activation::activate_backward, spread(&x); [x, grad, onto] => [dx];
+            x.meta.num_elements(), by, adds, x.dtype.into());
         dx
     }
 
@@ -343,25 +226,10 @@ where
             return primitives::activate_double_backward::<Self>(x, grad, a, by);
         }
         let [x, grad, a] = [x, grad, a].map(into_contiguous);
-        let outputs = [empty_like(&grad), empty_like(&x)];
-        let [to_grad, to_x] = outputs.clone();
-        let (cubes, units) = spread(&x);
-        unsafe {
-            activation::activate_double_backward::launch_unchecked(
-                &x.client,
-                cubes,
-                units,
-                x.clone().into_array_arg(),
-                grad.into_array_arg(),
-                a.into_array_arg(),
-                to_grad.into_array_arg(),
-                to_x.into_array_arg(),
-                x.meta.num_elements(),
-                by,
-                x.dtype.into(),
-            );
-        }
-        outputs
+        let (to_grad, to_x) = (empty_like(&grad), empty_like(&x));
+        launch!(activation::activate_double_backward, spread(&x); [x, grad, a] => [to_grad, to_x];
+            x.meta.num_elements(), by, x.dtype.into());
+        [to_grad, to_x]
     }
 
     fn swiglu(x: FloatTensor<Self>) -> FloatTensor<Self> {
@@ -371,19 +239,8 @@ where
         let x = into_contiguous(x);
         let [batch, seq, width] = x.meta.shape().dims();
         let out = empty(&x, Shape::new([batch, seq, width / 2]), x.dtype);
-        let (cubes, units) = spread(&out);
-        unsafe {
-            pointwise::swiglu::launch_unchecked(
-                &x.client,
-                cubes,
-                units,
-                x.clone().into_array_arg(),
-                out.clone().into_array_arg(),
-                out.meta.num_elements(),
-                width / 2,
-                x.dtype.into(),
-            );
-        }
+        launch!(pointwise::swiglu, spread(&out); [x] => [out];
+            out.meta.num_elements(), width / 2, x.dtype.into());
         out
     }
 
@@ -398,22 +255,8 @@ where
         let [x, grad] = [x, grad].map(into_contiguous);
         let (onto, adds) = onto_or(onto, &x);
         let to_x = empty_like(&x);
-        let (cubes, units) = spread(&grad);
-        unsafe {
-            pointwise::swiglu_backward::launch_unchecked(
-                &x.client,
-                cubes,
-                units,
-                x.clone().into_array_arg(),
-                grad.clone().into_array_arg(),
-                onto.into_array_arg(),
-                to_x.clone().into_array_arg(),
-                grad.meta.num_elements(),
-                grad.meta.shape()[2],
-                adds,
-                x.dtype.into(),
-            );
-        }
+        launch!(pointwise::swiglu_backward, spread(&grad); [x, grad, onto] => [to_x];
+            grad.meta.num_elements(), grad.meta.shape()[2], adds, x.dtype.into());
         to_x
     }
 
@@ -426,25 +269,10 @@ where
             return primitives::swiglu_double_backward::<Self>(x, grad, a);
         }
         let [x, grad, a] = [x, grad, a].map(into_contiguous);
-        let outputs = [empty_like(&grad), empty_like(&x)];
-        let [to_grad, to_x] = outputs.clone();
-        let (cubes, units) = spread(&grad);
-        unsafe {
-            pointwise::swiglu_double_backward::launch_unchecked(
-                &x.client,
-                cubes,
-                units,
-                x.clone().into_array_arg(),
-                grad.clone().into_array_arg(),
-                a.into_array_arg(),
-                to_grad.into_array_arg(),
-                to_x.into_array_arg(),
-                grad.meta.num_elements(),
-                grad.meta.shape()[2],
-                x.dtype.into(),
-            );
-        }
-        outputs
+        let (to_grad, to_x) = (empty_like(&grad), empty_like(&x));
+        launch!(pointwise::swiglu_double_backward, spread(&grad); [x, grad, a] => [to_grad, to_x];
+            grad.meta.num_elements(), grad.meta.shape()[2], x.dtype.into());
+        [to_grad, to_x]
     }
 
     fn ordered(
@@ -462,23 +290,8 @@ where
         let out = in_the_other(&x, heads_first);
         let rotates = rotation.is_some();
         let [cos, sin, turn] = tables_or(rotation, &x);
-        let (cubes, units) = spread(&x);
-        unsafe {
-            pointwise::ordered::launch_unchecked(
-                &x.client,
-                cubes,
-                units,
-                x.clone().into_array_arg(),
-                cos.into_array_arg(),
-                sin.into_array_arg(),
-                turn.into_array_arg(),
-                out.clone().into_array_arg(),
-                sizes(&x),
-                heads_first,
-                rotates,
-                x.dtype.into(),
-            );
-        }
+        launch!(pointwise::ordered, spread(&x); [x, cos, sin, turn] => [out];
+            sizes(&x), heads_first, rotates, x.dtype.into());
         out
     }
 
@@ -494,33 +307,16 @@ where
         let x = into_contiguous(x);
         let [batch, seq, width] = x.meta.shape().dims();
         let dim = width / (n_heads + 2 * n_kv_heads);
-        let outputs = [n_heads, n_kv_heads, n_kv_heads].map(|heads| {
+        let [q, k, v] = [n_heads, n_kv_heads, n_kv_heads].map(|heads| {
             let out = empty(&x, Shape::new([batch, seq, heads, dim]), x.dtype);
             in_the_other(&out, true)
         });
-        let [q, k, v] = outputs.clone();
         let rotates = rotation.is_some();
         let [cos, sin, turn] = tables_or(rotation, &x);
-        let (cubes, units) = spread(&x);
         let count = x.meta.num_elements();
-        unsafe {
-            pointwise::split_heads::launch_unchecked(
-                &x.client,
-                cubes,
-                units,
-                x.clone().into_array_arg(),
-                cos.into_array_arg(),
-                sin.into_array_arg(),
-                turn.into_array_arg(),
-                q.into_array_arg(),
-                k.into_array_arg(),
-                v.into_array_arg(),
-                SharedLaunch::new(count, seq, n_heads, n_kv_heads, dim),
-                rotates,
-                x.dtype.into(),
-            );
-        }
-        outputs
+        launch!(pointwise::split_heads, spread(&x); [x, cos, sin, turn] => [q, k, v];
+            SharedLaunch::new(count, seq, n_heads, n_kv_heads, dim), rotates, x.dtype.into());
+        [q, k, v]
     }
 
     fn join_heads(
@@ -540,30 +336,10 @@ where
         let out = empty(&q, Shape::new([batch, seq, width]), q.dtype);
         let rotates = rotation.is_some();
         let [cos, sin, turn] = tables_or(rotation, &q);
-        let (cubes, units) = spread(&out);
         let count = out.meta.num_elements();
-        let strides = [&q, &k, &v].map(sizes);
-        let [of_q, of_k, of_v] = strides;
-        unsafe {
-            pointwise::join_heads::launch_unchecked(
-                &out.client,
-                cubes,
-                units,
-                q.into_array_arg(),
-                k.into_array_arg(),
-                v.into_array_arg(),
-                cos.into_array_arg(),
-                sin.into_array_arg(),
-                turn.into_array_arg(),
-                out.clone().into_array_arg(),
-                SharedLaunch::new(count, seq, n_heads, n_kv_heads, dim),
-                of_q,
-                of_k,
-                of_v,
-                rotates,
-                out.dtype.into(),
-            );
-        }
+        let [of_q, of_k, of_v] = [&q, &k, &v].map(sizes);
+        launch!(pointwise::join_heads, spread(&out); [q, k, v, cos, sin, turn] => [out];
+            SharedLaunch::new(count, seq, n_heads, n_kv_heads, dim), of_q, of_k, of_v, rotates, out.dtype.into());
         out
     }
 
@@ -576,29 +352,12 @@ where
             return adamw::<Self>(step, [x, m, v], grad);
         }
         let [x, m, v, grad] = [x, m, v, grad].map(into_contiguous);
-        let outputs = [empty_like(&x), empty_like(&x), empty_like(&x)];
-        let [to_x, to_m, to_v] = outputs.clone();
+        let [to_x, to_m, to_v] = [(); 3].map(|()| empty_like(&x));
         let [first, second] = step.corrections();
         let (beta1, beta2, epsilon) = (step.beta1, step.beta2, step.epsilon);
         let (kept, lr) = (step.kept() as f32, step.lr as f32);
-        let (cubes, units) = spread(&x);
-        unsafe {
-            pointwise::adamw::launch_unchecked(
-                &x.client,
-                cubes,
-                units,
-                x.clone().into_array_arg(),
-                m.into_array_arg(),
-                v.into_array_arg(),
-                grad.into_array_arg(),
-                to_x.into_array_arg(),
-                to_m.into_array_arg(),
-                to_v.into_array_arg(),
-                MovingLaunch::new(beta1, beta2, epsilon, first, second, kept, lr),
-                x.meta.num_elements(),
-                x.dtype.into(),
-            );
-        }
-        outputs
+        launch!(pointwise::adamw, spread(&x); [x, m, v, grad] => [to_x, to_m, to_v];
+            MovingLaunch::new(beta1, beta2, epsilon, first, second, kept, lr), x.meta.num_elements(), x.dtype.into());
+        [to_x, to_m, to_v]
     }
 }

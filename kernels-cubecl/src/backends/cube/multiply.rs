@@ -7,7 +7,7 @@ use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
-use super::operands::{empty, onto_or, spread};
+use super::operands::{empty, launch, onto_or, spread};
 use super::{exact, pointwise, product};
 use crate::reference::primitives;
 use crate::{Precision, precision};
@@ -88,20 +88,7 @@ fn sum_of_parts<R: CubeRuntime>(parts: CubeTensor<R>, to: Option<CubeTensor<R>>)
     let [count, m, n] = parts.meta.shape().dims();
     let out = empty(&parts, Shape::new([m, n]), parts.dtype);
     let (to, adds) = onto_or(to, &parts);
-    let (cubes, units) = spread(&out);
-    unsafe {
-        pointwise::sum_of_parts::launch_unchecked(
-            &out.client,
-            cubes,
-            units,
-            parts.into_array_arg(),
-            to.into_array_arg(),
-            out.clone().into_array_arg(),
-            count,
-            m * n,
-            adds,
-            out.dtype.into(),
-        );
-    }
+    launch!(pointwise::sum_of_parts, spread(&out); [parts, to] => [out];
+        count, m * n, adds, out.dtype.into());
     out
 }

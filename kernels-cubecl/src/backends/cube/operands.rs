@@ -12,6 +12,27 @@ use super::norm::{self, COLUMNS};
 use super::pointwise::HeadsLaunch;
 use super::rows::{RowLaunch, UNITS, grid};
 
+/// Launches a kernel: the cubes and the units of each; tensors that it reads, and that it writes; its other arguments.
+macro_rules! launch {
+    ($($kernel:ident)::+, $grid:expr; [$($input:ident),+] => [$output:ident $(, $more:ident)*]; $($other:expr),+ $(,)?) => {{
+        let (cubes, units) = $grid;
+        // SAFETY: the kernels do not check indices. Each unit compares its place with a number of values, or of rows and columns, which
+        // the caller takes from the shapes and strides of these tensors; the traits' checked functions compare these shapes with each other.
+        unsafe {
+            $($kernel)::+::launch_unchecked(
+                &$output.client,
+                cubes,
+                units,
+                $($input.clone().into_array_arg(),)+
+                $output.clone().into_array_arg(),
+                $($more.clone().into_array_arg(),)*
+                $($other,)+
+            )
+        }
+    }};
+}
+pub(super) use launch;
+
 /// Buffers that the largest kernel binds: eight tensors, and one for shapes and scalars.
 const BINDINGS: u32 = 9;
 
@@ -75,21 +96,9 @@ pub fn sum_of_rows<R: CubeRuntime>(
     let (onto, adds) = onto_or(onto, weight);
     let units =
         COLUMNS.max(UNITS.min(out.client.properties().hardware.max_units_per_cube as usize));
-    unsafe {
-        norm::sum_of_rows::launch_unchecked(
-            &out.client,
-            grid(&out.client, width.div_ceil(COLUMNS)),
-            CubeDim::new_1d(units as u32),
-            sums.into_array_arg(),
-            onto.into_array_arg(),
-            out.clone().into_array_arg(),
-            count,
-            width,
-            adds,
-            units,
-            out.dtype.into(),
-        );
-    }
+    let cubes = grid(&out.client, width.div_ceil(COLUMNS));
+    let units_of_each = CubeDim::new_1d(units as u32);
+    launch!(norm::sum_of_rows, (cubes, units_of_each); [sums, onto] => [out]; count, width, adds, units, out.dtype.into());
     out
 }
 

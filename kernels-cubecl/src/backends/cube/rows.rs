@@ -20,7 +20,7 @@ pub struct Rows {
 
 /// How a kernel over rows is launched.
 pub struct RowLaunch {
-    pub cubes: CubeCount,
+    cubes: CubeCount,
     pub units: usize,
     count: usize,
     width: usize,
@@ -49,8 +49,9 @@ impl RowLaunch {
         }
     }
 
-    pub fn dim(&self) -> CubeDim {
-        CubeDim::new_1d(self.units as u32)
+    /// Cubes, and units of each.
+    pub fn grid(&self) -> (CubeCount, CubeDim) {
+        (self.cubes.clone(), CubeDim::new_1d(self.units as u32))
     }
 
     /// Cubes that have rows.
