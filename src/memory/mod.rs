@@ -49,12 +49,11 @@ pub use gradmem::GradMem;
 #[cfg(feature = "train")]
 pub(crate) use gradmem::RequireGrad;
 pub use inner::{InnerOptimizer, LearnedLr};
-pub use kinds::{Memory, MemoryFile, MemoryFloat, Origin, Written};
+pub use kinds::{Memory, MemoryFile, MemoryFiles, MemoryFloat, Origin, Written};
 pub use lora::Lora;
 pub use objective::{Energy, EnergyConfig, LiftedObjective, Reconstruct, WriteObjective};
 pub use outer::{MetaGradient, Outer};
 pub use reconstruct::Reconstruction;
-pub use save::MemoryFiles;
 pub use start::{KvStart, LoraStart, PrefixStart, Start};
 pub use step_size::{STEP_SIZES, StepSize, best_step_size};
 pub use stop::StopRule;

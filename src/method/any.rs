@@ -8,7 +8,7 @@ use super::{Answers, Method};
 use crate::baselines::{Armt, ArmtConfig, InContext, InContextConfig, Rmt, RmtConfig};
 use crate::episode::{Episode, Tokens, Totals};
 use crate::error::Error;
-use crate::memory::{GradMem, GradMemConfig, Memory, MemoryFile, MetaGradient, Reconstruction};
+use crate::memory::{GradMem, GradMemConfig, Memory, MemoryFiles, MetaGradient, Reconstruction};
 use crate::model::generate::{GenerateConfig, Reader};
 #[cfg(feature = "train")]
 use crate::model::rows_at_once;
@@ -322,30 +322,16 @@ impl<B: KernelBackend> AnyMethod<B> {
         }
     }
 
-    /// Takes memories out of the backend, to be described further and saved.
+    /// This model's memories as files. All weights are hashed once for all of them.
     ///
     /// # Errors
     ///
-    /// Memories of another model or with non-finite numbers; a method that writes nothing.
-    pub fn pack(&self, memory: &Memory<B>) -> Result<MemoryFile, Error> {
+    /// A method that writes nothing.
+    pub fn files(&self) -> Result<MemoryFiles<B>, Error> {
         match self {
-            Self::GradMem(method) => method.pack(memory),
-            Self::Rmt(method) => method.pack(memory),
-            Self::Armt(method) => method.pack(memory),
-            Self::InContext(_) => Err(writes_nothing()),
-        }
-    }
-
-    /// Memories that this model wrote, back on its backend.
-    ///
-    /// # Errors
-    ///
-    /// If another model wrote them; a method that writes nothing.
-    pub fn unpack(&self, file: &MemoryFile) -> Result<Memory<B>, Error> {
-        match self {
-            Self::GradMem(method) => method.unpack(file),
-            Self::Rmt(method) => method.unpack(file),
-            Self::Armt(method) => method.unpack(file),
+            Self::GradMem(method) => Ok(method.files()),
+            Self::Rmt(method) => Ok(method.files()),
+            Self::Armt(method) => Ok(method.files()),
             Self::InContext(_) => Err(writes_nothing()),
         }
     }

@@ -833,10 +833,11 @@ fn memories_of_every_kind_are_saved_and_generate() {
                 }
             }
             // In bytes: rounded, and by how much is said.
-            let bytes = gradmem.pack(&memory).unwrap().with_float(MemoryFloat::Int8);
+            let bytes = gradmem.files().pack(&memory).unwrap();
+            let bytes = bytes.with_float(MemoryFloat::Int8);
             bytes.save(&path).unwrap();
             let rounded = MemoryFile::open(&path).unwrap();
-            let again = gradmem.unpack(&rounded).unwrap();
+            let again = gradmem.files().unpack(&rounded).unwrap();
             for (sample, row) in rounded.samples.iter().zip(0..) {
                 let [kept, exact] = [&again, &memory].map(|memory| {
                     let one = memory.select(&[row]).unwrap();

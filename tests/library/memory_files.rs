@@ -65,7 +65,7 @@ fn a_file_gives_back_what_went_in() {
     for proj in [MemProj::None, MemProj::Proj, MemProj::PerSample] {
         let gradmem = gradmem::<Flex>(llama(), proj, 1);
         let memory = gradmem.write(&contexts()).unwrap();
-        let mut file = gradmem.pack(&memory).unwrap();
+        let mut file = gradmem.files().pack(&memory).unwrap();
         file.origin.tokenizer = Some("abc".into());
         file.samples[1].name = Some("β \"quoted\"\n".into());
         file.samples[1].tokens = Some(3);
@@ -85,7 +85,7 @@ fn a_file_gives_back_what_went_in() {
         assert_eq!(opened.samples[0].is_of("the text"), None);
         let before = values(&memory.losses[0]);
         assert_eq!(opened.samples[0].loss_before, Some(before[0]));
-        let back = gradmem.unpack(&opened).unwrap();
+        let back = gradmem.files().unpack(&opened).unwrap();
         assert_eq!(back.vectors().to_data(), memory.vectors().to_data());
         assert_eq!(back.projection().is_some(), proj == MemProj::PerSample);
         for (back, ours) in back
@@ -112,7 +112,7 @@ fn a_file_gives_back_what_went_in() {
         // The same model of another precision reads it too.
         let f64s = self::gradmem::<NdArray<f64>>(llama(), proj, 1);
         assert_eq!(f64s.fingerprint(), gradmem.fingerprint());
-        let there = f64s.unpack(&opened).unwrap();
+        let there = f64s.files().unpack(&opened).unwrap();
         assert_eq!(values(&there.vectors()), values(&memory.vectors()));
     }
 }
@@ -120,7 +120,7 @@ fn a_file_gives_back_what_went_in() {
 #[test]
 fn only_what_wrote_a_memory_reads_it() {
     let own = gradmem::<Flex>(llama(), MemProj::None, 1);
-    let file = own.pack(&own.write(&contexts()).unwrap()).unwrap();
+    let file = own.files().pack(&own.write(&contexts()).unwrap()).unwrap();
     let ours = own.fingerprint();
     // Other weights, and the same weights in a model that computes something else with them.
     let heads = LlamaConfig {
@@ -134,7 +134,7 @@ fn only_what_wrote_a_memory_reads_it() {
     };
     for (other, seed) in [(llama(), 2), (heads, 1), (turned, 1)] {
         let other = gradmem::<Flex>(other, MemProj::None, seed);
-        let error = message(other.unpack(&file));
+        let error = message(other.files().unpack(&file));
         assert!(
             error.contains(&ours) && error.contains(&other.fingerprint()),
             "{error}"
@@ -142,7 +142,7 @@ fn only_what_wrote_a_memory_reads_it() {
     }
     // α and K may differ: they do not matter to who reads.
     let patient = own.clone().with_write_steps(9).with_write_lr(0.1).unwrap();
-    assert!(patient.unpack(&file).is_ok());
+    assert!(patient.files().unpack(&file).is_ok());
     // What only matters to random weights does not count.
     let drawn = LlamaConfig {
         initializer_range: 0.02,
@@ -225,7 +225,7 @@ impl Parts {
 fn damaged_and_contradicting_files_are_refused() {
     let gradmem = gradmem::<Flex>(llama(), MemProj::PerSample, 1);
     let memory = gradmem.write(&contexts()).unwrap();
-    let parts = Parts::of(&gradmem.pack(&memory).unwrap());
+    let parts = Parts::of(&gradmem.files().pack(&memory).unwrap());
     let whole = std::fs::read(parts.path()).unwrap();
     assert!(parts.open(&parts.entry.to_string(), &parts.tensors).is_ok());
 
@@ -324,7 +324,7 @@ fn damaged_and_contradicting_files_are_refused() {
         .map(|(shape, (name, _))| (name.clone(), zeros(shape)))
         .collect();
     let file = parts.open(&entry, &smaller).unwrap();
-    let error = message(gradmem.unpack(&file));
+    let error = message(gradmem.files().unpack(&file));
     assert!(
         error.contains("2 vectors of width 16") && error.contains("reads 3"),
         "{error}"
@@ -400,10 +400,10 @@ fn many_memories_and_queries_at_once_answer_as_one_by_one() {
     let joined = Memory::cat(each.clone()).unwrap();
     near(&values(&joined.vectors()), &values(&all.vectors()), 1e-5);
     near(&values(&joined.losses[1]), &values(&all.losses[1]), 1e-5);
-    let file = gradmem.pack(&all).unwrap();
+    let file = gradmem.files().pack(&all).unwrap();
     let turned = file.select(&[2, 0, 2]).unwrap();
     assert_eq!(turned.samples[1], file.samples[0]);
-    let turned = gradmem.unpack(&turned).unwrap();
+    let turned = gradmem.files().unpack(&turned).unwrap();
     let chosen = all.select(&[2, 0, 2]).unwrap();
     assert_eq!(values(&chosen.vectors()), values(&turned.vectors()));
     let (some, each) = (values(&chosen.losses[1]), values(&all.losses[1]));
@@ -425,7 +425,7 @@ fn many_memories_and_queries_at_once_answer_as_one_by_one() {
     message(Memory::<B>::cat(Vec::new()));
     let wider = Memory::from_vectors(Tensor::zeros([1, 3, 8], &Default::default()));
     assert!(message(Memory::cat(vec![all, wider.clone()])).contains("width 8"));
-    message(gradmem.pack(&wider));
+    message(gradmem.files().pack(&wider));
 }
 
 #[test]

@@ -9,7 +9,7 @@ use burn::tensor::{DType, Int, Tensor, TensorData};
 use gradmem::baselines::{ArmtConfig, ArmtImplementation, InContext, RmtConfig, RmtProj};
 use gradmem::episode::{Episode, Tokens};
 use gradmem::interop::checkpoint::{self, SpecialTokens};
-use gradmem::memory::{GradMemConfig, MemProj, MemoryFile};
+use gradmem::memory::{Chunks, GradMemConfig, MemProj, MemoryFile};
 use gradmem::method::{AnyMethod, MethodConfig};
 use gradmem::model::generate::{GenerateConfig, Reader, continue_prompts};
 use gradmem::model::weights::{self, Tensors};
@@ -584,9 +584,9 @@ fn memories_of_another_kind_are_refused() {
         .unwrap();
     none.save_memory(&none.write(&contexts).unwrap(), path("none"))
         .unwrap();
-    let by_passes = rmt.pack(&rmt.write(&contexts).unwrap()).unwrap();
+    let by_passes = rmt.files().pack(&rmt.write(&contexts).unwrap()).unwrap();
     by_passes.save(path("rmt")).unwrap();
-    assert!(rmt.unpack(&by_passes).is_ok());
+    assert!(rmt.files().unpack(&by_passes).is_ok());
 
     // Models of the same weights, so that only the kind differs.
     let refused = |result: Result<_, gradmem::Error>, word: &str| {
@@ -603,7 +603,7 @@ fn memories_of_another_kind_are_refused() {
     let change = armt.clone().with_denom(false);
     let [armt, other] = [armt, change].map(|config| config.init(model(), 2, &device).unwrap());
     let by_layers = armt.write(&contexts).unwrap();
-    let file = armt.pack(&by_layers).unwrap();
+    let file = armt.files().pack(&by_layers).unwrap();
     assert_eq!(
         (file.kind(), file.origin.method.as_str()),
         ("associative", "armt")
@@ -611,6 +611,7 @@ fn memories_of_another_kind_are_refused() {
     file.save(path("armt")).unwrap();
     let file = MemoryFile::open(path("armt")).unwrap();
     for (a, b) in armt
+        .files()
         .unpack(&file)
         .unwrap()
         .fast()
@@ -619,14 +620,20 @@ fn memories_of_another_kind_are_refused() {
     {
         assert_eq!(a.to_data(), b.to_data());
     }
-    refused(other.unpack(&file), "made of 2 matrices");
+    refused(other.files().unpack(&file), "made of 2 matrices");
     refused(none.load_memory(path("armt")), "armt");
-    refused(rmt.unpack(&file), "armt");
-    refused(armt.unpack(&by_passes), "rmt");
-    assert!(other.pack(&by_layers).is_err());
-    assert!(armt.pack(&memory).is_err());
+    refused(rmt.files().unpack(&file), "armt");
+    refused(armt.files().unpack(&by_passes), "rmt");
+    assert!(other.files().pack(&by_layers).is_err());
+    assert!(armt.files().pack(&memory).is_err());
+    // RMT writes a context as a whole.
+    let chunks = plain.clone().with_chunks(2, Chunks::Concatenated);
+    let chunks = chunks.init(model(), 2, &device).unwrap();
+    let chunks = chunks.write(&contexts).unwrap();
+    let packed = rmt.files().pack(&chunks).unwrap_err().to_string();
+    assert!(packed.contains("parts of 2 chunks"), "{packed}");
     let by_steps = MemoryFile::open(path("none")).unwrap();
-    refused(rmt.unpack(&by_steps), "gradmem");
+    refused(rmt.files().unpack(&by_steps), "gradmem");
     let queries = Tokens::<B>::new(&[[5], [6]], &device).unwrap();
     assert!(shared.read(&memory, &queries).is_err());
     assert!(rmt.read(&memory, &queries).is_err());
@@ -710,7 +717,7 @@ fn what_is_not_a_number_is_neither_decoded_nor_saved() {
     let memory = rmt
         .write(&Tokens::new(&[[5, 6, 7]], &device).unwrap())
         .unwrap();
-    let packed = rmt.pack(&memory).unwrap_err().to_string();
+    let packed = rmt.files().pack(&memory).unwrap_err().to_string();
     assert!(
         packed.contains("memory 0 of 1") && packed.contains("non-finite"),
         "{packed}"

@@ -24,7 +24,7 @@ pub use config::{ArmtConfig, ArmtImplementation};
 
 use crate::episode::{Episode, Tokens, Told, check_contexts};
 use crate::error::Error;
-use crate::memory::kinds::{self, Layout, Memory, MemoryFile, Origin, check_room};
+use crate::memory::kinds::{self, Layout, Memory, MemoryFiles, Origin, check_room};
 use crate::model::layers::{Associative, Init};
 use crate::model::rows::{pick, select};
 use crate::model::{Cache, CausalLm, MemoryRows, generate};
@@ -234,16 +234,9 @@ impl<B: LayerBackend, M: CausalLm<B>> Armt<B, M> {
         kinds::fingerprint(self, &self.model.settings())
     }
 
-    /// Takes memories out of the backend, as [`GradMem::pack`].
-    ///
-    /// # Errors
-    ///
-    /// If they are of another shape than this model's or hold non-finite numbers.
-    ///
-    /// [`GradMem::pack`]: crate::memory::GradMem::pack
-    pub fn pack(&self, memory: &Memory<B>) -> Result<MemoryFile, Error> {
-        let layout = self.layout();
-        self.check(memory)?;
+    /// This model's memories as files. The [fingerprint](Armt::fingerprint), a hash of all weights, is computed once for all of
+    /// them.
+    pub fn files(&self) -> MemoryFiles<B> {
         let origin = Origin {
             method: ARMT.into(),
             model: self.fingerprint(),
@@ -251,20 +244,7 @@ impl<B: LayerBackend, M: CausalLm<B>> Armt<B, M> {
             write_lr: None,
             tokenizer: None,
         };
-        kinds::pack(memory, origin, &layout)
-    }
-
-    /// Memories that this model wrote, back on its backend.
-    ///
-    /// # Errors
-    ///
-    /// If another method or model wrote them, or they are of another shape.
-    pub fn unpack(&self, file: &MemoryFile) -> Result<Memory<B>, Error> {
-        let reader = [ARMT, &self.fingerprint()];
-        let device = self.memory.val().device();
-        let memory = kinds::unpack(file, reader, &self.layout(), &device)?;
-        self.check(&memory)?;
-        Ok(memory)
+        MemoryFiles::new(origin, self.layout(), self.memory.val().device())
     }
 
     /// What one sample's memory is made of: each layer's `W`, the heads below one another, and `z`, if there is one.
@@ -276,19 +256,7 @@ impl<B: LayerBackend, M: CausalLm<B>> Armt<B, M> {
             let sum = (format!("z.{layer}"), [heads, rows / heads]);
             [Some(matrix), self.config.use_denom.then_some(sum)]
         });
-        Layout::new(ASSOCIATIVE, matrices.flatten())
-    }
-
-    /// Fails on memories of another shape than this model's.
-    fn check(&self, memory: &Memory<B>) -> Result<(), Error> {
-        memory.check(&self.layout())?;
-        match memory.parts() {
-            [_] => Ok(()),
-            several => Err(Error::Input(format!(
-                "the memory has parts of {} chunks, but this model reads one",
-                several.len()
-            ))),
-        }
+        Layout::new(ASSOCIATIVE, matrices.flatten()).of_whole_contexts()
     }
 
     fn write_placed(&self, contexts: &Tokens<B>, placement: Placement) -> Result<Memory<B>, Error> {
@@ -393,7 +361,7 @@ impl<B: LayerBackend, M: CausalLm<B>> Armt<B, M> {
 
     /// Each layer's part of a memory.
     fn associations(&self, memory: &Memory<B>) -> Result<Vec<Association<B>>, Error> {
-        self.check(memory)?;
+        memory.check(&self.layout())?;
         let fast = memory.fast();
         let each = if self.config.use_denom { 2 } else { 1 };
         let layers = fast.chunks(each).map(|layer| {

@@ -15,7 +15,7 @@ pub use config::{RmtConfig, RmtProj};
 use crate::episode::{Episode, Tokens, Told, check_contexts};
 use crate::error::Error;
 use crate::memory::kinds::{
-    self, Layout, Memory, MemoryFile, Origin, Prefix, check_room, control_tokens,
+    self, Layout, Memory, MemoryFiles, Origin, Prefix, check_room, control_tokens,
 };
 use crate::model::layers::{Affine, Init, LayerNorm};
 use crate::model::rows::pick;
@@ -247,15 +247,9 @@ impl<B: Backend, M: CausalLm<B>> Rmt<B, M> {
         kinds::fingerprint(self, &self.model.settings())
     }
 
-    /// Takes memories out of the backend, as [`GradMem::pack`].
-    ///
-    /// # Errors
-    ///
-    /// If they are of another shape than this model's or hold non-finite numbers.
-    ///
-    /// [`GradMem::pack`]: crate::memory::GradMem::pack
-    pub fn pack(&self, memory: &Memory<B>) -> Result<MemoryFile, Error> {
-        memory.check(&self.layout())?;
+    /// This model's memories as files. The [fingerprint](Rmt::fingerprint), a hash of all weights, is computed once for all of
+    /// them.
+    pub fn files(&self) -> MemoryFiles<B> {
         let origin = Origin {
             method: RMT.into(),
             model: self.fingerprint(),
@@ -263,24 +257,7 @@ impl<B: Backend, M: CausalLm<B>> Rmt<B, M> {
             write_lr: None,
             tokenizer: None,
         };
-        kinds::pack(memory, origin, &self.layout())
-    }
-
-    /// Memories that this model wrote, back on its backend.
-    ///
-    /// # Errors
-    ///
-    /// If another method or model wrote them, or they are of another shape.
-    pub fn unpack(&self, file: &MemoryFile) -> Result<Memory<B>, Error> {
-        if file.chunks() > 1 {
-            return Err(Error::Input(format!(
-                "the file has memories of {} chunks, but RMT writes a context at once",
-                file.chunks()
-            )));
-        }
-        let reader = [RMT, &self.fingerprint()];
-        let device = self.mem.val().device();
-        kinds::unpack(file, reader, &self.layout(), &device)
+        MemoryFiles::new(origin, self.layout(), self.mem.val().device())
     }
 
     /// With the model made ready for many passes.
@@ -292,7 +269,8 @@ impl<B: Backend, M: CausalLm<B>> Rmt<B, M> {
 
     /// What one sample's memory is made of.
     fn layout(&self) -> Layout {
-        Layout::prefix([self.config.memory_tokens, self.model.d_model()], false)
+        let shape = [self.config.memory_tokens, self.model.d_model()];
+        Layout::prefix(shape, false).of_whole_contexts()
     }
 
     /// The memory before the context in WRITE.

@@ -140,7 +140,7 @@ impl Job for InspectJob {
                     .into(),
             ));
         };
-        let memories = gradmem.unpack(file)?;
+        let memories = gradmem.files().unpack(file)?;
         let against = |at: usize, path: &PathBuf| {
             let context = read_text(path)?;
             let ids = model.encode_context(&context);

@@ -69,7 +69,7 @@ impl Job for Args {
         let Model { method, text } = model.with_vectors_of(&file, device)?;
         file.check_tokenizer(&text.fingerprint())?;
         let config = text.generate_config(&self.sampling)?;
-        let memory = method.unpack(&file)?;
+        let memory = method.files()?.unpack(&file)?;
         let reader = method.reader(&memory)?;
         let positions = method.model().max_positions();
         let left = positions.map(|positions| positions.saturating_sub(reader.positions()));

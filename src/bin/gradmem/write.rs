@@ -8,7 +8,7 @@ use std::time::Instant;
 use gradmem::Error;
 use gradmem::episode::Tokens;
 use gradmem::kernels::KernelBackend;
-use gradmem::memory::{CramConfig, Memory, MemoryFile, MemoryFloat};
+use gradmem::memory::{CramConfig, Memory, MemoryFile, MemoryFiles, MemoryFloat};
 use gradmem::method::AnyMethod;
 use gradmem::model::cache_bytes;
 use indicatif::{ProgressBar, ProgressState, ProgressStyle};
@@ -154,8 +154,9 @@ impl Job for Args {
             true => Some(self.to_write_on(&model)?),
             false => None,
         };
+        let files = model.method.files()?;
         let start = Instant::now();
-        let mut file = self.write_all(&model.method, before.as_ref(), &contexts, device)?;
+        let mut file = self.write_all(&model.method, &files, before.as_ref(), &contexts, device)?;
         let seconds = start.elapsed().as_secs_f64();
         file.origin.tokenizer = Some(model.text.fingerprint());
         let cache_bytes = cache_bytes(model.method.model());
@@ -191,7 +192,7 @@ impl Job for Args {
         };
         file = file.with_float(float);
         if float == MemoryFloat::Int8 {
-            self.measure_rounding(&model.method, &mut file, &contexts, device)?;
+            self.measure_rounding(&model.method, &files, &mut file, &contexts, device)?;
         }
         file.save(&self.output)?;
         drop(lock);
@@ -279,6 +280,7 @@ impl Args {
     fn measure_rounding<B: KernelBackend>(
         &self,
         method: &AnyMethod<B>,
+        files: &MemoryFiles<B>,
         file: &mut MemoryFile,
         contexts: &[Vec<u32>],
         device: &B::Device,
@@ -286,7 +288,7 @@ impl Args {
         let AnyMethod::GradMem(gradmem) = method else {
             return Ok(());
         };
-        let memory = gradmem.unpack(file)?;
+        let memory = files.unpack(file)?;
         for (at, context) in contexts.iter().enumerate() {
             let tokens = Tokens::new(&[context], device)?;
             let loss = gradmem
@@ -301,11 +303,12 @@ impl Args {
     fn write_all<B: KernelBackend>(
         &self,
         method: &AnyMethod<B>,
+        files: &MemoryFiles<B>,
         before: Option<&MemoryFile>,
         contexts: &[Vec<u32>],
         device: &B::Device,
     ) -> Result<MemoryFile, Error> {
-        let before = before.map(|file| method.unpack(file)).transpose()?;
+        let before = before.map(|file| files.unpack(file)).transpose()?;
         let mut order: Vec<usize> = (0..contexts.len()).collect();
         order.sort_by_key(|at| contexts[*at].len());
         let bar = progress_bar(contexts.iter().map(|ids| ids.len() as u64).sum());
@@ -369,7 +372,7 @@ impl Args {
             bar.inc(rows.iter().map(|ids| ids.len() as u64).sum());
         }
         bar.finish_and_clear();
-        let mut file = method.pack(&Memory::cat(memories)?)?;
+        let mut file = files.pack(&Memory::cat(memories)?)?;
         for (sample, after) in file.samples.iter_mut().zip(losses) {
             sample.loss_after = Some(after);
         }

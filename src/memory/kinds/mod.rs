@@ -20,8 +20,8 @@ use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
 
 pub use adapters::{Adapters, Place};
-pub use file::{MemoryFile, MemoryFloat, Origin, Written};
-pub(crate) use file::{fingerprint, pack, unpack};
+pub(crate) use file::fingerprint;
+pub use file::{MemoryFile, MemoryFiles, MemoryFloat, Origin, Written};
 pub use keys_values::KeysValues;
 pub use prefix::Prefix;
 pub(crate) use prefix::{check_room, control_tokens};

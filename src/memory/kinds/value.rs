@@ -261,7 +261,7 @@ impl<B: Backend> Memory<B> {
         if self.is_empty() {
             return Err(Error::Input("there is no memory".into()));
         }
-        match reads.problem(&Shapes::of(self)) {
+        match reads.problem(&Shapes::of(self), self.parts.len()) {
             None => Ok(()),
             Some(problem) => Err(Error::Input(format!("the memory {problem}"))),
         }
@@ -342,6 +342,8 @@ pub(crate) struct Layout {
     /// The names of the matrices in files.
     pub names: Vec<String>,
     pub shapes: Shapes,
+    /// Whether a memory may have parts of several chunks.
+    in_chunks: bool,
 }
 
 /// The kind that memory files of the first version are of.
@@ -373,13 +375,21 @@ impl Layout {
             kind,
             names,
             shapes: Shapes(shapes),
+            in_chunks: true,
         }
     }
 
-    /// What is wrong with a memory of these shapes, behind the words for it.
-    pub(crate) fn problem(&self, found: &Shapes) -> Option<String> {
+    /// Of a model that writes a context as a whole, and reads no parts of chunks.
+    pub(crate) fn of_whole_contexts(mut self) -> Self {
+        self.in_chunks = false;
+        self
+    }
+
+    /// What is wrong with a memory of so many chunks, each of these shapes, behind the words for it.
+    pub(crate) fn problem(&self, found: &Shapes, chunks: usize) -> Option<String> {
         if *found == self.shapes {
-            return None;
+            return (chunks > 1 && !self.in_chunks)
+                .then(|| format!("has parts of {chunks} chunks, but this model reads one"));
         }
         let own = |shapes: &Shapes| shapes.0.len() > 1;
         Some(match (self.kind, found.0.first(), self.shapes.0.first()) {

@@ -162,7 +162,7 @@ impl Job for ReadArgs {
                 report.cache_bytes = reader.cache_bytes();
                 ask(&reader)
             })?;
-            report.memory_bytes = gradmem.pack(&memory)?.bytes_each();
+            report.memory_bytes = gradmem.files().pack(&memory)?.bytes_each();
             if round > 0 {
                 for (all, one) in seconds.iter_mut().zip([write, read, prompt, cached]) {
                     all.push(one);

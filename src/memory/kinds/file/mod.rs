@@ -8,7 +8,7 @@
 //!
 //! Its metadata has, under `gradmem_memory`, one object of JSON: a format version, an [`Origin`], n [`Written`], and, in
 //! version 2, the kind and the number of chunks. What version 1 can say is written as version 1. Everything is checked when
-//! a file is opened, except for what only the model knows: that is checked by `unpack`.
+//! a file is opened, except for what only the model knows: that is checked by [`MemoryFiles::unpack`].
 
 mod format;
 mod matrix;
@@ -21,7 +21,8 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use self::matrix::Matrix;
-pub(crate) use self::pack::{fingerprint, pack, unpack};
+pub use self::pack::MemoryFiles;
+pub(crate) use self::pack::fingerprint;
 use super::check_indices;
 use crate::error::Error;
 use crate::support::fs::hex;
@@ -125,8 +126,8 @@ pub enum MemoryFloat {
     Int8,
 }
 
-/// Memories of n contexts outside of any backend: made by [`GradMem::pack`](crate::memory::GradMem::pack) or opened from a file, and
-/// given back to the model that wrote them by [`GradMem::unpack`](crate::memory::GradMem::unpack).
+/// Memories of n contexts outside of any backend: made by [`MemoryFiles::pack`] or opened from a file, and given back to the
+/// model that wrote them by [`MemoryFiles::unpack`].
 #[derive(Clone, Debug)]
 #[must_use]
 pub struct MemoryFile {
