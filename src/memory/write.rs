@@ -492,20 +492,17 @@ impl<B: Backend, M: CausalLm<B>, O: WriteObjective<B, M>> GradMem<B, M, O> {
         }
     }
 
-    /// The hidden states before each token of `embeds` from the [first](super::kinds::Attach::first) on: `[batch, seq, d_model]`
-    /// → `[batch, seq − first, d_model]`; none if that is no token.
+    /// The hidden states before each token of `embeds` that is predicted: `[batch, seq, d_model]` →
+    /// `[batch, seq − first_predicted, d_model]`; none if that is no token.
     pub(super) fn hidden_before(
         &self,
         fast: &[Tensor<B, 3>],
         embeds: Tensor<B, 3>,
     ) -> Option<Tensor<B, 3>> {
         let seq = embeds.dims()[1];
-        if seq <= self.first_predicted() {
-            return None;
-        }
         // Nothing that is written follows the last token, so it need not be read.
         let read = (seq > 1).then(|| embeds.narrow(1, 0, seq - 1));
-        Some(self.in_write().hidden(&self.model, fast, read))
+        self.in_write().hidden(&self.model, fast, read)
     }
 }
 

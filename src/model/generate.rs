@@ -302,24 +302,14 @@ impl<'a, B: Backend, M: CausalLm<B>> Reader<'a, B, M> {
 
     /// The hidden states that [`Reader::logits`] are made of.
     pub(crate) fn hidden_before(&self, tokens: &Tokens<B>) -> Result<Tensor<B, 3>, Error> {
-        self.check(tokens)?;
-        Ok(self.hidden_of_checked(tokens.ids()))
-    }
-
-    fn check(&self, tokens: &Tokens<B>) -> Result<(), Error> {
-        share(tokens.len(), self.batch())?;
+        let times = share(tokens.len(), self.batch())?;
         tokens.check(self.model, self.positions(), "continuation")?;
         if tokens.width() == 0 && self.groups.iter().any(|group| group.state.1.is_none()) {
             return Err(Error::Input(NOTHING_BEFORE.into()));
         }
-        Ok(())
-    }
-
-    /// The hidden states before tokens that passed these checks.
-    pub(crate) fn hidden_of_checked(&self, tokens: Tensor<B, 2, Int>) -> Tensor<B, 3> {
-        let times = tokens.dims()[0] / self.batch();
+        let tokens = tokens.ids();
         if let [group] = self.groups.as_slice() {
-            return self.hidden(group, tokens, times);
+            return Ok(self.hidden(group, tokens, times));
         }
         let mut order = Vec::new();
         let parts = self.groups.iter().map(|group| {
@@ -336,7 +326,7 @@ impl<'a, B: Backend, M: CausalLm<B>> Reader<'a, B, M> {
         for (at, row) in order.into_iter().enumerate() {
             places[row] = at;
         }
-        select(hidden, &places)
+        Ok(select(hidden, &places))
     }
 
     fn hidden(&self, group: &Group<B>, tokens: Tensor<B, 2, Int>, times: usize) -> Tensor<B, 3> {
@@ -418,7 +408,7 @@ impl<'a, B: Backend, M: CausalLm<B>> Reader<'a, B, M> {
 }
 
 /// Why a sequence without a token cannot be continued.
-const NOTHING_BEFORE: &str =
+pub(crate) const NOTHING_BEFORE: &str =
     "there is no token to begin with, and this memory predicts none: a query needs at least one";
 
 /// Continues each prompt of `rows`, which have its index and a place in what stands `before` it; `before` says what

@@ -1,9 +1,7 @@
 use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
 
-use super::{Attach, side_by_side};
-use crate::error::Error;
-use crate::model::generate::Reader;
+use super::{Attach, Attached, side_by_side};
 use crate::model::{Adapter, Cache, CausalLm, WHOLE_LAYER};
 
 /// Where in a model an adapter is.
@@ -26,26 +24,9 @@ pub struct Adapters<'a> {
     pub scale: f64,
 }
 
-impl Adapters<'_> {
-    fn cache<B: Backend>(&self, fast: &[Tensor<B, 3>]) -> Cache<B> {
-        let mut cache = Cache::new();
-        for (place, pair) in self.places.iter().zip(fast.chunks(2)) {
-            let [a, b] = [0, 1].map(|at| pair[at].clone());
-            let b = b.mul_scalar(self.scale);
-            let module = place.module.unwrap_or(WHOLE_LAYER);
-            cache.layer(place.layer).adapt(module, Adapter { a, b });
-        }
-        cache
-    }
-}
-
 impl<B: Backend, M: CausalLm<B>> Attach<B, M> for Adapters<'_> {
     fn positions(&self, _chunks: usize) -> usize {
         0
-    }
-
-    fn first(&self) -> usize {
-        1
     }
 
     /// The sum of their maps: `[A_1 A_2 …] [B_1; B_2; …]`.
@@ -53,18 +34,14 @@ impl<B: Backend, M: CausalLm<B>> Attach<B, M> for Adapters<'_> {
         side_by_side(parts, |matrix| if matrix % 2 == 0 { 2 } else { 1 })
     }
 
-    fn hidden(
-        &self,
-        model: &M,
-        fast: &[Tensor<B, 3>],
-        embeds: Option<Tensor<B, 3>>,
-    ) -> Tensor<B, 3> {
-        let embeds = embeds.unwrap_or_else(|| unreachable!("a sequence begins with a token"));
-        model.hidden_after(embeds, &mut self.cache(fast))
-    }
-
-    fn reader<'a>(&self, model: &'a M, fast: &[Tensor<B, 3>]) -> Result<Reader<'a, B, M>, Error> {
-        let batch = fast[0].dims()[0];
-        Ok(Reader::of_cache(model, batch, self.cache(fast)))
+    fn attached(&self, fast: &[Tensor<B, 3>]) -> Attached<B> {
+        let mut cache = Cache::new();
+        for (place, pair) in self.places.iter().zip(fast.chunks(2)) {
+            let [a, b] = [0, 1].map(|at| pair[at].clone());
+            let b = b.mul_scalar(self.scale);
+            let module = place.module.unwrap_or(WHOLE_LAYER);
+            cache.layer(place.layer).adapt(module, Adapter { a, b });
+        }
+        Attached::InCache(cache)
     }
 }

@@ -1,9 +1,7 @@
 use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
 
-use super::{Attach, side_by_side};
-use crate::error::Error;
-use crate::model::generate::Reader;
+use super::{Attach, Attached, side_by_side};
 use crate::model::layers::{Affine, affine};
 use crate::model::{Cache, CausalLm};
 
@@ -23,8 +21,16 @@ pub struct KeysValues<'a, B: Backend> {
     pub projections: Option<[&'a [Affine<B>]; 2]>,
 }
 
-impl<B: Backend> KeysValues<'_, B> {
-    fn cache<M: CausalLm<B>>(&self, fast: &[Tensor<B, 3>]) -> Cache<B> {
+impl<B: Backend, M: CausalLm<B>> Attach<B, M> for KeysValues<'_, B> {
+    fn positions(&self, chunks: usize) -> usize {
+        self.memory_tokens * chunks
+    }
+
+    fn join(&self, parts: &[Vec<Tensor<B, 3>>]) -> Vec<Tensor<B, 3>> {
+        side_by_side(parts, |_| 1)
+    }
+
+    fn attached(&self, fast: &[Tensor<B, 3>]) -> Attached<B> {
         let mut cache = Cache::of_positions(fast[0].dims()[1]);
         for (at, (layer, pair)) in self.layers.iter().zip(fast.chunks(2)).enumerate() {
             let kept = [0, 1].map(|which| {
@@ -38,35 +44,6 @@ impl<B: Backend> KeysValues<'_, B> {
             });
             cache.layer(*layer).kept = Some(kept);
         }
-        cache
-    }
-}
-
-impl<B: Backend, M: CausalLm<B>> Attach<B, M> for KeysValues<'_, B> {
-    fn positions(&self, chunks: usize) -> usize {
-        self.memory_tokens * chunks
-    }
-
-    fn first(&self) -> usize {
-        1
-    }
-
-    fn join(&self, parts: &[Vec<Tensor<B, 3>>]) -> Vec<Tensor<B, 3>> {
-        side_by_side(parts, |_| 1)
-    }
-
-    fn hidden(
-        &self,
-        model: &M,
-        fast: &[Tensor<B, 3>],
-        embeds: Option<Tensor<B, 3>>,
-    ) -> Tensor<B, 3> {
-        let embeds = embeds.unwrap_or_else(|| unreachable!("a sequence begins with a token"));
-        model.hidden_after(embeds, &mut self.cache::<M>(fast))
-    }
-
-    fn reader<'a>(&self, model: &'a M, fast: &[Tensor<B, 3>]) -> Result<Reader<'a, B, M>, Error> {
-        let batch = fast[0].dims()[0];
-        Ok(Reader::of_cache(model, batch, self.cache::<M>(fast)))
+        Attached::InCache(cache)
     }
 }

@@ -30,9 +30,9 @@ pub(crate) use value::{Layout, check_indices};
 
 use crate::episode::Tokens;
 use crate::error::Error;
-use crate::model::CausalLm;
-use crate::model::generate::Reader;
+use crate::model::generate::{NOTHING_BEFORE, Reader};
 use crate::model::rows::share;
+use crate::model::{Cache, CausalLm};
 
 /// How a memory takes part in what a model computes.
 ///
@@ -41,35 +41,65 @@ pub trait Attach<B: Backend, M: CausalLm<B>> {
     /// Positions of the model that the memories of so many chunks take.
     fn positions(&self, chunks: usize) -> usize;
 
-    /// The first token of a sequence that is predicted: 0 if the memory alone predicts one, or else 1.
-    fn first(&self) -> usize;
-
     /// The memories of several chunks as one, for READ.
     fn join(&self, parts: &[Vec<Tensor<B, 3>>]) -> Vec<Tensor<B, 3>>;
 
-    /// The hidden states that predict tokens, by the memory and the tokens before them.
+    /// What the model computes with.
+    fn attached(&self, fast: &[Tensor<B, 3>]) -> Attached<B>;
+
+    /// The hidden states that predict tokens, by the memory and the tokens before them; none if there are neither tokens nor
+    /// vectors in front of them.
     ///
     /// # Shapes
     ///
-    /// - `embeds`: `[batch, seq, d_model]`; none for no token, if the memory alone predicts one
-    /// - output: `[batch, seq + 1 − first, d_model]`; the last row predicts what follows
+    /// - `embeds`: `[batch, seq, d_model]`; none for no token
+    /// - output: `[batch, seq + 1, d_model]` behind vectors in front of the tokens, of which the last predicts the first token, or
+    ///   else `[batch, seq, d_model]`; the last row predicts what follows
     fn hidden(
         &self,
         model: &M,
         fast: &[Tensor<B, 3>],
         embeds: Option<Tensor<B, 3>>,
-    ) -> Tensor<B, 3>;
+    ) -> Option<Tensor<B, 3>> {
+        match self.attached(fast) {
+            Attached::InFront(vectors) => {
+                let last = vectors.dims()[1] - 1;
+                let x = match embeds {
+                    Some(embeds) => Tensor::cat(vec![vectors, embeds], 1),
+                    None => vectors,
+                };
+                let rows = x.dims()[1] - last;
+                Some(model.hidden(x).narrow(1, last, rows))
+            }
+            Attached::InCache(mut cache) => Some(model.hidden_after(embeds?, &mut cache)),
+        }
+    }
 
     /// Reads the memory once, for any number of continuations.
     ///
     /// # Errors
     ///
     /// If the model has no positions for it.
-    fn reader<'a>(&self, model: &'a M, fast: &[Tensor<B, 3>]) -> Result<Reader<'a, B, M>, Error>;
+    fn reader<'a>(&self, model: &'a M, fast: &[Tensor<B, 3>]) -> Result<Reader<'a, B, M>, Error> {
+        match self.attached(fast) {
+            Attached::InFront(vectors) => Reader::new(model, vectors),
+            Attached::InCache(cache) => Ok(Reader::of_cache(model, fast[0].dims()[0], cache)),
+        }
+    }
+}
+
+/// Where a model finds a memory.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum Attached<B: Backend> {
+    /// Vectors in front of the tokens: `[batch, positions, d_model]`. The last one predicts the first token.
+    InFront(Tensor<B, 3>),
+    /// In the model's cache. Nothing predicts the first token.
+    InCache(Cache<B>),
 }
 
 /// READ: the hidden states that predict the tokens of `queries` `[batch · r, seq]` given memories `[batch, …]`, of which each
-/// answers `r` in a row: `[batch · r, seq + 1 − first, d_model]`. Several queries to a memory share what is read of it.
+/// answers `r` in a row; shapes as [`Attach::hidden`]. Several queries to a memory share what is read of it.
 pub(crate) fn read<B: Backend, M: CausalLm<B>>(
     kind: &dyn Attach<B, M>,
     model: &M,
@@ -78,18 +108,14 @@ pub(crate) fn read<B: Backend, M: CausalLm<B>>(
 ) -> Result<Tensor<B, 3>, Error> {
     let times = share(queries.len(), memory.len())?;
     queries.check(model, kind.positions(memory.parts().len()), "query")?;
-    if queries.width() < kind.first() {
-        return Err(Error::Input(
-            "the queries have no token, and this memory predicts none".into(),
-        ));
-    }
     match memory.groups().as_slice() {
         [(chunks, _)] if times == 1 => {
             let embeds = (queries.width() > 0).then(|| model.embed(queries.ids()));
             let fast = joined(kind, &memory.parts()[..*chunks]);
-            Ok(kind.hidden(model, &fast, embeds))
+            let hidden = kind.hidden(model, &fast, embeds);
+            hidden.ok_or_else(|| Error::Input(NOTHING_BEFORE.into()))
         }
-        _ => Ok(reader(kind, model, memory)?.hidden_of_checked(queries.ids())),
+        _ => reader(kind, model, memory)?.hidden_before(queries),
     }
 }
 

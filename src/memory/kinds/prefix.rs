@@ -2,10 +2,9 @@ use burn::module::Param;
 use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
 
-use super::{Attach, side_by_side};
+use super::{Attach, Attached, side_by_side};
 use crate::error::{Error, require};
 use crate::model::CausalLm;
-use crate::model::generate::Reader;
 use crate::model::layers::{Affine, Init, affine};
 
 /// A memory that stands in front of the tokens: `[start; W mem + b; end]`.
@@ -71,10 +70,6 @@ impl<B: Backend, M: CausalLm<B>> Attach<B, M> for Prefix<'_, B> {
         self.memory_tokens * chunks + control.sum::<usize>()
     }
 
-    fn first(&self) -> usize {
-        0
-    }
-
     /// The vectors one behind the other, by the last chunk's map where each has its own.
     fn join(&self, parts: &[Vec<Tensor<B, 3>>]) -> Vec<Tensor<B, 3>> {
         let vectors = side_by_side(parts, |_| 1).into_iter().take(1);
@@ -82,26 +77,8 @@ impl<B: Backend, M: CausalLm<B>> Attach<B, M> for Prefix<'_, B> {
         vectors.chain(map).collect()
     }
 
-    fn hidden(
-        &self,
-        model: &M,
-        fast: &[Tensor<B, 3>],
-        embeds: Option<Tensor<B, 3>>,
-    ) -> Tensor<B, 3> {
-        let prefix = self.vectors::<M>(fast);
-        let before = prefix.dims()[1];
-        let (x, seq) = match embeds {
-            None => (prefix, 0),
-            Some(embeds) => {
-                let seq = embeds.dims()[1];
-                (Tensor::cat(vec![prefix, embeds], 1), seq)
-            }
-        };
-        model.hidden(x).narrow(1, before - 1, seq + 1)
-    }
-
-    fn reader<'a>(&self, model: &'a M, fast: &[Tensor<B, 3>]) -> Result<Reader<'a, B, M>, Error> {
-        Reader::new(model, self.vectors::<M>(fast))
+    fn attached(&self, fast: &[Tensor<B, 3>]) -> Attached<B> {
+        Attached::InFront(self.vectors::<M>(fast))
     }
 }
 
