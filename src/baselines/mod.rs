@@ -23,10 +23,12 @@
 //! # }
 //! ```
 
+mod answers;
 pub(crate) mod armt;
 mod in_context;
 mod rmt;
 
-pub use armt::{Armt, ArmtConfig, ArmtImplementation, ArmtOuter};
+pub use answers::Answers;
+pub use armt::{Armt, ArmtConfig, ArmtImplementation};
 pub use in_context::{InContext, InContextConfig, Questions};
-pub use rmt::{Rmt, RmtConfig, RmtOuter, RmtProj};
+pub use rmt::{Rmt, RmtConfig, RmtProj};

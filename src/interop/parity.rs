@@ -18,7 +18,7 @@ use burn::tensor::{DType, Tensor, TensorData};
 use gradmem_kernels::KernelBackend;
 
 use crate::baselines::armt::Placement;
-use crate::baselines::{Armt, ArmtImplementation, Rmt};
+use crate::baselines::{Answers, Armt, ArmtImplementation, Rmt};
 use crate::episode::{Episode, Labels, Tokens};
 use crate::error::Error;
 use crate::interop::checkpoint::{self, SpecialTokens};
@@ -273,15 +273,11 @@ where
     B::InnerBackend: KernelBackend,
 {
     let episode = batch.episode()?;
-    let outer = rmt.outer(&episode)?;
-    let loss = outer.loss();
+    let answers = rmt.outer(&episode)?;
+    let loss = answers.loss();
     let gradients = GradientsParams::from_grads(loss.backward(), rmt);
-    let (first, last) = match outer.memories.as_slice() {
-        [first, .., last] => (Some(first), last),
-        [only] => (None, only),
-        [] => return Err(Error::Input("there is no pass".into())),
-    };
-    let logits = rmt.read(&Memory::from_vectors(last.clone()), episode.queries())?;
+    let memory = written(&answers)?;
+    let logits = rmt.read(memory, episode.queries())?;
     let [rows, seq, vocab] = logits.dims();
     // The reference has no row for what is predicted from the memory alone.
     let logits = logits.slice([0..rows, 1..seq, 0..vocab]).to_data();
@@ -291,21 +287,29 @@ where
             "logits".into(),
             without_padding(logits, episode.queries(), batch.pad),
         ),
-        ("memory".into(), last.to_data()),
-        ("stats.target_loss".into(), outer.read_loss.to_data()),
+        ("memory".into(), memory.vectors().to_data()),
+        ("stats.target_loss".into(), answers.read_loss.to_data()),
         (
             "stats.mem_norm_mean".into(),
-            mean_norm(std::slice::from_ref(last)).to_data(),
+            mean_norm(memory.fast()).to_data(),
         ),
     ];
-    if let Some(first) = first {
-        let moved = mean_norm(&[last.clone() - first.clone()]).to_data();
+    if rmt.config().write_steps > 1 {
+        let first = rmt.clone().with_write_steps(1)?.write(episode.contexts())?;
+        let moved = mean_norm(&[memory.vectors() - first.vectors()]).to_data();
         computed.push(("stats.delta_mem_norm_mean".into(), moved));
     }
-    if let Some(loss) = outer.reconstruction_loss {
+    if let Some(term) = answers.write_term {
+        let loss = term.div_scalar(rmt.config().reconstruction_loss_weight);
         computed.push(("stats.rec_loss".into(), loss.to_data()));
     }
     Ok((computed, gradients))
+}
+
+/// The memory that a method answered from.
+fn written<B: Backend>(answers: &Answers<B>) -> Result<&Memory<B>, Error> {
+    let nothing = || Error::Input("nothing was written".into());
+    answers.memory.as_ref().ok_or_else(nothing)
 }
 
 fn armt_case<B: KernelBackend + AutodiffBackend>(
@@ -318,10 +322,11 @@ where
     let episode = batch.episode()?;
     let width = batch.rows("context_input_ids")?.first().map_or(0, Vec::len);
     let placement = armt_placement(armt, &episode, width)?;
-    let outer = armt.outer_placed(&episode, placement)?;
-    let loss = outer.read_loss;
+    let answers = armt.outer_placed(&episode, placement)?;
+    let loss = answers.loss();
     let gradients = GradientsParams::from_grads(loss.backward(), armt);
-    let logits = armt.read(&outer.memory, episode.queries())?.to_data();
+    let memory = written(&answers)?;
+    let logits = armt.read(memory, episode.queries())?.to_data();
     let logits = without_padding(logits, episode.queries(), batch.pad);
     let mut computed = vec![
         ("loss".into(), loss.to_data()),
@@ -332,7 +337,7 @@ where
         true => &["W_mem", "z"],
         false => &["W_mem"],
     };
-    for (layer, matrices) in outer.memory.fast().chunks(parts.len()).enumerate() {
+    for (layer, matrices) in memory.fast().chunks(parts.len()).enumerate() {
         for (part, matrix) in parts.iter().zip(matrices) {
             computed.push((format!("memory.{part}.{layer}"), matrix.to_data()));
         }

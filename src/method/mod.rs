@@ -5,18 +5,17 @@ mod any;
 
 use burn::module::{AutodiffModule, Module, ModuleDisplay};
 use burn::optim::GradientsParams;
-use burn::tensor::Tensor;
 use burn::tensor::backend::{AutodiffBackend, Backend};
 use gradmem_kernels::LayerBackend;
 
 pub use any::{AnyMethod, MethodConfig, MethodName};
 
+pub use crate::baselines::Answers;
+
 use crate::baselines::{Armt, InContext, Rmt};
-use crate::episode::{Episode, Told, Totals};
+use crate::episode::{Episode, Totals};
 use crate::error::Error;
-use crate::memory::{
-    GradMem, GraphLock, LiftedObjective, Memory, MetaGradient, Outer, Reconstruction,
-};
+use crate::memory::{GradMem, GraphLock, LiftedObjective, MetaGradient, Outer, Reconstruction};
 use crate::model::{CausalLm, Writable};
 
 /// Something that answers queries about contexts and can be trained to.
@@ -76,34 +75,6 @@ pub trait Method<B: Backend>: Module<B> + ModuleDisplay {
         _episode: &Episode<B>,
     ) -> Result<Option<Reconstruction<B>>, Error> {
         Ok(None)
-    }
-}
-
-/// Answers, and the losses and memory they came with.
-#[derive(Clone, Debug)]
-pub struct Answers<B: Backend> {
-    /// Mean `−log p` of the labelled tokens, `[1]`; of [smoothed labels](Episode::with_label_smoothing) their loss.
-    pub read_loss: Tensor<B, 1>,
-    /// What other losses add to what training minimises, `[1]`.
-    pub write_term: Option<Tensor<B, 1>>,
-    /// The most probable tokens where there are labels.
-    pub told: Told<B>,
-    /// What was written, if anything was.
-    pub memory: Option<Memory<B>>,
-    /// See [`Outer::drift`](crate::memory::Outer::drift).
-    pub drift: Option<Tensor<B, 1>>,
-}
-
-impl<B: Backend> Answers<B> {
-    /// Of a method that writes nothing.
-    fn without_memory((read_loss, told): (Tensor<B, 1>, Told<B>)) -> Self {
-        Self {
-            read_loss,
-            write_term: None,
-            told,
-            memory: None,
-            drift: None,
-        }
     }
 }
 
@@ -183,14 +154,7 @@ impl<B: Backend, M: Writable<B>, O: LiftedObjective<B, M>> Method<B> for GradMem
 
 impl<B: Backend, M: CausalLm<B>> Method<B> for Rmt<B, M> {
     fn answers(&self, episode: &Episode<B>) -> Result<Answers<B>, Error> {
-        let outer = self.outer(episode)?;
-        Ok(Answers {
-            write_term: outer.reconstruction_term(),
-            read_loss: outer.read_loss,
-            told: outer.told,
-            memory: outer.memories.into_iter().last().map(Memory::from_vectors),
-            drift: None,
-        })
+        self.outer(episode)
     }
 
     /// No query token stands before a label in the first column.
@@ -201,14 +165,7 @@ impl<B: Backend, M: CausalLm<B>> Method<B> for Rmt<B, M> {
 
 impl<B: LayerBackend, M: CausalLm<B>> Method<B> for Armt<B, M> {
     fn answers(&self, episode: &Episode<B>) -> Result<Answers<B>, Error> {
-        let outer = self.outer(episode)?;
-        Ok(Answers {
-            read_loss: outer.read_loss,
-            write_term: None,
-            told: outer.told,
-            memory: Some(outer.memory),
-            drift: None,
-        })
+        self.outer(episode)
     }
 
     /// Nothing predicts a label in the first column.
@@ -222,7 +179,8 @@ impl<B: Backend, M: CausalLm<B>> Method<B> for InContext<B, M> {
         episode.labels().check(&self.model)?;
         let joined = self.joined();
         let hidden = joined.hidden(episode.contexts(), episode.queries())?;
-        Ok(Answers::without_memory(episode.told(&self.model, hidden)))
+        let (read_loss, told) = episode.told(&self.model, hidden);
+        Ok(Answers::new(read_loss, told))
     }
 
     /// With the questions read as in training.
@@ -239,7 +197,8 @@ impl<B: Backend, M: CausalLm<B>> Method<B> for InContext<B, M> {
         let _lock = GraphLock::new();
         let joined = self.joined();
         let hidden = joined.training_hidden(episode.contexts(), episode.queries())?;
-        let answers = Answers::without_memory(episode.told(&self.model, hidden));
+        let (read_loss, told) = episode.told(&self.model, hidden);
+        let answers = Answers::new(read_loss, told);
         Ok((answers.gradient(self, episode), answers))
     }
 }

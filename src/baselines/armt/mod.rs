@@ -22,7 +22,8 @@ use gradmem_kernels::{Association, LayerBackend};
 
 pub use config::{ArmtConfig, ArmtImplementation};
 
-use crate::episode::{Episode, Tokens, Told, check_contexts};
+use crate::baselines::Answers;
+use crate::episode::{Episode, Tokens, check_contexts};
 use crate::error::Error;
 use crate::memory::kinds::{self, Layout, Memory, MemoryFiles, Origin, check_room};
 use crate::model::layers::{Associative, Init};
@@ -119,18 +120,6 @@ fn std_of_embeddings<B: Backend, M: CausalLm<B>>(model: &M, device: &B::Device) 
     variance.sqrt().reshape([1, 1])
 }
 
-/// The outer loss of a batch and what it was made of.
-#[derive(Clone, Debug)]
-#[non_exhaustive]
-pub struct ArmtOuter<B: Backend> {
-    /// Mean `−log p` of the labelled tokens, `[1]`: what training minimises.
-    pub read_loss: Tensor<B, 1>,
-    /// The most probable tokens where there are labels.
-    pub told: Told<B>,
-    /// What was written.
-    pub memory: Memory<B>,
-}
-
 /// What is read at once: samples, and a row of tokens of each.
 type Segment<B> = (Vec<usize>, Tokens<B>);
 
@@ -198,7 +187,7 @@ impl<B: LayerBackend, M: CausalLm<B>> Armt<B, M> {
     /// # Errors
     ///
     /// As [`Armt::write`] and [`Armt::read`]; also labels beyond the vocabulary.
-    pub fn outer(&self, episode: &Episode<B>) -> Result<ArmtOuter<B>, Error> {
+    pub fn outer(&self, episode: &Episode<B>) -> Result<Answers<B>, Error> {
         self.outer_placed(episode, Placement::BehindTokens)
     }
 
@@ -207,16 +196,15 @@ impl<B: LayerBackend, M: CausalLm<B>> Armt<B, M> {
         &self,
         episode: &Episode<B>,
         placement: Placement,
-    ) -> Result<ArmtOuter<B>, Error> {
+    ) -> Result<Answers<B>, Error> {
         episode.check_questions(&self.model, 0)?;
         let joined = self.joined();
         let memory = joined.write_placed(episode.contexts(), placement)?;
         let hidden = joined.reader(&memory)?.hidden_before(episode.queries())?;
         let (read_loss, told) = episode.told(&self.model, hidden);
-        Ok(ArmtOuter {
-            read_loss,
-            told,
-            memory,
+        Ok(Answers {
+            memory: Some(memory),
+            ..Answers::new(read_loss, told)
         })
     }
 

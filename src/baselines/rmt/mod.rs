@@ -12,7 +12,8 @@ use burn::tensor::backend::Backend;
 
 pub use config::{RmtConfig, RmtProj};
 
-use crate::episode::{Episode, Tokens, Told, check_contexts};
+use crate::baselines::Answers;
+use crate::episode::{Episode, Tokens, check_contexts};
 use crate::error::Error;
 use crate::memory::kinds::{
     self, Layout, Memory, MemoryFiles, Origin, Prefix, check_room, control_tokens,
@@ -127,37 +128,6 @@ impl RmtConfig {
     }
 }
 
-/// The outer loss of a batch and what it was made of.
-#[derive(Clone, Debug)]
-#[non_exhaustive]
-pub struct RmtOuter<B: Backend> {
-    /// Mean `−log p` of the labelled tokens, `[1]`.
-    pub read_loss: Tensor<B, 1>,
-    /// The reconstruction loss, if it has a part in the outer loss: in nats a token, `[1]`.
-    pub reconstruction_loss: Option<Tensor<B, 1>>,
-    /// The most probable tokens where there are labels.
-    pub told: Told<B>,
-    /// The memory after each pass: K tensors `[batch, memory_tokens, d_model]`.
-    pub memories: Vec<Tensor<B, 3>>,
-    weight: f64,
-}
-
-impl<B: Backend> RmtOuter<B> {
-    /// What training minimises, `[1]`.
-    pub fn loss(&self) -> Tensor<B, 1> {
-        match self.reconstruction_term() {
-            Some(term) => self.read_loss.clone() + term,
-            None => self.read_loss.clone(),
-        }
-    }
-
-    /// What the reconstruction loss adds to it, `[1]`.
-    pub fn reconstruction_term(&self) -> Option<Tensor<B, 1>> {
-        let loss = self.reconstruction_loss.clone()?;
-        Some(loss.mul_scalar(self.weight))
-    }
-}
-
 impl<B: Backend, M: Module<B>> Rmt<B, M> {
     /// The settings in force.
     pub fn config(&self) -> &RmtConfig {
@@ -186,7 +156,7 @@ impl<B: Backend, M: CausalLm<B>> Rmt<B, M> {
     /// An empty context, a token the model does not have, or more tokens than the model has positions.
     pub fn write(&self, contexts: &Tokens<B>) -> Result<Memory<B>, Error> {
         self.check_contexts(contexts)?;
-        Ok(Memory::from_vectors(last(self.passes(contexts).0)))
+        Ok(self.passes(contexts).0)
     }
 
     /// Next-token logits of `queries` given the memory, as
@@ -221,22 +191,21 @@ impl<B: Backend, M: CausalLm<B>> Rmt<B, M> {
     /// # Errors
     ///
     /// As [`Rmt::write`] and [`Rmt::read`]; also labels beyond the vocabulary.
-    pub fn outer(&self, episode: &Episode<B>) -> Result<RmtOuter<B>, Error> {
+    pub fn outer(&self, episode: &Episode<B>) -> Result<Answers<B>, Error> {
         self.check_contexts(episode.contexts())?;
         episode.check_questions(&self.model, self.config.prefix_len())?;
         let joined = self.joined();
-        let (memories, losses) = joined.passes(episode.contexts());
-        let memory = Memory::from_vectors(last(memories.clone()));
+        let (memory, losses) = joined.passes(episode.contexts());
         let hidden = joined.read_hidden(&memory, episode.queries())?;
         let (read_loss, told) = episode.labels().told(&self.model, hidden, 1);
         let count = losses.len() as f64;
         let total = losses.into_iter().reduce(|sum, loss| sum + loss);
-        Ok(RmtOuter {
-            read_loss,
-            reconstruction_loss: total.map(|total| total.mul_scalar(1.0 / count)),
-            told,
-            memories,
-            weight: self.config.reconstruction_loss_weight,
+        let weight = self.config.reconstruction_loss_weight;
+        let term = total.map(|total| total.mul_scalar(1.0 / count).mul_scalar(weight));
+        Ok(Answers {
+            write_term: term,
+            memory: Some(memory),
+            ..Answers::new(read_loss, told)
         })
     }
 
@@ -298,8 +267,8 @@ impl<B: Backend, M: CausalLm<B>> Rmt<B, M> {
         contexts.check(&self.model, self.config.written_with(), "context")
     }
 
-    /// The memory after each pass, and the reconstruction losses of those after the first.
-    fn passes(&self, contexts: &Tokens<B>) -> (Vec<Tensor<B, 3>>, Vec<Tensor<B, 1>>) {
+    /// The memory after all passes, and the reconstruction losses of those after the first, in nats a token.
+    fn passes(&self, contexts: &Tokens<B>) -> (Memory<B>, Vec<Tensor<B, 1>>) {
         let config = &self.config;
         let reconstructs = config.reconstruction_loss_weight > 0.0;
         let embeds = self.model.embed(contexts.ids());
@@ -308,7 +277,7 @@ impl<B: Backend, M: CausalLm<B>> Rmt<B, M> {
         let start = self.mem.val().unsqueeze::<3>();
         let [_, m, d] = start.dims();
         let mut memory = start.expand([batch, m, d]);
-        let (mut memories, mut losses) = (Vec::new(), Vec::new());
+        let mut losses = Vec::new();
         // One upload for all passes.
         let counted = reconstructs.then(|| contexts.mask());
         for pass in 0..config.write_steps + usize::from(reconstructs) {
@@ -327,9 +296,8 @@ impl<B: Backend, M: CausalLm<B>> Rmt<B, M> {
                 Some(norm) if pass > 0 => memory + norm.plain(new),
                 _ => new,
             };
-            memories.push(memory.clone());
         }
-        (memories, losses)
+        (Memory::from_vectors(memory), losses)
     }
 
     /// One pass over `[write_st; mem′; write_end; C; write_st; mem′]`. Each sample's context is followed at
@@ -371,10 +339,4 @@ impl<B: Backend, M: CausalLm<B>> Rmt<B, M> {
             .sum()
             .mul_scalar(1.0 / contexts.count() as f64)
     }
-}
-
-fn last<T>(mut items: Vec<T>) -> T {
-    items
-        .pop()
-        .unwrap_or_else(|| unreachable!("there is at least one pass"))
 }

@@ -1,0 +1,42 @@
+use burn::tensor::Tensor;
+use burn::tensor::backend::Backend;
+
+use crate::episode::Told;
+use crate::memory::Memory;
+
+/// What a method answers to an episode's queries, with the losses and the memory that belong to it.
+#[derive(Clone, Debug)]
+pub struct Answers<B: Backend> {
+    /// Mean `−log p` of the labelled tokens, `[1]`; of [smoothed labels](crate::episode::Episode::with_label_smoothing) their
+    /// loss.
+    pub read_loss: Tensor<B, 1>,
+    /// What other losses add to what training minimises, `[1]`.
+    pub write_term: Option<Tensor<B, 1>>,
+    /// The most probable tokens where there are labels.
+    pub told: Told<B>,
+    /// What was written, if anything was.
+    pub memory: Option<Memory<B>>,
+    /// See [`Outer::drift`](crate::memory::Outer::drift).
+    pub drift: Option<Tensor<B, 1>>,
+}
+
+impl<B: Backend> Answers<B> {
+    /// Of a method that writes nothing: the READ loss alone.
+    pub fn new(read_loss: Tensor<B, 1>, told: Told<B>) -> Self {
+        Self {
+            read_loss,
+            write_term: None,
+            told,
+            memory: None,
+            drift: None,
+        }
+    }
+
+    /// What training minimises, `[1]`.
+    pub fn loss(&self) -> Tensor<B, 1> {
+        match &self.write_term {
+            Some(term) => self.read_loss.clone() + term.clone(),
+            None => self.read_loss.clone(),
+        }
+    }
+}
