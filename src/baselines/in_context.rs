@@ -201,11 +201,12 @@ impl<B: Backend, M: CausalLm<B>> InContext<B, M> {
     ) -> Result<Vec<Vec<u32>>, Error> {
         self.check(contexts)?;
         let times = share(prompts.len(), contexts.len())?;
+        // Not by a reader, which would keep the caches of all contexts at once.
         let prompts = prompts.iter().enumerate();
         let prompts: Vec<Vec<u32>> = prompts
             .map(|(row, prompt)| [contexts.row(row / times), prompt].concat())
             .collect();
-        continue_prompts(&self.model, &prompts, config, &contexts.device())
+        continue_prompts(&self.model, &prompts, config)
     }
 
     /// Reads contexts once, for any number of queries; those of one length together.

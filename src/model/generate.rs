@@ -156,18 +156,13 @@ pub fn continue_prompts<B: Backend, M: CausalLm<B>>(
     model: &M,
     prompts: &[Vec<u32>],
     config: &GenerateConfig,
-    device: &B::Device,
 ) -> Result<Vec<Vec<u32>>, Error> {
     if let Some(empty) = prompts.iter().position(Vec::is_empty) {
         return Err(Error::Input(format!(
             "prompt {empty} is empty: it needs at least one token"
         )));
     }
-    let nothing = |_: &[usize]| (Cache::new(), None);
-    let rows = (0..prompts.len()).map(|row| (row, 0));
-    let answers = decode(model, nothing, rows, prompts, config, device)?;
-    let answers: BTreeMap<_, _> = answers.into_iter().collect();
-    Ok(answers.into_values().collect())
+    Reader::of_cache(model, prompts.len(), Cache::new()).generate(prompts, config)
 }
 
 /// What stands before a batch of sequences, read once, for any number of continuations.
@@ -381,29 +376,55 @@ impl<'a, B: Backend, M: CausalLm<B>> Reader<'a, B, M> {
         prompts: &[Vec<u32>],
         config: &GenerateConfig,
     ) -> Result<Vec<Vec<u32>>, Error> {
+        config.validate()?;
         if prompts.is_empty() {
-            return config.validate().map(|()| Vec::new());
+            return Ok(Vec::new());
         }
         let times = share(prompts.len(), self.batch())?;
         let device = self.model.head().device();
         let mut answers = vec![Vec::new(); prompts.len()];
         for Group { samples, state } in &self.groups {
-            let rows = samples.iter().enumerate();
-            // Each prompt with its sample's place in the group.
-            let rows = rows.flat_map(|(at, sample)| {
-                (sample * times..(sample + 1) * times).map(move |row| (row, at))
-            });
-            let (cache, last) = state;
-            let before = |places: &[usize]| {
-                let last = last.clone().map(|last| select(last, places));
-                (cache.select(places), last)
-            };
-            let found = decode(self.model, before, rows, prompts, config, &device)?;
-            for (row, answer) in found {
-                answers[row] = answer;
+            // Prompts of one length form a batch, so that no row needs padding: the prompts, and their samples' places in the group.
+            let mut lengths: BTreeMap<usize, (Vec<usize>, Vec<usize>)> = BTreeMap::new();
+            for (place, sample) in samples.iter().enumerate() {
+                let own = sample * times..(sample + 1) * times;
+                for (row, prompt) in own.clone().zip(&prompts[own]) {
+                    let (rows, places) = lengths.entry(prompt.len()).or_default();
+                    rows.push(row);
+                    places.push(place);
+                }
+            }
+            for (seq, (rows, places)) in lengths {
+                let (cache, last) = state;
+                let mut cache = cache.select(&places);
+                let last = if seq > 0 {
+                    let prompts: Vec<_> = rows.iter().map(|row| &prompts[*row]).collect();
+                    Some(self.read_prompts(&prompts, &mut cache, &device)?)
+                } else {
+                    last.clone().map(|last| select(last, &places))
+                };
+                let last = last.ok_or_else(|| Error::Input(NOTHING_BEFORE.into()))?;
+                let found = continue_rows(self.model, (cache, last), &rows, config, &device)?;
+                for (row, answer) in rows.into_iter().zip(found) {
+                    answers[row] = answer;
+                }
             }
         }
         Ok(answers)
+    }
+
+    /// The last hidden states `[prompts, 1, d_model]` of prompts of one length, which follow what is in `cache`.
+    fn read_prompts(
+        &self,
+        prompts: &[&Vec<u32>],
+        cache: &mut Cache<B>,
+        device: &B::Device,
+    ) -> Result<Tensor<B, 3>, Error> {
+        let tokens = Tokens::new(prompts, device)?;
+        tokens.check(self.model, cache.len(), "prompt")?;
+        let embeds = self.model.embed(tokens.ids());
+        let hidden = self.model.hidden_after(embeds, cache);
+        Ok(hidden.narrow(1, tokens.width() - 1, 1))
     }
 }
 
@@ -411,43 +432,7 @@ impl<'a, B: Backend, M: CausalLm<B>> Reader<'a, B, M> {
 pub(crate) const NOTHING_BEFORE: &str =
     "there is no token to begin with, and this memory predicts none: a query needs at least one";
 
-/// Continues each prompt of `rows`, which have its index and a place in what stands `before` it; `before` says what
-/// that is for several places.
-fn decode<B: Backend, M: CausalLm<B>>(
-    model: &M,
-    before: impl Fn(&[usize]) -> State<B>,
-    rows: impl Iterator<Item = (usize, usize)>,
-    prompts: &[Vec<u32>],
-    config: &GenerateConfig,
-    device: &B::Device,
-) -> Result<Vec<(usize, Vec<u32>)>, Error> {
-    config.validate()?;
-    // Prompts of one length form a batch, so that no row needs padding.
-    let mut lengths: BTreeMap<usize, (Vec<usize>, Vec<usize>)> = BTreeMap::new();
-    for (row, place) in rows {
-        let (rows, places) = lengths.entry(prompts[row].len()).or_default();
-        rows.push(row);
-        places.push(place);
-    }
-    let mut answers = Vec::new();
-    for (seq, (rows, places)) in lengths {
-        let (mut cache, mut last) = before(&places);
-        if seq > 0 {
-            let prompts: Vec<_> = rows.iter().map(|row| &prompts[*row]).collect();
-            let tokens = Tokens::new(&prompts, device)?;
-            tokens.check(model, cache.len(), "prompt")?;
-            let hidden = model.hidden_after(model.embed(tokens.ids()), &mut cache);
-            last = Some(hidden.narrow(1, seq - 1, 1));
-        }
-        let Some(last) = last else {
-            return Err(Error::Input(NOTHING_BEFORE.into()));
-        };
-        let found = continue_rows(model, (cache, last), &rows, config, device)?;
-        answers.extend(rows.into_iter().zip(found));
-    }
-    Ok(answers)
-}
-
+/// The continuations of `rows`, the prompts' indices, behind what is in the cache and the last hidden state of each.
 fn continue_rows<B: Backend, M: CausalLm<B>>(
     model: &M,
     (mut cache, mut last): (Cache<B>, Tensor<B, 3>),

@@ -192,17 +192,16 @@ fn cached_decoding_equals_uncached_token_by_token() {
         // Without a beginning, and until a token that stops.
         let prompts = [vec![3, 4, 5], vec![9]];
         let config = GenerateConfig::greedy(6);
-        let device = Default::default();
-        let free = continue_prompts(&model, &prompts, &config, &device).unwrap();
+        let free = continue_prompts(&model, &prompts, &config).unwrap();
         let stopping = config.clone().with_stop([free[0][2]]);
-        let stopped = continue_prompts(&model, &prompts, &stopping, &device).unwrap();
+        let stopped = continue_prompts(&model, &prompts, &stopping).unwrap();
         let end = free[0].iter().position(|id| *id == free[0][2]).unwrap();
         assert_eq!(stopped[0], free[0][..end], "{name}");
 
         // Sampled: the same seed says the same, whatever else is in the batch; another says otherwise.
         let sampled = |prompts: &[Vec<u32>], seed| {
             let config = GenerateConfig::greedy(12).with_sampling(1.0, seed);
-            continue_prompts(&model, prompts, &config, &device).unwrap()
+            continue_prompts(&model, prompts, &config).unwrap()
         };
         let both = sampled(&prompts, 1);
         assert_eq!(both[0], sampled(&prompts[..1], 1)[0], "{name}");
@@ -215,18 +214,18 @@ fn decoding_ends_where_the_positions_do() {
     for (name, model) in models() {
         let prompts = [vec![1; 37]];
         let config = GenerateConfig::greedy(20);
-        let found = continue_prompts(&model, &prompts, &config, &Default::default()).unwrap();
+        let found = continue_prompts(&model, &prompts, &config).unwrap();
         let expected = model
             .max_positions()
             .map_or(20, |positions| positions - 37 + 1);
         assert_eq!(found[0].len(), expected, "{name}");
-        let outside = continue_prompts(&model, &[vec![19]], &config, &Default::default());
+        let outside = continue_prompts(&model, &[vec![19]], &config);
         assert!(outside.unwrap_err().to_string().contains("token 19"));
         let wild = GenerateConfig::default().with_sampling(-1.0, 0);
-        let wild = continue_prompts(&model, &[vec![1]], &wild, &Default::default());
+        let wild = continue_prompts(&model, &[vec![1]], &wild);
         assert!(wild.unwrap_err().to_string().contains("temperature"));
         if expected != 20 {
-            let long = continue_prompts(&model, &[vec![1; 41]], &config, &Default::default());
+            let long = continue_prompts(&model, &[vec![1; 41]], &config);
             assert!(long.unwrap_err().to_string().contains("40"));
         }
     }

@@ -41,7 +41,7 @@ fn stories260k_tells_the_story_that_llama2_c_expects() {
     let prompt = tokenizer::encode(&tokenizer, "", true).unwrap();
     assert_eq!(prompt, [1]);
     let greedy = GenerateConfig::greedy(200);
-    let told = continue_prompts(&model, &[prompt], &greedy, &device).unwrap();
+    let told = continue_prompts(&model, &[prompt], &greedy).unwrap();
     let text = tokenizer::decode(&tokenizer, &told[0]).unwrap();
     assert!(
         text.starts_with("Once upon a time, there was a little girl"),

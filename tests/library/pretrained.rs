@@ -711,7 +711,7 @@ fn what_is_not_a_number_is_neither_decoded_nor_saved() {
     let device = Default::default();
     let [llama, ..] = configs();
     let spoiled = llama.init::<B>(1, &device).unwrap().map(&mut Spoil);
-    let decoded = continue_prompts(&spoiled, &[vec![3]], &GenerateConfig::default(), &device);
+    let decoded = continue_prompts(&spoiled, &[vec![3]], &GenerateConfig::default());
     assert!(decoded.unwrap_err().to_string().contains("non-finite"));
     let rmt = RmtConfig::new().init(spoiled, 2, &device).unwrap();
     let memory = rmt

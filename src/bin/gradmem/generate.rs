@@ -45,7 +45,7 @@ impl Job for Args {
         let Model { method, text } = Model::<B>::open(&self.model, device)?;
         let config = text.generate_config(&self.sampling)?;
         let prompts = [text.encode(&self.prompt, Specials::With)?];
-        let answers = generate::continue_prompts(method.model(), &prompts, &config, device)?;
+        let answers = generate::continue_prompts(method.model(), &prompts, &config)?;
         text.decode_continued(&prompts[0], &answers[0])
     }
 }

@@ -153,9 +153,9 @@ impl Job for ReadArgs {
             let memory = memory.ok_or_else(|| Error::Failed("nothing was written".into()))?;
             let read = timed(&mut || ask(&gradmem.reader(&memory)?))?;
             let prompt = timed(&mut || {
-                prompts.chunks(self.batch).try_for_each(|prompts| {
-                    continue_prompts(model, prompts, &config, device).map(drop)
-                })
+                prompts
+                    .chunks(self.batch)
+                    .try_for_each(|prompts| continue_prompts(model, prompts, &config).map(drop))
             })?;
             let cached = timed(&mut || {
                 let reader = Reader::new(model, model.embed(tokens()?.ids()))?;
