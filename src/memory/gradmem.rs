@@ -43,7 +43,7 @@ impl GradMemConfig {
         seed: u64,
         device: &B::Device,
     ) -> Result<GradMem<B, M>, Error> {
-        self.reconstructing(model, Init::new(seed), device)
+        self.build(model, Init::new(seed), device)
     }
 
     /// The same with an objective of one's own for WRITE.
@@ -62,7 +62,7 @@ impl GradMemConfig {
             let problem = "it is the reconstruction's: an objective of one's own has its own";
             return Err(Error::config("write_head", true, problem));
         }
-        self.build(model, Init::new(seed), device, |_, _| objective)
+        self.build_with(model, Init::new(seed), device, |_, _| objective)
     }
 
     /// The same with weights that are yet to be loaded, as the model's may be.
@@ -75,21 +75,21 @@ impl GradMemConfig {
         model: M,
         device: &B::Device,
     ) -> Result<GradMem<B, M>, Error> {
-        self.reconstructing(model, Init::blank(), device)
+        self.build(model, Init::blank(), device)
     }
 
-    fn reconstructing<B: Backend, M: CausalLm<B>>(
+    pub(crate) fn build<B: Backend, M: CausalLm<B>>(
         &self,
         model: M,
         init: Init,
         device: &B::Device,
     ) -> Result<GradMem<B, M>, Error> {
-        self.build(model, init, device, |model, init| {
+        self.build_with(model, init, device, |model, init| {
             Reconstruct::new(model, self.write_head, init, device)
         })
     }
 
-    fn build<B: Backend, M: CausalLm<B>, O: Module<B>>(
+    fn build_with<B: Backend, M: CausalLm<B>, O: Module<B>>(
         &self,
         model: M,
         mut init: Init,

@@ -10,6 +10,7 @@ use crate::episode::{Episode, Tokens, Totals};
 use crate::error::Error;
 use crate::memory::{GradMem, GradMemConfig, Memory, MemoryFiles, MetaGradient, Reconstruction};
 use crate::model::generate::{GenerateConfig, Reader};
+use crate::model::layers::Init;
 #[cfg(feature = "train")]
 use crate::model::rows_at_once;
 use crate::model::{AnyLm, CausalLm, ModelConfig};
@@ -99,12 +100,7 @@ impl MethodConfig {
         seed: u64,
         device: &B::Device,
     ) -> Result<AnyMethod<B>, Error> {
-        Ok(match self {
-            Self::GradMem(config) => AnyMethod::GradMem(config.init(model, seed, device)?),
-            Self::Rmt(config) => AnyMethod::Rmt(config.init(model, seed, device)?),
-            Self::Armt(config) => AnyMethod::Armt(config.init(model, seed, device)?),
-            Self::InContext(config) => AnyMethod::InContext(config.init(model)),
-        })
+        self.build(model, Init::new(seed), device)
     }
 
     /// The method's name.
@@ -136,10 +132,19 @@ impl MethodConfig {
         model: AnyLm<B>,
         device: &B::Device,
     ) -> Result<AnyMethod<B>, Error> {
+        self.build(model, Init::blank(), device)
+    }
+
+    fn build<B: KernelBackend>(
+        &self,
+        model: AnyLm<B>,
+        init: Init,
+        device: &B::Device,
+    ) -> Result<AnyMethod<B>, Error> {
         Ok(match self {
-            Self::GradMem(config) => AnyMethod::GradMem(config.blank(model, device)?),
-            Self::Rmt(config) => AnyMethod::Rmt(config.blank(model, device)?),
-            Self::Armt(config) => AnyMethod::Armt(config.blank(model, device)?),
+            Self::GradMem(config) => AnyMethod::GradMem(config.build(model, init, device)?),
+            Self::Rmt(config) => AnyMethod::Rmt(config.build(model, init, device)?),
+            Self::Armt(config) => AnyMethod::Armt(config.build(model, init, device)?),
             Self::InContext(config) => AnyMethod::InContext(config.init(model)),
         })
     }

@@ -47,6 +47,26 @@ pub(crate) fn indices<B: Backend>(
     Tensor::from_data(TensorData::new(at, shape), device)
 }
 
+/// The padding of each sample behind all its other rows, where nothing that looks back sees it.
+///
+/// - `x`: `[batch, before + width + behind, d]`, where of the `width` rows in the middle a sample's first `length` are its own
+///   and the others padding
+pub(crate) fn padding_last<B: Backend>(
+    x: Tensor<B, 3>,
+    [before, width]: [usize; 2],
+    lengths: &[usize],
+) -> Tensor<B, 3> {
+    if lengths.iter().all(|length| *length == width) {
+        return x;
+    }
+    let (end, rows) = (before + width, x.dims()[1]);
+    let order = |length: &usize| {
+        let own = before + length;
+        (0..own).chain(end..rows).chain(own..end).collect()
+    };
+    pick(x, &lengths.iter().map(order).collect::<Vec<_>>())
+}
+
 /// The rows of each sample at its own `indices`, the same number for each sample: `[batch, rows, d]` →
 /// `[batch, count, d]`.
 pub(crate) fn pick<B: Backend>(x: Tensor<B, 3>, indices: &[Vec<usize>]) -> Tensor<B, 3> {

@@ -27,7 +27,7 @@ use crate::episode::{Episode, Tokens, check_contexts};
 use crate::error::Error;
 use crate::memory::kinds::{self, Layout, Memory, MemoryFiles, Origin, check_room};
 use crate::model::layers::{Associative, Init};
-use crate::model::rows::{pick, select};
+use crate::model::rows::{padding_last, select};
 use crate::model::{Cache, CausalLm, MemoryRows, generate};
 
 /// The method's name in a memory's file, and that of its kind.
@@ -79,7 +79,7 @@ impl ArmtConfig {
         self.build(model, Init::blank(), device)
     }
 
-    fn build<B: Backend, M: CausalLm<B>>(
+    pub(crate) fn build<B: Backend, M: CausalLm<B>>(
         &self,
         model: M,
         mut init: Init,
@@ -306,19 +306,9 @@ impl<B: LayerBackend, M: CausalLm<B>> Armt<B, M> {
         let x = Tensor::cat(vec![embeds, memory], 1);
         let padded = lengths.iter().any(|length| *length != width);
         let behind_tokens = placement == Placement::BehindTokens;
-        let x = match padded && behind_tokens {
-            false => x,
-            true => {
-                let order = |length: &usize| {
-                    let vectors = width..width + count;
-                    (0..*length).chain(vectors).chain(*length..width).collect()
-                };
-                pick(x, &lengths.iter().map(order).collect::<Vec<_>>())
-            }
-        };
-        let starts = match behind_tokens {
-            true => lengths.clone(),
-            false => vec![width; batch],
+        let (x, starts) = match behind_tokens {
+            true => (padding_last(x, [0, width], &lengths), lengths.clone()),
+            false => (x, vec![width; batch]),
         };
         let seq = width + count;
         let rows = MemoryRows::new(&starts, count, seq, &device);

@@ -19,7 +19,7 @@ use crate::memory::kinds::{
     self, Layout, Memory, MemoryFiles, Origin, Prefix, check_room, control_tokens,
 };
 use crate::model::layers::{Affine, Init, LayerNorm};
-use crate::model::rows::pick;
+use crate::model::rows::{padding_last, pick};
 use crate::model::{CausalLm, generate, losses_by_head};
 
 /// The method's name in a memory's file.
@@ -82,7 +82,7 @@ impl RmtConfig {
         self.build(model, Init::blank(), device)
     }
 
-    fn build<B: Backend, M: CausalLm<B>>(
+    pub(crate) fn build<B: Backend, M: CausalLm<B>>(
         &self,
         model: M,
         mut init: Init,
@@ -308,21 +308,9 @@ impl<B: Backend, M: CausalLm<B>> Rmt<B, M> {
         let behind = Prefix { end: None, ..front };
         let projected = front.project::<M>(&[memory]);
         let (front, behind) = (front.frame(projected.clone()), behind.frame(projected));
-        let (before, seq, after) = (front.dims()[1], embeds.dims()[1], behind.dims()[1]);
+        let padded = [front.dims()[1], embeds.dims()[1]];
         let x = Tensor::cat(vec![front, embeds, behind], 1);
-        let x = match lengths.iter().all(|length| *length == seq) {
-            true => x,
-            false => {
-                let order = |length: &usize| {
-                    let end = before + length;
-                    let padding = end..before + seq;
-                    let behind = before + seq..before + seq + after;
-                    (0..end).chain(behind).chain(padding).collect()
-                };
-                pick(x, &lengths.iter().map(order).collect::<Vec<_>>())
-            }
-        };
-        self.model.hidden(x)
+        self.model.hidden(padding_last(x, padded, lengths))
     }
 
     /// The mean of −log p(c_i | …) over all tokens of the batch, `[1]`.
