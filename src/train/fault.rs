@@ -1,14 +1,16 @@
 //! Why a step of training or evaluation failed.
 
+use serde::{Deserialize, Serialize};
+
 use crate::error::Error;
 
-/// Why a step could not be taken.
-#[derive(Clone, Debug, thiserror::Error)]
+/// Why a step could not be taken. It is told to the other processes of a training.
+#[derive(Clone, Debug, thiserror::Error, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum Fault {
     /// The batch could not be made or did not fit the model.
     #[error(transparent)]
-    Error(Error),
+    Error(#[serde(with = "text")] Error),
     /// WRITE became non-finite in this sample of the batch.
     #[error("WRITE became {value} in sample {sample}")]
     NotFinite {
@@ -58,6 +60,57 @@ impl Fault {
                 sample,
                 hint: hint.into(),
             },
+        }
+    }
+}
+
+/// An error that is told to the other processes.
+#[derive(Serialize, Deserialize)]
+pub(super) struct Told(#[serde(with = "text")] pub Error);
+
+/// An error as its text, and whose mistake it is.
+mod text {
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    use crate::error::Error;
+
+    pub fn serialize<S: Serializer>(error: &Error, serializer: S) -> Result<S::Ok, S::Error> {
+        (error.is_user_error(), error.to_string()).serialize(serializer)
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Error, D::Error> {
+        let (is_users, text) = Deserialize::deserialize(deserializer)?;
+        Ok(match is_users {
+            true => Error::Input(text),
+            false => Error::Failed(text),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn other_processes_are_told_the_same_fault() {
+        let faults = [
+            Fault::Error(Error::config("lr", 2, "must be at most 1")),
+            Fault::Error(Error::Failed("the disk is full".into())),
+            Fault::NotFinite {
+                sample: 3,
+                value: "NaN".into(),
+            },
+            Fault::Gradient(f64::NAN),
+            Fault::Drift(0.25),
+        ];
+        let config = bincode::config::standard();
+        for fault in faults {
+            let bytes = bincode::serde::encode_to_vec(&fault, config).unwrap();
+            let (told, _): (Fault, _) = bincode::serde::decode_from_slice(&bytes, config).unwrap();
+            assert_eq!(told.to_string(), fault.to_string());
+            let [ours, theirs] = [fault, told].map(|fault| fault.locate(1, 0));
+            assert_eq!(ours.is_user_error(), theirs.is_user_error());
+            assert_eq!(ours.to_string(), theirs.to_string());
         }
     }
 }

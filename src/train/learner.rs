@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use burn::module::{AutodiffModule, Module, ModuleDisplay, ModuleVisitor, Param};
-use burn::optim::GradientsParams;
+use burn::optim::{GradientsAccumulator, GradientsParams};
 use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::tensor::{Tensor, TensorData};
 use burn::train::{InferenceStep, ItemLazy, TrainOutput, TrainStep};
@@ -264,24 +264,13 @@ fn told(world: &dyn World, leaves: Vec<(usize, Result<Scores, Fault>)>) -> Resul
 /// `a + b`, for every parameter that has both; else what there is.
 fn added<B: AutodiffBackend, M: AutodiffModule<B>>(
     module: &M,
-    mut a: GradientsParams,
+    a: GradientsParams,
     b: GradientsParams,
 ) -> GradientsParams {
-    struct Add<'a>(&'a mut GradientsParams, GradientsParams);
-    impl<B: AutodiffBackend> ModuleVisitor<B> for Add<'_> {
-        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
-            let Some(later) = self.1.remove::<B::InnerBackend, D>(param.id) else {
-                return;
-            };
-            let sum = match self.0.remove::<B::InnerBackend, D>(param.id) {
-                Some(earlier) => earlier + later,
-                None => later,
-            };
-            self.0.register(param.id, sum);
-        }
-    }
-    module.visit(&mut Add(&mut a, b));
-    a
+    let mut sum = GradientsAccumulator::new();
+    sum.accumulate(module, a);
+    sum.accumulate(module, b);
+    sum.grads()
 }
 
 /// The sum of all processes' gradients, of the parameters for which any process has one.

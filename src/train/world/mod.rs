@@ -10,12 +10,12 @@ mod mpi;
 use std::fmt;
 use std::ops::Range;
 
+use serde::Serialize;
 use serde::de::DeserializeOwned;
-use serde::{Deserialize, Serialize};
 
 #[cfg(feature = "mpi")]
 pub use self::mpi::Mpi;
-use super::fault::Fault;
+use super::fault::{Fault, Told};
 use super::metrics::Scores;
 use crate::error::{Error, require};
 
@@ -122,68 +122,13 @@ pub(super) fn check_leaves(begun: Option<usize>, processes: usize) -> Result<(),
     )
 }
 
-/// What a leaf measured, as it is told to other processes.
-#[derive(Serialize, Deserialize)]
-enum Leaf {
-    Scores(Box<Scores>),
-    NotFinite { sample: usize, value: String },
-    Gradient(f64),
-    Drift(f64),
-    Error(Told),
-}
-
-/// An error as it is told to other processes.
-#[derive(Serialize, Deserialize)]
-struct Told {
-    is_users: bool,
-    text: String,
-}
-
-impl Told {
-    fn of(error: &Error) -> Self {
-        Self {
-            is_users: error.is_user_error(),
-            text: error.to_string(),
-        }
-    }
-
-    fn error(self) -> Error {
-        match self.is_users {
-            true => Error::Input(self.text),
-            false => Error::Failed(self.text),
-        }
-    }
-}
-
 /// The results of all processes' leaves, or of other parts that are numbered, in the order of their numbers.
 pub(super) fn exchanged(
     world: &dyn World,
     mut parts: Vec<(usize, Result<Scores, Fault>)>,
 ) -> Vec<Result<Scores, Fault>> {
     if world.size() > 1 {
-        let tell = |(at, result)| {
-            let leaf = match result {
-                Ok(scores) => Leaf::Scores(Box::new(scores)),
-                Err(Fault::NotFinite { sample, value }) => Leaf::NotFinite { sample, value },
-                Err(Fault::Gradient(norm)) => Leaf::Gradient(norm),
-                Err(Fault::Drift(drift)) => Leaf::Drift(drift),
-                Err(Fault::Error(error)) => Leaf::Error(Told::of(&error)),
-            };
-            (at, leaf)
-        };
-        let mine: Vec<(usize, Leaf)> = parts.into_iter().map(tell).collect();
-        let all = gathered(world, &mine).into_iter().flatten();
-        let hear = |(at, leaf)| {
-            let result = match leaf {
-                Leaf::Scores(scores) => Ok(*scores),
-                Leaf::NotFinite { sample, value } => Err(Fault::NotFinite { sample, value }),
-                Leaf::Gradient(norm) => Err(Fault::Gradient(norm)),
-                Leaf::Drift(drift) => Err(Fault::Drift(drift)),
-                Leaf::Error(told) => Err(Fault::Error(told.error())),
-            };
-            (at, result)
-        };
-        parts = all.map(hear).collect();
+        parts = gathered(world, &parts).into_iter().flatten().collect();
     }
     parts.sort_by_key(|(at, _)| *at);
     parts.into_iter().map(|(_, result)| result).collect()
@@ -211,12 +156,12 @@ pub fn all_or_none<T>(world: &dyn World, result: Result<T, Error>) -> Result<T, 
     if world.size() == 1 {
         return result;
     }
-    let told = result.as_ref().err().map(Told::of);
+    let told = result.as_ref().err().cloned().map(Told);
     let all = gathered(world, &told).into_iter().enumerate();
     match all.filter_map(|(rank, told)| Some((rank, told?))).next() {
         None => result,
         Some((rank, _)) if rank == world.rank() => result,
-        Some((_, told)) => Err(told.error()),
+        Some((_, Told(error))) => Err(error),
     }
 }
 
