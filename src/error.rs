@@ -231,6 +231,16 @@ pub(crate) fn positive(
     })
 }
 
+/// Fails on the first of these settings that is below 0 or not finite.
+pub(crate) fn not_negative(
+    settings: impl IntoIterator<Item = (&'static str, f64)>,
+) -> Result<(), Error> {
+    settings.into_iter().try_for_each(|(key, value)| {
+        let fits = value >= 0.0 && value.is_finite();
+        require(fits, key, value, "must be 0 or a positive number")
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

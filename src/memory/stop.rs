@@ -12,7 +12,7 @@ use super::segments::Segments;
 use super::write::{Order, StepModels, detached};
 use super::{GradMem, LiftedObjective, Memory};
 use crate::episode::Tokens;
-use crate::error::{Error, at_least_one, require};
+use crate::error::{Error, at_least_one, not_negative};
 use crate::model::Writable;
 
 /// WRITE continues until a sample's loss has not fallen by more than `tolerance` below its last progress
@@ -35,14 +35,7 @@ impl StopRule {
     /// The first value that cannot work: [`Error::Config`].
     pub fn validate(&self) -> Result<(), Error> {
         at_least_one([("patience", self.patience), ("cap", self.cap)])?;
-        let tolerance = self.tolerance;
-        let fits = tolerance >= 0.0 && tolerance.is_finite();
-        require(
-            fits,
-            "tolerance",
-            tolerance,
-            "must be 0 or a positive number",
-        )
+        not_negative([("tolerance", self.tolerance)])
     }
 
     /// The number of steps whose memory a sample gets, if it had these losses at `M_0, M_1, …`.

@@ -4,7 +4,7 @@ use gradmem_kernels::{Precision, set_precision};
 use serde::{Deserialize, Serialize};
 
 use super::metrics::Measure;
-use crate::error::{Error, at_least_one, require};
+use crate::error::{Error, at_least_one, not_negative, require};
 use crate::memory::MetaGradient;
 
 /// What the learning rate does behind the warm-up.
@@ -164,14 +164,7 @@ impl TrainConfig {
         let problem =
             "is where the learning rate falls to: it needs lr_decay = \"linear\" or \"cosine\"";
         require(falls || end == 0.0, "lr_end", end, problem)?;
-        let decay = self.weight_decay;
-        let fits = decay >= 0.0 && decay.is_finite();
-        require(
-            fits,
-            "weight_decay",
-            decay,
-            "must be 0 or a positive number",
-        )?;
+        not_negative([("weight_decay", self.weight_decay)])?;
         let smoothing = self.label_smoothing;
         let fits = (0.0..1.0).contains(&smoothing);
         let problem = "must be at least 0 and below 1";

@@ -1,7 +1,7 @@
 use gradmem_kernels::Counting;
 use serde::{Deserialize, Serialize};
 
-use crate::error::{Error, require, sizes};
+use crate::error::{Error, not_negative, require, sizes};
 use crate::model::Slots;
 use crate::model::layers::AssociativeConfig;
 use crate::support::setters::setters;
@@ -114,11 +114,7 @@ impl ArmtConfig {
         let problem =
             format!("must be at most {most}: there are no more products of keys of this width");
         require(self.dpfp_nu <= most, "dpfp_nu", self.dpfp_nu, problem)?;
-        if let Some(std) = self.memory_std {
-            let fits = std >= 0.0 && std.is_finite();
-            require(fits, "memory_std", std, "must be 0 or a positive number")?;
-        }
-        Ok(())
+        not_negative(self.memory_std.map(|std| ("memory_std", std)))
     }
 
     /// Positions that a segment of the context takes beside its tokens.

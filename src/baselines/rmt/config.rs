@@ -1,6 +1,6 @@
 use serde::{Deserialize, Serialize};
 
-use crate::error::{Error, at_least_one, require, sizes};
+use crate::error::{Error, at_least_one, not_negative, sizes};
 use crate::support::setters::setters;
 
 /// Linear maps between the memory and the model.
@@ -92,17 +92,13 @@ impl RmtConfig {
             ("ctrl_tokens", self.ctrl_tokens.max(1)),
         ])?;
         at_least_one([("write_steps", self.write_steps)])?;
-        for (key, value) in [
+        not_negative([
             (
                 "reconstruction_loss_weight",
                 self.reconstruction_loss_weight,
             ),
             ("memory_std", self.memory_std),
-        ] {
-            let fits = value >= 0.0 && value.is_finite();
-            require(fits, key, value, "must be 0 or a positive number")?;
-        }
-        Ok(())
+        ])
     }
 
     /// Vectors before the query in READ.

@@ -3,7 +3,7 @@
 use super::super::choices::{Chunks, GradMode, LoraPlace, MemProj, MemoryKind, MemoryStart};
 use super::super::{GateKind, LearnedLr};
 use super::{GradMemConfig, MOST_STEPS};
-use crate::error::{Error, positive, require, sizes};
+use crate::error::{Error, not_negative, positive, require, sizes};
 
 impl GradMemConfig {
     /// Checks every value.
@@ -68,8 +68,7 @@ impl GradMemConfig {
             || self.mem_proj == MemProj::Proj;
         let problem = "leaves nothing to be trained: grad_mode = \"none\" cuts the memory off, and READ has no weights but the model's";
         require(trains, "freeze_backbone", true, problem)?;
-        let not_negative = |value: f64| value >= 0.0 && value.is_finite();
-        for (key, value) in [
+        not_negative([
             ("inner_loss_weight", self.inner_loss_weight),
             ("memory_std", self.memory_std),
             ("step_alignment_weight", self.step_alignment_weight),
@@ -79,15 +78,7 @@ impl GradMemConfig {
             ("star_weight", self.star_weight),
             ("star_radius", self.star_radius),
             ("star_step", self.star_step),
-        ] {
-            require(
-                not_negative(value),
-                key,
-                value,
-                "must be 0 or a positive number",
-            )?;
-        }
-        Ok(())
+        ])
     }
 
     /// What is learned of WRITE's steps, and how many there are.
