@@ -3,6 +3,8 @@
 use std::collections::HashMap;
 use std::path::PathBuf;
 
+use burn::backend::Autodiff;
+use burn::optim::GradientsParams;
 use burn::tensor::backend::Backend;
 use burn::tensor::{Tensor, TensorData};
 use burn_flex::Flex;
@@ -426,6 +428,34 @@ fn many_memories_and_queries_at_once_answer_as_one_by_one() {
     let wider = Memory::from_vectors(Tensor::zeros([1, 3, 8], &Default::default()));
     assert!(message(Memory::cat(vec![all, wider.clone()])).contains("width 8"));
     message(gradmem.files().pack(&wider));
+}
+
+#[test]
+fn a_memory_leaves_its_graph_and_device() {
+    type A = Autodiff<Flex>;
+    let device = Default::default();
+    let gradmem = gradmem::<A>(llama(), MemProj::PerSample, 1);
+    let write = || gradmem.write(&contexts()).unwrap();
+    let inner: Memory<Flex> = write().inner();
+    // Each written anew: a backward pass uses a graph up.
+    let cases = [
+        (write(), true),
+        (write().to_device(&device), true),
+        (write().detach(), false),
+        (Memory::from_inner(inner.clone()), false),
+    ];
+    for (memory, is_tracked) in cases {
+        assert_eq!(memory.fast().len(), inner.fast().len());
+        for (a, b) in memory.fast().iter().zip(inner.fast()) {
+            assert_eq!(values(a), values(b));
+        }
+        assert_eq!(values(&memory.losses[0]), values(&inner.losses[0]));
+        assert_eq!(memory.grad_norms.len(), inner.grad_norms.len());
+        let leaf = Tensor::<A, 1>::ones([1], &device).require_grad();
+        let loss = memory.vectors().sum() * leaf;
+        let gradients = GradientsParams::from_grads(loss.backward(), &gradmem);
+        assert_eq!(!gradients.is_empty(), is_tracked);
+    }
 }
 
 #[test]

@@ -2,7 +2,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use burn::tensor::Tensor;
-use burn::tensor::backend::Backend;
+use burn::tensor::backend::{AutodiffBackend, Backend};
 
 use crate::error::Error;
 use crate::model::rows::select;
@@ -26,7 +26,45 @@ pub struct Memory<B: Backend> {
     pub grad_norms: Vec<Tensor<B, 2>>,
 }
 
+/// A memory with each of its tensors mapped, whatever their ranks.
+macro_rules! mapped {
+    ($memory:expr, $x:ident => $result:expr) => {{
+        let memory = $memory;
+        let parts = memory.parts.into_iter();
+        Memory {
+            parts: parts
+                .map(|part| part.into_iter().map(|$x| $result).collect())
+                .collect(),
+            counts: memory.counts,
+            losses: memory.losses.into_iter().map(|$x| $result).collect(),
+            grad_norms: memory.grad_norms.into_iter().map(|$x| $result).collect(),
+        }
+    }};
+}
+
+impl<B: AutodiffBackend> Memory<B> {
+    /// The same on the inner backend, without a graph: to be read without training.
+    pub fn inner(self) -> Memory<B::InnerBackend> {
+        mapped!(self, x => x.inner())
+    }
+
+    /// Of a memory on the inner backend, as a constant.
+    pub fn from_inner(memory: Memory<B::InnerBackend>) -> Self {
+        mapped!(memory, x => Tensor::from_inner(x))
+    }
+}
+
 impl<B: Backend> Memory<B> {
+    /// The same on this device.
+    pub fn to_device(self, device: &B::Device) -> Self {
+        mapped!(self, x => x.to_device(device))
+    }
+
+    /// The same as a constant: no gradient passes from it to what wrote it.
+    pub fn detach(self) -> Self {
+        mapped!(self, x => x.detach())
+    }
+
     /// A memory of prefix vectors alone: `[batch, memory_tokens, d_model]`.
     pub fn from_vectors(vectors: Tensor<B, 3>) -> Self {
         Self::from_fast(vec![vectors])
