@@ -52,7 +52,7 @@ fn finish(args: &[String]) -> Duration {
 }
 
 fn train(run: &Path) -> Vec<String> {
-    let overrides = "train.steps=160 data.pairs=2 data.queries_per_context=2 data.valid_samples=20 \
+    let overrides = "train.steps=60 data.pairs=2 data.queries_per_context=2 data.valid_samples=20 \
         train.eval_every=4 train.log_every=3 train.warmup_steps=30 train.stop_value=2 train.curriculum_value=0 \
         train.ema_decay=0.9";
     let mut args: Vec<String> = ["train", "kv-quick", "--run"].map(String::from).into();

@@ -134,12 +134,20 @@ fn every_task_is_trained_evaluated_and_answers() {
         (
             "babi",
             "babi-small",
-            &["data.valid_samples=10", "data.tasks=[1,4]"],
+            &[
+                "data.train_samples=100",
+                "data.valid_samples=10",
+                "data.tasks=[1,4]",
+            ],
         ),
         (
             "phonebook",
             "phonebook-small",
-            &["data.valid_samples=10", "train.curriculum=[]"],
+            &[
+                "data.train_samples=100",
+                "data.valid_samples=10",
+                "train.curriculum=[]",
+            ],
         ),
         (
             "squad",

@@ -16,7 +16,12 @@ set -e
 short="train.steps=4 train.eval_every=2 data.valid_samples=20 train.batch_size=4
     model.hidden_size=8 model.intermediate_size=16 model.num_hidden_layers=1"
 gradmem() {
-    case $1 in train) more=$short ;; bench) more="--iters 1 --warmup 0" ;; *) more= ;; esac
+    case "$1 $2" in
+        train*) more=$short ;;
+        "bench attention") more="--heads 1 --dim 8 --iters 1 --warmup 0" ;;
+        bench*) more="--layers 1 --heads 1 --dim 8 --iters 1 --warmup 0" ;;
+        *) more= ;;
+    esac
     for arg; do
         shift
         case $arg in cuda | vulkan | metal) arg=flex ;; esac
