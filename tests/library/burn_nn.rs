@@ -30,7 +30,8 @@ use gradmem::episode::{Episode, Tokens};
 use gradmem::memory::{GradMem, GradMemConfig, MetaGradient};
 use gradmem::model::CausalLm;
 
-use crate::differences::{along, gradients, moved, slope};
+use crate::differences::{assert_exact, moved};
+use crate::shared::{gradients, number, values};
 
 type I = burn_ndarray::NdArray<f64>;
 type B = Autodiff<I>;
@@ -204,34 +205,16 @@ fn episode<B: Backend>() -> Episode<B> {
     Episode::from_answers(contexts, &[([4, 7], [2]), ([9, 5], [10])]).unwrap()
 }
 
-fn number<B: Backend>(x: Tensor<B, 1>) -> f64 {
-    x.to_data().iter::<f64>().next().unwrap()
-}
-
-/// The largest error of the meta-gradient along any parameter's direction, over the norm of the largest gradient.
-fn error(name: &str) -> f64 {
+/// Fails where the meta-gradient is off by more than `most`.
+fn check(name: &str, most: f64) {
     let model = gradmem::<B>(name, 2);
     let found = model.outer(&episode()).unwrap().loss().backward();
     let found = gradients(&model, &GradientsParams::from_grads(found, &model));
-    let norm = |gradient: &[f64]| gradient.iter().map(|g| g * g).sum::<f64>().sqrt();
-    let largest = found
-        .iter()
-        .map(|(_, gradient)| norm(gradient))
-        .fold(0.0, f64::max);
-    assert!(largest > 1e-3, "{name}: {largest}");
     let plain = gradmem::<I>(name, 2);
-    let errors = found.iter().enumerate().map(|(parameter, (_, gradient))| {
-        let loss = |by| {
-            number(
-                moved(&plain, parameter, by)
-                    .outer(&episode())
-                    .unwrap()
-                    .loss(),
-            )
-        };
-        (along(parameter, gradient) - slope(loss, 2e-3)).abs() / largest
+    assert_exact(name, &found, 2e-3, most, |only, by| {
+        let outer = moved(&plain, only, by).outer(&episode()).unwrap();
+        number(outer.loss())
     });
-    errors.fold(0.0, f64::max)
 }
 
 #[test]
@@ -252,9 +235,7 @@ fn modules_of_burn_nn_can_be_differentiated_twice() {
         "MaxPool1d",
     ];
     for name in exact {
-        let found = error(name);
-        println!("{name}: {found:.0e}");
-        assert!(found < 1e-7, "{name}: {found:.1e}");
+        check(name, 1e-7);
     }
     // Of these Burn computes something in f32, or the first gradient of GELU, in READ, from an approximation.
     let nearly = [
@@ -269,9 +250,7 @@ fn modules_of_burn_nn_can_be_differentiated_twice() {
         ("TransformerEncoder", 1e-3),
     ];
     for (name, most) in nearly {
-        let found = error(name);
-        println!("{name}: {found:.0e}");
-        assert!(found < most, "{name}: {found:.1e}");
+        check(name, most);
     }
 }
 
@@ -317,7 +296,7 @@ fn written<B: Backend>(model: &GradMem<B, Probe<B>>, contexts: &[&[u32]]) -> Vec
     let rows: Vec<Vec<u32>> = contexts.iter().map(|row| row.to_vec()).collect();
     let contexts = Tokens::new(&rows, &Default::default()).unwrap();
     let memory = model.write(&contexts).unwrap();
-    let values: Vec<f64> = memory.vectors().to_data().iter::<f64>().collect();
+    let values = values(memory.vectors());
     let each = values.len() / rows.len();
     values.chunks(each).map(<[f64]>::to_vec).collect()
 }

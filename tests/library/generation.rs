@@ -10,50 +10,17 @@ use gradmem::episode::Tokens;
 use gradmem::kernels::KernelBackend;
 use gradmem::memory::{GradMemConfig, MemProj};
 use gradmem::model::generate::{GenerateConfig, Reader, continue_prompts};
-use gradmem::model::{
-    AnyLm, Cache, CausalLm, Gpt2Config, GptNeoXConfig, Llama, LlamaConfig, MambaConfig,
-    ModelConfig, Slots,
-};
+use gradmem::model::{AnyLm, Cache, CausalLm, Llama, LlamaConfig, ModelConfig, Slots};
+
+use crate::shared::{self, VOCAB, values, writing};
 
 type B = NdArray<f64>;
-const VOCAB: usize = 19;
-
-/// Small models of every type, with weights large enough for their answers to differ.
 fn models() -> Vec<(&'static str, AnyLm<B>)> {
-    let llama = LlamaConfig {
-        initializer_range: 0.3,
-        max_position_embeddings: 40,
-        ..LlamaConfig::new(VOCAB, 16, 2, 4).with_kv_heads(2)
-    };
-    let gpt2 = Gpt2Config {
-        initializer_range: 0.3,
-        n_positions: 40,
-        ..Gpt2Config::new(VOCAB, 16, 2, 2)
-    };
-    let neox = GptNeoXConfig {
-        initializer_range: 0.3,
-        max_position_embeddings: 40,
-        ..GptNeoXConfig::new(VOCAB, 16, 2, 2)
-    };
-    let mamba = MambaConfig {
-        initializer_range: 0.5,
-        state_size: 4,
-        time_step_min: 0.1,
-        time_step_max: 1.0,
-        ..MambaConfig::new(VOCAB, 16, 2)
-    };
-    [
-        ModelConfig::Llama(llama),
-        ModelConfig::Gpt2(gpt2),
-        ModelConfig::GptNeoX(neox),
-        ModelConfig::Mamba(mamba),
-    ]
-    .into_iter()
-    .map(|config| {
+    let init = |config: ModelConfig| {
         let model = config.init::<B>(3, &Default::default()).unwrap();
         (config.model_type(), model)
-    })
-    .collect()
+    };
+    shared::models().into_iter().map(init).collect()
 }
 
 fn tokens(rows: &[&[i64]]) -> Tensor<B, 2, Int> {
@@ -67,16 +34,8 @@ fn padded(rows: &[&[i64]]) -> Tokens<B> {
     Tokens::from_padded(tokens(rows), 0).unwrap()
 }
 
-fn values<const D: usize>(x: Tensor<B, D>) -> Vec<f64> {
-    x.to_data().iter::<f64>().collect()
-}
-
-fn assert_close(what: &str, a: &[f64], b: &[f64]) {
-    assert_eq!(a.len(), b.len(), "{what}");
-    let largest = b.iter().fold(1e-3, |m: f64, x| m.max(x.abs()));
-    for (a, b) in a.iter().zip(b) {
-        assert!((a - b).abs() <= 1e-10 * largest, "{what}: {a} {b}");
-    }
+fn assert_close(what: &str, found: &[f64], expected: &[f64]) {
+    shared::assert_close(what, found, expected, 1e-10);
 }
 
 #[test]
@@ -378,18 +337,6 @@ fn armts() -> Vec<(String, Armt<B, AnyLm<B>>)> {
     }
     assert_eq!(found.len(), 14);
     found
-}
-
-/// With values that are not zero, as they are at the start.
-fn writing<M: CausalLm<B>>(mut armt: Armt<B, M>) -> Armt<B, M> {
-    for maps in &mut armt.layers {
-        maps.w_mv.weight = maps.w_mv.weight.clone().map(|x| {
-            let values = (0..256).map(|i| f64::from(i * 37 % 23 - 11) / 30.0);
-            let data = TensorData::new(values.collect::<Vec<_>>(), x.dims());
-            Tensor::from_data(data, &x.device())
-        });
-    }
-    armt
 }
 
 #[test]

@@ -1,18 +1,16 @@
 //! The in-context baseline in f64: three ways to read the questions of a context, and what each is equal to.
 
 use burn::backend::Autodiff;
-use burn::module::{Module, ModuleVisitor, Param};
 use burn::optim::GradientsParams;
 use burn::tensor::activation::log_softmax;
-use burn::tensor::backend::Backend;
 use burn::tensor::{Int, Tensor};
 use gradmem::baselines::{InContext, InContextConfig, Questions};
 use gradmem::episode::{Episode, Tokens};
 use gradmem::memory::MetaGradient;
 use gradmem::method::Method;
-use gradmem::model::{
-    AnyLm, CausalLm, Gpt2Config, GptNeoXConfig, LlamaConfig, MambaConfig, ModelConfig,
-};
+use gradmem::model::{AnyLm, CausalLm, LlamaConfig, ModelConfig};
+
+use crate::shared::{self, assert_same, gradients, values};
 
 type I = burn_ndarray::NdArray<f64>;
 type B = Autodiff<I>;
@@ -32,38 +30,12 @@ const ANSWERS: [(&[u32], &[u32]); 6] = [
     (&[7, 7], &[1, 1]),
 ];
 
-/// Weights large enough that every difference shows.
 fn models() -> Vec<(&'static str, AnyLm<B>)> {
-    let llama = LlamaConfig {
-        initializer_range: 0.3,
-        max_position_embeddings: 13,
-        ..LlamaConfig::new(11, 8, 2, 2).with_kv_heads(1)
-    };
-    let gpt2 = Gpt2Config {
-        initializer_range: 0.3,
-        n_positions: 13,
-        ..Gpt2Config::new(11, 8, 2, 2)
-    };
-    let neox = GptNeoXConfig {
-        initializer_range: 0.3,
-        max_position_embeddings: 13,
-        ..GptNeoXConfig::new(11, 8, 2, 2)
-    };
-    let mamba = MambaConfig {
-        initializer_range: 0.3,
-        ..MambaConfig::new(11, 8, 2)
-    };
-    let models = [
-        ModelConfig::Llama(llama),
-        ModelConfig::Gpt2(gpt2),
-        ModelConfig::GptNeoX(neox),
-        ModelConfig::Mamba(mamba),
-    ];
     let init = |config: ModelConfig| {
         let model = config.init::<B>(3, &Default::default()).unwrap();
         (config.model_type(), model)
     };
-    models.into_iter().map(init).collect()
+    shared::models().into_iter().map(init).collect()
 }
 
 fn method(model: &AnyLm<B>, questions: Questions) -> InContext<B, AnyLm<B>> {
@@ -79,10 +51,6 @@ fn episode() -> Episode<B> {
     Episode::from_answers(tokens(&CONTEXTS), &ANSWERS).unwrap()
 }
 
-fn values<T: Backend, const D: usize>(x: Tensor<T, D>) -> Vec<f64> {
-    x.to_data().iter::<f64>().collect()
-}
-
 /// Rows of logits that predict a query's tokens and the one behind them.
 fn rows_of(logits: &Tensor<B, 3>, query: usize) -> Vec<f64> {
     let (asked, target) = ANSWERS[query];
@@ -90,26 +58,8 @@ fn rows_of(logits: &Tensor<B, 3>, query: usize) -> Vec<f64> {
     values(logits.clone().narrow(0, query, 1).narrow(1, 0, rows))
 }
 
-/// All parameters' gradients in a row.
-fn flat(model: &AnyLm<B>, found: &GradientsParams) -> Vec<f64> {
-    struct Collect<'a>(&'a GradientsParams, Vec<f64>);
-    impl ModuleVisitor<B> for Collect<'_> {
-        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
-            let found = self.0.get::<I, D>(param.id);
-            self.1.extend(values(found.unwrap()));
-        }
-    }
-    let mut collect = Collect(found, Vec::new());
-    model.visit(&mut collect);
-    collect.1
-}
-
-fn assert_close(what: &str, a: &[f64], b: &[f64]) {
-    assert_eq!(a.len(), b.len(), "{what}");
-    let largest = b.iter().fold(1e-3, |most: f64, x| most.max(x.abs()));
-    for (a, b) in a.iter().zip(b) {
-        assert!((a - b).abs() <= 1e-11 * largest, "{what}: {a} is not {b}");
-    }
+fn assert_close(what: &str, found: &[f64], expected: &[f64]) {
+    shared::assert_close(what, found, expected, 1e-11);
 }
 
 fn is_far(a: &[f64], b: &[f64]) -> bool {
@@ -129,8 +79,8 @@ fn a_shared_context_equals_separate_sequences() {
             let [a, b] = [&shared.0, &separate.0].map(|logits| rows_of(logits, query));
             assert_close(&format!("{name}, query {query}"), &a, &b);
         }
-        let [a, b] = [&shared.1.0, &separate.1.0].map(|found| flat(&model, found));
-        assert_close(&format!("{name}, gradient"), &a, &b);
+        let [a, b] = [&shared.1.0, &separate.1.0].map(|found| gradients(&model, found));
+        assert_same(name, &a, &b);
         let [a, b] = [shared.1.1, separate.1.1].map(|answers| values(answers.read_loss));
         assert_close(&format!("{name}, loss"), &a, &b);
     }
@@ -204,7 +154,11 @@ fn the_joint_gradient_is_that_of_the_whole_sequences() {
         let joint = method(&model, Questions::Joint);
         let (found, answers) = joint.gradient(&episode, MetaGradient::Auto).unwrap();
         assert_close(name, &values(answers.read_loss), &values(loss));
-        assert_close(name, &flat(&model, &found), &flat(&model, &expected));
+        assert_same(
+            name,
+            &gradients(&model, &found),
+            &gradients(&model, &expected),
+        );
     }
 }
 
@@ -222,7 +176,11 @@ fn evaluation_asks_each_question_alone() {
 
 #[test]
 fn what_has_no_positions_is_refused() {
-    let (_, model) = models().remove(0);
+    let config = LlamaConfig {
+        max_position_embeddings: 13,
+        ..shared::llama()
+    };
+    let model = AnyLm::Llama(config.init(3, &Default::default()).unwrap());
     let queries = tokens(&[[1, 2, 3], [4, 5, 6], [7, 8, 9]]);
     let logits = |questions, context: &[u32]| {
         let method = method(&model, questions);

@@ -1,13 +1,15 @@
 //! Logits that are computed some rows at a time against logits that exist at once.
 
 use burn::backend::Autodiff;
-use burn::module::{Module, ModuleVisitor, Param};
+use burn::module::Module;
 use burn::optim::GradientsParams;
 use burn::tensor::backend::Backend;
 use burn::tensor::{Int, Tensor};
 use gradmem::episode::{Episode, Tokens};
 use gradmem::memory::{GradMem, GradMemConfig, MetaGradient, WriteObjective};
 use gradmem::model::{CausalLm, Llama, LlamaConfig};
+
+use crate::shared::{assert_close, gradients};
 
 type I = burn_flex::Flex;
 type B = Autodiff<I>;
@@ -25,25 +27,6 @@ impl<B: Backend, M: CausalLm<B>> WriteObjective<B, M> for AtOnce<B> {
     fn losses(&self, model: &M, hidden: Tensor<B, 3>, next: Tensor<B, 2, Int>) -> Tensor<B, 2> {
         model.token_losses(model.logits(hidden), next)
     }
-}
-
-struct Collect<'a>(&'a GradientsParams, Vec<(usize, f64)>);
-
-impl ModuleVisitor<B> for Collect<'_> {
-    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
-        let found = self.0.get::<I, D>(param.id).expect("all are trained");
-        let values = found.into_data();
-        let parameter = self.1.last().map_or(0, |last| last.0 + 1);
-        let values = values.iter::<f64>().map(|value| (parameter, value));
-        self.1.extend(values);
-    }
-}
-
-/// Every number of the gradients, with its parameter's place.
-fn flat<M: Module<B>>(module: &M, gradients: &GradientsParams) -> Vec<(usize, f64)> {
-    let mut collect = Collect(gradients, Vec::new());
-    module.visit(&mut collect);
-    collect.1
 }
 
 fn tokens(rows: usize, length: usize, seed: u32) -> Vec<Vec<u32>> {
@@ -97,14 +80,9 @@ fn compare(label_smoothing: f64) {
     assert_eq!(tokens.iter::<i64>().collect::<Vec<_>>(), labelled);
     let [a, b] = [outer.read_loss, loss].map(|x| x.into_scalar());
     assert!((a - b).abs() < 1e-5, "{a} is not {b}");
-    let (found, expected) = (flat(&in_parts, &found), flat(&at_once, &expected));
+    let (found, expected) = (gradients(&in_parts, &found), gradients(&at_once, &expected));
     assert_eq!(found.len(), expected.len());
-    let mut largest = vec![0f64; 64];
-    for (parameter, value) in &expected {
-        largest[*parameter] = largest[*parameter].max(value.abs());
-    }
-    for ((parameter, x), (_, y)) in found.iter().zip(&expected) {
-        let close = (x - y).abs() <= 1e-4 * largest[*parameter];
-        assert!(close, "parameter {parameter}: {x} is not {y}");
+    for ((name, found), (_, expected)) in found.iter().zip(&expected) {
+        assert_close(name, found, expected, 1e-4);
     }
 }

@@ -19,5 +19,6 @@ mod pretrained;
 mod reference;
 mod second_order;
 mod settings;
+mod shared;
 mod threads;
 mod transfers;

@@ -19,6 +19,8 @@ use gradmem_kernels::KernelBackend;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
+use crate::shared::values;
+
 const ENTRY: &str = "gradmem_memory";
 
 fn llama() -> LlamaConfig {
@@ -56,10 +58,6 @@ fn message<T>(result: Result<T, Error>) -> String {
     }
 }
 
-fn values<B: Backend, const D: usize>(x: &Tensor<B, D>) -> Vec<f64> {
-    x.to_data().iter::<f64>().collect()
-}
-
 #[test]
 fn a_file_gives_back_what_went_in() {
     let folder = TempDir::new().unwrap();
@@ -85,7 +83,7 @@ fn a_file_gives_back_what_went_in() {
         assert_eq!(opened.samples[2].is_of("the text"), Some(true));
         assert_eq!(opened.samples[2].is_of("another"), Some(false));
         assert_eq!(opened.samples[0].is_of("the text"), None);
-        let before = values(&memory.losses[0]);
+        let before = values(memory.losses[0].clone());
         assert_eq!(opened.samples[0].loss_before, Some(before[0]));
         let back = gradmem.files().unpack(&opened).unwrap();
         assert_eq!(back.vectors().to_data(), memory.vectors().to_data());
@@ -104,9 +102,9 @@ fn a_file_gives_back_what_went_in() {
         half.save(&path).unwrap();
         assert_eq!(half.bytes_each() * 2, file.bytes_each());
         let rounded = gradmem.load_memory(&path).unwrap();
-        for (a, b) in values(&rounded.vectors())
+        for (a, b) in values(rounded.vectors())
             .iter()
-            .zip(values(&memory.vectors()))
+            .zip(values(memory.vectors()))
         {
             assert!((a - b).abs() <= b.abs() / 256.0, "{a} is not {b} in bf16");
         }
@@ -115,7 +113,7 @@ fn a_file_gives_back_what_went_in() {
         let f64s = self::gradmem::<NdArray<f64>>(llama(), proj, 1);
         assert_eq!(f64s.fingerprint(), gradmem.fingerprint());
         let there = f64s.files().unpack(&opened).unwrap();
-        assert_eq!(values(&there.vectors()), values(&memory.vectors()));
+        assert_eq!(values(there.vectors()), values(memory.vectors()));
     }
 }
 
@@ -375,8 +373,8 @@ fn many_memories_and_queries_at_once_answer_as_one_by_one() {
         .unwrap();
     for (row, memory) in each.iter().enumerate() {
         near(
-            &values(&memory.vectors()),
-            &values(&all.vectors().narrow(0, row, 1)),
+            &values(memory.vectors()),
+            &values(all.vectors().narrow(0, row, 1)),
             1e-5,
         );
         let reader = gradmem.reader(memory).unwrap();
@@ -392,29 +390,36 @@ fn many_memories_and_queries_at_once_answer_as_one_by_one() {
         };
         let many = gradmem.read(&all, &query(3)).unwrap().narrow(0, row, 1);
         near(
-            &values(&gradmem.read(memory, &query(1)).unwrap()),
-            &values(&many),
+            &values(gradmem.read(memory, &query(1)).unwrap()),
+            &values(many),
             1e-5,
         );
     }
 
     // Put together and taken apart again.
     let joined = Memory::cat(each.clone()).unwrap();
-    near(&values(&joined.vectors()), &values(&all.vectors()), 1e-5);
-    near(&values(&joined.losses[1]), &values(&all.losses[1]), 1e-5);
+    near(&values(joined.vectors()), &values(all.vectors()), 1e-5);
+    near(
+        &values(joined.losses[1].clone()),
+        &values(all.losses[1].clone()),
+        1e-5,
+    );
     let file = gradmem.files().pack(&all).unwrap();
     let turned = file.select(&[2, 0, 2]).unwrap();
     assert_eq!(turned.samples[1], file.samples[0]);
     let turned = gradmem.files().unpack(&turned).unwrap();
     let chosen = all.select(&[2, 0, 2]).unwrap();
-    assert_eq!(values(&chosen.vectors()), values(&turned.vectors()));
-    let (some, each) = (values(&chosen.losses[1]), values(&all.losses[1]));
+    assert_eq!(values(chosen.vectors()), values(turned.vectors()));
+    let (some, each) = (
+        values(chosen.losses[1].clone()),
+        values(all.losses[1].clone()),
+    );
     assert_eq!(some, [each[2], each[0], each[2]]);
     assert!(message(all.select(&[3])).contains("there are 3"));
     message(all.select(&[]));
-    let third = values(&all.vectors().narrow(0, 2, 1));
-    assert_eq!(values(&turned.vectors().narrow(0, 0, 1)), third);
-    assert_eq!(values(&turned.vectors().narrow(0, 2, 1)), third);
+    let third = values(all.vectors().narrow(0, 2, 1));
+    assert_eq!(values(turned.vectors().narrow(0, 0, 1)), third);
+    assert_eq!(values(turned.vectors().narrow(0, 2, 1)), third);
     assert!(message(file.select(&[3])).contains("there are 3"));
     let mut short = file.clone();
     short.samples.pop();

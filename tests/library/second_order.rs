@@ -11,7 +11,8 @@ use gradmem::episode::{Episode, Tokens};
 use gradmem::memory::{GradMem, GradMemConfig, GradMode, Memory};
 use gradmem::model::{Llama, LlamaConfig};
 
-use crate::differences::{along, gradients, moved, slope};
+use crate::differences::{assert_exact, moved, off_by};
+use crate::shared::{Gradients, gradients, number, values};
 
 type I = burn_ndarray::NdArray<f64>;
 type B = Autodiff<I>;
@@ -57,49 +58,39 @@ fn outer_loss<T: gradmem::kernels::KernelBackend>(model: &Model<T>) -> Tensor<T,
     model.outer(&episode()).unwrap().loss()
 }
 
-fn number<T: burn::tensor::backend::Backend>(x: Tensor<T, 1>) -> f64 {
-    x.to_data().iter::<f64>().next().unwrap()
-}
-
-/// The meta-gradient: each parameter's name and gradient.
-fn meta_gradient(model: &Model<B>) -> Vec<(String, Vec<f64>)> {
+fn meta_gradient(model: &Model<B>) -> Gradients {
     let found = outer_loss(model).backward();
     gradients(model, &GradientsParams::from_grads(found, model))
 }
 
-/// The largest difference between the meta-gradient and the central differences of `loss`, along a direction of each
-/// parameter and relative to the largest slope.
-fn worst(config: &GradMemConfig, loss: impl Fn(&Model<I>, usize, f64) -> f64) -> f64 {
+/// How far the weights move for a difference.
+const STEP: f64 = 1e-5;
+
+/// Fails unless the meta-gradient is the derivative of `loss`, of a model, which parameter moves, and how far.
+fn check(what: &str, config: &GradMemConfig, loss: impl Fn(&Model<I>, Option<usize>, f64) -> f64) {
     let found = meta_gradient(&model::<B>(config));
     let plain = model::<I>(config);
-    let slopes: Vec<f64> = found
-        .iter()
-        .enumerate()
-        .map(|(parameter, (_, gradient))| along(parameter, gradient))
-        .collect();
-    let scale = slopes
-        .iter()
-        .fold(1e-3, |most, slope| f64::max(most, slope.abs()));
-    let mut worst: f64 = 0.0;
-    for (parameter, ((name, _), found)) in found.iter().zip(slopes).enumerate() {
-        let expected = slope(|by| loss(&plain, parameter, by), 1e-5);
-        let error = (found - expected).abs() / scale;
-        println!("{name}: {found:+.3e}, differences {expected:+.3e}, off by {error:.1e}");
-        worst = worst.max(error);
-    }
-    worst
+    let loss = |only, by| loss(&plain, only, by);
+    assert_exact(what, &found, STEP, 1e-6, loss);
 }
 
-/// Central differences of the whole thing: WRITE and READ with the moved weights.
-fn full(model: &Model<I>, parameter: usize, by: f64) -> f64 {
-    number(outer_loss(&moved(model, parameter, by)))
+/// The whole thing: WRITE and READ with the moved weights.
+fn full(model: &Model<I>, only: Option<usize>, by: f64) -> f64 {
+    number(outer_loss(&moved(model, only, by)))
+}
+
+fn assert_not_second_order(config: &GradMemConfig) {
+    let found = meta_gradient(&model::<B>(config));
+    let plain = model::<I>(config);
+    let off = off_by(&found, STEP, |only, by| full(&plain, only, by));
+    assert!(off > 1e-2, "the same as second order");
 }
 
 /// What first order is defined to be: WRITE's updates come from the weights as they are, and only
 /// READ, and M0 where the updates are added to it, are moved.
-fn constant_updates(model: &Model<I>, parameter: usize, by: f64, start_moves: bool) -> f64 {
+fn constant_updates(model: &Model<I>, only: Option<usize>, by: f64, start_moves: bool) -> f64 {
     let written = model.write(&ids(&CONTEXTS)).unwrap();
-    let moved = moved(model, parameter, by);
+    let moved = moved(model, only, by);
     let start =
         |model: &Model<I>| -> Tensor<I, 3> { model.memory.prefix().unwrap().mem.val().unsqueeze() };
     let vectors = match start_moves {
@@ -119,8 +110,7 @@ fn config(steps: usize) -> GradMemConfig {
 #[test]
 fn second_order_is_the_derivative_of_the_whole() {
     for steps in [0, 1, 2, 3] {
-        let error = worst(&config(steps), full);
-        assert!(error < 1e-6, "K = {steps}: off by {error:.1e}");
+        check(&format!("K = {steps}"), &config(steps), full);
     }
 }
 
@@ -128,8 +118,7 @@ fn second_order_is_the_derivative_of_the_whole() {
 fn second_order_goes_through_clipping_and_the_inner_loss() {
     let norms = {
         let memory = model::<I>(&config(2)).write(&ids(&CONTEXTS)).unwrap();
-        let norms: Vec<f64> = memory.grad_norms[0].to_data().iter::<f64>().collect();
-        norms
+        values(memory.grad_norms[0].clone())
     };
     let between = (norms[0] + norms[1]) / 2.0;
     for (what, config) in [
@@ -151,8 +140,7 @@ fn second_order_goes_through_clipping_and_the_inner_loss() {
             config(1).with_inner_loss_weight(0.5),
         ),
     ] {
-        let error = worst(&config, full);
-        assert!(error < 1e-6, "{what}: off by {error:.1e}");
+        check(what, &config, full);
     }
 }
 
@@ -160,23 +148,20 @@ fn second_order_goes_through_clipping_and_the_inner_loss() {
 fn first_order_holds_the_updates_constant() {
     for steps in [1, 2] {
         let config = config(steps).with_grad_mode(GradMode::First);
-        let defined = worst(&config, |m, at, by| constant_updates(m, at, by, true));
-        assert!(
-            defined < 1e-6,
-            "K = {steps}: off its definition by {defined:.1e}"
-        );
-        let whole = worst(&config, full);
-        assert!(whole > 1e-2, "K = {steps}: the same as second order");
+        check(&format!("K = {steps}"), &config, |m, only, by| {
+            constant_updates(m, only, by, true)
+        });
+        assert_not_second_order(&config);
     }
 }
 
 #[test]
 fn none_cuts_the_memory_off() {
     let config = config(2).with_grad_mode(GradMode::None);
-    let defined = worst(&config, |m, at, by| constant_updates(m, at, by, false));
-    assert!(defined < 1e-6, "off its definition by {defined:.1e}");
-    let whole = worst(&config, full);
-    assert!(whole > 1e-2, "the same as second order");
+    check("none", &config, |m, only, by| {
+        constant_updates(m, only, by, false)
+    });
+    assert_not_second_order(&config);
 }
 
 #[test]
