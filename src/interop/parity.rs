@@ -46,6 +46,8 @@ pub struct Row {
 pub struct Report {
     /// A row for each expected tensor, and for each gradient that was not expected.
     pub rows: Vec<Row>,
+    /// The numbers that were compared, as [`compute`] gives them.
+    pub computed: Vec<(String, TensorData)>,
 }
 
 impl Report {
@@ -484,8 +486,8 @@ fn report(expected: &Tensors, computed: Computed) -> Result<Report, Error> {
         });
     }
     // A gradient that should not be there is as wrong as one that is missing, unless it is zero.
-    for (name, data) in computed {
-        if name.starts_with("grad.") && !names.contains(&name) {
+    for (name, data) in &computed {
+        if name.starts_with("grad.") && !names.contains(name) {
             let largest = data.iter::<f64>().map(f64::abs).fold(0.0, f64::max);
             rows.push(Row {
                 tensor: format!("{name} (not expected)"),
@@ -493,7 +495,7 @@ fn report(expected: &Tensors, computed: Computed) -> Result<Report, Error> {
             });
         }
     }
-    Ok(Report { rows })
+    Ok(Report { rows, computed })
 }
 
 fn relative_error(found: &TensorData, expected: &TensorData) -> f64 {

@@ -1,17 +1,11 @@
 //! Every way to the outer gradient leads to the same numbers: Replay and Unrolled, parts of a batch and the
 //! whole; in f64.
 
-use std::path::Path;
-
 use burn::backend::Autodiff;
-use burn::module::{Module, ModuleVisitor, Param};
-use burn::optim::GradientsParams;
-use burn::tensor::{Tensor, TensorData};
 use burn::train::TrainStep;
 use gradmem::baselines::{ArmtConfig, ArmtImplementation, InContextConfig, Questions, RmtConfig};
 use gradmem::data::Batch;
 use gradmem::episode::{Episode, Tokens};
-use gradmem::interop::parity;
 use gradmem::memory::{GradMemConfig, GradMode, MemProj, MetaGradient};
 use gradmem::method::{AnyMethod, MethodConfig};
 use gradmem::model::{LlamaConfig, ModelConfig};
@@ -19,48 +13,16 @@ use gradmem::support::readback::transfers;
 use gradmem::train::learner::{MetaLearner, OuterStep};
 use gradmem::train::metrics::Measure;
 
+use crate::shared::{Gradients, assert_close, gradients, writing};
+
 type I = burn_ndarray::NdArray<f64>;
 type B = Autodiff<I>;
-
-fn assert_close(found: &TensorData, expected: &TensorData, what: &str) {
-    assert_eq!(found.shape, expected.shape, "{what}");
-    let largest = expected.iter::<f64>().map(f64::abs).fold(1e-6, f64::max);
-    for (a, b) in found.iter::<f64>().zip(expected.iter::<f64>()) {
-        assert!((a - b).abs() <= 1e-11 * largest, "{what}: {a} is not {b}");
-    }
-}
-
-/// All that the reference cases compare, gradients included, to rounding.
-#[test]
-fn replay_equals_unrolled_on_every_case() {
-    let mut cases = 0;
-    for folder in ["golden", "oracle"] {
-        let tests = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests");
-        for entry in std::fs::read_dir(tests.join(folder)).unwrap() {
-            let case = entry.unwrap().path();
-            if !case.is_dir() {
-                continue;
-            }
-            let compute = |how| parity::compute::<I>(&case, how, &Default::default()).unwrap();
-            let unrolled = compute(MetaGradient::Unrolled);
-            let replay = compute(MetaGradient::Replay);
-            let name = |x: &(String, TensorData)| x.0.clone();
-            let names: Vec<_> = unrolled.iter().map(name).collect();
-            assert_eq!(names, replay.iter().map(name).collect::<Vec<_>>());
-            for ((name, found), (_, expected)) in replay.iter().zip(&unrolled) {
-                assert_close(found, expected, &format!("{}: {name}", case.display()));
-            }
-            cases += 1;
-        }
-    }
-    assert!(cases > 40);
-}
 
 fn method(config: MethodConfig) -> AnyMethod<B> {
     let model = LlamaConfig {
         // Weights large enough that every curvature shows.
         initializer_range: 0.4,
-        ..LlamaConfig::new(11, 8, 2, 2)
+        ..LlamaConfig::new(11, 8, 1, 2)
     };
     let model = ModelConfig::Llama(model);
     config.init(&model, 3, &Default::default()).unwrap()
@@ -108,99 +70,91 @@ fn batch() -> Batch<B> {
     }
 }
 
-/// Gradients by the parameters' order, and the scores that are means.
-fn step(method: &AnyMethod<B>, settings: OuterStep) -> (Vec<TensorData>, Vec<Option<f64>>) {
-    struct Collect<'a>(&'a GradientsParams, Vec<TensorData>);
-    impl ModuleVisitor<B> for Collect<'_> {
-        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
-            if let Some(gradient) = self.0.get::<I, D>(param.id) {
-                self.1.push(gradient.into_data());
-            }
-        }
-    }
+/// The gradients, and the scores that are means.
+fn step(method: &AnyMethod<B>, settings: OuterStep) -> (Gradients, Vec<Option<f64>>) {
     let learner = MetaLearner::new(method.clone(), settings);
     let before = transfers();
     let output = learner.step(Ok(batch()));
     assert_eq!(transfers() - before, 1, "read-backs of a step");
     assert!(output.item.error.is_none(), "{:?}", output.item.error);
-    let mut collected = Collect(&output.grads, Vec::new());
-    method.visit(&mut collected);
     let scores = Measure::ALL.iter();
     let scores = scores.map(|measure| output.item.scores.mean(*measure));
-    (collected.1, scores.collect())
+    (gradients(method, &output.grads), scores.collect())
 }
 
-fn check(method: AnyMethod<B>, what: &str) {
-    for clip_norm in [None, Some(1e-2)] {
-        let settings = OuterStep {
-            clip_norm,
-            ..OuterStep::default()
-        };
-        let (whole, scores) = step(&method, settings.clone());
-        assert!(!whole.is_empty());
-        for meta_gradient in [MetaGradient::Unrolled, MetaGradient::Replay] {
-            for contexts in [1, 2, 3, 64] {
-                let (parts, of_parts) = step(
-                    &method,
-                    OuterStep {
-                        meta_gradient,
-                        micro_batch: Some(contexts),
-                        ..settings.clone()
-                    },
-                );
-                let what = format!(
-                    "{what}, {meta_gradient:?}, {contexts} at once, clipped to {clip_norm:?}"
-                );
-                assert_eq!(parts.len(), whole.len(), "{what}");
-                for (found, expected) in parts.iter().zip(&whole) {
-                    assert_close(found, expected, &what);
-                }
-                for (found, expected) in of_parts.iter().zip(&scores) {
-                    let close = match (found, expected) {
-                        (Some(a), Some(b)) => (a - b).abs() <= 1e-11 * b.abs().max(1e-3),
-                        (a, b) => a == b,
-                    };
-                    assert!(close, "{what}: {found:?} is not {expected:?}");
-                }
+/// Parts of each of these sizes against the whole batch.
+fn check(what: &str, method: &AnyMethod<B>, sizes: &[usize], clip_norm: Option<f64>) {
+    let settings = OuterStep {
+        clip_norm,
+        ..OuterStep::default()
+    };
+    let (whole, scores) = step(method, settings.clone());
+    let strategies: &[MetaGradient] = match method {
+        AnyMethod::GradMem(_) => &[MetaGradient::Unrolled, MetaGradient::Replay],
+        // The others do not ask.
+        _ => &[MetaGradient::Unrolled],
+    };
+    for meta_gradient in strategies {
+        for contexts in sizes {
+            let (parts, of_parts) = step(
+                method,
+                OuterStep {
+                    meta_gradient: *meta_gradient,
+                    micro_batch: Some(*contexts),
+                    ..settings.clone()
+                },
+            );
+            let what = format!("{what}, {meta_gradient:?}, {contexts} at once");
+            for ((name, found), (_, expected)) in parts.iter().zip(&whole) {
+                assert_close(&format!("{what}: {name}"), found, expected, 1e-11);
+            }
+            for (found, expected) in of_parts.iter().zip(&scores) {
+                let close = match (found, expected) {
+                    (Some(a), Some(b)) => (a - b).abs() <= 1e-11 * b.abs().max(1e-3),
+                    (a, b) => a == b,
+                };
+                assert!(close, "{what}: {found:?} is not {expected:?}");
             }
         }
     }
 }
 
+/// One, two or three of five contexts, and more than there are.
+const SIZES: [usize; 4] = [1, 2, 3, 64];
+
+#[test]
+fn parts_of_every_size_sum_up_to_the_whole() {
+    for clip_norm in [None, Some(1e-2)] {
+        let what = format!("clipped to {clip_norm:?}");
+        check(&what, &gradmem(|_| {}), &SIZES, clip_norm);
+    }
+}
+
 #[test]
 fn parts_of_a_batch_sum_up_to_the_whole() {
-    check(gradmem(|_| {}), "second order");
-    check(
-        gradmem(|config| {
-            config.inner_loss_weight = 0.7;
-            config.inner_clip_norm = Some(0.2);
-            config.second_order_steps = Some(2);
-            config.write_head = true;
-        }),
-        "clipping, inner loss, last 2 of 3",
-    );
-    check(
-        gradmem(|config| {
-            config.mem_proj = MemProj::PerSample;
-            config.write_lora_rank = 2;
-            config.ctrl_tokens = 1;
-        }),
-        "per sample, adapters",
-    );
+    let clipping = gradmem(|config| {
+        config.inner_loss_weight = 0.7;
+        config.inner_clip_norm = Some(0.2);
+        config.second_order_steps = Some(2);
+        config.write_head = true;
+    });
+    check("clipping, inner loss, last 2 of 3", &clipping, &[2], None);
+    let per_sample = gradmem(|config| {
+        config.mem_proj = MemProj::PerSample;
+        config.write_lora_rank = 2;
+        config.ctrl_tokens = 1;
+    });
+    check("per sample, adapters", &per_sample, &[2], None);
     for grad_mode in [GradMode::First, GradMode::None] {
-        check(
-            gradmem(|config| {
-                config.grad_mode = grad_mode;
-                config.inner_loss_weight = 0.7;
-            }),
-            &format!("{grad_mode:?}"),
-        );
+        let method = gradmem(|config| {
+            config.grad_mode = grad_mode;
+            config.inner_loss_weight = 0.7;
+        });
+        check(&format!("{grad_mode:?}"), &method, &[2], None);
     }
     for write_steps in [0, 1] {
-        check(
-            gradmem(|config| config.write_steps = write_steps),
-            &format!("K = {write_steps}"),
-        );
+        let method = gradmem(|config| config.write_steps = write_steps);
+        check(&format!("K = {write_steps}"), &method, &[2], None);
     }
 }
 
@@ -212,11 +166,16 @@ fn the_baselines_too() {
         reconstruction_loss_weight: 0.6,
         ..RmtConfig::default()
     };
-    check(method(MethodConfig::Rmt(rmt)), "RMT");
+    check("RMT", &method(MethodConfig::Rmt(rmt)), &SIZES, None);
     for questions in [Questions::Separate, Questions::Shared, Questions::Joint] {
         let config = InContextConfig::new().with_questions(questions);
         let what = format!("in-context, {questions:?}");
-        check(method(MethodConfig::InContext(config)), &what);
+        check(
+            &what,
+            &method(MethodConfig::InContext(config)),
+            &[1, 2],
+            None,
+        );
     }
     for implementation in [ArmtImplementation::Thinking, ArmtImplementation::Old] {
         for segment_size in [None, Some(2)] {
@@ -227,23 +186,10 @@ fn the_baselines_too() {
                 .with_segment_size(segment_size)
                 .with_memory_std(Some(0.5));
             let what = format!("ARMT, {implementation:?}, segments of {segment_size:?}");
-            check(writing(method(MethodConfig::Armt(armt))), &what);
+            let AnyMethod::Armt(armt) = method(MethodConfig::Armt(armt)) else {
+                unreachable!("it is ARMT");
+            };
+            check(&what, &AnyMethod::Armt(writing(armt)), &[2], None);
         }
     }
-}
-
-/// With values that are not zero, as they are at the start.
-fn writing(method: AnyMethod<B>) -> AnyMethod<B> {
-    let AnyMethod::Armt(mut armt) = method else {
-        panic!("not ARMT")
-    };
-    for maps in &mut armt.layers {
-        maps.w_mv.weight = maps.w_mv.weight.clone().map(|x| {
-            let values = (0..64)
-                .map(|i| ((i * 37 % 23) as f64 - 11.0) / 20.0)
-                .collect::<Vec<_>>();
-            Tensor::from_data(TensorData::new(values, x.dims()), &x.device()).require_grad()
-        });
-    }
-    AnyMethod::Armt(armt)
 }

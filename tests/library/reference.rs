@@ -6,9 +6,13 @@
 
 use std::path::{Path, PathBuf};
 
+use burn::tensor::TensorData;
 use burn_ndarray::NdArray;
 use gradmem::interop::parity;
+use gradmem::kernels::KernelBackend;
 use gradmem::memory::MetaGradient;
+
+use crate::shared::assert_close;
 
 fn case_folder(folder: &str, case: &str) -> PathBuf {
     let tests = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests");
@@ -17,29 +21,39 @@ fn case_folder(folder: &str, case: &str) -> PathBuf {
 
 fn check(folder: &str, case: &str, f64_tolerance: f64) {
     let folder = case_folder(folder, case);
-    let reports = [MetaGradient::Unrolled, MetaGradient::Replay].map(|how| {
-        let flex = parity::compare::<burn_flex::Flex>(&folder, how, &Default::default());
-        let ndarray = parity::compare::<NdArray<f64>>(&folder, how, &Default::default());
-        [
-            (format!("flex f32, {how:?}"), flex, 1e-4),
-            (format!("ndarray f64, {how:?}"), ndarray, f64_tolerance),
-        ]
+    let [unrolled, replay] = [MetaGradient::Unrolled, MetaGradient::Replay].map(|how| {
+        computed::<burn_flex::Flex>(&format!("{case} on flex f32, {how:?}"), &folder, how, 1e-4);
+        let what = format!("{case} on ndarray f64, {how:?}");
+        computed::<NdArray<f64>>(&what, &folder, how, f64_tolerance)
     });
-    for (backend, report, tolerance) in reports.into_iter().flatten() {
-        let report = report.unwrap_or_else(|e| panic!("{case} on {backend}: {e}"));
-        assert!(report.rows.len() > 3, "{case}: nothing was compared");
-        for row in &report.rows {
-            println!("{case} {backend}: {} {:.1e}", row.tensor, row.error);
-        }
-        for row in report.rows {
-            assert!(
-                row.error <= tolerance,
-                "{case} on {backend}: {} is off by {:.1e}",
-                row.tensor,
-                row.error
-            );
-        }
+    // The two agree with each other to rounding, gradients included.
+    assert_eq!(unrolled.len(), replay.len());
+    for ((name, expected), (same, found)) in unrolled.iter().zip(&replay) {
+        assert_eq!(name, same, "{case}");
+        assert_eq!(found.shape, expected.shape, "{case}: {name}");
+        let [found, expected] = [found, expected].map(|x| x.iter::<f64>().collect::<Vec<_>>());
+        assert_close(&format!("{case}: {name}"), &found, &expected, 1e-11);
     }
+}
+
+/// The numbers of a case, after a comparison with those that are expected.
+fn computed<B: KernelBackend>(
+    what: &str,
+    folder: &Path,
+    how: MetaGradient,
+    tolerance: f64,
+) -> Vec<(String, TensorData)> {
+    let report = parity::compare::<B>(folder, how, &Default::default());
+    let report = report.unwrap_or_else(|e| panic!("{what}: {e}"));
+    assert!(report.rows.len() > 3, "{what}: nothing was compared");
+    for row in &report.rows {
+        println!("{what}: {} {:.1e}", row.tensor, row.error);
+    }
+    for row in report.rows {
+        let (name, error) = (row.tensor, row.error);
+        assert!(error <= tolerance, "{what}: {name} is off by {error:.1e}");
+    }
+    report.computed
 }
 
 macro_rules! cases {
