@@ -52,6 +52,9 @@ use crate::support::fs::write_atomically;
 use crate::train::metrics::Measure;
 pub use canvas::Svg;
 pub use figure::Figure;
+/// For the program, which prints numbers too; no part of the library's interface.
+#[doc(hidden)]
+pub use format::{format_measure, with_separators};
 use group::Group;
 pub use run::{Point, Run, Values};
 pub use table::Table;

@@ -2,7 +2,9 @@
 
 use std::path::PathBuf;
 
+use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use gradmem::Error;
+use serde::de::DeserializeOwned;
 
 #[derive(clap::Args, Clone)]
 pub struct Backend {
@@ -86,25 +88,33 @@ pub struct Sampling {
     pub seed: u64,
 }
 
-/// Outer-gradient strategy; all give the same numbers up to rounding.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-pub enum MetaGradient {
-    /// Unrolled if its graphs fit into half of the free memory, else replay.
-    Auto,
-    /// One graph over all K steps: fastest, memory grows with K.
-    Unrolled,
-    /// One graph per step: memory does not grow with K.
-    Replay,
+/// The outer-gradient strategies and what they mean; all give the same numbers up to rounding.
+pub const META_GRADIENTS: [(&str, &str); 3] = [
+    (
+        "auto",
+        "Unrolled if its graphs fit into half of the free memory, else replay",
+    ),
+    (
+        "unrolled",
+        "One graph over all K steps: fastest, memory grows with K",
+    ),
+    ("replay", "One graph per step: memory does not grow with K"),
+];
+
+/// Takes one of these names, and shows what they mean.
+pub fn one_of<const N: usize>(names: [(&'static str, &'static str); N]) -> PossibleValuesParser {
+    let value = |(name, help)| PossibleValue::new(name).help(help);
+    PossibleValuesParser::new(names.map(value))
 }
 
-impl From<MetaGradient> for gradmem::memory::MetaGradient {
-    fn from(strategy: MetaGradient) -> Self {
-        match strategy {
-            MetaGradient::Auto => Self::Auto,
-            MetaGradient::Unrolled => Self::Unrolled,
-            MetaGradient::Replay => Self::Replay,
-        }
-    }
+/// Takes one of these names and gives what settings mean by it.
+pub fn setting<T, const N: usize>(
+    names: [(&'static str, &'static str); N],
+) -> impl TypedValueParser<Value = T>
+where
+    T: DeserializeOwned + Clone + Send + Sync + 'static,
+{
+    one_of(names).try_map(|name| serde_json::from_value::<T>(name.into()))
 }
 
 /// Parses a list of numbers and ranges: `0,1,2,5..8` is 0 1 2 5 6 7 8.

@@ -4,8 +4,9 @@ use std::path::Path;
 
 use gradmem::Error;
 use gradmem::memory::{MemoryFile, Written};
+use gradmem::report::with_separators;
 
-use crate::output::{shown, with_commas};
+use crate::output::shown;
 
 /// The most names that an error message lists.
 const MOST_NAMES: usize = 8;
@@ -55,7 +56,10 @@ pub fn describe(path: &Path, file: &MemoryFile, shown: usize) -> String {
     let memories = if n == 1 { "memory" } else { "memories" };
     let what = match file.kind() {
         "prefix" => format!("{} vectors of width {d}", m / file.chunks().max(1)),
-        kind => format!("kind {kind}, {} numbers", with_commas(file.numbers_each())),
+        kind => format!(
+            "kind {kind}, {} numbers",
+            with_separators(file.numbers_each())
+        ),
     };
     let chunks = match file.chunks() {
         1 => String::new(),
@@ -65,7 +69,7 @@ pub fn describe(path: &Path, file: &MemoryFile, shown: usize) -> String {
         "{}: {n} {memories} of {what}{chunks} in {}, {} bytes each",
         path.display(),
         dtype(file),
-        with_commas(file.bytes_each())
+        with_separators(file.bytes_each())
     )];
     for (at, sample) in file.samples.iter().enumerate().take(shown) {
         let about = describe_one(file, sample);
@@ -83,7 +87,7 @@ pub fn describe(path: &Path, file: &MemoryFile, shown: usize) -> String {
 fn describe_one(file: &MemoryFile, sample: &Written) -> String {
     let mut parts = Vec::new();
     if let Some(tokens) = sample.tokens {
-        parts.push(format!("{} tokens", with_commas(tokens)));
+        parts.push(format!("{} tokens", with_separators(tokens)));
     }
     if let Some(texts) = sample.appended {
         let noun = if texts == 1 { "text" } else { "texts" };
@@ -122,7 +126,7 @@ fn describe_one(file: &MemoryFile, sample: &Written) -> String {
         let times = cache as f64 / 4.0 / file.numbers_each().max(1) as f64;
         parts.push(format!(
             "replaces a key-value cache of {} bytes in f32 ({times:.1} times the memory's numbers)",
-            with_commas(cache)
+            with_separators(cache)
         ));
     }
     if sample.context.is_some() {

@@ -5,6 +5,7 @@ use std::io::{ErrorKind, Write as _};
 use std::process::ExitCode;
 
 use gradmem::Error;
+use gradmem::report;
 use gradmem::support::commands;
 use gradmem::train::evaluation::Shown;
 use gradmem::train::metrics::Measure;
@@ -79,12 +80,10 @@ pub fn put(text: Arguments<'_>) {
     }
 }
 
-/// A measure's value: a share in percent, anything else with three decimals.
+/// A measure's value with its unit.
 pub fn format_measure(measure: Measure, value: f64) -> String {
-    match measure {
-        measure if measure.is_share() => format!("{:.1} %", 100.0 * value),
-        _ => format!("{value:.3}"),
-    }
+    let unit = if measure.is_share() { " %" } else { "" };
+    format!("{}{unit}", report::format_measure(measure, value))
 }
 
 /// Characters of a text that are printed.
@@ -114,19 +113,6 @@ pub fn quoted(word: &str) -> String {
         true => word.into(),
         false => format!("'{}'", word.replace('\'', r"'\''")),
     }
-}
-
-/// A number with commas between thousands.
-pub fn with_commas(number: usize) -> String {
-    let digits = number.to_string();
-    let mut out = String::with_capacity(digits.len() + digits.len() / 3);
-    for (at, digit) in digits.chars().enumerate() {
-        if at > 0 && (digits.len() - at).is_multiple_of(3) {
-            out.push(',');
-        }
-        out.push(digit);
-    }
-    out
 }
 
 #[cfg(test)]

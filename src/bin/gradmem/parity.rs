@@ -6,8 +6,9 @@ use std::process::ExitCode;
 use gradmem::Error;
 use gradmem::interop::parity::{Report, compare};
 use gradmem::kernels::KernelBackend;
+use gradmem::memory::MetaGradient;
 
-use crate::args::{Backend, MetaGradient};
+use crate::args::{Backend, META_GRADIENTS, setting};
 use crate::backend::{Job, dispatch};
 use crate::output::say;
 
@@ -24,7 +25,7 @@ pub struct Args {
     #[arg(long, default_value_t = 1e-4)]
     tolerance: f64,
     /// Outer-gradient strategy.
-    #[arg(long, value_enum, default_value_t = MetaGradient::Auto)]
+    #[arg(long, value_parser = setting::<MetaGradient, _>(META_GRADIENTS), default_value = "auto")]
     meta_gradient: MetaGradient,
     #[command(flatten)]
     backend: Backend,
@@ -64,6 +65,6 @@ impl Job for Args {
     type Output = Report;
 
     fn run<B: KernelBackend>(self, device: &B::Device) -> Result<Report, Error> {
-        compare::<B>(self.folder, self.meta_gradient.into(), device)
+        compare::<B>(self.folder, self.meta_gradient, device)
     }
 }

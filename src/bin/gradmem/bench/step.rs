@@ -13,7 +13,7 @@ use burn::tensor::backend::Backend as BurnBackend;
 use gradmem::Error;
 use gradmem::episode::{Episode, Tokens};
 use gradmem::kernels::KernelBackend;
-use gradmem::memory::{self, GradMemConfig, MetaGradient};
+use gradmem::memory::{GradMemConfig, GradMode, MetaGradient};
 use gradmem::model::{AnyLm, CausalLm, LlamaConfig, pretrained};
 use gradmem::support::profile::{self, Phase, timed};
 use gradmem::train::AdamW;
@@ -21,7 +21,7 @@ use gradmem::train::config::TrainConfig;
 use serde::Serialize;
 
 use super::{check_shape, median, peak_rss_bytes, print_json, print_memory, synchronize};
-use crate::args;
+use crate::args::{Backend, META_GRADIENTS, setting};
 use crate::backend::{Job, device_bytes, dispatch};
 use crate::output::say;
 
@@ -58,11 +58,11 @@ pub struct StepArgs {
     #[arg(long, default_value_t = 1)]
     queries: usize,
     /// How the outer gradient passes through the WRITE steps.
-    #[arg(long, value_enum, default_value_t = GradMode::Second)]
+    #[arg(long, value_parser = setting::<GradMode, _>(GRAD_MODES), default_value = "second")]
     grad_mode: GradMode,
     /// Outer-gradient strategy.
-    #[arg(long, value_enum, default_value_t = args::MetaGradient::Auto)]
-    meta_gradient: args::MetaGradient,
+    #[arg(long, value_parser = setting::<MetaGradient, _>(META_GRADIENTS), default_value = "auto")]
+    meta_gradient: MetaGradient,
     /// Compute at most N contexts at once, and sum the gradients.
     #[arg(long, value_name = "N")]
     micro_batch: Option<usize>,
@@ -88,29 +88,15 @@ pub struct StepArgs {
     #[arg(long)]
     json: bool,
     #[command(flatten)]
-    backend: args::Backend,
+    backend: Backend,
 }
 
-/// How the outer gradient passes through WRITE, as `memory.grad_mode` of a run.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-enum GradMode {
-    /// Not at all: M0 is not trained.
-    None,
-    /// With the inner gradient as a constant.
-    First,
-    /// In full, through the inner gradient.
-    Second,
-}
-
-impl From<GradMode> for memory::GradMode {
-    fn from(mode: GradMode) -> Self {
-        match mode {
-            GradMode::None => Self::None,
-            GradMode::First => Self::First,
-            GradMode::Second => Self::Second,
-        }
-    }
-}
+/// The values of `memory.grad_mode` and what they mean.
+const GRAD_MODES: [(&str, &str); 3] = [
+    ("none", "Not at all: M0 is not trained"),
+    ("first", "With the inner gradient as a constant"),
+    ("second", "In full, through the inner gradient"),
+];
 
 /// The result, as `--json` prints it. The keys are those of `benches/torch_baseline.py`.
 #[derive(Serialize)]
@@ -181,7 +167,7 @@ impl Job for StepArgs {
             .with_memory_tokens(self.memory)
             .with_write_steps(self.steps)
             .with_write_lr(self.write_lr)
-            .with_grad_mode(self.grad_mode.into())
+            .with_grad_mode(self.grad_mode)
             .init(model, self.seed, device)?;
         let adamw = AdamW::<B>::new(&TrainConfig::default());
         let mut optimizer = OptimizerAdaptor::from(adamw);
@@ -200,7 +186,7 @@ impl Job for StepArgs {
         let answers: Vec<_> = queries.iter().map(|row| row.split_at(half)).collect();
         let episode = Episode::<Autodiff<B>>::from_answers(contexts, &answers)?;
         let contexts = self.micro_batch.unwrap_or(self.batch).clamp(1, self.batch);
-        let strategy = gradmem.choose(self.meta_gradient.into(), [contexts, self.context]);
+        let strategy = gradmem.choose(self.meta_gradient, [contexts, self.context]);
 
         let mut seconds = Vec::new();
         let mut last = f64::NAN;

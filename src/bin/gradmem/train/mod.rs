@@ -10,7 +10,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use burn::train::Interrupter;
-use clap::ValueEnum;
 use gradmem::Error;
 use gradmem::kernels::{KernelBackend, Precision};
 use gradmem::train::config::{LrDecay, RunConfig};
@@ -19,7 +18,7 @@ use gradmem::train::world::{World, all_or_none};
 use gradmem::train::{Ending, Outcome, TrainOptions, Trained};
 
 use self::signals::{stop_after, stop_on_signals};
-use crate::args::{Backend, MetaGradient, parse_numbers};
+use crate::args::{Backend, META_GRADIENTS, one_of, parse_numbers};
 use crate::backend::{Job, dispatch, usable};
 use crate::output::{accompany, failed};
 use crate::processes::{is_silent, join};
@@ -66,8 +65,8 @@ pub struct Args {
     #[arg(long, value_name = "N")]
     micro_batch: Option<usize>,
     /// Outer-gradient strategy of GradMem (short for train.meta_gradient=…).
-    #[arg(long, value_enum)]
-    meta_gradient: Option<MetaGradient>,
+    #[arg(long, value_parser = one_of(META_GRADIENTS))]
+    meta_gradient: Option<String>,
     /// Print lines instead of showing the dashboard.
     #[arg(long)]
     plain: bool,
@@ -151,8 +150,8 @@ impl Args {
     /// The overrides, with the options that are short for one.
     fn all_overrides(&self) -> Vec<String> {
         let micro_batch = self.micro_batch.map(|n| format!("train.micro_batch={n}"));
-        let strategy = self.meta_gradient.and_then(|x| x.to_possible_value());
-        let strategy = strategy.map(|x| format!("train.meta_gradient={}", x.get_name()));
+        let strategy = self.meta_gradient.as_ref();
+        let strategy = strategy.map(|name| format!("train.meta_gradient={name}"));
         let precision = self.precision.as_ref();
         let precision = precision.map(|x| format!("train.precision={}", x.as_str()));
         // As a text of TOML, whatever the path is made of.
