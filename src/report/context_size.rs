@@ -30,28 +30,16 @@ pub fn floats_kept(config: &RunConfig) -> Option<usize> {
 /// convolution, whatever the length of the context.
 fn in_context(config: &RunConfig) -> Option<usize> {
     let layers = config.model.layers();
-    let width = match &config.model {
-        ModelConfig::Gpt2(model) => model.n_embd,
-        ModelConfig::GptNeoX(model) => model.hidden_size,
-        ModelConfig::Llama(model) => {
-            let heads = model.num_attention_heads;
-            let head = model
-                .head_dim
-                .or_else(|| model.hidden_size.checked_div(heads))?;
-            head.checked_mul(model.num_key_value_heads.unwrap_or(heads))?
-        }
-        ModelConfig::Mamba(model) => {
-            let inner = model.expand.saturating_mul(model.hidden_size);
-            let inner = model.intermediate_size.unwrap_or(inner);
-            let each = model.state_size + model.conv_kernel.saturating_sub(1);
-            return layers.checked_mul(inner)?.checked_mul(each);
-        }
-    };
-    let tokens = context_tokens(config)?;
-    2usize
-        .checked_mul(layers)?
-        .checked_mul(width)?
-        .checked_mul(tokens)
+    if let ModelConfig::Mamba(model) = &config.model {
+        let inner = model.expand.saturating_mul(model.hidden_size);
+        let inner = model.intermediate_size.unwrap_or(inner);
+        let each = model.state_size + model.conv_kernel.saturating_sub(1);
+        return layers.checked_mul(inner)?.checked_mul(each);
+    }
+    let [heads, head_dim] = config.model.slots().keys_values?;
+    [layers, heads, head_dim, context_tokens(config)?]
+        .into_iter()
+        .try_fold(2, usize::checked_mul)
 }
 
 /// Tokens of a context, if the settings fix them.

@@ -1,12 +1,12 @@
 //! Reads a run folder: `config.toml`, `metrics.jsonl`, and `eval.json` if there is one.
 
-use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 use serde_json::{Map, Value as Json};
 
 use crate::error::Error;
+use crate::support::fs::read_if_exists;
 use crate::train::checkpoint::RunFolder;
 use crate::train::config::RunConfig;
 use crate::train::evaluation::{Evaluation, Row};
@@ -256,15 +256,6 @@ fn evaluations(lines: &[Line]) -> (Vec<Point>, usize) {
             values: line.values.clone(),
         });
     (points.collect(), step)
-}
-
-/// A file's bytes; none if there is no such file.
-fn read_if_exists(path: &Path) -> Result<Option<Vec<u8>>, Error> {
-    match std::fs::read(path) {
-        Ok(bytes) => Ok(Some(bytes)),
-        Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
-        Err(e) => Err(Error::io(path, "cannot read")(e)),
-    }
 }
 
 #[cfg(test)]

@@ -3,9 +3,6 @@
 #[cfg(target_os = "linux")]
 use std::path::Path;
 
-#[cfg(target_os = "linux")]
-use super::profile::host_bytes;
-
 /// Bytes that new tensors on the host may take, where the system says so. On Linux it is the least of what the system
 /// has available, what is left of the limits of the process's control groups (a container's, a batch job's), and what is
 /// left of its address space (`ulimit -v`); elsewhere what the system has available.
@@ -26,6 +23,16 @@ pub(crate) fn available() -> Option<u64> {
         left_of_address_space(),
     ];
     limits.into_iter().flatten().min()
+}
+
+/// An amount of memory that Linux tells in one of its files, such as `VmHWM` of `/proc/self/status`, the most
+/// this process ever had resident; on other systems nothing.
+pub fn host_bytes(file: &str, field: &str) -> Option<u64> {
+    let text = std::fs::read_to_string(file).ok()?;
+    let mut lines = text.lines();
+    let value = lines.find_map(|line| line.strip_prefix(field)?.strip_prefix(':'))?;
+    let kib: u64 = value.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kib * 1024)
 }
 
 /// What is left of RLIMIT_AS, if there is a limit.

@@ -15,6 +15,12 @@ pub(crate) mod setters;
 /// For the program, which prints what files hold; no part of the library's interface.
 #[doc(hidden)]
 pub use crate::error::commands;
+/// For the program, which names folders by hashes; no part of the library's interface.
+#[doc(hidden)]
+pub use fs::hex;
 /// For the program, which reads texts from pipes too; no part of the library's interface.
 #[doc(hidden)]
 pub use fs::text as text_of_bytes;
+/// For the program's `bench`; no part of the library's interface.
+#[doc(hidden)]
+pub use memory::host_bytes;

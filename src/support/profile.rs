@@ -6,6 +6,8 @@ use std::time::{Duration, Instant};
 
 use burn::tensor::backend::Backend;
 
+use super::memory::host_bytes;
+
 /// A part of a training step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
@@ -86,14 +88,4 @@ pub fn report(step: usize) {
 
 fn resident_bytes() -> Option<i64> {
     host_bytes("/proc/self/status", "VmRSS").map(|bytes| bytes as i64)
-}
-
-/// An amount of memory that Linux tells in one of its files, such as `VmHWM` of `/proc/self/status`, the most
-/// this process ever had resident; on other systems nothing.
-pub fn host_bytes(file: &str, field: &str) -> Option<u64> {
-    let text = std::fs::read_to_string(file).ok()?;
-    let mut lines = text.lines();
-    let value = lines.find_map(|line| line.strip_prefix(field)?.strip_prefix(':'))?;
-    let kib: u64 = value.trim().strip_suffix("kB")?.trim().parse().ok()?;
-    Some(kib * 1024)
 }

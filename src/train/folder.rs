@@ -25,7 +25,7 @@ use super::own_settings::{OWN, OwnSettings};
 use super::results::Evaluation;
 use crate::data::{FINGERPRINT, TextTokenizer};
 use crate::error::Error;
-use crate::support::fs::{hex, remove_unfinished, write_atomically};
+use crate::support::fs::{hex, read_if_exists, remove_unfinished, write_atomically};
 
 /// The settings. A folder with this file is a run.
 pub(super) const CONFIG: &str = "config.toml";
@@ -203,11 +203,10 @@ impl RunFolder {
     /// task, or of the last version.
     pub(super) fn check_data(&self, data: &str) -> Result<(), Error> {
         let file = self.path.join(DATA);
-        let begun = match std::fs::read(&file) {
-            Ok(begun) => String::from_utf8_lossy(&begun).into_owned(),
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
-            Err(e) => return Err(Error::io(&file, "cannot read")(e)),
+        let Some(begun) = read_if_exists(&file)? else {
+            return Ok(());
         };
+        let begun = String::from_utf8_lossy(&begun);
         if begun == data || begun.lines().last() == Some(data) {
             return Ok(());
         }

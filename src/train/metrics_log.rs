@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 
 use crate::error::Error;
-use crate::support::fs::write_atomically;
+use crate::support::fs::{read_if_exists, write_atomically};
 
 /// The log, open for appending.
 #[derive(Debug)]
@@ -53,11 +53,8 @@ impl MetricsLog {
 
 /// The text of a log; that of one that is not there is empty. A line that is not UTF-8 is no JSON.
 fn text(path: &Path) -> Result<String, Error> {
-    match std::fs::read(path) {
-        Ok(bytes) => Ok(String::from_utf8_lossy(&bytes).into_owned()),
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(String::new()),
-        Err(e) => Err(Error::io(path, "cannot read")(e)),
-    }
+    let bytes = read_if_exists(path)?.unwrap_or_default();
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
 /// What says where a line belongs.

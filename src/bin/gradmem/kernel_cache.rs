@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use burn_cubecl::cubecl::config::{CubeClRuntimeConfig, RuntimeConfig as _, cache::CacheConfig};
 use cudarc::driver::{result, sys};
+use gradmem::support::hex;
 use sha2::{Digest as _, Sha256};
 
 /// How long kernels are kept that no run asks for.
@@ -53,7 +54,7 @@ fn program() -> std::io::Result<String> {
     let mut hash = Sha256::new();
     std::io::copy(&mut file, &mut hash)?;
     let hash = hash.finalize();
-    Ok(hash[..8].iter().map(|byte| format!("{byte:02x}")).collect())
+    Ok(hex(&hash[..8]))
 }
 
 /// The compute capability of a card.

@@ -9,7 +9,7 @@ use std::process::ExitCode;
 
 use burn::tensor::backend::Backend as BurnBackend;
 use gradmem::Error;
-use gradmem::support::profile;
+use gradmem::support::host_bytes;
 use serde::Serialize;
 
 use crate::output::say;
@@ -79,7 +79,7 @@ fn median(seconds: &mut [f64]) -> f64 {
 
 /// The peak resident memory of the process, on Linux.
 fn peak_rss_bytes() -> Option<u64> {
-    profile::host_bytes("/proc/self/status", "VmHWM")
+    host_bytes("/proc/self/status", "VmHWM")
 }
 
 fn print_json(report: &impl Serialize) -> Result<(), Error> {
