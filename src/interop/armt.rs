@@ -27,22 +27,9 @@ struct Stored {
     gating: bool,
     dpfp_nu: usize,
     wrap_pos: bool,
+    #[serde(flatten)]
+    rest: Map<String, Value>,
 }
-
-const KEYS: [&str; 12] = [
-    "model_type",
-    "base_config",
-    "armt_impl",
-    "num_mem_tokens",
-    "d_mem",
-    "n_heads",
-    "segment_size",
-    "correction",
-    "use_denom",
-    "gating",
-    "dpfp_nu",
-    "wrap_pos",
-];
 
 impl Default for Stored {
     fn default() -> Self {
@@ -57,20 +44,21 @@ impl Default for Stored {
             gating: false,
             dpfp_nu: 3,
             wrap_pos: false,
+            rest: Map::new(),
         }
     }
 }
 
 /// The settings in a `config.json`. The error is the problem with it.
 pub fn read(json: &Map<String, Value>) -> Result<ArmtConfig, String> {
-    let known = |key: &str| KEYS.contains(&key) || NEUTRAL.contains(&key);
-    if let Some(key) = json.keys().find(|key| !known(key)) {
+    let stored: Stored =
+        serde_json::from_value(Value::Object(json.clone())).map_err(|e| e.to_string())?;
+    let known = |key: &str| ["model_type", "base_config"].contains(&key) || NEUTRAL.contains(&key);
+    if let Some(key) = stored.rest.keys().find(|key| !known(key)) {
         return Err(format!(
             "`{key}` is no setting of armt that this crate knows"
         ));
     }
-    let stored: Stored =
-        serde_json::from_value(Value::Object(json.clone())).map_err(|e| e.to_string())?;
     if stored.wrap_pos {
         return Err("`wrap_pos` = true is not supported: memory vectors have no positions of their own here".into());
     }

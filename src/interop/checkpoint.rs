@@ -312,24 +312,18 @@ struct Rmt2Segm {
     reconstruction_loss_weight: Option<f64>,
     #[serde(default)]
     use_write_head: bool,
+    #[serde(flatten)]
+    rest: Map<String, Value>,
 }
 
-/// The keys of an `rmt_2segm` configuration that are looked at.
-const RMT_KEYS: [&str; 13] = [
-    "K",
+/// Further keys of an `rmt_2segm` configuration that are looked at.
+const RMT_OTHERS: [&str; 5] = [
     "base_config",
-    "mem_proj_mode",
-    "n_ctrl_tokens",
-    "n_mem_tokens",
     "pretrained_model",
-    "reconstruction_loss_weight",
     // The mode says it.
     "use_mem_proj",
-    "use_mem_residual",
-    "use_reconstruction_loss",
     "use_reconstruction_loss_all_steps",
     "use_reconstruction_loss_at_first_step",
-    "use_write_head",
 ];
 
 impl Config<'_> {
@@ -357,8 +351,8 @@ impl Config<'_> {
         let off = [false.into()];
         self.is_off("use_reconstruction_loss_at_first_step", &off)?;
         self.is_off("use_reconstruction_loss_all_steps", &off)?;
-        gradmem::warn_of_unknown(&self.json, &RMT_KEYS);
         let read: Rmt2Segm = self.read()?;
+        gradmem::warn_of_unknown(&read.rest, &RMT_OTHERS);
         let weight = match read.use_reconstruction_loss {
             true => read.reconstruction_loss_weight.unwrap_or(1.0),
             false => 0.0,

@@ -72,65 +72,34 @@ struct GradMemGpt {
     #[serde(default)]
     add_inner_loss_to_outer: bool,
     inner_loss_weight: Option<f64>,
+    #[serde(flatten)]
+    rest: Map<String, Value>,
 }
 
-/// The keys that are looked at.
-const KEYS: [&str; 47] = [
-    "K",
-    "add_inner_loss_to_outer",
-    "align_last_step",
+/// Further keys that are looked at.
+const OTHERS: [&str; 14] = [
     "base_config",
-    "chunk_size",
-    "concat_chunk_memory",
     "early_stop_acc",
     "early_stop_check_every",
-    "freeze_backbone",
-    "grad_align_norm",
-    "grad_mode",
-    "inner_clip_norm",
-    "inner_clip_value",
-    "inner_loss_weight",
-    "intermediate_read_weight",
-    "kv_mem_layers",
-    "last_K_second_order",
     "lipschitz_weight",
-    "lora_mem_alpha",
     "lora_mem_dropout",
-    "lora_mem_layers",
-    "lora_mem_placement",
-    "lora_mem_r",
-    "lora_mem_target_modules",
-    "lr",
     "mem_noise_std",
     "mem_prior_weight",
-    "mem_proj_mode",
-    "memory_alignment_weight",
-    "memory_backend",
-    "memory_noise_sigma",
     "memory_update",
-    "n_ctrl_tokens",
-    "n_mem_tokens",
-    "parallel_chunks",
     "pretrained_model",
-    "step_alignment_weight",
     "use_adam",
     "use_context_lm_loss",
     "use_hopfield_memory",
     // The mode says it.
     "use_mem_proj",
-    "use_write_head",
-    "use_write_lora",
-    "write_lora_alpha",
     "write_lora_dropout",
-    "write_lora_r",
-    "write_lora_target_modules",
 ];
 
-/// Names the keys that are neither known nor without effect: what they ask for is not done.
-pub(super) fn warn_of_unknown(json: &Map<String, Value>, known: &[&str]) {
+/// Names the keys, of those that are no settings, that are neither known nor without effect: what they ask for is not done.
+pub(super) fn warn_of_unknown(rest: &Map<String, Value>, known: &[&str]) {
     let unknown =
         |key: &&String| !known.contains(&key.as_str()) && !NEUTRAL.contains(&key.as_str());
-    for key in json.keys().filter(unknown) {
+    for key in rest.keys().filter(unknown) {
         log::warn!("config.json: `{key}` is not known here and is ignored");
     }
 }
@@ -201,9 +170,9 @@ pub(super) fn read(json: &Map<String, Value>, layers: usize) -> Result<GradMemCo
     is_off(json, "use_adam", &[false.into()])?;
     is_off(json, "memory_update", &["gradient".into()])?;
     is_off(json, "use_hopfield_memory", &[false.into()])?;
-    warn_of_unknown(json, &KEYS);
     let read: GradMemGpt =
         serde_json::from_value(Value::Object(json.clone())).map_err(|e| e.to_string())?;
+    warn_of_unknown(&read.rest, &OTHERS);
     // With chunks the reference adds nothing.
     let weight = match (read.add_inner_loss_to_outer, read.chunk_size) {
         (true, None) => read.inner_loss_weight.unwrap_or(1.0),
