@@ -15,13 +15,14 @@ use super::launch::{launch, loaders, settle, with_files};
 use super::metrics::Measure;
 use super::optimizer::AdamW;
 use super::options::TrainOptions;
+use super::overrides::differences;
 use super::strategy::Outcome;
 use super::trained::{fingerprint, frozen, open_method};
 use super::tune;
 use super::world::{all_or_none, from_the_first, same};
 use crate::data::{DataConfig, ExampleBatcher, Task};
 use crate::error::Error;
-use crate::memory::{MemoryKind, RequireGrad};
+use crate::memory::{GradMemConfig, MemoryKind, RequireGrad};
 use crate::method::{AnyMethod, MethodConfig, MethodName};
 use crate::model::{AnyLm, weights};
 
@@ -347,51 +348,29 @@ fn begun_from<B: KernelBackend>(
                     from.display()
                 );
             }
-            let theirs = gradmem.config();
-            for (key, same, found) in [
-                (
-                    "memory.kind",
-                    theirs.kind == ours.kind,
-                    format!("{:?}", theirs.kind),
-                ),
-                (
-                    "memory.layers",
-                    theirs.layers == ours.layers,
-                    format!("{:?}", theirs.layers),
-                ),
-                (
-                    "memory.lora_place",
-                    theirs.lora_place == ours.lora_place,
-                    format!("{:?}", theirs.lora_place),
-                ),
-                (
-                    "memory.learned_lr",
-                    theirs.learned_lr.is_empty() || theirs.learned_lr == ours.learned_lr,
-                    format!("{:?}", theirs.learned_lr),
-                ),
-                (
-                    "memory.momentum",
-                    theirs.momentum.is_none() || ours.momentum.is_some(),
-                    theirs.momentum.unwrap_or_default().to_string(),
-                ),
-                (
-                    "memory.lora_targets",
-                    theirs.lora_targets == ours.lora_targets,
-                    format!("{:?}", theirs.lora_targets),
-                ),
-            ] {
-                if !same {
-                    let found = found.to_lowercase();
-                    return Err(Error::file(
-                        from,
-                        format!("has {key} = {found}, unlike this run"),
-                    ));
-                }
-            }
+            check_memory(gradmem.config(), ours).map_err(|problem| Error::file(from, problem))?;
             AnyMethod::GradMem(gradmem.with_first_tokens(tokens).with_inner(ours))
         }
         (loaded, _) => loaded,
     };
     weights::transfer(&loaded, blank)
         .map_err(|e| Error::file(from, format!("has other parameters than this run: {e}")))
+}
+
+/// Fails where the parameters of a memory are others than those of a run that begins with them.
+fn check_memory(theirs: &GradMemConfig, ours: &GradMemConfig) -> Result<(), String> {
+    let json = |config| serde_json::to_value(config).unwrap_or_default();
+    for (key, found, own) in differences(&json(theirs), &json(ours)) {
+        let matters = match key.as_str() {
+            "kind" | "layers" | "lora_place" | "lora_targets" => true,
+            // What only this run has of these begins as without it.
+            "learned_lr" => !theirs.learned_lr.is_empty(),
+            "momentum" => own == "null",
+            _ => false,
+        };
+        if matters {
+            return Err(format!("has memory.{key} = {found}, unlike this run"));
+        }
+    }
+    Ok(())
 }
