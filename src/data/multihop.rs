@@ -272,7 +272,7 @@ mod tests {
             ..MultihopConfig::default()
         };
         let set = Generated::new(config.clone(), Split::Train, 1).unwrap();
-        assert_eq!(set.name(0x0a7), "0 a 7");
+        assert_eq!(config.name(0x0a7), "0 a 7");
         assert_eq!(config.lengths().context, 4 + 8 * 9);
         // Whether the first edge leads to the second.
         let in_order = (0..200).filter(|index| {

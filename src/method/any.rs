@@ -374,8 +374,8 @@ impl<B: KernelBackend> From<AnyMethod<B>> for AnyLm<B> {
 
 fn writes_nothing() -> Error {
     Error::Input(
-        "the in-context baseline keeps the whole context and writes no memory: \
-         use a model trained with gradmem, rmt or armt, or optimise vectors for the text (`write --optimizer adam`, `GradMem::cram`)"
+        "this model was not trained to write a memory (a pretrained model, or the in-context baseline): use a run of gradmem, rmt or armt, \
+         train one from it (`train --from`), or optimise vectors for the text (`write --optimizer adam`, `GradMem::cram`)"
             .into(),
     )
 }

@@ -452,9 +452,12 @@ fn a_memory_leaves_its_graph_and_device() {
     for (memory, is_tracked) in cases {
         assert_eq!(memory.fast().len(), inner.fast().len());
         for (a, b) in memory.fast().iter().zip(inner.fast()) {
-            assert_eq!(values(a), values(b));
+            assert_eq!(values(a.clone()), values(b.clone()));
         }
-        assert_eq!(values(&memory.losses[0]), values(&inner.losses[0]));
+        assert_eq!(
+            values(memory.losses[0].clone()),
+            values(inner.losses[0].clone())
+        );
         assert_eq!(memory.grad_norms.len(), inner.grad_norms.len());
         let leaf = Tensor::<A, 1>::ones([1], &device).require_grad();
         let loss = memory.vectors().sum() * leaf;

@@ -108,7 +108,7 @@ pub fn run(args: Args) -> Result<ExitCode, Error> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// A number of steps behind an option that may stand without one.
+/// A number of steps after an option that may stand without one.
 fn steps(text: &str) -> Result<usize, String> {
     text.parse().map_err(|_| {
         "must be a number of steps: put --adaptive without one after the other arguments".into()

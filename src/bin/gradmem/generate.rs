@@ -22,7 +22,7 @@ pub struct Args {
     prompt: String,
     /// Folder of a Hugging Face model (config.json, model.safetensors, tokenizer.json), of a checkpoint of
     /// the reference implementation, or of a trained run.
-    #[arg(long, value_name = "FOLDER")]
+    #[arg(long, value_name = "FOLDER", env = "GRADMEM_MODEL")]
     model: PathBuf,
     #[command(flatten)]
     sampling: Sampling,

@@ -77,7 +77,7 @@ pub fn run(args: Args) -> Result<ExitCode, Error> {
 
 /// What was asked of a memory.
 struct Findings {
-    /// How well, with each token behind the true ones before it; with --context.
+    /// How well, with each token after the true ones; with --context.
     against: Option<Comparison>,
     /// The text, generated from the memory alone; with --reconstruct.
     text: Option<String>,
@@ -107,7 +107,7 @@ fn written_tokens(path: &Path, file: &MemoryFile) -> Result<Vec<usize>, Error> {
     let each = file.samples.iter().enumerate().map(|(at, sample)| {
         let problem = match (sample.appended, sample.tokens) {
             (None, Some(tokens)) => return Ok(tokens),
-            (Some(_), _) => "holds texts that were written one behind the other, and reconstructs none of them by itself",
+            (Some(_), _) => "holds texts that were written one after the other, and reconstructs none of them by itself",
             (None, None) => "does not say how many tokens it was written from",
         };
         Err(Error::Input(format!(

@@ -16,7 +16,7 @@ use crate::input::{in_file, read_text};
 use crate::model::{Model, gradmem_of};
 use crate::output::say;
 
-/// Print the WRITE loss behind K steps of each size α, and the α of the lowest.
+/// Print the WRITE loss after K steps of each size α, and the α of the lowest.
 ///
 /// Of a run it is measured on contexts of its training set, with the exact match of their questions. Of a
 /// checkpoint, which has no data, on the texts given with --context. `memory.write_lr=auto` chooses α in the same
@@ -151,7 +151,7 @@ fn print_json(found: &Tuning) {
 
 fn print_table(found: &Tuning) {
     say!(
-        "WRITE loss of {} contexts behind {} steps of size α; {:.3} at M0",
+        "WRITE loss of {} contexts after {} steps of size α; {:.3} at M0",
         found.samples,
         found.write_steps,
         found.before

@@ -227,7 +227,26 @@ impl Args {
         if let Some((option, _)) = others.iter().find(|(_, given)| *given) {
             return Err(Error::Input(format!("{option} is for {needed}")));
         }
-        self.cram_config().validate()
+        // By the names of the options.
+        self.cram_config().validate().map_err(|e| match e {
+            Error::Config {
+                key,
+                value,
+                problem,
+            } => {
+                let key = match &*key {
+                    "lr" => "--step-size".into(),
+                    "until" => "--until".into(),
+                    _ => "--max-steps".into(),
+                };
+                Error::Config {
+                    key,
+                    value,
+                    problem,
+                }
+            }
+            other => other,
+        })
     }
 
     fn cram_config(&self) -> CramConfig {

@@ -143,10 +143,10 @@ impl Job for StepArgs {
 
     /// The work of `benches/torch_baseline.py`: a Llama with a tied head, mean losses, AdamW.
     fn run<B: KernelBackend>(self, device: &B::Device) -> Result<Self::Output, Error> {
-        let least = [self.context, self.iters, self.queries];
+        let least = [self.batch, self.context, self.iters, self.queries];
         if self.query < 2 || least.contains(&0) || self.micro_batch == Some(0) {
             return Err(Error::Input(
-                "--query must be at least 2, --context, --queries, --iters and --micro-batch at least 1"
+                "--query must be at least 2, --batch, --context, --queries, --iters and --micro-batch at least 1"
                     .into(),
             ));
         }

@@ -14,7 +14,7 @@ use gradmem::train::{Ending, Outcome, duration};
 
 use crate::output::{clip, format_answer, format_measure, quoted};
 
-/// The most answers that are printed behind a training.
+/// The most answers that are printed after a training.
 const ANSWERS: usize = 8;
 
 /// The task, the method and the size of a run.
