@@ -106,7 +106,7 @@ fn assert_close(found: &[Vec<f64>], expected: &[Vec<f64>], what: &str) {
     }
 }
 
-fn is_zero(gradient: &Vec<f64>) -> bool {
+fn is_zero(gradient: &[f64]) -> bool {
     gradient.iter().all(|x| *x == 0.0)
 }
 
@@ -116,12 +116,12 @@ fn one_product_gives_what_several_give() {
         let model = model(biases);
         let what = format!("biases: {biases}");
         let apart = derivatives(&model, &model);
-        assert!(!apart.iter().any(is_zero));
+        assert!(!apart.iter().any(|gradient| is_zero(gradient)));
         assert_close(&derivatives(&model, &model.joined()), &apart, &what);
         for name in ["q_proj", "v_proj", "up_proj"] {
             let model = frozen(model.clone(), name);
             let apart = derivatives(&model, &model);
-            assert!(apart.iter().any(is_zero));
+            assert!(apart.iter().any(|gradient| is_zero(gradient)));
             let joined = derivatives(&model, &model.joined());
             assert_close(&joined, &apart, &format!("{what}, {name} frozen"));
         }
