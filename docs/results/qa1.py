@@ -6,9 +6,10 @@ apart4.jsonl the same of three or four statements, about at least three people
 moved.jsonl  two to four statements one after the other in which somebody is named twice; where each is
 qa1.jsonl    each story up to each of its questions; where each of its people is
 long.jsonl   the same with a quarter of those of fewer than six statements, and all of the last 200, which are held out
+named.jsonl  four times the stories of which long.jsonl trains on some, each with its people and places renamed; the last 200 are those that are held out
 test.jsonl   the questions of the test file as they are
 
-All but the last are in the order of the stories: what one holds out at its end, no other trains on.
+All but the last two are in the order of the stories: what one holds out at its end, no other trains on.
 """
 
 import json
@@ -55,6 +56,16 @@ def filled(asked, count):
     return (asked * count)[:count]
 
 
+def renamed(statements):
+    """With people exchanged for people and places for places at random."""
+    shuffled = [names[:] for names in (people, everywhere)]
+    for names in shuffled:
+        renaming.shuffle(names)
+    new = dict(zip(people + everywhere, sum(shuffled, [])))
+    words = ([word.rstrip(".") for word in text.split()] for text in statements)
+    return tuple(" ".join(new.get(word, word) for word in text) + "." for text in words)
+
+
 def save(path, samples):
     with open(path, "w") as file:
         file.writelines(json.dumps(sample) + "\n" for sample in samples)
@@ -97,6 +108,14 @@ some, left = random.Random(1), len(every) - 200
 kept = [at >= left or len(part) >= 6 or some.random() < 0.25 for at, (_, part, _) in enumerate(train)]
 save("long.jsonl", [line for line, is_kept in zip(every, kept) if is_kept])
 save("moved.jsonl", [sample(part, filled(questions(part), 3)) for part in moved()])
+people = sorted({text.split()[0] for story in whole for text in story})
+everywhere = sorted({text.split()[-1].rstrip(".") for story in whole for text in story})
+draw, renaming, some = random.Random(0), random.Random(2), random.Random(1)
+share = {2: 0.1, 4: 0.25, 6: 1, 8: 1, 10: 1}
+parts = [renamed(part) for _ in range(4) for _, part, _ in train[:left] if some.random() < share[len(part)]]
+some.shuffle(parts)
+parts += [part for _, part, _ in train[left:]]
+save("named.jsonl", [sample(part, filled(questions(part), 4)) for part in parts])
 save("test.jsonl", [sample(part, [asked]) for _, part, asked in test])
 seen = {statements for _, statements, _ in train}
 for length in (2, 4, 6, 8, 10):

@@ -14,7 +14,7 @@ use super::operands::{
     spread, sum_of_rows, sums, tables_or,
 };
 use super::pointwise::{self, MovingLaunch, SharedLaunch};
-use super::{activation, losses, norm, product};
+use super::{activation, losses, matrix_units, norm};
 use crate::ops::layers::{join_by_heads, split_by_heads};
 use crate::reference::adamw::adamw;
 use crate::reference::primitives;
@@ -62,9 +62,9 @@ where
         let client = R::client(device);
         match precision {
             Precision::F32 => true,
-            Precision::Tf32 => product::multiplies_tf32(client.properties()),
+            Precision::Tf32 => matrix_units::multiplies_tf32(client.properties()),
             Precision::Bf16 => {
-                product::computes_bf16(R::name(&client), client.properties())
+                matrix_units::computes_bf16(R::name(&client), client.properties())
                     && Self::supports_dtype(device, DType::BF16)
             }
         }

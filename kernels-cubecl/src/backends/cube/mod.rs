@@ -14,6 +14,7 @@ mod launch;
 mod layers;
 mod layout;
 mod losses;
+mod matrix_units;
 mod multiply;
 mod norm;
 mod operands;

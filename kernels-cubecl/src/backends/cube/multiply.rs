@@ -7,6 +7,7 @@ use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
+use super::matrix_units::multiplies_tf32;
 use super::operands::{empty, launch, onto_or, spread};
 use super::{exact, pointwise, product};
 use crate::reference::primitives;
@@ -63,9 +64,7 @@ pub fn own_product<R: CubeRuntime>(
     match precision() {
         _ if dtype != DType::F32 => None,
         Precision::Bf16 => Some(ProductKernel::Bf16),
-        Precision::Tf32 if product::multiplies_tf32(client.properties()) => {
-            Some(ProductKernel::Tf32)
-        }
+        Precision::Tf32 if multiplies_tf32(client.properties()) => Some(ProductKernel::Tf32),
         _ if product::has_tf32(client) => Some(ProductKernel::Exact),
         _ => None,
     }

@@ -8,15 +8,11 @@ use burn_cubecl::ops::numeric::empty_device_contiguous_dtype;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::client::ComputeClient;
 use cubecl::features::Tma;
-use cubecl::ir::features::MmaConfig;
-use cubecl::ir::{DeviceProperties, ElemType, FloatKind, StorageType};
 use cubecl::prelude::*;
 use cubecl::zspace::{calculate_matmul_output, metadata::Metadata};
 use cubek::matmul::definition::{MatmulElems, MatmulGlobalElems};
 use cubek::matmul::launch::{Strategy, launch_ref};
 use cubek::std::InputBinding;
-
-use super::tiles::{CUDA, HIP};
 
 /// Rows and columns of the result that one cube computes, about.
 const TILE: usize = 64;
@@ -32,29 +28,6 @@ const PROCESSORS: usize = 128;
 pub fn has_tf32<R: CubeRuntime>(client: &ComputeClient<R>) -> bool {
     let tf32 = cubecl::tf32::as_type_native_unchecked().storage_type();
     client.properties().supports_type(tf32)
-}
-
-/// Whether the device has matrix units for TF32. CUDA's cards have those for bf16 from the same generation on (sm_80), and CubeCL
-/// registers the types and bf16's matrices for older ones as well.
-pub fn multiplies_tf32(device: &DeviceProperties) -> bool {
-    let tf32 = StorageType::Scalar(ElemType::Float(FloatKind::TF32));
-    device.features.matmul.cmma.contains(&MmaConfig {
-        a_type: tf32,
-        b_type: tf32,
-        cd_type: StorageType::Scalar(ElemType::Float(FloatKind::F32)),
-        m: 16,
-        n: 16,
-        k: 8,
-    })
-}
-
-/// Whether a device of this runtime computes with bf16, if it has the type.
-pub fn computes_bf16(runtime: &str, device: &DeviceProperties) -> bool {
-    match runtime {
-        HIP => false,
-        CUDA => multiplies_tf32(device),
-        _ => true,
-    }
 }
 
 /// The product of f32 factors that are rounded to bf16, with sums and result in f32.

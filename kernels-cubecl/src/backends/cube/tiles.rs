@@ -16,7 +16,8 @@ use cubecl::ir::features::MmaConfig;
 use cubecl::ir::{DeviceProperties, ElemType, FloatKind, StorageType};
 use cubecl::prelude::*;
 
-use super::product::{begins_at, computes_bf16};
+use super::matrix_units::{CUDA, HIP, computes_bf16};
+use super::product::begins_at;
 
 /// A vector of four values. Sums are always in f32, whatever the type of the tensors.
 pub type Quad = Vector<f32, Const<4>>;
@@ -32,11 +33,6 @@ pub const PLANE: usize = 32;
 /// The limit of shared memory per cube, in bytes; with more, too few cubes would run on a multiprocessor at
 /// once.
 const MOST_SHARED_BYTES: usize = 64 << 10;
-
-/// The name of CubeCL's runtime for ROCm. Its code for matrix units takes a thread's number in its cube for that in its plane, and is
-/// registered for cards on which it does not compile (gfx10, gfx12). It has never run: matrix units are not used there.
-pub const HIP: &str = "hip";
-pub const CUDA: &str = "cuda";
 
 /// The shape of a kernel's tiles, a compile-time constant of the kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
