@@ -120,12 +120,12 @@ impl<B: KernelBackend> Trained<B> {
         } = &self.config;
         for (key, path) in data.files() {
             if path.is_relative() && !path.exists() {
-                let problem = format!(
-                    "has data.{key} = {:?}, which is no file from here: go to the folder where the run began, or name \
-                     it in data.{key}=…",
-                    path.display().to_string()
-                );
-                return Err(Error::file(self.path.join(CONFIG), problem));
+                let problem = "there is no such file from here; the paths of a run are from the folder in which it began";
+                return Err(Error::config(
+                    format!("data.{key}"),
+                    path.display(),
+                    problem,
+                ));
             }
         }
         let task = data.open(tokens, train.seed, Some(self.tokenizer.clone()))?;

@@ -282,7 +282,7 @@ fn a_run_answers_other_data_than_its_own() {
         ),
         ("data.validfile=x", ["`data.validfile`", "valid_file"]),
         ("data.task=babi", ["data.task", "the same task, jsonl"]),
-        ("data.valid_file=none.jsonl", ["none.jsonl", "cannot open"]),
+        ("data.valid_file=none.jsonl", ["none.jsonl", "no such file"]),
     ] {
         refuses(gradmem(at, &["eval", "run", setting]), &words);
     }
@@ -1058,7 +1058,7 @@ fn what_is_learned_of_the_steps_begins_from_another_run() {
         ),
         (
             &["memory.write_steps=100000000000000", learned],
-            "memory.learned_lr",
+            "memory.write_steps",
         ),
     ] {
         refuses(run("no", more), &[key]);
