@@ -162,14 +162,6 @@ where
 }
 
 #[test]
-fn every_kind_is_the_derivative_of_the_whole() {
-    for (kind, config) in kinds() {
-        check(kind, &ModelConfig::Llama(llama()), &config);
-    }
-}
-
-#[test]
-#[ignore = "minutes: cargo test --release --features ndarray --test library kinds -- --ignored"]
 fn every_kind_on_every_model_is_the_derivative_of_the_whole() {
     for lm in models() {
         for (kind, config) in kinds() {

@@ -320,9 +320,12 @@ fn first_answers<B: KernelBackend>(folder: &Path, device: &B::Device) -> Result<
         examples: usize::MAX,
         ..EvalOptions::default()
     };
-    Ok(Trained::<B>::open(folder, device)?
-        .evaluate(&options)?
-        .examples)
+    // What there is to warn of the data was said when the training opened them.
+    let level = log::max_level();
+    log::set_max_level(log::LevelFilter::Error);
+    let found = Trained::<B>::open(folder, device).and_then(|run| run.evaluate(&options));
+    log::set_max_level(level);
+    Ok(found?.examples)
 }
 
 /// A positive number of hours.
