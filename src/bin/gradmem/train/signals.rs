@@ -10,12 +10,12 @@ use super::INTERRUPTED;
 use crate::output::message;
 use crate::processes::is_silent;
 
-/// Stops at the next step.
-fn stop(interrupter: &Interrupter, what: &str) {
+/// Stops at the next step: `why` is what the run says of it, `signal` what it was.
+fn stop(interrupter: &Interrupter, why: &str, signal: &str) {
     // First of all: the message may have no reader any more.
-    interrupter.stop(Some(what));
+    interrupter.stop(Some(why));
     if !is_silent() {
-        message!("stopping at the next step, to save; Ctrl-C stops at once");
+        message!("{signal}: stopping at the next step, to save; Ctrl-C stops at once");
     }
 }
 
@@ -51,8 +51,10 @@ pub fn stop_on_signals(interrupter: &Interrupter) -> Result<(), Error> {
         for signal in signals.forever() {
             match signal {
                 SIGINT if stopping => stop_at_once(),
-                SIGUSR1 => stop(&interrupter, "SIGUSR1."),
-                _ => stop(&interrupter, "Interrupted."),
+                SIGUSR1 => stop(&interrupter, "SIGUSR1.", "SIGUSR1"),
+                SIGTERM => stop(&interrupter, "Interrupted.", "SIGTERM"),
+                SIGHUP => stop(&interrupter, "Interrupted.", "SIGHUP"),
+                _ => stop(&interrupter, "Interrupted.", "Ctrl-C"),
             }
             stopping = true;
         }
@@ -78,7 +80,7 @@ pub fn stop_on_signals(interrupter: &Interrupter) -> Result<(), Error> {
     let interrupter = interrupter.clone();
     ctrlc::set_handler(move || match PRESSED.swap(true, Ordering::Relaxed) {
         true => stop_at_once(),
-        false => stop(&interrupter, "Interrupted."),
+        false => stop(&interrupter, "Interrupted.", "Ctrl-C"),
     })
     .map_err(|e| Error::Failed(format!("signals cannot be caught: {e}")))
 }
