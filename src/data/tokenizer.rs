@@ -40,6 +40,8 @@ pub struct TextTokenizer {
     end: u32,
     /// The token for what is not in the vocabulary.
     unknown: Option<u32>,
+    /// Whether it leaves out what is not in the vocabulary, which is an error then.
+    leaves_out: bool,
     /// If the vocabulary is closed: text outside it is an error, and targets contain their end token already.
     closed: Option<Unit>,
     /// Tokens that the metrics ignore.
@@ -81,6 +83,7 @@ impl TextTokenizer {
             pad: 0,
             end: end.ok_or_else(|| problem("it has no mark to end an answer with"))?,
             unknown: Some(3),
+            leaves_out: false,
             closed: Some(Unit::Character),
             marks,
         })
@@ -102,6 +105,7 @@ impl TextTokenizer {
             pad: 0,
             end,
             unknown: None,
+            leaves_out: false,
             closed: Some(Unit::Word),
             marks: vec![end],
         })
@@ -136,6 +140,7 @@ impl TextTokenizer {
         let pad = find(pad, "pad", &PADS)?.unwrap_or(end);
         Ok(Self {
             unknown: tokenizer::unknown(&tokenizer),
+            leaves_out: tokenizer::leaves_out(&tokenizer),
             tokenizer,
             pad,
             end,
@@ -191,7 +196,7 @@ impl TextTokenizer {
                 )));
             }
         }
-        let ids = tokenizer::encode(&self.tokenizer, text, false)?;
+        let ids = tokenizer::encode_knowing(&self.tokenizer, text, false, self.leaves_out)?;
         let unknown = || ids.iter().position(|id| self.is_unknown(*id));
         match self.is_closed().then(unknown).flatten() {
             Some(at) => {
@@ -230,7 +235,8 @@ impl TextTokenizer {
             Some(Unit::Character) => (self.encode(&text)?, query.chars().count(), false),
             Some(Unit::Word) => (self.encode(&text)?, query.split_whitespace().count(), false),
             None => {
-                let encoding = tokenizer::encode_with_offsets(&self.tokenizer, &text, false)?;
+                let (tokenizer, leaves_out) = (&self.tokenizer, self.leaves_out);
+                let encoding = tokenizer::encode_with_offsets(tokenizer, &text, false, leaves_out)?;
                 let ids = encoding.get_ids().to_vec();
                 let overlaps = |(start, end): &(usize, usize)| *end > query.len() && end > start;
                 let offsets = encoding.get_offsets();

@@ -57,23 +57,32 @@ pub fn open_folder(
 ///
 /// If the tokenizer fails on the text, or leaves a part of it out because it has no token for it.
 pub fn encode(tokenizer: &Tokenizer, text: &str, special: bool) -> Result<Vec<u32>, Error> {
-    let encoding = match leaves_out(tokenizer) {
-        true => encode_with_offsets(tokenizer, text, special)?,
-        false => catch_panic(|| tokenizer.encode_fast(text, special))
-            .map_err(|e| Error::Input(format!("{text:?} cannot be tokenized: {e}")))?,
+    encode_knowing(tokenizer, text, special, leaves_out(tokenizer))
+}
+
+/// As [`encode`], where it is known whether the tokenizer [`leaves_out`] text.
+pub(crate) fn encode_knowing(
+    tokenizer: &Tokenizer,
+    text: &str,
+    special: bool,
+    leaves_out: bool,
+) -> Result<Vec<u32>, Error> {
+    let encoding = match leaves_out {
+        true => encode_with_offsets(tokenizer, text, special, leaves_out)?,
+        false => encoded(text, || tokenizer.encode_fast(text, special))?,
     };
     Ok(encoding.get_ids().to_vec())
 }
 
-/// As [`encode`], with the bytes of the text that each token stands for.
+/// As [`encode_knowing`], with the bytes of the text that each token stands for.
 pub(crate) fn encode_with_offsets(
     tokenizer: &Tokenizer,
     text: &str,
     special: bool,
+    leaves_out: bool,
 ) -> Result<Encoding, Error> {
-    let encoding = catch_panic(|| tokenizer.encode(text, special))
-        .map_err(|e| Error::Input(format!("{text:?} cannot be tokenized: {e}")))?;
-    let missing = leaves_out(tokenizer).then(|| left_out(tokenizer, text, encoding.get_offsets()));
+    let encoding = encoded(text, || tokenizer.encode(text, special))?;
+    let missing = leaves_out.then(|| left_out(tokenizer, text, encoding.get_offsets()));
     match missing.flatten() {
         None => Ok(encoding),
         Some((at, c)) => Err(Error::Input(format!(
@@ -83,9 +92,16 @@ pub(crate) fn encode_with_offsets(
     }
 }
 
+fn encoded(
+    text: &str,
+    encode: impl FnOnce() -> tokenizers::Result<Encoding>,
+) -> Result<Encoding, Error> {
+    catch_panic(encode).map_err(|e| Error::Input(format!("{text:?} cannot be tokenized: {e}")))
+}
+
 /// Whether the tokenizer leaves out what it has no token for: byte-pair encoding without a token for the unknown, and without
-/// one for each byte.
-fn leaves_out(tokenizer: &Tokenizer) -> bool {
+/// one for each byte. It looks for all of these: not for each text.
+pub(crate) fn leaves_out(tokenizer: &Tokenizer) -> bool {
     let ModelWrapper::BPE(bpe) = tokenizer.get_model() else {
         return false;
     };
