@@ -1,7 +1,7 @@
 //! Settings that are valid, but do nothing beside the others.
 
 use super::config::RunConfig;
-use crate::data::{BabiConfig, DataConfig, JsonlConfig, KvConfig, PhonebookConfig, TextConfig};
+use crate::data::{DataConfig, KvConfig};
 use crate::memory::{GradMemConfig, MemoryKind};
 use crate::method::MethodName;
 
@@ -43,43 +43,16 @@ fn of_memory(memory: &GradMemConfig, key: &str) -> Option<&'static str> {
 fn of_data(data: &DataConfig, key: &str) -> Option<&'static str> {
     const ALL_OF_FILE: &str = "data.valid_file is held out, all of it";
     const OF_GENERATED: &str = "it is of generated samples, and data.train_file names others";
+    let names = |key| data.files().iter().any(|(found, _)| *found == key);
     match (data, key) {
-        (
-            DataConfig::Jsonl(JsonlConfig {
-                valid_file: Some(_),
-                ..
-            })
-            | DataConfig::Babi(BabiConfig {
-                valid_file: Some(_),
-                ..
-            })
-            | DataConfig::Phonebook(PhonebookConfig {
-                valid_file: Some(_),
-                ..
-            }),
-            "valid_samples",
-        ) => Some(ALL_OF_FILE),
-        (
-            DataConfig::Babi(BabiConfig {
-                train_file: Some(_),
-                ..
-            }),
-            "train_samples",
-        )
-        | (
-            DataConfig::Phonebook(PhonebookConfig {
-                train_file: Some(_),
-                ..
-            }),
-            "train_samples" | "entries" | "queries_per_context",
-        ) => Some(OF_GENERATED),
-        (
-            DataConfig::Text(TextConfig {
-                valid_path: Some(_),
-                ..
-            }),
-            "valid_share",
-        ) => Some("data.valid_path is held out instead"),
+        // The most of a file that are used.
+        (DataConfig::Squad(_), "valid_samples") => None,
+        (_, "valid_samples") if names("valid_file") => Some(ALL_OF_FILE),
+        (_, "train_samples") if names("train_file") => Some(OF_GENERATED),
+        (DataConfig::Phonebook(_), "entries" | "queries_per_context") if names("train_file") => {
+            Some(OF_GENERATED)
+        }
+        (_, "valid_share") if names("valid_path") => Some("data.valid_path is held out instead"),
         (DataConfig::Kv(KvConfig { segments: 0, .. }), "segment_min" | "segment_max") => {
             Some("contexts have no segments: data.segments is 0")
         }
