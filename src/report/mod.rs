@@ -56,7 +56,7 @@ pub use figure::Figure;
 #[doc(hidden)]
 pub use format::{format_measure, with_separators};
 use group::Group;
-pub use run::{Point, Run, Values};
+pub use run::{Point, Run, Values, unfinished_stage};
 pub use table::Table;
 
 /// Runs in groups.

@@ -54,11 +54,7 @@ impl Run {
     pub fn open(folder: impl AsRef<Path>) -> Result<Self, Error> {
         let folder = folder.as_ref();
         let config = RunConfig::open(folder.join("config.toml"))?;
-        let log = folder.join("metrics.jsonl");
-        let lines = match read_if_exists(&log)? {
-            Some(bytes) => parse_log(&bytes).map_err(|problem| Error::file(&log, problem))?,
-            None => Vec::new(),
-        };
+        let lines = log_of(folder)?;
         let (valid, step) = evaluations(&lines);
         let file = folder.join("eval.json");
         let eval = read_if_exists(&file)?.map(|bytes| {
@@ -100,9 +96,7 @@ impl Run {
     /// The curriculum's easier version of the task that the run has not finished, by its first setting; none if
     /// the run is at its own task.
     pub fn unfinished_stage(&self) -> Option<&str> {
-        let stage = self.valid.iter().map(|point| point.stage).max()?;
-        let version = self.config.train.curriculum.get(stage)?;
-        version.split_whitespace().next()
+        unfinished(&self.config, &self.valid)
     }
 
     /// The evaluation at which `measure` was best; the last one if several are equal.
@@ -224,6 +218,34 @@ pub(super) struct Line {
     pub stage: Option<usize>,
     #[serde(flatten)]
     pub values: Values,
+}
+
+/// The lines of a run's log; none if it has no log.
+fn log_of(folder: &Path) -> Result<Vec<Line>, Error> {
+    let log = folder.join("metrics.jsonl");
+    match read_if_exists(&log)? {
+        Some(bytes) => parse_log(&bytes).map_err(|problem| Error::file(&log, problem)),
+        None => Ok(Vec::new()),
+    }
+}
+
+fn unfinished<'a>(config: &'a RunConfig, valid: &[Point]) -> Option<&'a str> {
+    let stage = valid.iter().map(|point| point.stage).max()?;
+    let version = config.train.curriculum.get(stage)?;
+    version.split_whitespace().next()
+}
+
+/// As [`Run::unfinished_stage`], of a run's folder and its settings, by its log alone.
+///
+/// # Errors
+///
+/// A log that is damaged.
+pub fn unfinished_stage(
+    folder: impl AsRef<Path>,
+    config: &RunConfig,
+) -> Result<Option<&str>, Error> {
+    let (valid, _) = evaluations(&log_of(folder.as_ref())?);
+    Ok(unfinished(config, &valid))
 }
 
 /// The lines of a log; or an error that names the malformed line.

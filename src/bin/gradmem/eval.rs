@@ -1,14 +1,15 @@
 //! `gradmem eval`: scores of a run on held-out samples.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use gradmem::Error;
 use gradmem::kernels::KernelBackend;
 use gradmem::memory::MOST_STEPS;
-use gradmem::report::Run;
+use gradmem::report::unfinished_stage;
 use gradmem::train::Trained;
 use gradmem::train::checkpoint::RunFolder;
+use gradmem::train::config::RunConfig;
 use gradmem::train::evaluation::{EvalOptions, Evaluation};
 use gradmem::train::metrics::Measure;
 
@@ -129,14 +130,8 @@ impl Job for EvalJob {
         if !args.data.is_empty() {
             trained = trained.on_data(&of_data(&args.data)?)?;
             warn_without_effect(&trained.config, &args.data);
-        }
-        if args.data.is_empty()
-            && let Some(part) = Run::open(&args.run)?.unfinished_stage()
-        {
-            log::warn!(
-                "{}: stopped in the part {part} of its curriculum, and its weights were chosen there",
-                args.run.display()
-            );
+        } else {
+            warn_of_unfinished(&args.run, &trained.config);
         }
         let mut found = trained.evaluate(&options)?;
         let saved = match &args.answers {
@@ -161,6 +156,18 @@ impl Job for EvalJob {
             log::warn!("{e}");
         }
         saved
+    }
+}
+
+/// Warns of weights that are not yet of the task itself. A log that does not tell is no reason not to evaluate.
+fn warn_of_unfinished(run: &Path, config: &RunConfig) {
+    match unfinished_stage(run, config) {
+        Ok(None) => {}
+        Ok(Some(part)) => log::warn!(
+            "{}: stopped in the part {part} of its curriculum, and its weights were chosen there",
+            run.display()
+        ),
+        Err(error) => log::warn!("{error}"),
     }
 }
 

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use burn::train::Interrupter;
 use gradmem::Error;
 use gradmem::kernels::{KernelBackend, Precision};
+use gradmem::train::checkpoint::RunFolder;
 use gradmem::train::config::{LrDecay, RunConfig};
 use gradmem::train::evaluation::{EvalOptions, Shown};
 use gradmem::train::world::{World, all_or_none};
@@ -103,7 +104,7 @@ fn run_in(args: &Args, world: &Arc<dyn World>) -> Result<ExitCode, Error> {
         .and_then(|settings| usable(&args.backend).map(|()| settings));
     let (folder, config) = all_or_none(&**world, settings)?;
     args.check_said_once()?;
-    if args.seeds.is_some() && folder.join("config.toml").exists() {
+    if args.seeds.is_some() && RunFolder::open(&folder).is_ok() {
         let problem =
             "is a run: --seeds needs a folder for runs of each seed. Name another one with --run";
         return Err(Error::File {
