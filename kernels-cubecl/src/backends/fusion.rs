@@ -10,7 +10,7 @@ use burn_fusion::stream::{Operation, OperationStreams};
 use burn_fusion::{Fusion, FusionBackend, FusionRuntime, FusionTensor};
 use burn_ir::{CustomOpIr, HandleContainer, OperationIr, TensorIr};
 
-use crate::ops::selection::Choices;
+use crate::ops::selection::registered::Choices;
 use crate::reference::accumulation_dtype;
 use crate::{
     AdamWStep, AttentionBackend, HeadBackend, LayerBackend, Nonlinearity, Norm, Precision,

@@ -1,6 +1,5 @@
 //! Choices for the whole process: the code of attention, the rounding of products.
 
-use std::cell::Cell;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
 use burn::tensor::DType;
@@ -28,13 +27,10 @@ pub fn set_attention(attention: Attention) {
 
 /// The current choice.
 pub fn attention() -> Attention {
-    match AT_WORK.get() {
-        Some(choices) => choices.attention,
-        None => chosen_attention(),
+    #[cfg(any(feature = "fusion", test))]
+    if let Some(choices) = registered::at_work() {
+        return choices.attention;
     }
-}
-
-fn chosen_attention() -> Attention {
     match REFERENCE.load(Ordering::Relaxed) {
         true => Attention::Reference,
         false => Attention::Fused,
@@ -83,58 +79,66 @@ pub fn set_precision(precision: Precision) {
 
 /// The current choice.
 pub fn precision() -> Precision {
-    match AT_WORK.get() {
-        Some(choices) => choices.precision,
-        None => chosen_precision(),
+    #[cfg(any(feature = "fusion", test))]
+    if let Some(choices) = registered::at_work() {
+        return choices.precision;
     }
-}
-
-fn chosen_precision() -> Precision {
     let choice = PRECISION.load(Ordering::Relaxed);
     let choices = [Precision::Tf32, Precision::Bf16].into_iter();
     let mut chosen = choices.filter(|precision| *precision as u8 == choice);
     chosen.next().unwrap_or_default()
 }
 
-thread_local! {
-    /// What this thread's work was registered with, while it is done.
-    static AT_WORK: Cell<Option<Choices>> = const { Cell::new(None) };
-}
+/// Work that is registered now and done later, when other choices may be set.
+#[cfg(any(feature = "fusion", test))]
+pub(crate) mod registered {
+    use std::cell::Cell;
 
-/// The choices with which work is registered that is done later, when others may be set.
-#[derive(Clone, Copy, Debug)]
-#[cfg_attr(not(feature = "fusion"), allow(dead_code))]
-pub(crate) struct Choices {
-    attention: Attention,
-    precision: Precision,
-}
+    use crate::ops::selection::{Attention, Precision, attention, precision};
 
-#[cfg_attr(not(feature = "fusion"), allow(dead_code))]
-impl Choices {
-    /// The current ones.
-    pub(crate) fn now() -> Self {
-        Self {
-            attention: attention(),
-            precision: precision(),
-        }
+    thread_local! {
+        /// What this thread's work was registered with, while it is done.
+        static AT_WORK: Cell<Option<Choices>> = const { Cell::new(None) };
     }
 
-    /// Does the work with them, on this thread.
-    pub(crate) fn during<T>(self, work: impl FnOnce() -> T) -> T {
-        /// Also where the work panics.
-        struct Restore(Option<Choices>);
-        impl Drop for Restore {
-            fn drop(&mut self) {
-                AT_WORK.set(self.0);
+    pub(super) fn at_work() -> Option<Choices> {
+        AT_WORK.get()
+    }
+
+    /// The choices with which work is registered.
+    #[derive(Clone, Copy, Debug)]
+    pub(crate) struct Choices {
+        pub(super) attention: Attention,
+        pub(super) precision: Precision,
+    }
+
+    impl Choices {
+        /// The current ones.
+        pub(crate) fn now() -> Self {
+            Self {
+                attention: attention(),
+                precision: precision(),
             }
         }
-        let _restore = Restore(AT_WORK.replace(Some(self)));
-        work()
+
+        /// Does the work with them, on this thread.
+        pub(crate) fn during<T>(self, work: impl FnOnce() -> T) -> T {
+            /// Also where the work panics.
+            struct Restore(Option<Choices>);
+            impl Drop for Restore {
+                fn drop(&mut self) {
+                    AT_WORK.set(self.0);
+                }
+            }
+            let _restore = Restore(AT_WORK.replace(Some(self)));
+            work()
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::registered::Choices;
     use super::*;
 
     #[test]
