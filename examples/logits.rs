@@ -36,10 +36,11 @@ fn main() -> Result<(), Error> {
 /// The largest difference, relative to the largest logit.
 fn compare(folder: &Path) -> Result<f64, Error> {
     let device = Default::default();
-    let model = pretrained::load::<B>(folder, &device)?.model;
+    let loaded = pretrained::load::<B>(folder, &device)?;
+    let model = loaded.model;
     let saved = folder.join("saved");
     if saved.is_dir() {
-        pretrained::save(&saved, &model, None)?;
+        pretrained::save(&saved, &model, None, &loaded.special)?;
     }
     let case = Tensors::open(folder.join("case.safetensors"))?;
     let ids = case.get("input_ids")?;

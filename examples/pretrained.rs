@@ -9,7 +9,8 @@ use gradmem::data::KvConfig;
 use gradmem::episode::Tokens;
 use gradmem::memory::GradMemConfig;
 use gradmem::model::generate::GenerateConfig;
-use gradmem::model::{Gpt2Config, ModelConfig, pretrained};
+use gradmem::model::pretrained::{self, SpecialTokens};
+use gradmem::model::{Gpt2Config, ModelConfig};
 use gradmem::tokenizer;
 
 type B = burn_flex::Flex;
@@ -61,10 +62,13 @@ fn random_model() -> Result<std::path::PathBuf, Error> {
     let folder = std::env::temp_dir().join("gradmem-random-gpt2");
     let config = ModelConfig::Gpt2(Gpt2Config::new(70, 32, 2, 2));
     let model = config.init::<B>(1, &Default::default())?;
-    pretrained::save(
-        &folder,
-        &model,
-        Some(KvConfig::default().tokenizer()?.as_tokenizer()),
-    )?;
+    let tokenizer = KvConfig::default().tokenizer()?;
+    let special = SpecialTokens {
+        pad: tokenizer.pad(),
+        ends: vec![tokenizer.end()],
+        ..SpecialTokens::default()
+    };
+    let text = Some(tokenizer.as_tokenizer());
+    pretrained::save(&folder, &model, text, &special)?;
     Ok(folder)
 }

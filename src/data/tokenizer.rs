@@ -111,16 +111,14 @@ impl TextTokenizer {
         })
     }
 
-    /// Any tokenizer. Its end token is appended to targets; it counts in the loss but not in the metrics.
+    /// Any tokenizer, without the special tokens that it would put around a text. Its end token is appended to targets; it
+    /// counts in the loss but not in the metrics.
     ///
     /// # Errors
     ///
     /// If it has no token named `pad` or `end`, or, without these names, no end token under a usual name.
-    pub fn new(
-        mut tokenizer: Tokenizer,
-        pad: Option<&str>,
-        end: Option<&str>,
-    ) -> Result<Self, Error> {
+    pub fn new(tokenizer: Tokenizer, pad: Option<&str>, end: Option<&str>) -> Result<Self, Error> {
+        let mut tokenizer = tokenizer::without_special(tokenizer);
         // The name of a special token in a text is text, not the token.
         tokenizer.set_encode_special_tokens(true);
         let find = |name: Option<&str>, key: &str, usual: &[&str]| match name {
@@ -403,6 +401,7 @@ fn word_level(tokens: impl IntoIterator<Item = String>) -> Result<Tokenizer, Err
 #[cfg(test)]
 mod tests {
     use tokenizers::models::bpe::BPE;
+    use tokenizers::processors::template::TemplateProcessing;
     use tokenizers::{PaddingParams, PaddingStrategy, TruncationParams};
 
     use super::*;
@@ -593,6 +592,20 @@ mod tests {
             "{ids:?}"
         );
         assert_eq!(tokenizer.decode(&ids).unwrap(), "a [PAD] and [EOS]");
+        // What a file puts around a text goes with it where the tokenizer goes.
+        let template = TemplateProcessing::builder()
+            .try_single("[BOS] $A")
+            .unwrap()
+            .special_tokens(vec![("[BOS]", 1)])
+            .build()
+            .unwrap();
+        file.with_post_processor(Some(template));
+        assert_eq!(file.encode("a", true).unwrap().get_ids()[0], 1);
+        std::fs::write(&path, file.to_string(false).unwrap()).unwrap();
+        let ours = config.open(&path).unwrap();
+        let ids = tokenizer::encode(ours.as_tokenizer(), "some words", true).unwrap();
+        assert_eq!(ids, made.encode("some words").unwrap());
+        assert_eq!(ours.fingerprint(), tokenizer.fingerprint());
     }
 
     #[test]

@@ -125,14 +125,7 @@ pub fn save<B: KernelBackend>(
         }
     }
     let mut base = method.model().config().to_json();
-    match special.ends.as_slice() {
-        [] => {}
-        [end] => _ = base.insert("eos_token_id".into(), (*end).into()),
-        ends => _ = base.insert("eos_token_id".into(), ends.into()),
-    }
-    if !matches!(method, AnyMethod::InContext(_)) {
-        base.insert("pad_token_id".into(), special.pad.into());
-    }
+    special.write(&mut base);
     let mut config = to_json(base, &method.config());
     if let AnyMethod::GradMem(GradMem {
         write_lora: Some(lora),
@@ -153,7 +146,7 @@ pub fn save<B: KernelBackend>(
         .into_iter()
         .map(|(path, data)| (name(&path), data))
         .collect();
-    pretrained::write_folder(folder.as_ref(), tensors, config, tokenizer)
+    pretrained::write_folder(folder.as_ref(), tensors, config, tokenizer, special)
 }
 
 /// The settings as the reference writes them.

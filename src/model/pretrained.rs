@@ -33,7 +33,7 @@ pub struct Pretrained<B: Backend> {
     pub model: AnyLm<B>,
     /// Its tokenizer, if the folder has one (feature `data`).
     pub tokenizer: Option<Tokenizer>,
-    /// The token for padding and the tokens that end a text.
+    /// The tokens that pad, begin and end a text.
     pub special: SpecialTokens,
 }
 
@@ -67,6 +67,8 @@ pub struct SpecialTokens {
     /// What ends an answer: `eos_token_id` of `generation_config.json`, or else of `config.json`. There may be several,
     /// or none.
     pub ends: Vec<u32>,
+    /// What begins a text: `bos_token_id` of `config.json`, if it has one. The tokenizer says whether a text is given it.
+    pub begin: Option<u32>,
 }
 
 impl SpecialTokens {
@@ -100,7 +102,46 @@ impl SpecialTokens {
         if ends.is_empty() {
             ends = own;
         }
-        Ok(Self { pad, ends })
+        let begin = tokens(base, "bos_token_id", size, &path)?.first().copied();
+        Ok(Self { pad, ends, begin })
+    }
+
+    /// Puts them into a `config.json`, unless nothing is known of them: there `transformers` takes its defaults for ids that
+    /// are not said.
+    pub(crate) fn write(&self, config: &mut Map<String, Value>) {
+        if *self == Self::default() {
+            return;
+        }
+        let ends = match self.ends.as_slice() {
+            [] => Value::Null,
+            [end] => (*end).into(),
+            ends => ends.into(),
+        };
+        config.insert("pad_token_id".into(), self.pad.into());
+        config.insert("bos_token_id".into(), self.begin.into());
+        config.insert("eos_token_id".into(), ends);
+    }
+
+    /// The `tokenizer_config.json` with which `transformers` takes the `tokenizer.json` beside it as it is. Without one it
+    /// chooses a class by the model's type, which may have a token of its own begin each text.
+    fn tokenizer_config(&self, tokenizer: &Tokenizer) -> Map<String, Value> {
+        let mut json = Map::new();
+        json.insert("tokenizer_class".into(), "PreTrainedTokenizerFast".into());
+        json.insert("clean_up_tokenization_spaces".into(), false.into());
+        if *self == Self::default() {
+            return json;
+        }
+        let ids = [
+            ("pad_token", Some(self.pad)),
+            ("bos_token", self.begin),
+            ("eos_token", self.ends.first().copied()),
+        ];
+        for (key, id) in ids {
+            if let Some(token) = id.and_then(|id| tokenizer.id_to_token(id)) {
+                json.insert(key.into(), token.into());
+            }
+        }
+        json
     }
 }
 
@@ -233,9 +274,10 @@ fn trunk(config: &ModelConfig) -> &'static str {
     }
 }
 
-/// Saves a model in the format that `transformers` and [`load`] read; an adapter in the folder, which would be added to it, is an error. If the process is interrupted, each file
-/// is either the old or the new one. The old `config.json` is removed first and the new one written last, so
-/// that it never describes other weights.
+/// Saves a model in the format that `transformers` and [`load`] read: `config.json`, `model.safetensors` and, with a tokenizer,
+/// `tokenizer.json` and `tokenizer_config.json`. What an older model left in the folder that would change this one's reading is
+/// removed; an adapter, which would be added to it, is an error. If the process is interrupted, each file is either the old or
+/// the new one. The old `config.json` is removed first and the new one written last, so that it never describes other weights.
 ///
 /// # Errors
 ///
@@ -244,13 +286,16 @@ pub fn save<B: Backend>(
     folder: impl AsRef<Path>,
     model: &AnyLm<B>,
     tokenizer: Option<&Tokenizer>,
+    special: &SpecialTokens,
 ) -> Result<(), Error> {
-    let config = model.config().to_json();
+    let mut config = model.config().to_json();
+    special.write(&mut config);
     write_folder(
         folder.as_ref(),
         weights::parameters(model),
         config,
         tokenizer,
+        special,
     )
 }
 
@@ -260,6 +305,7 @@ pub(crate) fn write_folder(
     tensors: Vec<(String, TensorData)>,
     mut config: Map<String, Value>,
     tokenizer: Option<&Tokenizer>,
+    special: &SpecialTokens,
 ) -> Result<(), Error> {
     std::fs::create_dir_all(folder).map_err(Error::io(folder, "cannot make the folder"))?;
     let adapter = folder.join(adapter::CONFIG);
@@ -267,12 +313,11 @@ pub(crate) fn write_folder(
         let problem = "is an adapter, which would be added to the weights that are saved beside it: save in another folder";
         return Err(Error::file(adapter, problem));
     }
-    let [config_file, tokenizer_file] =
-        ["config.json", "tokenizer.json"].map(|name| folder.join(name));
-    for old in [&config_file, &tokenizer_file] {
-        match std::fs::remove_file(old) {
+    for old in FILES {
+        let old = folder.join(old);
+        match std::fs::remove_file(&old) {
             Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-                return Err(Error::io(old, "cannot replace")(e));
+                return Err(Error::io(&old, "cannot replace")(e));
             }
             _ => {}
         }
@@ -294,9 +339,25 @@ pub(crate) fn write_folder(
         let json = tokenizer
             .to_string(true)
             .map_err(|e| Error::Input(format!("the tokenizer cannot be saved: {e}")))?;
-        write_atomically(&tokenizer_file, json.as_bytes())?;
+        write_atomically(folder.join("tokenizer.json"), json.as_bytes())?;
+        let beside = special.tokenizer_config(tokenizer);
+        write_json(&folder.join("tokenizer_config.json"), &beside)?;
     }
-    let text = serde_json::to_string_pretty(&config)
-        .map_err(|e| Error::file(&config_file, format!("cannot be written: {e}")))?;
-    write_atomically(&config_file, format!("{text}\n").as_bytes())
+    write_json(&folder.join("config.json"), &config)
+}
+
+/// What [`load`] or `transformers` reads beside the tensors.
+const FILES: [&str; 6] = [
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+];
+
+fn write_json(path: &Path, json: &Map<String, Value>) -> Result<(), Error> {
+    let text = serde_json::to_string_pretty(json)
+        .map_err(|e| Error::file(path, format!("cannot be written: {e}")))?;
+    write_atomically(path, format!("{text}\n").as_bytes())
 }

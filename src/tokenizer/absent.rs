@@ -12,6 +12,10 @@ impl Tokenizer {
     pub(crate) fn to_string(&self, _pretty: bool) -> Result<String, Error> {
         match *self {}
     }
+
+    pub(crate) fn id_to_token(&self, _id: u32) -> Option<String> {
+        match *self {}
+    }
 }
 
 /// None.

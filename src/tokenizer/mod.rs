@@ -12,20 +12,23 @@ use tokenizers::models::ModelWrapper;
 use tokenizers::normalizers::NormalizerWrapper;
 use tokenizers::pre_tokenizers::PreTokenizerWrapper;
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
+use tokenizers::processors::PostProcessorWrapper;
+use tokenizers::processors::sequence::Sequence;
 use tokenizers::{Encoding, Model, NormalizedString, Normalizer};
 
 use crate::error::Error;
+use crate::support::fs::read_object;
 use json::catch_panic;
 
 /// Usual names of the token for text that is not in the vocabulary.
 const UNKNOWN: [&str; 4] = ["[UNK]", "<unk>", "<|unk|>", "[unk]"];
 
 /// Opens the `tokenizer.json` of a model's folder, for a model of `vocab_size` tokens; `None` if the folder
-/// has no such file.
+/// has no such file. An added token without a row in the embedding is no error, but a warning: some have one for padding.
 ///
 /// # Errors
 ///
-/// If the file cannot be read, or has a token id that is not below `vocab_size`.
+/// If the file cannot be read, or has another token whose id is not below `vocab_size`.
 pub fn open_folder(
     folder: impl AsRef<Path>,
     vocab_size: usize,
@@ -35,20 +38,79 @@ pub fn open_folder(
         return Ok(None);
     }
     let tokenizer = json::open(&path)?;
-    let largest = tokenizer.get_vocab(true).into_values().max();
-    match largest {
-        Some(largest) if largest as usize >= vocab_size => {
-            let token = tokenizer.id_to_token(largest).unwrap_or_default();
-            Err(Error::file(
-                &path,
-                format!(
-                    "has a token {largest} ({token:?}), but the model's embedding has {vocab_size} \
-                     rows: they do not belong together"
-                ),
-            ))
-        }
-        _ => Ok(Some(tokenizer)),
+    let largest = |added| {
+        let tokens = tokenizer.get_vocab(added).into_iter();
+        let largest = tokens.max_by_key(|(_, id)| *id);
+        largest.filter(|(_, id)| *id as usize >= vocab_size)
+    };
+    if let Some((token, id)) = largest(false) {
+        let problem = format!(
+            "has a token {id} ({token:?}), but the model's embedding has {vocab_size} rows: they do not belong together"
+        );
+        return Err(Error::file(&path, problem));
     }
+    if let Some((token, id)) = largest(true) {
+        log::warn!(
+            "{}: its added token {token:?} is {id}, but the model's embedding has {vocab_size} rows: a text with it is refused",
+            path.display()
+        );
+    }
+    warn_of_other_special(&tokenizer, folder.as_ref())?;
+    Ok(Some(tokenizer))
+}
+
+/// Warns where a folder's `tokenizer_config.json` says of the tokens that begin and end a text what its `tokenizer.json` does not
+/// do: version 4 of `transformers` follows the former for some models, version 5 the latter.
+fn warn_of_other_special(tokenizer: &Tokenizer, folder: &Path) -> Result<(), Error> {
+    let path = folder.join("tokenizer_config.json");
+    if !path.exists() {
+        return Ok(());
+    }
+    let json = read_object(&path)?;
+    let ids = |special| encode(tokenizer, "a", special);
+    let (Ok(bare), Ok(given)) = (ids(false), ids(true)) else {
+        return Ok(());
+    };
+    let added = given.len() > bare.len();
+    let does = [
+        ("add_bos_token", added && !given.starts_with(&bare)),
+        ("add_eos_token", added && !given.ends_with(&bare)),
+    ];
+    for (key, does) in does {
+        if let Some(says) = json.get(key).and_then(|value| value.as_bool())
+            && says != does
+        {
+            let what = if does { "adds one" } else { "adds none" };
+            log::warn!(
+                "{}: `{key}` = {says}, but tokenizer.json {what}: tokenizer.json is used, as by transformers 5",
+                path.display()
+            );
+        }
+    }
+    Ok(())
+}
+
+/// The tokenizer without what adds special tokens to a text.
+pub(crate) fn without_special(mut tokenizer: Tokenizer) -> Tokenizer {
+    let adds = |step: &PostProcessorWrapper| {
+        matches!(
+            step,
+            PostProcessorWrapper::Template(_)
+                | PostProcessorWrapper::Bert(_)
+                | PostProcessorWrapper::Roberta(_)
+        )
+    };
+    let kept = match tokenizer.get_post_processor() {
+        Some(PostProcessorWrapper::Sequence(steps)) => {
+            let steps = steps.as_ref().iter().filter(|step| !adds(step));
+            let steps: Vec<_> = steps.cloned().collect();
+            (!steps.is_empty()).then(|| PostProcessorWrapper::Sequence(Sequence::new(steps)))
+        }
+        Some(step) if adds(step) => None,
+        _ => return tokenizer,
+    };
+    tokenizer.with_post_processor(kept);
+    tokenizer
 }
 
 /// The token ids of a text. With `special`, the tokenizer adds the special tokens that it puts around a text.

@@ -20,7 +20,7 @@ pub fn folder() -> Folder {
     let mut folder = Folder::new(&["config.json"]);
     for (name, config) in weights::models() {
         let model = config.init::<B>(3, &device).unwrap();
-        pretrained::save(folder.path().join(name), &model, None).unwrap();
+        pretrained::save(folder.path().join(name), &model, None, &Default::default()).unwrap();
     }
     let [_, _, (_, llama), (_, mamba)] = weights::models();
     let gradmem = GradMemConfig::new()

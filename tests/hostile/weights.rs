@@ -57,7 +57,7 @@ pub fn folder() -> Folder {
     let [gpt2, _, llama, _] = models();
     for (name, config) in [("parts", gpt2.1), ("whole", llama.1)] {
         let model = config.init::<B>(3, &Default::default()).unwrap();
-        pretrained::save(folder.path().join(name), &model, None).unwrap();
+        pretrained::save(folder.path().join(name), &model, None, &Default::default()).unwrap();
     }
     split(&folder.path().join("parts"));
     adapt(&folder.path().join("whole"));

@@ -283,6 +283,7 @@ fn special_tokens_are_those_of_the_model_or_an_error() {
     let special = |pad, ends: &[u32]| SpecialTokens {
         pad,
         ends: ends.to_vec(),
+        begin: None,
     };
     assert_eq!(with(json!({})).unwrap(), special(0, &[]));
     let several = with(json!({ "eos_token_id": [5, 7] })).unwrap();

@@ -18,6 +18,7 @@ use gradmem::model::{
 };
 use serde_json::{Value, json};
 use tempfile::TempDir;
+use tokenizers::AddedToken;
 
 type B = burn_flex::Flex;
 /// What a file holds, by name.
@@ -49,7 +50,7 @@ fn logits<M: CausalLm<B>>(model: &M) -> Vec<f32> {
 pub fn saved(config: &ModelConfig) -> TempDir {
     let folder = TempDir::new().unwrap();
     let model = config.init::<B>(1, &Default::default()).unwrap();
-    pretrained::save(&folder, &model, None).unwrap();
+    pretrained::save(&folder, &model, None, &SpecialTokens::default()).unwrap();
     folder
 }
 
@@ -748,6 +749,19 @@ fn a_tokenizer_must_fit_the_embedding() {
     let loaded = load(folder.path()).unwrap();
     let tokenizer = loaded.tokenizer.unwrap();
     assert_eq!(tokenizer.encode("aZ", false).unwrap().get_ids(), [4, 55]);
+    // A token that was added without a row in the embedding does not keep the others from being read.
+    let mut more = tokenizer.clone();
+    more.add_special_tokens(&[AddedToken::from("<more>", true)]);
+    std::fs::write(
+        folder.path().join("tokenizer.json"),
+        more.to_string(false).unwrap(),
+    )
+    .unwrap();
+    let more = load(folder.path()).unwrap().tokenizer.unwrap();
+    assert_eq!(
+        more.encode("aZ<more>", false).unwrap().get_ids(),
+        [4, 55, 70]
+    );
     // How some training cut its texts is not how ours are.
     let cutting = serde_json::to_value(&tokenizer).unwrap();
     let mut cutting = cutting.as_object().unwrap().clone();
@@ -761,7 +775,28 @@ fn a_tokenizer_must_fit_the_embedding() {
     assert_eq!(uncut.encode("abcd", false).unwrap().get_ids().len(), 4);
     // And back to disk.
     let copy = TempDir::new().unwrap();
-    pretrained::save(&copy, &loaded.model, Some(&tokenizer)).unwrap();
+    let special = SpecialTokens {
+        pad: 0,
+        ends: vec![2, 69],
+        begin: Some(1),
+    };
+    // What an older model left there ended a text with another token.
+    for old in ["generation_config.json", "tokenizer_config.json"] {
+        std::fs::write(
+            copy.path().join(old),
+            r#"{"eos_token_id": 5, "add_bos_token": true}"#,
+        )
+        .unwrap();
+    }
+    pretrained::save(&copy, &loaded.model, Some(&tokenizer), &special).unwrap();
+    assert_eq!(load(copy.path()).unwrap().special, special);
+    let beside = std::fs::read(copy.path().join("tokenizer_config.json")).unwrap();
+    let beside: Value = serde_json::from_slice(&beside).unwrap();
+    assert_eq!(beside["tokenizer_class"], "PreTrainedTokenizerFast");
+    assert_eq!(
+        [&beside["bos_token"], &beside["eos_token"]],
+        ["[BOS]", "[EOS]"]
+    );
     assert!(load(copy.path()).unwrap().tokenizer.is_some());
 }
 

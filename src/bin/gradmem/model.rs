@@ -53,8 +53,15 @@ impl<B: KernelBackend> Model<B> {
         let method = open_method(folder, device)?;
         let vocab_size = method.model().config().vocab_size();
         let tokenizer = tokenizer::open_folder(folder, vocab_size)?.ok_or_else(|| {
+            let what = match folder.join("tokenizer.model").exists() {
+                true => {
+                    "convert its tokenizer.model with transformers \
+                     (AutoTokenizer.from_pretrained(folder).save_pretrained(folder))"
+                }
+                false => "put the one the model was trained with there",
+            };
             Error::Input(format!(
-                "{} has no tokenizer.json: put the one the model was trained with there",
+                "{} has no tokenizer.json: {what}",
                 folder.display()
             ))
         })?;
