@@ -28,8 +28,37 @@ struct Settings {
     use_rslora: bool,
 }
 
+/// Keys that do not change what an adapter adds, or whose effect is in its tensors.
+const NEUTRAL: [&str; 25] = [
+    "auto_mapping",
+    "base_model_name_or_path",
+    "corda_config",
+    "ensure_weight_tying",
+    "eva_config",
+    "exclude_modules",
+    "fan_in_fan_out",
+    "inference_mode",
+    "layers_pattern",
+    "layers_to_transform",
+    "loftq_config",
+    "lora_alpha",
+    "lora_dropout",
+    "megatron_config",
+    "megatron_core",
+    "peft_type",
+    "peft_version",
+    "qalora_group_size",
+    "r",
+    "rank_pattern",
+    "revision",
+    "runtime_config",
+    "target_modules",
+    "task_type",
+    "use_rslora",
+];
+
 /// Keys that would make more of an adapter than a sum of matrices, and the values with which they do not.
-fn off(key: &str, value: &Value) -> bool {
+fn off(path: &Path, key: &str, value: &Value) -> bool {
     let nothing = match value {
         Value::Null | Value::Bool(false) => true,
         Value::Array(list) => list.is_empty(),
@@ -53,7 +82,15 @@ fn off(key: &str, value: &Value) -> bool {
             let kept = ["gaussian", "eva", "orthogonal", "mica"];
             value.is_boolean() || value.is_null() || kept.iter().any(|kept| value == kept)
         }
-        _ => true,
+        _ => {
+            if !nothing && !NEUTRAL.contains(&key) {
+                log::warn!(
+                    "{}: `{key}` = {value} is not known, and is ignored",
+                    path.display()
+                );
+            }
+            true
+        }
     }
 }
 
@@ -68,7 +105,7 @@ pub(super) fn apply<B: Backend, M: Module<B>>(model: M, folder: &Path) -> Result
         return Ok(model);
     }
     let json = read_object(&path)?;
-    if let Some((key, value)) = json.iter().find(|(key, value)| !off(key, value)) {
+    if let Some((key, value)) = json.iter().find(|(key, value)| !off(&path, key, value)) {
         return Err(Error::file(
             &path,
             format!(

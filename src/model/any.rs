@@ -157,11 +157,12 @@ impl ModelConfig {
         };
         json.retain(|_, value| !value.is_null());
         // Of the values of other rules, `transformers` would complain.
-        let rule = json
-            .get("rope_scaling")
-            .and_then(|rope| rope.get("rope_type"));
-        if rule.is_some_and(|rule| rule == "default") {
-            json.remove("rope_scaling");
+        if let Some(Value::Object(rope)) = json.get_mut("rope_scaling") {
+            match rope["rope_type"].as_str() {
+                Some("linear") => rope.retain(|key, _| ["rope_type", "factor"].contains(&&key[..])),
+                Some("default") => _ = json.remove("rope_scaling"),
+                _ => {}
+            }
         }
         let architecture = match self {
             Self::Gpt2(_) => "GPT2LMHeadModel",

@@ -368,6 +368,23 @@ mod tests {
     }
 
     #[test]
+    fn dynamic_scaling_is_none_up_to_the_longest_sequence() {
+        let dynamic = json!({ "rope_scaling": { "type": "dynamic", "factor": 2.0 } });
+        assert_eq!(llama(dynamic).1, None);
+        let shorter =
+            json!({ "rope_type": "dynamic", "factor": 2.0, "original_max_position_embeddings": 8 });
+        let error = parsed("llama", json!({ "rope_scaling": shorter })).unwrap_err();
+        assert!(error.contains("dynamic"), "{error}");
+    }
+
+    #[test]
+    fn a_scaling_rule_is_saved_with_its_own_values() {
+        let linear = json!({ "rope_scaling": { "rope_type": "linear", "factor": 4.0 } });
+        let saved = parsed("llama", linear.clone()).unwrap().to_json();
+        assert_eq!(saved["rope_scaling"], linear["rope_scaling"]);
+    }
+
+    #[test]
     fn settings_that_would_be_guessed_or_lost_are_refused() {
         let llama3 = json!({
             "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
