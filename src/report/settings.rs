@@ -44,7 +44,7 @@ const NAMED: [SettingNames; 16] = [
 
 /// Settings of the number of steps, samples and evaluations: they distinguish groups only if no other setting
 /// does, and nothing is plotted against them.
-const INCIDENTAL: [&str; 9] = [
+const INCIDENTAL: [&str; 10] = [
     "data.train_samples",
     "data.valid_samples",
     "train.eval_every",
@@ -53,6 +53,7 @@ const INCIDENTAL: [&str; 9] = [
     "train.steps",
     "train.stop_metric",
     "train.stop_value",
+    "train.patience",
     "model.max_position_embeddings",
 ];
 

@@ -40,10 +40,10 @@ struct Average<B: Backend> {
 impl<B: Backend> ModuleMapper<B> for Average<B> {
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<B, D>>) -> Param<Tensor<B, D>> {
         let (id, average, mapper) = param.consume();
-        let average = match self.weights.remove(&id) {
+        let average = match self.weights.get(&id) {
             Some(weights) => {
                 let shape = average.shape();
-                let change = weights.reshape(shape) - average.clone();
+                let change = weights.clone().reshape(shape) - average.clone();
                 average + change * (1.0 - self.kept)
             }
             None => average,

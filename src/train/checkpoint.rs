@@ -188,7 +188,7 @@ impl RunFolder {
             match name.parse::<usize>() {
                 Ok(found) if found <= step => steps.push(found),
                 // Of a training that was killed here.
-                Err(_) if name.starts_with('.') => drop_folder(&kept.join(&*name)),
+                Err(_) if is_unfinished(&name) => drop_folder(&kept.join(&*name)),
                 _ => {}
             }
         }
@@ -324,9 +324,19 @@ fn is_as_kept(folder: &Path) -> bool {
     names.all(|name| RUN_FILES.contains(&name.as_str()) || is_beside_weights(&name))
 }
 
-/// Whether a file of this name has what a step's weights go on with.
+/// Whether a file of this name has what a step's weights go on with. Others of a similar name are somebody else's.
 fn is_beside_weights(name: &str) -> bool {
-    name.starts_with("optimizer-") || name.starts_with("average-")
+    let optimizer = name.strip_prefix("optimizer-");
+    let average = name.strip_prefix("average-");
+    let step = optimizer.and_then(|rest| rest.strip_suffix(".bin"));
+    let step = step.or(average.and_then(|rest| rest.strip_suffix(".safetensors")));
+    step.is_some_and(|step| step.parse::<usize>().is_ok())
+}
+
+/// Whether a folder of this name is a kept checkpoint that is being written or removed.
+fn is_unfinished(name: &str) -> bool {
+    name.strip_prefix('.')
+        .is_some_and(|step| step.parse::<usize>().is_ok())
 }
 
 /// If this fails, the next checkpoint tries again.

@@ -100,14 +100,15 @@ fn hold_panics() {
     ONCE.call_once(|| {
         let hook = std::panic::take_hook();
         std::panic::set_hook(Box::new(move |info| {
-            hook(info);
-            // As burn-train names it.
+            // As burn-train names it. Other hooks may end the process.
             if std::thread::current().name() == Some("train-renderer") {
+                log::error!("the dashboard ended: {info}");
                 PANICKED.store(true, Ordering::Release);
                 loop {
                     std::thread::park();
                 }
             }
+            hook(info);
         }));
     });
 }

@@ -35,6 +35,16 @@ pub struct EvalOptions {
     pub forgetting: bool,
 }
 
+impl EvalOptions {
+    /// The numbers of WRITE steps, each once, from the smallest.
+    fn each_write_steps(&self) -> Option<Vec<usize>> {
+        let mut steps = self.write_steps.clone()?;
+        steps.sort_unstable();
+        steps.dedup();
+        Some(steps)
+    }
+}
+
 /// The rules that are tried: every tolerance with every patience.
 const TOLERANCES: [f64; 10] = [0.0, 1e-4, 3e-4, 1e-3, 3e-3, 0.01, 0.02, 0.05, 0.1, 0.3];
 const PATIENCES: [usize; 3] = [1, 2, 3];
@@ -83,10 +93,8 @@ impl<B: KernelBackend> Trained<B> {
         options: &EvalOptions,
         found: &mut Evaluation,
     ) -> Result<(), Error> {
-        let own = vec![gradmem.config().write_steps];
-        let mut wanted = options.write_steps.clone().unwrap_or(own);
-        wanted.sort_unstable();
-        wanted.dedup();
+        let own = gradmem.config().write_steps;
+        let wanted = options.each_write_steps().unwrap_or_else(|| vec![own]);
         let (cap, samples) = (options.adaptive, found.samples);
         if cap.is_some() && gradmem.config().chunks_in_a_row(task.lengths.context) > 1 {
             return Err(Error::Input(
@@ -123,8 +131,8 @@ impl<B: KernelBackend> Trained<B> {
                 self.config.method.as_str()
             )));
         }
-        let wanted = match &options.write_steps {
-            Some(steps) => steps.iter().copied().map(Some).collect(),
+        let wanted = match options.each_write_steps() {
+            Some(steps) => steps.into_iter().map(Some).collect(),
             None => vec![None],
         };
         for k in wanted {

@@ -19,6 +19,9 @@ pub enum Fault {
         /// The quantity and its value.
         value: String,
     },
+    /// READ's loss is non-finite.
+    #[error("READ's loss became {0}")]
+    ReadLoss(f64),
     /// The outer gradient has this non-finite norm.
     #[error("the outer gradient's norm became {0}")]
     Gradient(f64),
@@ -52,6 +55,9 @@ impl Fault {
             Self::Gradient(norm) => Error::Failed(format!(
                 "the outer gradient's norm became {norm} at step {step}, batch {batch}: {hint}"
             )),
+            Self::ReadLoss(_) => {
+                Error::Failed(format!("{self} at step {step}, batch {batch}: {hint}"))
+            }
             Self::Drift(_) => Error::Failed(format!("step {step}, batch {batch}: {self}")),
             Self::NotFinite { sample, value } => Error::NotFinite {
                 value,

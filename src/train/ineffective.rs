@@ -19,6 +19,15 @@ impl RunConfig {
         let reason = match section {
             "memory" => of_memory(&self.memory, key),
             "data" => of_data(&self.data, key),
+            "train" => match key {
+                "meta_gradient" if self.method != MethodName::GradMem => {
+                    Some("it is of gradmem's outer gradient")
+                }
+                "curriculum_value" if self.train.curriculum.is_empty() => {
+                    Some("train.curriculum is empty")
+                }
+                _ => None,
+            },
             _ => None,
         };
         reason.map(str::to_string)
@@ -71,6 +80,13 @@ mod tests {
         assert!(reason("rmt.write_steps").unwrap().contains("[memory]"));
         assert!(reason("memory.lora_rank").unwrap().contains("lora"));
         assert!(reason("data.segment_min").is_some());
+        assert!(reason("train.curriculum_value").is_some());
+        assert_eq!(reason("train.meta_gradient"), None);
+        let rmt = RunConfig {
+            method: MethodName::Rmt,
+            ..RunConfig::default()
+        };
+        assert!(rmt.without_effect("train.meta_gradient").is_some());
         for key in ["memory.write_lr", "data.pairs", "train.steps", "method"] {
             assert_eq!(reason(key), None, "{key}");
         }

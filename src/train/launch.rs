@@ -22,7 +22,7 @@ use super::learner::{MetaLearner, OuterStep};
 use super::metrics::{Measure, MeasureMetric};
 use super::optimizer::{AdamW, RecordOf, SharedOptimizer, check_moments, check_types};
 use super::options::TrainOptions;
-use super::render::{LineRenderer, Silent, dashboard};
+use super::render::{Silent, dashboard};
 use super::schedule::Schedule;
 use super::strategy::{Components, Loaders, MetaTraining, Outcome};
 use super::world::{World, all_or_none, check_leaves, from_the_first, leaf_size};
@@ -255,7 +255,6 @@ where
     let outcome = Arc::new(Mutex::new(None));
     let is_first = world.rank() == 0;
     let dashboard = is_first.then(|| dashboard(options.plain, &options.interrupter));
-    let lines = LineRenderer::new(settings.log_every, settings.steps);
     let strategy = MetaTraining {
         config: settings.clone(),
         folder,
@@ -264,6 +263,7 @@ where
         average,
         optimizer,
         stages,
+        prints: matches!(dashboard, Some(None)),
         outcome: outcome.clone(),
     };
     let mut training: SupervisedTraining<Components<B, M>> =
@@ -278,9 +278,8 @@ where
             training = training.metric_train_numeric(MeasureMetric::new(measure));
         }
     }
-    let training = match dashboard {
-        Some(Some(dashboard)) => training.renderer(dashboard),
-        Some(None) => training.renderer(lines),
+    let training = match dashboard.flatten() {
+        Some(dashboard) => training.renderer(dashboard),
         None => training.renderer(Silent),
     };
     let result = training

@@ -24,7 +24,8 @@ use crate::model::paths::{ModulePath, follows_path};
 /// AdamW (arXiv 1711.05101) with the formula and the state of Burn's, whose records it reads; a step on a parameter is one
 /// launch on a GPU, and one pass on flex, where its numbers are Burn's bit for bit.
 ///
-/// It is a [`SimpleOptimizer`]: `OptimizerAdaptor::from(adamw)` is an optimizer for modules.
+/// It is a [`SimpleOptimizer`]: `OptimizerAdaptor::from(adamw)` is an optimizer for modules. Parameters of rank 1, biases and the
+/// gains of normalisations, are not decayed, as by the Trainer of `transformers`; Burn's AdamW decays them too.
 ///
 /// # Panics
 ///
@@ -101,7 +102,7 @@ impl<B: Backend> SimpleOptimizer<B> for AdamW<B> {
             epsilon: self.epsilon,
             time: momentum.time as i32,
             lr,
-            weight_decay: self.weight_decay,
+            weight_decay: if D == 1 { 0.0 } else { self.weight_decay },
         };
         let before = [tensor, momentum.moment_1, momentum.moment_2].map(primitive);
         let [tensor, moment_1, moment_2] =
@@ -293,7 +294,7 @@ pub(super) fn check_moments<B: AutodiffBackend, M: Module<B>>(
 #[cfg(all(test, feature = "flex"))]
 mod tests {
     use burn::optim::AdamWConfig;
-    use burn::tensor::Distribution;
+    use burn::tensor::{Distribution, TensorData};
     use burn_flex::Flex;
 
     use super::*;
@@ -309,6 +310,26 @@ mod tests {
             let error = of(dtype).unwrap_err().to_string();
             assert!(error.contains("Train on a backend of f32"), "{error}");
         }
+    }
+
+    #[test]
+    fn biases_and_gains_are_not_decayed() {
+        let config = TrainConfig {
+            weight_decay: 0.5,
+            ..TrainConfig::default()
+        };
+        let device = Default::default();
+        let adamw = AdamW::<Flex>::new(&config);
+        let (gain, _) = adamw.step(
+            1.0,
+            Tensor::<Flex, 1>::ones([3], &device),
+            Tensor::zeros([3], &device),
+            None,
+        );
+        assert_eq!(gain.to_data(), TensorData::from([1f32; 3]));
+        let grad = Tensor::zeros([1, 3], &device);
+        let (weight, _) = adamw.step(1.0, Tensor::<Flex, 2>::ones([1, 3], &device), grad, None);
+        assert_eq!(weight.to_data(), TensorData::from([[0.5f32; 3]]));
     }
 
     /// Bit for bit, by the one-pass loop and by tensor operations, and in state, too.

@@ -207,7 +207,7 @@ impl Pending {
         }
     }
 
-    /// Adds everything up, if WRITE's numbers are finite.
+    /// Adds everything up, if WRITE's numbers and READ's are finite.
     pub fn scores(&self, values: &Values) -> Result<Scores, Fault> {
         let mut scores = Scores::default();
         write_scores(&self.losses, &self.grad_norms, values, &mut scores)?;
@@ -216,6 +216,9 @@ impl Pending {
             return Err(Fault::Drift(drift));
         }
         let read_loss: f64 = values.of(self.read_loss).iter().sum();
+        if !read_loss.is_finite() {
+            return Err(Fault::ReadLoss(read_loss));
+        }
         scores.add(
             Measure::ReadLoss,
             read_loss * self.labels as f64,

@@ -23,6 +23,7 @@ use super::learner::{MetaLearner, StepOutput};
 use super::metrics::Scores;
 use super::metrics_log::MetricsLog;
 use super::optimizer::SharedOptimizer;
+use super::render::Lines;
 use super::schedule::Schedule;
 use super::world::{World, agreed_stop, all_or_none, exchanged, same};
 use crate::data::Batch;
@@ -88,6 +89,8 @@ where
     pub(super) optimizer: SharedOptimizer<B, M>,
     /// The batches of each version of the task, in the curriculum's order.
     pub(super) stages: Vec<Loaders<B>>,
+    /// Whether lines are printed.
+    pub(super) prints: bool,
     /// The result, set at the end: burn-train's own result has no place for it.
     pub(super) outcome: Arc<Mutex<Option<Result<Outcome, Error>>>>,
 }
@@ -116,6 +119,7 @@ where
             state: self.start.clone(),
             average: self.average.clone(),
             valid_scores: None,
+            lines: self.prints.then(|| Lines::new(self.config.steps)),
         };
         let stop = || {
             let message = || components.interrupter.get_message().unwrap_or_default();
@@ -145,6 +149,7 @@ where
     state: RunState,
     average: Option<M::InnerModule>,
     valid_scores: Option<Scores>,
+    lines: Option<Lines>,
 }
 
 impl<B, M> Run<'_, B, M>
@@ -298,9 +303,13 @@ where
         self.state.step = step;
         self.state.since_log.merge(&output.item.scores);
         let lr = self.learner.lr_current();
-        if step.is_multiple_of(config.log_every) || step == config.steps {
-            let scores = std::mem::take(&mut self.state.since_log);
-            self.log(log, self.line("train", Some(lr), &scores))?;
+        let due = step.is_multiple_of(config.log_every) || step == config.steps;
+        let scores = due.then(|| std::mem::take(&mut self.state.since_log));
+        if let Some(scores) = &scores {
+            self.log(log, self.line("train", Some(lr), scores))?;
+        }
+        if let Some(lines) = &mut self.lines {
+            lines.train(step, scores.as_ref());
         }
         let in_interval = |step: usize| (step - 1) % config.eval_every + 1;
         let progress = Progress::new(
@@ -375,6 +384,9 @@ where
         let epoch = self.epoch();
         self.processor.process_valid(LearnerEvent::EndEpoch(epoch));
         self.log(log, self.line("valid", None, &scores))?;
+        if let Some(lines) = &mut self.lines {
+            lines.valid(step, &scores);
+        }
         self.valid_scores = Some(scores);
         self.state.evaluated = step;
         let measure = config.stop_metric;

@@ -433,6 +433,82 @@ fn the_best_by_another_stop_metric_is_found_anew() {
     assert!(value > 1.0, "{printed}");
 }
 
+/// What is printed is what is logged, of the steps before an interruption too.
+#[test]
+fn lines_go_on_where_they_stopped() {
+    let folder = TempDir::new().unwrap();
+    let train = |steps: &str| {
+        let args = [&program::tiny("run")[..], &["--plain", steps]].concat();
+        succeeds(gradmem(folder.path(), &args))
+    };
+    // The next line is due after step 4.
+    train("train.steps=3");
+    let printed = train("train.steps=6");
+    let log = String::from_utf8(read(&folder.path().join("run"), "metrics.jsonl")).unwrap();
+    let lines = log.lines().map(|line| serde_json::from_str(line).unwrap());
+    let lines: Vec<serde_json::Value> = lines.collect();
+    for (split, step) in [("train", 4), ("train", 6), ("valid", 6)] {
+        let is_it = |line: &&serde_json::Value| line["split"] == split && line["step"] == step;
+        let logged = lines.iter().find(is_it).unwrap()["read_loss"].as_f64();
+        let start = format!("{split} {step}/6");
+        let line = printed
+            .lines()
+            .find(|line| line.starts_with(&start))
+            .unwrap();
+        let read = format!("READ {:.3}", logged.unwrap());
+        assert!(line.contains(&read), "{line}: {read}");
+    }
+}
+
+#[test]
+fn a_training_says_that_its_patience_ended_it() {
+    let folder = TempDir::new().unwrap();
+    let more = ["train.patience=1", "train.lr=1e-9", "train.steps=12"];
+    let printed = succeeds(gradmem(
+        folder.path(),
+        &[&program::tiny("run")[..], &more].concat(),
+    ));
+    assert!(
+        printed.contains("step 6 after") && printed.contains("train.patience"),
+        "{printed}"
+    );
+}
+
+#[test]
+fn checkpoints_leave_the_files_of_others() {
+    let folder = TempDir::new().unwrap();
+    let train = |steps: &str| {
+        let more = ["train.keep_checkpoints=1", "train.ema_decay=0.9", steps];
+        succeeds(gradmem(
+            folder.path(),
+            &[&program::tiny("run")[..], &more].concat(),
+        ))
+    };
+    train("train.steps=3");
+    let path = |name: &str| folder.path().join("run").join(name);
+    std::fs::create_dir(path("checkpoints/.mine")).unwrap();
+    let theirs = [
+        "optimizer-notes.md",
+        "average-loss.png",
+        "checkpoints/.mine/file",
+    ]
+    .map(path);
+    for file in &theirs {
+        std::fs::write(file, "theirs").unwrap();
+    }
+    std::fs::create_dir(path("checkpoints/.2")).unwrap();
+    train("train.steps=6");
+    assert!(theirs.iter().all(|file| file.exists()));
+    for ours in [
+        "optimizer-3.bin",
+        "average-3.safetensors",
+        "checkpoints/.2",
+        "checkpoints/3",
+    ] {
+        assert!(!path(ours).exists(), "{ours}");
+    }
+}
+
 #[test]
 fn a_run_that_lost_its_last_checkpoint_does_not_begin_again() {
     let folder = TempDir::new().unwrap();

@@ -104,14 +104,15 @@ fn run_in(args: &Args, world: &Arc<dyn World>) -> Result<ExitCode, Error> {
         .and_then(|settings| usable(&args.backend).map(|()| settings));
     let (folder, config) = all_or_none(&**world, settings)?;
     args.check_said_once()?;
-    if args.seeds.is_some() && RunFolder::open(&folder).is_ok() {
-        let problem =
-            "is a run: --seeds needs a folder for runs of each seed. Name another one with --run";
-        return Err(Error::File {
-            path: folder,
-            problem: problem.into(),
-        });
-    }
+    let is_run = args.seeds.is_some() && RunFolder::open(&folder).is_ok();
+    let problem =
+        "is a run: --seeds needs a folder for runs of each seed. Name another one with --run";
+    let problem = is_run.then(|| Error::File {
+        path: folder.clone(),
+        problem: problem.into(),
+    });
+    // The others may not see the folder.
+    all_or_none(&**world, problem.map_or(Ok(()), Err))?;
     args.warn_of_settings_without_effect(&config);
     let interrupter = Interrupter::new();
     stop_on_signals(&interrupter)?;
@@ -130,19 +131,36 @@ fn run_in(args: &Args, world: &Arc<dyn World>) -> Result<ExitCode, Error> {
     let mut seeds = parse_numbers("--seeds", seeds, u64::MAX >> 1)?;
     let mut seen = HashSet::new();
     seeds.retain(|seed| seen.insert(*seed));
-    let mut outcomes = Vec::new();
+    let (mut outcomes, mut failed) = (Vec::new(), None);
     for seed in seeds {
         let mut config = config.clone();
         config.train.seed = seed;
         let folder = folder.join(format!("seed-{seed}"));
-        let outcome = train_one(args, &config, &folder, &options)?;
-        let interrupted = matches!(outcome.ending, Ending::Interrupted(_));
-        outcomes.push((seed, outcome));
-        if interrupted {
-            break;
+        match train_one(args, &config, &folder, &options) {
+            Ok(outcome) => {
+                let interrupted = matches!(outcome.ending, Ending::Interrupted(_));
+                outcomes.push((seed, outcome));
+                if interrupted {
+                    break;
+                }
+            }
+            // A training that failed says nothing of the others; a mistake of the user's does.
+            Err(error) if !error.is_user_error() => {
+                log::error!("seed {seed}: {error}");
+                failed.get_or_insert(error);
+            }
+            Err(error) => {
+                failed = Some(error);
+                break;
+            }
         }
     }
-    accompany(format_args!("{}", summary::of_seeds(&config, &outcomes)));
+    if !outcomes.is_empty() {
+        accompany(format_args!("{}", summary::of_seeds(&config, &outcomes)));
+    }
+    if let Some(error) = failed {
+        return Err(error);
+    }
     let last = outcomes.last();
     Ok(last.map_or(ExitCode::SUCCESS, |(_, outcome)| exit_code(&outcome.ending)))
 }
@@ -206,7 +224,7 @@ impl Args {
 
     /// Warns of settings that are valid, but do not do what whoever wrote them wanted.
     fn warn_of_settings_without_effect(&self, config: &RunConfig) {
-        warn_without_effect(config, &self.overrides);
+        warn_without_effect(config, &self.all_overrides());
         let train = &config.train;
         // Shares are printed in percent. A little above 1 says never.
         let curriculum = Some(train.curriculum_value).filter(|_| !train.curriculum.is_empty());

@@ -99,8 +99,8 @@ pub fn after(
     }
     let measure = config.train.stop_metric;
     let mut text = match (outcome.valid, state.best) {
-        (Some(valid), _) => format!(
-            "\nstep {} after {time}: {} {} on {} held-out questions{}{}\n",
+        (Some(valid), best) => format!(
+            "\nstep {} after {time}: {} {} on {} held-out questions{}{}{}\n",
             state.step,
             measure.name().to_lowercase(),
             valid
@@ -109,6 +109,7 @@ pub fn after(
             valid.count(Measure::ExactMatch),
             write_losses(config.method, &valid),
             stage(config, outcome),
+            best.map_or(String::new(), |best| kept(config, outcome, best)),
         ),
         (None, Some((value, step))) => format!(
             "\nnothing left to do: the run is at step {}; its best {} is {} (step {step}){}\n",
@@ -122,6 +123,24 @@ pub fn after(
     text += &answered(answers);
     text += &next_commands(config, folder)?;
     Ok(text)
+}
+
+/// Why the training ended early, and which weights are kept, if they are not the last ones.
+fn kept(config: &RunConfig, outcome: &Outcome, (value, step): (f64, usize)) -> String {
+    let patience = match (&outcome.ending, config.train.patience) {
+        (Ending::Patience, Some(patience)) => {
+            format!("; no better in {patience} evaluations (train.patience)")
+        }
+        _ => String::new(),
+    };
+    let best = match step == outcome.state.step {
+        true => String::new(),
+        false => {
+            let value = format_measure(config.train.stop_metric, value);
+            format!("; kept are the best weights, of step {step}: {value}")
+        }
+    };
+    patience + &best
 }
 
 /// The answers to the questions about one context, right and wrong ones.
