@@ -122,6 +122,9 @@ pub use burn_cuda;
 /// The CPU backend.
 #[cfg(feature = "flex")]
 pub use burn_flex;
+/// Burn's older CPU backend.
+#[cfg(feature = "ndarray")]
+pub use burn_ndarray;
 /// The backend of AMD's GPUs.
 #[cfg(feature = "rocm")]
 pub use burn_rocm;

@@ -6,6 +6,7 @@ use crate::memory::Memory;
 
 /// What a method answers to an episode's queries, with the losses and the memory that belong to it.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct Answers<B: Backend> {
     /// Mean `−log p` of the labelled tokens, `[1]`; of [smoothed labels](crate::episode::Episode::with_label_smoothing) their
     /// loss.

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 /// How the outer gradient passes through the WRITE steps.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
+#[non_exhaustive]
 pub enum GradMode {
     /// It does not: the memory is cut from the outer graph and its start M0 is not trained.
     /// Cheapest; the model learns to read whatever WRITE happens to leave.

@@ -62,8 +62,12 @@ pub(super) fn check_keys(table: &toml::Table, known: &Json, path: &str) -> Resul
                     .map(|o| o.keys().map(String::as_str).collect())
                     .unwrap_or_default();
                 let place = if path.is_empty() { "the file" } else { path };
+                // What a section may have is chosen by one of its keys.
+                let mut kind = ["task", "model_type"].iter();
+                let kind = kind.find_map(|tag| Some((tag, known.get(tag)?.as_str()?)));
+                let of_kind = kind.map_or(String::new(), |(tag, kind)| format!(" of {tag} {kind}"));
                 return Err(Error::Input(format!(
-                    "unknown key `{full}`: {place} has {}",
+                    "unknown key `{full}`: {place}{of_kind} has {}",
                     names.join(", ")
                 )));
             }

@@ -10,9 +10,10 @@ macro_rules! include_presets {
     };
 }
 
-const PRESETS: [(&str, &str); 17] = include_presets![
+const PRESETS: [(&str, &str); 18] = include_presets![
     "babi",
     "babi-small",
+    "jsonl-small",
     "kv",
     "kv-n8",
     "kv-quick",

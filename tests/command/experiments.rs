@@ -66,15 +66,6 @@ fn every_task_is_trained_evaluated_and_answers() {
     };
     let triples: String = (10..40).map(line).collect();
     std::fs::write(at.join("triples.jsonl"), triples).unwrap();
-    std::fs::write(at.join("jsonl.toml"), {
-        let preset = String::from_utf8(gradmem(at, &["preset", "babi-small"]).stdout).unwrap();
-        let start = preset.find("[tokens]").unwrap();
-        format!(
-            "[data]\ntask = \"jsonl\"\ntrain_file = \"triples.jsonl\"\nvalid_samples = 5\n{}",
-            &preset[start..]
-        )
-    })
-    .unwrap();
     for (name, preset, more) in [
         (
             "kv",
@@ -166,8 +157,8 @@ fn every_task_is_trained_evaluated_and_answers() {
         ),
         (
             "jsonl",
-            "jsonl.toml",
-            &["tokens.tokenizer=characters", "train.curriculum=[]"],
+            "jsonl-small",
+            &["data.train_file=triples.jsonl", "data.valid_samples=5"],
         ),
     ] {
         for method in ["gradmem", "rmt", "armt", "in-context"] {

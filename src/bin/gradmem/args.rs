@@ -23,13 +23,30 @@ pub struct Backend {
     /// its square.
     #[arg(long, value_name = "HOW")]
     pub attention: Option<Attention>,
-    /// What matrices are multiplied in [default: f32, exact; of a training what its settings say]: tf32 rounds the factors to ten bits (CUDA), bf16 to seven,
-    /// and attention is in bf16 too; sums are in f32.
+    /// Precision of matrix products [default: f32, exact; in training train.precision]: tf32 rounds the factors to ten bits (CUDA),
+    /// bf16 to seven, and attention is in bf16 too; sums are in f32.
     #[arg(long, value_name = "HOW")]
     pub precision: Option<Precision>,
     /// Which of the machine's devices, from 0.
     #[arg(skip)]
     pub device: usize,
+}
+
+impl Backend {
+    /// Fails where something is said of how a model computes, and none does.
+    pub fn check_computes_nothing(&self) -> Result<(), Error> {
+        for (option, is_given) in [
+            ("--attention", self.attention.is_some()),
+            ("--precision", self.precision.is_some()),
+        ] {
+            if is_given {
+                return Err(Error::Input(format!(
+                    "{option} is for what computes with a model, and here nothing does: leave it out"
+                )));
+            }
+        }
+        Ok(())
+    }
 }
 
 #[derive(clap::ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]

@@ -15,7 +15,7 @@ use crate::output::say;
 /// Save a trained run's best weights as a checkpoint of the reference implementation.
 ///
 /// The folder gets config.json and model.safetensors, as the reference's PyTorch code reads them, and the
-/// run's tokenizer.json. An in-context run is saved as a Hugging Face model.
+/// run's tokenizer.json with a tokenizer_config.json. An in-context run is saved as a Hugging Face model.
 #[derive(clap::Args)]
 pub struct Args {
     /// Folder of the run.
@@ -28,6 +28,7 @@ pub struct Args {
 }
 
 pub fn run(args: Args) -> Result<ExitCode, Error> {
+    args.backend.check_computes_nothing()?;
     let mut files = std::fs::read_dir(&args.output).into_iter().flatten();
     if files.next().is_some() {
         return Err(Error::File {
@@ -49,6 +50,7 @@ impl Job for Args {
         let special = SpecialTokens {
             pad: tokenizer.pad(),
             ends: vec![tokenizer.end()],
+            begin: None,
         };
         let tokenizer = Some(tokenizer.as_tokenizer());
         checkpoint::save(&self.output, &trained.method, tokenizer, &special)?;

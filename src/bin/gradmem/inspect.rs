@@ -49,7 +49,10 @@ pub struct Args {
 pub fn run(args: Args) -> Result<ExitCode, Error> {
     let file = MemoryFile::open(&args.file)?;
     let told = match (&args.model.folder, &args.context[..], args.reconstruct) {
-        (_, [], false) => None,
+        (_, [], false) => {
+            args.backend.check_computes_nothing()?;
+            None
+        }
         (None, ..) => {
             return Err(Error::Input(
                 "--context and --reconstruct need --model: the model that the memories were written by"

@@ -34,8 +34,8 @@ const SHOWN: usize = 8;
   gradmem write --model runs/kv-quick notes.txt -o notes.mem.safetensors
   gradmem write --model runs/babi-small stories/*.txt -o stories.mem.safetensors --bf16
   sort notes.txt | gradmem write --model runs/mine - -o sorted.mem.safetensors --name sorted
-  gradmem write --model models/smollm2 --optimizer adam --memory-tokens 1 page.txt -o page.mem.safetensors
-  gradmem write --append more.txt -o notes.mem.safetensors --model runs/kv-quick")]
+  gradmem write --model smollm2 --optimizer adam --memory-tokens 1 page.txt -o page.mem.safetensors
+  gradmem write --append more.txt -o notes.mem.safetensors --model runs/in-chunks")]
 pub struct Args {
     /// Text files to write, in UTF-8; - for standard input.
     #[arg(required = true, value_name = "TEXT")]
@@ -46,7 +46,8 @@ pub struct Args {
     #[command(flatten)]
     model: ModelFolder,
     /// Write the texts on into the memories of the file, one to each in their order: WRITE goes on where it ended, or
-    /// adds a chunk where the model reads the memories of all chunks.
+    /// adds a chunk where the model reads the memories of all chunks. For models that were trained in chunks
+    /// (memory.chunk_size): others forget what a memory held.
     #[arg(long)]
     append: bool,
     /// Number of WRITE steps [default: as in training].
@@ -150,6 +151,14 @@ impl Job for Args {
 
         // Until the file is saved: another program that writes on it waits.
         let lock = self.append.then(|| locked(&self.output)).transpose()?;
+        if self.append
+            && let AnyMethod::GradMem(gradmem) = &model.method
+            && gradmem.config().chunk_size.is_none()
+        {
+            log::warn!(
+                "the model was not trained in chunks (memory.chunk_size): what the memories held may be lost"
+            );
+        }
         let before = match self.append {
             true => Some(self.to_write_on(&model)?),
             false => None,
