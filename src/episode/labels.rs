@@ -89,8 +89,8 @@ impl<B: Backend> Labels<B> {
             .sum()
     }
 
-    /// What `model` tells at the labelled places: the mean loss of the labels in columns `counted` and later, `[1]`, zero if there
-    /// are none, which is `−log p` unless they are smoothed; and the most probable tokens. Logits of labelled places alone are computed.
+    /// What `model` tells at the labelled places: the mean loss of the labels, `[1]`, zero if there are none, which is `−log p`
+    /// unless they are smoothed; and the most probable tokens. Logits of labelled places alone are computed.
     ///
     /// # Shapes
     ///
@@ -101,7 +101,6 @@ impl<B: Backend> Labels<B> {
         &self,
         model: &M,
         hidden: Tensor<B, 3>,
-        counted: usize,
     ) -> (Tensor<B, 1>, Told<B>) {
         let device = self.ids.device();
         let [_, places, d_model] = hidden.dims();
@@ -149,17 +148,7 @@ impl<B: Backend> Labels<B> {
                 (self.smoothed(losses, above), tokens)
             }
         };
-        let losses = losses.reshape([count]);
-        let counts: Vec<bool> = labels.iter().map(|label| label.column >= counted).collect();
-        let sum = match counts.iter().all(|counts| *counts) {
-            true => losses.sum(),
-            false => {
-                let ones: Vec<f32> = counts.iter().map(|counts| f32::from(*counts)).collect();
-                (losses * Tensor::from_data(TensorData::new(ones, [count]), &device)).sum()
-            }
-        };
-        let count = counts.iter().filter(|counts| **counts).count();
-        let mean = sum.mul_scalar(1.0 / count.max(1) as f64);
+        let mean = losses.reshape([count]).sum().mul_scalar(1.0 / count as f64);
         (mean, Told { tokens, first })
     }
 

@@ -296,7 +296,7 @@ impl<B: Backend> Episode<B> {
         model: &M,
         hidden: Tensor<B, 3>,
     ) -> (Tensor<B, 1>, Told<B>) {
-        self.labels.told(model, hidden, 0)
+        self.labels.told(model, hidden)
     }
 
     /// What a mean over `count` of this part, `[1]`, adds to the same mean over the whole batch.

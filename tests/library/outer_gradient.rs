@@ -7,7 +7,7 @@ use gradmem::baselines::{ArmtConfig, ArmtImplementation, InContextConfig, Questi
 use gradmem::data::Batch;
 use gradmem::episode::{Episode, Tokens};
 use gradmem::memory::{GradMemConfig, GradMode, MemProj, MetaGradient};
-use gradmem::method::{AnyMethod, MethodConfig};
+use gradmem::method::{AnyMethod, Method, MethodConfig};
 use gradmem::model::{LlamaConfig, ModelConfig};
 use gradmem::support::readback::transfers;
 use gradmem::train::learner::{MetaLearner, OuterStep};
@@ -166,7 +166,10 @@ fn the_baselines_too() {
         reconstruction_loss_weight: 0.6,
         ..RmtConfig::default()
     };
-    check("RMT", &method(MethodConfig::Rmt(rmt)), &SIZES, None);
+    let rmt = method(MethodConfig::Rmt(rmt));
+    check("RMT", &rmt, &SIZES, None);
+    // What stands at the start of a row is not predicted, neither in the loss nor in what is told.
+    assert_eq!(rmt.answers(&batch().episode).unwrap().told.first, 1);
     for questions in [Questions::Separate, Questions::Shared, Questions::Joint] {
         let config = InContextConfig::new().with_questions(questions);
         let what = format!("in-context, {questions:?}");

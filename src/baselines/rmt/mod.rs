@@ -186,7 +186,7 @@ impl<B: Backend, M: CausalLm<B>> Rmt<B, M> {
     }
 
     /// Writes the contexts, reads the queries and takes the outer loss. A label in the first column is not
-    /// counted: no query token stands before it.
+    /// predicted: no query token stands before it.
     ///
     /// # Errors
     ///
@@ -197,7 +197,8 @@ impl<B: Backend, M: CausalLm<B>> Rmt<B, M> {
         let joined = self.joined();
         let (memory, losses) = joined.passes(episode.contexts());
         let hidden = joined.read_hidden(&memory, episode.queries())?;
-        let (read_loss, told) = episode.labels().told(&self.model, hidden, 1);
+        let hidden = hidden.narrow(1, 1, episode.queries().width());
+        let (read_loss, told) = episode.told(&self.model, hidden);
         let count = losses.len() as f64;
         let total = losses.into_iter().reduce(|sum, loss| sum + loss);
         let weight = self.config.reconstruction_loss_weight;
