@@ -263,7 +263,7 @@ impl<B: Backend, M: Writable<B>, O: LiftedObjective<B, M>> GradMem<B, M, O> {
         let config = &self.config;
         let constant = detached(fast);
         let scale = constant.iter().map(rms).collect::<Vec<_>>();
-        let random = noise(episode.contexts(), STAR, &constant);
+        let random = noise(episode.contexts(), episode.step(), STAR, &constant);
         let near: Vec<_> = constant
             .iter()
             .zip(random.into_iter().zip(&scale))

@@ -15,14 +15,22 @@ pub(super) fn rms<B: Backend>(x: &Tensor<B, 3>) -> Tensor<B, 3> {
     squares.mul_scalar(1.0 / (rows * columns) as f64).sqrt()
 }
 
-/// Draws from N(0, 1) of the shapes of `like`, which depend on each sample's own tokens and the stream alone: a part of
-/// a batch, a resumed run and a step that is taken again draw the same.
+/// Draws from N(0, 1) of the shapes of `like`, which depend on each sample's own tokens, the step of the outer loop and the
+/// stream alone: a part of a batch, a resumed run and a WRITE step that is taken again draw the same.
 pub(super) fn noise<B: Backend>(
     tokens: &Tokens<B>,
+    outer_step: usize,
     stream: u64,
     like: &[Tensor<B, 3>],
 ) -> Vec<Tensor<B, 3>> {
-    let seeds: Vec<[u8; 32]> = (0..tokens.len()).map(|row| tokens.hash(row)).collect();
+    let seed = |row| {
+        let mut seed: [u8; 32] = tokens.hash(row);
+        for (byte, step) in seed.iter_mut().zip((outer_step as u64).to_le_bytes()) {
+            *byte ^= step;
+        }
+        seed
+    };
+    let seeds: Vec<[u8; 32]> = (0..tokens.len()).map(seed).collect();
     let drawn = like.iter().enumerate().map(|(matrix, like)| {
         let shape = like.dims();
         let values = seeds.iter().flat_map(|seed| {

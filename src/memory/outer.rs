@@ -128,7 +128,8 @@ impl<B: Backend, M: Writable<B>, O: LiftedObjective<B, M>> GradMem<B, M, O> {
     /// The chunks of an episode that passed its checks.
     fn segments_of(&self, episode: &Episode<B>) -> Result<Segments<B>, Error> {
         let contexts = episode.contexts();
-        let segments = self.segments(contexts)?;
+        let mut segments = self.segments(contexts)?;
+        segments.outer_step = episode.step();
         episode.check_questions(&self.model, self.config.read_after(contexts.width()))?;
         Ok(segments)
     }

@@ -18,6 +18,8 @@ pub(super) struct Segments<B: Backend> {
     pub gradient_scale: Option<f64>,
     /// How many chunks each sample has.
     pub counts: Arc<[usize]>,
+    /// The outer loop's steps before, on which noise depends.
+    pub outer_step: usize,
 }
 
 /// What a step of WRITE reads.
@@ -51,6 +53,7 @@ impl<B: Backend> Segments<B> {
                 pieces: vec![whole(contexts.clone())],
                 gradient_scale: None,
                 counts: vec![1; contexts.len()].into(),
+                outer_step: 0,
             });
         };
         let counts: Arc<[usize]> = match config.reference_chunks {
@@ -79,6 +82,7 @@ impl<B: Backend> Segments<B> {
             pieces,
             gradient_scale: scale,
             counts,
+            outer_step: 0,
         })
     }
 

@@ -52,6 +52,11 @@ impl<B: Backend, M: Writable<B>, O: LiftedObjective<B, M>> GradMem<B, M, O> {
         let segments = self.segments(contexts)?;
         check_as_many(&memory, contexts)?;
         let start = memory.fast().to_vec();
+        if memory.parts().len() > 1 && !self.config.concatenates() {
+            return Err(Error::Input(
+                "the memory is of several chunks, which this method does not read: WRITE would leave out all but the last".into(),
+            ));
+        }
         let written = self.steps(self.every_step(&segments), start, &segments);
         if !self.config.concatenates() {
             return Ok(written);
@@ -143,6 +148,7 @@ impl<B: Backend, M: Writable<B>, O: LiftedObjective<B, M>> GradMem<B, M, O> {
             let start = detached(&self.start(1));
             let noise = noise(
                 &segments.contexts,
+                segments.outer_step,
                 n as u64,
                 &detached(&self.start(segments.contexts.len())),
             );

@@ -378,8 +378,15 @@ fn path_of<B: KernelBackend>(
         places: Vec::new(),
     };
     let contexts = episode.contexts();
-    let memories = gradmem.trajectory(episode.contexts())?;
-    for (k, memory) in memories.take(steps + 1).enumerate() {
+    let mut memories = gradmem.trajectory(contexts)?;
+    for k in 0..=steps {
+        // With several chunks no memory is on the way to the next one.
+        let memory = match in_chunks && k > 0 {
+            false => memories.next(),
+            true if wanted(k) => Some(gradmem.clone().with_write_steps(k).write(contexts)?),
+            true => None,
+        };
+        let Some(memory) = memory else { continue };
         let readback = &mut path.readback;
         if in_chunks {
             if k == 0 {

@@ -177,7 +177,12 @@ where
             squares = sum_of_squares(&grads, method).map(|sum| readback.push(sum));
             values = readback.read();
         }
-        let norm = squares.map_or(0.0, |sum| values.of(sum)[0]).sqrt();
+        let Some(squares) = squares else {
+            let problem =
+                "nothing is trained: no parameter that is not frozen has a part in the loss";
+            return Err(Fault::Error(Error::Input(problem.into())));
+        };
+        let norm = values.of(squares)[0].sqrt();
         if !norm.is_finite() {
             return Err(Fault::Gradient(norm));
         }

@@ -597,6 +597,13 @@ fn a_frozen_backbone_stays_as_it_is() {
     }
     // M0, projection weight and bias, WRITE head, and both matrices of seven adapters.
     assert_eq!((frozen, trained), (11, 18));
+    let nothing = [
+        "memory.freeze_backbone=true",
+        "memory.grad_mode=none",
+        "memory.inner_loss_weight=0.5",
+        "memory.write_head=false",
+    ];
+    program::refuses(train(&folder, "nothing", &nothing), &["nothing is trained"]);
 }
 
 #[test]

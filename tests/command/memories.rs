@@ -398,6 +398,21 @@ fn other_kinds_and_chunks_go_through_the_program() {
         assert!(about.contains("2 memories"), "{about}");
         succeeds(gradmem(at, &["eval", name, "--generate", "--samples", "4"]));
         let forgets = gradmem(at, &["eval", name, "--forgetting", "--samples", "4"]);
+        // A number of steps alone is what it is among others.
+        let last_row = |steps| {
+            let eval = [
+                "eval",
+                name,
+                "--samples",
+                "4",
+                "--json",
+                "--write-steps",
+                steps,
+            ];
+            let found: Value = serde_json::from_str(&succeeds(gradmem(at, &eval))).unwrap();
+            found["rows"].as_array().unwrap().last().unwrap().clone()
+        };
+        assert_eq!(last_row("2"), last_row("0..2"), "{name}");
         match settings[0].contains("chunk_size") {
             true => assert!(succeeds(forgets).contains("answered exactly"), "{name}"),
             false => refuses(forgets, &["memory.chunk_size"]),

@@ -572,6 +572,11 @@ fn every_loss_beside_reads_is_exact() {
     };
     let [unrolled, replayed] = both_ways(&model(&shallow(), &noise));
     assert_same("noise", &replayed, &unrolled);
+    // Each step of the outer loop draws its own.
+    let gradmem = model::<I>(&shallow(), &noise);
+    let loss = |step| values(gradmem.outer(&episode().at_step(step)).unwrap().loss())[0];
+    assert_eq!(loss(0), loss(0));
+    assert!(loss(0) != loss(1));
 }
 
 /// A sample's memory and what it answers depend neither on its neighbours nor on their lengths.
