@@ -3,9 +3,11 @@
 copy.jsonl   the first one or two statements of each distinct story, to be repeated
 sides.jsonl  the distinct stories both of whose statements end with the same place, with their four questions
 qa4.jsonl    all distinct stories, with their four questions
+sides-told.jsonl, qa4-told.jsonl
+             sides.jsonl and qa4.jsonl with the story's repetition as one more question
 test.jsonl   the questions of the test file as they are
 
-The first three have their stories in one order: what one holds out at its end, no other trains on.
+All but the last have their stories in one order: what one holds out at its end, no other trains on.
 """
 
 import json
@@ -42,6 +44,14 @@ def questions(statements):
         yield f"What is the {of} {OPPOSITE[side]} of?", what
 
 
+def repetition(statements):
+    return [("Story?", " ".join(statements))]
+
+
+def told(statements):
+    return list(questions(statements)) + repetition(statements)
+
+
 def sample(statements, asked):
     asked = [{"query": query + " ", "target": target} for query, target in asked]
     return {"context": " ".join(statements) + " ", "questions": asked}
@@ -59,11 +69,13 @@ draw = random.Random(0)
 distinct = sorted({story for story, _ in train})
 draw.shuffle(distinct)
 parts = [story[: draw.randint(1, 2)] for story in distinct]
-save("copy.jsonl", [sample(part, [("Story?", " ".join(part))]) for part in parts])
+save("copy.jsonl", [sample(part, repetition(part)) for part in parts])
 sides = [story for story in distinct if len({of for _, _, of in facts(story)}) == 1]
 save("sides.jsonl", [sample(story, questions(story)) for story in sides])
+save("sides-told.jsonl", [sample(story, told(story)) for story in sides])
 print(f"of the last 200 stories {sum(story in sides for story in distinct[-200:])} are among these")
 save("qa4.jsonl", [sample(story, questions(story)) for story in distinct])
+save("qa4-told.jsonl", [sample(story, told(story)) for story in distinct])
 save("test.jsonl", [sample(story, [asked]) for story, asked in test])
 asked = set(train)
 seen = {story for story, _ in train}
