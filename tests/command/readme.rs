@@ -1,5 +1,6 @@
 //! What the README and the pages of docs/ say: their shell commands, run as they stand, with the trainings cut short
-//! and on the CPU; and the messages that docs/troubleshooting.md explains are messages of the program.
+//! and on the CPU; the messages that docs/troubleshooting.md explains are messages of the program; and links lead to
+//! files and headings.
 #![cfg(unix)]
 
 use std::fs::read_to_string;
@@ -123,4 +124,109 @@ fn the_messages_that_are_explained_are_ours() {
             assert!(source.contains(part), "no message has `{part}`: {message}");
         }
     }
+}
+
+/// The page's lines without blocks of code.
+fn prose(page: &str) -> Vec<&str> {
+    let blocks = page.split("```").step_by(2);
+    blocks.flat_map(str::lines).collect()
+}
+
+/// `[label]: target` at the end of a page.
+fn definitions<'a>(lines: &[&'a str]) -> Vec<(&'a str, &'a str)> {
+    let lines = lines.iter().filter_map(|line| line.strip_prefix('['));
+    lines.filter_map(|line| line.split_once("]: ")).collect()
+}
+
+/// As headings are addressed.
+fn anchors(page: &str) -> Vec<String> {
+    let headings = prose(page).into_iter().filter(|line| line.starts_with('#'));
+    let named = headings.map(|line| line.trim_start_matches('#').trim().to_lowercase());
+    let kept = |c: char| c.is_alphanumeric() || "-_".contains(c);
+    let shown = |c: char| {
+        if c == ' ' {
+            Some('-')
+        } else {
+            kept(c).then_some(c)
+        }
+    };
+    named
+        .map(|name| name.chars().filter_map(shown).collect())
+        .collect()
+}
+
+#[test]
+fn links_lead_to_files_and_headings() {
+    let folders = ["docs", "benches", "examples"].map(|folder| files(&root().join(folder), ".md"));
+    let own = [
+        "README.md",
+        "ARCHITECTURE.md",
+        "CHANGELOG.md",
+        "CONTRIBUTING.md",
+    ];
+    let pages = folders.into_iter().flatten();
+    let mut seen = 0;
+    for path in pages.chain(own.map(|page| root().join(page))) {
+        let text = read_to_string(&path).unwrap();
+        let lines = prose(&text);
+        let defined = definitions(&lines);
+        let prose = lines.join("\n");
+        let inline = prose.split("](").skip(1);
+        let inline = inline.map(|rest| rest.split(')').next().unwrap());
+        for target in inline.chain(defined.iter().map(|(_, target)| *target)) {
+            if target.starts_with("http") {
+                continue;
+            }
+            seen += 1;
+            let (file, anchor) = target.split_once('#').unwrap_or((target, ""));
+            let file = match file {
+                "" => path.clone(),
+                file => path.parent().unwrap().join(file),
+            };
+            assert!(file.exists(), "{}: {target} is not there", path.display());
+            let found = || anchors(&read_to_string(&file).unwrap()).contains(&anchor.to_string());
+            assert!(
+                anchor.is_empty() || found(),
+                "{}: {target} has no such heading",
+                path.display()
+            );
+        }
+        for rest in prose.split("][").skip(1) {
+            let label = rest.split(']').next().unwrap();
+            assert!(
+                defined.iter().any(|(name, _)| *name == label),
+                "{}: [{label}] is not defined",
+                path.display()
+            );
+        }
+    }
+    assert!(seen > 100, "the pages have lost their links");
+}
+
+/// In the documentation of the library the pages are modules of `guide`.
+#[test]
+fn the_guides_pages_link_to_each_other_as_modules_too() {
+    let source = read_to_string(root().join("src/guide.rs")).unwrap();
+    let modules = read_to_string(root().join("src/guide/links.md")).unwrap();
+    let modules = definitions(&modules.lines().collect::<Vec<_>>());
+    let included = source.split("include_str!(\"../docs/").skip(1);
+    let mut seen = 0;
+    for page in included.map(|rest| rest.split('"').next().unwrap()) {
+        let text = read_to_string(root().join("docs").join(page)).unwrap();
+        for (label, target) in definitions(&prose(&text)) {
+            seen += 1;
+            assert_eq!(label, target, "{page}");
+            let (file, anchor) = target.split_once(".md").unwrap();
+            let module = match file {
+                "guide" => "crate::guide".into(),
+                file => format!("crate::guide::{}", file.replace('-', "_")),
+            };
+            let module = format!("{module}{anchor}");
+            assert!(
+                modules.contains(&(label, module.as_str())),
+                "src/guide/links.md lacks [{label}]: {module}, for {page}"
+            );
+        }
+    }
+    assert!(seen > 20, "the pages have lost their links");
 }
