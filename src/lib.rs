@@ -76,17 +76,7 @@
 //!
 //! # Features
 //!
-//! All are additive; without any there is the library and no backend.
-//!
-//! | feature | brings |
-//! |---|---|
-//! | `flex` (default), `ndarray`, `wgpu`, `vulkan`, `metal`, `cuda`, `rocm` | backends, as Burn names them |
-//! | `fusion`, `autotune` | Burn's, for GPUs |
-//! | `data` | the modules `data` and `tokenizer`: data sets, and Hugging Face's tokenizers |
-//! | `train` | the module of that name, on burn-train; implies `data` |
-//! | `mpi` | several processes that train together; implies `train` |
-//! | `dashboard` | burn-train's terminal dashboard |
-//! | `command` (default) | the program `gradmem` and the module `report`; implies the two above |
+//! [A table](guide::features#cargo-features) lists the Cargo features. Without any there is the library and no backend.
 #![warn(missing_docs)]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 #![recursion_limit = "256"]
