@@ -1,6 +1,8 @@
 //! What a trained run can do with held-out samples: at any numbers of WRITE steps in one pass, at a number
 //! each sample chooses for itself, and in answers of its own words.
 
+use std::time::{Duration, Instant};
+
 use burn::data::dataloader::DataLoaderBuilder;
 use gradmem_kernels::KernelBackend;
 
@@ -16,6 +18,9 @@ use crate::method::AnyMethod;
 use crate::model::AnyLm;
 use crate::model::generate::GenerateConfig;
 use crate::support::readback::{Readback, Slot};
+
+/// The time from one line of progress to the next.
+const BETWEEN_LINES: Duration = Duration::from_secs(30);
 
 /// What to find out.
 #[derive(Clone, Debug, Default)]
@@ -151,6 +156,7 @@ impl<B: KernelBackend> Trained<B> {
         Ok(())
     }
 
+    /// In a long pass the `log` crate's info is told how far it is.
     pub(super) fn each_batch(
         &self,
         task: &Task,
@@ -163,8 +169,15 @@ impl<B: KernelBackend> Trained<B> {
             .batch_size(batch_size(&self.method, task))
             .set_device(self.method.device())
             .build(Spaced::new(set.clone(), samples));
+        let (mut done, mut told) = (0, Instant::now());
         for (index, batch) in loader.iter().enumerate() {
-            work(index, batch?)?;
+            let batch = batch?;
+            done += batch.episode.len();
+            work(index, batch)?;
+            if told.elapsed() > BETWEEN_LINES && done < samples {
+                log::info!("{done} of {samples} contexts");
+                told = Instant::now();
+            }
         }
         Ok(())
     }
