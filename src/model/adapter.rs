@@ -57,15 +57,24 @@ const NEUTRAL: [&str; 25] = [
     "use_rslora",
 ];
 
-/// Keys that would make more of an adapter than a sum of matrices, and the values with which they do not.
-fn off(path: &Path, key: &str, value: &Value) -> bool {
+/// What a key asks for beside a sum of matrices.
+enum Asks {
+    Nothing,
+    /// More, which would be lost.
+    More,
+    /// Something that is not known here.
+    Unknown,
+}
+
+/// By the keys that would make more of an adapter, and the values with which they do not.
+fn asks(key: &str, value: &Value) -> Asks {
     let nothing = match value {
         Value::Null | Value::Bool(false) => true,
         Value::Array(list) => list.is_empty(),
         Value::Object(map) => map.is_empty(),
         _ => false,
     };
-    match key {
+    let is_off = match key {
         "use_dora"
         | "use_qalora"
         | "lora_bias"
@@ -82,15 +91,12 @@ fn off(path: &Path, key: &str, value: &Value) -> bool {
             let kept = ["gaussian", "eva", "orthogonal", "mica"];
             value.is_boolean() || value.is_null() || kept.iter().any(|kept| value == kept)
         }
-        _ => {
-            if !nothing && !NEUTRAL.contains(&key) {
-                log::warn!(
-                    "{}: `{key}` = {value} is not known, and is ignored",
-                    path.display()
-                );
-            }
-            true
-        }
+        _ if nothing || NEUTRAL.contains(&key) => true,
+        _ => return Asks::Unknown,
+    };
+    match is_off {
+        true => Asks::Nothing,
+        false => Asks::More,
     }
 }
 
@@ -105,13 +111,20 @@ pub(super) fn apply<B: Backend, M: Module<B>>(model: M, folder: &Path) -> Result
         return Ok(model);
     }
     let json = read_object(&path)?;
-    if let Some((key, value)) = json.iter().find(|(key, value)| !off(&path, key, value)) {
-        return Err(Error::file(
-            &path,
-            format!(
-                "`{key}` = {value} is not supported: merge the adapter into the weights with PEFT"
+    for (key, value) in &json {
+        match asks(key, value) {
+            Asks::Nothing => {}
+            Asks::More => {
+                let problem = format!(
+                    "`{key}` = {value} is not supported: merge the adapter into the weights with PEFT"
+                );
+                return Err(Error::file(&path, problem));
+            }
+            Asks::Unknown => log::warn!(
+                "{}: `{key}` = {value} is not known, and is ignored",
+                path.display()
             ),
-        ));
+        }
     }
     let settings: Settings = serde_json::from_value(Value::Object(json))
         .map_err(|e| Error::file(&path, e.to_string()))?;

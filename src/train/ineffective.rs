@@ -19,18 +19,22 @@ impl RunConfig {
         let reason = match section {
             "memory" => of_memory(&self.memory, key),
             "data" => of_data(&self.data, key),
-            "train" => match key {
-                "meta_gradient" if self.method != MethodName::GradMem => {
-                    Some("it is of gradmem's outer gradient")
-                }
-                "curriculum_value" if self.train.curriculum.is_empty() => {
-                    Some("train.curriculum is empty")
-                }
-                _ => None,
-            },
+            "train" => self.of_train(key),
             _ => None,
         };
         reason.map(str::to_string)
+    }
+
+    fn of_train(&self, key: &str) -> Option<&'static str> {
+        match key {
+            "meta_gradient" if self.method != MethodName::GradMem => {
+                Some("it is of gradmem's outer gradient")
+            }
+            "curriculum_value" if self.train.curriculum.is_empty() => {
+                Some("train.curriculum is empty")
+            }
+            _ => None,
+        }
     }
 }
 
