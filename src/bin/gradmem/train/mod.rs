@@ -104,15 +104,16 @@ fn run_in(args: &Args, world: &Arc<dyn World>) -> Result<ExitCode, Error> {
         .and_then(|settings| usable(&args.backend).map(|()| settings));
     let (folder, config) = all_or_none(&**world, settings)?;
     args.check_said_once()?;
-    let is_run = args.seeds.is_some() && RunFolder::open(&folder).is_ok();
-    let problem =
-        "is a run: --seeds needs a folder for runs of each seed. Name another one with --run";
-    let problem = is_run.then(|| Error::File {
-        path: folder.clone(),
-        problem: problem.into(),
-    });
+    let fits = match args.seeds.is_some() && RunFolder::open(&folder).is_ok() {
+        true => Err(Error::File {
+            path: folder.clone(),
+            problem: "is a run: --seeds needs a folder for runs of each seed. Name another one with --run"
+                .into(),
+        }),
+        false => Ok(()),
+    };
     // The others may not see the folder.
-    all_or_none(&**world, problem.map_or(Ok(()), Err))?;
+    all_or_none(&**world, fits)?;
     args.warn_of_settings_without_effect(&config);
     let interrupter = Interrupter::new();
     stop_on_signals(&interrupter)?;
