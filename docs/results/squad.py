@@ -1,0 +1,74 @@
+"""Short SQuAD from two files that share articles, for docs/results/language.md: python3 squad.py dev-v2.0.json xquad.en.json
+
+train.json, valid.json   the answerable questions of both files; every eighth article is held out as a whole
+medium.jsonl the sentences of train.json that hold an answer, if of at most 44 words: one of their questions, and the repetition
+brief.jsonl  those of them of at most sixteen words
+held.jsonl   eighty questions of valid.json and the sentences that hold their answers
+"""
+
+import json
+import random
+import re
+import sys
+
+articles = {}
+for path in sys.argv[1:]:
+    for article in json.load(open(path))["data"]:
+        paragraphs = articles.setdefault(article["title"], {})
+        for paragraph in article["paragraphs"]:
+            text = paragraph["context"]
+            asked = paragraphs.setdefault(text.strip(), {})
+            for question in paragraph["qas"]:
+                if question["answers"] and not question.get("is_impossible"):
+                    cut = len(text) - len(text.lstrip())
+                    answers = [dict(answer, answer_start=answer["answer_start"] - cut) for answer in question["answers"]]
+                    asked.setdefault(question["question"].strip(), dict(question, answers=answers, is_impossible=False))
+
+
+def save(path, titles):
+    data = [
+        {"title": title, "paragraphs": [{"context": text, "qas": list(asked.values())} for text, asked in articles[title].items() if asked]}
+        for title in titles
+    ]
+    json.dump({"version": "1.1", "data": data}, open(path, "w"))
+    count = sum(len(paragraph["qas"]) for article in data for paragraph in article["paragraphs"])
+    print(f"{path}: {len(data)} articles, {count} questions")
+    return data
+
+
+def sentences(text):
+    """Where the sentences begin: after a full stop of a word of three and more letters."""
+    starts = [0] + [found.end() for found in re.finditer(r"(?<=\w\w\w[.!?])[\"”)]*\s+(?=[A-Z0-9\"“(])", text)]
+    return list(zip(starts, starts[1:] + [len(text)]))
+
+
+def short(data):
+    for paragraph in (paragraph for article in data for paragraph in article["paragraphs"]):
+        text = paragraph["context"]
+        for question in paragraph["qas"]:
+            answer = question["answers"][0]
+            first = answer["answer_start"]
+            last = first + len(answer["text"])
+            part = [(start, end) for start, end in sentences(text) if start < last and end > first]
+            context = text[part[0][0] : part[-1][1]].strip()
+            yield context, question["question"].strip(), answer["text"].strip()
+
+
+titles = sorted(articles)
+valid = save("valid.json", titles[7::8])
+train = save("train.json", [title for at, title in enumerate(titles) if at % 8 != 7])
+lines = sorted(set(short(train)))
+random.Random(0).shuffle(lines)
+for path, most in [("medium.jsonl", 44), ("brief.jsonl", 16)]:
+    kept = [line for line in lines if len(line[0].split()) <= most]
+    with open(path, "w") as file:
+        for context, question, answer in kept:
+            asked = [{"query": question + " ", "target": answer}, {"query": "Text? ", "target": context}]
+            file.write(json.dumps({"context": context + " ", "questions": asked}) + "\n")
+    words = sorted(len(context.split()) for context, _, _ in kept)
+    print(f"{path}: {len(kept)} lines, {len({c for c, _, _ in kept})} contexts, median {words[len(words) // 2]} words, longest {words[-1]}")
+
+lines = sorted(set(short(valid)))
+random.Random(1).shuffle(lines)
+with open("held.jsonl", "w") as file:
+    file.writelines(json.dumps({"context": c + " ", "query": q + " ", "target": a}) + "\n" for c, q, a in lines[:80])
