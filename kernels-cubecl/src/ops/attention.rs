@@ -35,7 +35,7 @@ pub trait AttentionBackend: Backend {
         v: FloatTensor<Self>,
         scale: f64,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
-        primitives::causal_attention::<Self>([q, k, v], scale)
+        primitives::causal_attention::<Self>([q, k, v], scale, Self::float_matmul)
     }
 
     /// The gradients `[dq, dk, dv]` of `⟨grad_out, out⟩`, each added to what is given as `onto`.
@@ -50,7 +50,8 @@ pub trait AttentionBackend: Backend {
         scale: f64,
         onto: [Option<FloatTensor<Self>>; 3],
     ) -> [FloatTensor<Self>; 3] {
-        primitives::causal_attention_backward::<Self>([q, k, v], lse, grad_out, scale, onto)
+        let (inputs, product) = ([q, k, v], Self::float_matmul);
+        primitives::causal_attention_backward::<Self>(inputs, lse, grad_out, scale, onto, product)
     }
 
     /// The gradients to `[grad_out, q, k, v]` of `⟨a, dq⟩ + ⟨b, dk⟩ + ⟨c, dv⟩`, where
@@ -74,12 +75,13 @@ pub trait AttentionBackend: Backend {
             grad_out,
             cotangents,
             scale,
+            Self::float_matmul,
         )
     }
 }
 
-/// Causal attention: `softmax(scale · q kᵀ) v`. Each `Autodiff` around the backend gives one more derivative. f32 is computed in
-/// the process's [`precision`](crate::precision).
+/// Causal attention: `softmax(scale · q kᵀ) v`. Each `Autodiff` around the backend gives one more derivative. f32 is computed as f32,
+/// or rounded to bf16 where the process's [`precision`](crate::precision) is that.
 ///
 /// # Shapes
 ///

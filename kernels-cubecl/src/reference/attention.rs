@@ -24,38 +24,43 @@
 //! stacked as rows of one matrix, so that products with `dSᵀ` and `Pᵀ` sum over the group.
 
 use burn::tensor::backend::Backend;
+use burn::tensor::ops::FloatTensor;
 use burn::tensor::{Bool, DType, Tensor};
 
 use super::{cast, widen};
+use crate::{lift, lower};
+
+/// A product of as many pairs of matrices, `[pairs, m, k] · [pairs, k, n]`: a backend's own, which may be more exact than
+/// `float_matmul`.
+pub type Product<B> = fn(FloatTensor<B>, FloatTensor<B>) -> FloatTensor<B>;
 
 /// The point at which a derivative is taken: the forward's inputs and probabilities, with the query heads
-/// of each group stacked as rows (`[batch, kv_heads, group · query_len, …]`).
+/// of each group stacked as rows (`[batch · kv_heads, group · query_len, …]`).
 #[derive(Debug)]
 pub struct Point<B: Backend> {
-    q: Tensor<B, 4>,
-    k: Tensor<B, 4>,
-    v: Tensor<B, 4>,
-    probabilities: Tensor<B, 4>,
+    q: Tensor<B, 3>,
+    k: Tensor<B, 3>,
+    v: Tensor<B, 3>,
+    probabilities: Tensor<B, 3>,
     heads: Heads,
     scale: f64,
     dtype: DType,
+    product: Product<B>,
 }
 
 impl<B: Backend> Point<B> {
     /// The forward's inputs and `lse`; shapes as in [`AttentionBackend`](crate::AttentionBackend).
     pub fn new(
-        q: Tensor<B, 4>,
-        k: Tensor<B, 4>,
-        v: Tensor<B, 4>,
+        [q, k, v]: [Tensor<B, 4>; 3],
         lse: Tensor<B, 4>,
         scale: f64,
+        product: Product<B>,
     ) -> Self {
         let dtype = q.dtype();
-        let [q, k, v, lse] = [q, k, v, lse].map(widen);
         let heads = Heads::of(&q, &k);
-        let q = heads.stack(q);
-        let scores = heads.scores(q.clone(), k.clone(), scale);
-        let probabilities = (scores - heads.stack(lse)).exp();
+        let [q, k, v, lse] = [q, k, v, lse].map(|x| heads.stack(widen(x)));
+        let scores = heads.scores(q.clone(), k.clone(), scale, product);
+        let probabilities = (scores - lse).exp();
         Self {
             q,
             k,
@@ -64,39 +69,54 @@ impl<B: Backend> Point<B> {
             heads,
             scale,
             dtype,
+            product,
         }
     }
+
+    fn product(&self, lhs: &Tensor<B, 3>, rhs: &Tensor<B, 3>) -> Tensor<B, 3> {
+        of_pairs(self.product, lhs.clone(), rhs.clone())
+    }
+
+    /// Gradients to q, k and v as these are.
+    fn unstacked(&self, [q, k, v]: [Tensor<B, 3>; 3]) -> [Tensor<B, 4>; 3] {
+        let heads = self.heads;
+        [heads.queries(q), heads.keys(k), heads.keys(v)].map(|x| cast(x, self.dtype))
+    }
+}
+
+fn of_pairs<B: Backend>(product: Product<B>, lhs: Tensor<B, 3>, rhs: Tensor<B, 3>) -> Tensor<B, 3> {
+    lift(product(lower(lhs), lower(rhs)))
 }
 
 /// Returns `(out, lse)`; see [`AttentionBackend::causal_attention`](crate::AttentionBackend::causal_attention).
 pub fn forward<B: Backend>(
-    q: Tensor<B, 4>,
-    k: Tensor<B, 4>,
-    v: Tensor<B, 4>,
+    [q, k, v]: [Tensor<B, 4>; 3],
     scale: f64,
+    product: Product<B>,
 ) -> (Tensor<B, 4>, Tensor<B, 4>) {
     let dtype = q.dtype();
-    let [q, k, v] = [q, k, v].map(widen);
     let heads = Heads::of(&q, &k);
-    let scores = heads.scores(heads.stack(q), k, scale);
-    let max = scores.clone().max_dim(3);
+    let [q, k, v] = [q, k, v].map(|x| heads.stack(widen(x)));
+    let scores = heads.scores(q, k, scale, product);
+    let max = scores.clone().max_dim(2);
     let weights = (scores - max.clone()).exp();
-    let denominator = weights.clone().sum_dim(3);
-    let out = weights.matmul(v) / denominator.clone();
+    let denominator = weights.clone().sum_dim(2);
+    let out = of_pairs(product, weights, v) / denominator.clone();
     let lse = max + denominator.log();
-    (cast(heads.unstack(out), dtype), heads.unstack(lse))
+    (cast(heads.queries(out), dtype), heads.queries(lse))
 }
 
 /// Returns `[dq, dk, dv]`; see
 /// [`AttentionBackend::causal_attention_backward`](crate::AttentionBackend::causal_attention_backward).
 pub fn backward<B: Backend>(at: Point<B>, grad_out: Tensor<B, 4>) -> [Tensor<B, 4>; 3] {
     let grad_out = at.heads.stack(widen(grad_out));
-    let dp = grad_out.clone().matmul(at.v.transpose());
-    let grad_scores = centred(&at.probabilities, dp).mul_scalar(at.scale);
-    let dq = grad_scores.clone().matmul(at.k);
-    let dk = grad_scores.transpose().matmul(at.q);
-    let dv = at.probabilities.transpose().matmul(grad_out);
-    [at.heads.unstack(dq), dk, dv].map(|x| cast(x, at.dtype))
+    let p = &at.probabilities;
+    let dp = at.product(&grad_out, &at.v.clone().transpose());
+    let grad_scores = centred(p, dp).mul_scalar(at.scale);
+    let dq = at.product(&grad_scores, &at.k);
+    let dk = at.product(&grad_scores.transpose(), &at.q);
+    let dv = at.product(&p.clone().transpose(), &grad_out);
+    at.unstacked([dq, dk, dv])
 }
 
 /// Returns the gradients to `[grad_out, q, k, v]`; see
@@ -104,75 +124,68 @@ pub fn backward<B: Backend>(at: Point<B>, grad_out: Tensor<B, 4>) -> [Tensor<B, 
 pub fn double_backward<B: Backend>(
     at: Point<B>,
     grad_out: Tensor<B, 4>,
-    [a, b, c]: [Option<Tensor<B, 4>>; 3],
-) -> [Tensor<B, 4>; 4] {
-    let dtype = at.dtype;
-    let cotangents = [a, b, c].map(|x| x.map(widen));
-    widened_double_backward(at, widen(grad_out), cotangents).map(|x| cast(x, dtype))
-}
-
-fn widened_double_backward<B: Backend>(
-    at: Point<B>,
-    grad_out: Tensor<B, 4>,
-    [a, b, c]: [Option<Tensor<B, 4>>; 3],
+    cotangents: [Option<Tensor<B, 4>>; 3],
 ) -> [Tensor<B, 4>; 4] {
     let (s, heads) = (at.scale, at.heads);
-    let p = at.probabilities.clone();
-    let grad_out = heads.stack(grad_out);
-    let a = a.map(|a| heads.stack(a).mul_scalar(s));
-    let b = b.map(|b| b.mul_scalar(s));
+    let p = &at.probabilities;
+    let grad_out = heads.stack(widen(grad_out));
+    let [a, b, c] = cotangents.map(|x| x.map(|x| heads.stack(widen(x))));
+    let [a, b] = [a, b].map(|x| x.map(|x| x.mul_scalar(s)));
+    let all = |to_grad_out, to_inputs| {
+        let to_grad_out = cast(heads.queries(to_grad_out), at.dtype);
+        let [to_q, to_k, to_v] = at.unstacked(to_inputs);
+        [to_grad_out, to_q, to_k, to_v]
+    };
 
     // W, the cotangent of dS, is absent when only dV was used.
-    let from_a = a.clone().map(|a| a.matmul(at.k.clone().transpose()));
-    let from_b = b.clone().map(|b| at.q.clone().matmul(b.transpose()));
-    let from_c = c.clone().map(|c| grad_out.clone().matmul(c.transpose()));
+    let from_a = a.as_ref().map(|a| at.product(a, &at.k.clone().transpose()));
+    let from_b = b
+        .as_ref()
+        .map(|b| at.product(&at.q, &b.clone().transpose()));
+    let from_c = c
+        .as_ref()
+        .map(|c| at.product(&grad_out, &c.clone().transpose()));
     let w = match (from_a, from_b) {
         (Some(from_a), from_b) => Some(plus(from_a, from_b)),
         (None, from_b) => from_b,
     };
     let Some(w) = w else {
+        let none = [&at.q, &at.k, &at.v].map(Tensor::zeros_like);
         let Some((c, g)) = c.zip(from_c) else {
-            return [
-                heads.unstack(grad_out.zeros_like()),
-                heads.unstack(at.q.zeros_like()),
-                at.k.zeros_like(),
-                at.v.zeros_like(),
-            ];
+            return all(grad_out.zeros_like(), none);
         };
-        let s_hat = centred(&p, g).mul_scalar(s);
-        return [
-            heads.unstack(p.matmul(c)),
-            heads.unstack(s_hat.clone().matmul(at.k)),
-            s_hat.transpose().matmul(at.q),
-            at.v.zeros_like(),
-        ];
+        let [_, _, to_v] = none;
+        let s_hat = centred(p, g).mul_scalar(s);
+        let to_q = at.product(&s_hat, &at.k);
+        let to_k = at.product(&s_hat.transpose(), &at.q);
+        return all(at.product(p, &c), [to_q, to_k, to_v]);
     };
 
-    let dp = grad_out.clone().matmul(at.v.clone().transpose());
-    let centred_dp = dp.clone() - (dp.clone() * p.clone()).sum_dim(3);
-    let beta = (w.clone() * p.clone()).sum_dim(3);
+    let dp = at.product(&grad_out, &at.v.clone().transpose());
+    let centred_dp = dp.clone() - (dp.clone() * p.clone()).sum_dim(2);
+    let beta = (w.clone() * p.clone()).sum_dim(2);
     let w_hat = p.clone() * (w.clone() - beta.clone());
     let g = w * centred_dp.clone() - beta * dp;
-    let s_hat = centred(&p, plus(g, from_c)).mul_scalar(s);
+    let s_hat = centred(p, plus(g, from_c)).mul_scalar(s);
     let ds = p.clone() * centred_dp;
 
-    let to_grad_out = plus(w_hat.clone().matmul(at.v), c.map(|c| p.matmul(c)));
-    let to_q = plus(s_hat.clone().matmul(at.k), b.map(|b| ds.clone().matmul(b)));
+    let to_grad_out = plus(at.product(&w_hat, &at.v), c.map(|c| at.product(p, &c)));
+    let to_q = plus(at.product(&s_hat, &at.k), b.map(|b| at.product(&ds, &b)));
     let to_k = plus(
-        s_hat.transpose().matmul(at.q),
-        a.map(|a| ds.transpose().matmul(a)),
+        at.product(&s_hat.transpose(), &at.q),
+        a.map(|a| at.product(&ds.transpose(), &a)),
     );
-    let to_v = w_hat.transpose().matmul(grad_out);
-    [heads.unstack(to_grad_out), heads.unstack(to_q), to_k, to_v]
+    let to_v = at.product(&w_hat.transpose(), &grad_out);
+    all(to_grad_out, [to_q, to_k, to_v])
 }
 
 /// `P∘(X − rowsum(X∘P))`: the softmax's Jacobian applied to `X`.
-fn centred<B: Backend>(p: &Tensor<B, 4>, x: Tensor<B, 4>) -> Tensor<B, 4> {
-    let mean = (x.clone() * p.clone()).sum_dim(3);
+fn centred<B: Backend>(p: &Tensor<B, 3>, x: Tensor<B, 3>) -> Tensor<B, 3> {
+    let mean = (x.clone() * p.clone()).sum_dim(2);
     p.clone() * (x - mean)
 }
 
-fn plus<B: Backend>(x: Tensor<B, 4>, y: Option<Tensor<B, 4>>) -> Tensor<B, 4> {
+fn plus<B: Backend>(x: Tensor<B, 3>, y: Option<Tensor<B, 3>>) -> Tensor<B, 3> {
     match y {
         Some(y) => x + y,
         None => x,
@@ -182,56 +195,65 @@ fn plus<B: Backend>(x: Tensor<B, 4>, y: Option<Tensor<B, 4>>) -> Tensor<B, 4> {
 /// How query heads stack into the rows of their key/value head.
 #[derive(Clone, Copy, Debug)]
 struct Heads {
+    batch: usize,
     heads: usize,
     kv_heads: usize,
+    query_len: usize,
     key_len: usize,
 }
 
 impl Heads {
     fn of<B: Backend>(q: &Tensor<B, 4>, k: &Tensor<B, 4>) -> Self {
-        let [_, kv_heads, key_len, _] = k.dims();
+        let ([batch, heads, query_len, _], [_, kv_heads, key_len, _]) = (q.dims(), k.dims());
         Self {
-            heads: q.dims()[1],
+            batch,
+            heads,
             kv_heads,
+            query_len,
             key_len,
         }
     }
 
-    /// `[batch, heads, len, dim]` → `[batch, kv_heads, group · len, dim]`
-    fn stack<B: Backend>(&self, x: Tensor<B, 4>) -> Tensor<B, 4> {
+    /// `[batch, heads, len, dim]` → `[batch · kv_heads, group · len, dim]`, where a key/value head is a group of its own.
+    fn stack<B: Backend>(&self, x: Tensor<B, 4>) -> Tensor<B, 3> {
         let [batch, heads, len, dim] = x.dims();
-        match heads == self.kv_heads {
-            true => x,
-            false => x.reshape([batch, self.kv_heads, heads / self.kv_heads * len, dim]),
-        }
+        x.reshape([batch * self.kv_heads, heads / self.kv_heads * len, dim])
     }
 
-    /// The inverse of [`stack`](Self::stack).
-    fn unstack<B: Backend>(&self, x: Tensor<B, 4>) -> Tensor<B, 4> {
-        let [batch, kv_heads, rows, dim] = x.dims();
-        match kv_heads == self.heads {
-            true => x,
-            false => x.reshape([batch, self.heads, rows * kv_heads / self.heads, dim]),
-        }
+    /// The inverse of [`stack`](Self::stack) for what belongs to the queries.
+    fn queries<B: Backend>(&self, x: Tensor<B, 3>) -> Tensor<B, 4> {
+        let dim = x.dims()[2];
+        x.reshape([self.batch, self.heads, self.query_len, dim])
+    }
+
+    /// The inverse of [`stack`](Self::stack) for what belongs to the keys.
+    fn keys<B: Backend>(&self, x: Tensor<B, 3>) -> Tensor<B, 4> {
+        let dim = x.dims()[2];
+        x.reshape([self.batch, self.kv_heads, self.key_len, dim])
     }
 
     /// `scale · Q Kᵀ` for stacked queries; scores of masked keys are about −1e30.
-    fn scores<B: Backend>(&self, q: Tensor<B, 4>, k: Tensor<B, 4>, scale: f64) -> Tensor<B, 4> {
-        let [batch, kv_heads, rows, _] = q.dims();
+    fn scores<B: Backend>(
+        &self,
+        q: Tensor<B, 3>,
+        k: Tensor<B, 3>,
+        scale: f64,
+        product: Product<B>,
+    ) -> Tensor<B, 3> {
+        let [pairs, rows, _] = q.dims();
         let (group, key_len) = (self.heads / self.kv_heads, self.key_len);
-        let query_len = rows / group;
-        let offset = (key_len - query_len) as i64;
+        let offset = (key_len - self.query_len) as i64;
         let (device, dtype) = (q.device(), q.dtype());
         // Finite, because WGSL has no literal for −∞.
         let hidden = -1e30;
-        let shape = [query_len, key_len];
+        let shape = [self.query_len, key_len];
         let mask = Tensor::<B, 2, Bool>::tril_mask(shape, offset, &device);
         let mask = Tensor::zeros(shape, (&device, dtype)).mask_fill(mask, hidden);
         let mask: Tensor<B, 2> = mask.repeat_dim(0, group);
         // One row per head, so that the mask broadcasts along the first dimension only.
         let row = rows * key_len;
-        let scores = q.matmul(k.transpose()).mul_scalar(scale);
-        let scores = scores.reshape([batch * kv_heads, row]) + mask.reshape([1, row]);
-        scores.reshape([batch, kv_heads, rows, key_len])
+        let scores = of_pairs(product, q, k.transpose()).mul_scalar(scale);
+        let scores = scores.reshape([pairs, row]) + mask.reshape([1, row]);
+        scores.reshape([pairs, rows, key_len])
     }
 }

@@ -5,6 +5,7 @@ use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
 use burn::tensor::ops::{FloatTensor, IntTensor};
 
+use super::attention::Product;
 use super::layers::{Nonlinearity, Norm};
 use super::scan::Direction;
 use super::{attention, layers, scan};
@@ -13,9 +14,9 @@ use crate::{lift, lower};
 pub fn causal_attention<B: Backend>(
     inputs: [FloatTensor<B>; 3],
     scale: f64,
+    product: Product<B>,
 ) -> (FloatTensor<B>, FloatTensor<B>) {
-    let [q, k, v] = inputs.map(lift);
-    let (out, lse) = attention::forward::<B>(q, k, v, scale);
+    let (out, lse) = attention::forward::<B>(inputs.map(lift), scale, product);
     (lower(out), lower(lse))
 }
 
@@ -25,9 +26,9 @@ pub fn causal_attention_backward<B: Backend>(
     grad_out: FloatTensor<B>,
     scale: f64,
     onto: [Option<FloatTensor<B>>; 3],
+    product: Product<B>,
 ) -> [FloatTensor<B>; 3] {
-    let [q, k, v] = inputs.map(lift);
-    let at = attention::Point::new(q, k, v, lift(lse), scale);
+    let at = attention::Point::new(inputs.map(lift), lift(lse), scale, product);
     let gradients = attention::backward::<B>(at, lift(grad_out)).map(lower);
     each_added(onto, gradients, B::float_add)
 }
@@ -38,9 +39,9 @@ pub fn causal_attention_double_backward<B: Backend>(
     grad_out: FloatTensor<B>,
     cotangents: [Option<FloatTensor<B>>; 3],
     scale: f64,
+    product: Product<B>,
 ) -> [FloatTensor<B>; 4] {
-    let [q, k, v] = inputs.map(lift);
-    let at = attention::Point::new(q, k, v, lift(lse), scale);
+    let at = attention::Point::new(inputs.map(lift), lift(lse), scale, product);
     let cotangents = cotangents.map(|c| c.map(lift));
     attention::double_backward::<B>(at, lift(grad_out), cotangents).map(lower)
 }
@@ -174,7 +175,7 @@ pub fn activate_double_backward<B: Backend>(
 pub fn rotary<B: Backend>(
     x: FloatTensor<B>,
     [cos, sin, turn]: [FloatTensor<B>; 3],
-    product: fn(FloatTensor<B>, FloatTensor<B>) -> FloatTensor<B>,
+    product: Product<B>,
 ) -> FloatTensor<B> {
     let (cos, sin, turn) = (lift(cos), lift(sin), lift(turn));
     let product = |lhs, rhs| lift(product(lower::<B, 2>(lhs), lower::<B, 2>(rhs)));

@@ -302,3 +302,58 @@ fn f16_is_summed_in_f32() {
     assert_eq!(found.dtype(), DType::F16);
     assert_close(&found.cast(DType::F32), &exact, 1e-3, "f16");
 }
+
+/// The log-sum-exp that the forward saves depends on the inputs, also for a derivative of the second one.
+#[test]
+fn the_third_derivative_is_that_of_the_formula() {
+    type Thrice = Autodiff<Autodiff<Autodiff<F64>>>;
+    let device = Default::default();
+    let q = Tensor::<Thrice, 4>::from_data([[[[0.5f64]]]], &device);
+    let k = Tensor::<Thrice, 4>::from_data([[[[1.0f64], [-1.0]]]], &device);
+    let v = Tensor::<Thrice, 4>::from_data([[[[0.3f64], [0.2]]]], &device);
+    // Each level's leaves are those of the level below, required there too.
+    let [q, k, v]: [Tensor<Thrice, 4>; 3] = [q, k, v].map(|x| {
+        let inner = x.inner();
+        let innermost = inner.inner().require_grad();
+        Tensor::from_inner(Tensor::from_inner(innermost).require_grad()).require_grad()
+    });
+    let out = causal_attention(q.clone(), k, v.clone(), 1.0);
+    let first = q.grad(&out.backward()).unwrap();
+    let second = q.clone().inner().grad(&first.backward()).unwrap();
+    let third = second.backward();
+    let to_v = v.inner().inner().grad(&third).unwrap().into_data();
+    // out = sigma(2 q) v_0 + (1 - sigma(2 q)) v_1
+    let sigma = 1.0 / (1.0 + (-1.0f64).exp());
+    let expected = 4.0 * sigma * (1.0 - sigma) * (1.0 - 2.0 * sigma);
+    let found = to_v.to_vec::<f64>().unwrap();
+    assert!(
+        (found[0] - expected).abs() < 1e-12,
+        "{found:?}, not {expected}"
+    );
+    assert!((found[1] + expected).abs() < 1e-12, "{found:?}");
+}
+
+/// Two operations share keys and values; what is used of their gradients is one that only the queries have.
+#[test]
+fn a_gradient_that_is_not_used_is_zero() {
+    type Twice = Autodiff<Autodiff<F64>>;
+    let device = Default::default();
+    let sizes = [1, 2, 1, 3, 4, 2];
+    let [q, k, v] = inputs::<F64>(sizes).map(|x| {
+        Tensor::<Twice, 4>::from_inner(Tensor::from_inner(x).require_grad()).require_grad()
+    });
+    let other = numbers::<F64>(9, [1, 2, 3, 2], &device);
+    let other = Tensor::<Twice, 4>::from_inner(Tensor::from_inner(other)).require_grad();
+    let attend = |q: &Tensor<Twice, 4>| causal_attention(q.clone(), k.clone(), v.clone(), 0.7);
+    let to_k = |out: Tensor<Twice, 4>| {
+        let to_q = q.grad(&out.backward()).unwrap();
+        k.clone()
+            .inner()
+            .grad(&to_q.powi_scalar(2).backward())
+            .unwrap()
+    };
+    let alone = to_k(attend(&q));
+    // Whichever of them comes first in the graph, the other has no part in it.
+    assert_close(&to_k(attend(&q) + attend(&other)), &alone, 1e-12, "first");
+    assert_close(&to_k(attend(&other) + attend(&q)), &alone, 1e-12, "last");
+}

@@ -1,13 +1,13 @@
 //! The autodiff implementation of causal attention.
 
 use burn::tensor::backend::AutodiffBackend;
-use burn::tensor::ops::FloatTensor;
+use burn::tensor::ops::{FloatTensor, FloatTensorOps};
 use burn_autodiff::Autodiff;
 use burn_autodiff::checkpoint::strategy::CheckpointStrategy;
 
 use super::{Operation, Point, all, backward, forward};
 use crate::AttentionBackend;
-use crate::reference::primitives::each_added;
+use crate::reference::primitives::{self, each_added};
 
 #[derive(Clone, Debug)]
 struct CausalAttention {
@@ -83,5 +83,24 @@ impl<B: AttentionBackend, C: CheckpointStrategy> AttentionBackend for Autodiff<B
             [true; 3],
             onto,
         ))
+    }
+
+    /// What the forward saved has no derivatives: a third one needs `lse` as a function of the inputs.
+    fn causal_attention_double_backward(
+        q: FloatTensor<Self>,
+        k: FloatTensor<Self>,
+        v: FloatTensor<Self>,
+        _: FloatTensor<Self>,
+        _: FloatTensor<Self>,
+        grad_out: FloatTensor<Self>,
+        cotangents: [Option<FloatTensor<Self>>; 3],
+        scale: f64,
+    ) -> [FloatTensor<Self>; 4] {
+        let inputs = [q, k, v];
+        let product = Self::float_matmul;
+        let (_, lse) = primitives::causal_attention::<Self>(inputs.clone(), scale, product);
+        primitives::causal_attention_double_backward::<Self>(
+            inputs, lse, grad_out, cotangents, scale, product,
+        )
     }
 }

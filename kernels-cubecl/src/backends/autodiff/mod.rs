@@ -322,8 +322,12 @@ impl<B: Backend, T: Operation<B, N>, const N: usize, const M: usize> Backward<B,
         let mut value = |id| checkpointer.retrieve_node_output::<FloatTensor<B>>(id);
         let (inputs, grad) = (inputs.map(&mut value), value(grad));
         let cotangents = taken::<B, N>(&received);
-        // What a gradient was added to has the gradient of the sum.
-        let to_onto = cotangents.clone();
+        // What a gradient was added to has the gradient of the sum; Burn wants one for each parent, also if no gradient came.
+        let to_onto: [_; N] = std::array::from_fn(|i| {
+            let like = || zeros_like::<B>(&inputs[i]);
+            let is_there = ops.parents[N + 1 + i].is_some();
+            cotangents[i].clone().or_else(|| is_there.then(like))
+        });
         let at = Point { inputs, saved };
         let wanted = std::array::from_fn(|i| ops.parents[i].is_some());
         let onto = std::array::from_fn(|i| earlier::<B, _, M>(&ops, i, &grad, grads));
@@ -331,6 +335,10 @@ impl<B: Backend, T: Operation<B, N>, const N: usize, const M: usize> Backward<B,
         let gradients = to_inputs.into_iter().chain([Some(to_grad)]).chain(to_onto);
         register::<B, _, M>(&ops, gradients, grads);
     }
+}
+
+fn zeros_like<B: Backend>(x: &FloatTensor<B>) -> FloatTensor<B> {
+    B::float_zeros(x.shape(), &B::float_device(x), x.dtype().into())
 }
 
 /// The gradients of an operation that returns all of them.

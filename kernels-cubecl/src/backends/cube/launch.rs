@@ -3,14 +3,13 @@
 use burn::tensor::{DType, Shape};
 use burn_cubecl::CubeRuntime;
 use burn_cubecl::kernel::into_contiguous;
-use burn_cubecl::ops::numeric::empty_device_contiguous_dtype;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
 use super::backward::{InputsLaunch, Present};
 use super::plan::Plan;
 use super::tiles::{Own, SizesLaunch, Tiles};
-use super::{backward, double_backward, forward};
+use super::{backward, double_backward, forward, operands};
 
 impl Plan {
     pub fn forward<R: CubeRuntime>(
@@ -174,12 +173,7 @@ impl Plan {
         shape: &Shape,
         dtype: DType,
     ) -> CubeTensor<R> {
-        empty_device_contiguous_dtype(
-            like.client.clone(),
-            like.device.clone(),
-            shape.clone(),
-            dtype,
-        )
+        operands::empty(like, shape.clone(), dtype)
     }
 
     /// A launch in which each cube computes one tile of queries or of keys.

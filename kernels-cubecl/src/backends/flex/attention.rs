@@ -7,6 +7,7 @@
 //! β, r) are complete within it.
 
 use burn::tensor::DType;
+use burn::tensor::ops::FloatTensorOps;
 use burn_flex::{Flex, FlexTensor};
 
 use super::blocks::Sizes;
@@ -24,7 +25,7 @@ impl AttentionBackend for Flex {
     ) -> (FlexTensor, FlexTensor) {
         match fused(&q) {
             true => forward([q, k, v], scale as f32),
-            false => primitives::causal_attention::<Self>([q, k, v], scale),
+            false => primitives::causal_attention::<Self>([q, k, v], scale, Self::float_matmul),
         }
     }
 
@@ -41,8 +42,9 @@ impl AttentionBackend for Flex {
         let fused = fused(&q);
         let inputs = [q, k, v];
         if !fused {
+            let product = Self::float_matmul;
             return primitives::causal_attention_backward::<Self>(
-                inputs, lse, grad_out, scale, onto,
+                inputs, lse, grad_out, scale, onto, product,
             );
         }
         let gradients = backward(inputs, lse, grad_out, scale as f32);
@@ -67,6 +69,7 @@ impl AttentionBackend for Flex {
                 grad_out,
                 cotangents,
                 scale,
+                Self::float_matmul,
             ),
         }
     }
