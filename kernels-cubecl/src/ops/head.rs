@@ -98,6 +98,9 @@ pub fn head_losses<B: HeadBackend>(
         targets.dims()
     );
     let rows = batch * seq;
+    if rows == 0 {
+        return Tensor::zeros([batch, seq], (&hidden.device(), hidden.dtype()));
+    }
     let losses: Tensor<B, 1> = lift(B::head_losses(
         lower(hidden.reshape([rows, d])),
         lower(weight),

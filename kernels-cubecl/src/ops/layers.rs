@@ -216,8 +216,8 @@ pub trait LayerBackend: Backend {
         join_by_heads::<Self>(qkv, rotation)
     }
 
-    /// A step of AdamW on a parameter and its two moments, all of one shape: what the three become. Nothing is
-    /// recorded for derivatives. Types of 16 bits cannot hold the moments of a training.
+    /// A step of AdamW on a parameter and its two moments, all of one shape: what the three become. It is for backends without a
+    /// graph. Types of 16 bits cannot hold the moments of a training.
     fn adamw(
         step: &AdamWStep,
         parameter_and_moments: [FloatTensor<Self>; 3],
@@ -447,6 +447,8 @@ pub fn side_by_side<B: LayerBackend>(left: Tensor<B, 3>, right: Tensor<B, 3>) ->
 /// - `cos`, `sin`: `[1, seq, head_dim]`, of each position's angles; the two dimensions of a rotated pair
 ///   have the same angle
 /// - `turn`: T, `[head_dim, head_dim]`, swaps the dimensions of each pair and negates the first
+///
+/// The tables are constants: no gradient passes to them.
 ///
 /// # Panics
 ///

@@ -76,10 +76,10 @@ pub fn linear_scan<B: Backend>(
 /// The value that precedes each step in this direction; zero before the first step.
 pub(crate) fn previous<B: Backend>(x: Tensor<B, 3>, direction: Direction) -> Tensor<B, 3> {
     let [batch, seq, width] = x.dims();
-    let zeros = Tensor::zeros([batch, 1, width], (&x.device(), x.dtype()));
-    if seq == 1 {
-        return zeros;
+    if seq <= 1 {
+        return x.zeros_like();
     }
+    let zeros = Tensor::zeros([batch, 1, width], (&x.device(), x.dtype()));
     let parts = match direction {
         Direction::Forward => vec![zeros, x.narrow(1, 0, seq - 1)],
         Direction::Reverse => vec![x.narrow(1, 1, seq - 1), zeros],

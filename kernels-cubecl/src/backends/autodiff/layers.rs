@@ -4,7 +4,7 @@ use std::fmt;
 
 use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::tensor::ops::{FloatTensor, IntTensor};
-use burn::tensor::{Device, TensorMetadata};
+use burn::tensor::{DType, Device, TensorMetadata};
 use burn_autodiff::checkpoint::base::Checkpointer;
 use burn_autodiff::checkpoint::strategy::CheckpointStrategy;
 use burn_autodiff::grads::Gradients;
@@ -194,6 +194,10 @@ impl<B: LayerBackend, C: CheckpointStrategy> LayerBackend for Autodiff<B, C> {
 
     fn computes_in(device: &Device<Self>, precision: Precision) -> bool {
         B::computes_in(device, precision)
+    }
+
+    fn has_own_product(device: &Device<Self>, dtype: DType) -> bool {
+        B::has_own_product(device, dtype)
     }
 
     fn token_losses(logits: FloatTensor<Self>, targets: IntTensor<Self>) -> FloatTensor<Self> {

@@ -38,7 +38,8 @@ const WORTH_THREADS: usize = 1 << 20;
 ///
 /// `to` must be valid for writes of the whole product and not aliased, and initialised if `adds`.
 unsafe fn multiply(to: *mut f32, lhs: &FlexTensor, rhs: &FlexTensor, adds: bool) {
-    let ([m, k], [_, n]) = (lhs.shape().dims(), rhs.shape().dims());
+    let ([m, k], [rows, n]) = (lhs.shape().dims(), rhs.shape().dims());
+    assert_eq!(k, rows, "product: the inner dimensions differ");
     let parallelism = match m * n * k < WORTH_THREADS {
         true => Parallelism::None,
         false => Parallelism::Rayon(0),

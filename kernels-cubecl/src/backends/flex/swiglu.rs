@@ -9,7 +9,7 @@ use super::parallel::{Blank, rows};
 
 pub fn forward(x: FlexTensor) -> FlexTensor {
     let ([batch, seq, width], values) = (x.layout().shape().dims(), x.storage());
-    let d = width / 2;
+    let d = half(width);
     let ([y], _) = rows(
         batch * seq,
         [d],
@@ -29,7 +29,7 @@ pub fn forward(x: FlexTensor) -> FlexTensor {
 
 pub fn backward(x: FlexTensor, grad: FlexTensor) -> FlexTensor {
     let ([batch, seq, width], values) = (x.layout().shape().dims(), x.storage());
-    let (d, grad): (_, &[f32]) = (width / 2, grad.storage());
+    let (d, grad): (_, &[f32]) = (half(width), grad.storage());
     let ([to_x], _) = rows(
         batch * seq,
         [width],
@@ -56,7 +56,7 @@ pub fn backward(x: FlexTensor, grad: FlexTensor) -> FlexTensor {
 /// The gradients to grad and to `x`.
 pub fn double_backward([x, grad, cotangent]: [FlexTensor; 3]) -> [FlexTensor; 2] {
     let ([batch, seq, width], values) = (x.layout().shape().dims(), x.storage());
-    let d = width / 2;
+    let d = half(width);
     let (gradient, cotangent): (&[f32], _) = (grad.storage(), cotangent.storage());
     let ([to_grad, to_x], _) = rows(
         batch * seq,
@@ -107,6 +107,14 @@ pub fn side_by_side([left, right]: [FlexTensor; 2]) -> FlexTensor {
         },
     );
     in_shape(&Shape::new([batch, seq, 2 * d]), y)
+}
+
+fn half(width: usize) -> usize {
+    assert!(
+        width.is_multiple_of(2),
+        "swiglu: a row of {width} values has no halves"
+    );
+    width / 2
 }
 
 /// The two halves of a row of `2 d` values.

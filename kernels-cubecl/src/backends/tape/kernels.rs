@@ -10,6 +10,7 @@ impl<B: AttentionBackend> AttentionBackend for Tape<B> {
     forward! { Autodiff<B> =>
         fn causal_attention(q: Float<B>, k: Float<B>, v: Float<B>, scale: f64) -> (Float<B>, Float<B>);
         fn causal_attention_backward(q: Float<B>, k: Float<B>, v: Float<B>, out: Float<B>, lse: Float<B>, grad_out: Float<B>, scale: f64, onto: [Option<Float<B>>; 3]) -> [Float<B>; 3];
+        fn causal_attention_double_backward(q: Float<B>, k: Float<B>, v: Float<B>, out: Float<B>, lse: Float<B>, grad_out: Float<B>, cotangents: [Option<Float<B>>; 3], scale: f64) -> [Float<B>; 4];
     }
 }
 
@@ -20,6 +21,7 @@ impl<B: LayerBackend> LayerBackend for Tape<B> {
         fn add_product(to: Float<B>, lhs: Float<B>, rhs: Float<B>) -> Float<B>;
         fn add_product_transposed(to: Float<B>, x: Float<B>, weight: Float<B>) -> Float<B>;
         fn computes_in(device: &Device<Self>, precision: Precision) -> bool;
+        fn has_own_product(device: &Device<Self>, dtype: DType) -> bool;
         fn token_losses(logits: Float<B>, targets: Int<B>) -> Float<B>;
         fn token_losses_backward(logits: Float<B>, targets: Int<B>, grad: Float<B>) -> Float<B>;
         fn norm(x: Float<B>, weight: Float<B>, by: Norm) -> Float<B>;
