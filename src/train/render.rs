@@ -114,25 +114,15 @@ impl Lines {
         self.last = (Instant::now(), step);
     }
 
+    /// Between the evaluations of two versions of the task.
+    pub(super) fn stage(&self, step: usize, next: &str) {
+        let (steps, width) = (self.steps, self.steps.to_string().len());
+        let mut out = std::io::stdout().lock();
+        writeln!(out, "stage {step:width$}/{steps}  learned; next is {next}").ok();
+    }
+
     fn line(&self, split: &str, step: usize, scores: &Scores, tail: Option<String>) {
-        let mean = |measure| scores.mean(measure);
-        let share = |measure: Measure| {
-            mean(measure).map(|v| format!("{} {v:5.1} %", measure.name().to_lowercase()))
-        };
-        let write =
-            mean(Measure::WriteLossBefore).map(|before| match mean(Measure::WriteLossAfter) {
-                Some(after) => format!("WRITE {before:.3} → {after:.3}"),
-                None => format!("WRITE {before:.3}"),
-            });
-        let parts = [
-            share(Measure::ExactMatch),
-            share(Measure::TokenAccuracy),
-            mean(Measure::ReadLoss).map(|v| format!("READ {v:.3}")),
-            write,
-            mean(Measure::InnerGradNorm).map(|v| format!("inner gradient {v:.3}")),
-            tail,
-        ];
-        let parts: Vec<String> = parts.into_iter().flatten().collect();
+        let parts: Vec<String> = means(scores).into_iter().chain(tail).collect();
         let width = self.steps.to_string().len();
         let mut out = std::io::stdout().lock();
         // A closed pipe must not stop the training.
@@ -142,6 +132,26 @@ impl Lines {
     }
 }
 
+/// What is shown of scores: shares in percent, losses in nats a token.
+fn means(scores: &Scores) -> Vec<String> {
+    let mean = |measure| scores.mean(measure);
+    let share = |measure: Measure| {
+        mean(measure).map(|v| format!("{} {:5.1} %", measure.name().to_lowercase(), 100.0 * v))
+    };
+    let write = mean(Measure::WriteLossBefore).map(|before| match mean(Measure::WriteLossAfter) {
+        Some(after) => format!("WRITE {before:.3} → {after:.3}"),
+        None => format!("WRITE {before:.3}"),
+    });
+    let parts = [
+        share(Measure::ExactMatch),
+        share(Measure::TokenAccuracy),
+        mean(Measure::ReadLoss).map(|v| format!("READ {v:.3}")),
+        write,
+        mean(Measure::InnerGradNorm).map(|v| format!("inner gradient {v:.3}")),
+    ];
+    parts.into_iter().flatten().collect()
+}
+
 /// Formats a time: `75 s`, `4 min 12 s`, `3 h 05 min`.
 pub fn duration(time: Duration) -> String {
     let seconds = time.as_secs();
@@ -149,5 +159,29 @@ pub fn duration(time: Duration) -> String {
         0..100 => format!("{seconds} s"),
         100..6000 => format!("{} min {:02} s", seconds / 60, seconds % 60),
         _ => format!("{} h {:02} min", seconds / 3600, seconds / 60 % 60),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shares_are_shown_in_percent_and_losses_as_they_are() {
+        let mut scores = Scores::default();
+        scores.add(Measure::ExactMatch, 3.0, 4);
+        scores.add(Measure::TokenAccuracy, 1.0, 1);
+        scores.add(Measure::ReadLoss, 0.5, 2);
+        scores.add(Measure::WriteLossBefore, 4.0, 1);
+        let shown = means(&scores);
+        let expected = [
+            "exact match  75.0 %",
+            "token accuracy 100.0 %",
+            "READ 0.250",
+            "WRITE 4.000",
+        ];
+        assert_eq!(shown, expected);
+        scores.add(Measure::WriteLossAfter, 1.0, 1);
+        assert_eq!(means(&scores)[3], "WRITE 4.000 → 1.000");
     }
 }
