@@ -49,6 +49,12 @@ impl MetricsLog {
         let written = self.file.write_all(format!("{line}\n").as_bytes());
         written.map_err(Error::io(&self.path, "cannot write"))
     }
+
+    /// Waits until all lines are on the disk.
+    pub(super) fn sync(&self) -> Result<(), Error> {
+        let synced = self.file.sync_data();
+        synced.map_err(Error::io(&self.path, "cannot write"))
+    }
 }
 
 /// The text of a log; that of one that is not there is empty. A line that is not UTF-8 is no JSON.

@@ -136,6 +136,13 @@ where
     }
 }
 
+/// Loaders end where a data set gives none, without a word.
+fn incomplete(set: &str) -> Error {
+    Error::Input(format!(
+        "the {set} data set gives no sample (`Dataset::get` is `None`) at an index below its length"
+    ))
+}
+
 /// A training in progress.
 struct Run<'a, B, M>
 where
@@ -167,7 +174,7 @@ where
         let mut log = all_or_none(world, log.transpose())?;
         loop {
             if let Some(message) = agreed_stop(world, self.state.step, stop())? {
-                self.save_last()?;
+                self.save_last(&log)?;
                 return Ok(Ending::Interrupted(message));
             }
             let step = self.state.step;
@@ -178,10 +185,10 @@ where
                 if let Some(message) = interrupted {
                     // A run that goes on from here scores all of it.
                     self.state = before;
-                    self.save_last()?;
+                    self.save_last(&log)?;
                     return Ok(Ending::Interrupted(message));
                 }
-                self.save_last()?;
+                self.save_last(&log)?;
             }
             if self.reached() {
                 return Ok(Ending::Reached);
@@ -196,8 +203,13 @@ where
             let items = step * config.batch_size..end * config.batch_size;
             let strategy = self.strategy;
             let (train, _) = &strategy.stages[self.state.stage];
-            for batch in train.slice(items.start, items.end).iter() {
-                self.step(batch, end, &mut log)?;
+            let interval = train.slice(items.start, items.end);
+            let mut batches = interval.iter();
+            while self.state.step < end {
+                let wanted = (self.state.step + 1 - step) * config.batch_size;
+                let batch = batches.next();
+                let whole = batch.filter(|_| batches.progress().items_processed >= wanted);
+                self.step(whole.ok_or_else(|| incomplete("training"))?, end, &mut log)?;
                 if agreed_stop(world, self.state.step, stop())?.is_some() {
                     break;
                 }
@@ -217,6 +229,15 @@ where
         while interrupted.is_none() && self.may_advance() {
             self.state.stage += 1;
             self.state.best = None;
+            if let Some(lines) = &self.lines {
+                let settings = self.strategy.config.curriculum.get(self.state.stage);
+                let next = match settings {
+                    Some(settings) => settings.clone(),
+                    None if self.is_last_stage() => "the task itself".into(),
+                    None => format!("part {}", self.state.stage + 1),
+                };
+                lines.stage(self.state.step, &next);
+            }
             // A line of the log is about one version.
             self.state.since_log = Scores::default();
             interrupted = self.evaluate(log, stop)?;
@@ -371,6 +392,10 @@ where
                 break;
             }
         }
+        let read = iterator.progress();
+        if !failed && read.items_processed < read.items_total {
+            return Err(incomplete("validation"));
+        }
         let mut scores = Scores::default();
         let parts = exchanged(world, parts);
         let count = parts.len();
@@ -432,8 +457,12 @@ where
         line.into()
     }
 
-    fn save_last(&self) -> Result<(), Error> {
+    fn save_last(&self, log: &Option<MetricsLog>) -> Result<(), Error> {
         self.save(|folder| {
+            // What the checkpoint is after has to be in the log whatever happens to the machine.
+            if let Some(log) = log {
+                log.sync()?;
+            }
             let last = Last {
                 module: &self.learner.model().method,
                 average: self.average.as_ref(),

@@ -27,6 +27,8 @@ type B = Autodiff<Plain>;
 struct Words {
     letters: [usize; 3],
     len: usize,
+    /// The index from which on there is none, whatever the length says.
+    end: usize,
     /// Stops the training when this many were asked for.
     stop: Option<(Interrupter, usize)>,
     asked: Arc<AtomicUsize>,
@@ -37,6 +39,7 @@ impl Words {
         Self {
             letters,
             len,
+            end: len,
             stop: None,
             asked: Arc::default(),
         }
@@ -52,7 +55,7 @@ impl Dataset<Vec<u32>> for Words {
             interrupter.stop(Some("enough"));
         }
         let word = self.letters.map(|n| (index * n % 7) as u32);
-        (index < self.len).then(|| word.to_vec())
+        (index < self.end).then(|| word.to_vec())
     }
 
     fn len(&self) -> usize {
@@ -216,6 +219,34 @@ fn a_training_that_does_not_improve_runs_out_of_patience() {
         log.lines().last().unwrap().contains(r#""step":12,"#),
         "{log}"
     );
+}
+
+/// Burn's loaders would end there: with short batches, or none for ever.
+#[test]
+fn a_data_set_that_ends_before_its_length_is_an_error() {
+    let folder = TempDir::new().unwrap();
+    let device = Default::default();
+    for (name, ends) in [
+        ("training", [29, 5]),
+        ("training", [27, 5]),
+        ("validation", [30, 3]),
+    ] {
+        let [mut train, mut valid] = [30, 5].map(|len| Words::new([1, 2, 4], len));
+        [train.end, valid.end] = ends;
+        let run = folder.path().join(format!("{name}{}", ends[0]));
+        let options = TrainOptions {
+            plain: true,
+            ..TrainOptions::default()
+        };
+        let ended = Training::<B>::new(settings())
+            .stage(train, valid, Repeat, &device)
+            .run(method(), &run, options);
+        let error = ended.err().unwrap().to_string();
+        assert!(
+            error.contains(&format!("the {name} data set gives no sample")),
+            "{error}"
+        );
+    }
 }
 
 #[test]
