@@ -176,10 +176,8 @@ impl<B: Backend, M: Writable<B>, O: LiftedObjective<B, M>> GradMem<B, M, O> {
         let mut readback = Readback::new();
         let (loss, accuracy) = (readback.push(held.loss), readback.push(held.accuracy));
         let values = readback.read();
-        let lengths = contexts.lengths().map(|length| {
-            // Whole tokens: a share in the backend's type may be a little less than it is.
-            length.saturating_sub(self.first_predicted()).max(1) as f64
-        });
+        // Whole tokens: a share in the backend's type may be a little less than it is.
+        let lengths = self.segments(contexts)?.predicted(self.first_predicted());
         let samples = values.of(loss).iter().zip(values.of(accuracy));
         let samples = samples.zip(lengths).enumerate();
         let samples = samples.map(|(sample, ((loss, accuracy), length))| {
@@ -193,7 +191,10 @@ impl<B: Backend, M: Writable<B>, O: LiftedObjective<B, M>> GradMem<B, M, O> {
                 Some(done) if config.is_done(done) => *done,
                 _ => Crammed {
                     steps: step,
-                    accuracy: (accuracy * length).round() / length,
+                    accuracy: match length as f64 {
+                        0.0 => 1.0,
+                        length => (accuracy * length).round() / length,
+                    },
                     loss: *loss,
                 },
             })

@@ -41,8 +41,8 @@ pub(crate) type Measured<B> = (Tensor<B, 1>, Option<Tensor<B, 1>>);
 pub(crate) type OfChunk<B> = (Tensor<B, 1>, Vec<usize>);
 
 impl<B: Backend, M: Writable<B>, O: LiftedObjective<B, M>> GradMem<B, M, O> {
-    /// Each sample's WRITE loss at `memory`, a mean over its tokens: `[batch]`; in nats, unless the objective is another
-    /// than [`Reconstruct`](super::Reconstruct).
+    /// Each sample's WRITE loss at `memory`, a mean over its tokens, with [parallel chunks](super::Chunks::Parallel) the mean of
+    /// its chunks' means, as in WRITE: `[batch]`; in nats, unless the objective is another than [`Reconstruct`](super::Reconstruct).
     ///
     /// # Errors
     ///
@@ -53,6 +53,27 @@ impl<B: Backend, M: Writable<B>, O: LiftedObjective<B, M>> GradMem<B, M, O> {
         contexts: &Tokens<B>,
     ) -> Result<Tensor<B, 1>, Error> {
         Ok(self.measure(memory, contexts)?.0)
+    }
+
+    /// Each sample's WRITE loss where WRITE begins, for all chunks: at M0, or at the end of the memories that are
+    /// [written on](GradMem::write_on). [`Memory::losses`] have the first chunk's there.
+    ///
+    /// # Errors
+    ///
+    /// As [`GradMem::write_loss`].
+    pub fn start_loss(
+        &self,
+        before: Option<&Memory<B>>,
+        contexts: &Tokens<B>,
+    ) -> Result<Tensor<B, 1>, Error> {
+        let start = match before {
+            Some(before) => {
+                before.check(&self.layout())?;
+                before.part_of(&before.counts().map(|count| count - 1).collect::<Vec<_>>())
+            }
+            None => self.start(contexts.len()),
+        };
+        self.write_loss(&Memory::from_fast(start), contexts)
     }
 
     /// How well `memory` reconstructs its contexts.
@@ -143,16 +164,14 @@ impl<B: Backend, M: Writable<B>, O: LiftedObjective<B, M>> GradMem<B, M, O> {
         let told = self.objective.told(&self.model, hidden.clone());
         let right = told.map(|told| told.equal(targets.clone()).float());
         let losses = self.objective.losses(&self.model, hidden, targets);
-        let mean = |of_tokens| match piece.times {
-            1 => piece.mean(of_tokens),
-            _ => piece.share_of_tokens(of_tokens, first),
-        };
-        (mean(losses), right.map(mean))
+        let share = |right| piece.share_of_tokens(right, first);
+        (piece.mean(losses), right.map(share))
     }
 
     /// The contexts that the memories hold, reconstructed greedily by WRITE's model from the memories alone:
     /// each token after those generated before it, as many as `lengths` says; chunk by chunk, if they were written so. Of texts that
-    /// were [written on](GradMem::write_on) one another, the first chunks are told.
+    /// were [written on](GradMem::write_on) one another, the first chunks are told. A row is shorter than `lengths` says where the
+    /// sample's chunks end before.
     ///
     /// # Errors
     ///

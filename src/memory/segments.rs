@@ -98,20 +98,25 @@ impl<B: Backend> Segments<B> {
         counts.map(share).collect()
     }
 
+    /// How many tokens of each sample are predicted, in all its chunks.
+    pub fn predicted(&self, first: usize) -> Vec<usize> {
+        let of_piece = |piece: &Segment<B>, sample: usize| -> usize {
+            let rows = sample * piece.times..(sample + 1) * piece.times;
+            rows.map(|row| piece.tokens.row(row).len().saturating_sub(first))
+                .sum()
+        };
+        (0..self.contexts.len())
+            .map(|sample| self.pieces.iter().map(|p| of_piece(p, sample)).sum())
+            .collect()
+    }
+
     /// Each sample's mean over the tokens of all pieces, of its means over the tokens of each: `[batch]`.
     pub fn over_chunks(&self, mut means: Vec<Tensor<B, 1>>, first: usize) -> Tensor<B, 1> {
         if means.len() == 1 {
             return means.remove(0);
         }
         let device = self.contexts.device();
-        let total: Vec<usize> = (0..self.contexts.len())
-            .map(|row| {
-                let pieces = self.pieces.iter();
-                pieces
-                    .map(|piece| piece.tokens.row(row).len().saturating_sub(first))
-                    .sum()
-            })
-            .collect();
+        let total = self.predicted(first);
         let weighted = means.into_iter().zip(&self.pieces).map(|(mean, piece)| {
             let lengths = piece.tokens.lengths().zip(&total);
             let shares = lengths.map(|(length, total)| {
@@ -178,8 +183,8 @@ impl<B: Backend> Segment<B> {
         }
     }
 
-    /// The share of each sample's predicted tokens `[batch]` of a share for each of them `[batch · times, width − first]`,
-    /// whatever the chunks count in the loss.
+    /// The share of each sample's predicted tokens `[batch]` that are right, given for each of them `[batch · times, width − first]`
+    /// whether it is, whatever the chunks count in the loss.
     pub fn share_of_tokens(&self, shares: Tensor<B, 2>, first: usize) -> Tensor<B, 1> {
         let device = self.tokens.device();
         let lengths: Vec<usize> = self.tokens.lengths().collect();

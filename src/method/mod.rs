@@ -5,6 +5,7 @@ mod any;
 
 use burn::module::{AutodiffModule, Module, ModuleDisplay};
 use burn::optim::GradientsParams;
+use burn::tensor::Tensor;
 use burn::tensor::backend::{AutodiffBackend, Backend};
 use gradmem_kernels::LayerBackend;
 
@@ -74,6 +75,16 @@ pub trait Method<B: Backend>: Module<B> + ModuleDisplay {
         _answers: &Answers<B>,
         _episode: &Episode<B>,
     ) -> Result<Option<Reconstruction<B>>, Error> {
+        Ok(None)
+    }
+
+    /// Each sample's WRITE loss before the first step, if the [losses](crate::memory::Memory::losses) of its memory do not have it: in
+    /// several chunks one after another they have the first one's.
+    ///
+    /// # Errors
+    ///
+    /// Whatever does not fit the model.
+    fn start_loss(&self, _episode: &Episode<B>) -> Result<Option<Tensor<B, 1>>, Error> {
         Ok(None)
     }
 }
@@ -149,6 +160,13 @@ impl<B: Backend, M: Writable<B>, O: LiftedObjective<B, M>> Method<B> for GradMem
         };
         let (loss, accuracy) = self.measure(memory, episode.contexts())?;
         Ok(accuracy.map(|accuracy| Reconstruction { loss, accuracy }))
+    }
+
+    fn start_loss(&self, episode: &Episode<B>) -> Result<Option<Tensor<B, 1>>, Error> {
+        let contexts = episode.contexts();
+        let in_a_row = self.config().chunks_in_a_row(contexts.width()) > 1;
+        let start = in_a_row.then(|| GradMem::start_loss(self, None, contexts));
+        start.transpose()
     }
 }
 

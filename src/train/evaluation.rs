@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use burn::data::dataloader::DataLoaderBuilder;
 use gradmem_kernels::KernelBackend;
 
+use super::NOTICE;
 use super::learner::evaluate;
 use super::metrics::{Measure, Scores};
 pub use super::results::{Adaptive, Evaluation, Forgetting, Row, Shown};
@@ -175,7 +176,7 @@ impl<B: KernelBackend> Trained<B> {
             done += batch.episode.len();
             work(index, batch)?;
             if told.elapsed() > BETWEEN_LINES && done < samples {
-                log::info!("{done} of {samples} contexts");
+                log::info!(target: NOTICE, "{done} of {samples} contexts");
                 told = Instant::now();
             }
         }
@@ -223,7 +224,7 @@ impl<B: KernelBackend> Trained<B> {
                 hits.iter().for_each(|hits| hits.add_to(scores));
                 // What is non-finite shows in the mean.
                 let (losses, norms): (Vec<_>, Vec<_>) = steps.iter().take(place.k).copied().unzip();
-                write_scores(&losses, &norms, &values, scores).ok();
+                write_scores([&losses, &norms], None, &values, scores).ok();
                 if let (Some(before), 1..) = (before, place.k) {
                     let losses = values.of(before);
                     scores.add(Measure::WriteLossBefore, losses.iter().sum(), losses.len());
@@ -403,8 +404,7 @@ fn path_of<B: KernelBackend>(
         let readback = &mut path.readback;
         if in_chunks {
             if k == 0 {
-                let start = gradmem.reconstruction(&memory, contexts)?;
-                path.before = Some(readback.push(start.loss));
+                path.before = Some(readback.push(gradmem.start_loss(None, contexts)?));
             }
         } else if let (Some(loss), Some(norm)) = (memory.losses.last(), memory.inner_norms().pop())
         {

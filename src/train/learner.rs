@@ -368,6 +368,7 @@ pub fn evaluate<B: Backend, M: Method<B>>(method: &M, batch: Batch<B>) -> Result
     let mut unread = Unread::of(&answers, &batch, labels);
     let written = method.reconstruction(&answers, &batch.episode);
     unread.reconstruction = written.map_err(Fault::Error)?;
+    unread.start = method.start_loss(&batch.episode).map_err(Fault::Error)?;
     let mut readback = Readback::new();
     let pending = Pending::new(unread, &mut readback);
     pending.scores(&readback.read())

@@ -50,6 +50,9 @@ mod trained;
 pub mod tune;
 pub mod world;
 
+/// What the `log` crate's target is called for what the user of the command is told at level info.
+const NOTICE: &str = "gradmem::notice";
+
 pub use optimizer::AdamW;
 pub use options::TrainOptions;
 pub use own::Training;

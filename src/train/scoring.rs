@@ -28,6 +28,8 @@ pub(super) struct Unread<B: Backend> {
     labels: usize,
     hits: UnreadHits<B>,
     drift: Option<Tensor<B, 1>>,
+    /// Each sample's WRITE loss before the first step, if `losses` do not have it.
+    pub start: Option<Tensor<B, 1>>,
     /// At M_K.
     pub reconstruction: Option<Reconstruction<B>>,
 }
@@ -44,6 +46,7 @@ impl<B: Backend> Unread<B> {
             labels,
             hits: UnreadHits::of(answers.told.clone(), batch),
             drift: answers.drift.clone(),
+            start: None,
             reconstruction: None,
         }
     }
@@ -64,6 +67,7 @@ impl<B: AutodiffBackend> Unread<B> {
                 queries: self.hits.queries,
             },
             drift: self.drift.map(Tensor::inner),
+            start: None,
             reconstruction: None,
         }
     }
@@ -184,6 +188,7 @@ pub(super) struct Pending {
     labels: usize,
     hits: PendingHits,
     drift: Option<Slot>,
+    start: Option<Slot>,
     reconstruction: Option<PendingReconstruction>,
 }
 
@@ -203,6 +208,7 @@ impl Pending {
             labels: unread.labels,
             hits: unread.hits.pend(readback),
             drift: unread.drift.map(|drift| readback.push(drift)),
+            start: unread.start.map(|start| readback.push(start)),
             reconstruction: written.map(|written| PendingReconstruction::new(written, readback)),
         }
     }
@@ -210,7 +216,12 @@ impl Pending {
     /// Adds everything up, if WRITE's numbers and READ's are finite.
     pub fn scores(&self, values: &Values) -> Result<Scores, Fault> {
         let mut scores = Scores::default();
-        write_scores(&self.losses, &self.grad_norms, values, &mut scores)?;
+        write_scores(
+            [&self.losses, &self.grad_norms],
+            self.start,
+            values,
+            &mut scores,
+        )?;
         let drift = self.drift.map_or(0.0, |drift| values.of(drift)[0]);
         if drift.is_nan() || drift > MOST_DRIFT {
             return Err(Fault::Drift(drift));
@@ -264,10 +275,10 @@ impl PendingReconstruction {
     }
 }
 
-/// Adds WRITE's losses and norms, one slot a step.
+/// Adds WRITE's losses and norms, one slot a step, and the losses before the first one: theirs, or those at the `start`.
 pub(super) fn write_scores(
-    losses: &[Slot],
-    grad_norms: &[Slot],
+    [losses, grad_norms]: [&[Slot]; 2],
+    start: Option<Slot>,
     values: &Values,
     scores: &mut Scores,
 ) -> Result<(), Fault> {
@@ -275,6 +286,7 @@ pub(super) fn write_scores(
         let loss = finite(values.of(*loss), &format!("loss before step {k}"))?;
         let norm = finite(values.of(*norm), &format!("gradient of step {k}"))?;
         if k == 0 {
+            let loss = start.map_or(loss, |start| values.of(start));
             scores.add(Measure::WriteLossBefore, loss.iter().sum(), loss.len());
         }
         // A sample that has no chunk for this step has a norm of exactly 0.

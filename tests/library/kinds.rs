@@ -440,6 +440,43 @@ fn another_objective_is_the_derivative_of_the_whole() {
     }
 }
 
+/// Before the first step, of all chunks: at M0, and at the end of what is written on.
+#[test]
+fn the_loss_where_write_begins_is_of_all_chunks() {
+    let lm = ModelConfig::Llama(llama());
+    let zero = |config: &GradMemConfig| model::<I>(&lm, &config.clone().with_write_steps(0));
+    for chunks in [Chunks::Sequential, Chunks::Concatenated, Chunks::Parallel] {
+        for (kind, config) in kinds() {
+            let config = config.with_chunks(3, chunks);
+            let gradmem = model::<I>(&lm, &config);
+            let start = values(gradmem.start_loss(None, &contexts()).unwrap());
+            let none = zero(&config).write(&contexts()).unwrap();
+            let at_m0 = values(gradmem.write_loss(&none, &contexts()).unwrap());
+            assert_same_numbers(&format!("{chunks:?}, {kind}"), &start, &at_m0);
+            let written = gradmem.write(&contexts()).unwrap();
+            if chunks == Chunks::Parallel {
+                // All of them are in the first step.
+                let first = values(written.losses[0].clone());
+                assert_same_numbers(kind, &start, &first);
+                continue;
+            }
+            // Written on with a text of one chunk: the first step's loss is where it begins.
+            let more = Tokens::new(&[[8u32, 5, 3]; 3], &Default::default()).unwrap();
+            let start = values(gradmem.start_loss(Some(&written), &more).unwrap());
+            let on = gradmem.write_on(written, &more).unwrap();
+            let first = values(on.losses[0].clone());
+            assert_same_numbers(&format!("{chunks:?}, {kind}, on"), &start, &first);
+        }
+    }
+}
+
+fn assert_same_numbers(what: &str, found: &[f64], wanted: &[f64]) {
+    assert_eq!(found.len(), wanted.len(), "{what}");
+    for (a, b) in found.iter().zip(wanted) {
+        assert!((a - b).abs() < 1e-12, "{what}: {found:?} {wanted:?}");
+    }
+}
+
 #[test]
 fn an_objective_that_tells_no_tokens_says_so() {
     let device = Default::default();

@@ -339,7 +339,10 @@ impl Args {
         let before = before.map(|file| files.unpack(file)).transpose()?;
         let mut order: Vec<usize> = (0..contexts.len()).collect();
         order.sort_by_key(|at| contexts[*at].len());
-        let bar = progress_bar(contexts.iter().map(|ids| ids.len() as u64).sum());
+        let bar = progress_bar(
+            contexts.iter().map(|ids| ids.len() as u64).sum(),
+            self.optimizer,
+        );
         let (mut memories, mut losses, mut starts) = (Vec::new(), Vec::new(), Vec::new());
         let mut crammed = Vec::new();
         for batch in order.chunks(self.batch) {
@@ -372,17 +375,11 @@ impl Args {
                 None => method.write(&tokens)?,
             };
             if let (AnyMethod::GradMem(gradmem), Optimizer::Descent) = (method, self.optimizer) {
-                // Of chunks WRITE itself knows the first one's loss alone, and an appended text begins elsewhere.
-                let start = match &before {
-                    Some(before) => Some(before.select(batch)?),
-                    None if gradmem.config().chunk_size.is_some() => {
-                        Some(gradmem.clone().with_write_steps(0).write(&tokens)?)
-                    }
-                    None => None,
-                };
-                if let Some(start) = start {
-                    let losses = gradmem.write_loss(&start, &tokens)?.to_data();
-                    starts.extend(losses.iter::<f64>());
+                // WRITE itself knows the first chunk's loss alone.
+                if before.is_some() || gradmem.config().chunk_size.is_some() {
+                    let before = before.as_ref().map(|before| before.select(batch));
+                    let start = gradmem.start_loss(before.transpose()?.as_ref(), &tokens)?;
+                    starts.extend(start.to_data().iter::<f64>());
                 }
                 let after = gradmem.write_loss(&memory, &tokens)?.to_data();
                 for (at, after) in batch.iter().zip(after.iter::<f64>()) {
@@ -422,9 +419,13 @@ impl Args {
     }
 }
 
-fn progress_bar(tokens: u64) -> ProgressBar {
+fn progress_bar(tokens: u64, optimizer: Optimizer) -> ProgressBar {
     let bar = ProgressBar::new(tokens);
-    let template = "{bar:30} {pos}/{len} tokens, {rate} a second, {eta} left";
+    let template = match optimizer {
+        Optimizer::Descent => "{bar:30} {pos}/{len} tokens, {rate} a second, {eta} left",
+        // How many steps that takes is not known.
+        Optimizer::Adam => "{bar:30} {pos}/{len} tokens reconstructed, after {elapsed}",
+    };
     if let Ok(style) = ProgressStyle::with_template(template) {
         let rate = |state: &ProgressState, out: &mut dyn std::fmt::Write| {
             write!(out, "{:.0}", state.per_sec()).ok();

@@ -107,7 +107,11 @@ pub(crate) fn read<B: Backend, M: CausalLm<B>>(
     queries: &Tokens<B>,
 ) -> Result<Tensor<B, 3>, Error> {
     let times = share(queries.len(), memory.len())?;
-    queries.check(model, kind.positions(memory.parts().len()), "query")?;
+    queries.check(
+        model,
+        kind.positions(memory.counts().max().unwrap_or(1)),
+        "query",
+    )?;
     match memory.groups().as_slice() {
         [(chunks, _)] if times == 1 => {
             let embeds = (queries.width() > 0).then(|| model.embed(queries.ids()));
