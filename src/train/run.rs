@@ -7,6 +7,7 @@ use burn::backend::Autodiff;
 use burn::module::{AutodiffModule, Module};
 use gradmem_kernels::KernelBackend;
 
+use super::NOTICE;
 use super::base::Base;
 use super::config::RunConfig;
 use super::evaluation::batch_size;
@@ -22,7 +23,7 @@ use super::tune;
 use super::world::{all_or_none, from_the_first, same};
 use crate::data::{DataConfig, ExampleBatcher, Task};
 use crate::error::Error;
-use crate::memory::{GradMemConfig, MemoryKind, RequireGrad};
+use crate::memory::{GradMem, GradMemConfig, MemoryKind, MetaGradient, RequireGrad};
 use crate::method::{AnyMethod, MethodConfig, MethodName};
 use crate::model::{AnyLm, weights};
 
@@ -284,7 +285,7 @@ fn with_step_size<B: KernelBackend>(
                     "no step size lowers the WRITE loss of training contexts: give it as a number";
                 return Err(Error::config("memory.write_lr", "auto", problem));
             };
-            log::info!(target: "gradmem::notice", "{found}");
+            log::info!(target: NOTICE, "{found}");
             best.write_lr
         }
     };
@@ -299,12 +300,20 @@ fn log_strategy<B: KernelBackend>(
     at_once: [usize; 2],
 ) {
     if let AnyMethod::GradMem(gradmem) = method {
+        let memory = &config.memory;
+        let graphs = match config.train.meta_gradient {
+            MetaGradient::Replay => 1,
+            _ => memory.most_steps() * memory.chunks_in_a_row(at_once[1]),
+        };
         log::info!(
-            target: "gradmem::notice",
-            "outer gradient: {:?}; a WRITE step's graph takes about {:.0} MiB, and there are {}",
+            target: NOTICE,
+            "outer gradient: {:?}; a WRITE step's graph takes about {:.0} MiB, and there {}",
             config.train.meta_gradient,
             gradmem.graph_bytes(at_once) / f64::from(1 << 20),
-            config.memory.most_steps(),
+            match graphs {
+                1 => "is one".into(),
+                graphs => format!("are {graphs}"),
+            },
         );
     }
 }
@@ -344,17 +353,37 @@ fn begun_from<B: KernelBackend>(
             let (stored, tokens) = (gradmem.config().memory_tokens, ours.memory_tokens);
             if tokens < stored && ours.kind != MemoryKind::Lora {
                 log::info!(
+                    target: NOTICE,
                     "the first {tokens} of the {stored} memory vectors of {} are taken",
                     from.display()
                 );
             }
-            check_memory(gradmem.config(), ours).map_err(|problem| Error::file(from, problem))?;
+            check_memory(gradmem.config(), ours)
+                .and_then(|()| check_adapters(&gradmem, &blank))
+                .map_err(|problem| Error::file(from, problem))?;
             AnyMethod::GradMem(gradmem.with_first_tokens(tokens).with_inner(ours))
         }
         (loaded, _) => loaded,
     };
     weights::transfer(&loaded, blank)
         .map_err(|e| Error::file(from, format!("has other parameters than this run: {e}")))
+}
+
+/// Fails where the adapters in WRITE are of other matrices, of the same shapes perhaps, than those of a run that begins with them.
+fn check_adapters<B: KernelBackend>(
+    theirs: &GradMem<B, AnyLm<B>>,
+    ours: &AnyMethod<B>,
+) -> Result<(), String> {
+    let AnyMethod::GradMem(ours) = ours else {
+        return Ok(());
+    };
+    let paths = |of: &GradMem<B, AnyLm<B>>| of.write_lora.as_ref().map(|x| x.targets().join(", "));
+    match (paths(theirs), paths(ours)) {
+        (Some(theirs), Some(own)) if theirs != own => Err(format!(
+            "has adapters (memory.write_lora_targets) of {theirs}, this run of {own}"
+        )),
+        _ => Ok(()),
+    }
 }
 
 /// Fails where the parameters of a memory are others than those of a run that begins with them.

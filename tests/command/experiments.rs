@@ -1030,6 +1030,12 @@ fn what_is_learned_of_the_steps_begins_from_another_run() {
         run("rest", &["--from", "learned", learned]),
         &["memory.momentum", "unlike this run"],
     );
+    // Of the same shape, but of another matrix.
+    let adapted = |target| format!("memory.write_lora_targets=[\"{target}\"]");
+    let (of_q, of_o) = (adapted("q_proj"), adapted("o_proj"));
+    succeeds(run("adapted", &["memory.write_lora_rank=2", &of_q]));
+    let other = ["--from", "adapted", "memory.write_lora_rank=2", &of_o];
+    refuses(run("others", &other), &["adapters", "q_proj", "o_proj"]);
     // The reference has no place for it.
     refuses(
         gradmem(at, &["export", "learned", "-o", "out"]),
