@@ -33,7 +33,7 @@ pub enum Questions {
 
 /// Settings of an [`InContext`].
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(default)]
+#[serde(default, deny_unknown_fields)]
 #[must_use]
 pub struct InContextConfig {
     /// How training reads the questions of a context: `separate`, `shared` or `joint`.

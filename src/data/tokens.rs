@@ -31,7 +31,7 @@ pub struct TokensConfig {
     pub end: Option<String>,
     /// The most tokens of a context [default: as many as the model can process].
     pub max_context: Option<usize>,
-    /// Truncates longer contexts; otherwise they are an error.
+    /// Truncates contexts longer than `max_context`; otherwise they are an error.
     pub truncate: bool,
 }
 
@@ -61,6 +61,8 @@ impl TokensConfig {
         sizes([("vocab_size", self.vocab_size)])?;
         let max = self.max_context;
         require(max != Some(0), "max_context", 0, "must be at least 1")?;
+        let problem = "needs max_context, the number of tokens that are kept";
+        require(max.is_some() || !self.truncate, "truncate", true, problem)?;
         let problem = format!(
             "must be one of {} or the path of a tokenizer.json",
             Self::KINDS.join(", ")
@@ -94,6 +96,12 @@ impl TokensConfig {
         I: Iterator<Item = String> + Send,
     {
         let tokenizer = match self.file() {
+            Some(file) if !file.exists() => {
+                return Err(Error::Input(format!(
+                    "{}: there is no such file (tokens.tokenizer); a model's folder brings its own with --from",
+                    file.display()
+                )));
+            }
             Some(file) => tokenizer_json::open(&file)?,
             None => self.train(texts()?)?,
         };

@@ -436,6 +436,10 @@ pub(super) fn exported_differences(config: &GradMemConfig) -> Vec<&'static str> 
             "the weight of the WRITE loss stays what it is at the first step",
         ),
         (
+            config.random_write_steps.is_some(),
+            "the number of WRITE steps is the same in training as in evaluation",
+        ),
+        (
             in_chunks && config.inner_loss_weight > 0.0,
             "the reference does not add the WRITE loss to the outer loss where contexts are in chunks",
         ),

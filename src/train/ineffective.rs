@@ -1,8 +1,9 @@
 //! Settings that are valid, but do nothing beside the others.
 
 use super::config::RunConfig;
-use crate::data::{DataConfig, KvConfig};
-use crate::memory::{GradMemConfig, MemoryKind};
+use crate::baselines::RmtConfig;
+use crate::data::{DataConfig, KvConfig, Objective};
+use crate::memory::{GradMemConfig, GradMode, MemoryKind};
 use crate::method::MethodName;
 
 impl RunConfig {
@@ -18,11 +19,24 @@ impl RunConfig {
         }
         let reason = match section {
             "memory" => of_memory(&self.memory, key),
+            "rmt" => of_rmt(&self.rmt, key),
             "data" => of_data(&self.data, key),
+            "tokens" => self.of_tokens(key),
             "train" => self.of_train(key),
             _ => None,
         };
         reason.map(str::to_string)
+    }
+
+    fn of_tokens(&self, key: &str) -> Option<&'static str> {
+        let own = self.data.own_tokenizer().is_ok_and(|own| own.is_some());
+        match key {
+            "vocab_size" | "pad" | "end" if own => Some("this task has tokens of its own"),
+            "vocab_size" if self.tokens.file().is_some() => {
+                Some("tokens.tokenizer is a file, which has its vocabulary")
+            }
+            _ => None,
+        }
     }
 
     fn of_train(&self, key: &str) -> Option<&'static str> {
@@ -38,19 +52,54 @@ impl RunConfig {
     }
 }
 
+/// What only WRITE's steps use.
+const OF_STEPS: [&str; 13] = [
+    "write_lr",
+    "grad_mode",
+    "second_order_steps",
+    "inner_clip_value",
+    "inner_clip_norm",
+    "inner_loss_weight",
+    "write_lora_rank",
+    "write_lora_alpha",
+    "write_lora_targets",
+    "write_head",
+    "gate",
+    "memory_noise",
+    "chunk_size",
+];
+
 fn of_memory(memory: &GradMemConfig, key: &str) -> Option<&'static str> {
     let is_lora = memory.kind == MemoryKind::Lora;
+    let steps = memory.most_steps();
+    let second_order = memory.grad_mode == GradMode::Second && memory.second_order_steps != Some(0);
     match key {
+        _ if steps == 0 && OF_STEPS.contains(&key) => {
+            Some("WRITE takes no steps: memory.write_steps is 0")
+        }
         "lora_rank" | "lora_alpha" | "lora_place" if !is_lora => Some("it is of kind = \"lora\""),
         "memory_tokens" if is_lora => Some("maps of kind = \"lora\" have a rank instead"),
         "write_lora_alpha" if memory.write_lora_rank == 0 => {
             Some("there are no adapters: memory.write_lora_rank is 0")
         }
-        "second_order_steps" if memory.second_order_steps >= Some(memory.write_steps.max(1)) => {
+        "write_head" | "write_lora_rank" | "write_lora_alpha" | "write_lora_targets"
+            if !second_order && memory.inner_loss_weight == 0.0 =>
+        {
+            Some(
+                "nothing trains it: no WRITE step is second order, and memory.inner_loss_weight is 0",
+            )
+        }
+        "second_order_steps" if memory.second_order_steps >= Some(steps.max(1)) => {
             Some("all steps are second order: memory.write_steps is no larger")
         }
+        "momentum" if steps < 2 => Some("there is one WRITE step, and momentum is of those before"),
         _ => None,
     }
+}
+
+fn of_rmt(rmt: &RmtConfig, key: &str) -> Option<&'static str> {
+    let once = rmt.write_steps == 1 && key == "mem_residual";
+    once.then_some("it is of the passes after the first, and rmt.write_steps is 1")
 }
 
 fn of_data(data: &DataConfig, key: &str) -> Option<&'static str> {
@@ -66,6 +115,9 @@ fn of_data(data: &DataConfig, key: &str) -> Option<&'static str> {
             Some(OF_GENERATED)
         }
         (_, "valid_share") if names("valid_path") => Some("data.valid_path is held out instead"),
+        (DataConfig::Text(text), "target_tokens") if text.objective == Objective::Compression => {
+            Some("data.objective is \"compression\": the context is the target")
+        }
         (DataConfig::Kv(KvConfig { segments: 0, .. }), "segment_min" | "segment_max") => {
             Some("contexts have no segments: data.segments is 0")
         }
@@ -86,10 +138,12 @@ mod tests {
         assert!(reason("data.segment_min").is_some());
         assert!(reason("train.curriculum_value").is_some());
         assert_eq!(reason("train.meta_gradient"), None);
+        assert!(reason("tokens.vocab_size").unwrap().contains("its own"));
         let rmt = RunConfig {
             method: MethodName::Rmt,
             ..RunConfig::default()
         };
+        assert!(rmt.without_effect("rmt.mem_residual").is_some());
         assert!(rmt.without_effect("train.meta_gradient").is_some());
         for key in ["memory.write_lr", "data.pairs", "train.steps", "method"] {
             assert_eq!(reason(key), None, "{key}");
@@ -102,5 +156,17 @@ mod tests {
         config.memory.second_order_steps = Some(1);
         config.memory.write_steps = 2;
         assert!(config.without_effect("memory.second_order_steps").is_none());
+        config.memory.random_write_steps = Some([1, 1]);
+        assert!(config.without_effect("memory.momentum").is_some());
+        config.memory.random_write_steps = None;
+        assert!(config.without_effect("memory.write_head").is_none());
+        config.memory.grad_mode = GradMode::First;
+        assert!(config.without_effect("memory.write_head").is_some());
+        config.memory.inner_loss_weight = 0.1;
+        assert!(config.without_effect("memory.write_head").is_none());
+        config.memory.write_steps = 0;
+        for key in OF_STEPS {
+            assert!(config.without_effect(&format!("memory.{key}")).is_some());
+        }
     }
 }

@@ -20,7 +20,7 @@ pub enum ArmtImplementation {
 
 /// Settings of an [`Armt`](super::Armt). The defaults are those of the authors' scripts.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default)]
+#[serde(default, deny_unknown_fields)]
 #[must_use]
 pub struct ArmtConfig {
     /// Which of the authors' implementations.

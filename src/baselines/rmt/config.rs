@@ -19,7 +19,7 @@ pub enum RmtProj {
 
 /// Settings of an [`Rmt`](super::Rmt).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default)]
+#[serde(default, deny_unknown_fields)]
 #[must_use]
 pub struct RmtConfig {
     /// `m`: memory vectors.

@@ -63,7 +63,7 @@ impl GradMemConfig {
         }
         let trains = !self.freeze_backbone
             || self.grad_mode != GradMode::None
-            || self.inner_loss_weight > 0.0
+            || (self.inner_loss_weight > 0.0 && (self.write_head || self.write_lora_rank > 0))
             || self.ctrl_tokens > 0
             || self.mem_proj == MemProj::Proj;
         let problem = "leaves nothing to be trained: grad_mode = \"none\" cuts the memory off, and READ has no weights but the model's";
