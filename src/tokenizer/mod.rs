@@ -144,8 +144,11 @@ pub(crate) fn encode_with_offsets(
     leaves_out: bool,
 ) -> Result<Encoding, Error> {
     let encoding = encoded(text, || tokenizer.encode(text, special))?;
-    let missing = leaves_out.then(|| left_out(tokenizer, text, encoding.get_offsets()));
-    match missing.flatten() {
+    let missing = match leaves_out {
+        true => left_out(tokenizer, text, encoding.get_offsets()),
+        false => None,
+    };
+    match missing.filter(|_| is_left_out_of_normalized(tokenizer, text)) {
         None => Ok(encoding),
         Some((at, c)) => Err(Error::Input(format!(
             "{c:?} at byte {at} of a text has no token, and the tokenizer has none for what it does not know: it \
@@ -207,6 +210,20 @@ fn left_out(
     };
     let mut characters = text.char_indices();
     characters.find(|(at, c)| !covered[*at] && !c.is_whitespace() && is_kept(*c))
+}
+
+/// Whether that is so of the normalized text too: where several characters become one, its token's offsets are those of the first.
+fn is_left_out_of_normalized(tokenizer: &Tokenizer, text: &str) -> bool {
+    let mut normalized = NormalizedString::from(text);
+    let done = tokenizer
+        .get_normalizer()
+        .map(|n| n.normalize(&mut normalized));
+    let Some(Ok(())) = done else { return true };
+    let text = normalized.get();
+    match encoded(text, || tokenizer.encode(text, false)) {
+        Ok(encoding) => left_out(tokenizer, text, encoding.get_offsets()).is_some(),
+        Err(_) => true,
+    }
 }
 
 /// The token for what is not in the vocabulary: the one that the tokenizer's model names, or one of a usual name.
