@@ -2,8 +2,12 @@
 
 use plotters::coord::ranged1d::{DefaultFormatting, KeyPointHint, Ranged};
 
+use super::canvas::width_of;
 use super::format::{format_exactly, format_number, with_separators};
 use crate::train::metrics::Measure;
+
+/// CSS pixels along the axis of the narrowest panel.
+const NARROWEST: f64 = 240.0;
 
 /// An axis.
 #[derive(Clone, Debug)]
@@ -62,7 +66,7 @@ impl Axis {
         }
     }
 
-    /// With a tick at each value; logarithmic if the largest is at least four times the smallest.
+    /// With a tick at each value that has room for one; logarithmic if the largest is at least four times the smallest.
     pub fn at_values(label: impl Into<String>, values: impl IntoIterator<Item = f64>) -> Self {
         let mut values: Vec<f64> = values.into_iter().collect();
         values.sort_by(f64::total_cmp);
@@ -74,15 +78,23 @@ impl Axis {
         let logarithmic = low > 0.0 && high / low >= 4.0;
         let position = |value: f64| if logarithmic { value.log2() } else { value };
         let margin = ((position(high) - position(low)) * 0.06).max(1e-6);
-        // At most ten values get a tick.
-        let every = values.len().div_ceil(10).max(1);
-        let ticks = values.into_iter().step_by(every);
+        let range = (position(low) - margin, position(high) + margin);
+        // A value gets a tick if its text has room behind the one before, on the narrowest panel.
+        let mut ticks: Vec<(f64, String)> = Vec::new();
+        for value in values {
+            let (at, text) = (position(value), format_exactly(value));
+            let room = |(before, other): &(f64, String)| {
+                let apart = NARROWEST * (at - before) / (range.1 - range.0);
+                apart > (width_of(other, 11.0) + width_of(&text, 11.0)) / 2.0 + 6.0
+            };
+            if ticks.last().is_none_or(room) {
+                ticks.push((at, text));
+            }
+        }
         Self {
             label: label.into(),
-            range: (position(low) - margin, position(high) + margin),
-            ticks: ticks
-                .map(|value| (position(value), format_exactly(value)))
-                .collect(),
+            range,
+            ticks,
             logarithmic,
         }
     }
@@ -157,6 +169,15 @@ impl Ranged for Scale {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn ticks_do_not_cover_each_other() {
+        let axis = Axis::at_values("", [3e-4, 3.5e-4, 4e-4, 4.5e-4, 2e-3]);
+        let texts: Vec<&str> = axis.ticks.iter().map(|(_, text)| &text[..]).collect();
+        assert_eq!(texts, ["0.0003", "0.00045", "0.002"]);
+        let axis = Axis::at_values("", [2.0, 4.0, 8.0]);
+        assert_eq!(axis.ticks.len(), 3);
+    }
 
     #[test]
     fn extreme_values_have_an_axis() {

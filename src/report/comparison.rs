@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use super::Report;
 use super::axis::Axis;
 use super::context_size::context_tokens;
-use super::figure::{Figure, palette, panel_names};
+use super::figure::{Figure, palette};
 use super::group::{Group, is_data};
 use super::plot::{Item, Panel, Plot};
 use super::run::Run;
@@ -32,10 +32,8 @@ pub fn settings_to_compare(report: &Report) -> Vec<String> {
 ///
 /// If a figure cannot be drawn, which is a bug in this crate.
 pub fn by_setting(report: &Report, key: &str) -> Result<Vec<Figure>, Error> {
-    let data = |group: &Group| group.data_label(|other| other == key);
-    let kinds = panel_names(report, data);
     let measures = measures(report);
-    let together = match kinds.len() {
+    let together = match kinds(report, key).len() {
         1 => vec![measures],
         _ => measures.into_iter().map(|measure| vec![measure]).collect(),
     };
@@ -46,19 +44,17 @@ pub fn by_setting(report: &Report, key: &str) -> Result<Vec<Figure>, Error> {
 
 fn figure_of(report: &Report, key: &str, measures: &[Measure]) -> Result<Option<Figure>, Error> {
     let name = |group: &Group| group.label_without(|other| other == key || is_data(other));
-    let data = |group: &Group| group.data_label(|other| other == key);
     let palette = palette(report, name);
     let mut drawn = Vec::new();
     let mut panels = Vec::new();
     for measure in measures {
-        for kind in panel_names(report, data) {
-            let groups = report.groups.iter().filter(|group| data(group) == kind);
-            let lines = lines(groups, key, *measure, report, name);
+        for (title, groups) in kinds(report, key) {
+            let lines = lines(groups.into_iter(), key, *measure, report, name);
             if lines.iter().all(|line| line.means.len() < 2) {
                 continue;
             }
             drawn.extend(lines.iter().map(|line| line.name.clone()));
-            panels.push(panel(kind, &lines, &palette, key, *measure));
+            panels.push(panel(title, &lines, &palette, key, *measure));
         }
     }
     let (Some(first), false) = (measures.first(), panels.is_empty()) else {
@@ -88,6 +84,27 @@ fn figure_of(report: &Report, key: &str, measures: &[Measure]) -> Result<Option<
         }
         .draw()?,
     }))
+}
+
+/// The groups of each kind of data, whatever the setting is, with the shortest of their names: those differ in what else is told of
+/// each size.
+fn kinds<'a>(report: &'a Report, key: &str) -> Vec<(String, Vec<&'a Group>)> {
+    let mut kinds: Vec<(Settings, String, Vec<&Group>)> = Vec::new();
+    for group in &report.groups {
+        let data = group.settings_without(|other| !is_data(other) || other == key);
+        let title = group.data_label(|other| other == key);
+        match kinds.iter_mut().find(|(known, ..)| *known == data) {
+            Some((_, shortest, groups)) => {
+                if title.len() < shortest.len() {
+                    *shortest = title;
+                }
+                groups.push(group);
+            }
+            None => kinds.push((data, title, vec![group])),
+        }
+    }
+    let kinds = kinds.into_iter();
+    kinds.map(|(_, title, groups)| (title, groups)).collect()
 }
 
 fn panel(title: String, lines: &[Line], palette: &Palette, key: &str, measure: Measure) -> Panel {

@@ -27,7 +27,10 @@ pub fn by_chunk(report: &Report) -> Result<Option<Figure>, Error> {
                 row
             });
             maps.push(Heatmap {
-                title: group.label(),
+                title: match group.runs.len() {
+                    1 => group.label(),
+                    _ => format!("{}, seed {}", group.label(), run.config.train.seed),
+                },
                 axes: ["after chunk", "of chunk"],
                 cells: cells.collect(),
                 rows: chunks.clone(),

@@ -23,6 +23,7 @@ pub fn escape(text: &str) -> String {
 pub fn format_measure(measure: Measure, value: f64) -> String {
     match measure.is_share() {
         true => format!("{:.1}", 100.0 * value),
+        false if value.abs() < 1e-3 && value != 0.0 => format!("{value:.1e}"),
         false => format!("{value:.3}"),
     }
 }
@@ -40,13 +41,14 @@ pub fn with_separators(number: usize) -> String {
     text
 }
 
-/// A number with at most four decimals, without trailing zeros.
+/// A number with four decimals, or where it is below 0.1 with four digits; without trailing zeros.
 pub fn format_number(number: f64) -> String {
-    let rounded = format!("{number:.4}");
-    match number.abs() >= 1e-4 || number == 0.0 {
-        true => rounded.trim_end_matches('0').trim_end_matches('.').into(),
-        false => format!("{number:e}"),
-    }
+    let size = number.abs();
+    let rounded = match size >= 0.1 || size == 0.0 {
+        true => format!("{number:.4}"),
+        false => format!("{number:.3e}"),
+    };
+    rounded.parse().map_or(rounded, format_exactly)
 }
 
 /// A number with all its digits: numbers that differ are written differently.
@@ -60,4 +62,31 @@ pub fn format_exactly(number: f64) -> String {
 /// The mean; none of no values.
 pub fn mean(values: &[f64]) -> Option<f64> {
     (!values.is_empty()).then(|| values.iter().sum::<f64>() / values.len() as f64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_short_and_tell_apart() {
+        for (number, text) in [
+            (0.0, "0"),
+            (2.5, "2.5"),
+            (1234.56789, "1234.5679"),
+            (0.12345, "0.1235"),
+            (0.00025, "0.00025"),
+            (0.000_750_000_1, "0.00075"),
+            (3.0 * 1e-5, "3e-5"),
+            (-0.02, "-0.02"),
+        ] {
+            assert_eq!(format_number(number), text);
+        }
+        let loss = |value| format_measure(Measure::ReadLoss, value);
+        assert_eq!(
+            [loss(0.0), loss(0.00012), loss(1.5)],
+            ["0.000", "1.2e-4", "1.500"]
+        );
+        assert_eq!(format_measure(Measure::ExactMatch, 0.755), "75.5");
+    }
 }

@@ -84,7 +84,7 @@ impl Heatmap {
                     let style = BORDER.stroke_width(units(2.0).unsigned_abs());
                     root.draw(&PathElement::new(border.collect::<Vec<_>>(), style))?;
                 }
-                let text = cell.map_or("–".into(), |share| format!("{:.0}", 100.0 * share));
+                let text = cell.map_or("–".into(), percent);
                 write(text, x + CELL.0 / 2.0, y + CELL.1 / 2.0, font(11.0, ink))?;
             }
         }
@@ -146,4 +146,11 @@ fn colors(share: Option<f64>) -> (RGBColor, RGBColor) {
     let mix = |at: usize| (from[at] + part * (to[at] - from[at])).round() as u8;
     let ink = if share > 0.65 { WHITE } else { TEXT_COLOR };
     (RGBColor(mix(0), mix(1), mix(2)), ink)
+}
+/// A share in whole percent, with a decimal where those would say all.
+fn percent(share: f64) -> String {
+    match (0.995..1.0).contains(&share) {
+        true => format!("{:.1}", (1000.0 * share).floor() / 10.0),
+        false => format!("{:.0}", 100.0 * share),
+    }
 }

@@ -161,16 +161,38 @@ impl LegendEntry<'_> {
     }
 }
 
+/// A title, divided behind its commas so that no line is wider than so many CSS pixels, if one comma's part fits.
+fn in_lines(title: &str, width: f64) -> Vec<String> {
+    let mut lines: Vec<String> = Vec::new();
+    for part in title.split_inclusive(", ") {
+        match lines.last_mut() {
+            Some(line) if width_of(&format!("{line}{part}"), 13.0) <= width => line.push_str(part),
+            _ if part.is_empty() => {}
+            _ => lines.push(part.into()),
+        }
+    }
+    lines
+}
+
 impl Panel {
     fn draw(&self, area: &Area<'_>) -> DrawResult {
-        if !self.title.is_empty() {
-            let (wide, _) = area.dim_in_pixel();
+        let (wide, _) = area.dim_in_pixel();
+        let pixels = f64::from(wide) / f64::from(UNITS_PER_PIXEL);
+        let title = in_lines(&self.title, pixels - 2.0 * 26.0);
+        for (at, line) in title.iter().enumerate() {
             let style = bold(13.0).pos(Pos::new(HPos::Center, VPos::Center));
-            let place = (wide as i32 / 2 + units(26.0), units(14.0));
-            area.draw(&Text::new(self.title.clone(), place, style))?;
+            let height = units(14.0 + 16.0 * at as f64);
+            area.draw(&Text::new(
+                line.clone(),
+                (wide as i32 / 2 + units(26.0), height),
+                style,
+            ))?;
         }
         let mut chart = ChartBuilder::on(area)
-            .margin_top(units(if self.title.is_empty() { 10.0 } else { 28.0 }))
+            .margin_top(units(match title.len() {
+                0 => 10.0,
+                lines => 12.0 + 16.0 * lines as f64,
+            }))
             .margin_right(units(16.0))
             .margin_bottom(units(4.0))
             .margin_left(units(4.0))

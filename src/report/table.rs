@@ -186,7 +186,7 @@ pub fn steps(report: &Report) -> Option<Table> {
             "The first evaluation with {measure} of {percent} % or more; > n: not within the n steps \
              so far."
         ),
-        head: ["Group", "Reached", "Steps of each seed", "Seeds"]
+        head: ["Group", "Reached", "Steps of each seed", "The seeds"]
             .map(String::from)
             .into(),
         rows: rows.collect(),

@@ -33,6 +33,7 @@ pub fn by_evaluated(report: &Report) -> Result<Option<Figure>, Error> {
             .filter(|group| group.data_label(|_| false) == data)
             .collect();
         let (mut horizontals, mut lines, mut symbols) = (Vec::new(), Vec::new(), Vec::new());
+        let mut names = Vec::new();
         for group in groups {
             let name = series_name(group);
             let Some(style) = palette.get(&name) else {
@@ -49,13 +50,14 @@ pub fn by_evaluated(report: &Report) -> Result<Option<Figure>, Error> {
                     &mut symbols,
                 );
                 if horizontals.len() + lines.len() > before {
-                    drawn.push(name.clone());
+                    names.push(name.clone());
                 }
             }
         }
         if lines.is_empty() {
             continue;
         }
+        drawn.extend(names);
         without_write |= !horizontals.is_empty();
         adaptive |= symbols
             .iter()
