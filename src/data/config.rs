@@ -11,6 +11,7 @@ use super::{
     PhonebookConfig, SquadConfig, TextConfig, TextTokenizer, TokensConfig,
 };
 use crate::error::Error;
+use crate::support::counted;
 
 /// The settings of a task: where contexts, queries and targets come from.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -126,10 +127,12 @@ impl DataConfig {
     pub fn describe(&self) -> String {
         match self {
             Self::Kv(config) => config.describe(),
-            Self::Mqar(config) => format!("MQAR, {} pairs", config.pairs),
+            Self::Mqar(config) => format!("MQAR, {}", counted(config.pairs, "pair")),
             Self::Multihop(config) => {
                 let MultihopConfig { pairs, hops, .. } = config;
-                format!("association over {hops} hops, {pairs} pairs")
+                let [hops, pairs] =
+                    [(*hops, "hop"), (*pairs, "pair")].map(|(n, one)| counted(n, one));
+                format!("association over {hops}, {pairs}")
             }
             Self::Babi(BabiConfig {
                 train_file: Some(file),
@@ -145,7 +148,7 @@ impl DataConfig {
                 train_file: Some(file),
                 ..
             }) => format!("phonebook {}", file.display()),
-            Self::Phonebook(config) => format!("phonebook, {} names", config.entries),
+            Self::Phonebook(config) => format!("phonebook, {}", counted(config.entries, "name")),
             Self::Text(config) => format!("text {}", config.path.display()),
             Self::Jsonl(config) => format!("{}", config.train_file.display()),
         }

@@ -207,10 +207,8 @@ pub(crate) fn write_atomically(path: impl AsRef<Path>, bytes: &[u8]) -> Result<(
 
 /// The system's error, without the temporary file's path around it.
 fn without_path(e: std::io::Error) -> std::io::Error {
-    let inner = e.get_ref().and_then(|e| e.source());
-    let inner = inner.and_then(|e| e.downcast_ref::<std::io::Error>());
-    match inner.and_then(std::io::Error::raw_os_error) {
-        Some(code) => std::io::Error::from_raw_os_error(code),
+    match e.to_string().split_once(" at path ") {
+        Some((what, _)) => std::io::Error::new(e.kind(), what),
         None => e,
     }
 }
@@ -238,6 +236,15 @@ pub(crate) fn remove_unfinished(folder: &Path, prefix: &str) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_error_names_the_file_and_not_the_temporary_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("no").join("file.json");
+        let error = write_atomically(&path, b"{}").unwrap_err().to_string();
+        assert!(error.contains("file.json: cannot write: "), "{error}");
+        assert!(!error.contains(UNFINISHED), "{error}");
+    }
 
     #[test]
     fn files_of_another_format_are_said_to_be_that() {

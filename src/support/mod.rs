@@ -12,6 +12,16 @@ pub mod profile;
 pub mod readback;
 pub(crate) mod setters;
 
+/// A count of things, such as `1 step` and `2 steps`.
+#[doc(hidden)]
+pub fn counted(count: usize, one: &str) -> String {
+    match (count, one.ends_with('s')) {
+        (1, _) => format!("1 {one}"),
+        (_, true) => format!("{count} {one}es"),
+        _ => format!("{count} {one}s"),
+    }
+}
+
 /// For the program, which prints what files hold; no part of the library's interface.
 #[doc(hidden)]
 pub use crate::error::commands;

@@ -3,7 +3,6 @@
 use burn::tensor::Tensor;
 use gradmem_kernels::KernelBackend;
 
-use super::evaluation::EvalOptions;
 use super::results::Forgetting;
 use super::scoring::UnreadHits;
 use super::trained::Trained;
@@ -16,16 +15,7 @@ use crate::support::readback::{Readback, Slot};
 
 impl<B: KernelBackend> Trained<B> {
     /// The forgetting matrix on held-out samples: after chunk i, how well chunk j ≤ i is answered and reconstructed.
-    ///
-    /// # Errors
-    ///
-    /// A run that does not write chunks one after another, or whose data are gone.
-    pub fn forgetting(&self, options: &EvalOptions) -> Result<Forgetting, Error> {
-        let task = self.task()?;
-        let samples = options.samples.unwrap_or(task.valid.len());
-        self.forgetting_of(&task, samples.min(task.valid.len()))
-    }
-
+    /// An error of a run that does not write chunks one after another.
     pub(super) fn forgetting_of(&self, task: &Task, samples: usize) -> Result<Forgetting, Error> {
         let (gradmem, size) = match &self.method {
             AnyMethod::GradMem(gradmem) => match gradmem.config().chunk_size {

@@ -606,7 +606,7 @@ fn a_frozen_backbone_stays_as_it_is() {
     let refused = train(&folder, "nothing", &nothing);
     let error = program::text(&refused.stderr);
     assert_eq!(refused.status.code(), Some(2), "{error}");
-    assert!(error.contains("nothing is trained"), "{error}");
+    assert!(error.contains("nothing to be trained"), "{error}");
 }
 
 #[test]
@@ -839,6 +839,32 @@ fn help_teaches() {
     );
     let preset = succeeds(gradmem(&folder, &["preset", "kv-quick"]));
     assert!(preset.contains("[memory]"));
+}
+
+#[test]
+fn shells_complete_the_command() {
+    let folder = TempDir::new().unwrap();
+    for shell in ["bash", "elvish", "fish", "powershell", "zsh"] {
+        let script = succeeds(gradmem(&folder, &["completions", shell]));
+        for word in ["gradmem", "inspect", "write-steps"] {
+            assert!(script.contains(word), "{shell}, {word}: {script}");
+        }
+    }
+    let script = folder.path().join("gradmem.bash");
+    std::fs::write(
+        &script,
+        succeeds(gradmem(&folder, &["completions", "bash"])),
+    )
+    .unwrap();
+    // What bash itself offers, where there is one.
+    let ask = "source gradmem.bash && COMP_WORDS=(gradmem ins) COMP_CWORD=1 && _gradmem gradmem ins gradmem && echo ${COMPREPLY[@]}";
+    let asked = Command::new("bash")
+        .args(["-c", ask])
+        .current_dir(&folder)
+        .output();
+    if let Ok(output) = asked {
+        assert_eq!(text(&output.stdout).trim(), "inspect", "{output:?}");
+    }
 }
 
 /// A run keeps the way to the outer gradient that it began with; another way is another rounding.

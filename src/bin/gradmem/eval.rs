@@ -7,10 +7,11 @@ use gradmem::Error;
 use gradmem::kernels::KernelBackend;
 use gradmem::memory::MOST_STEPS;
 use gradmem::report::unfinished_stage;
+use gradmem::support::counted;
 use gradmem::train::Trained;
 use gradmem::train::checkpoint::RunFolder;
 use gradmem::train::config::RunConfig;
-use gradmem::train::evaluation::{EvalOptions, Evaluation};
+use gradmem::train::evaluation::{EvalOptions, Evaluation, Row};
 use gradmem::train::metrics::Measure;
 
 use crate::args::{Backend, parse_numbers};
@@ -145,14 +146,17 @@ impl Job for EvalJob {
             *kept <= EXAMPLES
         });
         let method = trained.config.method.as_str();
+        // Saved before it is printed: a pipe may be closed. The results are printed also if the folder cannot be written to.
+        let kept = match args.data.is_empty() {
+            true => RunFolder::open(&args.run)
+                .and_then(|run| run.save_evaluation(found.clone()).map(|_| ())),
+            false => Ok(()),
+        };
         match args.json {
             true => print_json(&found, method),
             false => print_table(&found, method, &args),
         }
-        // The results are already printed: a folder that cannot be written to is a warning only.
-        if args.data.is_empty()
-            && let Err(e) = RunFolder::open(&args.run)?.save_evaluation(found)
-        {
+        if let Err(e) = kept {
             log::warn!("{e}");
         }
         saved
@@ -209,8 +213,8 @@ fn print_table(found: &Evaluation, method: &str, args: &Args) {
         data => format!(" with {}", data.join(" ")),
     };
     say!(
-        "{} held-out contexts of {}{data} ({method})",
-        found.samples,
+        "{} of {}{data} ({method})",
+        counted(found.samples, "held-out context"),
         args.run.display()
     );
     let measured = |measures: &[Measure]| -> Vec<Measure> {
@@ -232,14 +236,14 @@ fn print_table(found: &Evaluation, method: &str, args: &Args) {
     if let Some(adaptive) = &found.adaptive {
         let rule = &adaptive.rule;
         say!(
-            "\nEach sample by itself, until its WRITE loss has not fallen by more than {} for {} steps, at most {} \
-             steps:\n{} exact match in {:.1} steps on average (rule chosen on {} training contexts: {})",
+            "\nEach sample by itself, until its WRITE loss has not fallen by more than {} for {}, at most {}:\n{} exact match in {:.1} steps on \
+             average (rule chosen on {}: {})",
             rule.tolerance,
-            rule.patience,
-            rule.cap,
+            counted(rule.patience, "step"),
+            counted(rule.cap, "step"),
             format_measure(Measure::ExactMatch, adaptive.exact_match),
             adaptive.mean_write_steps,
-            adaptive.chosen_on.0,
+            counted(adaptive.chosen_on.0, "training context"),
             format_measure(Measure::ExactMatch, adaptive.chosen_on.1),
         );
     }
@@ -262,19 +266,45 @@ fn print_table(found: &Evaluation, method: &str, args: &Args) {
             }
         }
     }
+    let reconstructs = |row: &Row| row.value(Measure::Reconstructed).is_some();
+    if args.generate && method == "gradmem" && !found.rows.iter().any(reconstructs) {
+        say!(
+            "The contexts are not reconstructed: a memory of several chunks written one after another, or one that predicts no \
+             first token, does not tell with what to begin."
+        );
+    }
     for shown in &found.examples {
         say!("{}", format_answer(shown));
     }
 }
 
+/// A name in two lines, divided at the space nearest to its middle; one word stands in the second.
+fn in_two(name: &str) -> [String; 2] {
+    let spaces = name.match_indices(' ').map(|(at, _)| at);
+    match spaces.min_by_key(|at| at.abs_diff(name.len() / 2)) {
+        Some(at) => [name[..at].into(), name[at + 1..].into()],
+        None => [String::new(), name.into()],
+    }
+}
+
 /// A line for each number of WRITE steps, a column for each measure.
 fn print_rows(found: &Evaluation, measures: &[Measure]) {
-    let names = measures.iter().map(|m| format!("{:>22}", m.name()));
-    say!("{:>4}{}", "K", names.collect::<String>());
+    // Two lines of names, so that more columns fit into a terminal.
+    let names: Vec<[String; 2]> = measures.iter().map(|m| in_two(m.name())).collect();
+    let width = |name: &[String; 2]| name.iter().map(|part| part.chars().count()).max();
+    let widths: Vec<usize> = names
+        .iter()
+        .map(|name| width(name).unwrap_or(0).max(7) + 2)
+        .collect();
+    for line in 0..2 {
+        let parts = names.iter().zip(&widths);
+        let parts = parts.map(|(name, width)| format!("{:>width$}", name[line]));
+        say!("{:>4}{}", ["", "K"][line], parts.collect::<String>());
+    }
     for row in &found.rows {
-        let values = measures.iter().map(|m| {
+        let values = measures.iter().zip(&widths).map(|(m, width)| {
             let value = row.value(*m).map_or("–".into(), |v| format_measure(*m, v));
-            format!("{value:>22}")
+            format!("{value:>width$}")
         });
         let k = row.write_steps.map_or("–".into(), |k| k.to_string());
         say!("{k:>4}{}", values.collect::<String>());

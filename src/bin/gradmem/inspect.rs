@@ -9,6 +9,7 @@ use gradmem::episode::Tokens;
 use gradmem::kernels::KernelBackend;
 use gradmem::memory::MemoryFile;
 use gradmem::method::AnyMethod;
+use gradmem::support::counted;
 use serde_json::json;
 
 use crate::args::{Backend, OptionalModelFolder};
@@ -210,13 +211,19 @@ fn print_text(args: &Args, file: &MemoryFile, told: Option<&[Findings]>) {
     say!("{}", describe(&args.file, file, usize::MAX));
     let origin = &file.origin;
     let steps = match (origin.method.as_str(), origin.write_lr) {
-        ("gradmem", None) => format!("at most {} steps of Adam", origin.write_steps),
-        ("gradmem", Some(lr)) => format!("{} WRITE steps of size {lr}", origin.write_steps),
+        ("gradmem", None) => format!("at most {} of Adam", counted(origin.write_steps, "step")),
+        ("gradmem", Some(lr)) => {
+            format!("{} of size {lr}", counted(origin.write_steps, "WRITE step"))
+        }
         ("armt", _) => "one pass over each segment".into(),
-        _ => format!("{} passes", origin.write_steps),
+        _ => counted(origin.write_steps, "pass"),
     };
     let (method, model) = (shown(&origin.method), shown(&origin.model));
-    say!("written by {method} {model} in {steps}");
+    let last = match file.samples.iter().any(|sample| sample.appended.is_some()) {
+        true => ", what was written on last",
+        false => "",
+    };
+    say!("written by {method} {model} in {steps}{last}");
     if let Some(tokenizer) = &origin.tokenizer {
         say!("tokenizer {}", shown(tokenizer));
     }

@@ -17,6 +17,7 @@
 mod args;
 mod backend;
 mod bench;
+mod completions;
 mod eval;
 mod export;
 mod files;
@@ -40,7 +41,7 @@ mod write;
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -71,6 +72,7 @@ enum Command {
     Parity(parity::Args),
     Preset(preset::Args),
     Bench(bench::Args),
+    Completions(completions::Args),
 }
 
 fn main() -> ExitCode {
@@ -95,6 +97,7 @@ fn main() -> ExitCode {
         Command::Parity(args) => parity::run(args),
         Command::Preset(args) => preset::run(args),
         Command::Bench(args) => bench::run(args),
+        Command::Completions(args) => completions::run(args, Cli::command()),
     });
     match result {
         Ok(code) => code,

@@ -5,6 +5,7 @@ use std::path::Path;
 use gradmem::Error;
 use gradmem::memory::{MemoryFile, Written};
 use gradmem::report::with_separators;
+use gradmem::support::counted;
 
 use crate::output::shown;
 
@@ -87,22 +88,26 @@ pub fn describe(path: &Path, file: &MemoryFile, shown: usize) -> String {
 fn describe_one(file: &MemoryFile, sample: &Written) -> String {
     let mut parts = Vec::new();
     if let Some(tokens) = sample.tokens {
-        parts.push(format!("{} tokens", with_separators(tokens)));
+        let noun = if tokens == 1 { "token" } else { "tokens" };
+        parts.push(format!("{} {noun}", with_separators(tokens)));
     }
     if let Some(texts) = sample.appended {
-        let noun = if texts == 1 { "text" } else { "texts" };
-        parts.push(format!("{texts} {noun} written on"));
+        parts.push(format!("{} written on", counted(texts, "text")));
     }
     if let Some(chunks) = sample.chunks {
-        parts.push(format!("{chunks} chunks"));
+        parts.push(counted(chunks, "chunk"));
     }
     if let (Some(before), Some(after)) = (sample.loss_before, sample.loss_after) {
         let steps = match sample.adam_steps {
-            Some(steps) => format!("{steps} steps of Adam"),
-            None => format!("{} steps", file.origin.write_steps),
+            Some(steps) => format!("{} of Adam", counted(steps, "step")),
+            None => counted(file.origin.write_steps, "step"),
+        };
+        let of = match sample.appended {
+            Some(_) => "the last text's ",
+            None => "",
         };
         parts.push(format!(
-            "WRITE loss {before:.3} → {after:.3} nats per token in {steps}"
+            "{of}WRITE loss {before:.3} → {after:.3} nats per token in {steps}"
         ));
     }
     if let Some(told) = sample.told {

@@ -7,6 +7,7 @@ use gradmem::Error;
 use gradmem::episode::Tokens;
 use gradmem::kernels::KernelBackend;
 use gradmem::memory::STEP_SIZES;
+use gradmem::support::counted;
 use gradmem::train::Trained;
 use gradmem::train::tune::{SAMPLES, Tuning};
 
@@ -149,11 +150,20 @@ fn print_json(found: &Tuning) {
     say!("{json}");
 }
 
+/// With at most six digits.
+fn short(number: f64) -> String {
+    let rounded: f64 = format!("{number:.5e}").parse().unwrap_or(number);
+    match rounded < 1e-3 {
+        true => format!("{rounded:e}"),
+        false => rounded.to_string(),
+    }
+}
+
 fn print_table(found: &Tuning) {
     say!(
-        "WRITE loss of {} contexts after {} steps of size α; {:.3} at M0",
-        found.samples,
-        found.write_steps,
+        "WRITE loss of {} after {} of size α; {:.3} at M0",
+        counted(found.samples, "context"),
+        counted(found.write_steps, "step"),
         found.before
     );
     let best = found.best();
@@ -181,7 +191,7 @@ fn print_table(found: &Tuning) {
         };
         say!(
             "{:>9}  {:>10.3}  {:>7.1} %{}{mark}",
-            size.write_lr,
+            short(size.write_lr),
             size.loss,
             100.0 * size.better,
             exact(at)

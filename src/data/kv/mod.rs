@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::source::Sources;
 use super::{Lengths, TextTokenizer, generated};
 use crate::error::{Error, at_least_one, require, sizes};
+use crate::support::counted;
 
 /// The characters of keys and values.
 const ALPHABET: &str = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789";
@@ -173,7 +174,10 @@ impl KvConfig {
             Order::Inverse => ", value first",
             Order::Mix => ", key first or value first",
         };
-        format!("key-value retrieval, {} pairs{order}", self.pairs)
+        match self.pairs {
+            0 => "copying of segments".into(),
+            pairs => format!("key-value retrieval, {}{order}", counted(pairs, "pair")),
+        }
     }
 
     /// Checks the settings of noise and segments.

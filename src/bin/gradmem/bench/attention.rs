@@ -111,6 +111,10 @@ pub fn run(args: AttentionArgs) -> Result<ExitCode, Error> {
         double_backward * 1e3,
         report.double_backward_flops_per_second / 1e12,
     );
+    if matmul {
+        let flops = report.matmul_flops_per_second / 1e12;
+        say!("a product of matrices of f32: {flops:.3} TFLOP/s");
+    }
     print_memory(report.peak_rss_bytes, report.peak_device_bytes);
     Ok(ExitCode::SUCCESS)
 }

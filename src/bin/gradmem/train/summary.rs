@@ -7,6 +7,7 @@ use gradmem::Error;
 use gradmem::data::{DataConfig, Generated, Split};
 use gradmem::memory::MemoryKind;
 use gradmem::method::MethodName;
+use gradmem::support::counted;
 use gradmem::train::config::RunConfig;
 use gradmem::train::evaluation::Shown;
 use gradmem::train::metrics::{Measure, Scores};
@@ -24,15 +25,19 @@ pub fn before(config: &RunConfig, folder: &Path) -> String {
         MethodName::GradMem => {
             let what = match memory.kind {
                 MemoryKind::Lora => format!("low-rank maps of rank {}", memory.lora_rank),
-                MemoryKind::Kv => format!("{} keys and values of each layer", memory.memory_tokens),
-                _ => format!("{} memory vectors", memory.memory_tokens),
+                MemoryKind::Kv => match memory.memory_tokens {
+                    1 => "a key and a value of each layer".into(),
+                    tokens => format!("{tokens} keys and values of each layer"),
+                },
+                _ => counted(memory.memory_tokens, "memory vector"),
             };
             let chunks = memory
                 .chunk_size
-                .map(|size| format!(", {size} tokens at a time,"));
+                .map(|size| format!(", {} at a time,", counted(size, "token")));
             let steps = match memory.random_write_steps {
-                Some([least, most]) => format!("{least} to {most}"),
-                None => memory.write_steps.to_string(),
+                Some([least, most]) if least < most => format!("{least} to {most} gradient steps"),
+                Some([steps, _]) => counted(steps, "gradient step"),
+                None => counted(memory.write_steps, "gradient step"),
             };
             let write_lr = match config.find_write_lr {
                 true => "auto".into(),
@@ -47,17 +52,18 @@ pub fn before(config: &RunConfig, folder: &Path) -> String {
                 false => ", learned from there on",
             };
             format!(
-                "into {what}{} by K = {steps} gradient steps of α = {write_lr}{momentum}{learned}",
+                "into {what}{} by K = {steps} of α = {write_lr}{momentum}{learned}",
                 chunks.unwrap_or_default()
             )
         }
         MethodName::Rmt => format!(
-            "into {} memory vectors by {} forward passes (RMT)",
-            rmt.memory_tokens, rmt.write_steps
+            "into {} by {} (RMT)",
+            counted(rmt.memory_tokens, "memory vector"),
+            counted(rmt.write_steps, "forward pass")
         ),
         MethodName::Armt => format!(
-            "into a matrix of each layer by {} memory vectors (ARMT)",
-            armt.memory_tokens
+            "into a matrix of each layer by {} (ARMT)",
+            counted(armt.memory_tokens, "memory vector")
         ),
         MethodName::InContext => "in the prompt".into(),
         other => format!("by {}", other.as_str()),
@@ -71,11 +77,11 @@ pub fn before(config: &RunConfig, folder: &Path) -> String {
         stages => format!(" (curriculum: {})", stages.join(", ")),
     };
     format!(
-        "{}{stages} {method}, {}, up to {} steps of {} contexts{questions}; seed {}; run in {}",
+        "{}{stages} {method}, {}, up to {} of {}{questions}; seed {}; run in {}",
         config.data.describe(),
         config.model.model_type(),
-        config.train.steps,
-        config.train.batch_size,
+        counted(config.train.steps, "step"),
+        counted(config.train.batch_size, "context"),
         config.train.seed,
         folder.display()
     )
@@ -100,20 +106,25 @@ pub fn after(
     let measure = config.train.stop_metric;
     let mut text = match (outcome.valid, state.best) {
         (Some(valid), best) => format!(
-            "\nstep {} after {time}: {} {} on {} held-out questions{}{}{}\n",
+            "\nstep {} after {time}: {} {} on {}{}{}{}\n",
             state.step,
             measure.name().to_lowercase(),
             valid
                 .mean(measure)
                 .map_or("–".into(), |value| format_measure(measure, value)),
-            valid.count(Measure::ExactMatch),
+            counted(valid.count(Measure::ExactMatch), "held-out question"),
             write_losses(config.method, &valid),
             stage(config, outcome),
             best.map_or(String::new(), |best| kept(config, outcome, best)),
         ),
         (None, Some((value, step))) => format!(
-            "\nnothing left to do: the run is at step {}; its best {} is {} (step {step}){}\n",
+            "\nnothing left to do: the run is at step {}{}; its best {} is {} (step {step}){}\n",
             state.step,
+            match outcome.ending {
+                Ending::Reached => ", and train.stop_value is reached",
+                Ending::Patience => ", and train.patience is over",
+                _ => "",
+            },
             measure.name().to_lowercase(),
             format_measure(measure, value),
             stage(config, outcome),
@@ -129,7 +140,8 @@ pub fn after(
 fn kept(config: &RunConfig, outcome: &Outcome, (value, step): (f64, usize)) -> String {
     let patience = match (&outcome.ending, config.train.patience) {
         (Ending::Patience, Some(patience)) => {
-            format!("; no better in {patience} evaluations (train.patience)")
+            let evaluations = counted(patience, "evaluation");
+            format!("; no better in {evaluations} (train.patience)")
         }
         _ => String::new(),
     };
@@ -150,8 +162,8 @@ fn answered(answers: &[Shown]) -> String {
     };
     let right = answers.iter().filter(|answer| answer.right).count();
     let mut text = format!(
-        "\nThe first held-out context, and {right} of {} questions about it answered right:\n\n  {}\n",
-        answers.len(),
+        "\nThe first held-out context, and {right} of {} about it answered right:\n\n  {}\n",
+        counted(answers.len(), "question"),
         clip(&first.context)
     );
     for answer in answers.iter().take(ANSWERS) {
