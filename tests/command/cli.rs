@@ -220,7 +220,8 @@ fn train_eval_write_read() {
         &folder,
         &["eval", "run", "--write-steps", "0,2..3", "--samples", "7"],
     ));
-    assert_eq!(table.lines().count(), 5, "{table}");
+    // A title, two lines of names, and a line for each K.
+    assert_eq!(table.lines().count(), 6, "{table}");
     let json = succeeds(gradmem(&folder, &["eval", "run", "--json"]));
     let line: serde_json::Value = serde_json::from_str(&json).unwrap();
     let logged = std::fs::read_to_string(folder.path().join("run/metrics.jsonl")).unwrap();
@@ -335,10 +336,10 @@ fn every_method_trains_on_every_model_by_the_same_command() {
                     assert!(text(&swept.stderr).contains("one pass over each segment"));
                 }
                 let swept = succeeds(gradmem(&folder, &["eval", &run, "--write-steps", steps]));
-                // A title and a table, and a table of the values' two characters.
+                // A title, two lines of names and the values, and a table of the values' two characters.
                 let tables: Vec<&str> = swept.split("\n\n").collect();
                 let lines: Vec<_> = tables.iter().map(|table| table.lines().count()).collect();
-                let expected = if method == "armt" { [3, 2] } else { [5, 4] };
+                let expected = if method == "armt" { [4, 3] } else { [6, 5] };
                 assert_eq!(lines, expected, "{swept}");
                 assert!(tables[1].contains("token 2"), "{swept}");
             }

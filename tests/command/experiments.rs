@@ -913,7 +913,7 @@ fn a_step_size_is_found_kept_and_shown() {
     let args = ["tune", "auto", "--context", "a.txt", "--write-lr", "0.5,1"];
     let table = succeeds(gradmem(at, &args));
     assert!(
-        table.starts_with("WRITE loss of 1 contexts") && !table.contains("exact"),
+        table.starts_with("WRITE loss of 1 context after") && !table.contains("exact"),
         "{table}"
     );
 

@@ -278,8 +278,11 @@ fn print_table(found: &Evaluation, method: &str, args: &Args) {
     }
 }
 
-/// A name in two lines, divided at the space nearest to its middle; one word stands in the second.
+/// A long name in two lines, divided at the space nearest to its middle; a short one in the second.
 fn in_two(name: &str) -> [String; 2] {
+    if name.len() <= 9 {
+        return [String::new(), name.into()];
+    }
     let spaces = name.match_indices(' ').map(|(at, _)| at);
     match spaces.min_by_key(|at| at.abs_diff(name.len() / 2)) {
         Some(at) => [name[..at].into(), name[at + 1..].into()],
@@ -296,7 +299,8 @@ fn print_rows(found: &Evaluation, measures: &[Measure]) {
         .iter()
         .map(|name| width(name).unwrap_or(0).max(7) + 2)
         .collect();
-    for line in 0..2 {
+    let in_one = names.iter().all(|[above, _]| above.is_empty());
+    for line in usize::from(in_one)..2 {
         let parts = names.iter().zip(&widths);
         let parts = parts.map(|(name, width)| format!("{:>width$}", name[line]));
         say!("{:>4}{}", ["", "K"][line], parts.collect::<String>());

@@ -324,18 +324,9 @@ impl Job for TrainJob {
 
 /// Warns of each `key=value` that has no effect beside the other settings.
 pub fn warn_without_effect(config: &RunConfig, settings: &[String]) {
-    let key_of = |text: &String| {
-        text.split('=')
-            .next()
-            .unwrap_or_default()
-            .trim()
-            .to_string()
-    };
-    for (at, text) in settings.iter().enumerate() {
-        let key = key_of(text);
-        let later = settings[at + 1..].iter().find(|other| key_of(other) == key);
-        let again = later.map(|other| format!("{other} follows"));
-        if let Some(reason) = again.or_else(|| config.without_effect(&key)) {
+    for text in settings {
+        let key = text.split('=').next().unwrap_or_default().trim();
+        if let Some(reason) = config.without_effect(key) {
             log::warn!("{text} has no effect: {reason}");
         }
     }
