@@ -75,10 +75,17 @@ impl Report {
     ///
     /// A folder without a run; a damaged configuration, log or evaluation.
     pub fn open(folders: &[impl AsRef<Path>]) -> Result<Self, Error> {
-        let runs = run::find_folders(folders)?
+        let folders = run::find_folders(folders)?;
+        let mut runs = folders
             .iter()
             .map(Run::open)
             .collect::<Result<Vec<_>, _>>()?;
+        let names: Vec<String> = runs.iter().map(|run| run.name.clone()).collect();
+        for (run, folder) in runs.iter_mut().zip(&folders) {
+            if names.iter().filter(|name| **name == run.name).count() > 1 {
+                run.name = folder.display().to_string();
+            }
+        }
         Ok(Self::of(runs))
     }
 

@@ -31,7 +31,7 @@ pub struct Point {
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Run {
-    /// Its folder's name.
+    /// Its folder's name; its path, if another run of the report is called so.
     pub name: String,
     /// Its settings.
     pub config: RunConfig,

@@ -27,7 +27,11 @@ pub fn find(file: &MemoryFile, path: &Path, name: &str) -> Result<usize, Error> 
     let samples = file.samples.iter().enumerate();
     let names: Vec<String> = samples.map(|(at, sample)| name_of(sample, at)).collect();
     let mut with_name = names.iter().enumerate().filter(|(_, x)| *x == name);
-    let index = || name.parse().ok().filter(|at| *at < file.len());
+    let index = || name.parse().ok().filter(|at: &usize| *at < file.len());
+    // One without a name is called by its index.
+    if let Some(at) = index().filter(|at| names[*at] == name) {
+        return Ok(at);
+    }
     match (with_name.next(), with_name.next()) {
         (Some((at, _)), None) => Ok(at),
         (Some(_), Some(_)) => Err(Error::Input(format!(

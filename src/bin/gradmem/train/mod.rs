@@ -99,7 +99,9 @@ pub fn run(mut args: Args) -> Result<ExitCode, Error> {
 
 /// What fails in one process fails in all.
 fn run_in(args: &Args, world: &Arc<dyn World>) -> Result<ExitCode, Error> {
-    let settings = RunConfig::resolve(&args.preset, &args.all_overrides())
+    let settings = args
+        .check_from()
+        .and_then(|()| RunConfig::resolve(&args.preset, &args.all_overrides()))
         .and_then(|config| Ok((args.folder(&config)?, config)))
         .and_then(|settings| usable(&args.backend).map(|()| settings));
     let (folder, config) = all_or_none(&**world, settings)?;
@@ -185,6 +187,17 @@ impl Args {
             .chain(precision)
             .chain(from)
             .collect()
+    }
+
+    /// Fails on a folder whose path a run's settings, a text, cannot hold.
+    fn check_from(&self) -> Result<(), Error> {
+        match self.from.as_ref().filter(|path| path.to_str().is_none()) {
+            Some(path) => Err(Error::Input(format!(
+                "--from {}: the path is not UTF-8, as the settings of a run are: give the folder another name",
+                path.display()
+            ))),
+            None => Ok(()),
+        }
     }
 
     /// Fails where an option and a setting say the same: one of them would have no effect.
