@@ -653,6 +653,34 @@ fn gradients_are_added_to_those_that_are_there() {
     }
 }
 
+/// With sizes that are divided between threads.
+#[test]
+fn results_do_not_depend_on_the_number_of_threads() {
+    fn check(what: &str, layer: impl Layer + Sync) {
+        let run = |threads| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads);
+            let tracked = vec![true; layer.sizes().len()];
+            let results = || derivatives::<F32>(&layer, |x| layer.ours(x), &tracked);
+            pool.build().unwrap().install(results)
+        };
+        assert!(run(1) == run(3), "{what}");
+    }
+    for centered in [false, true] {
+        check("norm", Norm([8, 65, 96], centered));
+    }
+    for by in NONLINEARITIES {
+        check("activation", Activate([8, 65, 96], by));
+    }
+    check("SwiGLU", Gate([8, 65, 96]));
+    check("cross-entropy", Losses([4, 65, 300]));
+    check("head", Head([260, 64, 300], 64));
+    check("product", Product([300, 128, 96]));
+    check("linear", Map([300, 128, 96]));
+    check("linear, added", Sum([300, 128, 96]));
+    check("rotary", Turn([4, 65, 4, 16]));
+    check("heads", Split([4, 65, 4, 16], 2, true));
+}
+
 /// Values and gradients are finite where the exponential overflows.
 #[test]
 fn swiglu_of_large_values() {
