@@ -90,7 +90,15 @@ pub fn load<B: KernelBackend>(
     tensors.check_layers(model.layers())?;
     let blank = method.blank::<B>(&model, device)?;
     let names = Names::of(&blank).stored_in(&tensors);
-    let (model, stored) = pretrained::head(&model, &tensors, |path| names.of_model(path))?;
+    let of_model = |path: &str| {
+        let [newer, own] = pretrained::HEADS;
+        let other = names.of_model(newer);
+        match names.of_model(path) {
+            found if path == own && !tensors.contains(&found) && tensors.contains(&other) => other,
+            found => found,
+        }
+    };
+    let (model, stored) = pretrained::head(&model, &tensors, of_model)?;
     let tied = model.tied_head();
     let heads = pretrained::HEADS.map(|head| names.of_model(head));
     let ignored = |name: &str| tied && heads.iter().any(|head| head == name);
@@ -310,9 +318,10 @@ struct Rmt2Segm {
 }
 
 /// Further keys of an `rmt_2segm` configuration that are looked at.
-const RMT_OTHERS: [&str; 5] = [
+const RMT_OTHERS: [&str; 6] = [
     "base_config",
     "pretrained_model",
+    "use_gradient_checkpointing",
     // The mode says it.
     "use_mem_proj",
     "use_reconstruction_loss_all_steps",

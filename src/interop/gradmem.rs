@@ -77,7 +77,7 @@ struct GradMemGpt {
 }
 
 /// Further keys that are looked at.
-const OTHERS: [&str; 14] = [
+const OTHERS: [&str; 15] = [
     "base_config",
     "early_stop_acc",
     "early_stop_check_every",
@@ -89,6 +89,7 @@ const OTHERS: [&str; 14] = [
     "pretrained_model",
     "use_adam",
     "use_context_lm_loss",
+    "use_gradient_checkpointing",
     "use_hopfield_memory",
     // The mode says it.
     "use_mem_proj",
@@ -300,10 +301,17 @@ fn chosen_layers(key: &str, value: &Value, layers: usize) -> Result<Vec<usize>, 
             .collect::<Result<Vec<usize>, _>>()?,
         _ => return Err(problem()),
     };
-    match numbers.is_empty() {
-        true => Err(problem()),
-        false if numbers.len() == layers => Ok(Vec::new()),
-        false => Ok(numbers),
+    let mut numbers = numbers;
+    numbers.sort_unstable();
+    numbers.dedup();
+    match numbers.last() {
+        None => Err(problem()),
+        Some(last) if *last >= layers => Err(format!(
+            "`{key}` is {value}, but the model's layers are 0 … {}",
+            layers.saturating_sub(1)
+        )),
+        Some(_) if numbers.len() == layers => Ok(Vec::new()),
+        Some(_) => Ok(numbers),
     }
 }
 

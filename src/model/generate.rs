@@ -10,6 +10,7 @@ use rand_distr::{Distribution, Uniform};
 use serde::{Deserialize, Serialize};
 
 use super::rows::{repeat, select, share};
+use super::tokens::check_ids;
 use super::{Cache, CausalLm, Tokens};
 use crate::error::{Error, require};
 
@@ -381,6 +382,11 @@ impl<'a, B: Backend, M: CausalLm<B>> Reader<'a, B, M> {
             return Ok(Vec::new());
         }
         let times = share(prompts.len(), self.batch())?;
+        check_ids(
+            prompts.iter().map(|ids| &ids[..]),
+            self.model.vocab_size(),
+            "prompt",
+        )?;
         let device = self.model.head().device();
         let mut answers = vec![Vec::new(); prompts.len()];
         for Group { samples, state } in &self.groups {

@@ -195,10 +195,15 @@ pub(crate) fn load_weights<B: Backend>(
             Some(rest) if bare => rest.to_string(),
             _ => path.to_string(),
         };
-        // The first Mamba checkpoints call it `embedding`.
-        match name.replace("embeddings.", "embedding.") {
-            old if !tensors.contains(&name) && tensors.contains(&old) => old,
-            _ => name,
+        // The first Mamba checkpoints call it `embedding`, and newer versions of transformers GPT-NeoX's head `lm_head`.
+        let others = [
+            name.replace("embeddings.", "embedding."),
+            name.replace(HEADS[1], HEADS[0]),
+        ];
+        let mut others = others.into_iter().filter(|other| tensors.contains(other));
+        match tensors.contains(&name) {
+            true => name,
+            false => others.next().unwrap_or(name),
         }
     };
     let (config, head) = head(config, &tensors, name)?;

@@ -242,19 +242,10 @@ impl<B: Backend> Tokens<B> {
     /// Fails on tokens that `model` does not have.
     pub(crate) fn check_ids<M: CausalLm<B>>(&self, model: &M, what: &str) -> Result<(), Error> {
         let vocab = model.vocab_size();
-        if self.largest.is_none_or(|id| (id as usize) < vocab) {
-            return Ok(());
+        match self.largest.is_none_or(|id| (id as usize) < vocab) {
+            true => Ok(()),
+            false => check_ids(self.rows(), vocab, what),
         }
-        let is_unknown = |id: &u32| *id as usize >= vocab;
-        let found = self.rows().enumerate().find_map(|(row, ids)| {
-            let at = ids.iter().position(is_unknown)?;
-            Some((row, at, ids[at]))
-        });
-        let (row, at, id) = found.unwrap_or_default();
-        Err(Error::Input(format!(
-            "{what} {row} has token {id} at {at}, but the model's tokens are 0 … {}",
-            vocab.saturating_sub(1)
-        )))
     }
 
     /// The same on one more tape.
@@ -292,6 +283,24 @@ pub(crate) fn unpadded(row: &[u32], at: usize, pad: u32) -> Result<&[u32], Error
              rows are padded on the right only"
         ))),
     }
+}
+
+/// Fails on the first token of a row that is none of a vocabulary of so many. `what` names a row in the message.
+pub(crate) fn check_ids<'a>(
+    rows: impl Iterator<Item = &'a [u32]>,
+    vocab: usize,
+    what: &str,
+) -> Result<(), Error> {
+    for (row, ids) in rows.enumerate() {
+        if let Some(at) = ids.iter().position(|id| *id as usize >= vocab) {
+            return Err(Error::Input(format!(
+                "{what} {row} has token {} at {at}, but the model's tokens are 0 … {}",
+                ids[at],
+                vocab.saturating_sub(1)
+            )));
+        }
+    }
+    Ok(())
 }
 
 /// The largest id of all.

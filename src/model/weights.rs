@@ -25,7 +25,7 @@ use super::paths::{ModulePath, follows_path};
 use crate::error::Error;
 #[cfg(feature = "train")]
 use crate::support::fs::hex;
-use crate::support::fs::{other_format, read_object};
+use crate::support::fs::{check_regular, other_format, read_object};
 
 /// Every float parameter of a module with its path, in a fixed order.
 pub fn parameters<B: Backend, M: Module<B>>(module: &M) -> Vec<(String, TensorData)> {
@@ -247,11 +247,9 @@ impl Tensors {
 
     #[allow(unsafe_code)]
     fn add(&mut self, path: &Path) -> Result<(), Error> {
+        check_regular(path)?;
         let file = File::open(path).map_err(Error::io(path, "cannot read"))?;
         let about = file.metadata().map_err(Error::io(path, "cannot read"))?;
-        if !about.is_file() {
-            return Err(Error::file(path, "is not a file"));
-        }
         if about.len() < 8 {
             let problem = "is not a whole .safetensors file (it is shorter than a header)";
             return Err(Error::file(path, problem));

@@ -35,12 +35,21 @@ pub(crate) fn read_text(path: impl AsRef<Path>) -> Result<String, Error> {
     text(bytes).map_err(|problem| Error::file(path, problem))
 }
 
+/// Fails on what may have no end, such as a device, or nobody who writes to it: a pipe.
+pub(crate) fn check_regular(path: &Path) -> Result<(), Error> {
+    match std::fs::metadata(path) {
+        Ok(about) if !about.is_file() => Err(Error::file(path, "is not a regular file")),
+        _ => Ok(()),
+    }
+}
+
 /// A file that holds one JSON object.
 ///
 /// # Errors
 ///
 /// If it cannot be read, or is something else.
 pub(crate) fn read_object(path: &Path) -> Result<Map<String, Value>, Error> {
+    check_regular(path)?;
     let text = read_text(path)?;
     serde_json::from_str(&text).map_err(|e| match other_format(text.as_bytes()) {
         Some(what) => Error::file(path, format!("is {what}")),
@@ -121,10 +130,7 @@ pub(crate) fn other_format(bytes: &[u8]) -> Option<&'static str> {
 /// format](other_format); says nothing of what is not there.
 #[cfg(any(feature = "data", test))]
 pub(crate) fn check_file(path: &Path) -> Result<(), Error> {
-    match std::fs::metadata(path) {
-        Ok(about) if !about.is_file() => return Err(Error::file(path, "is not a regular file")),
-        _ => {}
-    }
+    check_regular(path)?;
     let Ok(file) = std::fs::File::open(path) else {
         return Ok(());
     };
@@ -179,7 +185,11 @@ pub(crate) fn write_atomically(path: impl AsRef<Path>, bytes: &[u8]) -> Result<(
             builder.permissions(std::fs::Permissions::from_mode(0o666));
         }
         // First: so that there is never more than one of them.
-        remove_unfinished(folder, &prefix);
+        remove_unfinished(folder, |name| {
+            // As `tempfile` calls them.
+            let random = name.strip_prefix(&prefix);
+            random.is_some_and(|x| x.len() == 6 && x.chars().all(|c| c.is_ascii_alphanumeric()))
+        });
         let mut file = builder.tempfile_in(folder).map_err(without_path)?;
         // Says that it is not left. Where there are no locks, nothing is removed either.
         file.as_file().try_lock().ok();
@@ -216,15 +226,14 @@ fn without_path(e: std::io::Error) -> std::io::Error {
 /// How files end that are not yet in place.
 const UNFINISHED: &str = ".tmp";
 
-/// Removes what programs that were killed left of files whose names begin so: nobody has it locked. Left
+/// Removes what programs that were killed left of files, by their names without [`UNFINISHED`]: nobody has it locked. Left
 /// over at worst; the next writing tries again.
-pub(crate) fn remove_unfinished(folder: &Path, prefix: &str) {
+pub(crate) fn remove_unfinished(folder: &Path, is_ours: impl Fn(&str) -> bool) {
     let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
     for entry in entries {
         let name = entry.file_name();
         let name = name.to_string_lossy();
-        let unfinished = name.starts_with(prefix) && name.ends_with(UNFINISHED);
-        if unfinished
+        if name.strip_suffix(UNFINISHED).is_some_and(&is_ours)
             && let Ok(file) = std::fs::File::open(entry.path())
             && file.try_lock().is_ok()
         {
@@ -236,6 +245,24 @@ pub(crate) fn remove_unfinished(folder: &Path, prefix: &str) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_others_left_unfinished_stays() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        for name in [
+            ".app-state.tmp",
+            ".aXXXXXX.tmp",
+            ".a1b2c3d.tmp",
+            ".a12345.tmp",
+        ] {
+            std::fs::write(at(name), "").unwrap();
+        }
+        write_atomically(at("a"), b"new").unwrap();
+        let left = [".app-state.tmp", ".a12345.tmp"];
+        assert!(left.iter().all(|name| at(name).exists()));
+        assert!(!at(".aXXXXXX.tmp").exists() && !at(".a1b2c3d.tmp").exists());
+    }
 
     #[test]
     fn an_error_names_the_file_and_not_the_temporary_one() {
@@ -298,10 +325,15 @@ mod tests {
     fn what_was_left_goes_and_what_is_being_written_stays() {
         let folder = tempfile::tempdir().unwrap();
         let path = |name: &str| folder.path().join(name);
-        for name in [".a.json1.tmp", ".a.json2.tmp", ".b.json1.tmp", "a.json.tmp"] {
+        for name in [
+            ".a.jsonaaaaa1.tmp",
+            ".a.jsonaaaaa2.tmp",
+            ".b.jsonaaaaa1.tmp",
+            "a.json.tmp",
+        ] {
             std::fs::write(path(name), name).unwrap();
         }
-        let busy = std::fs::File::open(path(".a.json2.tmp")).unwrap();
+        let busy = std::fs::File::open(path(".a.jsonaaaaa2.tmp")).unwrap();
         busy.try_lock().unwrap();
         write_atomically(path("a.json"), b"new").unwrap();
         let mut names: Vec<_> = std::fs::read_dir(&folder)
@@ -311,7 +343,12 @@ mod tests {
         names.sort();
         assert_eq!(
             names,
-            [".a.json2.tmp", ".b.json1.tmp", "a.json", "a.json.tmp"]
+            [
+                ".a.jsonaaaaa2.tmp",
+                ".b.jsonaaaaa1.tmp",
+                "a.json",
+                "a.json.tmp"
+            ]
         );
         assert_eq!(std::fs::read(path("a.json")).unwrap(), b"new");
         let long = "é".repeat(120);

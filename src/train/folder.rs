@@ -187,7 +187,7 @@ impl RunFolder {
         }
         std::fs::create_dir_all(path).map_err(Error::io(path, "cannot make the folder"))?;
         let lock = lock(path)?;
-        remove_unfinished(path, ".");
+        remove_unfinished(path, |name| name.starts_with('.'));
         let folder = Self {
             lock: Some(lock),
             ..Self::unlocked(path)

@@ -8,7 +8,9 @@ use gradmem::interop::checkpoint::{self, SpecialTokens};
 use gradmem::memory::GradMemConfig;
 use gradmem::method::{AnyMethod, MethodConfig};
 use gradmem::model::weights::{self, Tensors};
-use gradmem::model::{CausalLm, Gpt2Config, GptNeoXConfig, LlamaConfig, MambaConfig, ModelConfig};
+use gradmem::model::{
+    AnyLm, CausalLm, Gpt2Config, GptNeoXConfig, LlamaConfig, MambaConfig, ModelConfig,
+};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -94,6 +96,75 @@ fn a_head_that_was_trained_apart_is_kept() {
         let alone = load(folder.path()).unwrap().model;
         assert_eq!(numbers(alone.logits(hidden(&alone))), plain_logits);
     }
+}
+
+/// Newer versions of transformers call it as other models do.
+#[test]
+fn the_head_of_gpt_neox_has_two_names() {
+    let config = ModelConfig::GptNeoX(GptNeoXConfig::new(24, 16, 2, 2));
+    let device = Default::default();
+    let method: AnyMethod<B> = MethodConfig::GradMem(GradMemConfig::new())
+        .init(&config, 3, &device)
+        .unwrap();
+    let checkpoint_folder = TempDir::new().unwrap();
+    let path = checkpoint_folder.path();
+    checkpoint::save(path, &method, None, &SpecialTokens::default()).unwrap();
+    let folder = saved(&config);
+    let renamed = |folder: &Path| {
+        let mut all = tensors(folder);
+        let head = all
+            .iter_mut()
+            .find(|(name, _)| name.ends_with("embed_out.weight"));
+        let (name, _) = head.unwrap();
+        *name = name.replace("embed_out", "lm_head");
+        write_tensors(&folder.join("model.safetensors"), &all);
+    };
+    let before = load(folder.path()).unwrap().model;
+    renamed(folder.path());
+    let after = load(folder.path()).unwrap().model;
+    assert!(!after.config().tied_head());
+    let logits = |model: &AnyLm<B>| numbers(model.logits(hidden(model)));
+    assert_eq!(logits(&before), logits(&after));
+    renamed(path);
+    let again = checkpoint::load::<B>(path, &device).unwrap();
+    assert_eq!(logits(again.model()), logits(method.model()));
+}
+
+#[test]
+fn keys_of_other_kinds_of_attention_are_refused_unless_they_change_nothing() {
+    let folder = saved(&tied()[0].0);
+    let path = folder.path().join("config.json");
+    let plain: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    for (key, value, is_fine) in [
+        ("is_causal", json!(true), true),
+        ("is_causal", json!(false), false),
+        ("sliding_window", Value::Null, true),
+        ("sliding_window", json!(1 << 20), true),
+        ("sliding_window", json!(16), false),
+        ("attention_chunk_size", json!(16), false),
+    ] {
+        let mut config = plain.clone();
+        config[key] = value.clone();
+        std::fs::write(&path, config.to_string()).unwrap();
+        let found = ModelConfig::open(&path);
+        match found {
+            Ok(_) => assert!(is_fine, "{key} = {value}"),
+            Err(error) => assert!(!is_fine && error.to_string().contains(key), "{error}"),
+        }
+    }
+}
+
+#[cfg(unix)]
+#[test]
+fn a_configuration_without_an_end_is_refused() {
+    let folder = TempDir::new().unwrap();
+    let path = folder.path().join("config.json");
+    std::os::unix::fs::symlink("/dev/zero", &path).unwrap();
+    let error = ModelConfig::open(&path).unwrap_err().to_string();
+    assert!(
+        error.contains("config.json: is not a regular file"),
+        "{error}"
+    );
 }
 
 #[test]

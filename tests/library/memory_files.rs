@@ -278,7 +278,7 @@ fn damaged_and_contradicting_files_are_refused() {
     )
     .unwrap();
     assert!(message(MemoryFile::open(parts.path())).contains("is not a memory file"));
-    assert!(message(MemoryFile::open(parts.folder.path())).contains("is not a file"));
+    assert!(message(MemoryFile::open(parts.folder.path())).contains("is not a regular file"));
 
     // What the tensors may not be.
     let entry = parts.entry.to_string();

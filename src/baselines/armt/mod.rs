@@ -249,6 +249,7 @@ impl<B: LayerBackend, M: CausalLm<B>> Armt<B, M> {
 
     fn write_placed(&self, contexts: &Tokens<B>, placement: Placement) -> Result<Memory<B>, Error> {
         check_contexts(contexts)?;
+        contexts.check_ids(&self.model, "context")?;
         let mut written: Option<Vec<Association<B>>> = None;
         let segments = self.segments(contexts)?;
         for (_, tokens) in &segments {

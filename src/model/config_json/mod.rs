@@ -123,11 +123,17 @@ fn neutral_of(model_type: &str) -> &'static [&'static str] {
 fn off(key: &str) -> Option<Value> {
     Some(match key {
         "add_cross_attention" | "is_encoder_decoder" | "rope_interleaved" => false.into(),
+        // Newer versions of transformers look ahead without it.
+        "is_causal" => true.into(),
         "cross_attention_hidden_size" | "quantization_config" | "compression_config" => Value::Null,
         "pruned_heads" => Value::Object(Map::new()),
+        window if WINDOWS.contains(&window) => Value::Null,
         _ => return None,
     })
 }
+
+/// Keys of windows that attention is limited to: only ones that hold all positions are accepted.
+const WINDOWS: [&str; 2] = ["sliding_window", "attention_chunk_size"];
 
 /// The names that `transformers` accepts for GPT-2's own.
 const GPT2_ALIASES: &[(&str, &str)] = &[
@@ -225,6 +231,8 @@ fn parse(json: &Object, path: &Path) -> Result<ModelConfig, Error> {
         Ok(Value::Object(used)) => used,
         _ => Map::new(),
     };
+    let positions = ["max_position_embeddings", "n_positions"].map(|key| json.get(key)?.as_u64());
+    let positions = positions.into_iter().flatten().next().or(Some(u64::MAX));
     for (key, value) in &json {
         let neutral = [NEUTRAL, neutral_of(model_type)];
         let is_neutral = neutral.iter().any(|keys| keys.contains(&key.as_str()));
@@ -233,6 +241,8 @@ fn parse(json: &Object, path: &Path) -> Result<ModelConfig, Error> {
         }
         match off(key) {
             Some(only) if *value == only => {}
+            // Windows of attention, which transformers applies in generation whatever the model.
+            _ if WINDOWS.contains(&key.as_str()) && value.as_u64() >= positions => {}
             Some(_) => {
                 return Err(problem(format!(
                     "`{key}` = {value} is not supported: this crate's {model_type} does not have it"
