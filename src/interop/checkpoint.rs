@@ -90,15 +90,7 @@ pub fn load<B: KernelBackend>(
     tensors.check_layers(model.layers())?;
     let blank = method.blank::<B>(&model, device)?;
     let names = Names::of(&blank).stored_in(&tensors);
-    let of_model = |path: &str| {
-        let [newer, own] = pretrained::HEADS;
-        let other = names.of_model(newer);
-        match names.of_model(path) {
-            found if path == own && !tensors.contains(&found) && tensors.contains(&other) => other,
-            found => found,
-        }
-    };
-    let (model, stored) = pretrained::head(&model, &tensors, of_model)?;
+    let (model, stored) = pretrained::head(&model, &tensors, |path| names.of_model(path))?;
     let tied = model.tied_head();
     let heads = pretrained::HEADS.map(|head| names.of_model(head));
     let ignored = |name: &str| tied && heads.iter().any(|head| head == name);

@@ -280,7 +280,7 @@ fn chosen_layers(key: &str, value: &Value, layers: usize) -> Result<Vec<usize>, 
     let problem = || {
         format!("`{key}` is {value}, not \"all\", \"last_k\" or numbers of layers such as \"0,2\"")
     };
-    let numbers = match value {
+    let mut numbers = match value {
         Value::Null => return Ok(Vec::new()),
         Value::String(text) => match text.trim() {
             "" | "all" | "none" | "auto" => return Ok(Vec::new()),
@@ -301,7 +301,6 @@ fn chosen_layers(key: &str, value: &Value, layers: usize) -> Result<Vec<usize>, 
             .collect::<Result<Vec<usize>, _>>()?,
         _ => return Err(problem()),
     };
-    let mut numbers = numbers;
     numbers.sort_unstable();
     numbers.dedup();
     match numbers.last() {

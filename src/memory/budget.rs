@@ -22,7 +22,7 @@ impl<B: Backend, M: CausalLm<B>, O: WriteObjective<B, M>> GradMem<B, M, O> {
     /// What [`MetaGradient::Auto`] is for contexts `[batch, seq]` at this moment; the others are what they
     /// are. With one step or none there is nothing to replay.
     pub fn choose(&self, how: MetaGradient, contexts: [usize; 2]) -> MetaGradient {
-        let steps = self.config.most_steps() * self.config.chunks_in_a_row(contexts[1]);
+        let steps = self.config.steps_in_a_row(contexts[1]);
         match how {
             _ if steps <= 1 => MetaGradient::Unrolled,
             MetaGradient::Auto => match free_memory::<B>(&self.memory.device()) {

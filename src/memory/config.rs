@@ -304,6 +304,11 @@ impl GradMemConfig {
         }
     }
 
+    /// The most WRITE steps that a context of so many tokens takes one after another.
+    pub(crate) fn steps_in_a_row(&self, tokens: usize) -> usize {
+        self.most_steps() * self.chunks_in_a_row(tokens)
+    }
+
     /// The most tokens of a context of so many that are read as one sequence.
     pub(crate) fn longest_chunk(&self, tokens: usize) -> usize {
         self.chunk_size.map_or(tokens, |size| size.min(tokens))

@@ -195,15 +195,10 @@ pub(crate) fn load_weights<B: Backend>(
             Some(rest) if bare => rest.to_string(),
             _ => path.to_string(),
         };
-        // The first Mamba checkpoints call it `embedding`, and newer versions of transformers GPT-NeoX's head `lm_head`.
-        let others = [
-            name.replace("embeddings.", "embedding."),
-            name.replace(HEADS[1], HEADS[0]),
-        ];
-        let mut others = others.into_iter().filter(|other| tensors.contains(other));
-        match tensors.contains(&name) {
-            true => name,
-            false => others.next().unwrap_or(name),
+        // The first Mamba checkpoints call it `embedding`.
+        match name.replace("embeddings.", "embedding.") {
+            old if !tensors.contains(&name) && tensors.contains(&old) => old,
+            _ => name,
         }
     };
     let (config, head) = head(config, &tensors, name)?;
@@ -234,6 +229,14 @@ pub(crate) fn head(
         ModelConfig::GptNeoX(_) => "gpt_neox.embed_in.weight",
         ModelConfig::Llama(_) => "model.embed_tokens.weight",
         ModelConfig::Mamba(_) => "backbone.embeddings.weight",
+    };
+    let [newer, own] = HEADS;
+    // Newer versions of transformers call GPT-NeoX's head as other models do.
+    let name = move |path: &str| match name(path) {
+        found if path != own || tensors.contains(&found) => found,
+        found => Some(name(newer))
+            .filter(|other| tensors.contains(other))
+            .unwrap_or(found),
     };
     let stored = HEADS.iter().map(|head| name(head));
     let mut stored = stored.filter(|_| config.tied_head());

@@ -167,7 +167,6 @@ fn in_lines(title: &str, width: f64) -> Vec<String> {
     for part in title.split_inclusive(", ") {
         match lines.last_mut() {
             Some(line) if width_of(&format!("{line}{part}"), 13.0) <= width => line.push_str(part),
-            _ if part.is_empty() => {}
             _ => lines.push(part.into()),
         }
     }

@@ -252,7 +252,7 @@ mod tests {
         let at = |name: &str| folder.path().join(name);
         for name in [
             ".app-state.tmp",
-            ".aXXXXXX.tmp",
+            ".aAbCdEf.tmp",
             ".a1b2c3d.tmp",
             ".a12345.tmp",
         ] {
@@ -261,7 +261,7 @@ mod tests {
         write_atomically(at("a"), b"new").unwrap();
         let left = [".app-state.tmp", ".a12345.tmp"];
         assert!(left.iter().all(|name| at(name).exists()));
-        assert!(!at(".aXXXXXX.tmp").exists() && !at(".a1b2c3d.tmp").exists());
+        assert!(!at(".aAbCdEf.tmp").exists() && !at(".a1b2c3d.tmp").exists());
     }
 
     #[test]

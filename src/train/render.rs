@@ -116,18 +116,19 @@ impl Lines {
 
     /// Between the evaluations of two versions of the task.
     pub(super) fn stage(&self, step: usize, next: &str) {
-        let (steps, width) = (self.steps, self.steps.to_string().len());
-        let mut out = std::io::stdout().lock();
-        writeln!(out, "stage {step:width$}/{steps}  learned; next is {next}").ok();
+        self.put("stage", step, &format!("learned; next is {next}"));
     }
 
     fn line(&self, split: &str, step: usize, scores: &Scores, tail: Option<String>) {
         let parts: Vec<String> = means(scores).into_iter().chain(tail).collect();
+        self.put(split, step, &parts.join("  "));
+    }
+
+    fn put(&self, what: &str, step: usize, text: &str) {
         let width = self.steps.to_string().len();
         let mut out = std::io::stdout().lock();
         // A closed pipe must not stop the training.
-        let text = parts.join("  ");
-        writeln!(out, "{split} {step:width$}/{}  {text}", self.steps).ok();
+        writeln!(out, "{what} {step:width$}/{}  {text}", self.steps).ok();
         out.flush().ok();
     }
 }

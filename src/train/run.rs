@@ -300,10 +300,9 @@ fn log_strategy<B: KernelBackend>(
     at_once: [usize; 2],
 ) {
     if let AnyMethod::GradMem(gradmem) = method {
-        let memory = &config.memory;
         let graphs = match config.train.meta_gradient {
             MetaGradient::Replay => 1,
-            _ => memory.most_steps() * memory.chunks_in_a_row(at_once[1]),
+            _ => config.memory.steps_in_a_row(at_once[1]),
         };
         log::info!(
             target: NOTICE,

@@ -147,7 +147,7 @@ impl Job for EvalJob {
         });
         let method = trained.config.method.as_str();
         // Saved before it is printed: a pipe may be closed. The results are printed also if the folder cannot be written to.
-        let kept = match args.data.is_empty() {
+        let stored = match args.data.is_empty() {
             true => RunFolder::open(&args.run)
                 .and_then(|run| run.save_evaluation(found.clone()).map(|_| ())),
             false => Ok(()),
@@ -156,7 +156,7 @@ impl Job for EvalJob {
             true => print_json(&found, method),
             false => print_table(&found, method, &args),
         }
-        if let Err(e) = kept {
+        if let Err(e) = stored {
             log::warn!("{e}");
         }
         saved
