@@ -7,9 +7,10 @@ use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
 use super::backward::{InputsLaunch, Present};
+use super::operands::empty;
 use super::plan::Plan;
 use super::tiles::{Own, SizesLaunch, Tiles};
-use super::{backward, double_backward, forward, operands};
+use super::{backward, double_backward, forward};
 
 impl Plan {
     pub fn forward<R: CubeRuntime>(
@@ -18,8 +19,8 @@ impl Plan {
         scale: f64,
     ) -> (CubeTensor<R>, CubeTensor<R>) {
         let [q, k, v] = inputs.map(into_contiguous);
-        let out = self.empty(&q, &self.query, self.dtype);
-        let lse = self.empty(&q, &self.per_query(1), DType::F32);
+        let out = empty(&q, self.query.clone(), self.dtype);
+        let lse = empty(&q, self.per_query(1), DType::F32);
         let tiles = self.forward.reading([&q, &k, &v]);
         let at = self.launch(&q.client, Own::Queries, tiles);
         unsafe {
@@ -53,10 +54,10 @@ impl Plan {
         let inputs = Inputs::new(inputs, lse, grad_out, onto);
         let tiles = self.backward.reading(inputs.all());
         let client = inputs.client();
-        let delta = self.empty(inputs.like(), &self.per_query(1), DType::F32);
-        let dq = self.empty(inputs.like(), &self.query, self.dtype);
-        let dk = self.empty(inputs.like(), &self.key, self.dtype);
-        let dv = self.empty(inputs.like(), &self.key, self.dtype);
+        let delta = empty(inputs.like(), self.per_query(1), DType::F32);
+        let dq = empty(inputs.like(), self.query.clone(), self.dtype);
+        let dk = empty(inputs.like(), self.key.clone(), self.dtype);
+        let dv = empty(inputs.like(), self.key.clone(), self.dtype);
         let at = self.launch(&client, Own::Queries, tiles);
         unsafe {
             backward::backward_queries::launch_unchecked(
@@ -105,11 +106,11 @@ impl Plan {
         let inputs = Inputs::new(inputs, lse, grad_out, cotangents);
         let tiles = self.double_backward.reading(inputs.all());
         let client = inputs.client();
-        let sums = self.empty(inputs.like(), &self.per_query(3), DType::F32);
-        let to_grad_out = self.empty(inputs.like(), &self.query, self.dtype);
-        let to_q = self.empty(inputs.like(), &self.query, self.dtype);
-        let to_k = self.empty(inputs.like(), &self.key, self.dtype);
-        let to_v = self.empty(inputs.like(), &self.key, self.dtype);
+        let sums = empty(inputs.like(), self.per_query(3), DType::F32);
+        let to_grad_out = empty(inputs.like(), self.query.clone(), self.dtype);
+        let to_q = empty(inputs.like(), self.query.clone(), self.dtype);
+        let to_k = empty(inputs.like(), self.key.clone(), self.dtype);
+        let to_v = empty(inputs.like(), self.key.clone(), self.dtype);
         let at = self.launch(&client, Own::Queries, tiles);
         unsafe {
             double_backward::double_backward_sums::launch_unchecked(
@@ -164,16 +165,6 @@ impl Plan {
             1 => Shape::new([batch, heads, len, 1]),
             _ => Shape::new([numbers, batch, heads, len]),
         }
-    }
-
-    /// An uninitialised tensor on the device of `like`.
-    fn empty<R: CubeRuntime>(
-        &self,
-        like: &CubeTensor<R>,
-        shape: &Shape,
-        dtype: DType,
-    ) -> CubeTensor<R> {
-        operands::empty(like, shape.clone(), dtype)
     }
 
     /// A launch in which each cube computes one tile of queries or of keys.

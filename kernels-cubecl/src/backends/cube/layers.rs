@@ -8,7 +8,7 @@ use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::tensor::CubeTensor;
 use burn_cubecl::{CubeBackend, CubeRuntime, FloatElement, IntElement};
 
-use super::multiply::{own_product, product_and};
+use super::multiply::{self, own_product, product_and};
 use super::operands::{
     by_rows, empty, empty_like, in_an_order, in_the_other, is_for_kernels, launch, onto_or, sizes,
     spread, sum_of_rows, sums, tables_or,
@@ -47,7 +47,7 @@ where
         >,
 {
     fn product(lhs: FloatTensor<Self>, rhs: FloatTensor<Self>) -> FloatTensor<Self> {
-        product_and::<Self, R>(None, lhs, rhs)
+        multiply::plain_product::<Self, R>(lhs, rhs)
     }
 
     fn add_product(

@@ -62,7 +62,11 @@ where
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
         match Plan::new(&q, &k) {
             Some(plan) => plan.forward([q, k, v], scale),
-            None => primitives::causal_attention::<Self>([q, k, v], scale, exact::<Self, R>),
+            None => primitives::causal_attention::<Self>(
+                [q, k, v],
+                scale,
+                multiply::plain_product::<Self, R>,
+            ),
         }
     }
 
@@ -79,12 +83,14 @@ where
         let inputs = [q, k, v];
         match Plan::new(&inputs[0], &inputs[1]) {
             Some(plan) => plan.backward(inputs, out, lse, grad_out, scale, onto),
-            None => {
-                let product = exact::<Self, R>;
-                primitives::causal_attention_backward::<Self>(
-                    inputs, lse, grad_out, scale, onto, product,
-                )
-            }
+            None => primitives::causal_attention_backward::<Self>(
+                inputs,
+                lse,
+                grad_out,
+                scale,
+                onto,
+                multiply::plain_product::<Self, R>,
+            ),
         }
     }
 
@@ -106,17 +112,8 @@ where
                 grad_out,
                 cotangents,
                 scale,
-                exact::<Self, R>,
+                multiply::plain_product::<Self, R>,
             ),
         }
     }
-}
-
-/// The product of the layers, which rounds no more than [`Precision`](crate::Precision) says.
-fn exact<B, R>(lhs: FloatTensor<B>, rhs: FloatTensor<B>) -> FloatTensor<B>
-where
-    R: CubeRuntime,
-    B: Backend<FloatTensorPrimitive = CubeTensor<R>>,
-{
-    multiply::product_and::<B, R>(None, lhs, rhs)
 }

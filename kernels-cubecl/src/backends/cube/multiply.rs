@@ -32,6 +32,15 @@ where
     }
 }
 
+/// The product of the layers, which rounds no more than [`Precision`](crate::Precision) says.
+pub fn plain_product<B, R>(lhs: CubeTensor<R>, rhs: CubeTensor<R>) -> CubeTensor<R>
+where
+    R: CubeRuntime,
+    B: Backend<FloatTensorPrimitive = CubeTensor<R>>,
+{
+    product_and::<B, R>(None, lhs, rhs)
+}
+
 /// A product in the run's precision, and what it is added to: in one launch, if the kernel is our own.
 fn whole<B, R>(to: Option<CubeTensor<R>>, lhs: CubeTensor<R>, rhs: CubeTensor<R>) -> CubeTensor<R>
 where
