@@ -2,27 +2,42 @@
 
 use std::collections::HashMap;
 
-/// Normalizes a text as SQuAD does: lower case, without punctuation and articles, single spaces between words.
+use super::source::single_spaces;
+
+/// Normalizes a text as SQuAD does: lower case, without ASCII punctuation and articles, single spaces between words.
 pub fn normalize(text: &str) -> String {
-    let lower = text.to_lowercase();
-    let kept: String = lower
-        .chars()
-        .filter(|c| !c.is_ascii_punctuation())
-        .collect();
-    let words = kept
-        .split_whitespace()
-        .filter(|word| !["a", "an", "the"].contains(word));
-    words.collect::<Vec<_>>().join(" ")
+    let (mut kept, mut word) = (String::new(), String::new());
+    // What is no letter and no number ends a word; so does the text.
+    for c in plain(text).chars().chain([' ']) {
+        if c.is_alphanumeric() {
+            word.push(c);
+            continue;
+        }
+        match word.as_str() {
+            "a" | "an" | "the" => kept.push(' '),
+            word => kept.push_str(word),
+        }
+        word.clear();
+        kept.push(c);
+    }
+    single_spaces(&kept)
 }
 
-/// Whether `answer` is one of `right`, all normalized. A right answer that is empty after normalization (an
-/// article, a punctuation mark) is compared without normalization.
+/// The same with articles.
+fn plain(text: &str) -> String {
+    let lower = text.to_lowercase();
+    single_spaces(&lower.replace(|c: char| c.is_ascii_punctuation(), ""))
+}
+
+/// Whether `answer` is one of `right`, all normalized. Of a right answer that is an article the articles stay, and of one that
+/// is a punctuation mark all: with nothing left, any such answer would be right.
 pub fn exact_match(answer: &str, right: &[String]) -> bool {
-    let normal = normalize(answer);
-    right.iter().any(|right| match normalize(right) {
-        other if other.is_empty() => answer.trim() == right.trim(),
-        other => other == normal,
-    })
+    let is = |right: &String| match (normalize(right), plain(right)) {
+        (normal, _) if !normal.is_empty() => normal == normalize(answer),
+        (_, plainly) if !plainly.is_empty() => plainly == plain(answer),
+        _ => right.trim() == answer.trim(),
+    };
+    right.iter().any(is)
 }
 
 /// F1 of the normalized words (the harmonic mean of precision and recall), the best over all of `right`.
@@ -69,6 +84,12 @@ mod tests {
         // Values of key-value retrieval may be articles.
         assert!(exact_match("a", &right(&["a"])));
         assert!(!exact_match("the", &right(&["a"])));
+        assert!(exact_match("A.", &right(&["a"])) && exact_match("a", &right(&["A"])));
+        assert!(exact_match("?", &right(&["?"])) && !exact_match("!", &right(&["?"])));
+        // A word ends at any sign.
+        assert_eq!(normalize("“The Raven”, the–end"), "“ raven” –end");
+        assert_eq!(normalize("“ Raven”"), "“ raven”");
+        assert_eq!(normalize("theory of Ana"), "theory of ana");
     }
 
     #[test]

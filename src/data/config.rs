@@ -4,11 +4,12 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use super::source::Examples;
+use super::source::{Examples, single_spaces};
+use super::squad::ANSWER;
 use super::task::{Task, max_inspected};
 use super::{
     BabiConfig, Example, JsonlConfig, KvConfig, Lengths, MqarConfig, MultihopConfig,
-    PhonebookConfig, SquadConfig, TextConfig, TextTokenizer, TokensConfig,
+    PhonebookConfig, SquadConfig, SquadVariant, TextConfig, TextTokenizer, TokensConfig,
 };
 use crate::error::Error;
 use crate::support::counted;
@@ -159,10 +160,9 @@ impl DataConfig {
     /// break. What is read from JSON lines has no form of its own.
     pub fn form_context(&self, text: &str) -> String {
         let text = text.replace("\r\n", "\n").replace('\r', "\n");
-        let single_spaces = || text.split_whitespace().collect::<Vec<_>>().join(" ");
         match self {
-            Self::Babi(_) => format!("{} ", single_spaces()),
-            Self::Text(_) => single_spaces(),
+            Self::Babi(_) => format!("{} ", single_spaces(&text)),
+            Self::Text(_) => single_spaces(&text),
             Self::Squad(_) => format!("{} ", text.trim()),
             Self::Phonebook(book) if book.train_file.is_none() => format!("{}\n", text.trim()),
             _ => text,
@@ -170,15 +170,32 @@ impl DataConfig {
     }
 
     /// A user's question as this task's queries are: as a context, but for a name in a generated phonebook.
-    pub fn form_question(&self, text: &str) -> String {
+    ///
+    /// # Errors
+    ///
+    /// A question other than `Answer:` to SQuAD's variants that have the question in the context.
+    pub fn form_question(&self, text: &str) -> Result<String, Error> {
         let context = self.form_context(text);
-        match self {
+        let asked = context.trim();
+        Ok(match self {
             Self::Phonebook(book) if book.train_file.is_none() => {
-                let name = context.trim();
-                format!("\n{}: ", name.strip_suffix(':').unwrap_or(name).trim_end())
+                format!(
+                    "\n{}: ",
+                    asked.strip_suffix(':').unwrap_or(asked).trim_end()
+                )
+            }
+            Self::Squad(squad) if asked != ANSWER.trim() && squad.variant.asks_in_context() => {
+                return Err(Error::Input(format!(
+                    "is {asked:?}, but the model was trained with the question in the context, {}: write both, and ask {:?}",
+                    match squad.variant {
+                        SquadVariant::QcA => "before the paragraph",
+                        _ => "behind the paragraph",
+                    },
+                    ANSWER.trim()
+                )));
             }
             _ => context,
-        }
+        })
     }
 
     /// Reads the tokenizer that a run of this task has saved in `path`.
@@ -419,19 +436,28 @@ mod tests {
         let babi = DataConfig::Babi(super::super::BabiConfig::default());
         let story = "Mary went home.\r\nAnn left.\n";
         assert_eq!(babi.form_context(story), "Mary went home. Ann left. ");
-        assert_eq!(babi.form_question("Where is Mary?"), "Where is Mary? ");
+        let question = |data: &DataConfig, text| data.form_question(text).unwrap();
+        assert_eq!(question(&babi, "Where is Mary?"), "Where is Mary? ");
         let squad = DataConfig::Squad(super::super::SquadConfig::default());
         assert_eq!(
             squad.form_context("One.\r\nTwo.  Three."),
             "One.\nTwo.  Three. "
         );
+        let in_context = DataConfig::Squad(super::super::SquadConfig {
+            variant: SquadVariant::QcA,
+            ..Default::default()
+        });
+        assert_eq!(question(&squad, "Who?"), "Who? ");
+        assert_eq!(question(&in_context, "Answer:"), "Answer: ");
+        let error = in_context.form_question("Who?").unwrap_err().to_string();
+        assert!(error.contains("before the paragraph"), "{error}");
         let book = DataConfig::Phonebook(super::super::PhonebookConfig::default());
         assert_eq!(
             book.form_context("Ann Lee: 1\r\nBo Ray: 2"),
             "Ann Lee: 1\nBo Ray: 2\n"
         );
         for asked in ["Ann Lee", "Ann Lee:", "\nAnn Lee: "] {
-            assert_eq!(book.form_question(asked), "\nAnn Lee: ");
+            assert_eq!(question(&book, asked), "\nAnn Lee: ");
         }
     }
 

@@ -27,6 +27,11 @@ impl<D: Dataset<Example>> Dataset<Result<Example, Error>> for AlwaysOk<D> {
     }
 }
 
+/// Any white space as one space, and none around the text.
+pub(crate) fn single_spaces(text: &str) -> String {
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
 /// Boxes a dataset whose items never fail as [`Examples`].
 pub(crate) fn boxed(dataset: impl Dataset<Example> + 'static) -> Examples {
     Box::new(AlwaysOk(dataset))

@@ -65,6 +65,16 @@ pub enum SquadVariant {
     QcA,
 }
 
+/// The query of the variants that have the question in the context.
+pub(super) const ANSWER: &str = "Answer: ";
+
+impl SquadVariant {
+    /// Whether the question is a part of the context.
+    pub(super) fn asks_in_context(self) -> bool {
+        matches!(self, Self::CqA | Self::QcA)
+    }
+}
+
 impl SquadConfig {
     /// Checks every value.
     ///
@@ -308,9 +318,19 @@ fn hold_out(path: &Path, articles: Vec<Article>) -> Result<(Vec<Article>, Vec<Ar
         return Err(Error::file(path, problem));
     }
     let contexts = contexts(&valid);
+    let count = |articles: &[Article]| questions(articles).count();
+    let before = count(&train);
     for article in &mut train {
         let held_out = |p: &Paragraph| contexts.contains(p.context.trim());
         article.paragraphs.retain(|p| !held_out(p));
+    }
+    let left_out = before - count(&train);
+    if left_out > 0 {
+        log::warn!(
+            "{}: {left_out} of {before} training questions are left out, because their paragraph is held out too; data.valid_file may name \
+             other articles",
+            path.display()
+        );
     }
     Ok((train, valid))
 }
@@ -348,8 +368,8 @@ fn example(context: &str, asked: &QuestionRecord, variant: SquadVariant) -> Exam
                 format!("{question} "),
             )
         }
-        SquadVariant::CqA => (format!("{whole} {question} "), "Answer: ".into()),
-        SquadVariant::QcA => (format!("{question} {whole} "), "Answer: ".into()),
+        SquadVariant::CqA => (format!("{whole} {question} "), ANSWER.into()),
+        SquadVariant::QcA => (format!("{question} {whole} "), ANSWER.into()),
     };
     let mut answers: Vec<String> = Vec::new();
     for answer in &asked.answers {

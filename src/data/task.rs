@@ -99,19 +99,26 @@ impl<'a> Inspection<'a> {
     }
 
     pub fn add(&mut self, sample: &Sample, split: Split) {
+        let is_unknown = |id: &u32| self.tokenizer.is_unknown(*id);
         self.add_tokens(&sample.context);
         for asked in &sample.asked {
             self.add_tokens(&asked.tokens);
             self.add_length(asked.target);
+            // The token that ends an answer may be the one for the unknown too.
+            let mut targets = &asked.tokens[asked.target..];
+            if let Some((last, before)) = targets.split_last()
+                && self.tokenizer.is_mark(*last)
+            {
+                targets = before;
+                self.unknown -= usize::from(is_unknown(last));
+            }
             for answer in &asked.answers {
                 self.add_length(answer.len());
                 self.print.update(answer);
             }
             if split == Split::Valid {
-                let is_unknown = |id: &u32| self.tokenizer.is_unknown(*id);
                 self.held_out += 1;
-                self.unanswerable +=
-                    usize::from(asked.tokens[asked.target..].iter().any(is_unknown));
+                self.unanswerable += usize::from(targets.iter().any(is_unknown));
             }
         }
     }
@@ -186,10 +193,8 @@ impl EncodedSamples {
             )));
         }
         if cut > 0 {
-            let (head, tail) = example
-                .context
-                .split_at(example.context.len() - example.tail);
-            let tail = tokenizer.encode(tail)?;
+            let (ids, tail) = tokenizer.encode_with_tail(&example.context, example.tail)?;
+            let (head, tail) = ids.split_at(tail);
             if tail.len() >= most {
                 return Err(Error::Input(format!(
                     "the {} tokens that must be kept at the end of its context leave nothing of \
@@ -197,9 +202,7 @@ impl EncodedSamples {
                     tail.len()
                 )));
             }
-            context = tokenizer.encode(head)?;
-            context.truncate(most - tail.len());
-            context.extend(tail);
+            context = [&head[..most - tail.len()], tail].concat();
         }
         let asked = example.questions.iter().map(|question| {
             let (asked, joined) = tokenizer.encode_joined(question)?;

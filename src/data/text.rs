@@ -244,7 +244,6 @@ impl TextSamples {
     fn tokens_from(&self, sentence: usize) -> Result<Option<Vec<u32>>, Error> {
         let wanted = self.config.sample_tokens();
         let mut bytes = 8 * wanted;
-        let mut length = 0;
         loop {
             let text = self.corpus.text_from(sentence, bytes)?;
             let mut tokens = self.tokenizer.encode(&text)?;
@@ -253,11 +252,10 @@ impl TextSamples {
                 tokens.truncate(wanted);
                 return Ok(Some(tokens));
             }
-            if text.len() == length {
+            if text.len() < bytes {
                 return Ok(None);
             }
-            length = text.len();
-            bytes *= 2;
+            bytes = 2 * text.len();
         }
     }
 
@@ -299,6 +297,33 @@ impl Dataset<Result<Sample, Error>> for TextSamples {
 mod tests {
     use super::*;
     use crate::data::DataConfig;
+
+    /// Sentences of many bytes and few words, so that twice the bytes are still one sentence.
+    #[test]
+    fn a_sentence_of_long_words_is_not_the_end_of_the_text() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.txt");
+        let line = |i: usize| {
+            format!(
+                "{}.\n",
+                vec![format!("W{}", "x".repeat(64)); 9 + i % 3].join(" ")
+            )
+        };
+        std::fs::write(&path, (0..99).map(line).collect::<String>()).unwrap();
+        let config = DataConfig::Text(TextConfig {
+            path,
+            context_tokens: 16,
+            valid_samples: 10,
+            ..TextConfig::default()
+        });
+        let tokens = TokensConfig {
+            tokenizer: "words".into(),
+            ..TokensConfig::default()
+        };
+        let task = config.open(&tokens, 1, None).unwrap();
+        let sample = task.train.get(5).unwrap().unwrap();
+        assert_eq!(sample.context.len(), 16);
+    }
 
     fn task(objective: Objective, context_tokens: usize) -> Result<Task, Error> {
         let folder = tempfile::tempdir().unwrap();

@@ -233,15 +233,8 @@ impl TextTokenizer {
             Some(Unit::Character) => (self.encode(&text)?, query.chars().count(), false),
             Some(Unit::Word) => (self.encode(&text)?, query.split_whitespace().count(), false),
             None => {
-                let (tokenizer, leaves_out) = (&self.tokenizer, self.leaves_out);
-                let encoding = tokenizer::encode_with_offsets(tokenizer, &text, false, leaves_out)?;
-                let ids = encoding.get_ids().to_vec();
-                let overlaps = |(start, end): &(usize, usize)| *end > query.len() && end > start;
-                let offsets = encoding.get_offsets();
-                let start = offsets.iter().position(overlaps).unwrap_or(ids.len());
-                let first = offsets.get(start).map(|(first, _)| *first);
-                let joined = first.is_some_and(|first| first < query.trim_end().len());
-                (ids, start, joined)
+                let (ids, start, first) = self.divided(&text, query.len())?;
+                (ids, start, first < query.trim_end().len())
             }
         };
         let counted = tokens.iter().skip(start).any(|token| !self.is_mark(*token));
@@ -263,6 +256,60 @@ impl TextTokenizer {
             direction: None,
         };
         Ok((asked, joined))
+    }
+
+    /// Encodes a query whose target is not known: the tokens that [`TextTokenizer::encode_question`] has in front of those of the
+    /// target. The space at the end of a query is no part of the query's where it begins the first token of a target, which it
+    /// does if it does so before any letter.
+    ///
+    /// # Errors
+    ///
+    /// As [`TextTokenizer::encode`].
+    pub fn encode_query(&self, query: &str) -> Result<Vec<u32>, Error> {
+        let alone = self.encode(query)?;
+        let end = query.trim_end().len();
+        if self.is_closed() || end == query.len() {
+            return Ok(alone);
+        }
+        let letters = ('a'..='z').chain('A'..='Z');
+        let before = letters.filter_map(|letter| {
+            let (mut ids, start, first) = self
+                .divided(&format!("{query}{letter}"), query.len())
+                .ok()?;
+            ids.truncate(start);
+            (first >= end).then_some(ids)
+        });
+        Ok(before
+            .chain([alone])
+            .min_by_key(Vec::len)
+            .unwrap_or_default())
+    }
+
+    /// Encodes a text of which the last `tail` bytes are a part of their own, and the first token that contains a character of
+    /// this part. For an open vocabulary.
+    ///
+    /// # Errors
+    ///
+    /// As [`TextTokenizer::encode`].
+    pub(super) fn encode_with_tail(
+        &self,
+        text: &str,
+        tail: usize,
+    ) -> Result<(Vec<u32>, usize), Error> {
+        let (ids, start, _) = self.divided(text, text.len() - tail)?;
+        Ok((ids, start))
+    }
+
+    /// Encodes a text by an open vocabulary; the first token that contains a character from byte `at` on, and where it begins.
+    fn divided(&self, text: &str, at: usize) -> Result<(Vec<u32>, usize, usize), Error> {
+        let (tokenizer, leaves_out) = (&self.tokenizer, self.leaves_out);
+        let encoding = tokenizer::encode_with_offsets(tokenizer, text, false, leaves_out)?;
+        let ids = encoding.get_ids().to_vec();
+        let offsets = encoding.get_offsets();
+        let overlaps = |(start, end): &(usize, usize)| *end > at && end > start;
+        let start = offsets.iter().position(overlaps).unwrap_or(ids.len());
+        let first = offsets.get(start).map_or(text.len(), |(first, _)| *first);
+        Ok((ids, start, first))
     }
 
     /// A target's text without its delimiters.
@@ -288,14 +335,18 @@ impl TextTokenizer {
         }
     }
 
-    /// The text of an answer, without the tokens that the metrics ignore.
+    /// The text of an answer, without the tokens that the metrics ignore, and without the space in front of it, which is the query's.
     ///
     /// # Errors
     ///
     /// As [`TextTokenizer::decode`].
     pub fn decode_answer(&self, ids: &[u32]) -> Result<String, Error> {
         let ids = ids.iter().copied().filter(|id| !self.is_mark(*id));
-        self.decode(&ids.collect::<Vec<_>>())
+        let mut text = self.decode(&ids.collect::<Vec<_>>())?;
+        if !self.is_closed() && text.starts_with(' ') {
+            text.remove(0);
+        }
+        Ok(text)
     }
 
     /// The text of an answer as this tokenizer tells it again: one that splits at punctuation tells `3.5` as `3 . 5`. An answer
@@ -478,6 +529,13 @@ mod tests {
         }
         assert_eq!(tokenizer.as_told("xz").unwrap(), "xz");
         assert_eq!(bpe(Some("y")).encode("x z").unwrap(), [1, 2]);
+        // Bytes to fall back to, of which there are none.
+        let builder = BPE::builder().vocab_and_merges(vocab.clone(), Vec::new());
+        let mut falls_back = Tokenizer::new(builder.byte_fallback(true).build().unwrap());
+        falls_back.with_pre_tokenizer(Some(WhitespaceSplit {}));
+        let falls_back = TextTokenizer::new(falls_back, None, None).unwrap();
+        let error = falls_back.encode("x z").unwrap_err().to_string();
+        assert!(error.contains("'z' at byte 2"), "{error}");
     }
 
     #[test]
@@ -510,6 +568,7 @@ mod tests {
         let ids = tokenizer.encode(" 10 1\n[PAD] 10 ").unwrap();
         assert_eq!(ids, [2, 3, 0, 2]);
         assert_eq!(tokenizer.decode(&ids).unwrap(), "10 1 [PAD] 10");
+        assert_eq!(tokenizer.encode_query("10").unwrap(), [2]);
         let asked = tokenizer.encode_question(&question("10", "1 10 [END]"));
         let asked = asked.unwrap();
         assert_eq!((&asked.tokens[..], asked.target), (&[2, 3, 2, 1][..], 1));
@@ -547,8 +606,15 @@ mod tests {
                 .unwrap();
             assert_eq!(token, first, "{kind}");
             let text = tokenizer.decode_answer(target).unwrap();
-            assert_eq!(text.trim(), "Zoë Ann", "{kind}");
+            assert_eq!(text, "Zoë Ann", "{kind}");
             assert_eq!(asked.answers, ["Zoë Ann"]);
+            // A query alone has the same tokens, whatever its target will be.
+            let alone = tokenizer.encode_query("who is in Zürich? ").unwrap();
+            assert_eq!(alone, asked.tokens[..asked.target], "{kind}");
+            let empty = tokenizer.encode_query("").unwrap();
+            assert!(empty.is_empty(), "{kind}: {empty:?}");
+            let joined = tokenizer.encode_query("who").unwrap();
+            assert_eq!(joined, tokenizer.encode("who").unwrap(), "{kind}");
             let query = tokenizer.decode(&asked.tokens[..asked.target]).unwrap();
             assert!(
                 query.starts_with("who is in") && !query.contains("Zoë"),

@@ -6,6 +6,7 @@ use std::path::Path;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use tokenizers::decoders::DecoderWrapper;
+use tokenizers::models::ModelWrapper;
 use tokenizers::normalizers::NormalizerWrapper;
 use tokenizers::{Decoder, NormalizedString, Normalizer, Tokenizer};
 
@@ -19,6 +20,9 @@ const HOLES: usize = 1 << 16;
 
 /// The most steps of a normalizer or decoder: each text of each step goes through all of them.
 const STEPS: usize = 1000;
+
+/// The most bytes that all steps together are tried on.
+const TRIED: usize = 1 << 25;
 
 /// How many times longer all replacements together may make a text.
 const GROWTH: usize = 100;
@@ -61,6 +65,17 @@ pub(crate) fn open(path: &Path) -> Result<Tokenizer, Error> {
     plain
         .map_err(|e| problem(e.to_string()))?
         .with_padding(None);
+    if let ModelWrapper::BPE(bpe) = tokenizer.get_model()
+        && bpe.dropout.is_some_and(|share| share > 0.0)
+    {
+        log::warn!(
+            "{}: its `dropout` of merges is left out: a text has the same tokens each time",
+            path.display()
+        );
+        let mut bpe = bpe.clone();
+        bpe.dropout = None;
+        tokenizer.with_model(bpe);
+    }
     let vocab = tokenizer.get_vocab(true);
     let count = vocab.len();
     if let Some((token, id)) = vocab.into_iter().max_by_key(|(_, id)| *id)
@@ -176,13 +191,23 @@ fn grows<S: DeserializeOwned>(
         return Err(format!("it has {} steps, more than {STEPS}", steps.len()));
     }
     texts.extend(TEXTS.map(String::from));
+    texts.sort_unstable();
+    texts.dedup();
     // What does not parse is the concern of whoever reads the whole.
     let parse =
         |step: &&Value| panics::catch_panic(|| serde_json::from_value::<S>((*step).clone()).ok());
     let steps: Vec<S> = steps.iter().filter_map(parse).flatten().collect();
+    let mut tried = 0;
     for text in texts.iter().filter(|text| !text.is_empty()) {
         let mut now = text.clone();
         for step in &steps {
+            tried += now.len();
+            if tried > TRIED {
+                return Err(format!(
+                    "its {} replacements of long texts take too much work",
+                    steps.len()
+                ));
+            }
             // A step that fails is the concern of whoever uses the whole.
             let changed = panics::catch_panic(|| apply(step, &now)).flatten();
             now = changed.unwrap_or(now);
@@ -264,6 +289,17 @@ mod tests {
     }
 
     #[test]
+    fn merges_are_dropped_of_no_text() {
+        let json = r#"{"added_tokens": [], "model": {"type": "BPE", "dropout": 0.5, "vocab": {"a": 0, "b": 1, "ab": 2},
+            "merges": [["a", "b"]]}}"#;
+        let tokenizer = opened(json).unwrap();
+        for _ in 0..20 {
+            let ids = tokenizer.encode("ababab", false).unwrap();
+            assert_eq!(ids.get_ids(), [2, 2, 2]);
+        }
+    }
+
+    #[test]
     fn files_that_would_panic_or_not_terminate_are_errors() {
         opened(&words(r#"{"a": 0, "b": 65537}"#, "")).unwrap();
         let bomb = r#"{"type": "Replace", "pattern": {"String": "a"}, "content": "aaaaaaaaaa"},"#;
@@ -276,6 +312,20 @@ mod tests {
                 r#""normalizer": {{"type": "Precompiled", "precompiled_charsmap": "{bytes}"}},"#
             )
         };
+        // A text of 200 KB goes through hundreds of steps.
+        let longer = format!(
+            r#""pattern": {{"String": "a"}}, "content": "{}""#,
+            "b".repeat(99)
+        );
+        let other = |at: usize| {
+            let content = format!("{at}{}", "a".repeat(2000));
+            format!(r#","pattern": {{"String": "never"}}, "content": "{content}"}}"#)
+        };
+        let others = (0..500).map(|at| format!(r#",{{"type": "Replace"{}"#, other(at)));
+        let long = format!(
+            r#""normalizer": {{"type": "Sequence", "normalizers": [{{"type": "Replace", {longer}}}{}]}},"#,
+            others.collect::<String>()
+        );
         let strip = r#""decoder": {"type": "Strip", "content": "a", "start": 0, "stop": 9},"#;
         let empty = r#""pre_tokenizer": {"type": "FixedLength", "length": 0},"#;
         for (json, word) in [
@@ -292,6 +342,7 @@ mod tests {
                 words(r#"{"a": 0}"#, &table("AABp")),
                 "not a table in base64",
             ),
+            (words(r#"{"a": 0}"#, &long), "too much work"),
             (words(r#"{"a": 0}"#, strip), "it fails on"),
             (words(r#"{"a": 0}"#, empty), "it fails on"),
             (

@@ -55,13 +55,13 @@ pub fn open_folder(
             path.display()
         );
     }
-    warn_of_other_special(&tokenizer, folder.as_ref())?;
+    warn_of_other_settings(&tokenizer, folder.as_ref())?;
     Ok(Some(tokenizer))
 }
 
-/// Warns where a folder's `tokenizer_config.json` says of the tokens that begin and end a text what its `tokenizer.json` does not
-/// do: version 4 of `transformers` follows the former for some models, version 5 the latter.
-fn warn_of_other_special(tokenizer: &Tokenizer, folder: &Path) -> Result<(), Error> {
+/// Warns where a folder's `tokenizer_config.json` says of the tokens that begin and end a text, or of a space before it, what its
+/// `tokenizer.json` does not do: version 4 of `transformers` follows the former for some models, version 5 the latter.
+fn warn_of_other_settings(tokenizer: &Tokenizer, folder: &Path) -> Result<(), Error> {
     let path = folder.join("tokenizer_config.json");
     if !path.exists() {
         return Ok(());
@@ -76,6 +76,10 @@ fn warn_of_other_special(tokenizer: &Tokenizer, folder: &Path) -> Result<(), Err
         ("add_bos_token", added && !given.starts_with(&bare)),
         ("add_eos_token", added && !given.ends_with(&bare)),
     ];
+    let mut does = does.to_vec();
+    if let Some(adds) = adds_prefix_space(tokenizer) {
+        does.push(("add_prefix_space", adds));
+    }
     for (key, does) in does {
         if let Some(says) = json.get(key).and_then(|value| value.as_bool())
             && says != does
@@ -88,6 +92,18 @@ fn warn_of_other_special(tokenizer: &Tokenizer, folder: &Path) -> Result<(), Err
         }
     }
     Ok(())
+}
+
+/// Whether a tokenizer of bytes puts a space before a text.
+fn adds_prefix_space(tokenizer: &Tokenizer) -> Option<bool> {
+    let of = |step: &PreTokenizerWrapper| match step {
+        PreTokenizerWrapper::ByteLevel(bytes) => Some(bytes.add_prefix_space),
+        _ => None,
+    };
+    match tokenizer.get_pre_tokenizer()? {
+        PreTokenizerWrapper::Sequence(steps) => steps.as_ref().iter().find_map(of),
+        step => of(step),
+    }
 }
 
 /// The tokenizer without what adds special tokens to a text.
@@ -189,7 +205,9 @@ pub(crate) fn leaves_out(tokenizer: &Tokenizer) -> bool {
             .iter()
             .all(|c| known(c.encode_utf8(&mut [0; 4])))
     };
-    !(has_unknown || bpe.byte_fallback || of_bytes && has_bytes())
+    // Without one of them, the crate falls back for no character that has its byte.
+    let falls_back = bpe.byte_fallback && (0..=255).all(|byte| known(&format!("<0x{byte:02X}>")));
+    !(has_unknown || falls_back || of_bytes && has_bytes())
 }
 
 /// The first character of a text that no token stands for, and its byte. White space, and what the tokenizer's normalizer takes

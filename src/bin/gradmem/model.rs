@@ -10,10 +10,11 @@ use gradmem::memory::{GradMem, GradMemConfig, MemoryFile, MemoryStart};
 use gradmem::method::AnyMethod;
 use gradmem::model::AnyLm;
 use gradmem::model::generate::GenerateConfig;
+use gradmem::report::is_run;
 use gradmem::tokenizer::{self, Tokenizer};
 use gradmem::train::{Trained, open_method};
 
-use crate::args::Sampling;
+use crate::args::{Sampling, by_options};
 
 /// A method in a folder, if it is GradMem, for a subcommand that needs it.
 pub fn gradmem_of<'a, B: KernelBackend>(
@@ -40,7 +41,7 @@ pub struct Model<B: KernelBackend> {
 impl<B: KernelBackend> Model<B> {
     /// Opens a run's folder or, if it has no `config.toml`, a checkpoint's.
     pub fn open(folder: &Path, device: &B::Device) -> Result<Self, Error> {
-        if folder.join("config.toml").is_file() {
+        if is_run(folder)? {
             let Trained {
                 method,
                 tokenizer,
@@ -156,21 +157,23 @@ pub enum Specials {
     Without,
 }
 
+/// The token ids of a text, with a warning of those for what is not in the vocabulary.
+fn known(tokenizer: &TextTokenizer, ids: Vec<u32>) -> Vec<u32> {
+    let unknown = ids.iter().filter(|id| tokenizer.is_unknown(**id)).count();
+    if unknown > 0 {
+        log::warn!(
+            "{unknown} of {} tokens are not in the vocabulary: the model knows nothing of them",
+            ids.len()
+        );
+    }
+    ids
+}
+
 impl Text {
     /// The token ids of a text. A run's tokenizer has no special tokens to add.
     pub fn encode(&self, text: &str, specials: Specials) -> Result<Vec<u32>, Error> {
         match self {
-            Self::Task(tokenizer, _) => {
-                let ids = tokenizer.encode(text)?;
-                let unknown = ids.iter().filter(|id| tokenizer.is_unknown(**id)).count();
-                if unknown > 0 {
-                    log::warn!(
-                        "{unknown} of {} tokens are not in the vocabulary: the model knows nothing of them",
-                        ids.len()
-                    );
-                }
-                Ok(ids)
-            }
+            Self::Task(tokenizer, _) => Ok(known(tokenizer, tokenizer.encode(text)?)),
             Self::Any { tokenizer, .. } => {
                 tokenizer::encode(tokenizer, text, specials == Specials::With)
             }
@@ -181,10 +184,10 @@ impl Text {
     /// let the tokenizer add its special tokens to both.
     pub fn encode_part(&self, text: &str, part: Part) -> Result<Vec<u32>, Error> {
         match self {
-            Self::Task(_, data) => {
+            Self::Task(tokenizer, data) => {
                 let formed = match part {
                     Part::Context => data.form_context(text),
-                    Part::Question => data.form_question(text),
+                    Part::Question => data.form_question(text)?,
                 };
                 // What is put around a text is around every text of the task.
                 if !formed.contains(text.trim()) {
@@ -192,7 +195,11 @@ impl Text {
                         "the text is changed into the form of the task's texts, in its white space or its line breaks"
                     );
                 }
-                self.encode(&formed, Specials::Without)
+                let ids = match part {
+                    Part::Context => tokenizer.encode(&formed)?,
+                    Part::Question => tokenizer.encode_query(&formed)?,
+                };
+                Ok(known(tokenizer, ids))
             }
             Self::Any { in_context, .. } => {
                 let specials = match (part, in_context) {
@@ -242,20 +249,30 @@ impl Text {
     ///
     /// # Errors
     ///
-    /// Options of samples without a temperature.
+    /// Options of samples without a temperature; values that cannot work.
     pub fn generate_config(&self, sampling: &Sampling) -> Result<GenerateConfig, Error> {
-        if sampling.temperature == 0.0 && (sampling.top_k.is_some() || sampling.top_p != 1.0) {
-            let problem = "--top-k and --top-p are for samples: give a --temperature above 0 too";
+        let of_samples =
+            sampling.top_k.is_some() || sampling.top_p != 1.0 || sampling.seed.is_some();
+        if sampling.temperature == 0.0 && of_samples {
+            let problem =
+                "--top-k, --top-p and --seed are for samples: give a --temperature above 0 too";
             return Err(Error::Input(problem.into()));
         }
-        Ok(GenerateConfig {
+        let config = GenerateConfig {
             max_tokens: sampling.max_tokens,
             stop: self.ends(),
             temperature: sampling.temperature,
             top_k: sampling.top_k,
             top_p: sampling.top_p,
-            seed: sampling.seed,
+            seed: sampling.seed.unwrap_or(0),
             first: 0,
-        })
+        };
+        let options = [
+            ("temperature", "--temperature"),
+            ("top_k", "--top-k"),
+            ("top_p", "--top-p"),
+        ];
+        config.validate().map_err(|e| by_options(e, &options))?;
+        Ok(config)
     }
 }

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde::Deserialize;
 
-use crate::data::source::read_text;
+use crate::data::source::{read_text, single_spaces};
 use crate::data::{Example, Question, json};
 use crate::error::Error;
 
@@ -60,16 +60,17 @@ fn lines(text: &str) -> Result<Vec<Vec<Example>>, String> {
 
 impl Record {
     fn story(self, place: &str) -> Result<Vec<Example>, String> {
-        // Published records have spaces around them.
+        // Published records have spaces around them, and line breaks in them.
         let fields = [
-            ("input", self.input.trim()),
-            ("question", self.question.trim()),
-            ("target", self.target.trim()),
+            ("input", &self.input),
+            ("question", &self.question),
+            ("target", &self.target),
         ];
+        let fields = fields.map(|(field, text)| (field, single_spaces(text)));
         if let Some((field, _)) = fields.iter().find(|(_, text)| text.is_empty()) {
             return Err(format!("{place}: `{field}` is empty"));
         }
-        let [story, question, answer] = fields.map(|(_, text)| text);
+        let [story, question, answer] = fields.each_ref().map(|(_, text)| text);
         Ok(vec![example(story, question, answer)])
     }
 }
@@ -102,9 +103,10 @@ fn original(text: &str) -> Result<Vec<Vec<Example>>, String> {
             ));
         }
         last = number;
-        let mut fields = rest.split('\t').map(str::trim);
+        let mut fields = rest.split('\t').map(single_spaces);
         let sentence = fields.next().unwrap_or_default();
-        match (fields.next(), stories.last_mut()) {
+        let answer = fields.next();
+        match (answer.as_deref(), stories.last_mut()) {
             (None, _) if sentence.ends_with('?') => {
                 return problem("is a question without <TAB>answer");
             }
@@ -112,14 +114,14 @@ fn original(text: &str) -> Result<Vec<Vec<Example>>, String> {
                 if !statements.is_empty() {
                     statements.push(' ');
                 }
-                statements += sentence;
+                statements += &sentence;
             }
             (Some(""), _) => return problem("has an empty answer"),
             (Some(_), _) if sentence.is_empty() => return problem("has an empty question"),
             (Some(_), _) if statements.is_empty() => {
                 return problem("has a question before the first statement");
             }
-            (Some(answer), Some(story)) => story.push(example(&statements, sentence, answer)),
+            (Some(answer), Some(story)) => story.push(example(&statements, &sentence, answer)),
             (Some(_), None) => return problem("must be numbered 1: a story begins here"),
         }
     }
@@ -174,7 +176,8 @@ mod tests {
             format!("{first}Daniel went back to the hallway. ")
         );
         assert_eq!(original[1][0].context, "John sat. ");
-        let record = r#"{"target": "garden", "input": "John sat.", "question": "Where is John?"}"#;
+        let record =
+            r#"{"target": "garden", "input": "John\nsat. ", "question": "Where  is John?"}"#;
         for text in [
             format!("[{record},\n{record}]"),
             format!("{record}\n\n{record}\n"),

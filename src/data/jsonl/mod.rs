@@ -231,16 +231,19 @@ impl Dataset<Result<Example, Error>> for JsonlDataset {
 }
 
 impl JsonlFile {
-    fn read(&self, Sample { start, .. }: Sample) -> Result<Example, Error> {
+    fn read(&self, Sample { start, context }: Sample) -> Result<Example, Error> {
         let line = self.file.line(start, MAX_LINE);
         let line = line.map_err(Error::io(&self.path, "cannot read"))?;
         let text = std::str::from_utf8(&line).ok();
         let sample = text.and_then(|text| parse(text, 1).ok());
-        match sample.filter(|sample| sample.example.questions.len() == self.questions) {
-            Some(sample) => Ok(sample.example),
+        let is_same = |example: &Example| {
+            example.questions.len() == self.questions && hash_of(&example.context) == context
+        };
+        match sample.map(|sample| sample.example).filter(is_same) {
+            Some(example) => Ok(example),
             None => {
                 let problem = format!(
-                    "was changed since it was opened: no sample begins at byte {start} any more"
+                    "was changed since it was opened: its sample does not begin at byte {start} any more"
                 );
                 Err(Error::file(&self.path, problem))
             }
