@@ -11,7 +11,8 @@ pub struct Answers<B: Backend> {
     /// Mean `−log p` of the labelled tokens, `[1]`; of [smoothed labels](crate::episode::Episode::with_label_smoothing) their
     /// loss.
     pub read_loss: Tensor<B, 1>,
-    /// What other losses add to what training minimises, `[1]`.
+    /// What other losses add to what training minimises, `[1]`. [`Method::gradient`](crate::method::Method::gradient) takes it for a
+    /// mean over the tokens of the contexts where it weighs the parts of a batch.
     pub write_term: Option<Tensor<B, 1>>,
     /// The most probable tokens where there are labels.
     pub told: Told<B>,

@@ -9,9 +9,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::episode::{Tokens, check_contexts};
 use crate::error::Error;
-use crate::model::CausalLm;
 use crate::model::generate::{GenerateConfig, Reader, continue_prompts};
 use crate::model::rows::{pick, select, share};
+use crate::model::{CausalLm, check_positions};
 
 /// How training reads the questions of a context. Evaluation always reads each behind the context, alone.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -159,28 +159,25 @@ impl<B: Backend, M: CausalLm<B>> InContext<B, M> {
         let times = share(queries.len(), contexts.len())?;
         let in_a_row = if joint { times } else { 1 };
         let seq = queries.width();
+        queries.check_ids(&self.model, "query")?;
         let mut prompts = Vec::with_capacity(queries.len() / in_a_row);
         let mut answers = Vec::with_capacity(queries.len() / in_a_row);
-        // Tokens before a prompt's last query; the most.
-        let mut before = 0;
         for first in (0..queries.len()).step_by(in_a_row) {
             let mut prompt = contexts.row(first / times).to_vec();
             let mut rows = Vec::with_capacity(in_a_row * (seq + 1));
             for query in first..first + in_a_row {
-                before = before.max(prompt.len());
-                // What a shorter query's last rows are is read by nothing.
                 rows.extend(prompt.len() - 1..prompt.len() + seq);
                 prompt.extend(queries.row(query));
             }
             prompts.push(prompt);
             answers.push(rows);
         }
-        queries.check(&self.model, before, "query")?;
-        // A query follows what is before it; what fills a prompt comes last, where nothing looks back at it.
-        for prompt in &mut prompts {
-            prompt.resize(before + seq, 0);
-        }
         let prompts = Tokens::new(&prompts, &contexts.device())?;
+        check_positions(&self.model, prompts.width(), 0, "prompt")?;
+        // A shorter query's last rows are read by nothing: any will do.
+        for row in answers.iter_mut().flatten() {
+            *row = (*row).min(prompts.width() - 1);
+        }
         let hidden = self.model.hidden(self.model.embed(prompts.ids()));
         let hidden = pick(hidden, &answers);
         let d_model = hidden.dims()[2];

@@ -14,7 +14,6 @@ use serde_json::{Map, Value, json};
 use super::{armt, gradmem};
 use crate::baselines::{InContextConfig, RmtConfig, RmtProj};
 use crate::error::Error;
-use crate::memory::GradMem;
 use crate::method::{AnyMethod, MethodConfig};
 use crate::model::weights::{self, Tensors};
 use crate::model::{AnyLm, ModelConfig};
@@ -93,13 +92,20 @@ pub fn load<B: KernelBackend>(
     let (model, stored) = pretrained::head(&model, &tensors, |path| names.of_model(path))?;
     let tied = model.tied_head();
     let heads = pretrained::HEADS.map(|head| names.of_model(head));
-    let ignored = |name: &str| tied && heads.iter().any(|head| head == name);
+    // The reference has control tokens beside a memory of any kind, and reads those of a prefix alone.
+    let beside = !names.slots.is_empty();
+    let ignored = |name: &str| {
+        tied && heads.iter().any(|head| head == name) || beside && CTRL_TOKENS.contains(&name)
+    };
     let theirs = |path: &str| match path.strip_prefix("model.") {
         Some(path) => stored(path),
         None => names.theirs(path),
     };
     tensors.fill_as(method.blank(&model, device)?, theirs, ignored)
 }
+
+/// The reference's control tokens.
+const CTRL_TOKENS: [&str; 4] = ["write_st", "write_end", "read_st", "read_end"];
 
 /// Saves a checkpoint that [`load`] and the reference read; for the in-context baseline, the language
 /// model alone.
@@ -127,18 +133,32 @@ pub fn save<B: KernelBackend>(
     let mut base = method.model().config().to_json();
     special.write(&mut base);
     let mut config = to_json(base, &method.config());
-    if let AnyMethod::GradMem(GradMem {
-        write_lora: Some(lora),
-        ..
-    }) = method
-    {
+    if let AnyMethod::GradMem(gradmem) = method {
+        let write = gradmem.write_lora.as_ref().map(|lora| lora.targets());
+        let memory = gradmem.memory.modules();
+        let has_memory = |path: &&String| {
+            memory
+                .iter()
+                .any(|module| path.ends_with(&format!(".{module}")))
+        };
+        let both = write.and_then(|write| write.iter().find(has_memory));
+        if let Some(module) = both {
+            return Err(Error::Input(format!(
+                "the reference cannot have a memory at a module that WRITE's adapters change, `{module}`: give \
+                 memory.lora_targets and memory.write_lora_targets that have none in common"
+            )));
+        }
         // The reference knows the usual modules of some models only.
-        let last = |path: &String| path.rsplit('.').next().unwrap_or_default().to_string();
-        let targets: BTreeSet<String> = lora.targets().iter().map(last).collect();
-        let targets = targets.into_iter().collect::<Vec<_>>();
-        let given = &config["write_lora_target_modules"];
-        if given.is_null() && matches!(method.model(), AnyLm::Mamba(_)) {
-            config.insert("write_lora_target_modules".into(), targets.into());
+        for (key, modules) in [
+            ("write_lora_target_modules", write.unwrap_or_default()),
+            ("lora_mem_target_modules", &memory),
+        ] {
+            let last = |path: &String| path.rsplit('.').next().unwrap_or_default().to_string();
+            let names: BTreeSet<String> = modules.iter().map(last).collect();
+            let is_given = config.get(key).is_some_and(|given| !given.is_null());
+            if !is_given && !names.is_empty() && matches!(method.model(), AnyLm::Mamba(_)) {
+                config.insert(key.into(), names.into_iter().collect::<Vec<_>>().into());
+            }
         }
     }
     let name = name(method);

@@ -198,9 +198,9 @@ pub(super) fn read(json: &Map<String, Value>, layers: usize) -> Result<GradMemCo
     let config = GradMemConfig {
         kind,
         memory_tokens: match (kind, read.n_mem_tokens) {
-            (_, Some(tokens)) => tokens,
             // LoRA has none; the reference ignores the number.
-            (MemoryKind::Lora, None) => default.memory_tokens,
+            (MemoryKind::Lora, None | Some(0)) => default.memory_tokens,
+            (_, Some(tokens)) => tokens,
             (_, None) => return Err(String::from("has no `n_mem_tokens`")),
         },
         lora_rank: read.lora_mem_r,

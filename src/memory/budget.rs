@@ -6,7 +6,7 @@ use burn::tensor::backend::Backend;
 use super::{GradMem, MetaGradient, WriteObjective};
 use crate::error::Error;
 use crate::model::{CausalLm, rows_at_once};
-use crate::support::memory::available;
+use crate::support::memory::available_on;
 
 /// A graph's floats for each token that is read and each float of the weights it is multiplied with,
 /// times `d_model`: 2.6 to 2.7 were measured on a Llama of width 128 (benches/README.md).
@@ -25,7 +25,7 @@ impl<B: Backend, M: CausalLm<B>, O: WriteObjective<B, M>> GradMem<B, M, O> {
         let steps = self.config.steps_in_a_row(contexts[1]);
         match how {
             _ if steps <= 1 => MetaGradient::Unrolled,
-            MetaGradient::Auto => match free_memory::<B>(&self.memory.device()) {
+            MetaGradient::Auto => match available_on::<B>(&self.memory.device()) {
                 Some(free) if self.graph_bytes(contexts) * steps as f64 <= 0.5 * free => {
                     MetaGradient::Unrolled
                 }
@@ -46,7 +46,7 @@ impl<B: Backend, M: CausalLm<B>, O: WriteObjective<B, M>> GradMem<B, M, O> {
     ///
     /// Says how much is needed and what would help: [`Error::Input`].
     pub fn check_memory(&self, how: MetaGradient, contexts: [usize; 2]) -> Result<(), Error> {
-        let Some(free) = free_memory::<B>(&self.memory.device()) else {
+        let Some(free) = available_on::<B>(&self.memory.device()) else {
             return Ok(());
         };
         let graphs = match how {
@@ -102,13 +102,4 @@ impl<B: Backend, M: CausalLm<B>, O: WriteObjective<B, M>> GradMem<B, M, O> {
         let others = (weights / d_model - vocab as f64).max(0.0) * rows;
         4.0 * GRAPH * (others + logits)
     }
-}
-
-/// Bytes of memory that new tensors may take, where they are known: for a CPU.
-fn free_memory<B: Backend>(device: &B::Device) -> Option<f64> {
-    let backend = B::name(device);
-    if !["flex", "ndarray"].iter().any(|cpu| backend.contains(cpu)) {
-        return None;
-    }
-    available().map(|bytes| bytes as f64)
 }

@@ -10,7 +10,7 @@ pub enum GradMode {
     /// It does not: the memory is cut from the outer graph and its start M0 is not trained.
     /// Cheapest; the model learns to read whatever WRITE happens to leave.
     None,
-    /// The inner gradient counts as a constant (first-order MAML): M0 gets the gradient of M_K.
+    /// The inner gradient counts as a constant (first-order MAML): without a gate M0 gets the gradient of M_K.
     First,
     /// In full, through the inner gradient: WRITE itself is trained. The paper's method.
     #[default]

@@ -12,7 +12,6 @@
 
 use burn::module::Module;
 use burn::tensor::Tensor;
-use burn::tensor::activation::softplus;
 use burn::tensor::backend::Backend;
 use serde::{Deserialize, Serialize};
 
@@ -87,7 +86,8 @@ impl<B: Backend> Gate<B> {
         let seen = Tensor::cat(vec![gradient, memory.clone()], 2);
         let take = sigmoid(affine(&self.take, seen.clone(), &product));
         let keep = match &self.keep {
-            Some(keep) => softplus(affine(keep, seen, &product), 1.0).neg().exp(),
+            // exp(−softplus(x)) is σ(−x).
+            Some(keep) => sigmoid(affine(keep, seen, &product).neg()),
             None => take.clone().neg().add_scalar(1.0),
         };
         keep * memory - take * step

@@ -216,8 +216,11 @@ impl<B: Backend, M: Writable<B>, O: LiftedObjective<B, M>> GradMem<B, M, O> {
             let length = chunk.min(longest - part * chunk);
             let head = |hidden| writing.objective.logits(&writing.model, hidden);
             let told = reader.told(length, head).ok_or_else(tells_nothing)?;
-            for (row, told) in rows.iter_mut().zip(told) {
-                row.extend(told);
+            let rows = rows.iter_mut().zip(memory.counts());
+            for ((row, parts), told) in rows.zip(told) {
+                if part < parts {
+                    row.extend(told);
+                }
             }
         }
         for (row, length) in rows.iter_mut().zip(lengths) {

@@ -185,6 +185,17 @@ impl<B: Backend> Start<B> {
         }
     }
 
+    /// The modules that have a memory, by their layers and their paths there: `0.self_attn.q_proj`.
+    pub(crate) fn modules(&self) -> Vec<String> {
+        match self {
+            Self::Prefix(_) | Self::Kv(_) => Vec::new(),
+            Self::Lora(start) => {
+                let path = |place: &Place| Some(format!("{}.{}", place.layer, place.module?));
+                start.places.iter().filter_map(path).collect()
+            }
+        }
+    }
+
     /// The names of the matrices of a memory in the layers.
     fn names(&self) -> Vec<String> {
         let kinds = match self {

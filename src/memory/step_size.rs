@@ -57,28 +57,45 @@ impl<B: Backend, M: Writable<B>, O: LiftedObjective<B, M>> GradMem<B, M, O> {
         contexts: &Tokens<B>,
         sizes: &[f64],
     ) -> Result<(f64, Vec<StepSize>), Error> {
-        let start = self.clone().with_write_steps(0).write(contexts)?;
+        self.step_sizes_of(std::slice::from_ref(contexts), sizes)
+    }
+
+    /// The same of contexts that are written part by part.
+    pub(crate) fn step_sizes_of(
+        &self,
+        parts: &[Tokens<B>],
+        sizes: &[f64],
+    ) -> Result<(f64, Vec<StepSize>), Error> {
         let mut readback = Readback::new();
-        let before = readback.push(self.write_loss(&start, contexts)?);
-        let after = sizes.iter().map(|write_lr| {
-            let sized = self.clone().with_write_lr(*write_lr)?;
-            let losses = sized.write_loss(&sized.write(contexts)?, contexts)?;
-            Ok(readback.push(losses))
-        });
+        let mut losses = |write: &Self| {
+            let losses = parts.iter().map(|part| {
+                let losses = write.write_loss(&write.write(part)?, part)?;
+                Ok(readback.push(losses))
+            });
+            losses.collect::<Result<Vec<_>, Error>>()
+        };
+        let before = losses(&self.clone().with_write_steps(0))?;
+        let after = sizes
+            .iter()
+            .map(|write_lr| losses(&self.clone().with_write_lr(*write_lr)?));
         let after = after.collect::<Result<Vec<_>, Error>>()?;
         let values = readback.read();
-        let before = values.of(before);
+        let of = |parts: Vec<_>| -> Vec<f64> {
+            let parts = parts.into_iter().flat_map(|part| values.of(part));
+            parts.copied().collect()
+        };
+        let before = of(before);
         let curve = sizes.iter().zip(after).map(|(write_lr, after)| {
-            let after = values.of(after);
-            let better = before.iter().zip(after);
+            let after = of(after);
+            let better = before.iter().zip(&after);
             let better = better.filter(|(before, after)| after < before);
             StepSize {
                 write_lr: *write_lr,
-                loss: mean(after),
+                loss: mean(&after),
                 better: better.count() as f64 / before.len() as f64,
             }
         });
-        Ok((mean(before), curve.collect()))
+        Ok((mean(&before), curve.collect()))
     }
 
     /// The step size among [`STEP_SIZES`] of the lowest WRITE loss, by whole decades first and then around the best of them:
@@ -88,15 +105,23 @@ impl<B: Backend, M: Writable<B>, O: LiftedObjective<B, M>> GradMem<B, M, O> {
     ///
     /// As [`GradMem::write`].
     pub fn line_search(&self, contexts: &Tokens<B>) -> Result<(f64, Vec<StepSize>), Error> {
+        self.line_search_of(std::slice::from_ref(contexts))
+    }
+
+    /// The same of contexts that are written part by part.
+    pub(crate) fn line_search_of(
+        &self,
+        parts: &[Tokens<B>],
+    ) -> Result<(f64, Vec<StepSize>), Error> {
         let decades: Vec<usize> = (0..STEP_SIZES.len()).step_by(4).collect();
         let sizes = |of: &[usize]| of.iter().map(|at| STEP_SIZES[*at]).collect::<Vec<_>>();
-        let (before, mut curve) = self.step_sizes(contexts, &sizes(&decades))?;
+        let (before, mut curve) = self.step_sizes_of(parts, &sizes(&decades))?;
         if let Some(best) = best_step_size(&curve) {
             let at = STEP_SIZES.iter().position(|size| *size == best.write_lr);
             let at = at.unwrap_or(0);
             let near = at.saturating_sub(3)..(at + 4).min(STEP_SIZES.len());
             let near: Vec<usize> = near.filter(|near| *near != at).collect();
-            curve.extend(self.step_sizes(contexts, &sizes(&near))?.1);
+            curve.extend(self.step_sizes_of(parts, &sizes(&near))?.1);
             curve.sort_by(|a, b| a.write_lr.total_cmp(&b.write_lr));
         }
         Ok((before, curve))
@@ -137,6 +162,15 @@ mod tests {
         // Steps of next to nothing change next to nothing.
         assert!((curve[0].loss - before).abs() < 1e-3);
         assert!(curve[0].loss > best.loss);
+        let parts = [
+            contexts.slice(0..2).trimmed(),
+            contexts.slice(2..3).trimmed(),
+        ];
+        let (also, in_parts) = gradmem.step_sizes_of(&parts, &STEP_SIZES).unwrap();
+        assert!((also - before).abs() < 1e-6);
+        let near =
+            |a: &StepSize, b: &StepSize| (a.loss - b.loss).abs() < 1e-3 && a.better == b.better;
+        assert!(curve.iter().zip(&in_parts).all(|(a, b)| near(a, b)));
         // The search finds it with fewer.
         let (_, searched) = gradmem.line_search(&contexts).unwrap();
         assert_eq!(searched.len(), 15);

@@ -14,6 +14,7 @@ use super::{
     MambaConfig, Slots,
 };
 use crate::error::Error;
+use crate::support::memory::available_on;
 
 /// The settings of a language model, by its Hugging Face type.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -127,9 +128,30 @@ impl ModelConfig {
     ///
     /// # Errors
     ///
-    /// See [`ModelConfig::validate`].
+    /// See [`ModelConfig::validate`]; also weights that certainly do not fit into the memory that is free, where that is known.
     pub fn init<B: Backend>(&self, seed: u64, device: &B::Device) -> Result<AnyLm<B>, Error> {
+        self.validate()?;
+        let needed = 4.0 * self.least_weights();
+        if let Some(free) = available_on::<B>(device)
+            && needed > free
+        {
+            let mib = |bytes: f64| bytes / f64::from(1 << 20);
+            return Err(Error::Input(format!(
+                "the model's weights need at least {:.0} MiB, and {:.0} MiB are free: try a smaller model, of fewer layers or \
+                 a smaller width",
+                mib(needed),
+                mib(free)
+            )));
+        }
         self.build(Init::new(seed), device)
+    }
+
+    /// The weights of the embedding and of the layers' products, of which a model has others beside.
+    fn least_weights(&self) -> f64 {
+        let modules = self.slots().modules.into_iter();
+        let layer: f64 = modules.map(|m| m.d_input as f64 * m.d_output as f64).sum();
+        let embedding = self.vocab_size() as f64 * self.d_model() as f64;
+        embedding + self.layers() as f64 * layer
     }
 
     /// A model whose weights are not allocated until they are loaded.

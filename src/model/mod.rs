@@ -32,6 +32,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use crate::error::Error;
+use crate::support::counted;
 use layers::{Affine, times_transposed};
 
 pub use any::{AnyLm, ModelConfig};
@@ -283,11 +284,17 @@ pub(crate) fn check_positions<B: Backend, M: CausalLm<B>>(
     what: &str,
 ) -> Result<(), Error> {
     match model.max_positions() {
-        Some(positions) if before + seq > positions => Err(Error::Input(format!(
-            "a {what} of {seq} tokens after {before} vectors needs {} positions, \
-             but the model has {positions}",
-            before + seq
-        ))),
+        Some(positions) if before + seq > positions => {
+            let after = match before {
+                0 => String::new(),
+                _ => format!(" after {}", counted(before, "vector")),
+            };
+            Err(Error::Input(format!(
+                "a {what} of {}{after} needs {} positions, but the model has {positions}",
+                counted(seq, "token"),
+                before + seq
+            )))
+        }
         _ => Ok(()),
     }
 }

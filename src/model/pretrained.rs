@@ -13,7 +13,7 @@
 //! ```
 
 use std::collections::HashMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use burn::tensor::backend::Backend;
 use burn::tensor::{DType, TensorData};
@@ -307,8 +307,37 @@ pub fn save<B: Backend>(
     )
 }
 
-/// Replaces a folder's tensors, configuration and tokenizer.
+/// Replaces a folder's tensors, configuration and tokenizer. If that fails, files and folders that were not there before are removed,
+/// so that the same can be tried again.
 pub(crate) fn write_folder(
+    folder: &Path,
+    tensors: Vec<(String, TensorData)>,
+    config: Map<String, Value>,
+    tokenizer: Option<&Tokenizer>,
+    special: &SpecialTokens,
+) -> Result<(), Error> {
+    let is_new = |path: &Path| path.symlink_metadata().is_err();
+    let new_folders = folder
+        .ancestors()
+        .take_while(|path| !path.as_os_str().is_empty() && is_new(path));
+    let new_folders: Vec<&Path> = new_folders.collect();
+    let files = [WEIGHTS].into_iter().chain(FILES);
+    let files = files.map(|name| folder.join(name));
+    let new_files: Vec<PathBuf> = files.filter(|path| is_new(path)).collect();
+    let written = write_files(folder, tensors, config, tokenizer, special);
+    if written.is_err() {
+        // What cannot be removed is left.
+        for file in new_files {
+            std::fs::remove_file(file).ok();
+        }
+        for folder in new_folders {
+            std::fs::remove_dir(folder).ok();
+        }
+    }
+    written
+}
+
+fn write_files(
     folder: &Path,
     tensors: Vec<(String, TensorData)>,
     mut config: Map<String, Value>,
@@ -342,7 +371,7 @@ pub(crate) fn write_folder(
     // `transformers` requires this entry.
     let metadata = HashMap::from([("format".to_string(), "pt".to_string())]);
     let bytes = weights::encode(&tensors, metadata)?;
-    write_atomically(folder.join("model.safetensors"), &bytes)?;
+    write_atomically(folder.join(WEIGHTS), &bytes)?;
     if let Some(tokenizer) = tokenizer {
         let json = tokenizer
             .to_string(true)
@@ -353,6 +382,9 @@ pub(crate) fn write_folder(
     }
     write_json(&folder.join("config.json"), &config)
 }
+
+/// The tensors.
+const WEIGHTS: &str = "model.safetensors";
 
 /// What [`load`] or `transformers` reads beside the tensors.
 const FILES: [&str; 6] = [

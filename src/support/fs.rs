@@ -126,6 +126,20 @@ pub(crate) fn other_format(bytes: &[u8]) -> Option<&'static str> {
     known.next().map(|(_, what)| *what)
 }
 
+/// Whether there is a file of this name, or what leads to one.
+///
+/// # Errors
+///
+/// If the system does not tell: a folder above it may not be read.
+pub(crate) fn is_file(path: &Path) -> Result<bool, Error> {
+    use std::io::ErrorKind::{NotADirectory, NotFound};
+    match path.metadata() {
+        Ok(about) => Ok(about.is_file()),
+        Err(e) if [NotFound, NotADirectory].contains(&e.kind()) => Ok(false),
+        Err(e) => Err(Error::io(path, "cannot read")(e)),
+    }
+}
+
 /// Fails on what can be read but once or has no end, a pipe or a device, and on a file of [another
 /// format](other_format); says nothing of what is not there.
 #[cfg(any(feature = "data", test))]

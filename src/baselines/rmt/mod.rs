@@ -156,7 +156,7 @@ impl<B: Backend, M: CausalLm<B>> Rmt<B, M> {
     /// An empty context, a token the model does not have, or more tokens than the model has positions.
     pub fn write(&self, contexts: &Tokens<B>) -> Result<Memory<B>, Error> {
         self.check_contexts(contexts)?;
-        Ok(self.passes(contexts).0)
+        Ok(self.passes(contexts, false).0)
     }
 
     /// Next-token logits of `queries` given the memory, as
@@ -195,7 +195,8 @@ impl<B: Backend, M: CausalLm<B>> Rmt<B, M> {
         self.check_contexts(episode.contexts())?;
         episode.check_questions(&self.model, self.config.prefix_len())?;
         let joined = self.joined();
-        let (memory, losses) = joined.passes(episode.contexts());
+        let reconstructs = self.config.reconstruction_loss_weight > 0.0;
+        let (memory, losses) = joined.passes(episode.contexts(), reconstructs);
         let hidden = joined.read_hidden(&memory, episode.queries())?;
         let hidden = hidden.narrow(1, 1, episode.queries().width());
         let (read_loss, told) = episode.told(&self.model, hidden);
@@ -268,10 +269,10 @@ impl<B: Backend, M: CausalLm<B>> Rmt<B, M> {
         contexts.check(&self.model, self.config.written_with(), "context")
     }
 
-    /// The memory after all passes, and the reconstruction losses of those after the first, in nats a token.
-    fn passes(&self, contexts: &Tokens<B>) -> (Memory<B>, Vec<Tensor<B, 1>>) {
+    /// The memory after all passes, and if asked for the reconstruction losses of those after the first and of one more, in nats a
+    /// token.
+    fn passes(&self, contexts: &Tokens<B>, reconstructs: bool) -> (Memory<B>, Vec<Tensor<B, 1>>) {
         let config = &self.config;
-        let reconstructs = config.reconstruction_loss_weight > 0.0;
         let embeds = self.model.embed(contexts.ids());
         let lengths: Vec<usize> = contexts.lengths().collect();
         let batch = lengths.len();

@@ -63,7 +63,10 @@ impl GradMemConfig {
         }
         let trains = !self.freeze_backbone
             || self.grad_mode != GradMode::None
-            || (self.inner_loss_weight > 0.0 && (self.write_head || self.write_lora_rank > 0))
+            || (self.inner_loss_weight > 0.0
+                && self.inner_loss_steps.is_none()
+                && self.most_steps() > 0
+                && (self.write_head || self.write_lora_rank > 0))
             || self.ctrl_tokens > 0
             || self.mem_proj == MemProj::Proj;
         let problem = "leaves nothing to be trained: grad_mode = \"none\" cuts the memory off, and READ has no weights but the model's";
@@ -188,6 +191,13 @@ impl GradMemConfig {
             require(self.chunks == Chunks::Sequential, "chunks", name, problem)?;
             return require(!self.reference_chunks, "reference_chunks", true, problem);
         };
+        let problem = "must be at least 2: with reference_chunks a chunk of one token is dropped";
+        require(
+            !self.reference_chunks || size > 1,
+            "chunk_size",
+            size,
+            problem,
+        )?;
         let least = self.first_predicted() + 1;
         let problem = match least {
             1 => "must be at least 1".to_string(),

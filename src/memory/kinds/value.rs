@@ -19,7 +19,8 @@ pub struct Memory<B: Backend> {
     /// How many of the parts each sample has, the first ones; all have all unless given. What fills the others is a copy
     /// of the sample's last.
     counts: Option<Arc<[usize]>>,
-    /// Each sample's WRITE loss before each step, in nats a token: a tensor `[batch]` for each step of each chunk.
+    /// Each sample's WRITE loss before each step (in nats a token, unless the objective is another than
+    /// [`Reconstruct`](crate::memory::Reconstruct)): a tensor `[batch]` for each step of each chunk.
     pub losses: Vec<Tensor<B, 1>>,
     /// Each sample's L2 norm of the inner gradient to each matrix at each step, before clipping: as many tensors
     /// `[batch, matrices]`.
@@ -160,7 +161,11 @@ impl<B: Backend> Memory<B> {
     /// `[batch, 1, d_model]`, with [`MemProj::PerSample`](crate::memory::MemProj::PerSample).
     pub fn projection(&self) -> Option<[Tensor<B, 3>; 2]> {
         match self.fast() {
-            [_, weight, bias] => Some([weight.clone(), bias.clone()]),
+            [vectors, weight, bias] => {
+                let [batch, _, d] = vectors.dims();
+                let fits = weight.dims() == [batch, d, d] && bias.dims() == [batch, 1, d];
+                fits.then(|| [weight.clone(), bias.clone()])
+            }
             _ => None,
         }
     }

@@ -85,6 +85,12 @@ impl TryFrom<Written> for RopeScaling {
         if let Some((key, _)) = given[..needed].iter().find(|(_, given)| !given) {
             return Err(format!("rope_type {kind:?} needs `{key}`").to_lowercase());
         }
+        let scales = written.factor.is_some_and(|factor| factor != 1.0);
+        if kind == RopeType::Default && scales {
+            return Err(
+                "`factor` is of rope_type \"linear\" or \"llama3\": set `rope_type` too".into(),
+            );
+        }
         Ok(Self {
             rope_type: kind,
             factor: written.factor.unwrap_or(1.0),

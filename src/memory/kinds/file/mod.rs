@@ -53,7 +53,7 @@ pub struct Written {
     /// Tokens of the context.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tokens: Option<usize>,
-    /// The WRITE loss at M0, in nats a token.
+    /// The WRITE loss where WRITE began, in nats a token: at M0, or of a text that was written on the memory of others, there.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub loss_before: Option<f64>,
     /// The WRITE loss at M_K.

@@ -96,6 +96,7 @@ impl<B: Backend> MemoryFiles<B> {
     ///
     /// If another method or model wrote them, with both fingerprints named, or they are of another shape.
     pub fn unpack(&self, file: &MemoryFile) -> Result<Memory<B>, Error> {
+        file.check()?;
         self.check_origin(file)?;
         let problem = |problem: String| Err(Error::file(&file.path, problem));
         if let Err(wrong) = file.check_chunks() {
