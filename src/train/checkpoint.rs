@@ -41,6 +41,9 @@ pub struct RunState {
     /// What `best` is a value of; absent in checkpoints of a version that did not know it.
     #[serde(default)]
     pub measure: Option<Measure>,
+    /// Whether the file of the best weights is not of `best`: a training ended between that file and the checkpoint.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub lost: bool,
     /// The step of the last evaluation.
     pub evaluated: usize,
     /// The step of the last evaluation that was better than all before it.
@@ -62,13 +65,11 @@ impl RunState {
         self
     }
 
-    /// With nothing that was the best by another measure: what is best by this one the next evaluation says.
-    pub(super) fn measured_by(mut self, measure: Measure) -> Self {
-        if self.measure.is_some_and(|known| known != measure) {
-            (self.best, self.measure) = (None, None);
-            self.improved = self.evaluated;
-        }
-        self
+    /// The best validation metric so far, and its step, if it is a value of this measure. What is best by another one the next
+    /// evaluation says, and until then nothing replaces the best weights.
+    pub fn best_by(&self, measure: Measure) -> Option<(f64, usize)> {
+        let is_known = self.measure.is_none_or(|known| known == measure);
+        self.best.filter(|_| is_known)
     }
 }
 
@@ -108,6 +109,13 @@ impl RunFolder {
     /// Whether there are best weights.
     pub(super) fn has_best(&self) -> bool {
         self.path().join(BEST).exists()
+    }
+
+    /// The step of the best weights, if there are some.
+    pub(crate) fn best_step(&self) -> Option<usize> {
+        let best = Tensors::open(self.path().join(BEST)).ok()?;
+        let about: serde_json::Value = serde_json::from_str(best.metadata().get(STATE)?).ok()?;
+        about.get("step")?.as_u64().map(|step| step as usize)
     }
 
     /// Replaces the best weights. They have this `value` of `measure` at `step`.
@@ -221,7 +229,8 @@ impl RunFolder {
             // All but the log are replaced, never changed: two folders can share them.
             let shared = !copy.ends_with(METRICS) && std::fs::hard_link(&file, &copy).is_ok();
             if !shared {
-                std::fs::copy(&file, &copy).map_err(Error::io(&copy, "cannot write"))?;
+                let bytes = std::fs::read(&file).map_err(Error::io(&file, "cannot read"))?;
+                write_atomically(&copy, &bytes)?;
             }
         }
         write_atomically(unfinished.join(LAST), last)?;

@@ -328,10 +328,17 @@ impl RunConfig {
             let other = data.get("task").map_or("unset".into(), ToString::to_string);
             return Err(Error::config("data.task", other, problem));
         }
-        let data = data.try_into::<DataConfig>();
-        let data = data.map_err(|e| Error::Input(one_line(&e.to_string())))?;
-        data.validate()?;
-        Ok(data)
+        let wrong_type = || {
+            let table = toml::Table::from_iter([("data".into(), data.clone())]);
+            overrides::wrong_type::<Self>(&table, &["task"])
+        };
+        let found = data.clone().try_into::<DataConfig>();
+        let found = found.map_err(|e| match wrong_type() {
+            Some(error) => error,
+            None => Error::Input(one_line(&e.to_string())),
+        })?;
+        found.validate().map_err(|e| e.in_section("data"))?;
+        Ok(found)
     }
 
     /// Fails unless the model's vocabulary has a row for each of the tokens.
@@ -614,6 +621,9 @@ mod tests {
             ("in_context.questions", "apart", "shared"),
             ("train.lr", "nan", "above 0"),
             ("train.batch_size", "0", "at least 1"),
+            ("train.stop_value", "-1", "at least 0"),
+            ("train.seed", "1\ntrain.lr=5", "train.seed"),
+            ("model.rope_scaling", "{factor=4}", "rope_type"),
         ] {
             let text = fails("kv-quick", &[&format!("{key}={value}")]);
             assert!(text.contains(key) && text.contains(word), "{text}");

@@ -20,7 +20,10 @@ use thread_priority::{ThreadPriority, set_current_thread_priority};
 pub(super) struct Dashboard {
     /// None once the terminal is gone.
     shown: Option<TuiMetricsRendererWrapper>,
+    /// The training's.
     interrupter: Interrupter,
+    /// The dashboard's own, which it sets back when a training ends, whatever else has stopped it.
+    pressed: Interrupter,
 }
 
 impl Dashboard {
@@ -34,7 +37,8 @@ impl Dashboard {
         terminal::read_without_waiting()?;
         hold_panics();
         PANICKED.store(false, Ordering::Release);
-        let to_dashboard = interrupter.clone();
+        let pressed = Interrupter::new();
+        let to_dashboard = pressed.clone();
         // The dashboard's thread never sleeps between frames. It inherits its priority from the thread that
         // starts it; at the lowest priority it does not slow the training down.
         let start = std::thread::spawn(move || {
@@ -47,12 +51,17 @@ impl Dashboard {
         Some(Self {
             shown: Some(shown),
             interrupter: interrupter.clone(),
+            pressed,
         })
     }
 
     /// The dashboard, if it and its terminal are still there. If not, the training is stopped, to save. The dashboard's
-    /// thread is left behind: it reads from the lost terminal for ever, and nothing may wait for it.
+    /// thread is left behind: it reads from the lost terminal for ever, and nothing may wait for it. What was pressed there
+    /// stops the training too.
     fn shown(&mut self) -> Option<&mut TuiMetricsRendererWrapper> {
+        if self.pressed.should_stop() && !self.interrupter.should_stop() {
+            self.interrupter.stop(self.pressed.get_message().as_deref());
+        }
         if is_lost()
             && let Some(lost) = self.shown.take()
         {

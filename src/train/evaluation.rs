@@ -14,7 +14,7 @@ use super::scoring::{Hits, PendingHits, PendingReconstruction, UnreadHits, write
 use super::trained::Trained;
 use crate::data::{Asked, Batch, ExampleBatcher, Samples, Spaced, Task, answers};
 use crate::error::{Error, at_least_one};
-use crate::memory::{GradMem, StopRule};
+use crate::memory::{GradMem, MOST_STEPS, StopRule};
 use crate::method::AnyMethod;
 use crate::model::AnyLm;
 use crate::model::generate::GenerateConfig;
@@ -86,7 +86,10 @@ impl<B: KernelBackend> Trained<B> {
             let of_own = |row: &&mut Row| row.write_steps == own;
             match found.rows.iter_mut().find(of_own) {
                 Some(row) => row.scores.extend(scores.to_json()),
-                None => found.rows.push(Row::new(own, &scores)),
+                None => {
+                    found.rows.push(Row::new(own, &scores));
+                    found.rows.sort_by_key(|row| row.write_steps);
+                }
             }
         }
         Ok(found)
@@ -102,6 +105,11 @@ impl<B: KernelBackend> Trained<B> {
         let own = gradmem.config().write_steps;
         let wanted = options.each_write_steps().unwrap_or_else(|| vec![own]);
         let (cap, samples) = (options.adaptive, found.samples);
+        if let Some(cap) = cap.filter(|cap| *cap > MOST_STEPS) {
+            return Err(Error::Input(format!(
+                "--adaptive {cap}: WRITE takes at most {MOST_STEPS} steps"
+            )));
+        }
         if cap.is_some() && gradmem.config().chunks_in_a_row(task.lengths.context) > 1 {
             return Err(Error::Input(
                 "--adaptive compares the losses of one piece of text: with memory.chunk_size every chunk has its own".into(),
@@ -149,7 +157,7 @@ impl<B: KernelBackend> Trained<B> {
             let mut scores = Scores::default();
             self.each_batch(task, &task.valid, found.samples, |index, batch| {
                 let part = evaluate(&method, batch);
-                scores.merge(&part.map_err(|fault| fault.locate(index + 1, index))?);
+                scores.merge(&part.map_err(|fault| fault.in_evaluation(index))?);
                 Ok(())
             })?;
             found.rows.push(Row::new(method.write_steps(), &scores));

@@ -70,6 +70,16 @@ impl Fault {
     }
 }
 
+impl Fault {
+    /// The error to report of an evaluation: with the batch (from 0) of the fault.
+    pub(super) fn in_evaluation(self, batch: usize) -> Error {
+        match self {
+            Self::Error(error) => error,
+            other => Error::Failed(format!("batch {batch} of the evaluation: {other}")),
+        }
+    }
+}
+
 /// An error that is told to the other processes.
 #[derive(Serialize, Deserialize)]
 pub(super) struct Told(#[serde(with = "text")] pub Error);

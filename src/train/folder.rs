@@ -25,7 +25,7 @@ use super::own_settings::{OWN, OwnSettings};
 use super::results::Evaluation;
 use crate::data::{FINGERPRINT, TextTokenizer};
 use crate::error::Error;
-use crate::support::fs::{hex, read_if_exists, remove_unfinished, write_atomically};
+use crate::support::fs::{hex, is_file, read_if_exists, remove_unfinished, write_atomically};
 
 /// The settings. A folder with this file is a run.
 pub(super) const CONFIG: &str = "config.toml";
@@ -105,10 +105,10 @@ impl RunFolder {
     /// If the folder holds no run.
     pub fn open(path: impl AsRef<Path>) -> Result<Self, Error> {
         let path = path.as_ref();
-        if !path.join(CONFIG).is_file() {
+        if !is_file(&path.join(CONFIG))? {
             return Err(Error::file(
                 path,
-                match path.join(OWN).is_file() {
+                match is_file(&path.join(OWN))? {
                     true => "is a run of another program (training.toml): that program opens it",
                     false => {
                         "is not a run folder (it has no config.toml); `gradmem train` makes one"
@@ -194,20 +194,25 @@ impl RunFolder {
         };
         match is_new {
             true => write_atomically(path.join(DATA), data.as_bytes())?,
-            false => folder.check_data(data)?,
+            false => folder.check_data(data, |begun| begun == data)?,
         }
         Ok(folder)
     }
 
-    /// Fails unless `data`, hashes of samples, are those that the run began with: of all versions of its
-    /// task, or of the last version.
-    pub(super) fn check_data(&self, data: &str) -> Result<(), Error> {
+    /// Fails unless `data`, the hash of the samples of the run's own task, is that of the last version of the task that the run
+    /// began with.
+    pub(super) fn check_own_data(&self, data: &str) -> Result<(), Error> {
+        self.check_data(data, |begun| begun.lines().last() == Some(data))
+    }
+
+    /// Fails unless `data`, hashes of samples, are those of the run by what it began with.
+    fn check_data(&self, data: &str, are_those: impl Fn(&str) -> bool) -> Result<(), Error> {
         let file = self.path.join(DATA);
         let Some(begun) = read_if_exists(&file)? else {
             return Ok(());
         };
         let begun = String::from_utf8_lossy(&begun);
-        if begun == data || begun.lines().last() == Some(data) {
+        if are_those(&begun) {
             return Ok(());
         }
         if data.starts_with(FINGERPRINT) && !begun.starts_with(FINGERPRINT) {
@@ -286,6 +291,11 @@ impl RunFolder {
     /// If the file cannot be written, or it holds results of the same weights on more samples.
     pub fn save_evaluation(&self, found: Evaluation) -> Result<PathBuf, Error> {
         let path = self.path.join("eval.json");
+        // Evaluations that end at the same time are added one after another. Where there are no locks, nothing is locked.
+        let config = File::open(self.path.join(CONFIG)).ok();
+        if let Some(config) = &config {
+            config.lock().ok();
+        }
         let earlier = std::fs::read(&path).ok();
         let earlier = earlier.and_then(|bytes| serde_json::from_slice::<Evaluation>(&bytes).ok());
         let all = match earlier {

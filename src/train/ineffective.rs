@@ -1,7 +1,7 @@
 //! Settings that are valid, but do nothing beside the others.
 
 use super::config::RunConfig;
-use crate::baselines::RmtConfig;
+use crate::baselines::{ArmtConfig, RmtConfig};
 use crate::data::{DataConfig, KvConfig, Objective};
 use crate::memory::{GradMemConfig, GradMode, MemoryKind};
 use crate::method::MethodName;
@@ -20,6 +20,7 @@ impl RunConfig {
         let reason = match section {
             "memory" => of_memory(&self.memory, key),
             "rmt" => of_rmt(&self.rmt, key),
+            "armt" => of_armt(&self.armt, key),
             "data" => of_data(&self.data, key),
             "tokens" => self.of_tokens(key),
             "train" => self.of_train(key),
@@ -100,6 +101,11 @@ fn of_memory(memory: &GradMemConfig, key: &str) -> Option<&'static str> {
 fn of_rmt(rmt: &RmtConfig, key: &str) -> Option<&'static str> {
     let once = rmt.write_steps == 1 && key == "mem_residual";
     once.then_some("it is of the passes after the first, and rmt.write_steps is 1")
+}
+
+fn of_armt(armt: &ArmtConfig, key: &str) -> Option<&'static str> {
+    let plain = !armt.use_denom && key == "correction";
+    plain.then_some("it is of the normalisation, and armt.use_denom is false")
 }
 
 fn of_data(data: &DataConfig, key: &str) -> Option<&'static str> {

@@ -123,7 +123,7 @@ where
     }
 
     /// From the last checkpoint of a folder, if there is one.
-    fn go_on(self, folder: &RunFolder, settings: &TrainConfig) -> Result<Self, Error> {
+    fn go_on(self, folder: &RunFolder) -> Result<Self, Error> {
         let path = folder.path();
         if !path.join(LAST).exists() {
             return Ok(self);
@@ -137,16 +137,26 @@ where
             let problem = "has a checkpoint of another train.ema_decay";
             return Err(Error::file(path, problem));
         }
+        let mut state = last.state.with_improved();
+        if let (Some((_, step)), Some(found)) = (state.best, folder.best_step())
+            && step != found
+        {
+            state.lost = true;
+            log::warn!(
+                "{}: ended while it saved, between the best weights, of step {found}, and its checkpoint: the next evaluation replaces them",
+                path.display()
+            );
+        }
         Ok(Self {
             method: last.module,
             average: last.average,
             optimizer: Optimizer::load_record(self.optimizer, last.optimizer),
-            state: (last.state.with_improved()).measured_by(settings.stop_metric),
+            state,
         })
     }
 
     /// That of the first process in all, as the files of a checkpoint.
-    fn of_the_first(self, world: &dyn World, settings: &TrainConfig) -> Result<Self, Error> {
+    fn of_the_first(self, world: &dyn World) -> Result<Self, Error> {
         let files = from_the_first(world, || {
             let folder = temporary()?;
             self.save(&RunFolder::unlocked(folder.path()))?;
@@ -154,9 +164,7 @@ where
         })?;
         let own = match world.rank() {
             0 => Ok(self),
-            _ => with_files(files, |folder| {
-                self.go_on(&RunFolder::unlocked(folder), settings)
-            }),
+            _ => with_files(files, |folder| self.go_on(&RunFolder::unlocked(folder))),
         };
         all_or_none(world, own)
     }
@@ -220,12 +228,12 @@ where
     let world = options.world;
     let start = Start::new(method, settings, adamw);
     let start = match &folder {
-        Some(folder) => start.go_on(folder, settings),
+        Some(folder) => start.go_on(folder),
         None => Ok(start),
     };
     let mut start = all_or_none(&*world, start)?;
     if world.size() > 1 {
-        start = start.of_the_first(&*world, settings)?;
+        start = start.of_the_first(&*world)?;
     }
     let Start {
         method,

@@ -303,6 +303,8 @@ pub struct MeasureMetric {
     measure: Measure,
     name: MetricName,
     state: NumericMetricState,
+    /// Whether a batch had a value.
+    has_value: bool,
 }
 
 impl std::fmt::Debug for MeasureMetric {
@@ -318,6 +320,7 @@ impl MeasureMetric {
             measure,
             name: Arc::new(measure.name().into()),
             state: NumericMetricState::new(),
+            has_value: false,
         }
     }
 
@@ -350,13 +353,22 @@ impl Metric for MeasureMetric {
             true => format.unit("%"),
             false => format,
         };
-        let mean = tally.mean().unwrap_or(f64::NAN);
-        self.state
-            .update(mean * self.scale(), tally.count.max(1), format)
+        // Of a batch that has no value, only what is shown of the present one changes.
+        let (value, count) = match tally.mean() {
+            Some(mean) => (mean * self.scale(), tally.count),
+            None if self.has_value => (self.state.running_value().current(), 0),
+            None => (f64::NAN, 0),
+        };
+        if count > 0 && !self.has_value {
+            self.state.reset();
+            self.has_value = true;
+        }
+        self.state.update(value, count, format)
     }
 
     fn clear(&mut self) {
         self.state.reset();
+        self.has_value = false;
     }
 }
 
@@ -373,6 +385,27 @@ impl Numeric for MeasureMetric {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_batch_without_a_value_changes_no_mean() {
+        let mut metric = MeasureMetric::new(Measure::ReadLoss);
+        let metadata = MetricMetadata {
+            progress: burn::data::dataloader::Progress::new(0, 1),
+            global_progress: burn::data::dataloader::Progress::new(0, 1),
+            iteration: None,
+            lr: None,
+        };
+        let mut some = Scores::default();
+        some.add(Measure::ReadLoss, 3.0, 2);
+        let none = Scores::default();
+        for scores in [&none, &some, &none, &some, &none] {
+            metric.update(scores, &metadata);
+        }
+        assert_eq!(metric.running_value().current(), 1.5);
+        metric.clear();
+        metric.update(&none, &metadata);
+        assert!(metric.value().current().is_nan());
+    }
 
     #[test]
     fn keys_are_the_names_in_files_and_the_parts_are_all_there() {

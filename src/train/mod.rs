@@ -56,7 +56,7 @@ const NOTICE: &str = "gradmem::notice";
 pub use optimizer::AdamW;
 pub use options::TrainOptions;
 pub use own::Training;
-pub use render::{duration, leave_dashboard};
+pub use render::{duration, has_dashboard, leave_dashboard};
 pub use run::train;
 pub use strategy::{Ending, Outcome};
 pub use trained::{Trained, open_method};

@@ -178,7 +178,13 @@ impl TrainConfig {
             require(clip > 0.0 && clip.is_finite(), "clip_norm", clip, problem)?;
         }
         if let Some(value) = self.stop_value {
-            require(value.is_finite(), "stop_value", value, "must be a number")?;
+            let problem = "must be a number of at least 0: no measure is below";
+            require(
+                value >= 0.0 && value.is_finite(),
+                "stop_value",
+                value,
+                problem,
+            )?;
         }
         let value = self.curriculum_value;
         require(

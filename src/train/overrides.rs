@@ -26,7 +26,9 @@ pub(super) fn apply(table: &mut toml::Table, text: &str) -> Result<(), Error> {
     };
     let (key, value) = (key.trim(), value.trim());
     let parsed = format!("value = {value}").parse::<toml::Table>();
-    let value = match parsed.ok().and_then(|mut table| table.remove("value")) {
+    // A line break could begin another key.
+    let parsed = parsed.ok().filter(|table| table.len() == 1);
+    let value = match parsed.and_then(|mut table| table.remove("value")) {
         Some(value) => value,
         // A string needs no quotes.
         None => toml::Value::String(value.into()),

@@ -24,6 +24,14 @@ pub(super) fn dashboard(
     }
 }
 
+/// Whether a dashboard has the terminal: what else is printed there is lost when it is left.
+pub fn has_dashboard() -> bool {
+    #[cfg(feature = "dashboard")]
+    return crossterm::terminal::is_raw_mode_enabled().unwrap_or(false);
+    #[cfg(not(feature = "dashboard"))]
+    false
+}
+
 /// Restores the terminal after a dashboard, for a program that exits without dropping it.
 pub fn leave_dashboard() {
     #[cfg(feature = "dashboard")]

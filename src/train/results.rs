@@ -132,7 +132,8 @@ pub struct Adaptive {
     pub rule: StopRule,
     /// The number of training contexts that the rule was chosen on, and its exact match on them.
     pub chosen_on: (usize, f64),
-    /// Mean number of WRITE steps of the held-out samples.
+    /// The mean step whose memory is kept, of the held-out samples: some more, in which the loss fell no further, are taken
+    /// behind it.
     pub mean_write_steps: f64,
     /// Exact match on the held-out samples.
     pub exact_match: f64,

@@ -278,7 +278,12 @@ fn with_step_size<B: KernelBackend>(
         Some(begun) => begun.memory.write_lr,
         None => {
             let task = &tasks[tasks.len() - 1];
-            let found = tune::search(&gradmem.valid(), task, device)?;
+            let found = tune::search(
+                &gradmem.valid(),
+                task,
+                config.train.contexts_at_once(),
+                device,
+            )?;
             let lower = found.best().filter(|best| best.loss < found.before);
             let Some(best) = lower else {
                 let problem =

@@ -40,7 +40,8 @@ impl Schedule {
             let rise = (self.lr - first) / (self.warmup_steps - 1).max(1) as f64;
             return self.lr - rise * missing as f64;
         }
-        let length = self.steps.saturating_sub(self.warmup_steps).max(1);
+        // The rate would be at its end one step after the last: with an end of 0 that step would be in vain.
+        let length = self.steps.saturating_sub(self.warmup_steps) + 1;
         let progress = ((step - self.warmup_steps) as f64 / length as f64).min(1.0);
         let left = match self.decay {
             LrDecay::Cosine => 0.5 + 0.5 * (PI * progress).cos(),
@@ -100,16 +101,26 @@ mod tests {
         );
         close(
             rates(LrDecay::Linear, 0.0, 0),
-            [0.2, 0.4, 0.6, 0.8, 0.6, 0.4, 0.2, 0.0, 0.0],
+            [0.2, 0.4, 0.6, 0.8, 0.64, 0.48, 0.32, 0.16, 0.0],
         );
         close(
             rates(LrDecay::Linear, 0.5, 0),
-            [0.2, 0.4, 0.6, 0.8, 0.7, 0.6, 0.5, 0.4, 0.4],
+            [0.2, 0.4, 0.6, 0.8, 0.72, 0.64, 0.56, 0.48, 0.4],
         );
-        let half = 0.4 + 0.4 * (PI / 4.0).cos();
+        let cosine = |part: f64| 0.4 + 0.4 * (PI * part).cos();
         close(
             rates(LrDecay::Cosine, 0.0, 0),
-            [0.2, 0.4, 0.6, 0.8, half, 0.4, 0.8 - half, 0.0, 0.0],
+            [
+                0.2,
+                0.4,
+                0.6,
+                0.8,
+                cosine(0.2),
+                cosine(0.4),
+                cosine(0.6),
+                cosine(0.8),
+                0.0,
+            ],
         );
         // A resumed run goes on where it was.
         assert_eq!(

@@ -257,6 +257,9 @@ where
         let Some(patience) = config.patience else {
             return false;
         };
+        if self.state.best_by(config.stop_metric).is_none() {
+            return false;
+        }
         // The last step may be evaluated between two others.
         let [evaluated, improved] = [self.state.evaluated, self.state.improved];
         let since = evaluated.div_ceil(config.eval_every) - improved.div_ceil(config.eval_every);
@@ -275,7 +278,7 @@ where
     /// Whether the best weights have at least this value of the stop metric.
     fn has(&self, value: f64) -> bool {
         let measure = self.strategy.config.stop_metric;
-        let best = self.state.best.map(|(best, _)| best);
+        let best = self.state.best_by(measure).map(|(best, _)| best);
         best.is_some_and(|best| best == value || measure.better(best, value))
     }
 
@@ -316,8 +319,8 @@ where
         timed::<B, _>(Phase::Optimizer, &device, || {
             self.learner.optimizer_step(output.grads);
             if let (Some(average), Some(decay)) = (self.average.take(), config.ema_decay) {
-                let weights = self.learner.model().method.valid();
-                self.average = Some(averaged(average, &weights, kept(decay, step)));
+                let weights = &self.learner.model().method;
+                self.average = Some(averaged(average, weights, kept(decay, step)));
             }
         });
         profile::report(step);
@@ -393,7 +396,9 @@ where
             }
         }
         let read = iterator.progress();
-        if !failed && read.items_processed < read.items_total {
+        // Where there are several processes, each goes through all batches.
+        let ended = !failed || world.size() > 1;
+        if ended && read.items_processed < read.items_total {
             return Err(incomplete("validation"));
         }
         let mut scores = Scores::default();
@@ -418,12 +423,14 @@ where
         let Some(value) = scores.mean(measure) else {
             return Ok(None);
         };
-        let best = self.state.best.map(|(best, _)| best);
+        let best = self.state.best_by(measure).map(|(best, _)| best);
         if best.is_none_or(|best| measure.better(value, best)) {
             self.state.improved = step;
         }
-        if best.is_none_or(|best| value == best || measure.better(value, best)) {
+        let is_kept = |best| value == best || measure.better(value, best);
+        if self.state.lost || best.is_none_or(is_kept) {
             (self.state.best, self.state.measure) = (Some((value, step)), Some(measure));
+            self.state.lost = false;
             self.save(|folder| folder.save_best(&model.method, step, measure, value))?;
         }
         Ok(None)

@@ -16,6 +16,7 @@ use crate::memory::{GradMem, kinds};
 use crate::method::AnyMethod;
 use crate::model::weights::Tensors;
 use crate::model::{AnyLm, CausalLm, adapter};
+use crate::support::fs::is_file;
 
 /// A trained run, opened with its best weights.
 #[derive(Debug)]
@@ -131,7 +132,7 @@ impl<B: KernelBackend> Trained<B> {
         let task = data.open(tokens, train.seed, Some(self.tokenizer.clone()))?;
         match &task.fingerprint {
             _ if self.elsewhere => self.config.check_lengths(&task.lengths)?,
-            Some(print) => RunFolder::open(&self.path)?.check_data(print)?,
+            Some(print) => RunFolder::open(&self.path)?.check_own_data(print)?,
             None => (),
         }
         Ok(task)
@@ -219,7 +220,7 @@ pub fn open_method<B: KernelBackend>(
 ) -> Result<AnyMethod<B>, Error> {
     let folder = folder.as_ref();
     let (run, checkpoint) = (folder.join(CONFIG), folder.join("config.json"));
-    match (run.is_file(), checkpoint.is_file()) {
+    match (is_file(&run)?, is_file(&checkpoint)?) {
         (true, _) => Ok(Trained::open(folder, device)?.method),
         (false, true) => checkpoint::load(folder, device),
         (false, false) if folder.join(adapter::CONFIG).is_file() => Err(Error::file(

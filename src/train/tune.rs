@@ -7,8 +7,9 @@ use burn::data::dataset::Dataset;
 use burn::tensor::backend::Backend;
 use gradmem_kernels::KernelBackend;
 
+use super::evaluation::batch_size;
 use super::learner::{Fault, evaluate};
-use super::metrics::Measure;
+use super::metrics::{Measure, Scores};
 use super::trained::Trained;
 use crate::data::{Batch, ExampleBatcher, Spaced, Task};
 use crate::episode::Tokens;
@@ -94,15 +95,16 @@ impl fmt::Display for Tuning {
     }
 }
 
-/// The curve around the best size, on some training samples of a task.
+/// The curve around the best size, on some training samples of a task, of which so many are computed at once.
 pub(super) fn search<B: KernelBackend>(
     gradmem: &GradMem<B, AnyLm<B>>,
     task: &Task,
+    at_once: usize,
     device: &B::Device,
 ) -> Result<Tuning, Error> {
     let batch = some_batch::<B>(task, SAMPLES, device)?;
     let contexts = batch.episode.contexts();
-    let curve = gradmem.line_search(contexts)?;
+    let curve = gradmem.line_search_of(&contexts.in_parts(at_once))?;
     Ok(Tuning::of(gradmem, contexts, curve))
 }
 
@@ -140,14 +142,22 @@ impl<B: KernelBackend> Trained<B> {
         let device = self.method.device();
         let task = self.task()?;
         let batch = some_batch::<B>(&task, samples, &device)?;
-        let found = Tuning::new(gradmem, batch.episode.contexts(), sizes)?;
+        let at_once = batch_size(&self.method, &task);
+        let contexts = batch.episode.contexts().clone();
+        let curve = gradmem.step_sizes_of(&contexts.in_parts(at_once), sizes)?;
+        let found = Tuning::of(gradmem, &contexts, curve);
+        let parts = batch.split(at_once);
         let exact_match = sizes.iter().map(|size| {
             let sized = gradmem.clone().with_write_lr(*size)?;
-            match evaluate(&sized, batch.clone()) {
-                Ok(scores) => Ok(scores.mean(Measure::ExactMatch)),
-                Err(Fault::Error(error)) => Err(error),
-                Err(_) => Ok(None),
+            let mut scores = Scores::default();
+            for part in &parts {
+                match evaluate(&sized, part.clone()) {
+                    Ok(part) => scores.merge(&part),
+                    Err(Fault::Error(error)) => return Err(error),
+                    Err(_) => return Ok(None),
+                }
             }
+            Ok(scores.mean(Measure::ExactMatch))
         });
         Ok(Tuning {
             exact_match: Some(exact_match.collect::<Result<_, Error>>()?),

@@ -195,3 +195,31 @@ fn what_has_no_positions_is_refused() {
         assert!(error.contains("needs 14 positions"), "{error}");
     }
 }
+
+#[test]
+fn a_long_context_with_a_short_query_needs_their_own_positions_only() {
+    let config = LlamaConfig {
+        max_position_embeddings: 9,
+        ..shared::llama()
+    };
+    let model = AnyLm::Llama(config.init(3, &Default::default()).unwrap());
+    let contexts = [vec![1, 2, 3, 4, 5, 6], vec![7, 8]];
+    let queries = [vec![1, 2], vec![3, 4, 5, 6, 7]];
+    let method = method(&model, Questions::Separate);
+    let both = method.logits(&tokens(&contexts), &tokens(&queries));
+    let both = both.unwrap();
+    for (at, (context, query)) in contexts.iter().zip(&queries).enumerate() {
+        let alone = method.logits(&tokens(&[context]), &tokens(&[query]));
+        let rows = query.len() + 1;
+        let part = both.clone().narrow(0, at, 1).narrow(1, 0, rows);
+        let what = format!("prompt {at}");
+        shared::assert_close(&what, &values(part), &values(alone.unwrap()), 1e-12);
+    }
+    let longer = [vec![1, 2, 3, 4, 5, 6], vec![7, 8, 9, 10, 11]];
+    let error = method.logits(&tokens(&longer), &tokens(&queries));
+    let error = error.unwrap_err().to_string();
+    assert!(
+        error.contains("a prompt of 10 tokens needs 10 positions"),
+        "{error}"
+    );
+}

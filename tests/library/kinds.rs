@@ -324,6 +324,13 @@ fn a_random_number_of_steps_is_that_of_the_whole_batch() {
         assert_same(&format!("K = {drawn}"), &sum(parts), &expected);
     }
     assert!(seen.len() > 2, "{seen:?}");
+    // The same contexts are written with another number in another step.
+    let steps = (0..11).map(|step| {
+        let outer = tracked.outer(&episode().at_step(step)).unwrap();
+        outer.memory.losses.len()
+    });
+    let seen: std::collections::BTreeSet<usize> = steps.collect();
+    assert!(seen.len() > 2, "{seen:?}");
     let plain = model::<I>(&shallow(), &config);
     assert_eq!(plain.answer(&episode()).unwrap().memory.losses.len(), 2);
 }

@@ -13,6 +13,7 @@ use ::mpi::traits::{Communicator, CommunicatorCollectives, Root};
 
 use super::{TreeSum, World};
 use crate::error::Error;
+use crate::support::memory::share_among;
 use crate::support::panics;
 
 /// What the launchers of Open MPI, MPICH and Slurm tell each process.
@@ -86,10 +87,12 @@ impl Mpi {
                 of_hook.end(1);
             }
         }));
+        let here = world.split_shared(world.rank());
+        share_among(here.size() as usize);
         Ok(Self {
             rank,
             size,
-            local_rank: world.split_shared(world.rank()).rank() as usize,
+            local_rank: here.rank() as usize,
             _universe: universe,
             waiting,
         })
