@@ -1,8 +1,10 @@
 """Short SQuAD from two files that share articles, for docs/results/language.md: python3 squad.py dev-v2.0.json xquad.en.json
 
 train.json, valid.json   the answerable questions of both files; every eighth article is held out as a whole
-medium.jsonl the sentences of train.json that hold an answer, if of at most 44 words: one of their questions, and the repetition
+medium.jsonl the sentences of train.json that hold an answer, if of at most 44 words: two of their questions (or one twice), and the repetition
 brief.jsonl  those of them of at most sixteen words
+mix.jsonl    medium.jsonl with two questions, or with one and, four times of ten, the repetition
+prompt.jsonl medium.jsonl with one question and the repetition
 held.jsonl   eighty questions of valid.json and the sentences that hold their answers
 """
 
@@ -59,14 +61,53 @@ valid = save("valid.json", titles[7::8])
 train = save("train.json", [title for at, title in enumerate(titles) if at % 8 != 7])
 lines = sorted(set(short(train)))
 random.Random(0).shuffle(lines)
-for path, most in [("medium.jsonl", 44), ("brief.jsonl", 16)]:
-    kept = [line for line in lines if len(line[0].split()) <= most]
+
+
+def write(path, lines):
     with open(path, "w") as file:
-        for context, question, answer in kept:
-            asked = [{"query": question + " ", "target": answer}, {"query": "Text? ", "target": context}]
-            file.write(json.dumps({"context": context + " ", "questions": asked}) + "\n")
-    words = sorted(len(context.split()) for context, _, _ in kept)
-    print(f"{path}: {len(kept)} lines, {len({c for c, _, _ in kept})} contexts, median {words[len(words) // 2]} words, longest {words[-1]}")
+        file.writelines(json.dumps({"context": context + " ", "questions": asked}) + "\n" for context, asked in lines)
+    print(f"{path}: {len(lines)} lines")
+
+
+def question(line):
+    return {"query": line[1] + " ", "target": line[2]}
+
+
+def repetition(context):
+    return {"query": "Text? ", "target": context}
+
+
+def by_context(lines):
+    found = {}
+    for line in lines:
+        found.setdefault(line[0], []).append(question(line))
+    return found.items()
+
+
+medium = [line for line in lines if len(line[0].split()) <= 44]
+brief = [line for line in medium if len(line[0].split()) <= 16]
+write("prompt.jsonl", [(line[0], [question(line), repetition(line[0])]) for line in medium])
+for path, kept in [("brief.jsonl", brief), ("medium.jsonl", medium)]:
+    pairs = []
+    for context, asked in by_context(kept):
+        for at in range(0, len(asked), 2):
+            second = asked[at + 1] if at + 1 < len(asked) else asked[max(at - 1, 0)]
+            pairs.append((context, [asked[at], second, repetition(context)]))
+    random.Random(0).shuffle(pairs)
+    write(path, pairs)
+
+draw = random.Random(5)
+pairs = []
+for context, asked in by_context(medium):
+    draw.shuffle(asked)
+    for at in range(0, len(asked), 2):
+        if at + 1 < len(asked):
+            second = asked[at + 1]
+        else:
+            second = repetition(context) if draw.random() < 0.4 else asked[max(at - 1, 0)]
+        pairs.append((context, [asked[at], second]))
+draw.shuffle(pairs)
+write("mix.jsonl", pairs)
 
 lines = sorted(set(short(valid)))
 random.Random(1).shuffle(lines)

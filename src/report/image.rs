@@ -9,6 +9,10 @@ use super::canvas::{Svg, UNITS_PER_PIXEL};
 use super::figure::Figure;
 use super::format::escape;
 use crate::error::Error;
+use crate::support::fs::read_if_exists;
+
+/// What an SVG file begins with, by which a later report knows that it is one of reports.
+pub const MARK: &str = "<!-- Made by gradmem report. -->\n";
 
 /// Pixels of a PNG per CSS pixel.
 const SCALE: f32 = 2.0;
@@ -49,12 +53,36 @@ pub fn files(figures: &[Figure], folder: &Path) -> Result<Vec<(PathBuf, Vec<u8>)
     for figure in figures {
         let path = |ending: &str| folder.join(format!("{}.{ending}", figure.name));
         let svg = figure.svg.element(&figure.title, &figure.caption);
+        files.push((path("svg"), [MARK, &svg].concat().into_bytes()));
         if let Some(options) = &options {
             files.push((path("png"), png(&svg, &figure.svg, options)?));
         }
-        files.push((path("svg"), svg.into_bytes()));
     }
     Ok(files)
+}
+
+/// Fails if one of these files is there already and was not made by a report. A PNG does not say what made it: it is taken for a
+/// report's if the SVG of its name is one.
+///
+/// # Errors
+///
+/// Such a file, or one that cannot be read.
+pub fn check_ours(files: &[(PathBuf, Vec<u8>)]) -> Result<(), Error> {
+    for (path, _) in files {
+        let Some(earlier) = read_if_exists(path)?.filter(|bytes| !bytes.is_empty()) else {
+            continue;
+        };
+        let svg = match path.extension().is_some_and(|ending| ending == "png") {
+            true => read_if_exists(&path.with_extension("svg"))?,
+            false => Some(earlier),
+        };
+        if !svg.is_some_and(|svg| svg.starts_with(MARK.as_bytes())) {
+            let problem =
+                "is no figure of a report, and is not replaced: name another folder with --figures";
+            return Err(Error::file(path, problem));
+        }
+    }
+    Ok(())
 }
 
 /// Rendering options with the system's fonts; none if it has no fonts.

@@ -48,7 +48,7 @@ mod write_steps;
 use std::path::{Path, PathBuf};
 
 use crate::error::Error;
-use crate::support::fs::write_atomically;
+use crate::support::fs::{read_if_exists, write_atomically};
 use crate::train::metrics::Measure;
 pub use canvas::Svg;
 pub use figure::Figure;
@@ -56,6 +56,9 @@ pub use figure::Figure;
 #[doc(hidden)]
 pub use format::{format_measure, with_separators};
 use group::Group;
+/// For the program; no part of the library's interface.
+#[doc(hidden)]
+pub use run::is_run;
 pub use run::{Point, Run, Values, unfinished_stage};
 pub use table::Table;
 
@@ -160,12 +163,23 @@ impl Report {
     /// If it cannot be written, or there is a file that is no such table.
     pub fn save_csv(&self, file: impl AsRef<Path>) -> Result<(), Error> {
         let file = file.as_ref();
-        let there = std::fs::read(file).unwrap_or_default();
+        self.check_csv(file)?;
+        write_atomically(file, self.csv()?.as_bytes())
+    }
+
+    /// Fails if [`save_csv`](Self::save_csv) would replace what is no such table.
+    ///
+    /// # Errors
+    ///
+    /// Such a file, or one that cannot be read.
+    pub fn check_csv(&self, file: impl AsRef<Path>) -> Result<(), Error> {
+        let file = file.as_ref();
+        let there = read_if_exists(file)?.unwrap_or_default();
         if !there.is_empty() && !there.starts_with(csv::FIRST.join(",").as_bytes()) {
             let problem = "is there already and is no table of this program's, so it is not replaced: name another file";
             return Err(Error::file(file, problem));
         }
-        write_atomically(file, self.csv()?.as_bytes())
+        Ok(())
     }
 
     /// Writes the page to `html`, the Markdown beside it, and the figures into `folder` if there is one.
@@ -173,7 +187,7 @@ impl Report {
     ///
     /// # Errors
     ///
-    /// If a figure cannot be drawn or a file cannot be written.
+    /// If a figure cannot be drawn or a file cannot be written, or if there is a file of that name that no report made.
     pub fn save(
         &self,
         html: impl AsRef<Path>,
@@ -190,7 +204,7 @@ impl Report {
             return Err(Error::file(folder, "is a folder, not a file to write to"));
         }
         for path in [html, &markdown] {
-            let earlier = std::fs::read(path).unwrap_or_default();
+            let earlier = read_if_exists(path)?.unwrap_or_default();
             if !earlier.is_empty() && !self.is_report(&earlier) {
                 let problem = "is no report, and is not replaced: name another page with -o";
                 return Err(Error::file(path, problem));
@@ -202,7 +216,9 @@ impl Report {
             (markdown, self.markdown().into_bytes()),
         ];
         if let Some(folder) = folder {
-            files.extend(image::files(&figures, folder)?);
+            let images = image::files(&figures, folder)?;
+            image::check_ours(&images)?;
+            files.extend(images);
             std::fs::create_dir_all(folder).map_err(Error::io(folder, "cannot make the folder"))?;
         }
         for (path, bytes) in &files {

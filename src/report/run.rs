@@ -1,12 +1,13 @@
 //! Reads a run folder: `config.toml`, `metrics.jsonl`, and `eval.json` if there is one.
 
+use std::io::ErrorKind::{NotADirectory, NotFound};
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 use serde_json::{Map, Value as Json};
 
 use crate::error::Error;
-use crate::support::fs::read_if_exists;
+use crate::support::fs::{is_file, read_if_exists};
 use crate::train::checkpoint::RunFolder;
 use crate::train::config::RunConfig;
 use crate::train::evaluation::{Evaluation, Row};
@@ -43,6 +44,8 @@ pub struct Run {
     pub(super) log: Vec<Line>,
     /// The results of `gradmem eval`, if there are any.
     pub eval: Option<Evaluation>,
+    /// The step of the best weights.
+    kept: Option<usize>,
 }
 
 impl Run {
@@ -84,6 +87,9 @@ impl Run {
             step,
             log: lines,
             eval,
+            kept: RunFolder::open(folder)
+                .ok()
+                .and_then(|folder| folder.best_step()),
         })
     }
 
@@ -112,11 +118,13 @@ impl Run {
         best.map(|(point, _)| point)
     }
 
-    /// `measure` at the evaluation at which `by` was best; without one, the result of `gradmem eval` with the
-    /// trained K.
+    /// `measure` at the evaluation of the best weights, or where there are none at that at which `by` was best; without one, the
+    /// result of `gradmem eval` with the trained K.
     pub fn value(&self, measure: Measure, by: Measure) -> Option<f64> {
-        let logged = self
-            .best(by)
+        let kept = self.kept;
+        let kept = self.last_stage().find(|point| Some(point.step) == kept);
+        let logged = kept
+            .or_else(|| self.best(by))
             .and_then(|point| measure.in_values(&point.values));
         logged.or_else(|| measure.in_values(&self.trained_row()?.scores))
     }
@@ -165,25 +173,52 @@ fn is_seed(folder: &Path) -> bool {
     name.to_string_lossy().starts_with("seed-")
 }
 
+/// Whether a folder is a run: whether it has a `config.toml`.
+///
+/// # Errors
+///
+/// If the system does not say: the folder must not be read, for example.
+pub fn is_run(folder: impl AsRef<Path>) -> Result<bool, Error> {
+    is_file(&folder.as_ref().join("config.toml"))
+}
+
+/// Whether a folder among others is a run. One that cannot be read is no reason not to show the others: a warning says so.
+fn is_run_among_others(folder: &Path) -> bool {
+    is_run(folder).unwrap_or_else(|e| {
+        log::warn!("{e}: it is left out");
+        false
+    })
+}
+
+/// The runs of several seeds in a folder, which may itself be a run.
+fn seeds_in(folder: &Path) -> Vec<PathBuf> {
+    let entries = match std::fs::read_dir(folder) {
+        Ok(entries) => entries,
+        Err(e) if [NotADirectory, NotFound].contains(&e.kind()) => return Vec::new(),
+        Err(e) => {
+            let e = Error::io(folder, "cannot read")(e);
+            log::warn!("{e}: runs in it are left out");
+            return Vec::new();
+        }
+    };
+    let paths = entries.flatten().map(|entry| entry.path());
+    let mut seeds: Vec<_> = paths
+        .filter(|path| is_seed(path) && is_run_among_others(path))
+        .collect();
+    seeds.sort();
+    seeds
+}
+
 /// The run folders among `folders`, directly inside them, and the seeds' folders in all of these, each once.
 ///
 /// # Errors
 ///
-/// A folder that neither is a run nor contains one.
+/// A folder that neither is a run nor contains one, or cannot be read.
 pub fn find_folders(folders: &[impl AsRef<Path>]) -> Result<Vec<PathBuf>, Error> {
-    let is_run = |folder: &Path| folder.join("config.toml").is_file();
     let mut found = Vec::new();
-    // Runs of several seeds may lie in the folder of another run.
-    let seeds_in = |folder: &Path| {
-        let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
-        let paths = entries.map(|entry| entry.path());
-        let mut seeds: Vec<_> = paths.filter(|path| is_seed(path) && is_run(path)).collect();
-        seeds.sort();
-        seeds
-    };
     for folder in folders {
         let folder = folder.as_ref();
-        if is_run(folder) {
+        if is_run(folder)? {
             found.push(folder.to_path_buf());
             found.extend(seeds_in(folder));
             continue;
@@ -192,9 +227,12 @@ pub fn find_folders(folders: &[impl AsRef<Path>]) -> Result<Vec<PathBuf>, Error>
         let mut inside = Vec::new();
         for entry in entries {
             let path = entry.map_err(Error::io(folder, "cannot read"))?.path();
-            inside.extend(seeds_in(&path));
-            if is_run(&path) {
-                inside.push(path);
+            match is_run(&path) {
+                Ok(is_run) => {
+                    inside.extend(seeds_in(&path));
+                    inside.extend(is_run.then_some(path));
+                }
+                Err(e) => log::warn!("{e}: it is left out"),
             }
         }
         if inside.is_empty() {
@@ -298,6 +336,7 @@ pub(super) mod tests {
             step,
             log: lines,
             eval: None,
+            kept: None,
         }
     }
 
@@ -328,10 +367,13 @@ pub(super) mod tests {
     #[test]
     fn best_evaluation_and_first_above_a_threshold_are_found() {
         let (exact, loss) = (Measure::ExactMatch, Measure::ReadLoss);
-        let run = run(&[], LOG);
+        let mut run = run(&[], LOG);
         assert_eq!(run.best(exact).map(|p| p.step), Some(200));
         assert_eq!(run.best(loss).map(|p| p.step), Some(300));
         assert_eq!(run.value(loss, exact), Some(0.4));
+        // The best weights are those that were kept, by whatever measure.
+        run.kept = Some(300);
+        assert_eq!(run.value(exact, exact), run.value(exact, loss));
         assert_eq!(run.steps_to(exact, 0.9), Some(200));
         assert_eq!(run.steps_to(exact, 0.93), None);
     }

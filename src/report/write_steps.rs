@@ -83,7 +83,7 @@ pub fn by_evaluated(report: &Report) -> Result<Option<Figure>, Error> {
     if panels.is_empty() {
         return Ok(None);
     }
-    let star = " The star is where an adaptive rule stops writing: its mean number of steps.";
+    let star = " The star is an adaptive rule: the mean step whose memory it keeps.";
     let horizontal = " A dashed line all across is a method that writes nothing.";
     let mut symbols = vec![Symbol::Ring("K in training")];
     symbols.extend(adaptive.then_some(Symbol::Star("adaptive K, mean")));

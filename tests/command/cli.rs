@@ -139,7 +139,26 @@ fn settings_that_cannot_work_are_refused_before_anything_is_written() {
         (&["bench", "--query", "1"], &["--query must be at least 2"]),
         (
             &["bench", "--micro-batch", "0"],
-            &["--micro-batch at least 1"],
+            &["--micro-batch must be at least 1"],
+        ),
+        (&["bench", "--dim", "0"], &["--dim must be at least 1"]),
+        (&["bench", "--heads", "0"], &["--heads must be at least 1"]),
+        (&["bench", "--vocab", "0"], &["--vocab must be at least 1"]),
+        (
+            &["bench", "--heads", "3"],
+            &["--dim 128", "twice --heads 3"],
+        ),
+        (
+            &["bench", "attention", "--iters", "0"],
+            &["--iters must be at least 1"],
+        ),
+        (
+            &["bench", "read", "--model", "nowhere", "--queries", "0"],
+            &["--queries must be at least 1"],
+        ),
+        (
+            &["bench", "read", "--model", "nowhere", "--batch", "0"],
+            &["--batch must be at least 1"],
         ),
         (
             &["train", "kv-quick", "--micro-batch", "0"],
@@ -952,6 +971,111 @@ fn bench_prints_a_line_of_json() {
     assert!(files(folder.path()).is_empty());
 }
 
+/// A negative number is a value, refused with the option's own reason.
+#[test]
+fn negative_numbers_are_values_of_options() {
+    let folder = TempDir::new().unwrap();
+    let cases: &[(&[&str], &str)] = &[
+        (
+            &["train", "kv-quick", "--until", "-1"],
+            "positive number of hours",
+        ),
+        (
+            &["train", "kv-quick", "--seeds", "-1"],
+            "--seeds `-1` is not a list",
+        ),
+        (
+            &["train", "kv-quick", "--micro-batch", "-1"],
+            "invalid value '-1' for '--micro-batch",
+        ),
+        (
+            &["eval", "run", "--write-steps", "-1"],
+            "--write-steps `-1` is not a list",
+        ),
+        (
+            &["eval", "run", "--adaptive", "-1"],
+            "must be a number of steps",
+        ),
+        (
+            &["eval", "run", "--samples", "-1"],
+            "invalid value '-1' for '--samples",
+        ),
+        (
+            &["tune", "run", "--write-steps", "-1"],
+            "invalid value '-1' for '--write-steps",
+        ),
+        (
+            &["tune", "run", "--write-lr", "-1"],
+            "--write-lr -1: must be a positive number",
+        ),
+        (
+            &[
+                "write",
+                "a.txt",
+                "-o",
+                "m",
+                "--model",
+                "run",
+                "--optimizer",
+                "adam",
+                "--until",
+                "-1",
+            ],
+            "`--until` = -1: must be above 0",
+        ),
+        (
+            &["read", "m", "a", "--model", "run", "--max-tokens", "-1"],
+            "invalid value '-1' for '--max-tokens",
+        ),
+        (&["bench", "read", "--queries", "-1"], "invalid value '-1'"),
+        (
+            &["parity", "golden", "--tolerance", "-1"],
+            "--tolerance must be 0",
+        ),
+    ];
+    for (args, words) in cases {
+        let output = gradmem(&folder, args);
+        let error = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{args:?}: {error}");
+        assert!(error.contains(words), "{args:?}: {error}");
+        assert!(!error.contains("tip:"), "{args:?}: {error}");
+    }
+    assert!(files(folder.path()).is_empty());
+}
+
+/// What the system does not let read is said to be that. Rights do not hold for a superuser; a link to itself nobody can read.
+#[cfg(unix)]
+#[test]
+fn folders_that_cannot_be_read_are_named() {
+    let folder = TempDir::new().unwrap();
+    let at = folder.path();
+    hand_written(&folder, "runs/a", "", "");
+    std::os::unix::fs::symlink("loop", at.join("runs/loop")).unwrap();
+    let report = gradmem(at, &["report", "runs"]);
+    let told = text(&report.stderr);
+    succeeds(&report);
+    assert!(
+        told.contains("runs/loop") && told.contains("cannot read") && told.contains("left out"),
+        "{told}"
+    );
+    let long = "a".repeat(300);
+    for args in [
+        &["report", "runs/loop"][..],
+        &["tune", "runs/loop"],
+        &["eval", "runs/loop"],
+        &["generate", "x", "--model", "runs/loop"],
+        &["tune", &long],
+    ] {
+        let output = gradmem(at, args);
+        let error = text(&output.stderr);
+        assert!(!output.status.success());
+        assert!(
+            error.contains("cannot read") && !error.contains("not a run folder"),
+            "{args:?}: {error}"
+        );
+    }
+}
+
 /// A run folder as training leaves it, without the weights.
 fn hand_written(folder: &TempDir, run: &str, settings: &str, log: &str) {
     let run = folder.path().join(run);
@@ -1028,7 +1152,7 @@ b,1,valid,125,,,0.5,1.25,0.625
     let printed = succeeds(gradmem(&folder, &["report", "runs", "--csv", "-"]));
     assert_eq!(printed, rows);
     let printed = succeeds(gradmem(&folder, &["report", "runs", "--csv", "logs.csv"]));
-    assert!(printed.starts_with("logs.csv\n"), "{printed}");
+    assert!(printed.ends_with("logs.csv\n"), "{printed}");
     assert_eq!(std::fs::read_to_string(at("logs.csv")).unwrap(), rows);
     succeeds(gradmem(&folder, &["report", "runs", "--csv", "logs.csv"]));
     std::fs::write(at("notes.txt"), "precious").unwrap();

@@ -12,7 +12,7 @@ use gradmem::train::metrics::Measure;
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::program::{SMALL, gradmem, refuses, succeeds};
+use crate::program::{self, SMALL, gradmem, refuses, succeeds};
 
 /// Trains a preset, made small, with further settings.
 fn train(folder: &Path, preset: &str, more: &[&str]) -> Output {
@@ -202,6 +202,27 @@ fn every_task_is_trained_evaluated_and_answers() {
 }
 
 #[test]
+fn evaluations_at_the_same_time_are_all_kept() {
+    let folder = TempDir::new().unwrap();
+    let at = folder.path();
+    succeeds(gradmem(at, &program::tiny("run")));
+    std::thread::scope(|scope| {
+        for k in ["0", "1", "2", "3", "4"] {
+            scope.spawn(move || succeeds(gradmem(at, &["eval", "run", "--write-steps", k])));
+        }
+    });
+    let kept = std::fs::read_to_string(at.join("run/eval.json")).unwrap();
+    let kept: Value = serde_json::from_str(&kept).unwrap();
+    let rows = kept["rows"].as_array().unwrap().iter();
+    let steps: Vec<_> = rows
+        .map(|row| row["write_steps"].as_u64().unwrap())
+        .collect();
+    assert_eq!(steps, [0, 1, 2, 3, 4]);
+    let most = ["eval", "run", "--adaptive", "10001"];
+    refuses(gradmem(at, &most), &["--adaptive", "10000"]);
+}
+
+#[test]
 fn a_run_answers_other_data_than_its_own() {
     let folder = TempDir::new().unwrap();
     let at = folder.path();
@@ -234,6 +255,12 @@ fn a_run_answers_other_data_than_its_own() {
     assert!(printed.contains("14 held-out contexts of run with data.valid_file=my test.jsonl"));
     assert_eq!(std::fs::read(at.join("run/eval.json")).unwrap(), kept);
 
+    for setting in ["data.valid_samples=-1", "data.valid_samples=0"] {
+        refuses(
+            gradmem(at, &["eval", "run", setting]),
+            &["data.valid_samples"],
+        );
+    }
     let printed = succeeds(gradmem(
         at,
         &[&other[..], &["--answers", "a.jsonl"]].concat(),
@@ -469,6 +496,8 @@ fn what_has_no_effect_is_said() {
             "train.stop_value=99",
             "train.lr_decay=linear",
             "train.warmup_steps=4",
+            "--patience",
+            "5",
         ],
     ]
     .concat();
@@ -479,6 +508,7 @@ fn what_has_no_effect_is_said() {
         "memory.inner_clip_norm=1 has no effect: the method is rmt, whose settings are under [rmt]",
         "train.stop_value = 99 is never reached",
         "the learning rate rises until the end",
+        "--patience has no effect on one process",
     ] {
         assert!(told.contains(words), "`{words}` is not in: {told}");
     }
@@ -531,7 +561,25 @@ fn seeds_have_a_run_each() {
                 .contains(&format!("seed = {seed}"))
         );
     }
-    assert!(printed.contains("mean "), "{printed}");
+    assert!(printed.contains("\nmean "), "{printed}");
+    // Of some of the seeds that were asked for there is no mean.
+    let other = folder.path().join("runs/seed-5");
+    std::fs::create_dir(&other).unwrap();
+    std::fs::write(other.join("notes.txt"), "mine").unwrap();
+    let more = [
+        &KV[..],
+        &["--run", "runs", "--seeds", "1,3,5", "train.curriculum=[]"],
+    ]
+    .concat();
+    let ended = train(folder.path(), "kv-small", &more);
+    let printed = String::from_utf8_lossy(&ended.stdout).into_owned();
+    assert!(
+        printed.contains("seed 3: best exact match") && !printed.contains("\nmean "),
+        "{printed}"
+    );
+    let error = String::from_utf8_lossy(&ended.stderr).into_owned();
+    assert_eq!(ended.status.code(), Some(2), "{error}");
+    assert!(error.contains("runs/seed-5"), "{error}");
     let more = [&KV[..], &["--seeds", "1,2", "train.seed=5"]].concat();
     let twice = train(folder.path(), "kv-small", &more);
     refuses(twice, &["train.seed=5", "--seeds"]);
@@ -959,7 +1007,7 @@ fn a_falling_learning_rate_ends_with_the_run() {
         .iter()
         .filter_map(|line| line["lr"].as_f64())
         .collect();
-    let expected = [0.005, 0.01, 0.005, 0.0];
+    let expected = [0.005, 0.01, 0.0075, 0.0025];
     assert!(
         rates
             .iter()

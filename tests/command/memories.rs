@@ -176,6 +176,17 @@ fn texts_become_memories_that_answer() {
     );
     let line = environment.env("GRADMEM_MODEL", run).output().unwrap();
     assert_eq!(json_lines(&succeeds(&line))[0]["memory"], "short.txt");
+    // An empty variable is none.
+    let mut unset = command(at, &["inspect", "all.safetensors"]);
+    succeeds(unset.env("GRADMEM_MODEL", "").output().unwrap());
+    let mut unset = command(at, &["generate", "a"]);
+    let refused = unset.env("GRADMEM_MODEL", "").output().unwrap();
+    assert_eq!(refused.status.code(), Some(2));
+    let error = text(&refused.stderr);
+    assert!(
+        error.contains("not provided") && error.contains("--model"),
+        "{error}"
+    );
 }
 
 #[test]
@@ -235,6 +246,12 @@ fn what_cannot_be_is_said_before_any_work_and_leaves_what_was() {
         write(&["short.txt", "long.txt", "--name", "x", "-o", "n"]),
         &["--name"],
     );
+    for name in ["", " \n"] {
+        refuses(
+            write(&["short.txt", "--name", name, "-o", "n"]),
+            &["--name is empty"],
+        );
+    }
     assert_eq!(old(), before);
     assert!(!at.join("n").exists());
 
@@ -253,6 +270,38 @@ fn what_cannot_be_is_said_before_any_work_and_leaves_what_was() {
         &["q.txt: line 2", "127 tokens"],
     );
     refuses(read(&["--questions", "none"]), &["none: has no question"]);
+    // Blank lines are no questions, and are counted.
+    put(
+        &folder,
+        &[
+            ("q.txt", &format!("\n?!a:\n \t\n\n{long}\n")),
+            ("blank.txt", "\n \n\n"),
+            ("gaps.txt", "\n?!a:\n\n \n?!b:\n\n"),
+        ],
+    );
+    refuses(
+        read(&["--questions", "q.txt"]),
+        &["q.txt: line 5", "127 tokens"],
+    );
+    refuses(
+        read(&["--questions", "blank.txt"]),
+        &["blank.txt: has no question"],
+    );
+    let answered = json_lines(&succeeds(read(&["--questions", "gaps.txt"])));
+    let asked: Vec<_> = answered.iter().map(|line| &line["question"]).collect();
+    assert_eq!(asked, ["?!a:", "?!a:", "?!b:", "?!b:"]);
+    // Values that cannot be are told by their options.
+    let sampled = |more: &[&str]| read(&[&["?!a:"], more].concat());
+    for (more, words) in [
+        (&["--temperature", "-1"][..], "`--temperature` = -1"),
+        (&["--temperature", "1", "--top-k", "0"], "`--top-k` = 0"),
+        (&["--temperature", "1", "--top-p", "0"], "`--top-p` = 0"),
+        (&["--seed", "5"], "--seed are for samples"),
+        (&["--memory", "-1"], "no memory is called \"-1\""),
+    ] {
+        refuses(sampled(more), &[words]);
+    }
+    succeeds(sampled(&["--temperature", "1", "--seed", "5"]));
     refuses(
         read(&["?!a:", "--memory", "gone"]),
         &["\"gone\"", "\"short.txt\", \"long.txt\""],
@@ -654,6 +703,10 @@ fn vectors_are_optimised_for_a_text_in_front_of_a_model_that_has_none() {
     refuses(
         write("model", &["--optimizer", "adam", "--until", "2"]),
         &["until", "at most 1"],
+    );
+    refuses(
+        write("model", &["--optimizer", "adam", "--memory-tokens", "0"]),
+        &["`--memory-tokens` = 0", "at least 1"],
     );
 }
 

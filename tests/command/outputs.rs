@@ -4,7 +4,7 @@ use std::path::Path;
 
 use tempfile::TempDir;
 
-use crate::program::{gradmem, refuses, succeeds, tiny};
+use crate::program::{PATH, gradmem, refuses, succeeds, tiny};
 
 /// Fails with exit status 2 and these words, and leaves the file as it was.
 fn keeps(at: &Path, file: &str, args: &[&str], words: &str) {
@@ -41,10 +41,88 @@ fn files_of_another_kind_are_not_replaced() {
     keeps(at, "page.html", &both, "makes no page");
     assert!(!at.join("other.html").exists());
 
+    // Figures too; a PNG is what the SVG beside it is.
+    let figures = ["report", "run", "-o", "page.html", "--figures", "figures"];
+    std::fs::create_dir(at.join("figures")).unwrap();
+    let [svg, png] = ["svg", "png"].map(|ending| format!("figures/learning-curves.{ending}"));
+    std::fs::write(at.join(&svg), "<svg>mine</svg>").unwrap();
+    keeps(at, &svg, &figures, "is no figure of a report");
+    std::fs::remove_file(at.join(&svg)).unwrap();
+    for _ in 0..2 {
+        succeeds(gradmem(at, &figures));
+    }
+    // Without fonts there is none.
+    if at.join(&png).exists() {
+        std::fs::remove_file(at.join(&svg)).unwrap();
+        keeps(at, &png, &figures, "is no figure of a report");
+    }
+
+    // All is checked before anything is written.
+    for (csv, page) in [
+        ("s.html", "s.html"),
+        ("./s.html", "s.html"),
+        ("s.md", "s.html"),
+    ] {
+        let same = ["report", "run", "--csv", csv, "-o", page];
+        refuses(
+            gradmem(at, &same),
+            &["--csv and -o name the same file", csv],
+        );
+    }
+    let own = ["report", "run", "--csv", "s.csv", "-o", "notes.html"];
+    keeps(at, "notes.md", &own, "is no report");
+    let own = ["report", "run", "--csv", "notes.md", "-o", "s.html"];
+    keeps(at, "notes.md", &own, "notes.md: is there already");
+    for name in ["s.html", "s.md", "s.csv"] {
+        assert!(!at.join(name).exists(), "{name}");
+    }
+
     std::fs::create_dir(at.join("model")).unwrap();
     succeeds(gradmem(at, &["export", "run", "-o", "model"]));
     let again = ["export", "run", "-o", "model"];
     keeps(at, "model/config.json", &again, "is not empty");
+}
+
+/// A full disk, played by a limit on the size of files that rises until all have room.
+#[cfg(unix)]
+#[test]
+fn an_export_that_fails_leaves_what_was_there_and_can_be_repeated() {
+    let folder = TempDir::new().unwrap();
+    let at = folder.path();
+    let mut settings = tiny("run");
+    let sizes = "method=in-context data.alphabet=512 model.vocab_size=520 model.hidden_size=2 \
+        model.intermediate_size=2";
+    settings.extend(sizes.split_whitespace());
+    succeeds(gradmem(at, &settings));
+    let export = |output: &str, blocks: usize| {
+        let script = format!("trap '' XFSZ; ulimit -f {blocks}; exec \"$0\" \"$@\"");
+        let mut command = std::process::Command::new("sh");
+        command.args(["-c", &script, PATH, "export", "run", "-o", output]);
+        command.current_dir(at).output().unwrap()
+    };
+    std::fs::create_dir(at.join("empty")).unwrap();
+    let mut failed = 0;
+    // The unit is 512 or 1024 bytes, by the shell.
+    for blocks in (0..).step_by(2) {
+        let output = export("small/ck", blocks);
+        if output.status.success() {
+            break;
+        }
+        let error = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(1), "{error}");
+        assert!(error.contains("cannot write"), "{error}");
+        assert!(!at.join("small").exists(), "{blocks}");
+        assert!(!export("empty", blocks).status.success());
+        assert_eq!(std::fs::read_dir(at.join("empty")).unwrap().count(), 0);
+        failed += 1;
+    }
+    assert!(failed > 1);
+    // There was room for the weights before there was room for the tokenizer.
+    let size = |name: &str| at.join("small/ck").join(name).metadata().unwrap().len();
+    let [weights, tokenizer] = ["model.safetensors", "tokenizer.json"].map(size);
+    assert!(tokenizer > weights + 2048, "{tokenizer} {weights}");
+    let refused = gradmem(at, &["export", "run", "-o", "small/ck"]);
+    refuses(refused, &["is not empty"]);
 }
 
 #[cfg(unix)]
@@ -62,6 +140,9 @@ fn pipes_and_devices_are_not_replaced() {
     let write = ["write", "--model", "run", "a.txt", "-o", "pipe"];
     refuses(gradmem(at, &write), &["is a device or a pipe"]);
     assert!(pipe.metadata().unwrap().file_type().is_fifo());
+    let write = ["write", "--model", "run", "a.txt", "-o", "-"];
+    refuses(gradmem(at, &write), &["standard output", "./-"]);
+    assert!(!at.join("-").exists());
 }
 
 #[test]

@@ -339,6 +339,9 @@ fn full_streams_cost_neither_work_nor_the_exit_status() {
         (&["train", "no-such-preset"], 2),
         (&["no-such-command"], 2),
         (&["preset", "kv-quick"], 1),
+        (&["--help"], 1),
+        (&["train", "--help"], 1),
+        (&["--version"], 1),
     ] {
         let mut program = Command::new(program::PATH);
         program.args(args).stdout(full()).stderr(full());

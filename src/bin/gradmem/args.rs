@@ -1,5 +1,6 @@
 //! Arguments that several subcommands share.
 
+use std::any::TypeId;
 use std::path::PathBuf;
 
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
@@ -92,7 +93,7 @@ pub struct Sampling {
     #[arg(long, default_value_t = 64)]
     pub max_tokens: usize,
     /// Sampling temperature: 0 decodes greedily, 1 samples from the model's distribution.
-    #[arg(long, default_value_t = 0.0, allow_negative_numbers = true)]
+    #[arg(long, default_value_t = 0.0)]
     pub temperature: f64,
     /// Sample from this many of the most probable tokens only [default: all].
     #[arg(long)]
@@ -100,9 +101,52 @@ pub struct Sampling {
     /// Sample from the most probable tokens whose probabilities add up to this (nucleus sampling).
     #[arg(long, default_value_t = 1.0)]
     pub top_p: f64,
-    /// Seed of the samples.
-    #[arg(long, default_value_t = 0)]
-    pub seed: u64,
+    /// Seed of the samples [default: 0].
+    #[arg(long)]
+    pub seed: Option<u64>,
+}
+
+/// The same error, by the name of the option with which a setting was given. `options` has the settings and their options.
+pub fn by_options(e: Error, options: &[(&str, &str)]) -> Error {
+    match e {
+        Error::Config {
+            key,
+            value,
+            problem,
+        } => {
+            let option = options.iter().find(|(setting, _)| *setting == key);
+            Error::Config {
+                key: option.map_or(key, |(_, option)| option.to_string()),
+                value,
+                problem,
+            }
+        }
+        other => other,
+    }
+}
+
+/// Fails on the first of these options that is 0.
+pub fn at_least_one(options: &[(&str, usize)]) -> Result<(), Error> {
+    match options.iter().find(|(_, value)| *value == 0) {
+        Some((option, _)) => Err(Error::Input(format!("{option} must be at least 1"))),
+        None => Ok(()),
+    }
+}
+
+/// The same command with options that take what begins like a negative number, so that the option itself says what is wrong with
+/// it. Paths and what is no option stay as they are.
+pub fn with_negative_numbers(command: clap::Command) -> clap::Command {
+    let with = |arg: clap::Arg| {
+        let takes_value = arg.get_action().takes_values() && !arg.is_positional();
+        let is_path = arg.get_value_parser().type_id() == TypeId::of::<PathBuf>();
+        match takes_value && !is_path {
+            true => arg.allow_negative_numbers(true),
+            false => arg,
+        }
+    };
+    command
+        .mut_args(with)
+        .mut_subcommands(with_negative_numbers)
 }
 
 /// The outer-gradient strategies and what they mean; all give the same numbers up to rounding.

@@ -236,7 +236,7 @@ fn print_table(found: &Evaluation, method: &str, args: &Args) {
     if let Some(adaptive) = &found.adaptive {
         let rule = &adaptive.rule;
         say!(
-            "\nEach sample by itself, until its WRITE loss has not fallen by more than {} for {}, at most {}:\n{} exact match in {:.1} steps on \
+            "\nEach sample by itself, until its WRITE loss has not fallen by more than {} for {}, at most {}:\n{} exact match from the memory of step {:.1} on \
              average (rule chosen on {}: {})",
             rule.tolerance,
             counted(rule.patience, "step"),

@@ -13,6 +13,9 @@ pub fn check_writable(path: &Path) -> Result<(), Error> {
             problem: problem.into(),
         })
     };
+    if path == Path::new("-") {
+        return problem("standard output takes none: name a file (./- is one of that name)");
+    }
     if path.is_dir() {
         return problem("is a folder: name the file to make in it");
     }

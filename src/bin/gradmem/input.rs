@@ -27,12 +27,17 @@ pub fn read_text(path: &Path) -> Result<String, Error> {
     Ok(text.strip_suffix('\r').unwrap_or(text).into())
 }
 
-/// The lines of a file of questions.
-pub fn read_questions(path: &Path) -> Result<Vec<String>, Error> {
+/// The lines of a file of questions, each with its number, from 1. Blank lines are none.
+pub fn read_questions(path: &Path) -> Result<Vec<(usize, String)>, Error> {
     let text = read_text(path)?;
-    match text.is_empty() {
+    let lines = text.lines().enumerate();
+    let questions = lines.filter(|(_, line)| !line.trim().is_empty());
+    let questions: Vec<_> = questions
+        .map(|(at, line)| (at + 1, line.to_string()))
+        .collect();
+    match questions.is_empty() {
         true => Err(Error::Input(format!("{}: has no question", path.display()))),
-        false => Ok(text.lines().map(String::from).collect()),
+        false => Ok(questions),
     }
 }
 

@@ -41,7 +41,7 @@ mod write;
 
 use std::process::ExitCode;
 
-use clap::{CommandFactory, Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -79,7 +79,12 @@ fn main() -> ExitCode {
     startup::keep_pages();
     startup::start_log();
     startup::report_panics();
-    let command = Cli::parse().command;
+    startup::unset_empty_variables();
+    let arguments = args::with_negative_numbers(Cli::command()).try_get_matches();
+    let command = match arguments.and_then(|arguments| Cli::from_arg_matches(&arguments)) {
+        Ok(cli) => cli.command,
+        Err(answer) => return output::answer(&answer),
+    };
     let alone = match &command {
         Command::Train(_) => Ok(()),
         _ => processes::refuse_several(),

@@ -60,7 +60,10 @@ pub fn describe(path: &Path, file: &MemoryFile, shown: usize) -> String {
     let [n, m, d] = file.shape();
     let memories = if n == 1 { "memory" } else { "memories" };
     let what = match file.kind() {
-        "prefix" => format!("{} vectors of width {d}", m / file.chunks().max(1)),
+        "prefix" => {
+            let each = counted(m / file.chunks().max(1), "vector");
+            format!("{each} of width {d}")
+        }
         kind => format!(
             "kind {kind}, {} numbers",
             with_separators(file.numbers_each())

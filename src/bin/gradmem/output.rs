@@ -1,13 +1,15 @@
 //! Standard output and standard error, and the format of numbers in them.
 
 use std::fmt::Arguments;
-use std::io::{ErrorKind, Write as _};
+use std::io::{ErrorKind, IsTerminal as _, Write};
 use std::process::ExitCode;
+use std::sync::{Mutex, PoisonError};
 
 use gradmem::Error;
 use gradmem::report;
 use gradmem::support::commands;
 use gradmem::train::evaluation::Shown;
+use gradmem::train::has_dashboard;
 use gradmem::train::metrics::Measure;
 
 use crate::processes::is_silent;
@@ -30,7 +32,29 @@ pub(crate) use message;
 
 /// See [`message`]. Unlike `eprintln!` it never panics: a signal handler or an error path must go on.
 pub fn report(text: Arguments<'_>) {
-    std::io::stderr().lock().write_fmt(text).ok();
+    Errors.write_all(text.to_string().as_bytes()).ok();
+}
+
+/// What was written on [`Errors`] and not printed yet.
+static HELD: Mutex<Vec<u8>> = Mutex::new(Vec::new());
+
+/// Standard error. While a dashboard has its terminal, what is written is held back, until the next is written or flushed behind it.
+pub struct Errors;
+
+impl Write for Errors {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        let mut held = HELD.lock().unwrap_or_else(PoisonError::into_inner);
+        held.extend_from_slice(bytes);
+        let mut err = std::io::stderr().lock();
+        if !(has_dashboard() && err.is_terminal()) {
+            err.write_all(&std::mem::take(&mut *held))?;
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.write(&[]).map(|_| ())
+    }
 }
 
 /// Prints an error, and the exit status that it has.
@@ -70,13 +94,27 @@ const BROKEN_PIPE: i32 = 128 + 13;
 /// reader has closed the pipe, as in `| head`.
 pub fn put(text: Arguments<'_>) {
     let mut out = std::io::stdout().lock();
-    match out.write_fmt(text).and_then(|()| out.flush()) {
-        Ok(()) => {}
-        Err(e) if e.kind() == ErrorKind::BrokenPipe => std::process::exit(BROKEN_PIPE),
-        Err(e) => {
-            message!("standard output: cannot write: {e}");
-            std::process::exit(1)
-        }
+    if let Err(e) = out.write_fmt(text).and_then(|()| out.flush()) {
+        exit_unwritten(&e);
+    }
+}
+
+fn exit_unwritten(e: &std::io::Error) -> ! {
+    if e.kind() == ErrorKind::BrokenPipe {
+        std::process::exit(BROKEN_PIPE);
+    }
+    message!("standard output: cannot write: {e}");
+    std::process::exit(1)
+}
+
+/// Prints what the parser of the arguments answers instead of a command: help, the version, or what is wrong with them. Gives the exit
+/// status that it has.
+pub fn answer(answer: &clap::Error) -> ExitCode {
+    let printed = answer.print().and_then(|()| std::io::stdout().flush());
+    match printed {
+        Err(e) if !answer.use_stderr() => exit_unwritten(&e),
+        _ if answer.use_stderr() => ExitCode::from(2),
+        _ => ExitCode::SUCCESS,
     }
 }
 

@@ -37,7 +37,7 @@ pub struct Args {
     /// Question, in the form of the model's task: 'Where is Mary?' for bAbI, '?!b:' for key-value pairs.
     #[arg(required_unless_present = "questions")]
     question: Option<String>,
-    /// File of questions, one per line; - for standard input.
+    /// File of questions, one per line, without blank lines; - for standard input.
     #[arg(long, value_name = "FILE", conflicts_with = "question")]
     questions: Option<PathBuf>,
     /// Read only the memory with this name, or with this index, from 0 [default: all].
@@ -89,7 +89,7 @@ impl Job for Args {
             // All questions of a memory in a row.
             let prompts: Vec<_> = (0..memories).flat_map(|_| prompts.to_vec()).collect();
             let answers = reader.generate(&prompts, &config)?;
-            for (at, question) in questions.iter().enumerate() {
+            for (at, (_, question)) in questions.iter().enumerate() {
                 for (memory, sample) in file.samples.iter().enumerate() {
                     let answer = text.decode(&answers[memory * questions.len() + at])?;
                     if plain {
@@ -118,9 +118,10 @@ impl Args {
         }
     }
 
-    fn questions(&self) -> Result<Vec<String>, Error> {
+    /// The questions, each with its line in their file.
+    fn questions(&self) -> Result<Vec<(usize, String)>, Error> {
         match (&self.question, &self.questions) {
-            (Some(question), _) => Ok(vec![question.clone()]),
+            (Some(question), _) => Ok(vec![(1, question.clone())]),
             (None, Some(path)) => read_questions(path),
             (None, None) => Ok(Vec::new()),
         }
@@ -130,7 +131,7 @@ impl Args {
     fn encode(
         &self,
         text: &Text,
-        questions: &[String],
+        questions: &[(usize, String)],
         left: Option<usize>,
     ) -> Result<Vec<Vec<u32>>, Error> {
         let fits = |ids: Vec<u32>| match left {
@@ -140,13 +141,13 @@ impl Args {
             ))),
             _ => Ok(ids),
         };
-        let encode = |(at, question): (usize, &String)| {
+        let encode = |(line, question): &(usize, String)| {
             let ids = text.encode_part(question, Part::Question).and_then(fits);
             ids.map_err(|e| match &self.questions {
-                Some(path) => in_file(path, Error::Input(format!("line {}: {e}", at + 1))),
+                Some(path) => in_file(path, Error::Input(format!("line {line}: {e}"))),
                 None => Error::Input(format!("the question {e}")),
             })
         };
-        questions.iter().enumerate().map(encode).collect()
+        questions.iter().map(encode).collect()
     }
 }

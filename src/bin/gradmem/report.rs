@@ -1,11 +1,12 @@
 //! `gradmem report`: figures and tables of training runs.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use gradmem::Error;
 use gradmem::report::Report;
 
+use crate::files::check_writable;
 use crate::output::say;
 
 /// Plot training runs: one HTML page of figures and tables, and the tables as Markdown.
@@ -36,25 +37,55 @@ pub struct Args {
 
 pub fn run(args: Args) -> Result<ExitCode, Error> {
     let report = Report::open(&args.runs)?;
-    match &args.csv {
-        Some(file) if file.as_os_str() == "-" => {
-            if args.output.is_some() || args.figures.is_some() {
-                let problem = "--csv - makes no page and no figures: name a file for them beside -o or --figures";
-                return Err(Error::Input(problem.into()));
-            }
-            let csv = report.csv()?;
-            say!("{}", csv.trim_end());
-            return Ok(ExitCode::SUCCESS);
+    if args
+        .csv
+        .as_ref()
+        .is_some_and(|file| file.as_os_str() == "-")
+    {
+        if args.output.is_some() || args.figures.is_some() {
+            let problem =
+                "--csv - makes no page and no figures: name a file for them beside -o or --figures";
+            return Err(Error::Input(problem.into()));
         }
-        Some(file) => {
-            report.save_csv(file)?;
-            say!("{}", file.display());
-        }
-        None => {}
+        let csv = report.csv()?;
+        say!("{}", csv.trim_end());
+        return Ok(ExitCode::SUCCESS);
     }
     let page = args.output.unwrap_or_else(|| "report.html".into());
+    // All is checked before anything is written: the CSV here, the rest by `save`.
+    if let Some(file) = &args.csv {
+        if [&page, &page.with_extension("md")]
+            .iter()
+            .any(|path| is_same(file, path))
+        {
+            return Err(Error::Input(format!(
+                "{}: --csv and -o name the same file (the Markdown has the page's name with .md): name another",
+                file.display()
+            )));
+        }
+        check_writable(file)?;
+        report.check_csv(file)?;
+    }
     for file in report.save(&page, args.figures.as_deref())? {
         say!("{}", file.display());
     }
+    if let Some(file) = &args.csv {
+        report.save_csv(file)?;
+        say!("{}", file.display());
+    }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Whether two paths lead to one file, which need not be there yet.
+fn is_same(a: &Path, b: &Path) -> bool {
+    let place = |path: &Path| {
+        let folder = path.parent()?;
+        let folder = match folder.as_os_str().is_empty() {
+            true => Path::new("."),
+            false => folder,
+        };
+        Some(folder.canonicalize().ok()?.join(path.file_name()?))
+    };
+    let is_one_place = place(a).is_some_and(|a| place(b) == Some(a));
+    is_one_place || same_file::is_same_file(a, b).unwrap_or(false)
 }

@@ -4,7 +4,7 @@ use std::io::Write as _;
 use std::panic::PanicHookInfo;
 
 use crate::backend::NO_ROCM;
-use crate::output::message;
+use crate::output::{Errors, message};
 use crate::train::INTERRUPTED;
 
 /// Makes the allocator keep its pages. Training frees and allocates the same large tensors repeatedly; pages
@@ -16,6 +16,15 @@ pub fn keep_pages() {
     unsafe { libmimalloc_sys::mi_option_set(PURGE_DELAY, -1) };
 }
 
+/// Makes an empty variable of the environment that stands for an option count as one that is not set.
+pub fn unset_empty_variables() {
+    let name = "GRADMEM_MODEL";
+    if std::env::var_os(name).is_some_and(|value| value.is_empty()) {
+        // SAFETY: no other thread that could read the environment runs yet.
+        unsafe { std::env::remove_var(name) };
+    }
+}
+
 /// Starts the log on standard error: warnings and notices. RUST_LOG changes the level, as in
 /// RUST_LOG=gradmem=debug.
 pub fn start_log() {
@@ -25,6 +34,7 @@ pub fn start_log() {
             let level = record.level().as_str().to_lowercase();
             writeln!(out, "gradmem: {level}: {}", record.args())
         })
+        .target(env_logger::Target::Pipe(Box::new(Errors)))
         .init();
 }
 

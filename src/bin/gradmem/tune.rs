@@ -7,6 +7,7 @@ use gradmem::Error;
 use gradmem::episode::Tokens;
 use gradmem::kernels::KernelBackend;
 use gradmem::memory::STEP_SIZES;
+use gradmem::report::is_run;
 use gradmem::support::counted;
 use gradmem::train::Trained;
 use gradmem::train::tune::{SAMPLES, Tuning};
@@ -41,12 +42,7 @@ pub struct Args {
     #[arg(long, value_name = "K")]
     write_steps: Option<usize>,
     /// Step sizes to try [default: from 0.0001 to 10000, four to a decade].
-    #[arg(
-        long,
-        value_name = "ALPHA",
-        value_delimiter = ',',
-        allow_negative_numbers = true
-    )]
+    #[arg(long, value_name = "ALPHA", value_delimiter = ',')]
     write_lr: Vec<f64>,
     /// Print one JSON object instead of a table.
     #[arg(long)]
@@ -84,8 +80,7 @@ impl Job for Args {
             true => STEP_SIZES.to_vec(),
             false => self.write_lr.clone(),
         };
-        let is_run = self.folder.join("config.toml").is_file();
-        let found = match is_run && self.context.is_empty() {
+        let found = match is_run(&self.folder)? && self.context.is_empty() {
             true => {
                 let mut trained = Trained::<B>::open(&self.folder, device)?;
                 if let Some(steps) = self.write_steps {

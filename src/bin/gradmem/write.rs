@@ -13,7 +13,7 @@ use gradmem::method::AnyMethod;
 use gradmem::model::cache_bytes;
 use indicatif::{ProgressBar, ProgressState, ProgressStyle};
 
-use crate::args::{Backend, ModelFolder};
+use crate::args::{Backend, ModelFolder, by_options};
 use crate::backend::{Job, dispatch};
 use crate::files::check_writable;
 use crate::input::{in_file, read_text};
@@ -104,6 +104,15 @@ pub fn run(args: Args) -> Result<ExitCode, Error> {
         return Err(Error::Input("--batch must be at least 1".into()));
     }
     args.check_optimizer()?;
+    if args
+        .name
+        .as_ref()
+        .is_some_and(|name| name.trim().is_empty())
+    {
+        return Err(Error::Input(
+            "--name is empty: give the memory a name, or leave it out for that of its file".into(),
+        ));
+    }
     if args.append && args.name.is_some() {
         return Err(Error::Input(
             "--name is for new memories: --append keeps their names".into(),
@@ -141,7 +150,10 @@ impl Job for Args {
                 let problem = "--memory-tokens is for a model that was trained without a memory: this one has its own";
                 return Err(Error::Input(problem.into()));
             }
-            model = model.with_vectors(self.memory_tokens.unwrap_or(8), device)?;
+            let memory_tokens = self.memory_tokens.unwrap_or(8);
+            let options = [("memory_tokens", "--memory-tokens")];
+            let with_vectors = model.with_vectors(memory_tokens, device);
+            model = with_vectors.map_err(|e| by_options(e, &options))?;
         }
         let contexts = self.contexts.iter().zip(&texts).map(|(path, text)| {
             let ids = model.encode_context(text);
@@ -236,26 +248,13 @@ impl Args {
         if let Some((option, _)) = others.iter().find(|(_, given)| *given) {
             return Err(Error::Input(format!("{option} is for {needed}")));
         }
-        // By the names of the options.
-        self.cram_config().validate().map_err(|e| match e {
-            Error::Config {
-                key,
-                value,
-                problem,
-            } => {
-                let key = match &*key {
-                    "lr" => "--step-size".into(),
-                    "until" => "--until".into(),
-                    _ => "--max-steps".into(),
-                };
-                Error::Config {
-                    key,
-                    value,
-                    problem,
-                }
-            }
-            other => other,
-        })
+        let options = [
+            ("lr", "--step-size"),
+            ("until", "--until"),
+            ("max_steps", "--max-steps"),
+        ];
+        let valid = self.cram_config().validate();
+        valid.map_err(|e| by_options(e, &options))
     }
 
     fn cram_config(&self) -> CramConfig {

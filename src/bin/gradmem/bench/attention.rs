@@ -10,7 +10,7 @@ use gradmem::kernels::KernelBackend;
 use serde::Serialize;
 
 use super::{check_shape, median, peak_rss_bytes, print_json, print_memory, synchronize};
-use crate::args::Backend;
+use crate::args::{Backend, at_least_one};
 use crate::backend::{Job, device_bytes, dispatch};
 use crate::output::say;
 
@@ -77,6 +77,14 @@ struct Report {
 pub fn run(args: AttentionArgs) -> Result<ExitCode, Error> {
     let (backend, json, seq) = (args.backend.clone(), args.json, args.seq);
     let matmul = args.matmul;
+    at_least_one(&[
+        ("--seq", seq),
+        ("--batch", args.batch),
+        ("--heads", args.heads),
+        ("--kv-heads", args.kv_heads.unwrap_or(1)),
+        ("--dim", args.dim),
+        ("--iters", args.iters),
+    ])?;
     check_shape(&[args.batch, args.heads, seq, args.dim])?;
     if args.backend.precision.is_some() {
         let problem = "--precision: attention is measured in the type of its tensors; use --dtype";
@@ -125,9 +133,9 @@ impl Job for AttentionArgs {
 
     fn run<B: KernelBackend>(self, device: &B::Device) -> Result<[f64; 3], Error> {
         let kv_heads = self.kv_heads.unwrap_or(self.heads);
-        if self.iters == 0 || kv_heads == 0 || !self.heads.is_multiple_of(kv_heads) {
+        if !self.heads.is_multiple_of(kv_heads) {
             return Err(Error::Input(
-                "--iters must be at least 1, and --heads a multiple of --kv-heads".into(),
+                "--heads must be a multiple of --kv-heads".into(),
             ));
         }
         let dtype = float_type::<B>(self.dtype, device)?;

@@ -48,7 +48,7 @@ pub fn run(args: Args) -> Result<ExitCode, Error> {
     }
 }
 
-/// Fails unless a tensor of these sizes has at least one element and fewer than 2³².
+/// Fails unless a tensor of these sizes, of which none is 0, has fewer than 2³² elements.
 fn check_shape(sizes: &[usize]) -> Result<(), Error> {
     let elements = sizes.iter().try_fold(1u32, |elements, size| {
         u32::try_from(*size)
@@ -58,7 +58,7 @@ fn check_shape(sizes: &[usize]) -> Result<(), Error> {
     match elements {
         Some(1..) => Ok(()),
         _ => Err(Error::Input(format!(
-            "a tensor of shape {sizes:?}: sizes must be at least 1, and their product below 2³²"
+            "a tensor of shape {sizes:?}: the product of its sizes must be below 2³²"
         ))),
     }
 }

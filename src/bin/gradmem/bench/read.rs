@@ -14,7 +14,7 @@ use gradmem::train::open_method;
 use serde::Serialize;
 
 use super::{check_shape, median, print_json, synchronize};
-use crate::args::{Backend, ModelFolder};
+use crate::args::{Backend, ModelFolder, at_least_one};
 use crate::backend::{Job, dispatch};
 use crate::model::gradmem_of;
 use crate::output::say;
@@ -106,6 +106,14 @@ impl Job for ReadArgs {
     type Output = Report;
 
     fn run<B: KernelBackend>(self, device: &B::Device) -> Result<Report, Error> {
+        at_least_one(&[
+            ("--context", self.context),
+            ("--queries", self.queries),
+            ("--query", self.query),
+            ("--answer", self.answer),
+            ("--batch", self.batch),
+            ("--iters", self.iters),
+        ])?;
         check_shape(&[self.queries, self.query, self.answer, self.iters])?;
         let positions = [self.context, self.query, self.answer];
         let positions = positions.into_iter().fold(0, usize::saturating_add);

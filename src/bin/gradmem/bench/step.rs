@@ -21,7 +21,7 @@ use gradmem::train::config::TrainConfig;
 use serde::Serialize;
 
 use super::{check_shape, median, peak_rss_bytes, print_json, print_memory, synchronize};
-use crate::args::{Backend, META_GRADIENTS, setting};
+use crate::args::{Backend, META_GRADIENTS, at_least_one, setting};
 use crate::backend::{Job, device_bytes, dispatch};
 use crate::output::say;
 
@@ -143,12 +143,26 @@ impl Job for StepArgs {
 
     /// The work of `benches/torch_baseline.py`: a Llama with a tied head, mean losses, AdamW.
     fn run<B: KernelBackend>(self, device: &B::Device) -> Result<Self::Output, Error> {
-        let least = [self.batch, self.context, self.iters, self.queries];
-        if self.query < 2 || least.contains(&0) || self.micro_batch == Some(0) {
-            return Err(Error::Input(
-                "--query must be at least 2, --batch, --context, --queries, --iters and --micro-batch at least 1"
-                    .into(),
-            ));
+        at_least_one(&[
+            ("--batch", self.batch),
+            ("--context", self.context),
+            ("--layers", self.layers),
+            ("--heads", self.heads),
+            ("--dim", self.dim),
+            ("--memory", self.memory),
+            ("--queries", self.queries),
+            ("--micro-batch", self.micro_batch.unwrap_or(1)),
+            ("--vocab", self.vocab),
+            ("--iters", self.iters),
+        ])?;
+        if self.query < 2 {
+            return Err(Error::Input("--query must be at least 2".into()));
+        }
+        if !self.dim.is_multiple_of(self.heads.saturating_mul(2)) {
+            return Err(Error::Input(format!(
+                "--dim {} must be a multiple of twice --heads {}",
+                self.dim, self.heads
+            )));
         }
         check_shape(&[self.iters.max(self.warmup)])?;
         let positions = self.memory.saturating_add(self.context.max(self.query));

@@ -4,6 +4,7 @@ mod signals;
 mod summary;
 
 use std::collections::HashSet;
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -21,7 +22,7 @@ use gradmem::train::{Ending, Outcome, TrainOptions, Trained};
 use self::signals::{stop_after, stop_on_signals};
 use crate::args::{Backend, META_GRADIENTS, one_of, parse_numbers};
 use crate::backend::{Job, dispatch, usable};
-use crate::output::{accompany, failed};
+use crate::output::{Errors, accompany, failed, shown};
 use crate::processes::{is_silent, join};
 
 /// The exit status of a program that Ctrl-C ended.
@@ -75,9 +76,9 @@ pub struct Args {
     #[arg(long, value_name = "HOURS", value_parser = hours)]
     until: Option<Duration>,
     /// Of several processes (mpirun -n 2 gradmem train …), how many seconds one waits for the others before it takes
-    /// them for gone and ends.
-    #[arg(long, value_name = "SECONDS", default_value_t = 600)]
-    patience: u64,
+    /// them for gone and ends [default: 600].
+    #[arg(long, value_name = "SECONDS")]
+    patience: Option<u64>,
     #[command(flatten)]
     backend: Backend,
     /// What `--precision` says (short for train.precision=…).
@@ -86,7 +87,14 @@ pub struct Args {
 }
 
 pub fn run(mut args: Args) -> Result<ExitCode, Error> {
-    let world = join(Duration::from_secs(args.patience.max(1)))?;
+    let patience = args.patience.unwrap_or(600).max(1);
+    let world = join(Duration::from_secs(patience))?;
+    if args.patience.is_some() && world.size() == 1 {
+        log::warn!(
+            "--patience has no effect on one process: it is how long several wait for each other (train.patience ends a training that gets \
+             no better)"
+        );
+    }
     args.backend.device = world.local_rank();
     // A setting of the run, which sets it.
     args.precision = args.backend.precision.take().map(Into::into);
@@ -135,7 +143,7 @@ fn run_in(args: &Args, world: &Arc<dyn World>) -> Result<ExitCode, Error> {
     let mut seen = HashSet::new();
     seeds.retain(|seed| seen.insert(*seed));
     let (mut outcomes, mut failed) = (Vec::new(), None);
-    for seed in seeds {
+    for seed in seeds.iter().copied() {
         let mut config = config.clone();
         config.train.seed = seed;
         let folder = folder.join(format!("seed-{seed}"));
@@ -159,7 +167,8 @@ fn run_in(args: &Args, world: &Arc<dyn World>) -> Result<ExitCode, Error> {
         }
     }
     if !outcomes.is_empty() {
-        accompany(format_args!("{}", summary::of_seeds(&config, &outcomes)));
+        let summary = summary::of_seeds(&config, &outcomes, seeds.len());
+        accompany(format_args!("{summary}"));
     }
     if let Some(error) = failed {
         return Err(error);
@@ -293,14 +302,18 @@ fn train_one(
     folder: &Path,
     options: &TrainOptions,
 ) -> Result<Outcome, Error> {
-    accompany(format_args!("{}\n", summary::before(config, folder)));
+    let before = shown(&summary::before(config, folder));
+    accompany(format_args!("{before}\n"));
     let start = Instant::now();
     let job = TrainJob {
         config: config.clone(),
         folder: folder.to_path_buf(),
         options: options.clone(),
     };
-    let (outcome, answers) = dispatch(&args.backend, job)?;
+    let trained = dispatch(&args.backend, job);
+    // What was said while there was a dashboard.
+    Errors.flush().ok();
+    let (outcome, answers) = trained?;
     if is_silent() {
         return Ok(outcome);
     }

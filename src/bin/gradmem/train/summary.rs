@@ -104,7 +104,7 @@ pub fn after(
         ));
     }
     let measure = config.train.stop_metric;
-    let mut text = match (outcome.valid, state.best) {
+    let mut text = match (outcome.valid, state.best_by(measure)) {
         (Some(valid), best) => format!(
             "\nstep {} after {time}: {} {} on {}{}{}{}\n",
             state.step,
@@ -222,21 +222,18 @@ Write a context of your own and read an answer from its memory:
     })
 }
 
-/// One line for each seed, and the mean of all.
-pub fn of_seeds(config: &RunConfig, outcomes: &[(u64, Outcome)]) -> String {
+/// One line for each seed that has an outcome, and the mean if all `seeds` that were asked for ended uninterrupted.
+pub fn of_seeds(config: &RunConfig, outcomes: &[(u64, Outcome)], seeds: usize) -> String {
     let measure = config.train.stop_metric;
     let name = measure.name().to_lowercase();
     let mut text = "\n".to_string();
     let mut values = Vec::new();
     for (seed, outcome) in outcomes {
         let Outcome { ending, state, .. } = outcome;
-        let interrupted = match ending {
-            Ending::Interrupted(_) => ", interrupted",
-            _ => "",
-        };
-        let best = match state.best {
+        let interrupted = matches!(ending, Ending::Interrupted(_));
+        let best = match state.best_by(measure) {
             Some((value, step)) => {
-                if state.stage >= config.train.curriculum.len() {
+                if state.stage >= config.train.curriculum.len() && !interrupted {
                     values.push(value);
                 }
                 let (value, stage) = (format_measure(measure, value), stage(config, outcome));
@@ -244,10 +241,11 @@ pub fn of_seeds(config: &RunConfig, outcomes: &[(u64, Outcome)]) -> String {
             }
             None => format!("no evaluation by step {}", state.step),
         };
-        text += &format!("seed {seed}: {best}{interrupted}\n");
+        let end = if interrupted { ", interrupted" } else { "" };
+        text += &format!("seed {seed}: {best}{end}\n");
     }
     // A mean of some seeds only would mislead.
-    if values.len() > 1 && values.len() == outcomes.len() {
+    if values.len() > 1 && values.len() == seeds {
         let mean = values.iter().sum::<f64>() / values.len() as f64;
         let extreme = |pick: fn(f64, f64) -> f64| {
             let value = values.iter().copied().reduce(pick).unwrap_or(mean);
