@@ -1,5 +1,6 @@
-//! What training may add to the outer loss so that WRITE learns sooner: how its steps agree with what READ would want,
-//! what READ answers on the way, and how it answers near the memory.
+//! What training may add to the outer loss so that WRITE learns sooner: the agreement of its steps with the READ
+//! loss's gradient (alignment), the READ loss after each step (intermediate READ), and the change of READ's answers when the memory
+//! is moved (STAR).
 //!
 //! With `u_k = M_{k−1} − M_k`, the READ loss `L_k` of `M_k` and `ĝ_k` its gradient to `M_k`, a constant:
 //!

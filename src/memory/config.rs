@@ -100,7 +100,7 @@ pub struct GradMemConfig {
     pub intermediate_read_weight: f64,
     /// Weight of the alignment of all that WRITE changed with the READ loss's gradient to the last memory.
     pub memory_alignment_weight: f64,
-    /// σ: in training each WRITE step takes its gradient beside the memory, by noise of σ times the root mean square of M0.
+    /// σ: in training each WRITE step takes its gradient at the memory plus noise of σ times the root mean square of M0.
     pub memory_noise: f64,
     /// Weight of the divergence of READ's answers from a memory and from one near it.
     pub star_weight: f64,

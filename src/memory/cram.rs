@@ -1,5 +1,5 @@
-//! Cramming (arXiv 2502.13063): a memory optimised for one text until it tells it, by a model whose weights stay as they are
-//! and need not have been trained for it.
+//! Cramming (arXiv 2502.13063): a memory optimised for one text until the model reconstructs the text from it. The model is frozen
+//! and need not have been trained for this.
 //!
 //! WRITE's loss is minimised as by WRITE, by many steps of Adam (arXiv 1412.6980) instead of a few of gradient descent.
 
@@ -22,7 +22,7 @@ use crate::support::setters::setters;
 pub struct CramConfig {
     /// Step size of Adam.
     pub lr: f64,
-    /// The share of its tokens, each told after those before it, with which a sample is done.
+    /// The share of its tokens, each predicted after those before it, with which a sample is done.
     pub until: f64,
     /// The most steps.
     pub max_steps: usize,

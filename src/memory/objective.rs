@@ -57,7 +57,7 @@ pub trait WriteObjective<B: Backend, M: CausalLm<B>>: Module<B> + ModuleDisplay 
     /// - output: `[batch, seq]`
     fn losses(&self, model: &M, hidden: Tensor<B, 3>, next: Tensor<B, 2, Int>) -> Tensor<B, 2>;
 
-    /// The logits by which the objective tells the next token, if it does: what a memory holds is measured by them.
+    /// The logits by which the objective predicts the next token, if it does: what a memory holds is measured by them.
     ///
     /// # Shapes
     ///

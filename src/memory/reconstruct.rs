@@ -33,10 +33,10 @@ pub(super) fn check_as_many<B: Backend>(
     }
 }
 
-/// Each sample's WRITE loss, and the share of its tokens that are told right, if they are: `[batch]`.
+/// Each sample's WRITE loss, and the share of its tokens that are predicted right, if the objective predicts any: `[batch]`.
 pub(crate) type Measured<B> = (Tensor<B, 1>, Option<Tensor<B, 1>>);
 
-/// The share of each sample's tokens of a chunk that are told right, `[batch]`, and how many they are.
+/// The share of each sample's tokens of a chunk that are predicted right, `[batch]`, and how many tokens there are.
 #[cfg(feature = "train")]
 pub(crate) type OfChunk<B> = (Tensor<B, 1>, Vec<usize>);
 

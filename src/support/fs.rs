@@ -131,6 +131,7 @@ pub(crate) fn other_format(bytes: &[u8]) -> Option<&'static str> {
 /// # Errors
 ///
 /// If the system does not tell: a folder above it may not be read.
+#[cfg(feature = "train")]
 pub(crate) fn is_file(path: &Path) -> Result<bool, Error> {
     use std::io::ErrorKind::{NotADirectory, NotFound};
     match path.metadata() {

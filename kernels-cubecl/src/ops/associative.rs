@@ -1,4 +1,4 @@
-//! The associative memory of ARMT (arXiv 2407.04841): a matrix for each head that keys are bound to values in.
+//! The associative memory of ARMT (arXiv 2407.04841): a matrix for each head, which stores values under keys.
 //!
 //! These are compositions of products and elementwise operations. Each `Autodiff` around the backend gives one more
 //! derivative.

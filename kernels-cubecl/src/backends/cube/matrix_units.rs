@@ -1,4 +1,4 @@
-//! What the matrix units of a device compute, as far as a runtime says it right.
+//! Which types a device's matrix units multiply, corrected where a runtime of CubeCL says it wrongly.
 
 use cubecl::ir::features::MmaConfig;
 use cubecl::ir::{DeviceProperties, ElemType, FloatKind, StorageType};

@@ -1,5 +1,5 @@
-//! RMS and layer normalisation, one row at a time. The sums of a row without its mean need not be taken of what they are multiplied
-//! by without its own.
+//! RMS and layer normalisation, one row at a time. In a sum of products one factor alone is centred:
+//! `Σ (x − x̄)(y − ȳ) = Σ (x − x̄) y`.
 
 use burn_flex::FlexTensor;
 
