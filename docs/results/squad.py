@@ -4,6 +4,7 @@ train.json, valid.json   the answerable questions of both files; every eighth ar
 medium.jsonl the sentences of train.json that hold an answer, if of at most 44 words: two of their questions (or one twice), and the repetition
 brief.jsonl  those of them of at most sixteen words
 mix.jsonl    medium.jsonl with two questions, or with one and, four times of ten, the repetition
+long.jsonl   pairs of questions to sentences of 45 to 80 words, and as many of mix.jsonl
 prompt.jsonl medium.jsonl with one question and the repetition
 held.jsonl   eighty questions of valid.json and the sentences that hold their answers
 """
@@ -108,6 +109,17 @@ for context, asked in by_context(medium):
         pairs.append((context, [asked[at], second]))
 draw.shuffle(pairs)
 write("mix.jsonl", pairs)
+
+draw = random.Random(6)
+longer = []
+for context, asked in by_context(line for line in lines if 44 < len(line[0].split()) <= 80):
+    draw.shuffle(asked)
+    for at in range(0, len(asked), 2):
+        longer.append((context, [asked[at], asked[at + 1] if at + 1 < len(asked) else asked[max(at - 1, 0)]]))
+draw.shuffle(pairs)
+pairs = longer + [pair for pair in pairs if pair[1][1]["query"] != "Text? "][: len(longer)]
+draw.shuffle(pairs)
+write("long.jsonl", pairs)
 
 lines = sorted(set(short(valid)))
 random.Random(1).shuffle(lines)
