@@ -2,6 +2,8 @@
 
 use burn::data::dataset::Dataset;
 
+use crate::support::mix;
+
 /// A dataset repeated up to `len` items: each round in the same order, or, with a seed, each in another.
 #[derive(Clone, Debug)]
 pub struct Cycle<D> {
@@ -90,14 +92,6 @@ fn permuted(at: usize, len: usize, key: u64) -> usize {
             return at as usize;
         }
     }
-}
-
-/// SplitMix64's finalizer (Steele, Lea and Flood 2014).
-fn mix(x: u64) -> u64 {
-    let x = x.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    let x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    let x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    x ^ (x >> 31)
 }
 
 #[cfg(test)]

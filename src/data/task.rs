@@ -193,7 +193,8 @@ impl EncodedSamples {
             )));
         }
         if cut > 0 {
-            let (ids, tail) = tokenizer.encode_with_tail(&example.context, example.tail)?;
+            let tail = example.context.len() - example.tail;
+            let (ids, tail, _) = tokenizer.divided(&example.context, tail)?;
             let (head, tail) = ids.split_at(tail);
             if tail.len() >= most {
                 return Err(Error::Input(format!(

@@ -285,23 +285,8 @@ impl TextTokenizer {
             .unwrap_or_default())
     }
 
-    /// Encodes a text of which the last `tail` bytes are a part of their own, and the first token that contains a character of
-    /// this part. For an open vocabulary.
-    ///
-    /// # Errors
-    ///
-    /// As [`TextTokenizer::encode`].
-    pub(super) fn encode_with_tail(
-        &self,
-        text: &str,
-        tail: usize,
-    ) -> Result<(Vec<u32>, usize), Error> {
-        let (ids, start, _) = self.divided(text, text.len() - tail)?;
-        Ok((ids, start))
-    }
-
     /// Encodes a text by an open vocabulary; the first token that contains a character from byte `at` on, and where it begins.
-    fn divided(&self, text: &str, at: usize) -> Result<(Vec<u32>, usize, usize), Error> {
+    pub(super) fn divided(&self, text: &str, at: usize) -> Result<(Vec<u32>, usize, usize), Error> {
         let (tokenizer, leaves_out) = (&self.tokenizer, self.leaves_out);
         let encoding = tokenizer::encode_with_offsets(tokenizer, text, false, leaves_out)?;
         let ids = encoding.get_ids().to_vec();

@@ -35,6 +35,7 @@ pub use crate::model::Tokens;
 use crate::error::Error;
 use crate::model::CausalLm;
 use crate::model::rows::share;
+use crate::support::mix;
 
 /// A batch of contexts, `r` queries to each, and what is to be predicted; or a part of such a batch.
 #[derive(Clone, Debug)]
@@ -231,12 +232,8 @@ impl<B: Backend> Episode<B> {
     /// One of these numbers, drawn by the batch and the step: the batch's parts, and the same step of a resumed run, have the same.
     pub(crate) fn draw(&self, from: RangeInclusive<usize>) -> usize {
         let count = (from.end() - from.start()) as u64 + 1;
-        // The numbers of splitmix64 (Steele et al. 2014) from there on.
-        let mut drawn = (self.step as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        drawn = drawn.wrapping_add(self.drawn);
-        drawn = (drawn ^ drawn >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        drawn = (drawn ^ drawn >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-        from.start() + ((drawn ^ drawn >> 31) % count) as usize
+        let drawn = mix(self.drawn ^ mix(self.step as u64));
+        from.start() + (drawn % count) as usize
     }
 
     /// This batch in parts of at most `contexts` contexts, each with its queries and only as wide as its longest context. `outer_gradient` and `Method::gradient` weigh a part's

@@ -165,15 +165,6 @@ impl<B: Backend> Tokens<B> {
         }
     }
 
-    /// In parts of at most so many rows, each only as wide as its longest row.
-    #[cfg(feature = "train")]
-    pub(crate) fn in_parts(&self, rows: usize) -> Vec<Self> {
-        let starts = (0..self.len()).step_by(rows.max(1));
-        starts
-            .map(|start| self.slice(start..(start + rows).min(self.len())).trimmed())
-            .collect()
-    }
-
     /// The same, only as wide as the longest row.
     pub(crate) fn trimmed(self) -> Self {
         let longest = self.lengths().max().unwrap_or(0);

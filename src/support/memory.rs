@@ -15,12 +15,6 @@ pub(crate) fn share_among(processes: usize) {
     PROCESSES.store(processes.max(1) as u64, Ordering::Relaxed);
 }
 
-/// Bytes that new tensors on the host may take in this process, where the system says so: its share of what is
-/// [`available`].
-pub(crate) fn available_here() -> Option<u64> {
-    Some(available()? / PROCESSES.load(Ordering::Relaxed))
-}
-
 /// Bytes that new tensors on the host may take, where the system says so. On Linux it is the least of what the system
 /// has available, what is left of the limits of the process's control groups (a container's, a batch job's), and what is
 /// left of its address space (`ulimit -v`); elsewhere what the system has available.
@@ -43,13 +37,13 @@ pub(crate) fn available() -> Option<u64> {
     limits.into_iter().flatten().min()
 }
 
-/// Bytes that new tensors may take on a device, where they are known: on a CPU.
+/// Bytes that new tensors of this process may take on a device, where they are known: on a CPU its share of what is [`available`].
 pub(crate) fn available_on<B: Backend>(device: &B::Device) -> Option<f64> {
     let backend = B::name(device);
     if !["flex", "ndarray"].iter().any(|cpu| backend.contains(cpu)) {
         return None;
     }
-    available_here().map(|bytes| bytes as f64)
+    Some((available()? / PROCESSES.load(Ordering::Relaxed)) as f64)
 }
 
 /// An amount of memory that Linux tells in one of its files, such as `VmHWM` of `/proc/self/status`, the most

@@ -22,6 +22,14 @@ pub fn counted(count: usize, one: &str) -> String {
     }
 }
 
+/// SplitMix64's finalizer (Steele, Lea and Flood 2014): numbers that are next to each other become others that are not.
+pub(crate) fn mix(x: u64) -> u64 {
+    let x = x.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    let x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    x ^ (x >> 31)
+}
+
 /// For the program, which prints what files hold; no part of the library's interface.
 #[doc(hidden)]
 pub use crate::error::commands;

@@ -303,8 +303,6 @@ pub struct MeasureMetric {
     measure: Measure,
     name: MetricName,
     state: NumericMetricState,
-    /// Whether a batch had a value.
-    has_value: bool,
 }
 
 impl std::fmt::Debug for MeasureMetric {
@@ -320,7 +318,6 @@ impl MeasureMetric {
             measure,
             name: Arc::new(measure.name().into()),
             state: NumericMetricState::new(),
-            has_value: false,
         }
     }
 
@@ -354,21 +351,20 @@ impl Metric for MeasureMetric {
             false => format,
         };
         // Of a batch that has no value, only what is shown of the present one changes.
+        let running = self.state.running_value().current();
         let (value, count) = match tally.mean() {
             Some(mean) => (mean * self.scale(), tally.count),
-            None if self.has_value => (self.state.running_value().current(), 0),
-            None => (f64::NAN, 0),
+            None => (running, 0),
         };
-        if count > 0 && !self.has_value {
+        // Not a number: no batch had a value before.
+        if running.is_nan() {
             self.state.reset();
-            self.has_value = true;
         }
         self.state.update(value, count, format)
     }
 
     fn clear(&mut self) {
         self.state.reset();
-        self.has_value = false;
     }
 }
 

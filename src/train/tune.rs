@@ -103,9 +103,14 @@ pub(super) fn search<B: KernelBackend>(
     device: &B::Device,
 ) -> Result<Tuning, Error> {
     let batch = some_batch::<B>(task, SAMPLES, device)?;
-    let contexts = batch.episode.contexts();
-    let curve = gradmem.line_search_of(&contexts.in_parts(at_once))?;
-    Ok(Tuning::of(gradmem, contexts, curve))
+    let contexts = batch.episode.contexts().clone();
+    let curve = gradmem.line_search_of(&contexts_of(&batch.split(at_once)))?;
+    Ok(Tuning::of(gradmem, &contexts, curve))
+}
+
+fn contexts_of<B: Backend>(parts: &[Batch<B>]) -> Vec<Tokens<B>> {
+    let contexts = parts.iter().map(|part| part.episode.contexts());
+    contexts.cloned().collect()
 }
 
 /// Samples that are evenly spaced among a task's training samples: neighbours in a file often have the same context, of
@@ -144,9 +149,9 @@ impl<B: KernelBackend> Trained<B> {
         let batch = some_batch::<B>(&task, samples, &device)?;
         let at_once = batch_size(&self.method, &task);
         let contexts = batch.episode.contexts().clone();
-        let curve = gradmem.step_sizes_of(&contexts.in_parts(at_once), sizes)?;
-        let found = Tuning::of(gradmem, &contexts, curve);
         let parts = batch.split(at_once);
+        let curve = gradmem.step_sizes_of(&contexts_of(&parts), sizes)?;
+        let found = Tuning::of(gradmem, &contexts, curve);
         let exact_match = sizes.iter().map(|size| {
             let sized = gradmem.clone().with_write_lr(*size)?;
             let mut scores = Scores::default();
