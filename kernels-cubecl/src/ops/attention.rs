@@ -89,6 +89,9 @@ pub trait AttentionBackend: Backend {
 /// - `k`, `v`: `[batch, kv_heads, key_len, head_dim]`
 /// - output: `[batch, heads, query_len, head_dim]`
 ///
+/// The kernels for GPUs read and write memory in the order `[batch, len, heads, head_dim]`, which projections have: swapped
+/// dimensions cost nothing, other orders are copied.
+///
 /// # Panics
 ///
 /// If [`try_causal_attention`] returns an error.

@@ -182,11 +182,9 @@ pub trait LayerBackend: Backend {
         [0, half].map(|start| lower(x.clone().narrow(2, start, half)))
     }
 
-    /// `x` `[batch, seq, heads, head_dim]` in the order in memory that what follows wants, each head rotated by the angles of its
-    /// position if there is a `rotation`: cos, sin and `turn` as in [`rotary`]. Projections have the heads of a position one after
-    /// another, attention those of a sample. Where the orders differ for a backend's kernels this goes from one to the other, and the
-    /// gradient goes back, with `−sin`; where contiguous memory is what counts, it makes it. The provided method leaves the order as
-    /// it is: Burn copies where an operation needs that.
+    /// `x` `[batch, seq, heads, head_dim]`, each head rotated by the angles of its position if there is a `rotation`: cos, sin and
+    /// `turn` as in [`rotary`]; the gradient is rotated with `−sin`. Backends whose kernels want contiguous memory make it so. The
+    /// provided method leaves it as it is where nothing is rotated: Burn copies where an operation needs that.
     fn ordered(
         x: FloatTensor<Self>,
         rotation: Option<[FloatTensor<Self>; 3]>,
@@ -198,8 +196,7 @@ pub trait LayerBackend: Backend {
     }
 
     /// What [`split_heads`] says: of `x` `[batch, seq, (n_heads + 2 n_kv_heads) · head_dim]` the queries, keys and values, each
-    /// `[batch, seq, heads, head_dim]` in the order in memory that attention wants. `rotation` is cos, sin and `turn` as in [`rotary`],
-    /// by which queries and keys are rotated. The gradient to `x` is [`LayerBackend::join_heads`].
+    /// `[batch, seq, heads, head_dim]`. `rotation` is cos, sin and `turn` as in [`rotary`], by which queries and keys are rotated. The gradient to `x` is [`LayerBackend::join_heads`].
     fn split_heads(
         x: FloatTensor<Self>,
         rotation: Option<[FloatTensor<Self>; 3]>,
@@ -328,8 +325,8 @@ pub fn token_losses<B: LayerBackend>(
     losses.reshape([batch, seq])
 }
 
-/// `x` `[batch, seq, heads, head_dim]` with the same values, between projections and attention: in the order in memory that what
-/// follows wants ([`LayerBackend::ordered`]), and its gradient in that of what was before.
+/// `x` `[batch, seq, heads, head_dim]` with the same values, in contiguous memory where a backend's kernels want that: for a part of
+/// a product that attention and its derivatives read several times.
 pub fn contiguous<B: LayerBackend>(x: Tensor<B, 4>) -> Tensor<B, 4> {
     lift(B::ordered(lower(x), None))
 }

@@ -308,9 +308,9 @@ fn rotation(numbers: &mut Numbers, seq: usize, dim: usize) -> (Both<3>, Both<3>,
     (cos, sin, turn)
 }
 
-/// From either order of the heads in memory to the other, and from any other layout.
+/// From any layout in memory.
 #[test]
-fn rotary_and_the_order_of_heads() {
+fn rotary_and_contiguous() {
     each_type("rotary", |numbers| {
         let mut errors = Vec::new();
         for [batch, seq, heads, dim] in [[1, 1, 1, 2], [2, 5, 3, 8], [3, 7, 2, 5], [2, 33, 4, 64]] {
@@ -323,17 +323,8 @@ fn rotary_and_the_order_of_heads() {
                 let found =
                     Gpu::ordered(lower(x.clone()), Some([cos.gpu(), sin.gpu(), turn.gpu()]));
                 errors.push(error::<4>(found.clone(), expected.clone()));
-                let ordered = |x| Gpu::ordered(x, None);
-                let again = ordered(ordered(found.clone()));
-                for moved in [ordered(found.clone()), again] {
-                    let [a, b] = [found.clone(), moved].map(|x| lift::<Gpu, 4>(x).into_data());
-                    assert_eq!(a, b);
-                }
-                let sum = error::<4>(
-                    lower(lift::<Gpu, 4>(ordered(lower(x.clone()))) + x.clone()),
-                    lower(lift::<F64, 4>(x_of(&x)) * 2.0),
-                );
-                errors.push(sum);
+                let moved = lift::<Gpu, 4>(Gpu::ordered(lower(x.clone()), None));
+                assert_eq!(moved.into_data(), x.into_data());
             }
         }
         errors

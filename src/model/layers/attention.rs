@@ -2,7 +2,7 @@ use burn::module::Module;
 use burn::tensor::Tensor;
 use burn::tensor::activation::softmax;
 use burn::tensor::backend::Backend;
-use gradmem_kernels::{KernelBackend, causal_attention, contiguous, product, split_heads};
+use gradmem_kernels::{KernelBackend, causal_attention, product, split_heads};
 
 use super::joined::Joined;
 use super::{Affine, AffineConfig, Init, Rotary};
@@ -100,7 +100,7 @@ impl<B: KernelBackend> SelfAttention<B> {
             };
             let q = rotary.apply(project("q_proj", &self.q_proj));
             let k = rotary.apply(project("k_proj", &self.k_proj));
-            [q, k, contiguous(project("v_proj", &self.v_proj))]
+            [q, k, project("v_proj", &self.v_proj)]
         };
         let [q, k, v] = match &self.qkv {
             Some(qkv) if !has_adapters(past, ["q_proj", "k_proj", "v_proj"]) => {
@@ -123,8 +123,7 @@ impl<B: KernelBackend> SelfAttention<B> {
 /// # Shapes
 ///
 /// - `q`: `[batch, seq, n_heads, head_dim]`
-/// - `k`, `v`: `[batch, seq, n_kv_heads, head_dim]`; they are added to the cache, if there is one. The heads' order in memory is
-///   best that of [`contiguous`] or [`split_heads`]
+/// - `k`, `v`: `[batch, seq, n_kv_heads, head_dim]`; they are added to the cache, if there is one
 /// - output: `[batch, seq, n_heads · head_dim]`
 pub fn attend<B: KernelBackend>(
     q: Tensor<B, 4>,
@@ -150,7 +149,7 @@ pub fn attend<B: KernelBackend>(
     });
     let [q, k, v] = [q, k, v].map(|x| x.swap_dims(1, 2));
     let out = causal_attention(q, k, v, scale);
-    let out = contiguous(out.swap_dims(1, 2)).flatten(2, 3);
+    let out = out.swap_dims(1, 2).flatten(2, 3);
     match own {
         None => out,
         Some((sight, own)) => sight.replaced(out, own),

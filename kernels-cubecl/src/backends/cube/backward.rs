@@ -179,7 +179,7 @@ pub fn row_dots<F: Float>(
     let dim = comptime!(tiles.dim);
     let lanes = comptime!(tiles.lanes());
     let (own, other) = (own_lane(tiles), other_lane(tiles));
-    let base = queries.base(dim);
+    let (base, step) = (queries.base(dim), queries.step(dim));
     let mut dots = Quad::new(0.0);
     #[unroll]
     for i in 0..4usize {
@@ -188,7 +188,7 @@ pub fn row_dots<F: Float>(
             for n in 0..comptime!(dim.div_ceil(lanes)) {
                 let column = other + n * lanes;
                 if column < dim {
-                    let at = base + row * dim + column;
+                    let at = base + row * step + column;
                     dots[i] += f32::cast_from(grad_out[at]) * f32::cast_from(out[at]);
                 }
             }
@@ -268,7 +268,7 @@ pub fn backward_keys<F: Float>(
     let first = first_query_tile(keys, sizes, tiles);
     for member in 0..sizes.group {
         for tile in first..sizes.query_len.div_ceil(side) {
-            let queries = Rows::new(head * sizes.group + member, tile * side, sizes.query_len);
+            let queries = query_rows(head * sizes.group + member, tile * side, sizes);
             let mut scores = scores::<F>(
                 inputs,
                 &mut shared,

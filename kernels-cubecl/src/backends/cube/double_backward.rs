@@ -172,7 +172,7 @@ pub fn double_backward_keys<F: Float>(
     let first = first_query_tile(keys, sizes, tiles);
     for member in 0..sizes.group {
         for tile in first..sizes.query_len.div_ceil(side) {
-            let queries = Rows::new(head * sizes.group + member, tile * side, sizes.query_len);
+            let queries = query_rows(head * sizes.group + member, tile * side, sizes);
             let mut scores = scores::<F>(
                 inputs,
                 &mut shared,

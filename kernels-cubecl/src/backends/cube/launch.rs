@@ -18,8 +18,8 @@ impl Plan {
         inputs: [CubeTensor<R>; 3],
         scale: f64,
     ) -> (CubeTensor<R>, CubeTensor<R>) {
-        let [q, k, v] = inputs.map(into_contiguous);
-        let out = empty(&q, self.query.clone(), self.dtype);
+        let [q, k, v] = inputs.map(by_positions);
+        let out = self.empty(&q, &self.query);
         let lse = empty(&q, self.per_query(1), DType::F32);
         let tiles = self.forward.reading([&q, &k, &v]);
         let at = self.launch(&q.client, Own::Queries, tiles);
@@ -55,9 +55,9 @@ impl Plan {
         let tiles = self.backward.reading(inputs.all());
         let client = inputs.client();
         let delta = empty(inputs.like(), self.per_query(1), DType::F32);
-        let dq = empty(inputs.like(), self.query.clone(), self.dtype);
-        let dk = empty(inputs.like(), self.key.clone(), self.dtype);
-        let dv = empty(inputs.like(), self.key.clone(), self.dtype);
+        let dq = self.empty(inputs.like(), &self.query);
+        let dk = self.empty(inputs.like(), &self.key);
+        let dv = self.empty(inputs.like(), &self.key);
         let at = self.launch(&client, Own::Queries, tiles);
         unsafe {
             backward::backward_queries::launch_unchecked(
@@ -65,7 +65,7 @@ impl Plan {
                 at.cubes.clone(),
                 at.units,
                 inputs.launch(),
-                into_contiguous(out).into_array_arg(),
+                by_positions(out).into_array_arg(),
                 delta.clone().into_array_arg(),
                 dq.clone().into_array_arg(),
                 at.sizes(scale),
@@ -107,10 +107,10 @@ impl Plan {
         let tiles = self.double_backward.reading(inputs.all());
         let client = inputs.client();
         let sums = empty(inputs.like(), self.per_query(3), DType::F32);
-        let to_grad_out = empty(inputs.like(), self.query.clone(), self.dtype);
-        let to_q = empty(inputs.like(), self.query.clone(), self.dtype);
-        let to_k = empty(inputs.like(), self.key.clone(), self.dtype);
-        let to_v = empty(inputs.like(), self.key.clone(), self.dtype);
+        let to_grad_out = self.empty(inputs.like(), &self.query);
+        let to_q = self.empty(inputs.like(), &self.query);
+        let to_k = self.empty(inputs.like(), &self.key);
+        let to_v = self.empty(inputs.like(), &self.key);
         let at = self.launch(&client, Own::Queries, tiles);
         unsafe {
             double_backward::double_backward_sums::launch_unchecked(
@@ -118,7 +118,7 @@ impl Plan {
                 at.cubes.clone(),
                 at.units,
                 inputs.launch(),
-                into_contiguous(out).into_array_arg(),
+                by_positions(out).into_array_arg(),
                 sums.clone().into_array_arg(),
                 at.sizes(scale),
                 present,
@@ -158,6 +158,13 @@ impl Plan {
         [to_grad_out, to_q, to_k, to_v]
     }
 
+    /// A tensor `[batch, heads, len, dim]` in the order in memory that the kernels write.
+    fn empty<R: CubeRuntime>(&self, like: &CubeTensor<R>, shape: &Shape) -> CubeTensor<R> {
+        let [batch, heads, len, dim] = shape.dims();
+        let out = empty(like, Shape::new([batch, len, heads, dim]), self.dtype);
+        swapped(out)
+    }
+
     /// The shape of `numbers` tensors, one after the other, with one value per query and head.
     fn per_query(&self, numbers: usize) -> Shape {
         let [batch, heads, len, _] = self.query.dims();
@@ -184,6 +191,7 @@ impl Plan {
             cubes: CubeCount::Static(wide as u32, high as u32, deep as u32),
             units: CubeDim::new_1d(tiles.units() as u32),
             heads,
+            kv_heads: key_heads,
             group: query_heads / key_heads,
             query_len,
             key_len,
@@ -196,6 +204,7 @@ struct Launch {
     cubes: CubeCount,
     units: CubeDim,
     heads: usize,
+    kv_heads: usize,
     group: usize,
     query_len: usize,
     key_len: usize,
@@ -205,6 +214,7 @@ impl Launch {
     fn sizes<R: CubeRuntime>(&self, scale: f64) -> SizesLaunch<R> {
         SizesLaunch::new(
             self.heads,
+            self.kv_heads,
             self.group,
             self.query_len,
             self.key_len,
@@ -213,7 +223,7 @@ impl Launch {
     }
 }
 
-/// The inputs of the derivatives' kernels, contiguous.
+/// The inputs of the derivatives' kernels, as these read them.
 struct Inputs<R: CubeRuntime> {
     /// q, k, v, grad_out, a, b, c
     tensors: [CubeTensor<R>; 7],
@@ -227,10 +237,10 @@ impl<R: CubeRuntime> Inputs<R> {
         grad_out: CubeTensor<R>,
         others: [Option<CubeTensor<R>>; 3],
     ) -> Self {
-        let q = into_contiguous(q);
+        let q = by_positions(q);
         let [a, b, c] = others.map(|x| x.unwrap_or_else(|| q.clone()));
         Self {
-            tensors: [q, k, v, grad_out, a, b, c].map(into_contiguous),
+            tensors: [q, k, v, grad_out, a, b, c].map(by_positions),
             lse: into_contiguous(lse),
         }
     }
@@ -254,4 +264,16 @@ impl<R: CubeRuntime> Inputs<R> {
         let lse = self.lse.clone().into_array_arg();
         InputsLaunch::new(q, k, v, grad_out, a, b, c, lse)
     }
+}
+
+/// `x` `[batch, heads, len, dim]` in the order in memory that the kernels read: a position's heads one after another, as projections
+/// have them.
+fn by_positions<R: CubeRuntime>(x: CubeTensor<R>) -> CubeTensor<R> {
+    swapped(into_contiguous(swapped(x)))
+}
+
+/// With the two middle dimensions exchanged, where they are in memory.
+fn swapped<R: CubeRuntime>(mut x: CubeTensor<R>) -> CubeTensor<R> {
+    x.meta.swap(1, 2);
+    x
 }

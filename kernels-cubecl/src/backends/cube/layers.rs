@@ -10,8 +10,8 @@ use burn_cubecl::{CubeBackend, CubeRuntime, FloatElement, IntElement};
 
 use super::multiply::{self, own_product, product_and};
 use super::operands::{
-    by_rows, empty, empty_like, in_an_order, in_the_other, is_for_kernels, launch, onto_or, sizes,
-    spread, sum_of_rows, sums, tables_or,
+    by_rows, empty, empty_like, is_for_kernels, launch, onto_or, spread, sum_of_rows, sums,
+    tables_or,
 };
 use super::pointwise::{self, MovingLaunch, SharedLaunch};
 use super::{activation, losses, matrix_units, norm};
@@ -286,12 +286,15 @@ where
                 None => x,
             };
         }
-        let (x, heads_first) = in_an_order(x);
-        let out = in_the_other(&x, heads_first);
-        let rotates = rotation.is_some();
-        let [cos, sin, turn] = tables_or(rotation, &x);
-        launch!(pointwise::ordered, spread(&x); [x, cos, sin, turn] => [out];
-            sizes(&x), heads_first, rotates, x.dtype.into());
+        let x = into_contiguous(x);
+        let Some(tables) = rotation else {
+            return x;
+        };
+        let [cos, sin, turn] = tables.map(into_contiguous);
+        let out = empty_like(&x);
+        let [_, seq, heads, dim] = x.meta.shape().dims();
+        launch!(pointwise::rotary, spread(&x); [x, cos, sin, turn] => [out];
+            x.meta.num_elements(), seq, heads, dim, x.dtype.into());
         out
     }
 
@@ -307,10 +310,8 @@ where
         let x = into_contiguous(x);
         let [batch, seq, width] = x.meta.shape().dims();
         let dim = width / (n_heads + 2 * n_kv_heads);
-        let [q, k, v] = [n_heads, n_kv_heads, n_kv_heads].map(|heads| {
-            let out = empty(&x, Shape::new([batch, seq, heads, dim]), x.dtype);
-            in_the_other(&out, true)
-        });
+        let [q, k, v] = [n_heads, n_kv_heads, n_kv_heads]
+            .map(|heads| empty(&x, Shape::new([batch, seq, heads, dim]), x.dtype));
         let rotates = rotation.is_some();
         let [cos, sin, turn] = tables_or(rotation, &x);
         let count = x.meta.num_elements();
@@ -333,13 +334,13 @@ where
         if !fits {
             return join_by_heads::<Self>([q, k, v], rotation);
         }
+        let [q, k, v] = [q, k, v].map(into_contiguous);
         let out = empty(&q, Shape::new([batch, seq, width]), q.dtype);
         let rotates = rotation.is_some();
         let [cos, sin, turn] = tables_or(rotation, &q);
         let count = out.meta.num_elements();
-        let [of_q, of_k, of_v] = [&q, &k, &v].map(sizes);
         launch!(pointwise::join_heads, spread(&out); [q, k, v, cos, sin, turn] => [out];
-            SharedLaunch::new(count, seq, n_heads, n_kv_heads, dim), of_q, of_k, of_v, rotates, out.dtype.into());
+            SharedLaunch::new(count, seq, n_heads, n_kv_heads, dim), rotates, out.dtype.into());
         out
     }
 

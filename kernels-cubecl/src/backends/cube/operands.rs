@@ -9,7 +9,6 @@ use cubecl::prelude::*;
 use cubecl::zspace::metadata::Metadata;
 
 use super::norm::{self, COLUMNS};
-use super::pointwise::HeadsLaunch;
 use super::rows::{RowLaunch, UNITS, grid};
 
 /// Launches a kernel: the cubes and the units of each; tensors that it reads, and that it writes; its other arguments.
@@ -116,36 +115,4 @@ pub fn spread<R: CubeRuntime>(x: &CubeTensor<R>) -> (CubeCount, CubeDim) {
     let units = UNITS.min(x.client.properties().hardware.max_units_per_cube as usize);
     let cubes = x.meta.num_elements().div_ceil(units);
     (grid(&x.client, cubes), CubeDim::new_1d(units as u32))
-}
-
-/// `x` `[batch, seq, heads, head_dim]` with its values in one of two orders, and whether the other one has a sample's heads one
-/// after another instead of a position's.
-pub fn in_an_order<R: CubeRuntime>(x: CubeTensor<R>) -> (CubeTensor<R>, bool) {
-    match x.meta.strides()[..] == heads_first_strides(&x) && !x.is_contiguous() {
-        true => (x, false),
-        false => (into_contiguous(x), true),
-    }
-}
-
-/// A tensor of the shape of `x` in the order that [`in_an_order`] named.
-pub fn in_the_other<R: CubeRuntime>(x: &CubeTensor<R>, heads_first: bool) -> CubeTensor<R> {
-    let mut out = empty_like(x);
-    if heads_first {
-        *out.meta = Metadata::new(x.meta.shape().clone(), heads_first_strides(x));
-    }
-    out
-}
-
-/// The strides of `[batch, seq, heads, head_dim]` where a sample's heads are one after another.
-fn heads_first_strides<R: CubeRuntime>(x: &CubeTensor<R>) -> [usize; 4] {
-    let [_, seq, heads, dim] = x.meta.shape().dims();
-    [heads * seq * dim, dim, seq * dim, 1]
-}
-
-pub fn sizes<R: CubeRuntime>(x: &CubeTensor<R>) -> HeadsLaunch<R> {
-    let [batch, seq, heads, dim] = x.meta.shape().dims();
-    let strides = x.meta.strides();
-    HeadsLaunch::new(
-        batch, seq, heads, dim, strides[0], strides[1], strides[2], strides[3],
-    )
 }

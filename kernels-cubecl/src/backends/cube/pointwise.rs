@@ -1,5 +1,5 @@
-//! Kernels in which each unit computes a value, or those of one place: SwiGLU, rotary positions, the order of heads in memory,
-//! AdamW.
+//! Kernels in which each unit computes a value, or those of one place: SwiGLU, rotary positions, queries, keys and values from one
+//! product, AdamW.
 //! The formulas are in [`reference::layers`](crate::reference::layers).
 
 use cubecl::prelude::*;
@@ -164,20 +164,7 @@ pub fn adamw<F: Float>(
     }
 }
 
-/// The sizes of a tensor `[batch, seq, heads, head_dim]`, and where it has its values.
-#[derive(CubeType, CubeLaunch, Clone, Copy)]
-pub struct Heads {
-    pub batch: usize,
-    pub seq: usize,
-    pub heads: usize,
-    pub dim: usize,
-    pub batch_stride: usize,
-    pub seq_stride: usize,
-    pub head_stride: usize,
-    pub dim_stride: usize,
-}
-
-/// A value of a head: its position and column, and where the input has the head's first value.
+/// A value of a head `[head_dim]`: the head's position, the value's column, and where the head has its first value.
 #[derive(CubeType, Clone, Copy)]
 struct At {
     position: usize,
@@ -185,58 +172,38 @@ struct At {
     base: usize,
 }
 
-#[cube]
-fn at(i: usize, sizes: &Heads, #[comptime] heads_first: bool) -> At {
-    let column = i % sizes.dim;
-    let row = i / sizes.dim;
-    let (inner, outer) = if comptime!(heads_first) {
-        (sizes.seq, sizes.heads)
-    } else {
-        (sizes.heads, sizes.seq)
-    };
-    let (low, rest) = (row % inner, row / inner);
-    let (high, sample) = (rest % outer, rest / outer);
-    let (position, head) = if comptime!(heads_first) {
-        (low, high)
-    } else {
-        (high, low)
-    };
-    head_at(sizes, sample, position, head, column)
-}
-
-/// `x`, or `x ∘ cos + (x T) ∘ sin` if it `rotates`, written with the heads of a sample one after another, or with those of a
-/// position.
+/// `x ∘ cos + (x T) ∘ sin` of `x` `[batch, seq, heads, head_dim]`.
 #[cube(launch_unchecked)]
-pub fn ordered<F: Float>(
+pub fn rotary<F: Float>(
     x: &Array<F>,
     cos: &Array<F>,
     sin: &Array<F>,
     turn: &Array<F>,
     out: &mut Array<F>,
-    sizes: &Heads,
-    #[comptime] heads_first: bool,
-    #[comptime] rotates: bool,
+    count: usize,
+    seq: usize,
+    heads: usize,
+    dim: usize,
     #[define(F)] _dtype: StorageType,
 ) {
     let i = place();
-    if i < sizes.batch * sizes.seq * sizes.heads * sizes.dim {
-        let at = at(i, sizes, heads_first);
-        let mut value = f32::cast_from(x[at.base + at.column * sizes.dim_stride]);
-        if comptime!(rotates) {
-            let (cosine, sine) = turned::<F>(x, at, sizes.dim_stride, sizes.dim, cos, sin, turn);
-            value = value * cosine + sine;
-        }
-        out[i] = F::cast_from(value);
+    if i < count {
+        let column = i % dim;
+        let at = At {
+            position: i / (dim * heads) % seq,
+            column,
+            base: i - column,
+        };
+        let (cosine, sine) = turned::<F>(x, at, dim, cos, sin, turn);
+        out[i] = F::cast_from(f32::cast_from(x[i]) * cosine + sine);
     }
 }
 
-/// The cosine by which a value of a head is multiplied, and what is added to that: a value of `(x T) ∘ sin`. A head's values are
-/// `stride` apart.
+/// The cosine by which a value of a head is multiplied, and what is added to that: a value of `(x T) ∘ sin`.
 #[cube]
 fn turned<F: Float>(
     x: &Array<F>,
     at: At,
-    stride: usize,
     dim: usize,
     cos: &Array<F>,
     sin: &Array<F>,
@@ -244,14 +211,13 @@ fn turned<F: Float>(
 ) -> (f32, f32) {
     let mut sum = 0.0f32;
     for k in 0..dim {
-        let x = f32::cast_from(x[at.base + k * stride]);
-        sum += x * f32::cast_from(turn[k * dim + at.column]);
+        sum += f32::cast_from(x[at.base + k]) * f32::cast_from(turn[k * dim + at.column]);
     }
     let table = at.position * dim + at.column;
     (f32::cast_from(cos[table]), sum * f32::cast_from(sin[table]))
 }
 
-/// What queries, keys and values have in common: positions, heads of each, and a head's width.
+/// What queries, keys and values have in common: all their values, positions, heads of each, and a head's width.
 #[derive(CubeType, CubeLaunch, Clone, Copy)]
 pub struct Shared {
     pub count: usize,
@@ -261,7 +227,38 @@ pub struct Shared {
     pub dim: usize,
 }
 
-/// Queries and keys, rotated, and values from the columns of a product. Outputs have the heads of a sample one after another.
+/// A column of queries, keys and values side by side: its row among those of all samples, its head among all of them, and its place
+/// in the head.
+#[derive(CubeType, Clone, Copy)]
+struct Column {
+    row: usize,
+    head: usize,
+    column: usize,
+}
+
+#[cube]
+impl Column {
+    fn new(i: usize, sizes: &Shared) -> Column {
+        let all = sizes.heads + 2 * sizes.kv_heads;
+        let head = i / sizes.dim;
+        Column {
+            row: head / all,
+            head: head % all,
+            column: i % sizes.dim,
+        }
+    }
+
+    /// The same in a tensor of `heads` heads of which it is `head`; that has it at `base + column`.
+    fn in_head(self, head: usize, heads: usize, sizes: &Shared) -> At {
+        At {
+            position: self.row % sizes.seq,
+            column: self.column,
+            base: (self.row * heads + head) * sizes.dim,
+        }
+    }
+}
+
+/// Queries and keys, rotated, and values from the columns of a product.
 #[cube(launch_unchecked)]
 pub fn split_heads<F: Float>(
     x: &Array<F>,
@@ -277,32 +274,24 @@ pub fn split_heads<F: Float>(
 ) {
     let i = place();
     if i < sizes.count {
-        let (column, row) = (i % sizes.dim, i / sizes.dim);
-        let (position, rest) = (row % sizes.seq, row / sizes.seq);
-        let all = sizes.heads + 2 * sizes.kv_heads;
-        let (head, sample) = (rest % all, rest / all);
-        let base = ((sample * sizes.seq + position) * all + head) * sizes.dim;
-        let mut value = f32::cast_from(x[base + column]);
-        if comptime!(rotates) && head < sizes.heads + sizes.kv_heads {
-            let at = At {
-                position,
-                column,
-                base,
-            };
-            let (cosine, sine) = turned::<F>(x, at, 1usize, sizes.dim, cos, sin, turn);
+        let (heads, kv_heads) = (sizes.heads, sizes.kv_heads);
+        let from = Column::new(i, sizes);
+        let mut value = f32::cast_from(x[i]);
+        if comptime!(rotates) && from.head < heads + kv_heads {
+            let at = from.in_head(from.head, heads + 2 * kv_heads, sizes);
+            let (cosine, sine) = turned::<F>(x, at, sizes.dim, cos, sin, turn);
             value = value * cosine + sine;
         }
         let value = F::cast_from(value);
-        if head < sizes.heads {
-            let row = (sample * sizes.heads + head) * sizes.seq + position;
-            q[row * sizes.dim + column] = value;
-        } else if head < sizes.heads + sizes.kv_heads {
-            let row = (sample * sizes.kv_heads + head - sizes.heads) * sizes.seq + position;
-            k[row * sizes.dim + column] = value;
+        if from.head < heads {
+            let to = from.in_head(from.head, heads, sizes);
+            q[to.base + to.column] = value;
+        } else if from.head < heads + kv_heads {
+            let to = from.in_head(from.head - heads, kv_heads, sizes);
+            k[to.base + to.column] = value;
         } else {
-            let head = head - sizes.heads - sizes.kv_heads;
-            let row = (sample * sizes.kv_heads + head) * sizes.seq + position;
-            v[row * sizes.dim + column] = value;
+            let to = from.in_head(from.head - heads - kv_heads, kv_heads, sizes);
+            v[to.base + to.column] = value;
         }
     }
 }
@@ -318,40 +307,24 @@ pub fn join_heads<F: Float>(
     turn: &Array<F>,
     out: &mut Array<F>,
     sizes: &Shared,
-    of_q: &Heads,
-    of_k: &Heads,
-    of_v: &Heads,
     #[comptime] rotates: bool,
     #[define(F)] _dtype: StorageType,
 ) {
     let i = place();
     if i < sizes.count {
-        let (column, row) = (i % sizes.dim, i / sizes.dim);
-        let all = sizes.heads + 2 * sizes.kv_heads;
-        let (head, rest) = (row % all, row / all);
-        let (position, sample) = (rest % sizes.seq, rest / sizes.seq);
-        let kv = sizes.heads + sizes.kv_heads;
-        let value = if head < sizes.heads {
-            let at = head_at(of_q, sample, position, head, column);
-            rotated_back::<F>(q, at, of_q, cos, sin, turn, rotates)
-        } else if head < kv {
-            let at = head_at(of_k, sample, position, head - sizes.heads, column);
-            rotated_back::<F>(k, at, of_k, cos, sin, turn, rotates)
+        let (heads, kv_heads) = (sizes.heads, sizes.kv_heads);
+        let to = Column::new(i, sizes);
+        let value = if to.head < heads {
+            let at = to.in_head(to.head, heads, sizes);
+            rotated_back::<F>(q, at, sizes.dim, cos, sin, turn, rotates)
+        } else if to.head < heads + kv_heads {
+            let at = to.in_head(to.head - heads, kv_heads, sizes);
+            rotated_back::<F>(k, at, sizes.dim, cos, sin, turn, rotates)
         } else {
-            let at = head_at(of_v, sample, position, head - kv, column);
-            f32::cast_from(v[at.base + column * of_v.dim_stride])
+            let at = to.in_head(to.head - heads - kv_heads, kv_heads, sizes);
+            f32::cast_from(v[at.base + at.column])
         };
         out[i] = F::cast_from(value);
-    }
-}
-
-#[cube]
-fn head_at(sizes: &Heads, sample: usize, position: usize, head: usize, column: usize) -> At {
-    let base = sample * sizes.batch_stride + position * sizes.seq_stride + head * sizes.head_stride;
-    At {
-        position,
-        column,
-        base,
     }
 }
 
@@ -360,15 +333,15 @@ fn head_at(sizes: &Heads, sample: usize, position: usize, head: usize, column: u
 fn rotated_back<F: Float>(
     x: &Array<F>,
     at: At,
-    sizes: &Heads,
+    dim: usize,
     cos: &Array<F>,
     sin: &Array<F>,
     turn: &Array<F>,
     #[comptime] rotates: bool,
 ) -> f32 {
-    let mut value = f32::cast_from(x[at.base + at.column * sizes.dim_stride]);
+    let mut value = f32::cast_from(x[at.base + at.column]);
     if comptime!(rotates) {
-        let (cosine, sine) = turned::<F>(x, at, sizes.dim_stride, sizes.dim, cos, sin, turn);
+        let (cosine, sine) = turned::<F>(x, at, dim, cos, sin, turn);
         value = value * cosine - sine;
     }
     value

@@ -60,7 +60,7 @@ impl<F: Float> SharedTiles<F> {
         });
         let together = comptime!(tiles.together);
         let items = comptime!(height * depth / together);
-        let base = rows.base(dim) + column;
+        let (base, step) = (rows.base(dim) + column, rows.step(dim));
         for turn in 0..comptime!(items.div_ceil(units)) {
             let item = UNIT_POS as usize + turn * units;
             if comptime!(items % units == 0) || item < items {
@@ -72,14 +72,14 @@ impl<F: Float> SharedTiles<F> {
                     let to = comptime!(at * tiles.operand_numbers())
                         + high * comptime!(tiles.operand_pitch())
                         + d;
-                    let from = base + row * dim + d;
+                    let from = base + row * step + d;
                     self.put(to, x, from, inside && row < rows.len, tiles);
                 } else {
                     let mut quad = Quad::new(0.0);
                     #[unroll]
                     for i in 0..4usize {
                         let row = rows.first + high * 4 + i;
-                        let number = read(x, base + row * dim + d, inside && row < rows.len);
+                        let number = read(x, base + row * step + d, inside && row < rows.len);
                         quad[i] = f32::cast_from(number);
                     }
                     self.stage_quads[comptime!(at * tiles.operand_quads())
@@ -231,7 +231,8 @@ impl<F: Float> SharedTiles<F> {
         for part in 0..comptime!(tiles.side / reach) {
             sync_cube();
             let first = rows.first + part * reach;
-            self.stage_rows(x, Rows::new(rows.head, first, rows.len), tiles);
+            let some = Rows::new(rows.head, rows.heads, first, rows.len);
+            self.stage_rows(x, some, tiles);
             sync_cube();
             if comptime!(tiles.matrix) {
                 for step in 0..comptime!(reach / MATRIX) {
@@ -255,13 +256,13 @@ impl<F: Float> SharedTiles<F> {
         let together = comptime!(tiles.together);
         let across = comptime!(width / together);
         let items = comptime!(reach * across);
-        let base = rows.base(dim);
+        let (base, step) = (rows.base(dim), rows.step(dim));
         for turn in 0..comptime!(items.div_ceil(units)) {
             let item = UNIT_POS as usize + turn * units;
             if comptime!(items % units == 0) || item < items {
                 let (high, at) = (item / across, item % across * together);
                 let row = rows.first + high;
-                let start = base + row * dim;
+                let start = base + row * step;
                 if comptime!(tiles.matrix) {
                     let inside = row < rows.len && at < dim;
                     let to = high * comptime!(tiles.row_pitch()) + at;
@@ -333,7 +334,7 @@ impl<F: Float> SharedTiles<F> {
         #[comptime] tiles: Tiles,
     ) {
         let dim = comptime!(tiles.dim);
-        let base = rows.base(dim);
+        let (base, step) = (rows.base(dim), rows.step(dim));
         if comptime!(tiles.matrix) {
             let pitch = comptime!(MATRIX + PAD_32);
             let share = comptime!(tiles.output_share());
@@ -358,7 +359,7 @@ impl<F: Float> SharedTiles<F> {
                     let (row, column) = (rows.first + own + high, column + at);
                     if is_any && row < rows.len && column < dim {
                         let mut number = self.score_numbers[start + high * pitch + at] * factor;
-                        let at = base + row * dim + column;
+                        let at = base + row * step + column;
                         if comptime!(adds) {
                             number += f32::cast_from(onto[at]);
                         }
@@ -378,7 +379,7 @@ impl<F: Float> SharedTiles<F> {
                     #[unroll]
                     for c in 0..4usize {
                         if row < rows.len && column + c < dim {
-                            let at = base + row * dim + column + c;
+                            let at = base + row * step + column + c;
                             let mut number = quad[c];
                             if comptime!(adds) {
                                 number += f32::cast_from(onto[at]);

@@ -151,6 +151,8 @@ pub fn multiplies(dtype: StorageType, runtime: &str, device: &DeviceProperties) 
 pub struct Sizes {
     /// Heads of all samples over which the kernel's cubes are spread: query heads, or key/value heads.
     pub heads: usize,
+    /// Key/value heads of a sample.
+    pub kv_heads: usize,
     /// Query heads that share a key/value head.
     pub group: usize,
     pub query_len: usize,
@@ -159,10 +161,13 @@ pub struct Sizes {
     pub scale: f32,
 }
 
-/// The rows of a tile in one tensor.
+/// The rows of a tile in one tensor, in whose memory the heads of a position are one after another.
 #[derive(CubeType, Clone, Copy)]
 pub struct Rows {
+    /// The head, counted over all samples.
     pub head: usize,
+    /// The heads of a sample.
+    pub heads: usize,
     /// The tile's first row.
     pub first: usize,
     /// The number of rows of the head; rows beyond it count as zero.
@@ -171,13 +176,23 @@ pub struct Rows {
 
 #[cube]
 impl Rows {
-    pub fn new(head: usize, first: usize, len: usize) -> Rows {
-        Rows { head, first, len }
+    pub fn new(head: usize, heads: usize, first: usize, len: usize) -> Rows {
+        Rows {
+            head,
+            heads,
+            first,
+            len,
+        }
     }
 
     /// The index of the head's first value in a tensor of `width` values per row.
     pub fn base(self, #[comptime] width: usize) -> usize {
-        self.head * self.len * width
+        (self.head / self.heads * self.heads * self.len + self.head % self.heads) * width
+    }
+
+    /// From one row of the head to the next in such a tensor.
+    pub fn step(self, #[comptime] width: usize) -> usize {
+        self.heads * width
     }
 }
 
@@ -192,14 +207,21 @@ pub fn head() -> usize {
 pub fn own_queries(head: usize, sizes: &Sizes, #[comptime] tiles: Tiles) -> Rows {
     let side = comptime!(tiles.side);
     let last = (sizes.query_len - 1) / side;
-    Rows::new(head, (last - CUBE_POS_X as usize) * side, sizes.query_len)
+    let first = (last - CUBE_POS_X as usize) * side;
+    query_rows(head, first, sizes)
+}
+
+/// The rows of a query head from `first` on.
+#[cube]
+pub fn query_rows(head: usize, first: usize, sizes: &Sizes) -> Rows {
+    Rows::new(head, sizes.kv_heads * sizes.group, first, sizes.query_len)
 }
 
 /// The own keys of this cube.
 #[cube]
 pub fn own_keys(head: usize, sizes: &Sizes, #[comptime] tiles: Tiles) -> Rows {
     let first = CUBE_POS_X as usize * comptime!(tiles.side);
-    Rows::new(head, first, sizes.key_len)
+    Rows::new(head, sizes.kv_heads, first, sizes.key_len)
 }
 
 /// The number of tiles of keys that a tile of queries attends to.
@@ -213,11 +235,8 @@ pub fn key_tiles(queries: Rows, sizes: &Sizes, #[comptime] tiles: Tiles) -> usiz
 /// The tile of keys with the index `tile`.
 #[cube]
 pub fn other_keys(head: usize, tile: usize, sizes: &Sizes, #[comptime] tiles: Tiles) -> Rows {
-    Rows::new(
-        head / sizes.group,
-        tile * comptime!(tiles.side),
-        sizes.key_len,
-    )
+    let first = tile * comptime!(tiles.side);
+    Rows::new(head / sizes.group, sizes.kv_heads, first, sizes.key_len)
 }
 
 /// The index of the first tile of queries that attends to any key of a tile.
@@ -246,11 +265,11 @@ pub fn read<F: Float>(x: &Array<F>, at: usize, inside: bool) -> F {
     select(inside, number, F::new(0.0))
 }
 
-/// Four values of a tensor with one value per row, zero beyond its rows. `lane` is the unit's position in
+/// Four values of a tensor with one value per row, head after head; zero beyond its rows. `lane` is the unit's position in
 /// the tile, `skip` the number of values before the first head.
 #[cube]
 pub fn read_quad(x: &Array<f32>, rows: Rows, lane: usize, skip: usize) -> Quad {
-    let base = skip + rows.base(1usize);
+    let base = skip + rows.head * rows.len;
     let mut quad = Quad::new(0.0);
     #[unroll]
     for i in 0..4usize {
@@ -269,7 +288,7 @@ pub fn write_quad(
     quad: Quad,
     #[comptime] tiles: Tiles,
 ) {
-    let base = skip + rows.base(1usize);
+    let base = skip + rows.head * rows.len;
     if other_lane(tiles) == 0 {
         #[unroll]
         for i in 0..4usize {
