@@ -236,10 +236,13 @@ impl<B: Backend> Labels<B> {
         Some((logits.narrow(1, 0, width - missing), targets, counted))
     }
 
-    pub(super) fn slice(&self, rows: std::ops::Range<usize>) -> Self {
-        let part: Arc<[Arc<[i64]>]> = self.rows[rows.clone()].into();
+    /// The labels of these rows' first `width` places, beyond which they have none.
+    pub(super) fn slice(&self, rows: std::ops::Range<usize>, width: usize) -> Self {
+        let part = self.rows[rows.clone()].iter();
+        let part: Arc<[Arc<[i64]>]> = part.map(|row| row[..width].into()).collect();
+        let ids = self.ids.clone().narrow(0, rows.start, rows.len());
         Self {
-            ids: self.ids.clone().narrow(0, rows.start, rows.len()),
+            ids: ids.narrow(1, 0, width),
             largest: largest(&part),
             rows: part,
             smoothing: self.smoothing,

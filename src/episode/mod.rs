@@ -236,8 +236,9 @@ impl<B: Backend> Episode<B> {
         from.start() + (drawn % count) as usize
     }
 
-    /// This batch in parts of at most `contexts` contexts, each with its queries and only as wide as its longest context. `outer_gradient` and `Method::gradient` weigh a part's
-    /// losses by what it holds of the whole, so that the parts' gradients add up to the whole's; the loss of `outer` is the part's own mean.
+    /// This batch in parts of at most `contexts` contexts, each with its queries, and only as wide as the longest of its contexts and of
+    /// its queries. `outer_gradient` and `Method::gradient` weigh a part's losses by what it holds of the whole, so that the parts'
+    /// gradients add up to the whole's; the loss of `outer` is the part's own mean.
     pub fn split(self, contexts: usize) -> Vec<Self> {
         let (batch, contexts) = (self.len(), contexts.max(1));
         if batch <= contexts {
@@ -247,11 +248,9 @@ impl<B: Backend> Episode<B> {
         let part = |start: usize| {
             let end = (start + contexts).min(batch);
             let rows = start * queries..end * queries;
-            self.of(
-                self.contexts.slice(start..end).trimmed(),
-                self.queries.slice(rows.clone()),
-                self.labels.slice(rows),
-            )
+            let queries = self.queries.slice(rows.clone()).trimmed();
+            let labels = self.labels.slice(rows, queries.width());
+            self.of(self.contexts.slice(start..end).trimmed(), queries, labels)
         };
         (0..batch).step_by(contexts).map(part).collect()
     }

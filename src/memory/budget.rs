@@ -3,13 +3,13 @@
 use burn::module::Module;
 use burn::tensor::backend::Backend;
 
-use super::{GradMem, MetaGradient, WriteObjective};
+use super::{Chunks, GradMem, MetaGradient, WriteObjective};
 use crate::error::Error;
 use crate::model::{CausalLm, rows_at_once};
 use crate::support::memory::available_on;
 
-/// A graph's floats for each token that is read and each float of the weights it is multiplied with,
-/// times `d_model`: 2.6 to 2.7 were measured on a Llama of width 128 (benches/README.md).
+/// A graph's floats for each number that the layers make of the tokens that are read
+/// ([`CausalLm::numbers_per_token`]): 2.6 to 2.7 were measured on a Llama of width 128 (benches/README.md).
 const GRAPH: f64 = 3.0;
 
 /// The share of [`GRAPH`] that a graph takes at least, whatever the model.
@@ -88,18 +88,25 @@ impl<B: Backend, M: CausalLm<B>, O: WriteObjective<B, M>> GradMem<B, M, O> {
     }
 
     /// About how many bytes one WRITE step's graph takes for contexts `[batch, seq]`.
-    pub fn graph_bytes(&self, [batch, seq]: [usize; 2]) -> f64 {
-        // Parallel chunks are read at once, others one after another.
-        let seq = match self.config.chunks_in_a_row(seq) {
-            1 => seq,
-            _ => self.config.longest_chunk(seq),
-        };
-        let rows = batch as f64 * (seq + self.config.prefix_len()) as f64;
-        let (vocab, d_model) = (self.model.vocab_size(), self.model.d_model() as f64);
-        let weights = Module::<B>::num_params(&self.model) as f64;
+    pub fn graph_bytes(&self, contexts: [usize; 2]) -> f64 {
+        let (rows, vocab) = (self.rows_of_step(contexts), self.model.vocab_size());
         // The head's products are the logits, of which so many rows exist at once.
         let logits = vocab as f64 * rows.min(rows_at_once(vocab) as f64);
-        let others = (weights / d_model - vocab as f64).max(0.0) * rows;
-        4.0 * GRAPH * (others + logits)
+        self.layers_bytes(contexts) + 4.0 * GRAPH * logits
+    }
+
+    /// The same without logits.
+    pub(crate) fn layers_bytes(&self, contexts: [usize; 2]) -> f64 {
+        4.0 * GRAPH * self.model.numbers_per_token() * self.rows_of_step(contexts)
+    }
+
+    /// Positions of a WRITE step.
+    fn rows_of_step(&self, [batch, seq]: [usize; 2]) -> f64 {
+        // Parallel chunks are read at once, each behind the memory, others one after another.
+        let (tokens, prefixes) = match self.config.chunks {
+            Chunks::Parallel => (seq, self.config.chunks_of(seq)),
+            _ => (self.config.longest_chunk(seq), 1),
+        };
+        batch as f64 * (tokens + prefixes * self.config.prefix_len()) as f64
     }
 }

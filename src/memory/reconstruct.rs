@@ -102,10 +102,13 @@ impl<B: Backend, M: Writable<B>, O: LiftedObjective<B, M>> GradMem<B, M, O> {
         check_as_many(memory, contexts)?;
         let writing = self.with_adapters();
         let found = segments.pieces.iter().enumerate().map(|(at, piece)| {
-            // A sample's chunks are its last parts: others may have been written before.
+            // A sample's chunks are its last parts: others may have been written before, but for the reference's.
             let own = memory.counts().zip(segments.counts.iter());
             let own = own.map(|(parts, chunks)| {
-                let first = parts.saturating_sub(*chunks);
+                let first = match self.config.reference_chunks {
+                    true => 0,
+                    false => parts.saturating_sub(*chunks),
+                };
                 (first + at).min(parts - 1)
             });
             writing.measure_piece(&memory.part_of(&own.collect::<Vec<_>>()), piece)
@@ -137,7 +140,7 @@ impl<B: Backend, M: Writable<B>, O: LiftedObjective<B, M>> GradMem<B, M, O> {
             let part = memory.parts().len().min(at + 1) - 1;
             let (_, accuracy) = writing.measure_piece(&memory.parts()[part], piece);
             // Samples that ended before have nothing written over their chunks.
-            let counts = piece.tokens.lengths().zip(segments.counts.iter());
+            let counts = piece.tokens.lengths().zip(&segments.own);
             let counts = counts.map(|(length, own)| match *own >= chunks {
                 true => length.saturating_sub(first),
                 false => 0,

@@ -16,8 +16,10 @@ pub(super) struct Segments<B: Backend> {
     pub pieces: Vec<Segment<B>>,
     /// What the inner gradient is multiplied with.
     pub gradient_scale: Option<f64>,
-    /// How many chunks each sample has.
+    /// How many chunks each sample's memory is made of. In the reference's they are as many as the batch's longest has.
     pub counts: Arc<[usize]>,
+    /// How many chunks each sample has tokens for.
+    pub own: Vec<usize>,
     /// The outer loop's steps before, on which noise depends.
     pub outer_step: usize,
 }
@@ -53,12 +55,14 @@ impl<B: Backend> Segments<B> {
                 pieces: vec![whole(contexts.clone())],
                 gradient_scale: None,
                 counts: vec![1; contexts.len()].into(),
+                own: vec![1; contexts.len()],
                 outer_step: 0,
             });
         };
+        let own: Vec<usize> = contexts.lengths().map(|l| config.chunks_of(l)).collect();
         let counts: Arc<[usize]> = match config.reference_chunks {
             true => vec![config.chunks_of(contexts.width()); contexts.len()].into(),
-            false => contexts.lengths().map(|l| config.chunks_of(l)).collect(),
+            false => own.clone().into(),
         };
         let most = counts.iter().copied().max().unwrap_or(1);
         let (pieces, scale) = match config.chunks {
@@ -82,6 +86,7 @@ impl<B: Backend> Segments<B> {
             pieces,
             gradient_scale: scale,
             counts,
+            own,
             outer_step: 0,
         })
     }
@@ -89,7 +94,7 @@ impl<B: Backend> Segments<B> {
     /// What each sample's step on this piece counts of its steps on all of them: one over how many it has, zero if it does not have
     /// this one. Chunks that are written at once are one piece.
     pub fn shares(&self, piece: usize) -> Vec<f64> {
-        let counts = self.counts.iter();
+        let counts = self.own.iter();
         let share = |count: &usize| match (self.pieces.len(), piece < *count) {
             (1, _) => 1.0,
             (_, true) => 1.0 / *count as f64,

@@ -46,12 +46,19 @@ impl<B: Backend, M: Writable<B>, O: LiftedObjective<B, M>> GradMem<B, M, O> {
     ///
     /// # Errors
     ///
-    /// As [`GradMem::write`]; also memories of another layout, or not as many as contexts.
+    /// As [`GradMem::write`]; also memories of another layout, or not as many as contexts; concatenated
+    /// [`reference_chunks`](GradMemConfig::reference_chunks).
     pub fn write_on(&self, memory: Memory<B>, contexts: &Tokens<B>) -> Result<Memory<B>, Error> {
         memory.check(&self.layout())?;
         let segments = self.segments(contexts)?;
         check_as_many(&memory, contexts)?;
         let start = memory.fast().to_vec();
+        if self.config.reference_chunks && self.config.concatenates() {
+            return Err(Error::Input(
+                "`reference_chunks` and `chunks = \"concatenated\"`: a memory may hold parts of no text, behind which nothing can be written"
+                    .into(),
+            ));
+        }
         if memory.parts().len() > 1 && !self.config.concatenates() {
             return Err(Error::Input(
                 "the memory is of several chunks, which this method does not read: WRITE would leave out all but the last".into(),

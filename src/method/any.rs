@@ -194,18 +194,17 @@ impl<B: KernelBackend> AnyMethod<B> {
     ) -> f64 {
         /// Logits, their softmax, its gradient and one in between.
         const COPIES: f64 = 4.0;
-        let config = self.model().config();
-        let vocab_size = config.vocab_size();
+        let model = self.model();
+        let vocab_size = model.vocab_size();
         // However many contexts there are, so many rows of logits exist at once.
         let read = context + questions * question;
         let rows = (read as f64).min(rows_at_once(vocab_size) as f64 / 100.0);
         let logits = 4.0 * COPIES * vocab_size as f64 * rows;
         // About what one layer makes of a token, and as much again.
-        let head = (vocab_size * config.d_model()) as f64;
-        let weights = (Module::<B>::num_params(self.model()) as f64 - head).max(0.0);
-        let layer = 2.0 * 4.0 * weights / (config.layers() * config.d_model()).max(1) as f64;
+        let layer = 2.0 * 4.0 * model.numbers_per_token() / model.config().layers().max(1) as f64;
         let graph = match self {
-            Self::GradMem(gradmem) => gradmem.graph_bytes([1, context]),
+            // Its logits are not there any more when READ's are.
+            Self::GradMem(gradmem) => gradmem.layers_bytes([1, context]),
             // Forward passes keep a layer at a time.
             Self::Rmt(_) | Self::Armt(_) => layer * read as f64,
             Self::InContext(_) => layer * (questions * (context + question)) as f64,

@@ -211,14 +211,21 @@ impl Add {
         let scale = self.alpha / if self.use_rslora { r.sqrt() } else { r };
         let mut sum: Vec<f64> = weight.iter().collect();
         for output in 0..d_output {
-            for input in 0..d_input {
-                let along =
-                    (0..rank).map(|k| b.values[output * rank + k] * a.values[k * d_input + input]);
+            let mut row = vec![0.0; d_input];
+            for (b, a) in b.values[output * rank..]
+                .iter()
+                .zip(a.values.chunks_exact(d_input))
+            {
+                for (to, a) in row.iter_mut().zip(a) {
+                    *to += b * a;
+                }
+            }
+            for (input, added) in row.into_iter().enumerate() {
                 let at = match transposed {
                     true => input * d_output + output,
                     false => output * d_input + input,
                 };
-                sum[at] += scale * along.sum::<f64>();
+                sum[at] += scale * added;
             }
         }
         let sum = TensorData::new(sum, stored).convert_dtype(weight.dtype);

@@ -148,10 +148,7 @@ impl ModelConfig {
 
     /// The weights of the embedding and of the layers' products, of which a model has others beside.
     fn least_weights(&self) -> f64 {
-        let modules = self.slots().modules.into_iter();
-        let layer: f64 = modules.map(|m| m.d_input as f64 * m.d_output as f64).sum();
-        let embedding = self.vocab_size() as f64 * self.d_model() as f64;
-        embedding + self.layers() as f64 * layer
+        self.vocab_size() as f64 * self.d_model() as f64 + self.slots().weights()
     }
 
     /// A model whose weights are not allocated until they are loaded.
@@ -254,6 +251,10 @@ impl<B: KernelBackend> CausalLm<B> for AnyLm<B> {
 
     fn slots(&self) -> Slots {
         each!(self, Self, model => CausalLm::slots(model))
+    }
+
+    fn numbers_per_token(&self) -> f64 {
+        each!(self, Self, model => model.numbers_per_token())
     }
 
     fn joined(&self) -> Self {

@@ -114,6 +114,13 @@ impl Slots {
         self.modules = modules.into_iter().map(slot).collect();
         self
     }
+
+    /// The weights of the modules of all layers.
+    pub(crate) fn weights(&self) -> f64 {
+        let modules = self.modules.iter();
+        let layer: f64 = modules.map(|m| m.d_input as f64 * m.d_output as f64).sum();
+        self.layers as f64 * layer
+    }
 }
 
 /// Applies `forward` with each layer in turn, with the layer's part of `cache` if there is one. What the layer's

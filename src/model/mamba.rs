@@ -18,6 +18,7 @@ use burn::tensor::{DType, Tensor};
 use gradmem_kernels::{KernelBackend, linear_scan};
 use rand_distr::{Distribution, Uniform};
 use serde::{Deserialize, Serialize};
+use serde_json::json;
 
 use super::cache::{Cache, LayerCache, Slots, adapted, forward_layers};
 use super::decoder::{Decoder, DecoderConfig, Dimensions};
@@ -147,6 +148,10 @@ impl MambaConfig {
             ("conv_kernel", self.conv_kernel),
             ("time_step_rank", self.rank()),
         ])?;
+        let problem =
+            "must be \"silu\": transformers 4 uses it for the gate too, transformers 5 does not";
+        let is_silu = self.hidden_act == Activation::Silu;
+        require(is_silu, "hidden_act", json!(self.hidden_act), problem)?;
         let inner = self.d_inner();
         let expected = self.expand * self.hidden_size;
         let problem = format!("must be expand · hidden_size = {expected}");
@@ -262,6 +267,7 @@ impl DecoderConfig for MambaConfig {
             d_model: self.hidden_size,
             layers: self.num_hidden_layers,
             max_positions: None,
+            state: self.d_inner() * self.state_size,
         }
     }
 

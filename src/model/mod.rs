@@ -114,6 +114,16 @@ pub trait CausalLm<B: Backend>: Module<B> + ModuleDisplay {
         Slots::default()
     }
 
+    /// About how many numbers the layers make of each token, from which the memory of a step is estimated: by default the weights of
+    /// the [`slots`](CausalLm::slots)' modules over `d_model`, or all weights where none are named.
+    fn numbers_per_token(&self) -> f64 {
+        let weights = match self.slots().weights() {
+            0.0 => Module::num_params(self) as f64,
+            of_modules => of_modules,
+        };
+        weights / self.d_model().max(1) as f64
+    }
+
     /// The same model, made ready for many passes with the weights as they are now: this crate's Llama multiplies by the weights of
     /// q, k and v at once, and by those of gate and up (SwiGLU's), of which it makes copies if these have at most 2²³ values. By default
     /// nothing is changed, and nothing is where that was done before.

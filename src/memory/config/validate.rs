@@ -81,7 +81,10 @@ impl GradMemConfig {
             ("star_weight", self.star_weight),
             ("star_radius", self.star_radius),
             ("star_step", self.star_step),
-        ])
+        ])?;
+        let problem = "must be greater than 0 where star_weight is: at the memory itself the divergence has no gradient";
+        let moves = self.star_weight == 0.0 || self.star_radius > 0.0;
+        require(moves, "star_radius", self.star_radius, problem)
     }
 
     /// What is learned of WRITE's steps, and how many there are.

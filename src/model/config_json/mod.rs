@@ -216,15 +216,6 @@ fn parse(json: &Object, path: &Path) -> Result<ModelConfig, Error> {
             }
         }
         "gpt_neox" => rope::unify(&mut json, rope::GPT_NEOX, said).map_err(problem)?,
-        "mamba" => match json.get("hidden_act").and_then(Value::as_str) {
-            None | Some("silu" | "swish") => {}
-            Some(act) => {
-                return Err(problem(format!(
-                    "`hidden_act` = {act:?} is not supported: transformers 4 uses it for the gate too, transformers 5 \
-                     does not; only silu means the same"
-                )));
-            }
-        },
         _ => {}
     }
     let used = match serde_json::to_value(&defaults) {
