@@ -15,7 +15,8 @@ pub struct Batch<B: Backend> {
     /// The labels that the metrics count, negative elsewhere, on the host: a row to each query, as wide as the
     /// queries.
     pub scored: Vec<Vec<i64>>,
-    /// The questions themselves, where they are known: one to each query, or none.
+    /// The questions themselves, where they are known: one to each query, or none. Behind the questions of a context that has fewer
+    /// than others are some that [ask nothing](Asked::is_nothing).
     pub asked: Vec<Asked>,
 }
 
@@ -98,7 +99,7 @@ impl ExampleBatcher {
 
     /// # Errors
     ///
-    /// If a sample could not be made, or they have different numbers of questions.
+    /// If a sample could not be made, or has no questions.
     pub fn try_batch<B: Backend>(
         &self,
         samples: Vec<Result<Sample, Error>>,
@@ -108,17 +109,19 @@ impl ExampleBatcher {
         if self.by_length {
             samples.sort_by_key(|sample| sample.context.len());
         }
-        let questions = samples.first().map_or(0, |sample| sample.asked.len());
-        if samples.iter().any(|sample| sample.asked.len() != questions) {
-            return Err(Error::Input(
-                "the contexts of a batch must have the same number of questions".into(),
-            ));
-        }
+        let questions = samples.iter().map(|sample| sample.asked.len());
+        let most = questions.max().unwrap_or(0);
         let mut contexts = Vec::new();
         let mut asked = Vec::new();
         for sample in samples {
+            let Some(nothing) = sample.asked.first().map(Asked::nothing) else {
+                return Err(Error::Input(
+                    "a context of the batch has no questions".into(),
+                ));
+            };
             contexts.push(sample.context);
             asked.extend(sample.asked);
+            asked.resize(contexts.len() * most, nothing);
         }
         let queries: Vec<_> = asked.iter().map(|asked: &Asked| &asked.tokens).collect();
         let queries = Tokens::new(&queries, device)?;
@@ -214,6 +217,26 @@ mod tests {
         assert_eq!(batch.scored[0], [-1, -1, -1, -1, 5, -1, -1]);
         assert_eq!(batch.scored[1], [-1, 6, -1, -1, -1, -1, -1]);
         assert_eq!(batch.asked[0].answers, ["b"]);
+    }
+
+    #[test]
+    fn a_context_may_have_fewer_questions_than_others() {
+        let tokenizer = Arc::new(KvConfig::default().tokenizer().unwrap());
+        let batcher = ExampleBatcher::new(tokenizer.clone());
+        let one = sample(&tokenizer, ["a", "?", "x"]);
+        let mut three = sample(&tokenizer, ["b", "?", "y"]).unwrap();
+        three.asked = vec![three.asked[0].clone(); 3];
+        let batch: Batch<B> = batcher
+            .try_batch(vec![one, Ok(three)], &Default::default())
+            .unwrap();
+        let asks = batch.asked.iter().map(|asked| !asked.is_nothing());
+        assert_eq!(
+            asks.collect::<Vec<_>>(),
+            [true, false, false, true, true, true]
+        );
+        assert_eq!(batch.episode.queries_per_context(), 3);
+        assert_eq!(batch.episode.totals().labels, 4);
+        assert!(batch.scored[1..3].iter().flatten().all(|label| *label < 0));
     }
 
     #[test]

@@ -66,3 +66,21 @@ pub struct Asked {
     /// [`Example::direction`]
     pub direction: Option<Direction>,
 }
+
+impl Asked {
+    /// Nothing more, of a context that has fewer questions than others beside it: a query without a target, whose token is read for
+    /// nothing.
+    pub(super) fn nothing(&self) -> Self {
+        Self {
+            tokens: self.tokens[..1].to_vec(),
+            target: 1,
+            answers: Vec::new(),
+            direction: None,
+        }
+    }
+
+    /// Whether it has no target, as what fills up the questions of a context.
+    pub fn is_nothing(&self) -> bool {
+        self.target == self.tokens.len()
+    }
+}
