@@ -393,6 +393,16 @@ mod tests {
         assert_eq!(parts[1].queries().row(0), [6, 6]);
         let widths = parts.iter().map(|part| part.contexts().width());
         assert_eq!(widths.collect::<Vec<_>>(), [2, 3]);
+        let [of_one, _] = &episode_of_short_queries().split(1)[..] else {
+            panic!("two contexts are two parts");
+        };
+        assert_eq!(of_one.queries().width(), 1);
+        assert_eq!(of_one.labels().rows().collect::<Vec<_>>(), [[3]]);
+    }
+
+    fn episode_of_short_queries() -> Episode<B> {
+        let labels = [&[3][..], &[-1, 2]];
+        Episode::new(tokens(&[&[4], &[5]]), tokens(&[&[1], &[2, 2]]), &labels).unwrap()
     }
 
     #[test]

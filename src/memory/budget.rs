@@ -110,3 +110,51 @@ impl<B: Backend, M: CausalLm<B>, O: WriteObjective<B, M>> GradMem<B, M, O> {
         batch as f64 * (tokens + prefixes * self.config.prefix_len()) as f64
     }
 }
+
+#[cfg(all(test, feature = "flex"))]
+mod tests {
+    use burn_flex::Flex;
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::memory::GradMemConfig;
+    use crate::model::{AnyLm, ModelConfig};
+
+    fn estimated(model: Value, config: &GradMemConfig, contexts: [usize; 2]) -> f64 {
+        let device = Default::default();
+        let config_of_model: ModelConfig = serde_json::from_value(model).unwrap();
+        let model: AnyLm<Flex> = config_of_model.init(0, &device).unwrap();
+        let gradmem = config.clone().init(model, 0, &device).unwrap();
+        gradmem.layers_bytes(contexts)
+    }
+
+    #[test]
+    fn tables_are_not_multiplied_and_states_are_kept() {
+        let config = GradMemConfig::default();
+        let neox = json!({
+            "model_type": "gpt_neox", "vocab_size": 5000, "hidden_size": 16, "num_hidden_layers": 2,
+            "num_attention_heads": 2, "intermediate_size": 64,
+        });
+        let mamba = json!({
+            "model_type": "mamba", "vocab_size": 5000, "hidden_size": 16, "num_hidden_layers": 2,
+        });
+        // Of each layer 12 · 16² weights over a width of 16.
+        let rows = (10 + config.prefix_len()) as f64;
+        let expected = 4.0 * GRAPH * 2.0 * 192.0 * rows;
+        assert_eq!(estimated(neox, &config, [1, 10]), expected);
+        // A state of 32 channels and 16 numbers each.
+        let states = 4.0 * GRAPH * 2.0 * 3.0 * 32.0 * 16.0 * rows;
+        assert!(estimated(mamba, &config, [1, 10]) > states);
+    }
+
+    #[test]
+    fn each_parallel_chunk_has_the_memory_in_front() {
+        let model = json!({ "model_type": "llama" });
+        let whole = GradMemConfig::default();
+        let prefix = whole.prefix_len() as f64;
+        let parallel = whole.clone().with_chunks(5, Chunks::Parallel);
+        let [one, four] =
+            [whole, parallel].map(|config| estimated(model.clone(), &config, [1, 20]));
+        assert!((four / one - (20.0 + 4.0 * prefix) / (20.0 + prefix)).abs() < 1e-9);
+    }
+}

@@ -659,6 +659,35 @@ fn a_batch_is_its_samples() {
     }
 }
 
+/// The reference counts as many chunks for each sample as the batch's longest has. What a sample's own chunks lose is not changed.
+#[test]
+fn the_references_chunks_are_measured_as_a_samples_own() {
+    for chunks in [Chunks::Sequential, Chunks::Concatenated] {
+        let config = GradMemConfig {
+            reference_chunks: true,
+            ..kinds()[0].1.clone().with_chunks(3, chunks)
+        };
+        let config = config.with_inner_loss_weight(0.5);
+        let gradmem = model::<I>(&shallow(), &config);
+        let written = gradmem.write(&contexts()).unwrap();
+        let together = gradmem.reconstruction(&written, &contexts()).unwrap();
+        for (row, context) in CONTEXTS.iter().enumerate() {
+            let alone = Tokens::new(&[context], &Default::default()).unwrap();
+            let one = written.select(&[row]).unwrap();
+            let found = gradmem.reconstruction(&one, &alone).unwrap();
+            let expected = together.loss.clone().narrow(0, row, 1);
+            let name = format!("{chunks:?}, sample {row}");
+            assert_close(&name, &values(found.loss), &values(expected), 1e-13);
+        }
+        let term = |episode: &Episode<I>| number(gradmem.outer(episode).unwrap().term.unwrap());
+        let alone: Vec<f64> = episode().split(1).iter().map(term).collect();
+        let mean = alone.iter().sum::<f64>() / alone.len() as f64;
+        assert!((term(&episode()) - mean).abs() < 1e-13, "{chunks:?}");
+        let on = gradmem.write_on(written, &contexts());
+        assert_eq!(on.is_err(), chunks == Chunks::Concatenated);
+    }
+}
+
 #[test]
 fn parts_of_a_batch_sum_up_to_the_whole() {
     let aligned = |config: GradMemConfig| GradMemConfig {
