@@ -33,6 +33,8 @@ pub struct Group {
     pub differences: Vec<Difference>,
     /// All settings that its results depend on.
     pub settings: Settings,
+    /// These, and those without effect beside them.
+    all: Settings,
     /// Its runs, by seed.
     pub runs: Vec<Run>,
 }
@@ -76,10 +78,10 @@ impl Group {
         mean(values).filter(|_| all)
     }
 
-    /// The settings that its results depend on, without those for whose keys `drop` is true and those that are
-    /// [incidental](settings::is_incidental).
+    /// Its settings, without those for whose keys `drop` is true and those that are [incidental](settings::is_incidental). What has no
+    /// effect beside one value of a dropped setting may have one beside another.
     pub(super) fn settings_without(&self, drop: impl Fn(&str) -> bool) -> Settings {
-        let mut kept = self.settings.clone();
+        let mut kept = self.all.clone();
         kept.retain(|key, _| !drop(key) && !settings::is_incidental(key));
         kept
     }
@@ -115,6 +117,7 @@ pub fn group_runs(runs: Vec<Run>) -> Vec<Group> {
                     color,
                     differences: Vec::new(),
                     settings,
+                    all: settings::all(&run.config),
                     runs: vec![run],
                 });
             }
@@ -178,7 +181,11 @@ fn differences(groups: &[Group], at: usize) -> Vec<Difference> {
     let mut differences = Vec::new();
     for key in keys {
         let value = &own.settings[key];
-        let differs = |group: &Group| group.settings.get(key) != Some(value);
+        // What has no effect there is no difference.
+        let differs = |group: &Group| match group.settings.get(key) {
+            Some(found) => found != value,
+            None => !group.all.contains_key(key),
+        };
         let size = [
             "data.task",
             "data.pairs",
@@ -261,12 +268,14 @@ mod tests {
             vec!["train.seed=2"],
             vec!["train.seed=1", "train.meta_gradient=replay"],
             vec!["train.seed=3", "rmt.write_steps=4"],
+            vec!["train.seed=4", "data.segment_min=5", "tokens.vocab_size=9"],
+            vec!["train.seed=5", "memory.lora_rank=3"],
         ];
         let groups = group_runs(runs.iter().map(|overrides| run(overrides, "")).collect());
         assert_eq!(groups.len(), 1);
         assert_eq!(groups[0].label(), "GradMem, K = 2");
         let seeds: Vec<_> = groups[0].runs.iter().map(|r| r.config.train.seed).collect();
-        assert_eq!(seeds, [1, 2, 3]);
+        assert_eq!(seeds, [1, 2, 3, 4, 5]);
     }
 
     #[test]
@@ -331,6 +340,13 @@ mod tests {
             "GradMem, K = 2, lr = 0.0003",
         ];
         assert_eq!(rates, expected);
+        // What has an effect in one group alone does not name it, but what gives it the effect does.
+        let segments = labels(&[&[], &["data.segments=1"]]);
+        let expected = [
+            "GradMem, K = 2, segments = 0",
+            "GradMem, K = 2, segments = 1",
+        ];
+        assert_eq!(segments, expected);
         // The number of steps distinguishes groups only if no other setting does.
         let steps = labels(&[&["train.steps=10"], &["train.steps=20"]]);
         assert_eq!(

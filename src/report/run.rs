@@ -183,11 +183,11 @@ pub fn is_run(folder: impl AsRef<Path>) -> Result<bool, Error> {
 }
 
 /// Whether a folder among others is a run. One that cannot be read is no reason not to show the others: a warning says so.
-fn is_run_among_others(folder: &Path) -> bool {
-    is_run(folder).unwrap_or_else(|e| {
-        log::warn!("{e}: it is left out");
-        false
-    })
+fn is_run_among_others(folder: &Path) -> Option<bool> {
+    let found = is_run(folder);
+    found
+        .inspect_err(|e| log::warn!("{e}: it is left out"))
+        .ok()
 }
 
 /// The runs of several seeds in a folder, which may itself be a run.
@@ -203,7 +203,7 @@ fn seeds_in(folder: &Path) -> Vec<PathBuf> {
     };
     let paths = entries.flatten().map(|entry| entry.path());
     let mut seeds: Vec<_> = paths
-        .filter(|path| is_seed(path) && is_run_among_others(path))
+        .filter(|path| is_seed(path) && is_run_among_others(path) == Some(true))
         .collect();
     seeds.sort();
     seeds
@@ -227,12 +227,9 @@ pub fn find_folders(folders: &[impl AsRef<Path>]) -> Result<Vec<PathBuf>, Error>
         let mut inside = Vec::new();
         for entry in entries {
             let path = entry.map_err(Error::io(folder, "cannot read"))?.path();
-            match is_run(&path) {
-                Ok(is_run) => {
-                    inside.extend(seeds_in(&path));
-                    inside.extend(is_run.then_some(path));
-                }
-                Err(e) => log::warn!("{e}: it is left out"),
+            if let Some(is_run) = is_run_among_others(&path) {
+                inside.extend(seeds_in(&path));
+                inside.extend(is_run.then_some(path));
             }
         }
         if inside.is_empty() {

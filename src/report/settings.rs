@@ -66,9 +66,17 @@ const WITHOUT_EFFECT: [&str; 5] = [
     "train.keep_checkpoints",
 ];
 
-/// The settings that a run's results depend on, except its seed. A baseline's memory settings get the keys of
-/// GradMem's; settings of methods other than the run's are omitted.
+/// The settings that a run's results depend on, except its seed: of [`all`] those that have an effect beside the others.
 pub fn relevant(config: &RunConfig) -> Settings {
+    kept(config, |key| config.without_effect(key).is_none())
+}
+
+/// The settings that results of the run's method can depend on, except the seed. A baseline's memory settings get the keys of GradMem's.
+pub fn all(config: &RunConfig) -> Settings {
+    kept(config, |_| true)
+}
+
+fn kept(config: &RunConfig, keep: impl Fn(&str) -> bool) -> Settings {
     let mut flat = Settings::new();
     flatten(
         "",
@@ -83,7 +91,7 @@ pub fn relevant(config: &RunConfig) -> Settings {
         .filter(|(key, value)| {
             let (section, _) = key.split_once('.').unwrap_or_default();
             let foreign = MethodName::SECTIONS.contains(&section) && section != own;
-            !foreign && !value.is_null() && !WITHOUT_EFFECT.contains(&key.as_str())
+            !foreign && !value.is_null() && !WITHOUT_EFFECT.contains(&key.as_str()) && keep(key)
         })
         .map(|(key, value)| match key.split_once('.') {
             Some((section, key)) if section == own && config.method != MethodName::InContext => {

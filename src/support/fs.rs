@@ -158,7 +158,7 @@ pub(crate) fn check_file(path: &Path) -> Result<(), Error> {
 }
 
 /// Where a link leads, also if nothing is there yet; a path that is no link is itself.
-fn followed(path: &Path) -> PathBuf {
+pub fn followed(path: &Path) -> PathBuf {
     let mut path = path.to_path_buf();
     // As many as Linux follows.
     for _ in 0..40 {
@@ -189,7 +189,8 @@ pub(crate) fn write_atomically(path: impl AsRef<Path>, bytes: &[u8]) -> Result<(
         _ => Path::new("."),
     };
     let name = path.file_name().unwrap_or_default().to_string_lossy();
-    let prefix: String = [".", &name].concat().chars().take(60).collect();
+    let begun: String = name.chars().take(59).collect();
+    let prefix = format!(".{begun}");
     let write = || -> std::io::Result<()> {
         let mut builder = tempfile::Builder::new();
         builder.prefix(&prefix).suffix(UNFINISHED);
@@ -200,11 +201,7 @@ pub(crate) fn write_atomically(path: impl AsRef<Path>, bytes: &[u8]) -> Result<(
             builder.permissions(std::fs::Permissions::from_mode(0o666));
         }
         // First: so that there is never more than one of them.
-        remove_unfinished(folder, |name| {
-            // As `tempfile` calls them.
-            let random = name.strip_prefix(&prefix);
-            random.is_some_and(|x| x.len() == 6 && x.chars().all(|c| c.is_ascii_alphanumeric()))
-        });
+        remove_unfinished(folder, |name| finished(name) == Some(begun.as_str()));
         let mut file = builder.tempfile_in(folder).map_err(without_path)?;
         // Says that it is not left. Where there are no locks, nothing is removed either.
         file.as_file().try_lock().ok();
@@ -240,6 +237,15 @@ fn without_path(e: std::io::Error) -> std::io::Error {
 
 /// How files end that are not yet in place.
 const UNFINISHED: &str = ".tmp";
+
+/// The name, or the beginning of a long one, of the file that one of this name, without [`UNFINISHED`], was to become: with six random
+/// letters or digits, as `tempfile` calls them.
+pub(crate) fn finished(name: &str) -> Option<&str> {
+    let name = name.strip_prefix('.')?;
+    let (name, random) = name.split_at_checked(name.len().checked_sub(6)?)?;
+    let is_random = random.chars().all(|c| c.is_ascii_alphanumeric());
+    is_random.then_some(name)
+}
 
 /// Removes what programs that were killed left of files, by their names without [`UNFINISHED`]: nobody has it locked. Left
 /// over at worst; the next writing tries again.

@@ -33,6 +33,9 @@ pub(crate) fn mix(x: u64) -> u64 {
 /// For the program, which prints what files hold; no part of the library's interface.
 #[doc(hidden)]
 pub use crate::error::commands;
+/// For the program, which checks what it will write to; no part of the library's interface.
+#[doc(hidden)]
+pub use fs::followed;
 /// For the program, which names folders by hashes; no part of the library's interface.
 #[doc(hidden)]
 pub use fs::hex;

@@ -35,15 +35,23 @@ impl Base {
             None => Ok(None),
             Some(toml::Value::String(text)) if !text.is_empty() => Ok(Some(text)),
             Some(other) => {
-                let problem = "must be a text";
+                let problem = match other.is_str() {
+                    true => "is empty: leave it out",
+                    false => "must be a text",
+                };
                 Err(Error::config(format!("model.{key}"), other, problem))
             }
         };
-        let (from, fingerprint) = (text("from")?, text("fingerprint")?);
-        Ok(from.map(|from| Self {
-            fingerprint,
-            ..Self::new(from)
-        }))
+        match (text("from")?, text("fingerprint")?) {
+            (None, Some(print)) => {
+                let problem = "is of the folder that model.from names, and there is no model.from: leave it out";
+                Err(Error::config("model.fingerprint", print, problem))
+            }
+            (from, fingerprint) => Ok(from.map(|from| Self {
+                fingerprint,
+                ..Self::new(from)
+            })),
+        }
     }
 
     /// Puts it into the settings of a run's model.

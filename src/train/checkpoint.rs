@@ -17,7 +17,7 @@ use serde::de::{SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 
 pub use super::folder::RunFolder;
-use super::folder::{BEST, KEPT, LAST, METRICS, RUN_FILES, hash};
+use super::folder::{BEST, KEPT, LAST, METRICS, RUN_FILES, hash, is_beside_weights};
 use super::metrics::{Measure, Scores};
 use super::optimizer::{MomentsOf, RecordOf};
 use crate::error::Error;
@@ -41,7 +41,7 @@ pub struct RunState {
     /// What `best` is a value of; absent in checkpoints of a version that did not know it.
     #[serde(default)]
     pub measure: Option<Measure>,
-    /// Whether the file of the best weights is not of `best`: a training ended between that file and the checkpoint.
+    /// Whether the file of the best weights is not of `best`: a training ended between that file and the checkpoint, or it is lost.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub lost: bool,
     /// The step of the last evaluation.
@@ -331,15 +331,6 @@ fn is_as_kept(folder: &Path) -> bool {
     let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
     let mut names = entries.map(|entry| entry.file_name().to_string_lossy().into_owned());
     names.all(|name| RUN_FILES.contains(&name.as_str()) || is_beside_weights(&name))
-}
-
-/// Whether a file of this name has what a step's weights go on with. Others of a similar name are somebody else's.
-fn is_beside_weights(name: &str) -> bool {
-    let optimizer = name.strip_prefix("optimizer-");
-    let average = name.strip_prefix("average-");
-    let step = optimizer.and_then(|rest| rest.strip_suffix(".bin"));
-    let step = step.or(average.and_then(|rest| rest.strip_suffix(".safetensors")));
-    step.is_some_and(|step| step.parse::<usize>().is_ok())
 }
 
 /// Whether a folder of this name is a kept checkpoint that is being written or removed.

@@ -54,32 +54,44 @@ fn follow_base(table: &mut toml::Table, overrides: &[String]) -> Result<(), Erro
     let model = toml::Table::try_from(model);
     let mut model =
         model.map_err(|e| Error::Input(format!("model: {}", one_line(&e.to_string()))))?;
+    let mut given = toml::Table::new();
     for text in overrides {
-        let mut given = toml::Table::new();
         overrides::apply(&mut given, text)?;
-        let Some(toml::Value::Table(given)) = given.remove("model") else {
-            continue;
-        };
-        let differs = |(key, value): &(&String, &toml::Value)| {
-            *key != "from" && !model.get(key.as_str()).is_some_and(|own| same(own, value))
-        };
-        if let Some((key, value)) = given.iter().find(differs) {
-            let theirs = model.get(key).map_or("unset".into(), ToString::to_string);
-            let problem = format!(
-                "the model is that of {}, where it is {theirs}: leave it out",
-                base.text()
-            );
-            return Err(Error::config(format!("model.{key}"), value, problem));
-        }
+    }
+    let given = |section: &str| given.get(section).and_then(toml::Value::as_table);
+    let differs = |(key, value): &(&String, &toml::Value)| {
+        *key != "from" && !model.get(key.as_str()).is_some_and(|own| same(own, value))
+    };
+    if let Some((key, value)) = given("model").and_then(|given| given.iter().find(differs)) {
+        let theirs = model.get(key).map_or("unset".into(), ToString::to_string);
+        let problem = format!(
+            "the model is that of {}, where it is {theirs}: leave it out",
+            base.text()
+        );
+        return Err(Error::config(format!("model.{key}"), value, problem));
     }
     base.put(&mut model);
     table.insert("model".into(), model.into());
-    let named = |text: &String| text.trim_start().starts_with("tokens.tokenizer");
-    if let (Some(_), false, Some(toml::Value::Table(tokens))) = (
-        base.tokenizer(),
-        overrides.iter().any(named),
-        table.get_mut("tokens"),
-    ) {
+    if base.tokenizer().is_none() {
+        return Ok(());
+    }
+    // A file may be the folder's own, and is compared with it when it is open.
+    let makes_another = |(key, value): &(&String, &toml::Value)| match key.as_str() {
+        "tokenizer" => {
+            let name = value.as_str();
+            name.is_some_and(|name| TokensConfig::KINDS.contains(&name))
+        }
+        key => key == "vocab_size",
+    };
+    let tokens = given("tokens");
+    if let Some((key, value)) = tokens.and_then(|tokens| tokens.iter().find(makes_another)) {
+        let problem = format!("the tokenizer is that of {}: leave it out", base.text());
+        return Err(Error::config(format!("tokens.{key}"), value, problem));
+    }
+    let names_file = tokens.is_some_and(|tokens| tokens.contains_key("tokenizer"));
+    if let Some(toml::Value::Table(tokens)) = table.get_mut("tokens")
+        && !names_file
+    {
         tokens.remove("tokenizer");
     }
     Ok(())
@@ -129,14 +141,24 @@ impl RunConfig {
     ///
     /// # Errors
     ///
-    /// If there is no such preset or file. Otherwise names the first key that is unknown or has an invalid value.
+    /// If there is no such preset or file. Otherwise names the first key that is unknown or has an invalid value, and the file if
+    /// that has it.
     pub fn resolve(preset: &str, overrides: &[String]) -> Result<Self, Error> {
-        let mut table = parse(&text_of(preset)?, preset)?;
+        let table = parse(&text_of(preset)?, preset)?;
+        let config = Self::overridden(table.clone(), overrides);
+        config.map_err(|e| match Self::overridden(table, &[]) {
+            // It is the file's own mistake.
+            Err(own) if own.to_string() == e.to_string() => in_file(preset.as_ref(), e),
+            _ => e,
+        })
+    }
+
+    fn overridden(mut table: toml::Table, overrides: &[String]) -> Result<Self, Error> {
         for text in overrides {
             overrides::apply(&mut table, text)?;
         }
         follow_base(&mut table, overrides)?;
-        Self::from_table(table, preset)
+        Self::from_table(table)
     }
 
     /// The method of a preset or a TOML file, whose other settings may be wrong.
@@ -161,15 +183,7 @@ impl RunConfig {
         let path = path.as_ref();
         let name = path.display().to_string();
         let text = read_text(path)?;
-        let config = Self::from_table(parse(&text, &name)?, &name);
-        config.map_err(|e| match e {
-            Error::Config { .. } | Error::Input(_) => {
-                let problem = e.to_string();
-                let named = format!("{name}: ");
-                Error::file(path, problem.strip_prefix(&named).unwrap_or(&problem))
-            }
-            other => other,
-        })
+        Self::from_table(parse(&text, &name)?).map_err(|e| in_file(path, e))
     }
 
     /// The settings as TOML, defaults included.
@@ -186,7 +200,7 @@ impl RunConfig {
         })
     }
 
-    fn from_table(mut table: toml::Table, name: &str) -> Result<Self, Error> {
+    fn from_table(mut table: toml::Table) -> Result<Self, Error> {
         // Written by older versions. It has no effect: rows of tokens know their lengths.
         for section in ["memory", "rmt"] {
             if let Some(toml::Value::Table(section)) = table.get_mut(section) {
@@ -196,16 +210,11 @@ impl RunConfig {
         let find_write_lr = take_auto(&mut table);
         let base = Base::take(&mut table)?;
         overrides::check_keys(&table, &known(&table)?, "")?;
-        let config = toml::Value::Table(table.clone()).try_into::<Self>();
-        let wrong_type = || overrides::wrong_type::<Self>(&table, &["task", "model_type"]);
-        let config = config.map_err(|e| match wrong_type() {
-            Some(error) => error,
-            None => Error::Input(format!("{name}: {}", one_line(&e.to_string()))),
-        })?;
+        check_names(&table)?;
         let config = Self {
             find_write_lr,
             base,
-            ..config
+            ..Self::of_values(&table)?
         };
         let searches = find_write_lr && config.method == MethodName::GradMem;
         let problem = "is found by WRITE's steps: it needs memory.write_steps of at least 1";
@@ -217,6 +226,13 @@ impl RunConfig {
         )?;
         config.validate()?;
         Ok(config)
+    }
+
+    /// Of a table without keys that are not known.
+    fn of_values(table: &toml::Table) -> Result<Self, Error> {
+        let config = toml::Value::Table(table.clone()).try_into::<Self>();
+        let wrong_type = || overrides::wrong_type::<Self>(table, &["task", "model_type"]);
+        config.map_err(|e| wrong_type().unwrap_or_else(|| Error::Input(one_line(&e.to_string()))))
     }
 
     /// Checks every value, alone and in combination with the others.
@@ -246,19 +262,7 @@ impl RunConfig {
             "only the reconstruction loss uses it: set rmt.reconstruction_loss_weight too";
         require(used, "rmt.write_head", true, problem)?;
         self.train.validate().map_err(|e| e.in_section("train"))?;
-        let measure = self.train.stop_metric;
-        let can_stop = Measure::of(self.method);
-        let problem = format!(
-            "with {} it must be one of {}",
-            self.method.as_str(),
-            can_stop
-                .iter()
-                .map(|m| m.key())
-                .collect::<Vec<_>>()
-                .join(", ")
-        );
-        let measured = can_stop.contains(&measure);
-        require(measured, "train.stop_metric", measure.key(), problem)?;
+        check_stop_metric(self.train.stop_metric.key(), self.method)?;
         self.stages()?;
         if let Some(own) = self.data.own_tokenizer()? {
             let problem = "this task has tokens of its own: leave it out";
@@ -321,22 +325,14 @@ impl RunConfig {
             ..Self::default()
         });
         overrides::check_keys(&table, &known.unwrap_or_default(), "")?;
-        let data = table.remove("data").unwrap_or_else(|| own.clone().into());
         let task = own.get("task").and_then(toml::Value::as_str);
-        if data.get("task").and_then(toml::Value::as_str) != task {
+        let given = table.get("data").and_then(|data| data.get("task"));
+        if given.and_then(toml::Value::as_str) != task {
             let problem = format!("must be the same task, {}", task.unwrap_or_default());
-            let other = data.get("task").map_or("unset".into(), ToString::to_string);
+            let other = given.map_or("unset".into(), ToString::to_string);
             return Err(Error::config("data.task", other, problem));
         }
-        let wrong_type = || {
-            let table = toml::Table::from_iter([("data".into(), data.clone())]);
-            overrides::wrong_type::<Self>(&table, &["task"])
-        };
-        let found = data.clone().try_into::<DataConfig>();
-        let found = found.map_err(|e| match wrong_type() {
-            Some(error) => error,
-            None => Error::Input(one_line(&e.to_string())),
-        })?;
+        let found = Self::of_values(&table)?.data;
         found.validate().map_err(|e| e.in_section("data"))?;
         Ok(found)
     }
@@ -440,6 +436,40 @@ impl RunConfig {
     }
 }
 
+/// The same error, of the file that has the mistake.
+fn in_file(path: &Path, e: Error) -> Error {
+    match e {
+        Error::Config { .. } | Error::Input(_) => Error::file(path, e.to_string()),
+        other => other,
+    }
+}
+
+/// Fails on names of which serde would not say which can be used.
+fn check_names(table: &toml::Table) -> Result<(), Error> {
+    use MethodName::{Armt, GradMem, InContext, Rmt};
+    let method = match table.get("method") {
+        None => MethodName::default(),
+        Some(name) => name.clone().try_into::<MethodName>().map_err(|_| {
+            let names = [GradMem, Rmt, Armt, InContext].map(MethodName::as_str);
+            let problem = format!("must be one of {}", names.join(", "));
+            Error::config("method", name, problem)
+        })?,
+    };
+    let train = table.get("train");
+    match train.and_then(|train| train.get("stop_metric")) {
+        Some(name) => check_stop_metric(name.as_str().unwrap_or(&name.to_string()), method),
+        None => Ok(()),
+    }
+}
+
+/// Fails unless a measure of this name can stop a training of this method.
+fn check_stop_metric(name: &str, method: MethodName) -> Result<(), Error> {
+    let names: Vec<_> = Measure::of(method).iter().map(|m| m.key()).collect();
+    let (with, listed) = (method.as_str(), names.join(", "));
+    let problem = format!("with {with} it must be one of {listed}");
+    require(names.contains(&name), "train.stop_metric", name, problem)
+}
+
 /// All keys, with those of the model type and task that `table` names.
 fn known(table: &toml::Table) -> Result<Json, Error> {
     // What a section may have is said by a key of it.
@@ -500,7 +530,7 @@ mod tests {
         for (name, _) in presets() {
             let config = RunConfig::resolve(name, &[]).unwrap();
             let again = parse(&config.to_toml().unwrap(), name).unwrap();
-            let again = RunConfig::from_table(again, name).unwrap();
+            let again = RunConfig::from_table(again).unwrap();
             assert_eq!(config, again);
             assert!(config.differences(&again).is_empty());
         }
@@ -622,6 +652,7 @@ mod tests {
             ("train.lr", "nan", "above 0"),
             ("train.batch_size", "0", "at least 1"),
             ("train.stop_value", "-1", "at least 0"),
+            ("train.stop_metric", "retold", "write_accuracy"),
             ("train.seed", "1\ntrain.lr=5", "train.seed"),
             ("model.rope_scaling", "{factor=4}", "rope_type"),
         ] {

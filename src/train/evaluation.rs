@@ -63,6 +63,9 @@ impl<B: KernelBackend> Trained<B> {
     /// If the method has no such numbers of steps, WRITE becomes non-finite before the first of
     /// them, or the run's data are gone.
     pub fn evaluate(&self, options: &EvalOptions) -> Result<Evaluation, Error> {
+        if options.forgetting {
+            self.in_sequence()?;
+        }
         let task = self.task()?;
         let samples = options.samples.unwrap_or(task.valid.len());
         at_least_one([("samples", samples)])?;
@@ -301,7 +304,8 @@ impl<B: KernelBackend> Trained<B> {
                 None => self.method.generate(contexts, &prompts, &config)?,
             };
             let questions = batch.asked.len() / batch.len();
-            for (row, (asked, said)) in batch.asked.iter().zip(&said).enumerate() {
+            let answered = batch.asked.iter().zip(&said).enumerate();
+            for (row, (asked, said)) in answered.filter(|(_, (asked, _))| !asked.is_nothing()) {
                 let ends = asked.tokens[asked.target..].iter();
                 let ends = ends.filter(|id| **id == end).count();
                 let said = said.splitn(ends + 1, |id| *id == end).take(ends.max(1));
@@ -358,10 +362,8 @@ impl<B: KernelBackend> Trained<B> {
 /// Contexts of an evaluation that are computed at once: 100, or fewer if they would take more than 2 GiB. Settings and data
 /// alone decide: another batch may round differently, and a resumed run must not.
 pub(super) fn batch_size<B: KernelBackend>(method: &AnyMethod<B>, task: &Task) -> usize {
-    let sample = task.valid.get(0).and_then(Result::ok);
-    let questions = sample.map_or(1, |sample| sample.asked.len());
     let lengths = &task.lengths;
-    let bytes = method.evaluation_bytes(lengths.context, lengths.question, questions);
+    let bytes = method.evaluation_bytes(lengths.context, lengths.question, lengths.questions);
     ((f64::from(1u32 << 31) / bytes) as usize).clamp(1, 100)
 }
 

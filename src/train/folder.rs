@@ -25,7 +25,9 @@ use super::own_settings::{OWN, OwnSettings};
 use super::results::Evaluation;
 use crate::data::{FINGERPRINT, TextTokenizer};
 use crate::error::Error;
-use crate::support::fs::{hex, is_file, read_if_exists, remove_unfinished, write_atomically};
+use crate::support::fs::{
+    finished, hex, is_file, read_if_exists, remove_unfinished, write_atomically,
+};
 
 /// The settings. A folder with this file is a run.
 pub(super) const CONFIG: &str = "config.toml";
@@ -46,6 +48,10 @@ pub(super) const RUN_FILES: [&str; 7] = [TOKENIZER, DATA, BEST, LAST, METRICS, O
 const MODEL: &str = "model.";
 /// The hashes of the samples that the run began with.
 const DATA: &str = "data.sha256";
+/// The results of evaluations.
+const EVAL: &str = "eval.json";
+/// What a training locks.
+const LOCK: &str = ".lock";
 
 /// The settings that may change when a run resumes.
 /// A path may be another one, but not be there or not: data are known by their hash.
@@ -187,7 +193,7 @@ impl RunFolder {
         }
         std::fs::create_dir_all(path).map_err(Error::io(path, "cannot make the folder"))?;
         let lock = lock(path)?;
-        remove_unfinished(path, |name| name.starts_with('.'));
+        remove_unfinished(path, |name| finished(name).is_some_and(is_of_a_run));
         let folder = Self {
             lock: Some(lock),
             ..Self::unlocked(path)
@@ -290,7 +296,7 @@ impl RunFolder {
     ///
     /// If the file cannot be written, or it holds results of the same weights on more samples.
     pub fn save_evaluation(&self, found: Evaluation) -> Result<PathBuf, Error> {
-        let path = self.path.join("eval.json");
+        let path = self.path.join(EVAL);
         // Evaluations that end at the same time are added one after another. Where there are no locks, nothing is locked.
         let config = File::open(self.path.join(CONFIG)).ok();
         if let Some(config) = &config {
@@ -371,10 +377,26 @@ fn check_settings(
     }
 }
 
+/// Whether a run has a file of this name.
+fn is_of_a_run(name: &str) -> bool {
+    RUN_FILES.contains(&name) || name == EVAL || is_beside_weights(name)
+}
+
+/// Whether a file of this name has what a step's weights go on with. Others of a similar name are somebody else's.
+pub(super) fn is_beside_weights(name: &str) -> bool {
+    let optimizer = name.strip_prefix("optimizer-");
+    let average = name.strip_prefix("average-");
+    let step = optimizer.and_then(|rest| rest.strip_suffix(".bin"));
+    let step = step.or(average.and_then(|rest| rest.strip_suffix(".safetensors")));
+    step.is_some_and(|step| step.parse::<usize>().is_ok())
+}
+
 /// Fails if the folder has files that a run which was killed at its start cannot have left.
 fn check_empty(path: &Path) -> Result<(), Error> {
     let entries = std::fs::read_dir(path).map_err(Error::io(path, "cannot read"))?;
-    let left = |name: &str| name.starts_with('.') || [TOKENIZER, DATA].contains(&name);
+    // A run writes its tokenizer after these: one that stands alone is somebody else's.
+    let begun = [LOCK, DATA].iter().any(|name| path.join(name).exists());
+    let left = |name: &str| name.starts_with('.') || name == DATA || (name == TOKENIZER && begun);
     let foreign = |name: std::ffi::OsString| !left(&name.to_string_lossy());
     match entries.flatten().any(|entry| foreign(entry.file_name())) {
         false => Ok(()),
@@ -387,7 +409,7 @@ fn check_empty(path: &Path) -> Result<(), Error> {
 
 /// Locks the folder for this process, until the file is dropped.
 fn lock(path: &Path) -> Result<File, Error> {
-    let lock_file = path.join(".lock");
+    let lock_file = path.join(LOCK);
     let lock = OpenOptions::new()
         .create(true)
         .truncate(false)

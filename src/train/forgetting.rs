@@ -8,29 +8,40 @@ use super::scoring::UnreadHits;
 use super::trained::Trained;
 use crate::data::{Asked, Batch, Task};
 use crate::error::Error;
-use crate::memory::GradMem;
+use crate::memory::{Chunks, GradMem};
 use crate::method::AnyMethod;
 use crate::model::AnyLm;
 use crate::support::readback::{Readback, Slot};
 
 impl<B: KernelBackend> Trained<B> {
+    /// The method and the size of its chunks; an error of a run that does not write chunks one after another.
+    pub(super) fn in_sequence(&self) -> Result<(&GradMem<B, AnyLm<B>>, usize), Error> {
+        if let AnyMethod::GradMem(gradmem) = &self.method
+            && let Some(size) = gradmem.config().chunk_size
+            && gradmem.config().chunks != Chunks::Parallel
+        {
+            return Ok((gradmem, size));
+        }
+        Err(Error::Input(
+            "--forgetting is for a run of gradmem whose chunks are written one after another: with memory.chunk_size, and not with \
+             memory.chunks = \"parallel\""
+                .into(),
+        ))
+    }
+
     /// The forgetting matrix on held-out samples: after chunk i, how well chunk j ≤ i is answered and reconstructed.
-    /// An error of a run that does not write chunks one after another.
+    /// An error as [`in_sequence`](Self::in_sequence).
     pub(super) fn forgetting_of(&self, task: &Task, samples: usize) -> Result<Forgetting, Error> {
-        let (gradmem, size) = match &self.method {
-            AnyMethod::GradMem(gradmem) => match gradmem.config().chunk_size {
-                Some(size) => (gradmem, size),
-                None => return Err(no_chunks()),
-            },
-            _ => return Err(no_chunks()),
-        };
+        let (gradmem, size) = self.in_sequence()?;
         let mut answered = Cells::default();
         let mut reconstructed = Cells::default();
         let (mut questions_seen, mut unplaced) = (0, 0);
         self.each_batch(task, &task.valid, samples, |_, batch| {
             let places: Vec<Option<usize>> = places(&batch, size);
-            questions_seen += places.len();
-            unplaced += places.iter().filter(|place| place.is_none()).count();
+            let asked = batch.asked.iter().filter(|asked| !asked.is_nothing());
+            let asked = asked.count();
+            questions_seen += asked;
+            unplaced += asked - places.iter().flatten().count();
             let questions = batch.asked.len() / batch.len().max(1);
             let lengths: Vec<usize> = batch.episode.contexts().lengths().collect();
             for (after, found) in after_chunks(gradmem, &batch)?.into_iter().enumerate() {
@@ -60,12 +71,6 @@ impl<B: KernelBackend> Trained<B> {
             reconstructed: reconstructed.means(),
         })
     }
-}
-
-fn no_chunks() -> Error {
-    Error::Input(
-        "--forgetting is for a run of gradmem with memory.chunk_size, whose chunks are written one after another".into(),
-    )
 }
 
 /// What the memory after a chunk holds.
@@ -128,6 +133,7 @@ fn place(context: &[u32], asked: &Asked) -> Option<usize> {
     let query = &asked.tokens[..asked.target];
     let query = match query {
         [] => return None,
+        _ if asked.is_nothing() => return None,
         [_] => query,
         [_, rest @ ..] => rest,
     };

@@ -21,7 +21,13 @@ impl RunConfig {
             "memory" => of_memory(&self.memory, key),
             "rmt" => of_rmt(&self.rmt, key),
             "armt" => of_armt(&self.armt, key),
-            "data" => of_data(&self.data, key),
+            "data" => {
+                // What a part of the curriculum uses has an effect.
+                let stages = self.stages().unwrap_or_else(|_| vec![self.data.clone()]);
+                let reasons = stages.iter().map(|data| of_data(data, key));
+                let reasons: Option<Vec<_>> = reasons.collect();
+                reasons.and_then(|reasons| reasons.last().copied())
+            }
             "tokens" => self.of_tokens(key),
             "train" => self.of_train(key),
             _ => None,
@@ -54,7 +60,7 @@ impl RunConfig {
 }
 
 /// What only WRITE's steps use.
-const OF_STEPS: [&str; 13] = [
+const OF_STEPS: [&str; 14] = [
     "write_lr",
     "grad_mode",
     "second_order_steps",
@@ -68,6 +74,7 @@ const OF_STEPS: [&str; 13] = [
     "gate",
     "memory_noise",
     "chunk_size",
+    "chunks",
 ];
 
 fn of_memory(memory: &GradMemConfig, key: &str) -> Option<&'static str> {
@@ -79,7 +86,13 @@ fn of_memory(memory: &GradMemConfig, key: &str) -> Option<&'static str> {
             Some("WRITE takes no steps: memory.write_steps is 0")
         }
         "lora_rank" | "lora_alpha" | "lora_place" if !is_lora => Some("it is of kind = \"lora\""),
+        "chunks" if memory.chunk_size.is_none() => {
+            Some("contexts are written whole: there is no memory.chunk_size")
+        }
         "memory_tokens" if is_lora => Some("maps of kind = \"lora\" have a rank instead"),
+        "memory_std" if is_lora && memory.ctrl_tokens == 0 => {
+            Some("maps of kind = \"lora\" are drawn by their rank")
+        }
         "write_lora_alpha" if memory.write_lora_rank == 0 => {
             Some("there are no adapters: memory.write_lora_rank is 0")
         }
@@ -155,6 +168,9 @@ mod tests {
             assert_eq!(reason(key), None, "{key}");
         }
         let mut config = config;
+        let part = "segments=1 queries_per_context=1".to_string();
+        config.train.curriculum = vec![part];
+        assert_eq!(config.without_effect("data.segment_min"), None);
         config.memory.kind = MemoryKind::Lora;
         assert_eq!(config.without_effect("memory.lora_rank"), None);
         config.memory.second_order_steps = Some(config.memory.write_steps);

@@ -17,7 +17,7 @@ use tempfile::TempDir;
 
 use super::checkpoint::{Last, RunState, with_plain_ids};
 use super::config::TrainConfig;
-use super::folder::{LAST, RunFolder};
+use super::folder::{BEST, LAST, RunFolder};
 use super::learner::{MetaLearner, OuterStep};
 use super::metrics::{Measure, MeasureMetric};
 use super::optimizer::{AdamW, RecordOf, SharedOptimizer, check_moments, check_types};
@@ -138,14 +138,21 @@ where
             return Err(Error::file(path, problem));
         }
         let mut state = last.state.with_improved();
-        if let (Some((_, step)), Some(found)) = (state.best, folder.best_step())
-            && step != found
-        {
-            state.lost = true;
-            log::warn!(
-                "{}: ended while it saved, between the best weights, of step {found}, and its checkpoint: the next evaluation replaces them",
-                path.display()
-            );
+        // The other processes have the state of the first one, and no best weights.
+        if let Some((_, step)) = state.best.filter(|_| folder.is_locked() && !state.lost) {
+            let found = folder.best_step();
+            state.lost = found != Some(step);
+            match found {
+                Some(found) if found == step => {}
+                Some(found) => log::warn!(
+                    "{}: ended while it saved, between the best weights, of step {found}, and its checkpoint: the next evaluation replaces them",
+                    path.display()
+                ),
+                None => log::warn!(
+                    "{}: the best weights, of step {step}, are missing or cannot be read: the next evaluation replaces them",
+                    path.join(BEST).display()
+                ),
+            }
         }
         Ok(Self {
             method: last.module,

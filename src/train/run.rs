@@ -173,7 +173,7 @@ fn prints(tasks: &[Task]) -> String {
 }
 
 /// Where the model of a run comes from, by absolute path. A run that goes on is what it `begun` as: its own weights and
-/// settings count, and where they came from stays on record.
+/// settings count, and where they came from stays on record: another folder is no place to go on from.
 fn settle_base(
     config: &mut RunConfig,
     begun: Option<&RunConfig>,
@@ -197,6 +197,10 @@ fn settle_base(
             let problem = "is the run's own folder: a run cannot begin from itself. Name another one with --run";
             return Err(Error::file(&base.folder, problem));
         }
+        if absolute.to_str().is_none() {
+            let problem = "is not UTF-8, as the settings of a run (model.from) are: give the folders above it other names";
+            return Err(Error::file(absolute, problem));
+        }
         base.folder = absolute;
     }
     let Some(begun) = begun else {
@@ -213,6 +217,14 @@ fn settle_base(
     if let Some(first) = &begun.base {
         base.fingerprint = first.fingerprint.clone();
         if !keeps_elsewhere {
+            let (from, given) = (first.folder.display(), base.folder.display());
+            // One that was moved is not there any more.
+            if base.folder.is_dir() && first.folder.canonicalize().is_ok_and(|x| x != base.folder) {
+                let problem = format!(
+                    "began from {from}, not from {given}: add --from {from}, or name another folder with --run"
+                );
+                return Err(Error::file(folder, problem));
+            }
             base.folder = first.folder.clone();
         }
     }

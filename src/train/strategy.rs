@@ -183,8 +183,9 @@ where
                 let before = self.state.clone();
                 let interrupted = self.evaluations(&mut log, &stop)?;
                 if let Some(message) = interrupted {
-                    // A run that goes on from here scores all of it.
-                    self.state = before;
+                    // A run that goes on from here scores all of it. A part of the curriculum that was done has other best weights.
+                    let lost = before.lost || self.state.stage > before.stage;
+                    self.state = RunState { lost, ..before };
                     self.save_last(&log)?;
                     return Ok(Ending::Interrupted(message));
                 }

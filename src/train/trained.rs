@@ -9,7 +9,7 @@ use super::base::Base;
 use super::checkpoint::RunFolder;
 use super::config::RunConfig;
 use super::folder::{CONFIG, TOKENIZER};
-use crate::data::{Task, TextTokenizer};
+use crate::data::{DataConfig, Task, TextTokenizer};
 use crate::error::Error;
 use crate::interop::checkpoint;
 use crate::memory::{GradMem, kinds};
@@ -79,10 +79,25 @@ impl<B: KernelBackend> Trained<B> {
     ///
     /// # Errors
     ///
-    /// The first setting that is unknown, has an invalid value or would be another task.
+    /// The first setting that is unknown, has an invalid value or would be another task; one that holds out what the run was trained on.
     pub fn on_data(mut self, settings: &[String]) -> Result<Self, Error> {
         let settings = settings.iter().map(String::as_str);
-        self.config.data = self.config.data_with(settings)?;
+        let data = self.config.data_with(settings)?;
+        if let (Some((key, own, file)), Some((_, given, other))) =
+            (held_out(&self.config.data), held_out(&data))
+            && file == other
+            && given > own
+        {
+            let named = match key {
+                "valid_share" => "valid_path",
+                _ => "valid_file",
+            };
+            let problem = format!(
+                "the run held out {own} and was trained on the rest: name other samples by data.{named}"
+            );
+            return Err(Error::config(format!("data.{key}"), given, problem));
+        }
+        self.config.data = data;
         self.elsewhere = true;
         Ok(self)
     }
@@ -139,6 +154,27 @@ impl<B: KernelBackend> Trained<B> {
     }
 }
 
+/// What a task holds out of the end of what it trains on: the setting that says how much, its value, and the file or folder. None where
+/// held-out samples are others.
+fn held_out(data: &DataConfig) -> Option<(&'static str, f64, PathBuf)> {
+    let (key, many) = match data {
+        DataConfig::Text(text) => ("valid_share", text.valid_share),
+        DataConfig::Jsonl(lines) => ("valid_samples", lines.valid_samples as f64),
+        DataConfig::Babi(babi) => ("valid_samples", babi.valid_samples as f64),
+        DataConfig::Phonebook(book) => ("valid_samples", book.valid_samples as f64),
+        _ => return None,
+    };
+    match data.files()[..] {
+        [(_, file)] => Some((key, many, place(file))),
+        _ => None,
+    }
+}
+
+/// The folder or file that a path leads to.
+fn place(path: &Path) -> PathBuf {
+    path.canonicalize().unwrap_or(path.into())
+}
+
 /// The language model of `base`, which a run in `run` did not train and did not keep.
 ///
 /// # Errors
@@ -178,7 +214,6 @@ pub(super) fn frozen<B: KernelBackend>(
 
 /// Fails if a run's model comes from a run whose model comes from … it.
 fn check_chain(base: &Base, run: &Path) -> Result<(), Error> {
-    let place = |folder: &Path| folder.canonicalize().unwrap_or(folder.into());
     let mut seen = vec![place(run)];
     let mut next = Some(base.clone());
     while let Some(base) = next {

@@ -144,6 +144,25 @@ fn settings_that_cannot_work_are_refused_before_anything_is_written() {
         (&["bench", "--dim", "0"], &["--dim must be at least 1"]),
         (&["bench", "--heads", "0"], &["--heads must be at least 1"]),
         (&["bench", "--vocab", "0"], &["--vocab must be at least 1"]),
+        (&["bench", "--vocab", "99999999"], &["`--vocab` = 99999999"]),
+        (&["bench", "--steps", "99999"], &["`--steps` = 99999"]),
+        (&["bench", "--write-lr", "-1"], &["`--write-lr` = -1"]),
+        (
+            &["bench", "attention", "--warmup", "18446744073709551615"],
+            &["--warmup", "below 2³²"],
+        ),
+        (
+            &["train", "kv-quick", "model.fingerprint=abc"],
+            &["model.fingerprint", "leave it out"],
+        ),
+        (
+            &["train", "kv-quick", "model.from="],
+            &["model.from", "is empty"],
+        ),
+        (
+            &["train", "kv-quick", "train.stop_metric=foo"],
+            &["`train.stop_metric` = foo: with gradmem it must be one of exact_match"],
+        ),
         (
             &["bench", "--heads", "3"],
             &["--dim 128", "twice --heads 3"],
@@ -189,6 +208,27 @@ fn a_preset_file_with_a_mistake_is_named_with_its_line() {
     std::fs::write(&preset, "[data]\ntask = \"juggling\"\n").unwrap();
     let output = gradmem(&folder, &["train", "mine.toml"]);
     refuses(&folder, &output, &["data.task", "juggling", "kv"], &before);
+    for (text, words) in [
+        ("[train]\nsteps = \"many\"", "mine.toml: `train.steps`"),
+        ("[train]\nlr = -1", "mine.toml: `train.lr` = -1"),
+        (
+            "[memory]\nwrite_step = 2",
+            "mine.toml: unknown key `memory.write_step`",
+        ),
+        ("[memroy]\nlr = 1", "mine.toml: unknown key `memroy`"),
+        ("method = 3", "mine.toml: `method` = 3: must be one of"),
+    ] {
+        std::fs::write(&preset, text).unwrap();
+        let output = gradmem(&folder, &["train", "mine.toml"]);
+        refuses(&folder, &output, &[words], &before);
+        let output = gradmem(&folder, &["train", "mine.toml", "train.seed=2"]);
+        refuses(&folder, &output, &[words], &before);
+    }
+    // An override's mistake is not the file's.
+    std::fs::write(&preset, "[train]\nlr = 1e-3").unwrap();
+    let output = gradmem(&folder, &["train", "mine.toml", "train.steps=0"]);
+    let words = "gradmem: `train.steps` = 0";
+    refuses(&folder, &output, &[words], &before);
 }
 
 #[test]
@@ -553,6 +593,15 @@ fn a_model_that_is_not_trained_stays_in_its_folder() {
             .any(|name| name == "model.model.embed_tokens.weight")
     );
 
+    // Which goes on from where it began alone.
+    let mut other = program::tiny("next");
+    let more = "--from plain memory.write_head=false train.steps=2";
+    other.extend(more.split(' '));
+    program::refuses(
+        gradmem(&folder, &other),
+        &["next: began from", "not from", "plain"],
+    );
+
     // Or says which is missing, or another one.
     std::fs::rename(at("model"), at("moved")).unwrap();
     let base = base.display().to_string();
@@ -579,6 +628,33 @@ fn a_model_that_is_not_trained_stays_in_its_folder() {
     );
     let again = begin("run", &["train.steps=9"]);
     program::refuses(again, &[&base, "another model", "fingerprint"]);
+}
+
+/// A run's settings are a text, and so are the commands that are shown.
+#[cfg(unix)]
+#[test]
+fn names_that_are_no_text_are_refused_or_left_out() {
+    use std::ffi::OsStr;
+    use std::os::unix::ffi::OsStrExt as _;
+    use std::os::unix::process::CommandExt as _;
+    let folder = TempDir::new().unwrap();
+    let name = OsStr::from_bytes(b"caf\xe9");
+    let odd = folder.path().join(name);
+    std::fs::create_dir(&odd).unwrap();
+    let mut called = command(&odd, &tiny("plain"));
+    let printed = succeeds(called.arg0(name).output().unwrap());
+    assert!(!printed.contains("printf"), "{printed}");
+    let frozen = "--from plain memory.freeze_backbone=true memory.write_head=false";
+    let mut args = tiny("run");
+    args.extend(frozen.split(' '));
+    program::refuses(gradmem(&odd, &args), &["plain", "is not UTF-8"]);
+    assert!(!odd.join("run").exists());
+    let mut args = tiny("run");
+    args.drain(2..4);
+    let mut train = command(&folder, &args);
+    train.arg("--run").arg(odd.join("run"));
+    let printed = succeeds(train.output().unwrap());
+    assert!(!printed.contains("printf"), "{printed}");
 }
 
 #[test]
@@ -960,6 +1036,15 @@ fn bench_prints_a_line_of_json() {
             serde_json::from_str(&succeeds(gradmem(&folder, &args))).unwrap();
         assert_eq!(other["meta_gradient"], way);
         assert!(other["loss"].as_f64().unwrap() > 0.0);
+    }
+    for more in ["micro-batch=1", "meta-gradient=auto", "grad-mode=none"] {
+        let option = format!("--{more}");
+        let more = [option.as_str(), "--test-time"];
+        let args: Vec<&str> = args.iter().copied().chain(more).collect();
+        let output = gradmem(&folder, &args);
+        let error = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{error}");
+        assert!(error.contains("cannot be used with"), "{error}");
     }
     let small = "bench attention --json --batch 1 --heads 2 --seq 9 --dim 4 --iters 1 --attention reference";
     let args: Vec<&str> = small.split(' ').collect();

@@ -261,6 +261,13 @@ fn a_run_answers_other_data_than_its_own() {
             &["data.valid_samples"],
         );
     }
+    // What it was trained on is no test; of what it held out a part is one.
+    refuses(
+        gradmem(at, &["eval", "run", "data.valid_samples=6"]),
+        &["`data.valid_samples` = 6", "held out 5", "data.valid_file"],
+    );
+    let fewer = succeeds(gradmem(at, &["eval", "run", "data.valid_samples=4"]));
+    assert!(fewer.contains("4 held-out contexts of run"), "{fewer}");
     let printed = succeeds(gradmem(
         at,
         &[&other[..], &["--answers", "a.jsonl"]].concat(),
@@ -512,6 +519,17 @@ fn what_has_no_effect_is_said() {
     ] {
         assert!(told.contains(words), "`{words}` is not in: {told}");
     }
+    // What the task itself does not use, a part of the curriculum may.
+    let part = r#"train.curriculum=["pairs=0 segments=1 queries_per_context=1"]"#;
+    let lengths = ["data.segment_min=2", "data.segment_max=5", part];
+    let more = [&KV[..], &lengths, &["--run", "parts"]].concat();
+    let out = train(at, "kv-quick", &more);
+    let told = String::from_utf8_lossy(&out.stderr).into_owned();
+    succeeds(out);
+    assert!(!told.contains("has no effect"), "{told}");
+    let out = gradmem(at, &["eval", "parts", "data.segment_min=3"]);
+    let told = String::from_utf8_lossy(&out.stderr).into_owned();
+    assert!(told.contains("data.segment_min=3 has no effect"), "{told}");
     // A value of the file that an override mends.
     let preset = String::from_utf8(gradmem(at, &["preset", "kv-small"]).stdout).unwrap();
     let size = "vocab_size = 70";
@@ -712,6 +730,12 @@ fn evaluations_of_a_run_add_up() {
         gradmem(at, &["eval", "rmt", "--adaptive"]),
         &["rmt", "stop by itself"],
     );
+    std::fs::write(at.join("a.txt"), "!a:1!|").unwrap();
+    let write = ["write", "--model", "rmt", "a.txt", "-o", "m"];
+    for args in [&["eval", "rmt"][..], &write] {
+        let none = [args, &["--write-steps", "0"]].concat();
+        refuses(gradmem(at, &none), &["`--write-steps` = 0", "at least 1"]);
+    }
 }
 
 #[test]
@@ -875,6 +899,11 @@ fn a_run_keeps_to_its_data_and_its_tokenizer() {
     succeeds(told);
     let tokenizer = |run: &str| std::fs::read(at.join(run).join("tokenizer.json")).unwrap();
     assert_eq!(tokenizer("a"), tokenizer("b"));
+    for setting in ["tokens.tokenizer=bpe", "tokens.vocab_size=50"] {
+        let (key, _) = setting.split_once('=').unwrap();
+        let more = ["data.train_file=b.jsonl", "--from", "a", setting];
+        refuses(go("c", &more), &[key, "is that of a: leave it out"]);
+    }
     // Other lines under the same name are other data.
     std::fs::write(at.join("a.jsonl"), lines("Eve")).unwrap();
     refuses(go("a", &["train.steps=6"]), &["other samples"]);

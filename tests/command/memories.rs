@@ -68,6 +68,8 @@ fn texts_become_memories_that_answer() {
         serde_json::from_str(&succeeds(gradmem(at, &args))).unwrap()
     };
     let about = inspect(&["all.safetensors"]);
+    let nowhere = ["inspect", "all.safetensors", "--backend", "nonsense"];
+    refuses(gradmem(at, &nowhere), &["unknown backend `nonsense`"]);
     assert_eq!(about["origin"]["method"], "gradmem");
     assert_eq!(
         (&about["memories"], &about["dtype"]),
@@ -243,6 +245,10 @@ fn what_cannot_be_is_said_before_any_work_and_leaves_what_was() {
         &["--batch"],
     );
     refuses(
+        write(&["short.txt", "--write-steps", "20000", "-o", "n"]),
+        &["--write-steps 20000", "at most 10000"],
+    );
+    refuses(
         write(&["short.txt", "long.txt", "--name", "x", "-o", "n"]),
         &["--name"],
     );
@@ -412,6 +418,7 @@ fn other_kinds_and_chunks_go_through_the_program() {
     let folder = TempDir::new().unwrap();
     let at = folder.path();
     put(&folder, &TEXTS);
+    put(&folder, &[("one.txt", "!")]);
     for (name, settings) in [
         ("lora", &["memory.kind=lora", "memory.lora_rank=2"][..]),
         ("kv", &["memory.kind=kv"]),
@@ -465,7 +472,17 @@ fn other_kinds_and_chunks_go_through_the_program() {
             true => assert!(succeeds(forgets).contains("answered exactly"), "{name}"),
             false => refuses(forgets, &["memory.chunk_size"]),
         }
+        if ["lora", "kv"].contains(&name) {
+            let write = ["write", "--model", name, "one.txt", "-o", "one"];
+            refuses(gradmem(at, &write), &["one.txt: has one token", name]);
+        }
     }
+    let parallel = ["memory.chunk_size=5", "memory.chunks=parallel"];
+    succeeds(gradmem(at, &[&tiny("parallel")[..], &parallel].concat()));
+    refuses(
+        gradmem(at, &["eval", "parallel", "--forgetting"]),
+        &["--forgetting", "memory.chunks = \"parallel\""],
+    );
     succeeds(gradmem(
         at,
         &["report", "chunks", "sequence", "-o", "report.html"],

@@ -41,6 +41,16 @@ fn files_of_another_kind_are_not_replaced() {
     keeps(at, "page.html", &both, "makes no page");
     assert!(!at.join("other.html").exists());
 
+    // One that is read-only is not, and nothing beside it is.
+    succeeds(gradmem(at, &["report", "run", "-o", "fixed.html"]));
+    let mut rights = at.join("fixed.md").metadata().unwrap().permissions();
+    rights.set_readonly(true);
+    std::fs::set_permissions(at.join("fixed.md"), rights).unwrap();
+    std::fs::remove_file(at.join("fixed.html")).unwrap();
+    let fixed = ["report", "run", "-o", "fixed.html"];
+    keeps(at, "fixed.md", &fixed, "fixed.md: is read-only");
+    assert!(!at.join("fixed.html").exists());
+
     // Figures too; a PNG is what the SVG beside it is.
     let figures = ["report", "run", "-o", "page.html", "--figures", "figures"];
     std::fs::create_dir(at.join("figures")).unwrap();
@@ -81,6 +91,31 @@ fn files_of_another_kind_are_not_replaced() {
     succeeds(gradmem(at, &["export", "run", "-o", "model"]));
     let again = ["export", "run", "-o", "model"];
     keeps(at, "model/config.json", &again, "is not empty");
+}
+
+#[test]
+fn a_training_leaves_what_is_not_of_its_run() {
+    let folder = TempDir::new().unwrap();
+    let at = folder.path();
+    std::fs::create_dir(at.join("run")).unwrap();
+    let theirs = [".notes.tmp", ".app-state.tmp", ".mine.jsonaB3dE6.tmp"];
+    let ours = [".config.tomlaB3dE6.tmp", ".optimizer-3.binaB3dE6.tmp"];
+    let path = |name: &str| at.join("run").join(name);
+    for name in theirs.iter().chain(&ours) {
+        std::fs::write(path(name), "").unwrap();
+    }
+    succeeds(gradmem(at, &tiny("run")));
+    assert!(theirs.iter().all(|name| path(name).exists()));
+    assert!(!ours.iter().any(|name| path(name).exists()));
+
+    // A tokenizer alone is nothing that a run leaves.
+    std::fs::create_dir(at.join("next")).unwrap();
+    std::fs::write(at.join("next/tokenizer.json"), "{}").unwrap();
+    let words = "neither empty nor a run folder";
+    keeps(at, "next/tokenizer.json", &tiny("next"), words);
+    assert!(!at.join("next/.lock").exists());
+    std::fs::write(at.join("next/data.sha256"), "").unwrap();
+    succeeds(gradmem(at, &tiny("next")));
 }
 
 /// A full disk, played by a limit on the size of files that rises until all have room.
@@ -143,6 +178,23 @@ fn pipes_and_devices_are_not_replaced() {
     let write = ["write", "--model", "run", "a.txt", "-o", "-"];
     refuses(gradmem(at, &write), &["standard output", "./-"]);
     assert!(!at.join("-").exists());
+
+    // Where a link leads is looked at before the work, and so is a name that no file can have.
+    std::os::unix::fs::symlink("no/where", at.join("link")).unwrap();
+    for (output, words) in [
+        ("link", "link: leads to no/where: its folder does not exist"),
+        ("new/", "new/: is the name of a folder"),
+        ("new/.", "is the name of a folder"),
+    ] {
+        let write = ["write", "--model", "run", "a.txt", "-o", output];
+        refuses(gradmem(at, &write), &[words]);
+    }
+    let answers = ["eval", "run", "--answers", "link"];
+    refuses(gradmem(at, &answers), &["link: is there already"]);
+    std::fs::create_dir(at.join("no")).unwrap();
+    let write = ["write", "--model", "run", "a.txt", "-o", "link"];
+    succeeds(gradmem(at, &write));
+    assert!(at.join("no/where").is_file() && at.join("link").is_symlink());
 }
 
 #[test]

@@ -436,6 +436,27 @@ fn the_best_by_another_stop_metric_is_found_anew() {
     assert!(value > 1.0, "{printed}");
 }
 
+#[test]
+fn best_weights_that_are_lost_are_written_again() {
+    let folder = TempDir::new().unwrap();
+    let best = folder.path().join("run/best.safetensors");
+    let train = |steps: &str| {
+        let args = [&program::tiny("run")[..], &[steps]].concat();
+        gradmem(folder.path(), &args)
+    };
+    succeeds(train("train.steps=3"));
+    std::fs::remove_file(&best).unwrap();
+    for steps in ["train.steps=6", "train.steps=9"] {
+        let output = train(steps);
+        let told = program::text(&output.stderr);
+        let words = "best.safetensors: the best weights, of step";
+        assert!(told.contains(words), "{told}");
+        succeeds(output);
+        Tensors::open(&best).unwrap();
+        std::fs::write(&best, "nonsense").unwrap();
+    }
+}
+
 /// What is printed is what is logged, of the steps before an interruption too.
 #[test]
 fn lines_go_on_where_they_stopped() {

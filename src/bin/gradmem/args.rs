@@ -33,9 +33,25 @@ pub struct Backend {
     pub device: usize,
 }
 
+/// The names of the backends.
+pub const BACKENDS: [&str; 7] = ["flex", "ndarray", "wgpu", "vulkan", "metal", "cuda", "rocm"];
+
 impl Backend {
+    /// Fails on a name that no backend has.
+    pub fn check_name(&self) -> Result<(), Error> {
+        let name = self.name.as_str();
+        match BACKENDS.contains(&name) {
+            true => Ok(()),
+            false => Err(Error::Input(format!(
+                "unknown backend `{name}`: there are {}",
+                BACKENDS.join(", ")
+            ))),
+        }
+    }
+
     /// Fails where something is said of how a model computes, and none does.
     pub fn check_computes_nothing(&self) -> Result<(), Error> {
+        self.check_name()?;
         for (option, is_given) in [
             ("--attention", self.attention.is_some()),
             ("--precision", self.precision.is_some()),

@@ -12,16 +12,16 @@ pub trait Job: Send {
     fn run<B: KernelBackend>(self, device: &B::Device) -> Result<Self::Output, Error>;
 }
 
-const NAMES: [&str; 7] = ["flex", "ndarray", "wgpu", "vulkan", "metal", "cuda", "rocm"];
 /// Backends with fused attention.
 const FUSED: [&str; 6] = ["flex", "wgpu", "vulkan", "metal", "cuda", "rocm"];
 
-/// Fails where a GPU that the backend needs, or its driver, is missing.
+/// Fails on an unknown backend, and where a GPU that it needs, or its driver, is missing.
 ///
 /// # Errors
 ///
 /// Says what is missing and what to install.
 pub fn usable(backend: &Backend) -> Result<(), Error> {
+    backend.check_name()?;
     match backend.name.as_str() {
         #[cfg(feature = "cuda")]
         "cuda" => find_cuda(backend.device),
@@ -37,9 +37,10 @@ pub fn usable(backend: &Backend) -> Result<(), Error> {
 ///
 /// If the backend is unknown, not compiled in or not usable, and those of the job.
 pub fn dispatch<J: Job>(backend: &Backend, job: J) -> Result<J::Output, Error> {
+    usable(backend)?;
     let name = backend.name.as_str();
     match backend.attention {
-        Some(Attention::Fused) if NAMES.contains(&name) && !FUSED.contains(&name) => {
+        Some(Attention::Fused) if !FUSED.contains(&name) => {
             return Err(Error::Input(format!(
                 "--attention fused: the backend `{name}` has no fused attention; leave the option out, or use one of {}",
                 FUSED.join(", ")
@@ -48,7 +49,6 @@ pub fn dispatch<J: Job>(backend: &Backend, job: J) -> Result<J::Output, Error> {
         Some(Attention::Reference) => kernels::set_attention(kernels::Attention::Reference),
         Some(Attention::Fused) | None => {}
     }
-    usable(backend)?;
     match name {
         #[cfg(feature = "flex")]
         // On a thread of rayon's pool: it works on its part of a parallel loop without waking another thread.
@@ -70,12 +70,8 @@ pub fn dispatch<J: Job>(backend: &Backend, job: J) -> Result<J::Output, Error> {
         "rocm" => {
             run::<burn_rocm::Rocm, J>(backend, job, &burn_rocm::RocmDevice::new(backend.device))
         }
-        name if NAMES.contains(&name) => Err(Error::Input(format!(
+        name => Err(Error::Input(format!(
             "backend `{name}` is not compiled in: build with `cargo build --release --features {name}`"
-        ))),
-        _ => Err(Error::Input(format!(
-            "unknown backend `{name}`: there are {}",
-            NAMES.join(", ")
         ))),
     }
 }

@@ -14,7 +14,7 @@ use gradmem::train::config::RunConfig;
 use gradmem::train::evaluation::{EvalOptions, Evaluation, Row};
 use gradmem::train::metrics::Measure;
 
-use crate::args::{Backend, parse_numbers};
+use crate::args::{Backend, by_options, parse_numbers};
 use crate::backend::{Job, dispatch};
 use crate::files::check_writable;
 use crate::output::{format_answer, format_measure, say};
@@ -82,8 +82,9 @@ pub fn run(args: Args) -> Result<ExitCode, Error> {
     if args.adaptive == Some(0) {
         return Err(Error::Input("--adaptive must be at least 1".into()));
     }
-    let file = args.answers.as_ref().filter(|file| file.exists());
-    if let Some(file) = file {
+    // A link to nothing is something, too.
+    let is_there = |file: &&PathBuf| file.symlink_metadata().is_ok();
+    if let Some(file) = args.answers.as_ref().filter(is_there) {
         return Err(Error::File {
             path: file.clone(),
             problem: "is there already, and is not replaced: name a new file".into(),
@@ -130,11 +131,16 @@ impl Job for EvalJob {
         let mut trained = Trained::<B>::open(&args.run, device)?;
         if !args.data.is_empty() {
             trained = trained.on_data(&of_data(&args.data)?)?;
-            warn_without_effect(&trained.config, &args.data);
+            // The parts of a curriculum are not evaluated.
+            let mut config = trained.config.clone();
+            config.train.curriculum.clear();
+            warn_without_effect(&config, &args.data);
         } else {
             warn_of_unfinished(&args.run, &trained.config);
         }
-        let mut found = trained.evaluate(&options)?;
+        let names = [("write_steps", "--write-steps")];
+        let found = trained.evaluate(&options);
+        let mut found = found.map_err(|e| by_options(e, &names))?;
         let saved = match &args.answers {
             Some(file) => found.save_answers(file),
             None => Ok(()),

@@ -4,13 +4,19 @@ use std::io::ErrorKind;
 use std::path::Path;
 
 use gradmem::Error;
+use gradmem::support::followed;
 
-/// Fails if a file cannot be made there.
+/// Fails if a file cannot be made there, or where a link of that name leads.
 pub fn check_writable(path: &Path) -> Result<(), Error> {
+    let place = followed(path);
     let problem = |problem: &str| {
+        let leads = match place == path {
+            true => String::new(),
+            false => format!("leads to {}: ", place.display()),
+        };
         Err(Error::File {
             path: path.into(),
-            problem: problem.into(),
+            problem: leads + problem,
         })
     };
     if path == Path::new("-") {
@@ -18,6 +24,11 @@ pub fn check_writable(path: &Path) -> Result<(), Error> {
     }
     if path.is_dir() {
         return problem("is a folder: name the file to make in it");
+    }
+    // `folder/` and `folder/.` have the name of the folder.
+    let name = path.file_name().unwrap_or_default().as_encoded_bytes();
+    if !path.as_os_str().as_encoded_bytes().ends_with(name) {
+        return problem("is the name of a folder: name the file to make in it");
     }
     if path.metadata().is_ok_and(|about| !about.is_file()) {
         return problem("is a device or a pipe, and is not replaced: name a file");
@@ -28,7 +39,7 @@ pub fn check_writable(path: &Path) -> Result<(), Error> {
     {
         return problem("is read-only: it is not replaced");
     }
-    let folder = path
+    let folder = place
         .parent()
         .filter(|folder| !folder.as_os_str().is_empty());
     let folder = folder.unwrap_or(Path::new("."));

@@ -32,6 +32,19 @@ pub fn gradmem_of<'a, B: KernelBackend>(
     }
 }
 
+/// The same method with the number of WRITE steps that `--write-steps` says.
+pub fn with_write_steps<B: KernelBackend>(
+    method: AnyMethod<B>,
+    steps: usize,
+) -> Result<AnyMethod<B>, Error> {
+    let options = [("write_steps", "--write-steps")];
+    let method = method.with_write_steps(steps);
+    method.map_err(|e| match by_options(e, &options) {
+        Error::Input(problem) => Error::Input(format!("--write-steps {steps}: {problem}")),
+        other => other,
+    })
+}
+
 /// A method with trained weights and its tokenizer, from a run, a checkpoint or a pretrained model.
 pub struct Model<B: KernelBackend> {
     pub method: AnyMethod<B>,
@@ -112,12 +125,20 @@ impl<B: KernelBackend> Model<B> {
     ///
     /// # Errors
     ///
-    /// If it is empty or longer than the model can write.
+    /// If it has nothing that is predicted, or is longer than the model can write.
     pub fn encode_context(&self, context: &str) -> Result<Vec<u32>, Error> {
         let ids = self.text.encode_part(context, Part::Context)?;
         // A tokenizer may begin any text with a token.
         if ids.is_empty() || context.is_empty() {
             return Err(Error::Input("is empty: there is nothing to write".into()));
+        }
+        if let AnyMethod::GradMem(gradmem) = &self.method
+            && ids.len() <= gradmem.config().first_predicted()
+        {
+            return Err(Error::Input(format!(
+                "has one token, and with a memory of kind `{}` nothing predicts the first: there is nothing to write",
+                gradmem.config().kind.as_str()
+            )));
         }
         match self.method.longest_context()? {
             Some(longest) if ids.len() > longest => Err(Error::Input(format!(

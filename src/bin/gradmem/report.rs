@@ -52,12 +52,15 @@ pub fn run(args: Args) -> Result<ExitCode, Error> {
         return Ok(ExitCode::SUCCESS);
     }
     let page = args.output.unwrap_or_else(|| "report.html".into());
-    // All is checked before anything is written: the CSV here, the rest by `save`.
+    let pages = [&page, &page.with_extension("md")];
+    // All is checked before anything is written: what can be made here, the rest by `save`, which makes the folder of the figures.
+    let folder = args.figures.as_deref();
+    let is_made = |file: &Path| folder.is_some_and(|x| file.parent() == Some(x) && !x.exists());
+    for file in pages.iter().filter(|file| !is_made(file)) {
+        check_writable(file)?;
+    }
     if let Some(file) = &args.csv {
-        if [&page, &page.with_extension("md")]
-            .iter()
-            .any(|path| is_same(file, path))
-        {
+        if pages.iter().any(|path| is_same(file, path)) {
             return Err(Error::Input(format!(
                 "{}: --csv and -o name the same file (the Markdown has the page's name with .md): name another",
                 file.display()

@@ -15,7 +15,7 @@ use gradmem::train::tune::{SAMPLES, Tuning};
 use crate::args::Backend;
 use crate::backend::{Job, dispatch};
 use crate::input::{in_file, read_text};
-use crate::model::{Model, gradmem_of};
+use crate::model::{Model, gradmem_of, with_write_steps};
 use crate::output::say;
 
 /// Print the WRITE loss after K steps of each size α, and the α of the lowest.
@@ -84,7 +84,7 @@ impl Job for Args {
             true => {
                 let mut trained = Trained::<B>::open(&self.folder, device)?;
                 if let Some(steps) = self.write_steps {
-                    trained.method = trained.method.with_write_steps(steps)?;
+                    trained.method = with_write_steps(trained.method, steps)?;
                 }
                 trained.tune(self.samples, &sizes)?
             }
@@ -112,7 +112,7 @@ impl Args {
             )));
         }
         if let Some(steps) = self.write_steps {
-            model.method = model.method.with_write_steps(steps)?;
+            model.method = with_write_steps(model.method, steps)?;
         }
         let contexts = self.context.iter().map(|path| {
             let ids = model.encode_context(&read_text(path)?);

@@ -11,6 +11,7 @@ use gradmem::kernels::KernelBackend;
 use gradmem::memory::{CramConfig, Memory, MemoryFile, MemoryFiles, MemoryFloat};
 use gradmem::method::AnyMethod;
 use gradmem::model::cache_bytes;
+use gradmem::support::counted;
 use indicatif::{ProgressBar, ProgressState, ProgressStyle};
 
 use crate::args::{Backend, ModelFolder, by_options};
@@ -18,7 +19,7 @@ use crate::backend::{Job, dispatch};
 use crate::files::check_writable;
 use crate::input::{in_file, read_text};
 use crate::memories::describe;
-use crate::model::Model;
+use crate::model::{Model, with_write_steps};
 use crate::output::say;
 
 /// The most memories that are described after WRITE; `gradmem inspect` describes all.
@@ -142,7 +143,7 @@ impl Job for Args {
         let texts = texts.collect::<Result<Vec<_>, _>>()?;
         let mut model = Model::<B>::open(&self.model.folder, device)?;
         if let Some(steps) = self.write_steps {
-            model.method = model.method.with_write_steps(steps)?;
+            model.method = with_write_steps(model.method, steps)?;
         }
         if self.optimizer == Optimizer::Adam {
             let has_memory = !matches!(model.method, AnyMethod::InContext(_));
@@ -221,7 +222,8 @@ impl Job for Args {
         let total: usize = contexts.iter().map(Vec::len).sum();
         say!("{}", describe(&self.output, &file, SHOWN));
         say!(
-            "{total} tokens in {seconds:.2} s: {:.0} a second",
+            "{} in {seconds:.2} s: {:.0} a second",
+            counted(total, "token"),
             total as f64 / seconds
         );
         Ok(())

@@ -142,8 +142,8 @@ impl KvConfig {
             .and_then(|length| (self.alphabet as u128).checked_pow(length))
             .unwrap_or(u128::MAX);
         let problem = format!(
-            "there are only {keys} different keys of {length} characters; \
-             use fewer pairs or a longer data.key_len"
+            "there are only {keys} different keys of {}; use fewer pairs or a longer data.key_len",
+            counted(length, "character")
         );
         require(self.pairs as u128 <= keys, "pairs", self.pairs, problem)?;
         let ordered = self.pairs > 0 || self.order == Order::Forward;

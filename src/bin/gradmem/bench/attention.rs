@@ -9,7 +9,9 @@ use gradmem::Error;
 use gradmem::kernels::KernelBackend;
 use serde::Serialize;
 
-use super::{check_shape, median, peak_rss_bytes, print_json, print_memory, synchronize};
+use super::{
+    check_rounds, check_shape, median, peak_rss_bytes, print_json, print_memory, synchronize,
+};
 use crate::args::{Backend, at_least_one};
 use crate::backend::{Job, device_bytes, dispatch};
 use crate::output::say;
@@ -76,7 +78,7 @@ struct Report {
 
 pub fn run(args: AttentionArgs) -> Result<ExitCode, Error> {
     let (backend, json, seq) = (args.backend.clone(), args.json, args.seq);
-    let matmul = args.matmul;
+    let (matmul, dtype) = (args.matmul, args.dtype);
     at_least_one(&[
         ("--seq", seq),
         ("--batch", args.batch),
@@ -85,6 +87,7 @@ pub fn run(args: AttentionArgs) -> Result<ExitCode, Error> {
         ("--dim", args.dim),
         ("--iters", args.iters),
     ])?;
+    check_rounds(args.iters, args.warmup)?;
     check_shape(&[args.batch, args.heads, seq, args.dim])?;
     if args.backend.precision.is_some() {
         let problem = "--precision: attention is measured in the type of its tensors; use --dtype";
@@ -121,7 +124,8 @@ pub fn run(args: AttentionArgs) -> Result<ExitCode, Error> {
     );
     if matmul {
         let flops = report.matmul_flops_per_second / 1e12;
-        say!("a product of matrices of f32: {flops:.3} TFLOP/s");
+        let dtype = format!("{dtype:?}").to_lowercase();
+        say!("a product of matrices of {dtype}: {flops:.3} TFLOP/s");
     }
     print_memory(report.peak_rss_bytes, report.peak_device_bytes);
     Ok(ExitCode::SUCCESS)

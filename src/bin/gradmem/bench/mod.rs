@@ -63,6 +63,16 @@ fn check_shape(sizes: &[usize]) -> Result<(), Error> {
     }
 }
 
+/// Fails unless so many rounds can be counted.
+fn check_rounds(iters: usize, warmup: usize) -> Result<(), Error> {
+    match u32::try_from(iters.max(warmup)) {
+        Ok(_) => Ok(()),
+        Err(_) => Err(Error::Input(
+            "--iters and --warmup must be below 2³²".into(),
+        )),
+    }
+}
+
 /// Waits until the device has computed everything.
 fn synchronize<B: BurnBackend>(device: &B::Device) -> Result<(), Error> {
     B::sync(device).map_err(|error| Error::Failed(format!("the device failed: {error:?}")))

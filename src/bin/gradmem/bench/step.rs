@@ -20,8 +20,10 @@ use gradmem::train::AdamW;
 use gradmem::train::config::TrainConfig;
 use serde::Serialize;
 
-use super::{check_shape, median, peak_rss_bytes, print_json, print_memory, synchronize};
-use crate::args::{Backend, META_GRADIENTS, at_least_one, setting};
+use super::{
+    check_rounds, check_shape, median, peak_rss_bytes, print_json, print_memory, synchronize,
+};
+use crate::args::{Backend, META_GRADIENTS, at_least_one, by_options, setting};
 use crate::backend::{Job, device_bytes, dispatch};
 use crate::output::say;
 
@@ -67,7 +69,7 @@ pub struct StepArgs {
     #[arg(long, value_name = "N")]
     micro_batch: Option<usize>,
     /// Measure WRITE and READ alone, as at test time: no outer gradient, no optimizer.
-    #[arg(long)]
+    #[arg(long, conflicts_with_all = ["grad_mode", "meta_gradient", "micro_batch"])]
     test_time: bool,
     /// Size of the vocabulary.
     #[arg(long, default_value_t = 70)]
@@ -96,6 +98,17 @@ const GRAD_MODES: [(&str, &str); 3] = [
     ("none", "Not at all: M0 is not trained"),
     ("first", "With the inner gradient as a constant"),
     ("second", "In full, through the inner gradient"),
+];
+
+/// The settings of the model and of GradMem, and their options.
+const OPTIONS: [(&str, &str); 7] = [
+    ("vocab_size", "--vocab"),
+    ("hidden_size", "--dim"),
+    ("num_hidden_layers", "--layers"),
+    ("num_attention_heads", "--heads"),
+    ("memory_tokens", "--memory"),
+    ("write_steps", "--steps"),
+    ("write_lr", "--write-lr"),
 ];
 
 /// The result, as `--json` prints it. The keys are those of `benches/torch_baseline.py`.
@@ -164,7 +177,7 @@ impl Job for StepArgs {
                 self.dim, self.heads
             )));
         }
-        check_shape(&[self.iters.max(self.warmup)])?;
+        check_rounds(self.iters, self.warmup)?;
         let positions = self.memory.saturating_add(self.context.max(self.query));
         check_shape(&[self.batch, self.queries, positions, self.dim])?;
         let model: AnyLm<Autodiff<B>> = match &self.model {
@@ -173,7 +186,8 @@ impl Job for StepArgs {
                 let config = LlamaConfig::new(self.vocab, self.dim, self.layers, self.heads)
                     .with_tied_head(true)
                     .with_max_positions(positions);
-                AnyLm::Llama(config.init(self.seed, device)?)
+                let model = config.init(self.seed, device);
+                AnyLm::Llama(model.map_err(|e| by_options(e, &OPTIONS))?)
             }
         };
         let vocab = model.vocab_size() as u64;
@@ -182,7 +196,8 @@ impl Job for StepArgs {
             .with_write_steps(self.steps)
             .with_write_lr(self.write_lr)
             .with_grad_mode(self.grad_mode)
-            .init(model, self.seed, device)?;
+            .init(model, self.seed, device)
+            .map_err(|e| by_options(e, &OPTIONS))?;
         let adamw = AdamW::<B>::new(&TrainConfig::default());
         let mut optimizer = OptimizerAdaptor::from(adamw);
 

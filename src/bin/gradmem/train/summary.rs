@@ -196,9 +196,12 @@ fn stage(config: &RunConfig, outcome: &Outcome) -> String {
     }
 }
 
-/// Commands that use the run.
+/// Commands that use the run; none where a name in them is no text.
 fn next_commands(config: &RunConfig, folder: &Path) -> Result<String, Error> {
-    let (program, run) = (quoted(&program()), quoted(&folder.display().to_string()));
+    let (Some(program), Some(run)) = (program(), folder.to_str()) else {
+        return Ok(String::new());
+    };
+    let (program, run) = (quoted(&program), quoted(run));
     let DataConfig::Kv(data) = &config.data else {
         return Ok(format!("\n  {program} eval {run}\n"));
     };
@@ -261,7 +264,8 @@ pub fn of_seeds(config: &RunConfig, outcomes: &[(u64, Outcome)], seeds: usize) -
     text
 }
 
-/// The name under which this program was called.
-fn program() -> String {
-    std::env::args().next().unwrap_or_else(|| "gradmem".into())
+/// The name under which this program was called, if it is UTF-8.
+fn program() -> Option<String> {
+    let name = std::env::args_os().next();
+    name.map_or_else(|| Some("gradmem".into()), |name| name.into_string().ok())
 }
