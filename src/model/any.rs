@@ -1,17 +1,16 @@
 //! The models of this crate as one type, by the name of their configuration.
 
 use burn::module::Module;
+use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
-use burn::tensor::{Int, Tensor};
 use gradmem_kernels::KernelBackend;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::decoder::{DecoderConfig, Dimensions};
-use super::layers::Init;
+use super::decoder::{Decoder, DecoderConfig, Dimensions};
+use super::layers::{Affine, Embedding, Init};
 use super::{
-    Cache, CausalLm, Gpt2, Gpt2Config, GptNeoX, GptNeoXConfig, Llama, LlamaConfig, Mamba,
-    MambaConfig, Slots,
+    Cache, Gpt2, Gpt2Config, GptNeoX, GptNeoXConfig, Llama, LlamaConfig, Mamba, MambaConfig, Slots,
 };
 use crate::error::Error;
 use crate::support::memory::available_on;
@@ -220,78 +219,31 @@ impl<B: Backend> AnyLm<B> {
     }
 }
 
-impl<B: KernelBackend> CausalLm<B> for AnyLm<B> {
-    fn d_model(&self) -> usize {
-        each!(self, Self, model => model.d_model())
+impl<B: KernelBackend> Decoder for AnyLm<B> {
+    type Backend = B;
+
+    fn config(&self) -> &dyn DecoderConfig {
+        each!(self, Self, model => model.config())
     }
 
-    fn vocab_size(&self) -> usize {
-        each!(self, Self, model => model.vocab_size())
+    fn embedding(&self) -> &Embedding<B> {
+        each!(self, Self, model => model.embedding())
     }
 
-    fn max_positions(&self) -> Option<usize> {
-        each!(self, Self, model => model.max_positions())
-    }
-
-    fn settings(&self) -> String {
-        each!(self, Self, model => model.settings())
-    }
-
-    fn embed(&self, tokens: Tensor<B, 2, Int>) -> Tensor<B, 3> {
-        each!(self, Self, model => model.embed(tokens))
-    }
-
-    fn hidden(&self, embeds: Tensor<B, 3>) -> Tensor<B, 3> {
-        each!(self, Self, model => model.hidden(embeds))
-    }
-
-    fn hidden_after(&self, embeds: Tensor<B, 3>, past: &mut Cache<B>) -> Tensor<B, 3> {
-        each!(self, Self, model => model.hidden_after(embeds, past))
-    }
-
-    fn slots(&self) -> Slots {
-        each!(self, Self, model => CausalLm::slots(model))
-    }
-
-    fn numbers_per_token(&self) -> f64 {
-        each!(self, Self, model => model.numbers_per_token())
+    fn own_head(&self) -> Option<&Affine<B>> {
+        each!(self, Self, model => model.own_head())
     }
 
     fn joined(&self) -> Self {
         match self {
-            Self::Gpt2(model) => Self::Gpt2(CausalLm::joined(model)),
-            Self::GptNeoX(model) => Self::GptNeoX(CausalLm::joined(model)),
-            Self::Llama(model) => Self::Llama(CausalLm::joined(model)),
-            Self::Mamba(model) => Self::Mamba(CausalLm::joined(model)),
+            Self::Gpt2(model) => Self::Gpt2(Decoder::joined(model)),
+            Self::GptNeoX(model) => Self::GptNeoX(Decoder::joined(model)),
+            Self::Llama(model) => Self::Llama(Decoder::joined(model)),
+            Self::Mamba(model) => Self::Mamba(Decoder::joined(model)),
         }
     }
 
-    fn product<const D: usize>(lhs: Tensor<B, D>, rhs: Tensor<B, D>) -> Tensor<B, D> {
-        gradmem_kernels::product(lhs, rhs)
-    }
-
-    fn logits(&self, hidden: Tensor<B, 3>) -> Tensor<B, 3> {
-        each!(self, Self, model => model.logits(hidden))
-    }
-
-    fn token_losses(&self, logits: Tensor<B, 3>, targets: Tensor<B, 2, Int>) -> Tensor<B, 2> {
-        each!(self, Self, model => model.token_losses(logits, targets))
-    }
-
-    fn next_losses(&self, hidden: Tensor<B, 3>, next: Tensor<B, 2, Int>) -> Tensor<B, 2> {
-        each!(self, Self, model => model.next_losses(hidden, next))
-    }
-
-    fn losses_by(
-        &self,
-        head: Tensor<B, 2>,
-        hidden: Tensor<B, 3>,
-        next: Tensor<B, 2, Int>,
-    ) -> Tensor<B, 2> {
-        each!(self, Self, model => model.losses_by(head, hidden, next))
-    }
-
-    fn head(&self) -> Tensor<B, 2> {
-        each!(self, Self, model => model.head())
+    fn forward(&self, embeds: Tensor<B, 3>, cache: Option<&mut Cache<B>>) -> Tensor<B, 3> {
+        each!(self, Self, model => model.forward(embeds, cache))
     }
 }

@@ -3,21 +3,19 @@
 use burn::module::{Module, ModuleDisplay};
 use burn::tensor::{Int, Tensor};
 use gradmem_kernels::KernelBackend;
-use serde::Serialize;
 
 use super::layers::{Affine, Embedding, times_transposed};
-use super::{Cache, CausalLm, Slots, rows_at_once, settings};
+use super::{Cache, CausalLm, Slots, rows_at_once};
 
 /// A decoder in parts, from which its [`CausalLm`] follows.
 ///
-/// The backend is an associated type: if it were a parameter, another crate could implement this trait for
-/// [`AnyLm`](super::AnyLm) with a backend of its own, and `AnyLm` could have no [`CausalLm`] of its own.
+/// The backend is an associated type: if it were a parameter, another crate could not implement [`CausalLm`] for a model
+/// of its own.
 pub(crate) trait Decoder: Module<Self::Backend> + ModuleDisplay {
     type Backend: KernelBackend;
-    type Config: DecoderConfig;
 
     /// The settings it was made with.
-    fn config(&self) -> &Self::Config;
+    fn config(&self) -> &dyn DecoderConfig;
 
     /// The token embedding.
     fn embedding(&self) -> &Embedding<Self::Backend>;
@@ -44,8 +42,11 @@ pub(crate) trait Decoder: Module<Self::Backend> + ModuleDisplay {
 }
 
 /// The settings of a [`Decoder`].
-pub(crate) trait DecoderConfig: Serialize {
+pub(crate) trait DecoderConfig {
     fn dimensions(&self) -> Dimensions;
+
+    /// See [`CausalLm::settings`].
+    fn settings(&self) -> String;
 
     /// Where in the blocks a memory can be.
     fn slots(&self) -> Slots;
@@ -80,7 +81,7 @@ impl<B: KernelBackend, M: Decoder<Backend = B>> CausalLm<B> for M {
     }
 
     fn settings(&self) -> String {
-        settings(self.config()).to_string()
+        self.config().settings()
     }
 
     fn embed(&self, tokens: Tensor<B, 2, Int>) -> Tensor<B, 3> {

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::cache::{Cache, LayerCache, Slots, adapted, forward_layers};
 use super::decoder::{Decoder, DecoderConfig, Dimensions};
 use super::layers::{Activation, Affine, AffineConfig, Conv1D, Embedding, Init, LayerNorm, attend};
+use super::settings;
 use crate::error::{Error, positive, require, sizes};
 
 /// Sizes of a [`Gpt2`], under the names of Hugging Face's `config.json`. There is no dropout.
@@ -192,6 +193,10 @@ impl DecoderConfig for Gpt2Config {
         }
     }
 
+    fn settings(&self) -> String {
+        settings(self).to_string()
+    }
+
     fn slots(&self) -> Slots {
         let (d, d_ff, heads) = (self.n_embd, self.d_ff(), self.n_head);
         Slots::of_layers(self.n_layer)
@@ -288,9 +293,8 @@ impl<B: Backend> Gpt2<B> {
 
 impl<B: KernelBackend> Decoder for Gpt2<B> {
     type Backend = B;
-    type Config = Gpt2Config;
 
-    fn config(&self) -> &Gpt2Config {
+    fn config(&self) -> &dyn DecoderConfig {
         &self.config
     }
 

@@ -13,6 +13,7 @@ use super::layers::{
     Activation, Affine, AffineConfig, Embedding, Init, LayerNorm, RopeScaling, Rotary,
     RotaryConfig, attend,
 };
+use super::settings;
 use crate::error::{Error, positive, require, sizes};
 
 /// Sizes of a [`GptNeoX`], under the names of Hugging Face's `config.json`. There is no dropout.
@@ -217,6 +218,10 @@ impl DecoderConfig for GptNeoXConfig {
         }
     }
 
+    fn settings(&self) -> String {
+        settings(self).to_string()
+    }
+
     fn slots(&self) -> Slots {
         let (d, d_ff, heads) = (
             self.hidden_size,
@@ -336,9 +341,8 @@ impl<B: Backend> GptNeoX<B> {
 
 impl<B: KernelBackend> Decoder for GptNeoX<B> {
     type Backend = B;
-    type Config = GptNeoXConfig;
 
-    fn config(&self) -> &GptNeoXConfig {
+    fn config(&self) -> &dyn DecoderConfig {
         &self.config
     }
 

@@ -13,6 +13,7 @@ use super::layers::{
     Activation, Affine, AffineConfig, Embedding, GatedMlp, GatedMlpConfig, Init, RmsNorm,
     RopeScaling, Rotary, RotaryConfig, SelfAttention, SelfAttentionConfig,
 };
+use super::settings;
 use crate::error::{Error, positive, require, sizes};
 
 /// Sizes of a [`Llama`], under the names of Hugging Face's `config.json`.
@@ -234,6 +235,10 @@ impl DecoderConfig for LlamaConfig {
         }
     }
 
+    fn settings(&self) -> String {
+        settings(self).to_string()
+    }
+
     fn slots(&self) -> Slots {
         let (d, d_ff, head_dim) = (self.hidden_size, self.intermediate_size, self.head_dim());
         let (d_q, d_kv) = (
@@ -307,9 +312,8 @@ impl<B: Backend> Llama<B> {
 
 impl<B: KernelBackend> Decoder for Llama<B> {
     type Backend = B;
-    type Config = LlamaConfig;
 
-    fn config(&self) -> &LlamaConfig {
+    fn config(&self) -> &dyn DecoderConfig {
         &self.config
     }
 

@@ -23,6 +23,7 @@ use serde_json::json;
 use super::cache::{Cache, LayerCache, Slots, adapted, forward_layers};
 use super::decoder::{Decoder, DecoderConfig, Dimensions};
 use super::layers::{Activation, Affine, AffineConfig, Embedding, Init, RmsNorm};
+use super::settings;
 use crate::error::{Error, positive, require, sizes};
 
 /// Sizes of a [`Mamba`], under the names of Hugging Face's `config.json`.
@@ -271,6 +272,10 @@ impl DecoderConfig for MambaConfig {
         }
     }
 
+    fn settings(&self) -> String {
+        settings(self).to_string()
+    }
+
     fn slots(&self) -> Slots {
         let (d, inner, n, rank) = (
             self.hidden_size,
@@ -511,9 +516,8 @@ impl<B: Backend> Mamba<B> {
 
 impl<B: KernelBackend> Decoder for Mamba<B> {
     type Backend = B;
-    type Config = MambaConfig;
 
-    fn config(&self) -> &MambaConfig {
+    fn config(&self) -> &dyn DecoderConfig {
         &self.config
     }
 
