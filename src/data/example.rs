@@ -13,6 +13,7 @@ pub struct Example {
 
 /// Which way a context's pairs are written. Exact match is also measured for each direction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Direction {
     /// Each key before its value.
     Forward,

@@ -4,6 +4,7 @@ use sha2::{Digest, Sha256};
 
 /// The training or the validation part of a task's data. Their random streams are disjoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Split {
     /// Training data.
     Train,

@@ -17,7 +17,6 @@ use crate::support::setters::setters;
 
 /// Settings of [`GradMem::cram`].
 #[derive(Clone, Copy, Debug, PartialEq)]
-#[non_exhaustive]
 #[must_use]
 pub struct CramConfig {
     /// Step size of Adam.

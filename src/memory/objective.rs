@@ -145,7 +145,6 @@ pub struct Energy<B: Backend> {
 
 /// Settings of an [`Energy`].
 #[derive(Clone, Copy, Debug)]
-#[non_exhaustive]
 pub struct EnergyConfig {
     /// Width of the hidden layer.
     pub d_hidden: usize,

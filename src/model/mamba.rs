@@ -68,6 +68,7 @@ pub struct MambaConfig {
 /// The rank of Δ's projection.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged, expecting = "a number or \"auto\"")]
+#[non_exhaustive]
 pub enum TimeStepRank {
     /// A given rank.
     Rank(usize),

@@ -6,6 +6,7 @@ use burn::tensor::backend::Backend;
 
 /// The direction in which a recurrence runs along the sequence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Direction {
     /// `h_t = a_t ∘ h_{t−1} + b_t`, from `h_{−1} = 0`.
     Forward,

@@ -22,9 +22,9 @@ fn looped(a: &Tensor<B, 3>, b: &Tensor<B, 3>, direction: Direction) -> Tensor<B,
     let mut h = Tensor::zeros([batch, 1, width], &Default::default());
     let mut rows = Vec::new();
     for step in 0..seq {
-        let t = match direction {
-            Direction::Forward => step,
-            Direction::Reverse => seq - 1 - step,
+        let t = match direction == Direction::Reverse {
+            true => seq - 1 - step,
+            false => step,
         };
         h = a.clone().narrow(1, t, 1) * h + b.clone().narrow(1, t, 1);
         rows.push(h.clone());
