@@ -182,7 +182,7 @@ impl GradMemConfig {
         with_momentum(momentum: Option<f64>);
         /// Sets how the outer gradient passes through WRITE.
         with_grad_mode(grad_mode: GradMode);
-        /// Makes only the last `steps` WRITE steps second order.
+        /// How many of the last WRITE steps are second order; `None`: all.
         with_second_order_steps(second_order_steps: Option<usize>);
         /// Sets the clipping of the inner gradient's elements.
         with_inner_clip_value(inner_clip_value: Option<f64>);
@@ -204,12 +204,6 @@ impl GradMemConfig {
         with_memory_start(memory_start: MemoryStart);
         /// Sets the standard deviation of M0's initial values.
         with_memory_std(memory_std: f64);
-    }
-
-    /// Sets LoRA's rank and α.
-    pub fn with_lora(mut self, rank: usize, alpha: f64) -> Self {
-        (self.lora_rank, self.lora_alpha) = (rank, alpha);
-        self
     }
 
     /// Puts LoRA's maps beside the modules of these names; beside every linear module if there are none.

@@ -515,15 +515,9 @@ mod tests {
             }
         };
         near(&counts(&sampled, &logits), &[0.1, 0.6, 0.3, 0.0]);
-        let top_k = GenerateConfig {
-            top_k: Some(2),
-            ..sampled.clone()
-        };
+        let top_k = sampled.clone().with_top_k(Some(2));
         near(&counts(&top_k, &logits), &[0.0, 2.0 / 3.0, 1.0 / 3.0, 0.0]);
-        let top_p = GenerateConfig {
-            top_p: 0.85,
-            ..sampled.clone()
-        };
+        let top_p = sampled.clone().with_top_p(0.85);
         near(&counts(&top_p, &logits), &[0.0, 2.0 / 3.0, 1.0 / 3.0, 0.0]);
         let cold = sampled.clone().with_sampling(0.5, 0);
         near(

@@ -66,19 +66,6 @@ impl ArmtConfig {
         self.build(model, Init::new(seed), device)
     }
 
-    /// The same with weights that are yet to be loaded, as the model's may be.
-    ///
-    /// # Errors
-    ///
-    /// As [`ArmtConfig::init`].
-    pub fn blank<B: Backend, M: CausalLm<B>>(
-        &self,
-        model: M,
-        device: &B::Device,
-    ) -> Result<Armt<B, M>, Error> {
-        self.build(model, Init::blank(), device)
-    }
-
     pub(crate) fn build<B: Backend, M: CausalLm<B>>(
         &self,
         model: M,

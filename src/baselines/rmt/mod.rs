@@ -69,19 +69,6 @@ impl RmtConfig {
         self.build(model, Init::new(seed), device)
     }
 
-    /// The same with weights that are yet to be loaded, as the model's may be.
-    ///
-    /// # Errors
-    ///
-    /// As [`RmtConfig::init`].
-    pub fn blank<B: Backend, M: CausalLm<B>>(
-        &self,
-        model: M,
-        device: &B::Device,
-    ) -> Result<Rmt<B, M>, Error> {
-        self.build(model, Init::blank(), device)
-    }
-
     pub(crate) fn build<B: Backend, M: CausalLm<B>>(
         &self,
         model: M,
