@@ -46,30 +46,21 @@ pub fn best_step_size(curve: &[StepSize]) -> Option<StepSize> {
 }
 
 impl<B: Backend, M: Writable<B>, O: LiftedObjective<B, M>> GradMem<B, M, O> {
-    /// The mean WRITE loss of contexts at M0, and behind [`write_steps`](super::GradMemConfig::write_steps) steps of each of
-    /// these sizes.
+    /// The mean WRITE loss of contexts, which are written batch by batch, at M0, and behind
+    /// [`write_steps`](super::GradMemConfig::write_steps) steps of each of these sizes.
     ///
     /// # Errors
     ///
     /// As [`GradMem::write`]; also a size that is not a positive number.
     pub fn step_sizes(
         &self,
-        contexts: &Tokens<B>,
-        sizes: &[f64],
-    ) -> Result<(f64, Vec<StepSize>), Error> {
-        self.step_sizes_of(std::slice::from_ref(contexts), sizes)
-    }
-
-    /// The same of contexts that are written part by part.
-    pub(crate) fn step_sizes_of(
-        &self,
-        parts: &[Tokens<B>],
+        contexts: &[Tokens<B>],
         sizes: &[f64],
     ) -> Result<(f64, Vec<StepSize>), Error> {
         let mut readback = Readback::new();
         let mut losses = |write: &Self| {
-            let losses = parts.iter().map(|part| {
-                let losses = write.write_loss(&write.write(part)?, part)?;
+            let losses = contexts.iter().map(|batch| {
+                let losses = write.write_loss(&write.write(batch)?, batch)?;
                 Ok(readback.push(losses))
             });
             losses.collect::<Result<Vec<_>, Error>>()
@@ -80,9 +71,9 @@ impl<B: Backend, M: Writable<B>, O: LiftedObjective<B, M>> GradMem<B, M, O> {
             .map(|write_lr| losses(&self.clone().with_write_lr(*write_lr)?));
         let after = after.collect::<Result<Vec<_>, Error>>()?;
         let values = readback.read();
-        let of = |parts: Vec<_>| -> Vec<f64> {
-            let parts = parts.into_iter().flat_map(|part| values.of(part));
-            parts.copied().collect()
+        let of = |batches: Vec<_>| -> Vec<f64> {
+            let batches = batches.into_iter().flat_map(|batch| values.of(batch));
+            batches.copied().collect()
         };
         let before = of(before);
         let curve = sizes.iter().zip(after).map(|(write_lr, after)| {
@@ -104,24 +95,16 @@ impl<B: Backend, M: Writable<B>, O: LiftedObjective<B, M>> GradMem<B, M, O> {
     /// # Errors
     ///
     /// As [`GradMem::write`].
-    pub fn line_search(&self, contexts: &Tokens<B>) -> Result<(f64, Vec<StepSize>), Error> {
-        self.line_search_of(std::slice::from_ref(contexts))
-    }
-
-    /// The same of contexts that are written part by part.
-    pub(crate) fn line_search_of(
-        &self,
-        parts: &[Tokens<B>],
-    ) -> Result<(f64, Vec<StepSize>), Error> {
+    pub fn line_search(&self, contexts: &[Tokens<B>]) -> Result<(f64, Vec<StepSize>), Error> {
         let decades: Vec<usize> = (0..STEP_SIZES.len()).step_by(4).collect();
         let sizes = |of: &[usize]| of.iter().map(|at| STEP_SIZES[*at]).collect::<Vec<_>>();
-        let (before, mut curve) = self.step_sizes_of(parts, &sizes(&decades))?;
+        let (before, mut curve) = self.step_sizes(contexts, &sizes(&decades))?;
         if let Some(best) = best_step_size(&curve) {
             let at = STEP_SIZES.iter().position(|size| *size == best.write_lr);
             let at = at.unwrap_or(0);
             let near = at.saturating_sub(3)..(at + 4).min(STEP_SIZES.len());
             let near: Vec<usize> = near.filter(|near| *near != at).collect();
-            curve.extend(self.step_sizes_of(parts, &sizes(&near))?.1);
+            curve.extend(self.step_sizes(contexts, &sizes(&near))?.1);
             curve.sort_by(|a, b| a.write_lr.total_cmp(&b.write_lr));
         }
         Ok((before, curve))
@@ -148,7 +131,8 @@ mod tests {
         let gradmem = GradMemConfig::new().init(model, 1, &device).unwrap();
         let contexts = Tokens::<B>::new(&[&[4, 5, 6, 7][..], &[9, 4], &[11, 3, 3]], &device);
         let contexts = contexts.unwrap();
-        let (before, curve) = gradmem.step_sizes(&contexts, &STEP_SIZES).unwrap();
+        let whole = std::slice::from_ref(&contexts);
+        let (before, curve) = gradmem.step_sizes(whole, &STEP_SIZES).unwrap();
         assert_eq!(curve.len(), 33);
         assert!(curve.iter().all(|size| size.loss.is_finite()));
         let best = best_step_size(&curve).unwrap();
@@ -166,13 +150,13 @@ mod tests {
             contexts.slice(0..2).trimmed(),
             contexts.slice(2..3).trimmed(),
         ];
-        let (also, in_parts) = gradmem.step_sizes_of(&parts, &STEP_SIZES).unwrap();
+        let (also, in_parts) = gradmem.step_sizes(&parts, &STEP_SIZES).unwrap();
         assert!((also - before).abs() < 1e-6);
         let near =
             |a: &StepSize, b: &StepSize| (a.loss - b.loss).abs() < 1e-3 && a.better == b.better;
         assert!(curve.iter().zip(&in_parts).all(|(a, b)| near(a, b)));
         // The search finds it with fewer.
-        let (_, searched) = gradmem.line_search(&contexts).unwrap();
+        let (_, searched) = gradmem.line_search(whole).unwrap();
         assert_eq!(searched.len(), 15);
         assert_eq!(best_step_size(&searched), Some(best));
         assert!(STEP_SIZES.is_sorted());
@@ -183,6 +167,6 @@ mod tests {
         };
         assert_eq!(best_step_size(&[one(f64::NAN)]), None);
         assert_eq!(best_step_size(&[one(f64::NAN), one(2.0)]), Some(one(2.0)));
-        assert!(gradmem.step_sizes(&contexts, &[0.0]).is_err());
+        assert!(gradmem.step_sizes(whole, &[0.0]).is_err());
     }
 }

@@ -37,14 +37,14 @@ pub struct Tuning {
 }
 
 impl Tuning {
-    /// The curve on contexts.
+    /// The curve on contexts, which are written batch by batch.
     ///
     /// # Errors
     ///
     /// As [`GradMem::step_sizes`].
     pub fn new<B: KernelBackend>(
         gradmem: &GradMem<B, AnyLm<B>>,
-        contexts: &Tokens<B>,
+        contexts: &[Tokens<B>],
         sizes: &[f64],
     ) -> Result<Self, Error> {
         let curve = gradmem.step_sizes(contexts, sizes)?;
@@ -53,11 +53,11 @@ impl Tuning {
 
     fn of<B: KernelBackend>(
         gradmem: &GradMem<B, AnyLm<B>>,
-        contexts: &Tokens<B>,
+        contexts: &[Tokens<B>],
         (before, curve): (f64, Vec<StepSize>),
     ) -> Self {
         Self {
-            samples: contexts.len(),
+            samples: contexts.iter().map(Tokens::len).sum(),
             write_steps: gradmem.config().write_steps,
             before,
             curve,
@@ -103,8 +103,8 @@ pub(super) fn search<B: KernelBackend>(
     device: &B::Device,
 ) -> Result<Tuning, Error> {
     let batch = some_batch::<B>(task, SAMPLES, device)?;
-    let contexts = batch.episode.contexts().clone();
-    let curve = gradmem.line_search_of(&contexts_of(&batch.split(at_once)))?;
+    let contexts = contexts_of(&batch.split(at_once));
+    let curve = gradmem.line_search(&contexts)?;
     Ok(Tuning::of(gradmem, &contexts, curve))
 }
 
@@ -148,10 +148,8 @@ impl<B: KernelBackend> Trained<B> {
         let task = self.task()?;
         let batch = some_batch::<B>(&task, samples, &device)?;
         let at_once = batch_size(&self.method, &task);
-        let contexts = batch.episode.contexts().clone();
         let parts = batch.split(at_once);
-        let curve = gradmem.step_sizes_of(&contexts_of(&parts), sizes)?;
-        let found = Tuning::of(gradmem, &contexts, curve);
+        let found = Tuning::new(gradmem, &contexts_of(&parts), sizes)?;
         let exact_match = sizes.iter().map(|size| {
             let sized = gradmem.clone().with_write_lr(*size)?;
             let mut scores = Scores::default();

@@ -120,7 +120,7 @@ impl Args {
         });
         let contexts = Tokens::new(&contexts.collect::<Result<Vec<_>, _>>()?, device)?;
         let gradmem = gradmem_of(&model.method, &self.folder, "tune")?;
-        Tuning::new(gradmem, &contexts, sizes)
+        Tuning::new(gradmem, &[contexts], sizes)
     }
 }
 
