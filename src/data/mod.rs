@@ -53,7 +53,7 @@ pub use config::DataConfig;
 use corpus::Corpus;
 pub use example::{Asked, Direction, Example, Question, Sample};
 pub use generated::{Generated, Generates};
-pub use jsonl::{JsonlConfig, JsonlDataset};
+pub use jsonl::JsonlConfig;
 pub use kv::{KvConfig, Order};
 pub use mqar::MqarConfig;
 pub use multihop::MultihopConfig;
@@ -61,7 +61,7 @@ pub use order::{Cycle, Spaced};
 pub use phonebook::PhonebookConfig;
 pub use source::{Examples, Sources};
 pub use split::Split;
-pub use squad::{SquadConfig, SquadDataset, SquadVariant};
+pub use squad::{SquadConfig, SquadVariant};
 #[cfg(feature = "train")]
 pub(crate) use task::FINGERPRINT;
 pub use task::{Lengths, Samples, Task};

@@ -2,11 +2,10 @@
 //! of them.
 
 use std::collections::{HashMap, HashSet};
-use std::fmt;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use burn::data::dataset::{Dataset, InMemDataset};
+use burn::data::dataset::InMemDataset;
 use serde::{Deserialize, Deserializer, Serialize};
 
 use super::sentences::sentences;
@@ -92,22 +91,15 @@ impl SquadConfig {
         at_least_one([("valid_samples", self.valid_samples)])
     }
 
-    /// The training and the validation data. Files need no seed; the parameter is that of other tasks.
+    /// The training and the validation data, in memory: each answerable question is an example with its paragraph.
+    /// Files need no seed; the parameter is that of other tasks.
     ///
     /// # Errors
     ///
-    /// See [`SquadDataset::open`]; also too few articles to hold one out.
-    pub fn open(&self, _seed: u64) -> Result<Sources, Error> {
-        let (train, valid) = self.load()?;
-        Ok((boxed(train), boxed(valid)))
-    }
-
-    /// As [`SquadConfig::open`], as [`SquadDataset`]s.
-    ///
-    /// # Errors
-    ///
-    /// As [`SquadConfig::open`].
-    pub fn load(&self) -> Result<(SquadDataset, SquadDataset), Error> {
+    /// If a file is missing or has another format, has a question's id twice, or has an answer that is not at
+    /// `answer_start` in its context (in characters, not bytes); also too few articles to hold one out.
+    pub fn open(&self, seed: u64) -> Result<Sources, Error> {
+        let _ = seed;
         self.validate()?;
         let train = read(&self.train_file, "train_file")?;
         let (train, valid) = match &self.valid_file {
@@ -134,45 +126,11 @@ impl SquadConfig {
                 return Err(Error::file(path, problem));
             }
         }
+        let valid = evenly_spaced(valid, self.valid_samples);
         Ok((
-            SquadDataset(InMemDataset::new(train)),
-            SquadDataset(InMemDataset::new(evenly_spaced(valid, self.valid_samples))),
+            boxed(InMemDataset::new(train)),
+            boxed(InMemDataset::new(valid)),
         ))
-    }
-}
-
-/// The answerable questions of a file, in memory; each is an example with its paragraph.
-pub struct SquadDataset(InMemDataset<Example>);
-
-impl fmt::Debug for SquadDataset {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let questions = self.0.len();
-        f.debug_struct("SquadDataset")
-            .field("questions", &questions)
-            .finish_non_exhaustive()
-    }
-}
-
-impl SquadDataset {
-    /// Reads a file as published. Unanswerable questions are ignored.
-    ///
-    /// # Errors
-    ///
-    /// If the file is missing or has another format, has a question's id twice, or has an answer that is not at
-    /// `answer_start` in its context (in characters, not bytes).
-    pub fn open(path: impl AsRef<Path>, variant: SquadVariant) -> Result<Self, Error> {
-        let articles = read(path.as_ref(), "train_file")?;
-        Ok(Self(InMemDataset::new(examples(&articles, variant))))
-    }
-}
-
-impl Dataset<Example> for SquadDataset {
-    fn get(&self, index: usize) -> Option<Example> {
-        self.0.get(index)
-    }
-
-    fn len(&self) -> usize {
-        self.0.len()
     }
 }
 
@@ -406,15 +364,11 @@ fn sentences_around(context: &str, span: Range<usize>) -> &str {
 /// `count` evenly spaced examples; all if there are fewer.
 fn evenly_spaced(examples: Vec<Example>, count: usize) -> Vec<Example> {
     let all = examples.len();
-    let keep = |at: &usize| *at == 0 || at * count / all != (at - 1) * count / all;
-    match count < all {
-        true => {
-            let numbered = examples.into_iter().enumerate();
-            let taken = numbered.filter(|(at, _)| keep(at));
-            taken.map(|(_, example)| example).collect()
-        }
-        false => examples,
+    if count >= all {
+        return examples;
     }
+    let places = (0..count).map(|at| (at * all).div_ceil(count));
+    places.map(|at| examples[at].clone()).collect()
 }
 
 #[cfg(test)]

@@ -24,14 +24,23 @@ use crate::support::fs::check_file;
 const MAX_LINE: usize = 64 << 20;
 
 /// Settings of data in JSON Lines.
+///
+/// A file has one JSON object per line, with `context`, `query`, `target` and optionally `answers` (other texts that count as
+/// right) and `id` (a string or an integer); or with `context` and `questions`, an array of objects with `query`, `target` and
+/// optionally `answers`. Blank lines and a byte-order mark at the start are ignored.
+///
+/// ```json
+/// {"context": "Mary is in the garden. ", "query": "Where is Mary? ", "target": "garden"}
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct JsonlConfig {
-    /// Training samples; see [`JsonlDataset`] for the format.
+    /// Training samples.
     pub train_file: PathBuf,
     /// Validation samples, all of which are used; without it they are the end of `train_file`.
     pub valid_file: Option<PathBuf>,
-    /// Number of samples at the end of `train_file` that are held out without a `valid_file`; see [`JsonlDataset::hold_out`].
+    /// Number of samples at the end of `train_file` that are held out without a `valid_file`. Others with a
+    /// context of theirs are left out, wherever they are, unless those are all: no context is trained on that is held out.
     pub valid_samples: usize,
 }
 
@@ -61,51 +70,39 @@ impl JsonlConfig {
 
     /// The training and the validation data. Files need no seed; the parameter is that of other tasks.
     ///
-    /// # Errors
-    ///
-    /// See [`JsonlDataset::open`]; also too few samples to hold any out.
-    pub fn open(&self, _seed: u64) -> Result<Sources, Error> {
-        let (train, valid) = self.load()?;
-        Ok((Box::new(train), Box::new(valid)))
-    }
-
-    /// As [`JsonlConfig::open`], as [`JsonlDataset`]s.
+    /// Each file is read once, and every line checked. After that a sample takes one positioned read; any number of threads can
+    /// read at the same time. Memory: 16 bytes a sample; while opening also the longest line and about 50 bytes for every sample
+    /// with an id.
     ///
     /// # Errors
     ///
-    /// As [`JsonlConfig::open`].
-    pub fn load(&self) -> Result<(JsonlDataset, JsonlDataset), Error> {
+    /// If a file has no sample, or a line is not such an object, has an unknown field, is not UTF-8 or longer
+    /// than 64 MiB, has the id of an earlier line, or another number of questions than the lines before it. The
+    /// error names the line and, if there is one, the field. Also too few samples to hold any out.
+    pub fn open(&self, seed: u64) -> Result<Sources, Error> {
+        let _ = seed;
         self.validate()?;
         let train = JsonlDataset::open(&self.train_file)?;
-        let Some(path) = &self.valid_file else {
-            return train.hold_out(self.valid_samples);
+        let (train, valid) = match &self.valid_file {
+            Some(path) => {
+                let valid = JsonlDataset::open(path)?;
+                let trained = train.contexts();
+                let samples = valid.samples.iter();
+                warn_of_known(samples.map(|sample| trained.contains(&sample.context)));
+                (train, valid)
+            }
+            None => train.hold_out(self.valid_samples)?,
         };
-        let valid = JsonlDataset::open(path)?;
-        let trained = train.contexts();
-        let samples = valid.samples.iter();
-        warn_of_known(samples.map(|sample| trained.contains(&sample.context)));
-        Ok((train, valid))
+        Ok((Box::new(train), Box::new(valid)))
     }
 }
 
-/// A file of samples on disk: one JSON object per line, with `context`, `query`, `target` and optionally
-/// `answers` (other texts that count as right) and `id` (a string or an integer); or with `context` and
-/// `questions`, an array of objects with `query`, `target` and optionally `answers`.
-///
-/// ```json
-/// {"context": "Mary is in the garden. ", "query": "Where is Mary? ", "target": "garden"}
-/// ```
-///
-/// Opening reads the file once and checks every line. After that a sample takes one positioned read; any number
-/// of threads can read at the same time. Memory: 16 bytes a sample; while opening also the longest line and about
-/// 50 bytes for every sample with an id.
-#[derive(Clone, Debug)]
-pub struct JsonlDataset {
+/// Samples of a file, which stay on disk.
+struct JsonlDataset {
     file: Arc<JsonlFile>,
     samples: Arc<[Sample]>,
 }
 
-#[derive(Debug)]
 struct JsonlFile {
     path: PathBuf,
     file: PositionedFile,
@@ -122,15 +119,8 @@ struct Sample {
 }
 
 impl JsonlDataset {
-    /// Opens a file and checks every line. Blank lines and a byte-order mark at the start are ignored.
-    ///
-    /// # Errors
-    ///
-    /// If the file has no sample, or a line is not such an object, has an unknown field, is not UTF-8 or longer
-    /// than 64 MiB, has the id of an earlier line, or another number of questions than the lines before it. The
-    /// error names the line and, if there is one, the field.
-    pub fn open(path: impl AsRef<Path>) -> Result<Self, Error> {
-        let path = path.as_ref();
+    /// Opens a file and checks every line.
+    fn open(path: &Path) -> Result<Self, Error> {
         check_file(path)?;
         let file = File::open(path).map_err(Error::io(path, "cannot open"))?;
         let mut reader = BufReader::with_capacity(1 << 18, &file);
@@ -164,18 +154,8 @@ impl JsonlDataset {
         })
     }
 
-    /// Questions per sample.
-    pub fn questions(&self) -> usize {
-        self.file.questions
-    }
-
-    /// Splits off the last `count` samples. Others with a context of theirs are left out, wherever they are, unless those are all: no
-    /// context is trained on that is held out.
-    ///
-    /// # Errors
-    ///
-    /// If that would leave no sample in one of the two.
-    pub fn hold_out(self, count: usize) -> Result<(Self, Self), Error> {
+    /// Splits off the last `count` samples, see [`JsonlConfig::valid_samples`]; fails if that would leave no sample in one of the two.
+    fn hold_out(self, count: usize) -> Result<(Self, Self), Error> {
         let all = self.len();
         let path = &self.file.path;
         if count == 0 || count >= all {
@@ -402,7 +382,7 @@ mod tests {
         let path = folder.path().join("long.jsonl");
         let file = File::create(&path).unwrap();
         file.set_len(MAX_LINE as u64 + 2).unwrap();
-        let error = JsonlDataset::open(&path).unwrap_err().to_string();
+        let error = JsonlDataset::open(&path).err().unwrap().to_string();
         assert!(error.contains("line 1: is longer than 64 MiB"), "{error}");
     }
 

@@ -1,7 +1,9 @@
-use super::*;
-use crate::data::TokensConfig;
+use burn::data::dataset::Dataset;
 use serde_json::{Value, json};
 use tempfile::TempDir;
+
+use super::*;
+use crate::data::{Examples, TokensConfig};
 
 const CONTEXT: &str = " Ünder Dr. Wu the mill grew. In 1905, J. P. Lee bought it. He sold it. ";
 
@@ -24,10 +26,14 @@ fn file(folder: &TempDir, articles: &[Value]) -> PathBuf {
     path
 }
 
+fn of_file(path: &Path, variant: SquadVariant) -> Result<Vec<Example>, Error> {
+    Ok(examples(&read(path, "train_file")?, variant))
+}
+
 fn of(qas: &[Value], variant: SquadVariant) -> Result<Vec<Example>, Error> {
     let folder = tempfile::tempdir().unwrap();
     let path = file(&folder, &[article("Mill", CONTEXT, qas)]);
-    SquadDataset::open(path, variant).map(|dataset| dataset.iter().collect())
+    of_file(&path, variant)
 }
 
 #[test]
@@ -133,7 +139,7 @@ fn errors_explain_wrong_files() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("train-v1.1.json");
     let open = || {
-        SquadDataset::open(&path, SquadVariant::Plain)
+        of_file(&path, SquadVariant::Plain)
             .err()
             .unwrap()
             .to_string()
@@ -164,8 +170,10 @@ fn whole_articles_are_held_out() {
         train_file: file(&folder, &articles),
         ..SquadConfig::default()
     };
-    let contexts = |d: &SquadDataset| d.iter().map(|e| e.context).collect::<Vec<_>>();
-    let (train, valid) = config.load().unwrap();
+    let contexts = |examples: &Examples| -> Vec<String> {
+        examples.iter().map(|e| e.unwrap().context).collect()
+    };
+    let (train, valid) = config.open(0).unwrap();
     assert_eq!(contexts(&valid), ["c7 ", "c15 ", "c again "]);
     assert_eq!(train.len(), 15);
     assert!(
@@ -174,13 +182,13 @@ fn whole_articles_are_held_out() {
             .all(|c| !contexts(&valid).contains(c))
     );
     config.valid_samples = 2;
-    assert_eq!(contexts(&config.load().unwrap().1), ["c7 ", "c again "]);
+    assert_eq!(contexts(&config.open(0).unwrap().1), ["c7 ", "c again "]);
     config.valid_file = Some(config.train_file.clone());
     let (train, valid) = config.open(0).unwrap();
     assert_eq!((train.len(), valid.len()), (19, 2));
     config.valid_file = None;
     file(&folder, &articles[..7]);
-    let error = config.load().err().unwrap().to_string();
+    let error = config.open(0).err().unwrap().to_string();
     assert!(
         error.contains("7 articles") && error.contains("data.valid_file"),
         "{error}"
@@ -218,8 +226,8 @@ fn all_questions_of_a_published_file_are_read_and_target_tokens_contain_the_answ
         .flat_map(|a| list(&a, "paragraphs"));
     let asked = paragraphs.flat_map(|p| list(&p, "qas"));
     let answerable = asked.filter(|q| q["is_impossible"] != true).count();
-    let plain = SquadDataset::open(&path, SquadVariant::Plain).unwrap();
-    let short = SquadDataset::open(&path, SquadVariant::Short).unwrap();
+    let plain = of_file(&path, SquadVariant::Plain).unwrap();
+    let short = of_file(&path, SquadVariant::Short).unwrap();
     assert_eq!((plain.len(), short.len()), (answerable, answerable));
     eprintln!("{answerable} answerable questions");
 
@@ -228,10 +236,13 @@ fn all_questions_of_a_published_file_are_read_and_target_tokens_contain_the_answ
         vocab_size: 2048,
         ..TokensConfig::default()
     };
-    let contexts: Vec<String> = plain.iter().map(|example| example.context).collect();
+    let contexts: Vec<String> = plain
+        .iter()
+        .map(|example| example.context.clone())
+        .collect();
     let tokenizer = tokens.make(|| Ok(contexts.clone().into_iter())).unwrap();
     let variants = [SquadVariant::CqA, SquadVariant::QcA];
-    let others = variants.map(|variant| SquadDataset::open(&path, variant).unwrap());
+    let others = variants.map(|variant| of_file(&path, variant).unwrap());
     for set in [&plain, &short].into_iter().chain(&others) {
         for example in set.iter() {
             let question = &example.questions[0];
@@ -259,6 +270,6 @@ fn all_questions_of_a_published_file_are_read_and_target_tokens_contain_the_answ
         train_file: path,
         ..SquadConfig::default()
     };
-    let (train, valid) = config.load().unwrap();
+    let (train, valid) = config.open(0).unwrap();
     assert!(train.len() > 2_000 && valid.len() > 100);
 }
