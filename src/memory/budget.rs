@@ -6,7 +6,7 @@ use burn::tensor::backend::Backend;
 use super::{Chunks, GradMem, MetaGradient, WriteObjective};
 use crate::error::Error;
 use crate::model::{CausalLm, rows_at_once};
-use crate::support::memory::available_on;
+use crate::support::memory::{available_on, check_free};
 
 /// A graph's floats for each number that the layers make of the tokens that are read
 /// ([`CausalLm::numbers_per_token`]): 2.6 to 2.7 were measured on a Llama of width 128 (benches/README.md).
@@ -46,9 +46,6 @@ impl<B: Backend, M: CausalLm<B>, O: WriteObjective<B, M>> GradMem<B, M, O> {
     ///
     /// Says how much is needed and what would help: [`Error::Input`].
     pub fn check_memory(&self, how: MetaGradient, contexts: [usize; 2]) -> Result<(), Error> {
-        let Some(free) = available_on::<B>(&self.memory.device()) else {
-            return Ok(());
-        };
         let graphs = match how {
             MetaGradient::Unrolled => {
                 let mut most = self.config.clone();
@@ -65,26 +62,16 @@ impl<B: Backend, M: CausalLm<B>, O: WriteObjective<B, M>> GradMem<B, M, O> {
             false => Module::<B>::num_params(&self.model) as f64,
         };
         let needed = LEAST * self.graph_bytes(contexts) * graphs as f64 + 4.0 * 3.0 * weights;
-        if needed <= free {
-            return Ok(());
+        let [batch, seq] = contexts;
+        let what = format!("a step with {batch} contexts of {seq} tokens at once needs");
+        let mut advice = match batch {
+            0 | 1 => "a smaller model".to_string(),
+            several => format!("--micro-batch {}", (several / 4).max(1)),
+        };
+        if graphs > 1 {
+            advice += " or --meta-gradient replay";
         }
-        let mib = |bytes: f64| bytes / f64::from(1 << 20);
-        Err(Error::Input(format!(
-            "a step with {} contexts of {} tokens at once needs at least {:.0} MiB, and {:.0} MiB are free: try {}{}",
-            contexts[0],
-            contexts[1],
-            mib(needed),
-            mib(free),
-            match contexts[0] {
-                0 | 1 => "a smaller model".to_string(),
-                several => format!("--micro-batch {}", (several / 4).max(1)),
-            },
-            if graphs > 1 {
-                " or --meta-gradient replay"
-            } else {
-                ""
-            }
-        )))
+        check_free::<B>(&self.memory.device(), needed, &what, &advice)
     }
 
     /// About how many bytes one WRITE step's graph takes for contexts `[batch, seq]`.

@@ -13,7 +13,7 @@ use super::{
     Cache, Gpt2, Gpt2Config, GptNeoX, GptNeoXConfig, Llama, LlamaConfig, Mamba, MambaConfig, Slots,
 };
 use crate::error::Error;
-use crate::support::memory::available_on;
+use crate::support::memory::check_free;
 
 /// The settings of a language model, by its Hugging Face type.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -130,18 +130,9 @@ impl ModelConfig {
     /// See [`ModelConfig::validate`]; also weights that certainly do not fit into the memory that is free, where that is known.
     pub fn init<B: Backend>(&self, seed: u64, device: &B::Device) -> Result<AnyLm<B>, Error> {
         self.validate()?;
+        let advice = "a smaller model, of fewer layers or a smaller width";
         let needed = 4.0 * self.least_weights();
-        if let Some(free) = available_on::<B>(device)
-            && needed > free
-        {
-            let mib = |bytes: f64| bytes / f64::from(1 << 20);
-            return Err(Error::Input(format!(
-                "the model's weights need at least {:.0} MiB, and {:.0} MiB are free: try a smaller model, of fewer layers or \
-                 a smaller width",
-                mib(needed),
-                mib(free)
-            )));
-        }
+        check_free::<B>(device, needed, "the model's weights need", advice)?;
         self.build(Init::new(seed), device)
     }
 

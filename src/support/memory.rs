@@ -6,6 +6,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use burn::tensor::backend::Backend;
 
+use crate::error::Error;
+
 /// Processes of this program that compute on this machine together.
 static PROCESSES: AtomicU64 = AtomicU64::new(1);
 
@@ -44,6 +46,30 @@ pub(crate) fn available_on<B: Backend>(device: &B::Device) -> Option<f64> {
         return None;
     }
     Some((available()? / PROCESSES.load(Ordering::Relaxed)) as f64)
+}
+
+/// Fails if that is known to be less than `needed` bytes.
+///
+/// - `what`: takes them, as the subject of a sentence
+/// - `advice`: what to try instead
+pub(crate) fn check_free<B: Backend>(
+    device: &B::Device,
+    needed: f64,
+    what: &str,
+    advice: &str,
+) -> Result<(), Error> {
+    match available_on::<B>(device) {
+        Some(free) if needed > free => Err(Error::Input(format!(
+            "{what} at least {:.0} MiB, and {:.0} MiB are free: try {advice}",
+            mib(needed),
+            mib(free)
+        ))),
+        _ => Ok(()),
+    }
+}
+
+fn mib(bytes: f64) -> f64 {
+    bytes / f64::from(1 << 20)
 }
 
 /// An amount of memory that Linux tells in one of its files, such as `VmHWM` of `/proc/self/status`, the most
