@@ -14,7 +14,7 @@
 
 use burn::module::{Module, Param};
 use burn::tensor::backend::Backend;
-use burn::tensor::{DType, Tensor};
+use burn::tensor::{DType, Tensor, TensorData};
 use gradmem_kernels::{KernelBackend, linear_scan};
 use rand_distr::{Distribution, Uniform};
 use serde::{Deserialize, Serialize};
@@ -242,7 +242,7 @@ impl MambaConfig {
                 init.uniform([inner, rank], 1.0 / (rank as f64).sqrt(), device),
                 Some(init.draw([inner], steps, device)),
             ),
-            A_log: init.draw([inner, n], Ramp::new(n), device),
+            A_log: init.given([inner, n], device, || ramp([inner, n], device)),
             D: init.constant([inner], 1.0, device),
             out_proj: linear([d, inner], self.use_bias, init),
             activation: self.hidden_act,
@@ -308,25 +308,11 @@ impl Distribution<f64> for StepBias {
     }
 }
 
-/// ln 1, ln 2, … ln N, repeated.
-struct Ramp {
-    n: usize,
-    next: std::cell::Cell<usize>,
-}
-
-impl Ramp {
-    fn new(n: usize) -> Self {
-        let next = std::cell::Cell::new(0);
-        Self { n, next }
-    }
-}
-
-impl Distribution<f64> for Ramp {
-    fn sample<R: rand::Rng + ?Sized>(&self, _: &mut R) -> f64 {
-        let at = self.next.get();
-        self.next.set(at + 1);
-        ((at % self.n + 1) as f64).ln()
-    }
+/// ln 1, ln 2, … ln N in each row.
+fn ramp<B: Backend>([rows, n]: [usize; 2], device: &B::Device) -> Tensor<B, 2> {
+    let values = (0..rows * n).map(|at| ((at % n + 1) as f64).ln());
+    let data = TensorData::new(values.collect::<Vec<f64>>(), [rows, n]);
+    Tensor::from_data(data, device)
 }
 
 /// The model; see [`MambaConfig`]. Parameter paths are Hugging Face's tensor names.

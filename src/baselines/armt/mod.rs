@@ -79,10 +79,10 @@ impl ArmtConfig {
         let maps = self.maps(d, &slots)?;
         let shape = [self.memory_tokens, d];
         let memory = match (self.memory_std, self.implementation) {
-            (None, ArmtImplementation::Old) if !init.is_blank() => {
-                let drawn = init.normal(shape, 1.0, device).val();
-                let std = std_of_embeddings(&model, device).expand(shape);
-                Param::from_tensor((drawn * std).detach())
+            (None, ArmtImplementation::Old) => {
+                let drawn = init.normal(shape, 1.0, device);
+                let std = || std_of_embeddings(&model, device).expand(shape);
+                init.given(shape, device, || (drawn.val() * std()).detach())
             }
             (std, _) => init.normal(shape, std.unwrap_or(0.02), device),
         };

@@ -73,10 +73,7 @@ impl<B: Backend> Affine<B> {
     /// The identity, with a zero bias.
     pub fn identity(d: usize, init: &Init, device: &B::Device) -> Self {
         let bias = Some(init.constant([d], 0.0, device));
-        let weight = match init.is_blank() {
-            true => init.constant([d, d], 0.0, device),
-            false => Param::from_tensor(Tensor::eye(d, device)),
-        };
+        let weight = init.given([d, d], device, || Tensor::eye(d, device));
         Self::new(weight, bias)
     }
 
@@ -87,11 +84,7 @@ impl<B: Backend> Affine<B> {
         init: &Init,
         device: &B::Device,
     ) -> Self {
-        let weight = match init.is_blank() {
-            true => init.constant(shape, 0.0, device),
-            false => Param::from_tensor(head().detach()),
-        };
-        Self::new(weight, None)
+        Self::new(init.given(shape, device, || head().detach()), None)
     }
 
     fn plus_bias<const D: usize>(&self, y: Tensor<B, D>) -> Tensor<B, D> {

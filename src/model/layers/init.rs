@@ -84,9 +84,19 @@ impl Init {
         value: f64,
         device: &B::Device,
     ) -> Param<Tensor<B, D>> {
-        match self.rng {
-            None => lazily(shape, device),
-            Some(_) => Param::from_tensor(Tensor::full(shape, value, device)),
+        self.given(shape, device, || Tensor::full(shape, value, device))
+    }
+
+    /// What `make` gives, which is called only if weights are not to be loaded.
+    pub(crate) fn given<B: Backend, const D: usize>(
+        &self,
+        shape: [usize; D],
+        device: &B::Device,
+        make: impl FnOnce() -> Tensor<B, D>,
+    ) -> Param<Tensor<B, D>> {
+        match self.is_blank() {
+            true => lazily(shape, device),
+            false => Param::from_tensor(make()),
         }
     }
 
