@@ -17,9 +17,9 @@ use burn::tensor::backend::Backend;
 use burn::tensor::{Tensor, TensorData};
 use gradmem_kernels::Tape;
 
-use super::noise::{noise, rms};
+use super::noise::{noise, rms, sample_squares};
 use super::segments::Segments;
-use super::write::{Step, StepModel, detached, sample_squares};
+use super::write::{Step, StepModel, detached, gradients_to, on_tape};
 use super::{GradMem, GradMemConfig, GraphLock, LiftedObjective, Memory};
 use crate::episode::{Episode, Totals};
 use crate::error::Error;
@@ -240,15 +240,9 @@ impl<B: Backend, M: Writable<B>, O: LiftedObjective<B, M>> GradMem<B, M, O> {
     ) -> Result<Vec<Tensor<B, 3>>, Error> {
         let _lock = GraphLock::inner();
         let model = GradMem::from_inner(self.clone().no_grad()).no_grad();
-        let fast = fast.into_iter();
-        let fast: Vec<Tensor<Tape<B>, 3>> =
-            fast.map(|x| Tensor::from_inner(x).require_grad()).collect();
+        let fast = on_tape(fast);
         let gradients = loss(&model, &Memory::from_fast(fast.clone()))?.backward();
-        let found = fast.iter().map(|x| match x.grad(&gradients) {
-            Some(gradient) => gradient.detach(),
-            None => x.clone().inner().zeros_like(),
-        });
-        Ok(found.collect())
+        Ok(detached(&gradients_to(&fast, &gradients)))
     }
 
     /// STAR: `KL(READ(m) ‖ READ(m + δ))` over the labelled tokens, `[1]`. `δ` is a constant: from a random direction of

@@ -1,4 +1,4 @@
-//! Random numbers that a sample always gets alike.
+//! Random numbers that a sample always gets alike, and the sizes of a sample's numbers.
 
 use burn::tensor::backend::Backend;
 use burn::tensor::{Tensor, TensorData};
@@ -8,10 +8,15 @@ use rand_distr::{Distribution, StandardNormal};
 
 use crate::episode::Tokens;
 
+/// Each sample's sum of squares: `[batch, rows, columns]` → `[batch, 1, 1]`.
+pub(super) fn sample_squares<B: Backend>(x: Tensor<B, 3>) -> Tensor<B, 3> {
+    x.square().sum_dim(2).sum_dim(1)
+}
+
 /// The root mean square of each sample's numbers: `[batch, 1, 1]`.
 pub(super) fn rms<B: Backend>(x: &Tensor<B, 3>) -> Tensor<B, 3> {
     let [_, rows, columns] = x.dims();
-    let squares = x.clone().square().sum_dim(2).sum_dim(1);
+    let squares = sample_squares(x.clone());
     squares.mul_scalar(1.0 / (rows * columns) as f64).sqrt()
 }
 

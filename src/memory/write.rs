@@ -11,10 +11,10 @@ use std::ops::Range;
 
 use burn::module::{AutodiffModule, Module};
 use burn::tensor::Tensor;
-use burn::tensor::backend::Backend;
+use burn::tensor::backend::{AutodiffBackend, Backend};
 use gradmem_kernels::Tape;
 
-use super::noise::{noise, rms};
+use super::noise::{noise, rms, sample_squares};
 use super::reconstruct::check_as_many;
 use super::segments::{Reading, Segment, Segments};
 use super::{Chunks, GradMem, GradMode, GraphLock, LiftedObjective, Memory, WriteObjective};
@@ -455,10 +455,7 @@ impl<B: Backend, M: Writable<B>, O: LiftedObjective<B, M>> StepModel<B, M, O> {
         segment: &Segment<B>,
     ) -> (Tensor<B, 1>, Vec<Tensor<B, 3>>) {
         let _lock = GraphLock::inner();
-        let fast: Vec<Tensor<Tape<B>, 3>> = fast
-            .into_iter()
-            .map(|x| Tensor::from_inner(x).require_grad())
-            .collect();
+        let fast = on_tape(fast);
         let device = self.embeds.device();
         let loss = timed::<B, _>(Phase::WriteForward, &device, || {
             self.gradmem
@@ -468,11 +465,7 @@ impl<B: Backend, M: Writable<B>, O: LiftedObjective<B, M>> StepModel<B, M, O> {
         let gradients = timed::<B, _>(Phase::WriteBackward, &device, || {
             loss.clone().sum().backward()
         });
-        let gradients = fast.iter().map(|x| {
-            x.grad(&gradients)
-                .unwrap_or_else(|| x.clone().inner().zeros_like())
-        });
-        (loss.inner(), gradients.collect())
+        (loss.inner(), gradients_to(&fast, &gradients))
     }
 }
 
@@ -519,9 +512,22 @@ impl<B: Backend, M: CausalLm<B>, O: WriteObjective<B, M>> GradMem<B, M, O> {
     }
 }
 
-/// Each sample's sum of squares: `[batch, rows, columns]` → `[batch, 1, 1]`.
-pub(super) fn sample_squares<B: Backend>(x: Tensor<B, 3>) -> Tensor<B, 3> {
-    x.square().sum_dim(2).sum_dim(1)
+/// The same on one more tape, where they require gradients.
+pub(super) fn on_tape<B: Backend>(tensors: Vec<Tensor<B, 3>>) -> Vec<Tensor<Tape<B>, 3>> {
+    let lifted = tensors.into_iter().map(Tensor::from_inner);
+    lifted.map(Tensor::require_grad).collect()
+}
+
+/// The gradient to each of these tensors; zeros where nothing depends on it.
+pub(super) fn gradients_to<B: AutodiffBackend>(
+    tensors: &[Tensor<B, 3>],
+    gradients: &B::Gradients,
+) -> Vec<Tensor<B::InnerBackend, 3>> {
+    let found = tensors.iter().map(|x| {
+        x.grad(gradients)
+            .unwrap_or_else(|| x.clone().inner().zeros_like())
+    });
+    found.collect()
 }
 
 pub(super) fn detached<B: Backend>(tensors: &[Tensor<B, 3>]) -> Vec<Tensor<B, 3>> {
