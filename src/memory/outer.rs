@@ -20,7 +20,7 @@ use burn::tensor::backend::{AutodiffBackend, Backend};
 use serde::{Deserialize, Serialize};
 
 use super::segments::Segments;
-use super::write::{State, Step, detached};
+use super::write::{State, Step, detached, gradients_to};
 use super::{Auxiliary, GradMem, GradMode, GraphLock, LiftedObjective, Memory};
 use crate::episode::{Episode, Told};
 use crate::error::Error;
@@ -233,19 +233,14 @@ where
             return drawn.replay(episode, &segments);
         }
         let outer = drawn.unrolled(episode, &segments)?;
-        let loss = drawn.loss_of_part(&outer, &outer.auxiliary, episode);
+        let loss = drawn.loss_of_part(&outer, episode);
         let gradients = drawn.outer_backward(loss);
         Ok((GradientsParams::from_grads(gradients, self), outer))
     }
 
-    fn loss_of_part(
-        &self,
-        outer: &Outer<B>,
-        terms: &Auxiliary<B>,
-        episode: &Episode<B>,
-    ) -> Tensor<B, 1> {
+    fn loss_of_part(&self, outer: &Outer<B>, episode: &Episode<B>) -> Tensor<B, 1> {
         let read_loss = episode.share(outer.read_loss.clone(), self.counted());
-        sum(read_loss, self.term_of_part(terms, episode))
+        sum(read_loss, self.term_of_part(&outer.auxiliary, episode))
     }
 
     fn outer_backward(&self, loss: Tensor<B, 1>) -> B::Gradients {
@@ -262,96 +257,19 @@ where
     ) -> Result<(GradientsParams, Outer<B>), Error> {
         let steps = self.config.write_steps;
         let last = self.every_step(segments).end - 1;
-        let constant = self.clone().no_grad();
-        let mut path = vec![State::at_rest(detached(&constant.start(episode.len())))];
-        let (mut losses, mut norms) = (Vec::new(), Vec::new());
-        for n in 0..last {
-            let (memory, velocity) =
-                constant.training_steps(n..n + 1, path[n].clone(), segments, |_| {});
-            path.push(State {
-                fast: memory.fast().to_vec(),
-                velocity,
-            });
-            losses.extend(memory.losses);
-            norms.extend(memory.grad_norms);
-        }
-
+        let path = self.path(last, segments, episode);
         let mut total = GradientsAccumulator::new();
-        let mut walk = |loss: Tensor<B, 1>, from: &[Tensor<B, 3>]| {
-            let gradients = self.outer_backward(loss);
-            let to_memory: Vec<_> = from
-                .iter()
-                .map(|x| match x.grad(&gradients) {
-                    Some(gradient) => Tensor::from_inner(gradient),
-                    None => x.zeros_like(),
-                })
-                .collect();
-            total.accumulate(self, GradientsParams::from_grads(gradients, self));
-            to_memory
-        };
-        let step = |n: usize, from: &State<B>| {
-            let mut terms = Ok(Auxiliary::default());
-            let next = self.training_steps(n..n + 1, from.clone(), segments, |step| {
-                self.add_terms(&mut terms, &step, segments, episode);
-            });
-            Ok::<_, Error>((next, terms?))
-        };
+        let (outer, to) = self.last_step(&path, segments, episode, &mut total)?;
 
-        // READ, the last step, and what stands for the memories before it: its start, those that the chunks before left if
-        // READ is given them, and M_0 if a loss compares the last memory with it.
-        let from = path[last].map(leaves);
-        let ends: Vec<Vec<Tensor<B, 3>>> = match self.config.concatenates() {
-            true => {
-                let ends = (1..segments.pieces.len()).map(|piece| &path[piece * steps]);
-                ends.map(|end| leaves(&end.fast)).collect()
-            }
-            false => Vec::new(),
-        };
-        let origin = match self.has_terms_of_end() && last > 0 {
-            true => leaves(&path[0].fast),
-            false => Vec::new(),
-        };
-        let ((next, _), mut terms) = step(last, &from)?;
-        let start = if origin.is_empty() {
-            &from.fast
-        } else {
-            &origin
-        };
-        terms.add(self.terms_of_end(start, next.fast(), segments, episode)?);
-        let mut memory = match ends.as_slice() {
-            [] => Memory::from_parts(vec![next.fast().to_vec()], None),
-            ends => {
-                let parts = [ends, &[next.fast().to_vec()]].concat();
-                Memory::from_parts(parts, Some(segments.counts.clone()))
-            }
-        };
-        losses.extend(next.losses);
-        norms.extend(next.grad_norms);
-        memory = memory.after(losses, norms);
-        let outer = self.read_out(memory, terms, episode)?;
-        let of_last = from.tensors();
-        let leaves_of_all = [&of_last, &ends.concat(), &origin]
-            .map(Vec::as_slice)
-            .concat();
-        let loss = self.loss_of_part(&outer, &outer.auxiliary, episode);
-        let mut to_leaves = walk(loss, &leaves_of_all).into_iter();
-        let mut take = |count| to_leaves.by_ref().take(count).collect::<Vec<_>>();
-        let matrices = from.fast.len();
-        let mut v = take(of_last.len());
-        let to_ends: Vec<_> = ends.iter().map(|_| take(matrices)).collect();
-        let to_origin = take(matrices);
-
+        // Back along the path: `v` is the gradient to M_{n+1}.
+        let mut v = to.before_last.tensors();
         let mut auxiliary = outer.auxiliary.clone().detach();
         let mut drift: Option<Tensor<B, 1>> = None;
         for n in (0..last).rev() {
             if (n + 1) % steps == 0
-                && let Some(to_end) = to_ends.get((n + 1) / steps - 1)
+                && let Some(to_end) = to.ends.get((n + 1) / steps - 1)
             {
-                v = v
-                    .into_iter()
-                    .zip(to_end)
-                    .map(|(v, to_end)| v + to_end.clone())
-                    .collect();
+                v = plus(v, to_end);
             }
             let k = n % steps;
             let has_terms = self.config.has_terms(k);
@@ -361,28 +279,24 @@ where
             if !self.config.is_second_order(k) && !has_terms && !learned {
                 continue;
             }
-            let from = path[n].map(leaves);
-            let ((next, velocity), terms) = step(n, &from)?;
-            let apart = apart(&next.losses[0], &outer.memory.losses[n]);
+            let from = path.states[n].map(leaves);
+            let (next, velocity, terms) = self.step_with_terms(n, &from, segments, episode)?;
+            let apart = apart(&next.losses[0], &path.losses[n]);
             drift = Some(match drift {
                 Some(drift) => drift.max_pair(apart),
                 None => apart,
             });
             let reached = [next.fast(), &velocity].concat();
             let loss = sum(product(&reached, v), self.term_of_part(&terms, episode));
-            v = walk(loss, &from.tensors());
+            v = self.pull(loss, &from.tensors(), &mut total);
             auxiliary.add(terms.detach());
         }
         if self.config.grad_mode != GradMode::None {
-            let v = match to_origin.is_empty() {
+            let v = match to.origin.is_empty() {
                 true => v,
-                false => v
-                    .into_iter()
-                    .zip(to_origin)
-                    .map(|(v, more)| v + more)
-                    .collect(),
+                false => plus(v, &to.origin),
             };
-            walk(product(&self.start(episode.len()), v), &[]);
+            self.pull(product(&self.start(episode.len()), v), &[], &mut total);
         }
         let term = auxiliary.weighted(&self.config, self.counted(), |mean, _| mean);
         let outer = Outer {
@@ -392,6 +306,147 @@ where
             ..outer
         };
         Ok((total.grads(), outer))
+    }
+
+    /// The first `last` steps, on weights without a graph.
+    fn path(&self, last: usize, segments: &Segments<B>, episode: &Episode<B>) -> Path<B> {
+        let constant = self.clone().no_grad();
+        let start = State::at_rest(detached(&constant.start(episode.len())));
+        let mut path = Path {
+            states: vec![start],
+            losses: Vec::new(),
+            norms: Vec::new(),
+        };
+        for n in 0..last {
+            let from = path.states[n].clone();
+            let (memory, velocity) = constant.training_steps(n..n + 1, from, segments, |_| {});
+            path.states.push(State {
+                fast: memory.fast().to_vec(),
+                velocity,
+            });
+            path.losses.extend(memory.losses);
+            path.norms.extend(memory.grad_norms);
+        }
+        path
+    }
+
+    /// The last step and READ as one graph: the outer loss, whose gradient is added to `total`, and its gradients to the memories
+    /// before the last one.
+    fn last_step(
+        &self,
+        path: &Path<B>,
+        segments: &Segments<B>,
+        episode: &Episode<B>,
+        total: &mut GradientsAccumulator<Self>,
+    ) -> Result<(Outer<B>, Before<B>), Error> {
+        let steps = self.config.write_steps;
+        let last = path.states.len() - 1;
+        let ends = match self.config.concatenates() {
+            true => 1..segments.pieces.len(),
+            false => 0..0,
+        };
+        let from = Before {
+            before_last: path.states[last].map(leaves),
+            ends: ends
+                .map(|piece| leaves(&path.states[piece * steps].fast))
+                .collect(),
+            origin: match self.has_terms_of_end() && last > 0 {
+                true => leaves(&path.states[0].fast),
+                false => Vec::new(),
+            },
+        };
+        let (next, _, mut terms) =
+            self.step_with_terms(last, &from.before_last, segments, episode)?;
+        let start = match from.origin.is_empty() {
+            true => &from.before_last.fast,
+            false => &from.origin,
+        };
+        terms.add(self.terms_of_end(start, next.fast(), segments, episode)?);
+        let parts = [&from.ends[..], &[next.fast().to_vec()]].concat();
+        let counts = (!from.ends.is_empty()).then(|| segments.counts.clone());
+        let memory = Memory::from_parts(parts, counts).after(
+            [&path.losses[..], &next.losses].concat(),
+            [&path.norms[..], &next.grad_norms].concat(),
+        );
+        let outer = self.read_out(memory, terms, episode)?;
+        let loss = self.loss_of_part(&outer, episode);
+        let to = from.with(self.pull(loss, &from.tensors(), total));
+        Ok((outer, to))
+    }
+
+    /// Step `n`, what it leaves of velocity, and what it adds to the loss.
+    fn step_with_terms(
+        &self,
+        n: usize,
+        from: &State<B>,
+        segments: &Segments<B>,
+        episode: &Episode<B>,
+    ) -> Result<(Memory<B>, Vec<Tensor<B, 3>>, Auxiliary<B>), Error> {
+        let mut terms = Ok(Auxiliary::default());
+        let (next, velocity) = self.training_steps(n..n + 1, from.clone(), segments, |step| {
+            self.add_terms(&mut terms, &step, segments, episode);
+        });
+        Ok((next, velocity, terms?))
+    }
+
+    /// Adds the gradient of `loss` to `total`; its gradients to `from`, which are constants.
+    fn pull(
+        &self,
+        loss: Tensor<B, 1>,
+        from: &[Tensor<B, 3>],
+        total: &mut GradientsAccumulator<Self>,
+    ) -> Vec<Tensor<B, 3>> {
+        let gradients = self.outer_backward(loss);
+        let to = gradients_to(from, &gradients).into_iter();
+        let to = to.map(Tensor::from_inner).collect();
+        total.accumulate(self, GradientsParams::from_grads(gradients, self));
+        to
+    }
+}
+
+/// The steps before the last one, taken without a graph.
+struct Path<B: Backend> {
+    /// `M_0 …`, and with momentum the velocities.
+    states: Vec<State<B>>,
+    /// The WRITE loss before each step: `[batch]`.
+    losses: Vec<Tensor<B, 1>>,
+    /// The norms of each step's gradients: `[batch, matrices]`.
+    norms: Vec<Tensor<B, 2>>,
+}
+
+/// The memories before the last one that the outer loss is a function of, or its gradients to them.
+struct Before<B: Backend> {
+    /// What the last step begins with.
+    before_last: State<B>,
+    /// What the chunks before the last one left, if READ is given them.
+    ends: Vec<Vec<Tensor<B, 3>>>,
+    /// `M_0`, if a loss compares the last memory with it.
+    origin: Vec<Tensor<B, 3>>,
+}
+
+impl<B: Backend> Before<B> {
+    /// All in a row.
+    fn tensors(&self) -> Vec<Tensor<B, 3>> {
+        [
+            &self.before_last.tensors()[..],
+            &self.ends.concat(),
+            &self.origin,
+        ]
+        .concat()
+    }
+
+    /// Other tensors in their places.
+    fn with(&self, tensors: Vec<Tensor<B, 3>>) -> Self {
+        let mut tensors = tensors.into_iter();
+        let mut like = |x: &Vec<_>| tensors.by_ref().take(x.len()).collect();
+        Self {
+            before_last: State {
+                fast: like(&self.before_last.fast),
+                velocity: like(&self.before_last.velocity),
+            },
+            ends: self.ends.iter().map(&mut like).collect(),
+            origin: like(&self.origin),
+        }
     }
 }
 
@@ -413,6 +468,12 @@ fn product<B: Backend>(x: &[Tensor<B, 3>], v: Vec<Tensor<B, 3>>) -> Tensor<B, 1>
     products
         .reduce(|sum, product| sum + product)
         .expect("a memory has vectors")
+}
+
+/// The sums of both, tensor by tensor.
+fn plus<B: Backend>(v: Vec<Tensor<B, 3>>, more: &[Tensor<B, 3>]) -> Vec<Tensor<B, 3>> {
+    let pairs = v.into_iter().zip(more);
+    pairs.map(|(v, more)| v + more.clone()).collect()
 }
 
 fn sum<B: Backend>(loss: Tensor<B, 1>, term: Option<Tensor<B, 1>>) -> Tensor<B, 1> {
