@@ -63,7 +63,8 @@ pub trait WriteObjective<B: Backend, M: CausalLm<B>>: Module<B> + ModuleDisplay 
     ///
     /// - `hidden`: `[batch, seq, d_model]`
     /// - output: `[batch, seq, vocab_size]`
-    fn logits(&self, _model: &M, _hidden: Tensor<B, 3>) -> Option<Tensor<B, 3>> {
+    fn logits(&self, model: &M, hidden: Tensor<B, 3>) -> Option<Tensor<B, 3>> {
+        let _ = (model, hidden);
         None
     }
 

@@ -38,12 +38,13 @@ pub trait Method<B: Backend>: Module<B> + ModuleDisplay {
     fn gradient(
         &self,
         episode: &Episode<B>,
-        _strategy: MetaGradient,
+        strategy: MetaGradient,
     ) -> Result<(GradientsParams, Answers<B>), Error>
     where
         B: AutodiffBackend,
         Self: AutodiffModule<B>,
     {
+        let _ = strategy;
         let _lock = GraphLock::new();
         let answers = self.answers(episode)?;
         Ok((answers.gradient(self, episode), answers))
@@ -55,7 +56,8 @@ pub trait Method<B: Backend>: Module<B> + ModuleDisplay {
     /// # Errors
     ///
     /// If such a step certainly does not fit into memory.
-    fn settle(&self, strategy: MetaGradient, _contexts: [usize; 2]) -> Result<MetaGradient, Error> {
+    fn settle(&self, strategy: MetaGradient, contexts: [usize; 2]) -> Result<MetaGradient, Error> {
+        let _ = contexts;
         Ok(strategy)
     }
 
@@ -72,9 +74,10 @@ pub trait Method<B: Backend>: Module<B> + ModuleDisplay {
     /// Whatever does not fit the model.
     fn reconstruction(
         &self,
-        _answers: &Answers<B>,
-        _episode: &Episode<B>,
+        answers: &Answers<B>,
+        episode: &Episode<B>,
     ) -> Result<Option<Reconstruction<B>>, Error> {
+        let _ = (answers, episode);
         Ok(None)
     }
 
@@ -84,7 +87,8 @@ pub trait Method<B: Backend>: Module<B> + ModuleDisplay {
     /// # Errors
     ///
     /// Whatever does not fit the model.
-    fn start_loss(&self, _episode: &Episode<B>) -> Result<Option<Tensor<B, 1>>, Error> {
+    fn start_loss(&self, episode: &Episode<B>) -> Result<Option<Tensor<B, 1>>, Error> {
+        let _ = episode;
         Ok(None)
     }
 }

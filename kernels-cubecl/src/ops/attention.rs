@@ -44,12 +44,13 @@ pub trait AttentionBackend: Backend {
         q: FloatTensor<Self>,
         k: FloatTensor<Self>,
         v: FloatTensor<Self>,
-        _out: FloatTensor<Self>,
+        out: FloatTensor<Self>,
         lse: FloatTensor<Self>,
         grad_out: FloatTensor<Self>,
         scale: f64,
         onto: [Option<FloatTensor<Self>>; 3],
     ) -> [FloatTensor<Self>; 3] {
+        let _ = out;
         let (inputs, product) = ([q, k, v], Self::float_matmul);
         primitives::causal_attention_backward::<Self>(inputs, lse, grad_out, scale, onto, product)
     }
@@ -63,12 +64,13 @@ pub trait AttentionBackend: Backend {
         q: FloatTensor<Self>,
         k: FloatTensor<Self>,
         v: FloatTensor<Self>,
-        _out: FloatTensor<Self>,
+        out: FloatTensor<Self>,
         lse: FloatTensor<Self>,
         grad_out: FloatTensor<Self>,
         cotangents: [Option<FloatTensor<Self>>; 3],
         scale: f64,
     ) -> [FloatTensor<Self>; 4] {
+        let _ = out;
         primitives::causal_attention_double_backward::<Self>(
             [q, k, v],
             lse,
