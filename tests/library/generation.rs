@@ -10,18 +10,11 @@ use gradmem::episode::Tokens;
 use gradmem::kernels::KernelBackend;
 use gradmem::memory::{GradMemConfig, MemProj};
 use gradmem::model::generate::{GenerateConfig, Reader, continue_prompts};
-use gradmem::model::{AnyLm, Cache, CausalLm, Llama, LlamaConfig, ModelConfig, Slots};
+use gradmem::model::{AnyLm, Cache, CausalLm, Llama, LlamaConfig, Slots};
 
-use crate::shared::{self, VOCAB, values, writing};
+use crate::shared::{self, VOCAB, named_models, values, writing};
 
 type B = NdArray<f64>;
-fn models() -> Vec<(&'static str, AnyLm<B>)> {
-    let init = |config: ModelConfig| {
-        let model = config.init::<B>(3, &Default::default()).unwrap();
-        (config.model_type(), model)
-    };
-    shared::models().into_iter().map(init).collect()
-}
 
 fn tokens(rows: &[&[i64]]) -> Tensor<B, 2, Int> {
     let shape = [rows.len(), rows[0].len()];
@@ -40,7 +33,7 @@ fn assert_close(what: &str, found: &[f64], expected: &[f64]) {
 
 #[test]
 fn a_sequence_read_in_pieces_is_the_sequence() {
-    for (name, model) in models() {
+    for (name, model) in named_models::<B>() {
         let ids = tokens(&[
             &[5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15],
             &[4, 4, 16, 3, 2, 18, 1, 1, 9, 5, 6],
@@ -132,7 +125,7 @@ fn greedy(model: &AnyLm<B>, prefix: Tensor<B, 3>, prompt: &[u32], count: usize) 
 
 #[test]
 fn cached_decoding_equals_uncached_token_by_token() {
-    for (name, model) in models() {
+    for (name, model) in named_models::<B>() {
         let beginnings = tokens(&[&[5, 9, 2], &[7, 7, 11]]);
         let embeds = model.embed(beginnings);
         let prefix = Reader::new(&model, embeds.clone()).unwrap();
@@ -170,7 +163,7 @@ fn cached_decoding_equals_uncached_token_by_token() {
 
 #[test]
 fn decoding_ends_where_the_positions_do() {
-    for (name, model) in models() {
+    for (name, model) in named_models::<B>() {
         let prompts = [vec![1; 37]];
         let config = GenerateConfig::greedy(20);
         let found = continue_prompts(&model, &prompts, &config).unwrap();
@@ -204,7 +197,7 @@ fn unpadded(row: &[i64]) -> Vec<i64> {
 #[test]
 fn a_batch_of_n_is_n_batches_of_one() {
     let device = Default::default();
-    for (name, model) in models() {
+    for (name, model) in named_models::<B>() {
         let gradmem = GradMemConfig::new()
             .with_memory_tokens(3)
             .with_write_lr(0.3)
@@ -273,7 +266,7 @@ fn a_batch_of_n_is_n_batches_of_one() {
 
 #[test]
 fn many_queries_share_one_prefix() {
-    for (name, model) in models() {
+    for (name, model) in named_models::<B>() {
         let gradmem = GradMemConfig::new()
             .with_memory_tokens(3)
             .with_write_lr(0.3)
@@ -308,7 +301,7 @@ fn many_queries_share_one_prefix() {
 /// ARMT on each model with the implementations it can have, cut into segments and not, that has something to write.
 fn armts() -> Vec<(String, Armt<B, AnyLm<B>>)> {
     let mut found = Vec::new();
-    for (name, model) in models() {
+    for (name, model) in named_models::<B>() {
         for implementation in [ArmtImplementation::Thinking, ArmtImplementation::Old] {
             for segment_size in [None, Some(4)] {
                 let config = ArmtConfig::new()

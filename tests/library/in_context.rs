@@ -8,9 +8,9 @@ use gradmem::baselines::{InContext, InContextConfig, Questions};
 use gradmem::episode::{Episode, Tokens};
 use gradmem::memory::MetaGradient;
 use gradmem::method::Method;
-use gradmem::model::{AnyLm, CausalLm, LlamaConfig, ModelConfig};
+use gradmem::model::{AnyLm, CausalLm, LlamaConfig};
 
-use crate::shared::{self, assert_same, gradients, values};
+use crate::shared::{self, assert_same, gradients, named_models, values};
 
 type I = burn_ndarray::NdArray<f64>;
 type B = Autodiff<I>;
@@ -29,14 +29,6 @@ const ANSWERS: [(&[u32], &[u32]); 6] = [
     (&[], &[9]),
     (&[7, 7], &[1, 1]),
 ];
-
-fn models() -> Vec<(&'static str, AnyLm<B>)> {
-    let init = |config: ModelConfig| {
-        let model = config.init::<B>(3, &Default::default()).unwrap();
-        (config.model_type(), model)
-    };
-    shared::models().into_iter().map(init).collect()
-}
 
 fn method(model: &AnyLm<B>, questions: Questions) -> InContext<B, AnyLm<B>> {
     let config = InContextConfig::new().with_questions(questions);
@@ -68,7 +60,7 @@ fn is_far(a: &[f64], b: &[f64]) -> bool {
 
 #[test]
 fn a_shared_context_equals_separate_sequences() {
-    for (name, model) in models() {
+    for (name, model) in named_models::<B>() {
         let [separate, shared] = [Questions::Separate, Questions::Shared].map(|questions| {
             let method = method(&model, questions);
             let logits = method.training_logits(episode().contexts(), episode().queries());
@@ -93,7 +85,7 @@ fn contexts_of_many_lengths_are_read_once_for_each_question() {
         tokens(&[&[4u32, 7, 2, 9][..], &[5, 10, 3], &[3, 9]]),
         tokens(&ANSWERS.map(|(query, target)| [query, target].concat())),
     );
-    for (name, model) in models() {
+    for (name, model) in named_models::<B>() {
         let [shared, separate] = [Questions::Shared, Questions::Separate].map(|questions| {
             let method = method(&model, questions);
             values(method.training_logits(&contexts, &queries).unwrap())
@@ -104,7 +96,7 @@ fn contexts_of_many_lengths_are_read_once_for_each_question() {
 
 #[test]
 fn a_joint_question_has_those_before_it_in_its_context() {
-    for (name, model) in models() {
+    for (name, model) in named_models::<B>() {
         let (contexts, episode) = (tokens(&CONTEXTS), episode());
         let joint = method(&model, Questions::Joint);
         let logits = joint.training_logits(&contexts, episode.queries()).unwrap();
@@ -129,7 +121,7 @@ fn a_joint_question_has_those_before_it_in_its_context() {
 /// Two samples, written out as the sequences they are, without the method.
 #[test]
 fn the_joint_gradient_is_that_of_the_whole_sequences() {
-    for (name, model) in models() {
+    for (name, model) in named_models::<B>() {
         // Context, query, target, query, target; and the places of the targets.
         let sequences: [(&[i64], &[usize]); 2] = [
             (&[4, 7, 2, 9, 4, /**/ 4, 7, 2, /**/ 9, 4, 8], &[7, 9, 10]),
@@ -164,7 +156,7 @@ fn the_joint_gradient_is_that_of_the_whole_sequences() {
 
 #[test]
 fn evaluation_asks_each_question_alone() {
-    for (name, model) in models() {
+    for (name, model) in named_models::<B>() {
         let [separate, shared, joint] = WAYS.map(|questions| {
             let answers = method(&model, questions).answers(&episode()).unwrap();
             let told = answers.told.tokens.unwrap().into_data();

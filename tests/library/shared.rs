@@ -6,7 +6,9 @@ use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::tensor::{Tensor, TensorData};
 use gradmem::baselines::Armt;
 use gradmem::kernels::KernelBackend;
-use gradmem::model::{CausalLm, Gpt2Config, GptNeoXConfig, LlamaConfig, MambaConfig, ModelConfig};
+use gradmem::model::{
+    AnyLm, CausalLm, Gpt2Config, GptNeoXConfig, LlamaConfig, MambaConfig, ModelConfig,
+};
 
 pub const VOCAB: usize = 19;
 
@@ -44,6 +46,15 @@ pub fn models() -> Vec<ModelConfig> {
         ModelConfig::GptNeoX(neox),
         ModelConfig::Mamba(mamba),
     ]
+}
+
+/// These models with weights, and their names.
+pub fn named_models<B: Backend>() -> Vec<(&'static str, AnyLm<B>)> {
+    let init = |config: ModelConfig| {
+        let model = config.init(3, &Default::default()).unwrap();
+        (config.model_type(), model)
+    };
+    models().into_iter().map(init).collect()
 }
 
 /// ARMT with maps to values that are not zero, as they are at the start.
