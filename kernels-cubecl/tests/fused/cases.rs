@@ -4,12 +4,11 @@ use std::sync::{Mutex, Once};
 
 use burn::tensor::backend::Backend;
 use burn::tensor::ops::FloatTensor;
-use burn::tensor::{DType, Tensor, TensorData, TensorPrimitive};
+use burn::tensor::{DType, Tensor, TensorData};
 use gradmem_kernels::AttentionBackend;
 
 use crate::Gpu;
-
-type F64 = burn_ndarray::NdArray<f64>;
+use crate::numbers::{F64, error, lower, numbers};
 
 /// Makes a panic on the device's thread abort the process, where it would otherwise only leave invalid results.
 fn abort_on_device_panic() {
@@ -46,19 +45,6 @@ impl Case {
     }
 }
 
-/// Pseudo-random values in [-1, 1] that f32 represents exactly, the same for equal seeds.
-fn numbers(seed: u64, shape: [usize; 4]) -> Vec<f32> {
-    let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
-    (0..shape.iter().product())
-        .map(|_| {
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            (state >> 40) as f32 / (1u64 << 23) as f32 - 1.0
-        })
-        .collect()
-}
-
 /// Equal values on the GPU, in `dtype`, and on the CPU in f64; optionally transposed views.
 struct Inputs {
     dtype: DType,
@@ -73,7 +59,8 @@ impl Inputs {
         let transposed = self.transposed && self.seed.is_multiple_of(2);
         let [b, h, t, d] = shape;
         let stored = if transposed { [b, t, h, d] } else { shape };
-        let data = TensorData::new(numbers(self.seed, stored), stored).convert_dtype(self.dtype);
+        let values = numbers(self.seed, stored.iter().product());
+        let data = TensorData::new(values, stored).convert_dtype(self.dtype);
         let exact = data.clone().convert_dtype(DType::F64);
         let gpu = Tensor::<Gpu, 4>::from_data(data, (&Default::default(), self.dtype));
         let cpu = Tensor::<F64, 4>::from_data(exact, &Default::default());
@@ -82,14 +69,6 @@ impl Inputs {
             false => (lower(gpu), lower(cpu)),
         }
     }
-}
-
-fn lower<B: Backend>(x: Tensor<B, 4>) -> FloatTensor<B> {
-    x.into_primitive().tensor()
-}
-
-fn lift<B: Backend>(x: FloatTensor<B>) -> Tensor<B, 4> {
-    Tensor::from_primitive(TensorPrimitive::Float(x))
 }
 
 /// Fills the memory with NaN that the next outputs will reuse.
@@ -103,23 +82,6 @@ fn poison(case: Case, dtype: DType) {
         .collect();
     Gpu::sync(&device).unwrap();
     drop(nans);
-}
-
-/// The largest difference relative to the largest value, or to 0.01 if that is larger: with one key, some
-/// gradients are differences of equal values.
-fn error(found: FloatTensor<Gpu>, expected: FloatTensor<F64>) -> f64 {
-    let found = lift::<Gpu>(found).into_data().convert_dtype(DType::F64);
-    let expected = lift::<F64>(expected).into_data();
-    assert_eq!(found.shape, expected.shape);
-    let (found, expected) = (
-        found.to_vec::<f64>().unwrap(),
-        expected.to_vec::<f64>().unwrap(),
-    );
-    let largest = expected.iter().fold(1e-2, |m, x| f64::max(m, x.abs()));
-    let pairs = found.iter().zip(&expected);
-    pairs
-        .map(|(x, y)| (x - y).abs() / largest)
-        .fold(0.0, |m, x| if x <= m { m } else { x })
 }
 
 /// The largest error of each of the nine results of one case.
@@ -196,15 +158,15 @@ fn errors(case: Case, dtype: DType, transposed: bool, present: [bool; 3]) -> [f6
     let [g1, g2, g3, g4] = second;
     let [h1, h2, h3, h4] = second64;
     [
-        error(out, out64),
-        error(lse, lse64),
-        error(dq, dq64),
-        error(dk, dk64),
-        error(dv, dv64),
-        error(g1, h1),
-        error(g2, h2),
-        error(g3, h3),
-        error(g4, h4),
+        error::<4>(out, out64),
+        error::<4>(lse, lse64),
+        error::<4>(dq, dq64),
+        error::<4>(dk, dk64),
+        error::<4>(dv, dv64),
+        error::<4>(g1, h1),
+        error::<4>(g2, h2),
+        error::<4>(g3, h3),
+        error::<4>(g4, h4),
     ]
 }
 

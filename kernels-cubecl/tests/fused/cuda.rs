@@ -4,6 +4,7 @@
 
 mod cases;
 mod layers;
+mod numbers;
 mod products;
 
 /// Without Burn's fusion, whether it is compiled in or not.

@@ -2,26 +2,17 @@
 
 use burn::tensor::backend::Backend;
 use burn::tensor::ops::FloatTensor;
-use burn::tensor::{DType, Int, Tensor, TensorData, TensorPrimitive};
+use burn::tensor::{DType, Int, Tensor, TensorData};
 use gradmem_kernels::{AdamWStep, LayerBackend, Nonlinearity, Norm};
 
 use crate::Gpu;
-
-type F64 = burn_ndarray::NdArray<f64>;
+use crate::numbers::{F64, error, lift, lower, numbers};
 
 const NONLINEARITIES: [Nonlinearity; 3] = [
     Nonlinearity::Silu,
     Nonlinearity::Gelu,
     Nonlinearity::GeluTanh,
 ];
-
-fn lower<B: Backend, const D: usize>(x: Tensor<B, D>) -> FloatTensor<B> {
-    x.into_primitive().tensor()
-}
-
-fn lift<B: Backend, const D: usize>(x: FloatTensor<B>) -> Tensor<B, D> {
-    Tensor::from_primitive(TensorPrimitive::Float(x))
-}
 
 /// Equal values on the GPU and in f64.
 struct Numbers {
@@ -32,13 +23,8 @@ struct Numbers {
 impl Numbers {
     fn next<const D: usize>(&mut self, shape: [usize; D]) -> Both<D> {
         self.seed += 1;
-        let mut state = self.seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
-        let values = (0..shape.iter().product()).map(|_| {
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            (state >> 40) as f32 / (1u64 << 22) as f32 - 2.0
-        });
+        let values = numbers(self.seed, shape.iter().product()).into_iter();
+        let values = values.map(|value| 2.0 * value);
         let data = TensorData::new(values.collect::<Vec<f32>>(), shape).convert_dtype(self.dtype);
         let exact = data.clone().convert_dtype(DType::F64);
         Both {
@@ -81,17 +67,6 @@ impl Both<3> {
             cpu: self.cpu,
         }
     }
-}
-
-/// The largest difference relative to the largest value.
-fn error<const D: usize>(found: FloatTensor<Gpu>, expected: FloatTensor<F64>) -> f64 {
-    let found = lift::<Gpu, D>(found).into_data().convert_dtype(DType::F64);
-    let expected = lift::<F64, D>(expected).into_data();
-    assert_eq!(found.shape, expected.shape);
-    let largest = expected.iter::<f64>().map(f64::abs).fold(1e-2, f64::max);
-    let pairs = found.iter::<f64>().zip(expected.iter::<f64>());
-    let errors = pairs.map(|(x, y)| (x - y).abs() / largest);
-    errors.fold(0.0, |m, x| if x <= m { m } else { x })
 }
 
 /// Calls `check` for each type that the device has, with the error that is allowed in it.

@@ -1,11 +1,10 @@
 //! Products of f32 matrices on GPUs against f64: exact also where the device would round the factors.
 
-use burn::tensor::{DType, Tensor, TensorData, TensorPrimitive};
+use burn::tensor::{DType, Tensor, TensorData};
 use gradmem_kernels::{LayerBackend, Precision, precision, product, set_precision};
 
+use crate::numbers::{F64, error, lower};
 use crate::{Gpu, TOLERANCE_OF_PRODUCTS};
-
-type F64 = burn_ndarray::NdArray<f64>;
 
 /// How a factor lies in memory. In f64 it has the values that are to be multiplied.
 #[derive(Clone, Copy, Debug)]
@@ -49,23 +48,13 @@ fn factor(
     }
 }
 
-fn error<const D: usize>(found: Tensor<Gpu, D>, expected: Tensor<F64, D>) -> f64 {
-    let (found, expected) = (found.into_data(), expected.into_data());
-    assert_eq!(found.shape, expected.shape);
-    let largest = expected.iter::<f64>().map(f64::abs).fold(1e-2, f64::max);
-    let pairs = found.iter::<f64>().zip(expected.iter::<f64>());
-    let errors = pairs.map(|(x, y)| (x - y).abs() / largest);
-    errors.fold(0.0, |m, x| if x <= m { m } else { x })
-}
-
 /// The error of a product that is added to what lies by rows, or by columns.
 fn error_of_sums(a: Tensor<Gpu, 2>, b: Tensor<Gpu, 2>, expected: Tensor<F64, 2>) -> f64 {
     let by_rows = product(a.clone(), b.clone());
     let by_columns = product(b.clone().transpose(), a.clone().transpose()).transpose();
     let errors = [by_rows, by_columns].map(|to| {
-        let [to, a, b] = [to, a.clone(), b.clone()].map(|x| x.into_primitive().tensor());
-        let sum = Tensor::from_primitive(TensorPrimitive::Float(Gpu::add_product(to, a, b)));
-        error(sum, expected.clone() * 2.0)
+        let [to, a, b] = [to, a.clone(), b.clone()].map(lower);
+        error::<2>(Gpu::add_product(to, a, b), lower(expected.clone() * 2.0))
     });
     let [x, y] = errors;
     if x <= y { y } else { x }
@@ -106,11 +95,14 @@ fn worst() -> (f64, String) {
             1 => {
                 let [a, b] = [a, b].map(|x| x.squeeze_dim::<2>(0));
                 let expected = a64.matmul(b64).squeeze_dim::<2>(0);
-                let found = error(product(a.clone(), b.clone()), expected.clone());
+                let found = error::<2>(
+                    lower(product(a.clone(), b.clone())),
+                    lower(expected.clone()),
+                );
                 let sums = error_of_sums(a, b, expected);
                 if found <= sums { sums } else { found }
             }
-            _ => error(product(a, b), a64.matmul(b64)),
+            _ => error::<3>(lower(product(a, b)), lower(a64.matmul(b64))),
         };
         if !(found <= worst.0) {
             worst = (found, what);
