@@ -9,7 +9,7 @@ use gradmem::train::Trained;
 use gradmem::train::evaluation::EvalOptions;
 use gradmem::train::learner::evaluate;
 use gradmem::train::metrics::Measure;
-use serde_json::Value;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::program::{self, SMALL, gradmem, refuses, succeeds};
@@ -311,6 +311,66 @@ fn a_run_answers_other_data_than_its_own() {
     ] {
         refuses(gradmem(at, &["eval", "run", setting]), &words);
     }
+}
+
+#[test]
+fn contexts_may_have_different_numbers_of_questions() {
+    let folder = TempDir::new().unwrap();
+    let at = folder.path();
+    let line = |i: usize| {
+        let asked = |query: &str, target: &str| json!({ "query": query, "target": target });
+        let age = i.to_string();
+        let all = [
+            asked("age? ", &age),
+            asked("n? ", "ann"),
+            asked("i? ", "is"),
+        ];
+        let asked = &all[..1 + i % 3];
+        format!(
+            "{}\n",
+            json!({ "context": format!("ann is {i}."), "questions": asked })
+        )
+    };
+    std::fs::write(
+        at.join("mine.jsonl"),
+        (10..40).map(line).collect::<String>(),
+    )
+    .unwrap();
+    let preset = String::from_utf8(gradmem(at, &["preset", "babi-small"]).stdout).unwrap();
+    let rest = &preset[preset.find("[tokens]").unwrap()..];
+    let data = "[data]\ntask = \"jsonl\"\ntrain_file = \"mine.jsonl\"\nvalid_samples = 6\n";
+    std::fs::write(at.join("mine.toml"), format!("{data}{rest}")).unwrap();
+    let plain = ["tokens.tokenizer=characters", "train.curriculum=[]"];
+    for (run, more) in [
+        ("whole", &[][..]),
+        ("parts", &["train.micro_batch=2"]),
+        ("rmt", &["method=rmt"]),
+        (
+            "prompt",
+            &["method=in-context", "in_context.questions=shared"],
+        ),
+    ] {
+        succeeds(train(
+            at,
+            "mine.toml",
+            &[&plain, more, &["--run", run]].concat(),
+        ));
+        let answers = format!("{run}.jsonl");
+        succeeds(gradmem(at, &["eval", run, "--answers", &answers]));
+        let targets = lines(at.join(answers)).into_iter();
+        let targets: Vec<_> = targets
+            .map(|a| a["target"].as_str().unwrap().to_string())
+            .collect();
+        let expected = [
+            "34", "ann", "35", "ann", "is", "36", "37", "ann", "38", "ann", "is", "39",
+        ];
+        assert_eq!(targets, expected, "{run}");
+    }
+    let read_loss = |run: &str| {
+        let rows = lines(at.join(run).join("metrics.jsonl"));
+        rows[0]["read_loss"].as_f64().unwrap()
+    };
+    assert!((read_loss("whole") - read_loss("parts")).abs() < 1e-5);
 }
 
 #[test]

@@ -27,7 +27,7 @@ const MAX_LINE: usize = 64 << 20;
 ///
 /// A file has one JSON object per line, with `context`, `query`, `target` and optionally `answers` (other texts that count as
 /// right) and `id` (a string or an integer); or with `context` and `questions`, an array of objects with `query`, `target` and
-/// optionally `answers`. Blank lines and a byte-order mark at the start are ignored.
+/// optionally `answers`, not as many in every line. Blank lines and a byte-order mark at the start are ignored.
 ///
 /// ```json
 /// {"context": "Mary is in the garden. ", "query": "Where is Mary? ", "target": "garden"}
@@ -76,9 +76,8 @@ impl JsonlConfig {
     ///
     /// # Errors
     ///
-    /// If a file has no sample, or a line is not such an object, has an unknown field, is not UTF-8 or longer
-    /// than 64 MiB, has the id of an earlier line, or another number of questions than the lines before it. The
-    /// error names the line and, if there is one, the field. Also too few samples to hold any out.
+    /// If a file has no sample, or a line is not such an object, has an unknown field, is not UTF-8 or longer than 64 MiB, or has the
+    /// id of an earlier line: the error names the line and, if there is one, the field. Also too few samples to hold any out.
     pub fn open(&self, seed: u64) -> Result<Sources, Error> {
         let _ = seed;
         self.validate()?;
@@ -106,8 +105,6 @@ struct JsonlDataset {
 struct JsonlFile {
     path: PathBuf,
     file: PositionedFile,
-    /// Questions per sample.
-    questions: usize,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -145,7 +142,6 @@ impl JsonlDataset {
         }
         let file = JsonlFile {
             path: path.into(),
-            questions: checker.questions,
             file: PositionedFile::new(file),
         };
         Ok(Self {
@@ -216,9 +212,7 @@ impl JsonlFile {
         let line = line.map_err(Error::io(&self.path, "cannot read"))?;
         let text = std::str::from_utf8(&line).ok();
         let sample = text.and_then(|text| parse(text, 1).ok());
-        let is_same = |example: &Example| {
-            example.questions.len() == self.questions && hash_of(&example.context) == context
-        };
+        let is_same = |example: &Example| hash_of(&example.context) == context;
         match sample.map(|sample| sample.example).filter(is_same) {
             Some(example) => Ok(example),
             None => {
@@ -235,9 +229,6 @@ impl JsonlFile {
 #[derive(Default)]
 struct LineChecker {
     samples: Vec<Sample>,
-    questions: usize,
-    /// The first line with a sample, which determines the number of questions.
-    first: usize,
     /// The line of each id, by a 128-bit hash of the id.
     ids: HashMap<[u64; 2], usize>,
 }
@@ -261,17 +252,6 @@ impl LineChecker {
             return Ok(());
         }
         let ParsedLine { example, id } = parse(text, number)?;
-        let questions = example.questions.len();
-        if self.samples.is_empty() {
-            (self.questions, self.first) = (questions, number);
-        }
-        if questions != self.questions {
-            return Err(format!(
-                "line {number}, `questions`: has {questions} of them, but line {} has {}; every line \
-                 must have the same number",
-                self.first, self.questions
-            ));
-        }
         if let Some(id) = id {
             let hashes = [0_u8, 1].map(|salt| hash_of((salt, &id)));
             if let Some(first) = self.ids.insert(hashes, number) {
@@ -349,13 +329,6 @@ mod tests {
             (
                 vec![&id("\"x\""), "", &id("\"x\"")],
                 vec!["line 3, `id`: \"x\"", "line 1"],
-            ),
-            (
-                vec![
-                    LINE,
-                    r#"{"context": "c", "questions": [{"query": "a", "target": "b"}, {"query": "c", "target": "d"}]}"#,
-                ],
-                vec!["line 2, `questions`: has 2", "line 1 has 1"],
             ),
             (vec!["", " "], vec!["no sample"]),
             (vec![], vec!["no sample"]),
