@@ -374,14 +374,14 @@ where
         Ok((outer, to))
     }
 
-    /// Step `n`, what it leaves of velocity, and what it adds to the loss.
+    /// Step `n` of training.
     fn step_with_terms(
         &self,
         n: usize,
         from: &State<B>,
         segments: &Segments<B>,
         episode: &Episode<B>,
-    ) -> Result<(Memory<B>, Vec<Tensor<B, 3>>, Auxiliary<B>), Error> {
+    ) -> Result<Stepped<B>, Error> {
         let mut terms = Ok(Auxiliary::default());
         let (next, velocity) = self.training_steps(n..n + 1, from.clone(), segments, |step| {
             self.add_terms(&mut terms, &step, segments, episode);
@@ -403,6 +403,9 @@ where
         to
     }
 }
+
+/// The memory after a step, the velocity that it leaves, and what it adds to the loss.
+type Stepped<B> = (Memory<B>, Vec<Tensor<B, 3>>, Auxiliary<B>);
 
 /// The steps before the last one, taken without a graph.
 struct Path<B: Backend> {
