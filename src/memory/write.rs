@@ -47,7 +47,7 @@ impl<B: Backend, M: Writable<B>, O: LiftedObjective<B, M>> GradMem<B, M, O> {
     /// # Errors
     ///
     /// As [`GradMem::write`]; also memories of another layout, or not as many as contexts; concatenated
-    /// [`reference_chunks`](GradMemConfig::reference_chunks).
+    /// [`reference_chunks`](super::GradMemConfig::reference_chunks).
     pub fn write_on(&self, memory: Memory<B>, contexts: &Tokens<B>) -> Result<Memory<B>, Error> {
         memory.check(&self.layout())?;
         let segments = self.segments(contexts)?;

@@ -215,7 +215,7 @@ fn a_preset_file_with_a_mistake_is_named_with_its_line() {
             "[memory]\nwrite_step = 2",
             "mine.toml: unknown key `memory.write_step`",
         ),
-        ("[memroy]\nlr = 1", "mine.toml: unknown key `memroy`"),
+        ("[memories]\nlr = 1", "mine.toml: unknown key `memories`"),
         ("method = 3", "mine.toml: `method` = 3: must be one of"),
     ] {
         std::fs::write(&preset, text).unwrap();
