@@ -131,7 +131,8 @@ impl Error {
         }
     }
 
-    pub(crate) fn file(path: impl AsRef<Path>, problem: impl Into<String>) -> Self {
+    /// What is wrong with a file.
+    pub fn file(path: impl AsRef<Path>, problem: impl Into<String>) -> Self {
         Self::File {
             path: path.as_ref().into(),
             problem: problem.into(),

@@ -85,10 +85,10 @@ pub fn run(args: Args) -> Result<ExitCode, Error> {
     // A link to nothing is something, too.
     let is_there = |file: &&PathBuf| file.symlink_metadata().is_ok();
     if let Some(file) = args.answers.as_ref().filter(is_there) {
-        return Err(Error::File {
-            path: file.clone(),
-            problem: "is there already, and is not replaced: name a new file".into(),
-        });
+        return Err(Error::file(
+            file,
+            "is there already, and is not replaced: name a new file",
+        ));
     }
     if let Some(file) = &args.answers {
         check_writable(file)?;

@@ -31,10 +31,10 @@ pub fn run(args: Args) -> Result<ExitCode, Error> {
     args.backend.check_computes_nothing()?;
     let mut files = std::fs::read_dir(&args.output).into_iter().flatten();
     if files.next().is_some() {
-        return Err(Error::File {
-            path: args.output,
-            problem: "is not empty, and is not replaced: name a new folder".into(),
-        });
+        return Err(Error::file(
+            &args.output,
+            "is not empty, and is not replaced: name a new folder",
+        ));
     }
     let backend = args.backend.clone();
     dispatch(&backend, args)?;

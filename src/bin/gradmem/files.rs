@@ -14,10 +14,7 @@ pub fn check_writable(path: &Path) -> Result<(), Error> {
             true => String::new(),
             false => format!("leads to {}: ", place.display()),
         };
-        Err(Error::File {
-            path: path.into(),
-            problem: leads + problem,
-        })
+        Err(Error::file(path, leads + problem))
     };
     if path == Path::new("-") {
         return problem("standard output takes none: name a file (./- is one of that name)");

@@ -274,17 +274,14 @@ impl Args {
         let same = |other: &Path| same_file::is_same_file(path, other).unwrap_or(false);
         if let Some(text) = self.contexts.iter().find(|text| same(text)) {
             let problem = format!("is the text {} that is to be written", text.display());
-            return Err(Error::File {
-                path: path.clone(),
-                problem,
-            });
+            return Err(Error::file(path, problem));
         }
         let is_new = path.metadata().map_or(true, |about| about.len() == 0);
         if !is_new && !self.append && MemoryFile::open(path).is_err() {
-            return Err(Error::File {
-                path: path.clone(),
-                problem: "is no memory file, and is not replaced: name another".into(),
-            });
+            return Err(Error::file(
+                path,
+                "is no memory file, and is not replaced: name another",
+            ));
         }
         Ok(())
     }
@@ -296,12 +293,12 @@ impl Args {
         let (memories, texts) = (file.len(), self.contexts.len());
         match memories == texts {
             true => Ok(file),
-            false => Err(Error::File {
-                path: self.output.clone(),
-                problem: format!(
+            false => Err(Error::file(
+                &self.output,
+                format!(
                     "has {memories} memories, but {texts} texts are to be written on: one to each"
                 ),
-            }),
+            )),
         }
     }
 
@@ -438,10 +435,7 @@ fn progress_bar(tokens: u64, optimizer: Optimizer) -> ProgressBar {
 
 /// The file, locked: no other program that locks it reads or replaces it.
 fn locked(path: &Path) -> Result<File, Error> {
-    let failed = |e: std::io::Error| Error::File {
-        path: path.into(),
-        problem: format!("cannot be opened: {e}"),
-    };
+    let failed = |e: std::io::Error| Error::file(path, format!("cannot be opened: {e}"));
     loop {
         let file = File::open(path).map_err(failed)?;
         // Where there are no locks, nothing is locked.

@@ -115,11 +115,10 @@ fn run_in(args: &Args, world: &Arc<dyn World>) -> Result<ExitCode, Error> {
     let (folder, config) = all_or_none(&**world, settings)?;
     args.check_said_once()?;
     let fits = match args.seeds.is_some() && RunFolder::open(&folder).is_ok() {
-        true => Err(Error::File {
-            path: folder.clone(),
-            problem: "is a run: --seeds needs a folder for runs of each seed. Name another one with --run"
-                .into(),
-        }),
+        true => Err(Error::file(
+            &folder,
+            "is a run: --seeds needs a folder for runs of each seed. Name another one with --run",
+        )),
         false => Ok(()),
     };
     // The others may not see the folder.
