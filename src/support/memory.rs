@@ -50,7 +50,7 @@ pub(crate) fn available_on<B: Backend>(device: &B::Device) -> Option<f64> {
 
 /// Fails if that is known to be less than `needed` bytes.
 ///
-/// - `what`: takes them, as the subject of a sentence
+/// - `what`: what needs them, with that verb: the message goes on with `at least … MiB`
 /// - `advice`: what to try instead
 pub(crate) fn check_free<B: Backend>(
     device: &B::Device,
@@ -68,7 +68,8 @@ pub(crate) fn check_free<B: Backend>(
     }
 }
 
-fn mib(bytes: f64) -> f64 {
+/// In units of 2²⁰ bytes.
+pub(crate) fn mib(bytes: f64) -> f64 {
     bytes / f64::from(1 << 20)
 }
 

@@ -21,13 +21,12 @@ impl RunConfig {
             "memory" => of_memory(&self.memory, key),
             "rmt" => of_rmt(&self.rmt, key),
             "armt" => of_armt(&self.armt, key),
-            "data" => {
-                // What a part of the curriculum uses has an effect.
-                let stages = self.stages().unwrap_or_else(|_| vec![self.data.clone()]);
-                let reasons = stages.iter().map(|data| of_data(data, key));
-                let reasons: Option<Vec<_>> = reasons.collect();
-                reasons.and_then(|reasons| reasons.last().copied())
-            }
+            // What a part of the curriculum uses has an effect.
+            "data" => of_data(&self.data, key).filter(|_| {
+                let has_none = |data: &DataConfig| of_data(data, key).is_some();
+                self.stages()
+                    .map_or(true, |stages| stages.iter().all(has_none))
+            }),
             "tokens" => self.of_tokens(key),
             "train" => self.of_train(key),
             _ => None,

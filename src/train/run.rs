@@ -26,6 +26,7 @@ use crate::error::Error;
 use crate::memory::{GradMem, GradMemConfig, MemoryKind, MetaGradient, RequireGrad};
 use crate::method::{AnyMethod, MethodConfig, MethodName};
 use crate::model::{AnyLm, weights};
+use crate::support::memory::mib;
 
 /// Trains in `folder`: begins a run, or resumes the one that is there. Of several processes the first one alone reads and
 /// writes the folder; all need the data.
@@ -325,7 +326,7 @@ fn log_strategy<B: KernelBackend>(
             target: NOTICE,
             "outer gradient: {:?}; a WRITE step's graph takes about {:.0} MiB, and there {}",
             config.train.meta_gradient,
-            gradmem.graph_bytes(at_once) / f64::from(1 << 20),
+            mib(gradmem.graph_bytes(at_once)),
             match graphs {
                 1 => "is one".into(),
                 graphs => format!("are {graphs}"),

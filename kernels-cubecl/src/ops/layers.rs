@@ -196,7 +196,8 @@ pub trait LayerBackend: Backend {
     }
 
     /// What [`split_heads`] says: of `x` `[batch, seq, (n_heads + 2 n_kv_heads) · head_dim]` the queries, keys and values, each
-    /// `[batch, seq, heads, head_dim]`. `rotation` is cos, sin and `turn` as in [`rotary`], by which queries and keys are rotated. The gradient to `x` is [`LayerBackend::join_heads`].
+    /// `[batch, seq, heads, head_dim]`. `rotation` is cos, sin and `turn` as in [`rotary`], by which queries and keys are rotated. The
+    /// gradient to `x` is [`LayerBackend::join_heads`].
     fn split_heads(
         x: FloatTensor<Self>,
         rotation: Option<[FloatTensor<Self>; 3]>,
