@@ -134,10 +134,8 @@ impl RunFolder {
         }
     }
 
-    /// The folder for a training: a new one, or that of a run to resume. A run to resume may differ from
-    /// `config` in `model.from`, `train.steps`, `train.stop_metric`, `train.stop_value`, `train.patience`,
-    /// `train.keep_checkpoints`, `train.meta_gradient` and `train.micro_batch` only. `data` has the hashes of the samples, one line for each version of
-    /// the task.
+    /// The folder for a training: a new one, or that of a run to resume, which may differ from `config` in the settings of
+    /// [`MAY_CHANGE`] only. `data` has the hashes of the samples, one line for each version of the task.
     ///
     /// # Errors
     ///

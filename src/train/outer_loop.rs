@@ -15,9 +15,9 @@ pub enum LrDecay {
     /// It stays.
     #[default]
     Constant,
-    /// It falls along a line until the last step.
+    /// It falls along a line to `lr_end`, which it would reach one step after the last.
     Linear,
-    /// It falls along half a period of a cosine until the last step (arXiv 1608.03983).
+    /// It falls to that along half a period of a cosine (arXiv 1608.03983).
     Cosine,
 }
 
@@ -33,9 +33,9 @@ pub struct TrainConfig {
     pub batch_size: usize,
     /// Learning rate of AdamW after the warm-up.
     pub lr: f64,
-    /// Steps in which the learning rate rises linearly from zero.
+    /// Steps in which the learning rate rises along a line from `lr / warmup_steps`.
     pub warmup_steps: usize,
-    /// What the learning rate does behind the warm-up: `constant`, or `linear` or `cosine` to the last step.
+    /// What the learning rate does behind the warm-up.
     pub lr_decay: LrDecay,
     /// The share of `lr` that it falls to.
     pub lr_end: f64,
@@ -135,7 +135,12 @@ impl TrainConfig {
         Ok(())
     }
 
-    pub(super) fn validate(&self) -> Result<(), Error> {
+    /// Checks every value.
+    ///
+    /// # Errors
+    ///
+    /// The first value that cannot work, by its key and with the reason: [`Error::Config`].
+    pub fn validate(&self) -> Result<(), Error> {
         at_least_one([
             ("steps", self.steps),
             ("batch_size", self.batch_size),

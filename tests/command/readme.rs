@@ -106,24 +106,40 @@ fn the_commands_of_the_troubleshooting_page_work() {
     run("docs/troubleshooting.md");
 }
 
-/// A message opens an item of a list, in backquotes; `…` stands for what differs.
+/// Messages open an item of a list, in backquotes; `…` stands for what differs.
 #[test]
 fn the_messages_that_are_explained_are_ours() {
     let folders = ["src", "kernels-cubecl/src"].map(|folder| root().join(folder));
     let sources = folders.iter().flat_map(|folder| files(folder, ".rs"));
-    let source: String = sources.map(|path| read_to_string(path).unwrap()).collect();
+    let source: String = sources.map(|path| code(&path)).collect();
     // A string that goes on in the next line is one.
     let source = source.replace("\\\n", "").replace("\\\"", "\"");
     let source = source.split_whitespace().collect::<Vec<_>>().join(" ");
     let page = read_to_string(root().join("docs/troubleshooting.md")).unwrap();
-    let items = page.lines().filter_map(|line| line.strip_prefix("- `"));
-    let messages: Vec<_> = items.map(|item| item.split('`').next().unwrap()).collect();
+    let mut messages = Vec::new();
+    for line in page.lines() {
+        let mut rest = line.strip_prefix("- `");
+        while let Some((message, behind)) = rest.and_then(|rest| rest.split_once('`')) {
+            messages.push(message);
+            rest = behind.strip_prefix(", `");
+        }
+    }
     assert!(messages.len() > 20, "the page has lost its messages");
     for message in messages {
         for part in message.split('…').map(str::trim) {
             assert!(source.contains(part), "no message has `{part}`: {message}");
         }
     }
+}
+
+/// A file of Rust without its comments and its unit tests.
+fn code(path: &Path) -> String {
+    let text = read_to_string(path).unwrap();
+    let code = text.split("#[cfg(test)]").next().unwrap();
+    let lines = code
+        .lines()
+        .filter(|line| !line.trim_start().starts_with("//"));
+    lines.flat_map(|line| [line, "\n"]).collect()
 }
 
 /// The page's lines without blocks of code.
