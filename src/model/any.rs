@@ -65,13 +65,7 @@ impl ModelConfig {
 
     /// The default settings of a type.
     pub fn of_type(model_type: &str) -> Option<Self> {
-        Some(match model_type {
-            "gpt2" => Self::Gpt2(Gpt2Config::default()),
-            "gpt_neox" => Self::GptNeoX(GptNeoXConfig::default()),
-            "llama" => Self::Llama(LlamaConfig::default()),
-            "mamba" => Self::Mamba(MambaConfig::default()),
-            _ => return None,
-        })
+        serde_json::from_value(serde_json::json!({ "model_type": model_type })).ok()
     }
 
     /// Number of tokens.

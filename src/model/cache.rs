@@ -72,7 +72,12 @@ pub struct Slots {
     pub keys_values: Option<[usize; 2]>,
     /// The modules of each layer that add their [adapters](adapted).
     pub modules: Vec<ModuleSlot>,
+    /// Values of each layer's state, if a scan makes one for every token: no place for a memory, but they count in what a step takes.
+    pub state: usize,
 }
+
+/// Tensors of a state for each token that a scan keeps: decays, inputs and states.
+const SCANNED: usize = 3;
 
 /// A linear module of every layer.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -113,6 +118,17 @@ impl Slots {
         };
         self.modules = modules.into_iter().map(slot).collect();
         self
+    }
+
+    /// With a state of so many values for every token, which a scan makes.
+    pub fn with_state(mut self, values: usize) -> Self {
+        self.state = values;
+        self
+    }
+
+    /// Values of the states of all layers that a scan keeps for each token.
+    pub(super) fn states(&self) -> f64 {
+        (SCANNED * self.layers * self.state) as f64
     }
 
     /// The weights of the modules of all layers.

@@ -59,12 +59,7 @@ pub(crate) struct Dimensions {
     pub layers: usize,
     /// The longest sequence and the setting that limits it; `None` if there is no limit.
     pub max_positions: Option<(&'static str, usize)>,
-    /// Values of each layer's state, of which a scan makes one for every token.
-    pub state: usize,
 }
-
-/// Tensors of a state for each token that a scan keeps: decays, inputs and states.
-const SCANNED: usize = 3;
 
 impl<B: KernelBackend, M: Decoder<Backend = B>> CausalLm<B> for M {
     fn d_model(&self) -> usize {
@@ -98,12 +93,6 @@ impl<B: KernelBackend, M: Decoder<Backend = B>> CausalLm<B> for M {
 
     fn slots(&self) -> Slots {
         self.config().slots()
-    }
-
-    fn numbers_per_token(&self) -> f64 {
-        let sizes = self.config().dimensions();
-        let states = (SCANNED * sizes.layers * sizes.state) as f64;
-        self.slots().weights() / sizes.d_model.max(1) as f64 + states
     }
 
     fn joined(&self) -> Self {

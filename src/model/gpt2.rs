@@ -189,7 +189,6 @@ impl DecoderConfig for Gpt2Config {
             d_model: self.n_embd,
             layers: self.n_layer,
             max_positions: Some(("n_positions", self.n_positions)),
-            state: 0,
         }
     }
 

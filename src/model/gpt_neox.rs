@@ -214,7 +214,6 @@ impl DecoderConfig for GptNeoXConfig {
             d_model: self.hidden_size,
             layers: self.num_hidden_layers,
             max_positions: Some(("max_position_embeddings", self.max_position_embeddings)),
-            state: 0,
         }
     }
 

@@ -269,7 +269,6 @@ impl DecoderConfig for MambaConfig {
             d_model: self.hidden_size,
             layers: self.num_hidden_layers,
             max_positions: None,
-            state: self.d_inner() * self.state_size,
         }
     }
 
@@ -284,12 +283,15 @@ impl DecoderConfig for MambaConfig {
             self.state_size,
             self.rank(),
         );
-        Slots::of_layers(self.num_hidden_layers).with_modules([
+        let modules = [
             ("mixer.in_proj", d, 2 * inner),
             ("mixer.x_proj", inner, rank + 2 * n),
             ("mixer.dt_proj", rank, inner),
             ("mixer.out_proj", inner, d),
-        ])
+        ];
+        Slots::of_layers(self.num_hidden_layers)
+            .with_modules(modules)
+            .with_state(inner * n)
     }
 }
 

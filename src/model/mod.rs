@@ -115,13 +115,14 @@ pub trait CausalLm<B: Backend>: Module<B> + ModuleDisplay {
     }
 
     /// About how many numbers the layers make of each token, from which the memory of a step is estimated: by default the weights of
-    /// the [`slots`](CausalLm::slots)' modules over `d_model`, or all weights where none are named.
+    /// the [`slots`](CausalLm::slots)' modules over `d_model`, or all weights where none are named, and the states of a scan.
     fn numbers_per_token(&self) -> f64 {
-        let weights = match self.slots().weights() {
+        let slots = self.slots();
+        let weights = match slots.weights() {
             0.0 => Module::num_params(self) as f64,
             of_modules => of_modules,
         };
-        weights / self.d_model().max(1) as f64
+        weights / self.d_model().max(1) as f64 + slots.states()
     }
 
     /// The same model, made ready for many passes with the weights as they are now: this crate's Llama multiplies by the weights of

@@ -9,6 +9,7 @@ mod fill;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::File;
+use std::ops::Deref;
 use std::path::{Path, PathBuf};
 
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
@@ -137,12 +138,30 @@ pub fn transfer<B: Backend, M: Module<B>, N: Module<B>>(from: &M, to: N) -> Resu
 pub struct Tensors {
     /// The file they were read from, for messages.
     path: PathBuf,
-    files: Vec<Mmap>,
+    files: Vec<Contents>,
     /// What the files contain and where.
     tensors: BTreeMap<String, Entry>,
     /// What the index lists and no file contains, with the file that should.
     absent: BTreeMap<String, Value>,
     metadata: HashMap<String, String>,
+}
+
+/// The bytes of a file.
+#[derive(Debug)]
+enum Contents {
+    Mapped(Mmap),
+    Held(Vec<u8>),
+}
+
+impl Deref for Contents {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self {
+            Self::Mapped(map) => map,
+            Self::Held(bytes) => bytes,
+        }
+    }
 }
 
 /// A matrix on the host, row by row.
@@ -171,6 +190,18 @@ impl Tensors {
         let path = path.as_ref();
         let mut tensors = Self::none(path);
         tensors.add(path)?;
+        Ok(tensors)
+    }
+
+    /// Checks the bytes of such a file. Messages call it `name`.
+    ///
+    /// # Errors
+    ///
+    /// If they are truncated or not those of a `.safetensors` file.
+    pub fn from_bytes(bytes: Vec<u8>, name: impl AsRef<Path>) -> Result<Self, Error> {
+        let name = name.as_ref();
+        let mut tensors = Self::none(name);
+        tensors.add_contents(name, Contents::Held(bytes))?;
         Ok(tensors)
     }
 
@@ -250,31 +281,38 @@ impl Tensors {
         check_regular(path)?;
         let file = File::open(path).map_err(Error::io(path, "cannot read"))?;
         let about = file.metadata().map_err(Error::io(path, "cannot read"))?;
-        if about.len() < 8 {
-            let problem = "is not a whole .safetensors file (it is shorter than a header)";
-            return Err(Error::file(path, problem));
+        if about.len() == 0 {
+            return self.add_contents(path, Contents::Held(Vec::new()));
         }
         // SAFETY: nothing writes to the mapping through this process. Another process that changes or
         // truncates the file while it is mapped breaks what Rust assumes of it, as with every mapped file; this
         // module's docs forbid it.
         let map = unsafe { Mmap::map(&file) }.map_err(Error::io(path, "cannot map"))?;
+        self.add_contents(path, Contents::Mapped(map))
+    }
+
+    fn add_contents(&mut self, path: &Path, contents: Contents) -> Result<(), Error> {
+        if contents.len() < 8 {
+            let problem = "is not a whole .safetensors file (it is shorter than a header)";
+            return Err(Error::file(path, problem));
+        }
         let damaged = |e: &dyn std::fmt::Display| {
-            let problem = match other_format(&map) {
+            let problem = match other_format(&contents) {
                 Some(what) => format!("is {what}"),
                 None => format!("is not a whole .safetensors file ({e})"),
             };
             Error::file(path, problem)
         };
-        let (_, header) = SafeTensors::read_metadata(&map).map_err(|e| damaged(&e))?;
+        let (_, header) = SafeTensors::read_metadata(&contents).map_err(|e| damaged(&e))?;
         self.metadata
             .extend(header.metadata().clone().unwrap_or_default());
-        let parsed = SafeTensors::deserialize(&map).map_err(|e| damaged(&e))?;
+        let parsed = SafeTensors::deserialize(&contents).map_err(|e| damaged(&e))?;
         for (name, view) in parsed.tensors() {
             let entry = Entry {
                 file: self.files.len(),
                 dtype: view.dtype(),
                 shape: view.shape().to_vec(),
-                start: view.data().as_ptr() as usize - map.as_ptr() as usize,
+                start: view.data().as_ptr() as usize - contents.as_ptr() as usize,
                 len: view.data().len(),
             };
             if self.tensors.insert(name.clone(), entry).is_some() {
@@ -282,7 +320,7 @@ impl Tensors {
                 return Err(Error::file(path, problem));
             }
         }
-        self.files.push(map);
+        self.files.push(contents);
         Ok(())
     }
 
@@ -301,7 +339,7 @@ impl Tensors {
     pub(crate) fn sha256(&self) -> String {
         let mut hash = Sha256::new();
         for file in &self.files {
-            hash.update(file);
+            hash.update(&**file);
         }
         hex(&hash.finalize())
     }
@@ -385,12 +423,14 @@ impl Tensors {
         /// The most bytes of the file that are in memory beside the weights.
         const CHUNK: usize = 8 << 20;
         let dtype = from_safetensors(entry.dtype)?;
-        let map = &self.files[entry.file];
+        let contents = &self.files[entry.file];
         let mut bytes = Vec::with_capacity(entry.len);
         for start in (entry.start..entry.start + entry.len).step_by(CHUNK) {
             let len = CHUNK.min(entry.start + entry.len - start);
-            bytes.extend_from_slice(&map[start..start + len]);
-            drop_pages(map, start, len);
+            bytes.extend_from_slice(&contents[start..start + len]);
+            if let Contents::Mapped(map) = contents {
+                drop_pages(map, start, len);
+            }
         }
         let shape = entry.shape.clone();
         Ok(TensorData::from_bytes_vec(bytes, shape, dtype))

@@ -75,6 +75,14 @@ fn a_file_gives_back_what_went_in() {
         let bytes = std::fs::read(&path).unwrap();
         file.save(&path).unwrap();
         assert_eq!(std::fs::read(&path).unwrap(), bytes, "the same bytes again");
+        assert_eq!(file.to_bytes().unwrap(), bytes);
+        let held = MemoryFile::from_bytes(bytes.clone(), "row 7").unwrap();
+        assert_eq!(held.samples, file.samples);
+        let back = gradmem.files().unpack(&held).unwrap();
+        assert_eq!(back.vectors().to_data(), memory.vectors().to_data());
+        let cut = MemoryFile::from_bytes(bytes[..bytes.len() - 1].to_vec(), "row 7");
+        let problem = message(cut);
+        assert!(problem.starts_with("row 7: is not a whole"), "{problem}");
 
         let opened = MemoryFile::open(&path).unwrap();
         assert_eq!(opened.origin, file.origin);
@@ -115,6 +123,28 @@ fn a_file_gives_back_what_went_in() {
         let there = f64s.files().unpack(&opened).unwrap();
         assert_eq!(values(there.vectors()), values(memory.vectors()));
     }
+}
+
+#[test]
+fn a_memory_is_found_by_its_name_or_its_index() {
+    let gradmem = gradmem::<Flex>(llama(), MemProj::None, 1);
+    let mut file = gradmem
+        .files()
+        .pack(&gradmem.write(&contexts()).unwrap())
+        .unwrap();
+    file.samples[0].name = Some("1".into());
+    file.samples[2].name = Some("b".into());
+    assert_eq!(file.index_of("b").unwrap(), 2);
+    assert_eq!(file.index_of("2").unwrap(), 2, "no name is 2");
+    // The second is called by its index, which is the first's name.
+    assert_eq!(file.index_of("1").unwrap(), 1);
+    let problem = message(file.index_of("3"));
+    assert!(problem.contains(r#"there are "1", "1", "b""#), "{problem}");
+    file.samples[0].name = Some("b".into());
+    let problem = message(file.index_of("b"));
+    assert!(problem.contains("several memories"), "{problem}");
+    file.samples.pop();
+    message(file.index_of("b"));
 }
 
 #[test]

@@ -15,7 +15,7 @@ use serde_json::json;
 use crate::args::{Backend, OptionalModelFolder};
 use crate::backend::{Job, dispatch};
 use crate::input::{in_file, read_text};
-use crate::memories::{describe, dtype, name_of, shown_name};
+use crate::memories::{describe, dtype, shown_name};
 use crate::model::Model;
 use crate::output::{say, shown};
 
@@ -116,7 +116,7 @@ fn written_tokens(path: &Path, file: &MemoryFile) -> Result<Vec<usize>, Error> {
         };
         Err(Error::Input(format!(
             "--reconstruct: {} in {} {problem}",
-            name_of(sample, at),
+            sample.name_at(at),
             path.display()
         )))
     });

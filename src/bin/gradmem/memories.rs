@@ -2,57 +2,15 @@
 
 use std::path::Path;
 
-use gradmem::Error;
 use gradmem::memory::{MemoryFile, Written};
 use gradmem::report::with_separators;
 use gradmem::support::counted;
 
 use crate::output::shown;
 
-/// The most names that an error message lists.
-const MOST_NAMES: usize = 8;
-
-/// A memory's name, or its index in the file.
-pub fn name_of(sample: &Written, index: usize) -> String {
-    sample.name.clone().unwrap_or_else(|| index.to_string())
-}
-
 /// The name as it is printed: a file's may be anything.
 pub fn shown_name(sample: &Written, index: usize) -> String {
-    shown(&name_of(sample, index))
-}
-
-/// The index of the memory with this name or, if none has it, with this index.
-pub fn find(file: &MemoryFile, path: &Path, name: &str) -> Result<usize, Error> {
-    let samples = file.samples.iter().enumerate();
-    let names: Vec<String> = samples.map(|(at, sample)| name_of(sample, at)).collect();
-    let mut with_name = names.iter().enumerate().filter(|(_, x)| *x == name);
-    let index = || name.parse().ok().filter(|at: &usize| *at < file.len());
-    // One without a name is called by its index.
-    if let Some(at) = index().filter(|at| names[*at] == name) {
-        return Ok(at);
-    }
-    match (with_name.next(), with_name.next()) {
-        (Some((at, _)), None) => Ok(at),
-        (Some(_), Some(_)) => Err(Error::Input(format!(
-            "{}: several memories are called {name:?}: give the index of one, from 0",
-            path.display()
-        ))),
-        (None, _) => index().ok_or_else(|| {
-            let known = names.iter().take(MOST_NAMES);
-            let known: Vec<_> = known.map(|name| format!("{name:?}")).collect();
-            let more = if names.len() > MOST_NAMES {
-                ", …"
-            } else {
-                ""
-            };
-            Error::Input(format!(
-                "{}: no memory is called {name:?}: there are {}{more}",
-                path.display(),
-                known.join(", ")
-            ))
-        }),
-    }
+    shown(&sample.name_at(index))
 }
 
 /// A line about the file, and one about each of its first `shown` memories.

@@ -13,7 +13,6 @@ use serde_json::json;
 use crate::args::{Backend, ModelFolder, Sampling};
 use crate::backend::{Job, dispatch};
 use crate::input::{in_file, read_questions};
-use crate::memories::{find, name_of};
 use crate::model::{Model, Part, Text};
 use crate::output::say;
 
@@ -96,7 +95,7 @@ impl Job for Args {
                         say!("{answer}");
                         continue;
                     }
-                    let memory = name_of(sample, memory);
+                    let memory = sample.name_at(memory);
                     say!(
                         "{}",
                         json!({ "memory": memory, "question": question, "answer": answer })
@@ -113,7 +112,7 @@ impl Args {
     fn open_file(&self) -> Result<MemoryFile, Error> {
         let file = MemoryFile::open(&self.file)?;
         match &self.memory {
-            Some(name) => file.select(&[find(&file, &self.file, name)?]),
+            Some(name) => file.select(&[file.index_of(name)?]),
             None => Ok(file),
         }
     }

@@ -60,9 +60,21 @@ impl MemoryFile {
     /// If it cannot be read, is no memory file or a damaged one, is of a newer format version, its tensors
     /// are inconsistent with each other or its metadata, or it holds non-finite numbers.
     pub fn open(path: impl AsRef<Path>) -> Result<Self, Error> {
-        let path = path.as_ref();
+        Self::read(&Tensors::open(path)?)
+    }
+
+    /// The memories of a file's [bytes](Self::to_bytes), which messages call `name`: for memories that are kept in a database, or sent.
+    ///
+    /// # Errors
+    ///
+    /// As those of [`MemoryFile::open`].
+    pub fn from_bytes(bytes: Vec<u8>, name: impl AsRef<Path>) -> Result<Self, Error> {
+        Self::read(&Tensors::from_bytes(bytes, name)?)
+    }
+
+    fn read(file: &Tensors) -> Result<Self, Error> {
+        let path = file.path();
         let problem = |problem: String| Error::file(path, problem);
-        let file = Tensors::open(path)?;
         let entry = file.metadata().get(ENTRY);
         let entry = entry.ok_or_else(|| problem("is not a memory file".into()))?;
         let damaged = |e| problem(format!("says in its metadata what cannot be read: {e}"));
@@ -86,7 +98,7 @@ impl MemoryFile {
             matrices: Vec::new(),
             path: path.into(),
         };
-        found.with_tensors(&file).map_err(problem)
+        found.with_tensors(file).map_err(problem)
     }
 
     /// With the tensors of a file, checked against each other and the metadata.
@@ -208,6 +220,15 @@ impl MemoryFile {
     /// If `samples` are not as many as the memories, or it cannot be written; what was there before then
     /// stays.
     pub fn save(&self, path: impl AsRef<Path>) -> Result<(), Error> {
+        write_atomically(path, &self.to_bytes()?)
+    }
+
+    /// What [`MemoryFile::save`] writes.
+    ///
+    /// # Errors
+    ///
+    /// If `samples` are not as many as the memories.
+    pub fn to_bytes(&self) -> Result<Vec<u8>, Error> {
         self.check()?;
         let plain = self.kind == PREFIX && self.chunks == 1 && self.dtype() != DType::I8;
         let header = Header {
@@ -226,6 +247,6 @@ impl MemoryFile {
             std::iter::once((matrix.name.clone(), matrix.numbers.clone())).chain(scales)
         });
         let tensors: Vec<_> = tensors.collect();
-        write_atomically(path, &weights::encode(&tensors, metadata)?)
+        weights::encode(&tensors, metadata)
     }
 }

@@ -89,6 +89,11 @@ pub struct Written {
 }
 
 impl Written {
+    /// Its name, or its index in the file if it has none.
+    pub fn name_at(&self, index: usize) -> String {
+        self.name.clone().unwrap_or_else(|| index.to_string())
+    }
+
     /// Sets the hash of the context, by which [`Written::is_of`] compares texts later.
     pub fn with_hash_of(mut self, context: &str) -> Self {
         self.context_sha256 = Some(hex(&Sha256::digest(context)));
@@ -125,6 +130,9 @@ pub enum MemoryFloat {
     /// In a quarter of the room: each row as whole numbers from −127 to 127 times one number of its own.
     Int8,
 }
+
+/// The most names that an error lists.
+const MOST_NAMES: usize = 8;
 
 /// Memories of n contexts outside of any backend: made by [`MemoryFiles::pack`] or opened from a file, and given back to the
 /// model that wrote them by [`MemoryFiles::unpack`].
@@ -222,6 +230,45 @@ impl MemoryFile {
             }
         }
         self
+    }
+
+    /// The index of the memory with this name or, if none has it, with this index. One without a name is called by its index.
+    ///
+    /// # Errors
+    ///
+    /// If there is none, or several have the name.
+    pub fn index_of(&self, name: &str) -> Result<usize, Error> {
+        self.check()?;
+        let samples = self.samples.iter().enumerate();
+        let names: Vec<String> = samples.map(|(at, sample)| sample.name_at(at)).collect();
+        let mut with_name = names.iter().enumerate().filter(|(_, x)| *x == name);
+        let index = || name.parse().ok().filter(|at: &usize| *at < self.len());
+        if let Some(at) = index().filter(|at| names[*at] == name) {
+            return Ok(at);
+        }
+        let problem = match (with_name.next(), with_name.next()) {
+            (Some((at, _)), None) => return Ok(at),
+            (Some(_), Some(_)) => {
+                format!("several memories are called {name:?}: give the index of one, from 0")
+            }
+            (None, _) => match index() {
+                Some(at) => return Ok(at),
+                None => {
+                    let known = names.iter().take(MOST_NAMES);
+                    let known: Vec<_> = known.map(|name| format!("{name:?}")).collect();
+                    let more = if names.len() > MOST_NAMES {
+                        ", …"
+                    } else {
+                        ""
+                    };
+                    format!(
+                        "no memory is called {name:?}: there are {}{more}",
+                        known.join(", ")
+                    )
+                }
+            },
+        };
+        Err(Error::file(&self.path, problem))
     }
 
     /// The memories of these indices, in this order.
