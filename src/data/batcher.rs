@@ -16,7 +16,7 @@ pub struct Batch<B: Backend> {
     /// queries.
     pub scored: Vec<Vec<i64>>,
     /// The questions themselves, where they are known: one to each query, or none. Behind the questions of a context that has fewer
-    /// than others are some that [ask nothing](Asked::is_nothing).
+    /// than others are some that ask nothing, which [`Batch::questions`] leaves out.
     pub asked: Vec<Asked>,
 }
 
@@ -29,6 +29,14 @@ impl<B: Backend> Batch<B> {
     /// Whether it holds nothing.
     pub fn is_empty(&self) -> bool {
         self.episode.is_empty()
+    }
+
+    /// The questions that ask something, each with its row among the queries and that of its context.
+    pub fn questions(&self) -> impl Iterator<Item = (usize, usize, &Asked)> {
+        let each = (self.asked.len() / self.len().max(1)).max(1);
+        let asked = self.asked.iter().enumerate();
+        let asked = asked.filter(|(_, asked)| !asked.is_nothing());
+        asked.map(move |(row, asked)| (row, row / each, asked))
     }
 
     /// The same as the batch behind so many steps of a training, with labels smoothed by ε if that is above 0.
@@ -229,11 +237,8 @@ mod tests {
         let batch: Batch<B> = batcher
             .try_batch(vec![one, Ok(three)], &Default::default())
             .unwrap();
-        let asks = batch.asked.iter().map(|asked| !asked.is_nothing());
-        assert_eq!(
-            asks.collect::<Vec<_>>(),
-            [true, false, false, true, true, true]
-        );
+        let rows = batch.questions().map(|(row, context, _)| (row, context));
+        assert_eq!(rows.collect::<Vec<_>>(), [(0, 0), (3, 1), (4, 1), (5, 1)]);
         assert_eq!(batch.episode.queries_per_context(), 3);
         assert_eq!(batch.episode.totals().labels, 4);
         assert!(batch.scored[1..3].iter().flatten().all(|label| *label < 0));

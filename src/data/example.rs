@@ -81,7 +81,7 @@ impl Asked {
     }
 
     /// Whether it has no target, as what fills up the questions of a context.
-    pub fn is_nothing(&self) -> bool {
+    pub(super) fn is_nothing(&self) -> bool {
         self.target == self.tokens.len()
     }
 }

@@ -303,9 +303,8 @@ impl<B: KernelBackend> Trained<B> {
                 Some(memory) => self.method.reader(memory)?.generate(&prompts, &config)?,
                 None => self.method.generate(contexts, &prompts, &config)?,
             };
-            let questions = batch.asked.len() / batch.len();
-            let answered = batch.asked.iter().zip(&said).enumerate();
-            for (row, (asked, said)) in answered.filter(|(_, (asked, _))| !asked.is_nothing()) {
+            for (row, context, asked) in batch.questions() {
+                let said = &said[row];
                 let ends = asked.tokens[asked.target..].iter();
                 let ends = ends.filter(|id| **id == end).count();
                 let said = said.splitn(ends + 1, |id| *id == end).take(ends.max(1));
@@ -334,7 +333,7 @@ impl<B: KernelBackend> Trained<B> {
                 if *kept < examples {
                     *kept += 1;
                     shown.push(Shown {
-                        context: tokenizer.decode(contexts.row(row / questions))?,
+                        context: tokenizer.decode(contexts.row(context))?,
                         query: tokenizer.decode(&prompts[row])?,
                         target: asked.answers.first().cloned().unwrap_or_default(),
                         answer: text,

@@ -37,20 +37,23 @@ impl<B: KernelBackend> Trained<B> {
         let mut reconstructed = Cells::default();
         let (mut questions_seen, mut unplaced) = (0, 0);
         self.each_batch(task, &task.valid, samples, |_, batch| {
-            let places: Vec<Option<usize>> = places(&batch, size);
-            let asked = batch.asked.iter().filter(|asked| !asked.is_nothing());
-            let asked = asked.count();
-            questions_seen += asked;
-            unplaced += asked - places.iter().flatten().count();
-            let questions = batch.asked.len() / batch.len().max(1);
-            let lengths: Vec<usize> = batch.episode.contexts().lengths().collect();
+            let contexts = batch.episode.contexts();
+            let lengths: Vec<usize> = contexts.lengths().collect();
+            let mut placed = Vec::new();
+            for (row, context, asked) in batch.questions() {
+                questions_seen += 1;
+                match place(contexts.row(context), asked) {
+                    Some(at) => placed.push((row, context, at / size)),
+                    None => unplaced += 1,
+                }
+            }
             for (after, found) in after_chunks(gradmem, &batch)?.into_iter().enumerate() {
-                for (row, (place, right)) in places.iter().zip(found.matches).enumerate() {
+                for (row, context, chunk) in &placed {
                     // Nothing is written over a context that ended before.
-                    let own = gradmem.config().chunks_of(lengths[row / questions.max(1)]);
-                    let place = place.filter(|place| *place <= after && after < own);
-                    if let (Some(place), Some(right)) = (place, right) {
-                        answered.add(after, place, f64::from(right), 1.0);
+                    let own = gradmem.config().chunks_of(lengths[*context]);
+                    let told = found.matches[*row].filter(|_| *chunk <= after && after < own);
+                    if let Some(right) = told {
+                        answered.add(after, *chunk, f64::from(right), 1.0);
                     }
                 }
                 for (chunk, (right, count)) in found.told.into_iter().enumerate() {
@@ -118,22 +121,12 @@ fn after_chunks<B: KernelBackend>(
     Ok(found.collect())
 }
 
-/// The chunk that each question is about: where its query's tokens stand in the context, the first of several left out,
+/// The token that a question is about: what its query's tokens stand before in the context, the first of several left out,
 /// which is the question's own. None where they stand nowhere or more than once.
-fn places<B: KernelBackend>(batch: &Batch<B>, size: usize) -> Vec<Option<usize>> {
-    let contexts = batch.episode.contexts();
-    let questions = batch.asked.len() / contexts.len().max(1);
-    let asked = batch.asked.iter().enumerate();
-    asked
-        .map(|(row, asked)| place(contexts.row(row / questions.max(1)), asked).map(|at| at / size))
-        .collect()
-}
-
 fn place(context: &[u32], asked: &Asked) -> Option<usize> {
     let query = &asked.tokens[..asked.target];
     let query = match query {
         [] => return None,
-        _ if asked.is_nothing() => return None,
         [_] => query,
         [_, rest @ ..] => rest,
     };
