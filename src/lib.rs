@@ -91,7 +91,7 @@ pub mod interop;
 pub mod memory;
 pub mod method;
 pub mod model;
-#[cfg(feature = "command")]
+#[cfg(feature = "report")]
 pub mod report;
 #[doc(hidden)]
 pub mod support;
@@ -141,12 +141,19 @@ mod tests {
         crosses_threads::<crate::Error>();
         #[cfg(feature = "data")]
         crosses_threads::<crate::data::Task>();
+        crosses_threads::<crate::episode::Episode<B>>();
         crosses_threads::<crate::memory::Memory<B>>();
         crosses_threads::<crate::memory::MemoryFile>();
         crosses_threads::<crate::method::AnyMethod<B>>();
         crosses_threads::<crate::model::Cache<B>>();
+        crosses_threads::<crate::model::Tokens<B>>();
+        crosses_threads::<crate::model::generate::Reader<'static, B, crate::model::AnyLm<B>>>();
         crosses_threads::<crate::model::weights::Tensors>();
         #[cfg(feature = "train")]
         crosses_threads::<crate::train::Trained<B>>();
+        #[cfg(feature = "train")]
+        crosses_threads::<crate::train::TrainOptions>();
+        #[cfg(feature = "train")]
+        crosses_threads::<crate::train::Outcome>();
     }
 }

@@ -39,6 +39,9 @@ use crate::model::{CausalLm, Writable, losses_by_head, most_probable};
 ///     }
 /// }
 ///
+/// # #[cfg(not(feature = "flex"))]
+/// # fn main() {}
+/// # #[cfg(feature = "flex")]
 /// # fn main() -> Result<(), gradmem::Error> {
 /// type B = burn_flex::Flex;
 /// let device = Default::default();

@@ -14,10 +14,12 @@ use super::{GradMem, LiftedObjective, Memory};
 use crate::episode::Tokens;
 use crate::error::{Error, at_least_one, not_negative};
 use crate::model::Writable;
+use crate::support::setters::setters;
 
 /// WRITE continues until a sample's loss has not fallen by more than `tolerance` below its last progress
 /// `patience` times in a row, or `cap` steps are done; the sample gets the memory of its last progress.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct StopRule {
     /// What counts as progress, in nats a token.
     pub tolerance: f64,
@@ -28,6 +30,22 @@ pub struct StopRule {
 }
 
 impl StopRule {
+    /// At most so many steps, and until one brings less than 0.01 nats a token.
+    pub fn new(cap: usize) -> Self {
+        Self {
+            tolerance: 0.01,
+            patience: 1,
+            cap,
+        }
+    }
+
+    setters! {
+        /// Sets what counts as progress, in nats a token.
+        with_tolerance(tolerance: f64);
+        /// Sets the steps without progress before a sample stops.
+        with_patience(patience: usize);
+    }
+
     /// Checks every value.
     ///
     /// # Errors

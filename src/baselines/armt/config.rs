@@ -130,7 +130,7 @@ impl ArmtConfig {
     }
 
     /// Numbers in one sample's memory, for a model of this width and depth; `None` if there are too many to count.
-    #[cfg(feature = "command")]
+    #[cfg(feature = "report")]
     pub(crate) fn floats(&self, d_model: usize, layers: usize) -> Option<usize> {
         let features = 2usize.checked_mul(self.d_mem)?.checked_mul(self.dpfp_nu)?;
         let matrix = features.checked_mul(d_model.checked_div(self.n_heads)?)?;
