@@ -138,6 +138,36 @@ impl MethodConfig {
         self.build(model, Init::blank(), device)
     }
 
+    /// Whether the first token of a text without a query is predicted, from what was written alone.
+    #[cfg(feature = "train")]
+    pub(crate) fn predicts_first(&self) -> bool {
+        match self {
+            Self::GradMem(config) => config.first_predicted() == 0,
+            Self::Rmt(_) | Self::Armt(_) => false,
+            Self::InContext(_) => true,
+        }
+    }
+
+    /// The longest sequence in training, memory included, for a context of so many tokens with as many questions, each of
+    /// `question` tokens with its target.
+    #[cfg(feature = "train")]
+    pub(crate) fn positions(&self, context: usize, question: usize, questions: usize) -> usize {
+        match self {
+            Self::GradMem(config) => {
+                let write = config
+                    .longest_chunk(context)
+                    .saturating_add(config.prefix_len());
+                write.max(question.saturating_add(config.read_after(context)))
+            }
+            Self::Rmt(config) => {
+                let write = context.saturating_add(config.written_with());
+                write.max(question.saturating_add(config.prefix_len()))
+            }
+            Self::Armt(config) => config.positions(context).max(question),
+            Self::InContext(config) => config.positions(context, question, questions),
+        }
+    }
+
     fn build<B: KernelBackend>(
         &self,
         model: AnyLm<B>,

@@ -247,7 +247,8 @@ impl RunConfig {
         self.memory.validate().map_err(|e| e.in_section("memory"))?;
         self.rmt.validate().map_err(|e| e.in_section("rmt"))?;
         self.armt.validate().map_err(|e| e.in_section("armt"))?;
-        let predicts_first = self.method != MethodName::GradMem || self.predicts_first();
+        let predicts_first =
+            self.method != MethodName::GradMem || self.method_config().predicts_first();
         let problem = "predicts no first token, but the texts of this task are continued without a query: \
                        use kind = \"prefix\"";
         let needed = matches!(self.data, DataConfig::Text(_));
@@ -345,18 +346,10 @@ impl RunConfig {
         require(vocab >= tokens, "model.vocab_size", vocab, problem)
     }
 
-    /// Whether the first token of a text without a query is predicted, from what was written alone.
-    fn predicts_first(&self) -> bool {
-        match self.method {
-            MethodName::GradMem => self.memory.first_predicted() == 0,
-            MethodName::Rmt | MethodName::Armt => false,
-            MethodName::InContext => true,
-        }
-    }
-
     /// Fails unless samples of these lengths can be answered and the model has enough positions for them.
     pub(crate) fn check_lengths(&self, lengths: &Lengths) -> Result<(), Error> {
-        if lengths.unprompted > 0 && !self.predicts_first() {
+        let method = self.method_config();
+        if lengths.unprompted > 0 && !method.predicts_first() {
             return Err(Error::Input(format!(
                 "{} questions have no query, and {} predicts no first token of a target without one: give them a query, or train \
                  gradmem with memory.kind = \"prefix\"",
@@ -373,21 +366,7 @@ impl RunConfig {
             questions,
             ..
         } = *lengths;
-        let needed = match self.method {
-            MethodName::GradMem => {
-                let memory = &self.memory;
-                let write = memory
-                    .longest_chunk(context)
-                    .saturating_add(memory.prefix_len());
-                write.max(question.saturating_add(memory.read_after(context)))
-            }
-            MethodName::Rmt => {
-                let write = context.saturating_add(self.rmt.written_with());
-                write.max(question.saturating_add(self.rmt.prefix_len()))
-            }
-            MethodName::Armt => self.armt.positions(context).max(question),
-            MethodName::InContext => self.in_context.positions(context, question, questions),
-        };
+        let needed = method.positions(context, question, questions);
         let joint = self.method == MethodName::InContext
             && self.in_context.questions == Questions::Joint
             && questions > 1;
