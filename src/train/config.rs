@@ -5,7 +5,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
 
-use super::base::Base;
+use super::base::{self, Base};
 use super::metrics::Measure;
 pub use super::outer_loop::{LrDecay, TrainConfig};
 use super::overrides::{self, one_line, parse};
@@ -14,97 +14,10 @@ use super::presets::text_of;
 use crate::baselines::{ArmtConfig, InContextConfig, Questions, RmtConfig};
 use crate::data::{DataConfig, Lengths, TextTokenizer, TokensConfig};
 use crate::error::{Error, require};
-use crate::interop::checkpoint;
 use crate::memory::GradMemConfig;
 use crate::method::{MethodConfig, MethodName};
 use crate::model::ModelConfig;
 use crate::support::fs::read_text;
-
-/// Whether `memory.write_lr` is `auto`; it is taken away then.
-fn take_auto(table: &mut toml::Table) -> bool {
-    let Some(toml::Value::Table(memory)) = table.get_mut("memory") else {
-        return false;
-    };
-    let is_auto = memory.get("write_lr").and_then(toml::Value::as_str) == Some("auto");
-    if is_auto {
-        memory.remove("write_lr");
-    }
-    is_auto
-}
-
-/// Replaces the model's settings by those of the folder that `model.from` names, and leaves out the tokenizer if that
-/// folder has one. The `overrides` among them must say the same as the folder.
-fn follow_base(table: &mut toml::Table, overrides: &[String]) -> Result<(), Error> {
-    let Some(base) = Base::take(table)? else {
-        return Ok(());
-    };
-    let folder = base.folder.as_path();
-    if !folder.is_dir() {
-        // A run that has all its weights goes on without it; one that begins is refused.
-        if let Some(toml::Value::Table(model)) = table.get_mut("model") {
-            base.put(model);
-        }
-        return Ok(());
-    }
-    let run = folder.join("config.toml");
-    let model = match run.is_file() {
-        true => RunConfig::open(run)?.model,
-        false => checkpoint::open_config(folder.join("config.json"))?.0,
-    };
-    let model = toml::Table::try_from(model);
-    let mut model =
-        model.map_err(|e| Error::Input(format!("model: {}", one_line(&e.to_string()))))?;
-    let mut given = toml::Table::new();
-    for text in overrides {
-        overrides::apply(&mut given, text)?;
-    }
-    let given = |section: &str| given.get(section).and_then(toml::Value::as_table);
-    let differs = |(key, value): &(&String, &toml::Value)| {
-        *key != "from" && !model.get(key.as_str()).is_some_and(|own| same(own, value))
-    };
-    if let Some((key, value)) = given("model").and_then(|given| given.iter().find(differs)) {
-        let theirs = model.get(key).map_or("unset".into(), ToString::to_string);
-        let problem = format!(
-            "the model is that of {}, where it is {theirs}: leave it out",
-            base.text()
-        );
-        return Err(Error::config(format!("model.{key}"), value, problem));
-    }
-    base.put(&mut model);
-    table.insert("model".into(), model.into());
-    if base.tokenizer().is_none() {
-        return Ok(());
-    }
-    // A file may be the folder's own, and is compared with it when it is open.
-    let makes_another = |(key, value): &(&String, &toml::Value)| match key.as_str() {
-        "tokenizer" => {
-            let name = value.as_str();
-            name.is_some_and(|name| TokensConfig::KINDS.contains(&name))
-        }
-        key => key == "vocab_size",
-    };
-    let tokens = given("tokens");
-    if let Some((key, value)) = tokens.and_then(|tokens| tokens.iter().find(makes_another)) {
-        let problem = format!("the tokenizer is that of {}: leave it out", base.text());
-        return Err(Error::config(format!("tokens.{key}"), value, problem));
-    }
-    let names_file = tokens.is_some_and(|tokens| tokens.contains_key("tokenizer"));
-    if let Some(toml::Value::Table(tokens)) = table.get_mut("tokens")
-        && !names_file
-    {
-        tokens.remove("tokenizer");
-    }
-    Ok(())
-}
-
-/// Whether two values say the same: a number may be written as a whole one.
-fn same(a: &toml::Value, b: &toml::Value) -> bool {
-    let number = |value: &toml::Value| match value {
-        toml::Value::Integer(whole) => Some(*whole as f64),
-        other => other.as_float(),
-    };
-    a == b || (number(a).is_some() && number(a) == number(b))
-}
 
 /// All settings of a run.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -157,7 +70,7 @@ impl RunConfig {
         for text in overrides {
             overrides::apply(&mut table, text)?;
         }
-        follow_base(&mut table, overrides)?;
+        base::follow(&mut table, overrides, |run| Ok(Self::open(run)?.model))?;
         Self::from_table(table)
     }
 
@@ -413,6 +326,18 @@ impl RunConfig {
         };
         overrides::differences(&json(self), &json(other))
     }
+}
+
+/// Whether `memory.write_lr` is `auto`; it is taken away then.
+fn take_auto(table: &mut toml::Table) -> bool {
+    let Some(toml::Value::Table(memory)) = table.get_mut("memory") else {
+        return false;
+    };
+    let is_auto = memory.get("write_lr").and_then(toml::Value::as_str) == Some("auto");
+    if is_auto {
+        memory.remove("write_lr");
+    }
+    is_auto
 }
 
 /// The same error, of the file that has the mistake.
