@@ -6,9 +6,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
 
 use super::base::{self, Base};
-use super::metrics::Measure;
+use super::names;
 pub use super::outer_loop::{LrDecay, TrainConfig};
-use super::overrides::{self, one_line, parse};
+use super::overrides::{self, in_file, one_line, parse};
 pub use super::presets::presets;
 use super::presets::text_of;
 use crate::baselines::{ArmtConfig, InContextConfig, Questions, RmtConfig};
@@ -122,8 +122,9 @@ impl RunConfig {
         }
         let find_write_lr = take_auto(&mut table);
         let base = Base::take(&mut table)?;
-        overrides::check_keys(&table, &known(&table)?, "")?;
-        check_names(&table)?;
+        let (model, data) = names::model_and_task(&table)?;
+        overrides::check_keys(&table, &Self::keys(model, data), "")?;
+        names::check(&table)?;
         let config = Self {
             find_write_lr,
             base,
@@ -139,6 +140,16 @@ impl RunConfig {
         )?;
         config.validate()?;
         Ok(config)
+    }
+
+    /// All keys, with those of this model and this task.
+    fn keys(model: ModelConfig, data: DataConfig) -> Json {
+        let config = Self {
+            model,
+            data,
+            ..Self::default()
+        };
+        serde_json::to_value(config).unwrap_or_default()
     }
 
     /// Of a table without keys that are not known.
@@ -176,7 +187,7 @@ impl RunConfig {
             "only the reconstruction loss uses it: set rmt.reconstruction_loss_weight too";
         require(used, "rmt.write_head", true, problem)?;
         self.train.validate().map_err(|e| e.in_section("train"))?;
-        check_stop_metric(self.train.stop_metric.key(), self.method)?;
+        names::check_stop_metric(self.train.stop_metric.key(), self.method)?;
         self.stages()?;
         if let Some(own) = self.data.own_tokenizer()? {
             let problem = "this task has tokens of its own: leave it out";
@@ -234,11 +245,8 @@ impl RunConfig {
         for setting in settings {
             overrides::apply(&mut table, &format!("data.{setting}"))?;
         }
-        let known = serde_json::to_value(Self {
-            data: self.data.clone(),
-            ..Self::default()
-        });
-        overrides::check_keys(&table, &known.unwrap_or_default(), "")?;
+        let known = Self::keys(ModelConfig::default(), self.data.clone());
+        overrides::check_keys(&table, &known, "")?;
         let task = own.get("task").and_then(toml::Value::as_str);
         let given = table.get("data").and_then(|data| data.get("task"));
         if given.and_then(toml::Value::as_str) != task {
@@ -338,81 +346,6 @@ fn take_auto(table: &mut toml::Table) -> bool {
         memory.remove("write_lr");
     }
     is_auto
-}
-
-/// The same error, of the file that has the mistake.
-fn in_file(path: &Path, e: Error) -> Error {
-    match e {
-        Error::Config { .. } | Error::Input(_) => Error::file(path, e.to_string()),
-        other => other,
-    }
-}
-
-/// Fails on names of which serde would not say which can be used.
-fn check_names(table: &toml::Table) -> Result<(), Error> {
-    use MethodName::{Armt, GradMem, InContext, Rmt};
-    let method = match table.get("method") {
-        None => MethodName::default(),
-        Some(name) => name.clone().try_into::<MethodName>().map_err(|_| {
-            let names = [GradMem, Rmt, Armt, InContext].map(MethodName::as_str);
-            let problem = format!("must be one of {}", names.join(", "));
-            Error::config("method", name, problem)
-        })?,
-    };
-    let train = table.get("train");
-    match train.and_then(|train| train.get("stop_metric")) {
-        Some(name) => check_stop_metric(name.as_str().unwrap_or(&name.to_string()), method),
-        None => Ok(()),
-    }
-}
-
-/// Fails unless a measure of this name can stop a training of this method.
-fn check_stop_metric(name: &str, method: MethodName) -> Result<(), Error> {
-    let names: Vec<_> = Measure::of(method).iter().map(|m| m.key()).collect();
-    let (with, listed) = (method.as_str(), names.join(", "));
-    let problem = format!("with {with} it must be one of {listed}");
-    require(names.contains(&name), "train.stop_metric", name, problem)
-}
-
-/// All keys, with those of the model type and task that `table` names.
-fn known(table: &toml::Table) -> Result<Json, Error> {
-    // What a section may have is said by a key of it.
-    let tag = |section: &str, key: &str, names: &[&str]| {
-        let section_of = table.get(section).and_then(toml::Value::as_table);
-        match section_of.filter(|section| !section.is_empty()) {
-            Some(found) if !found.contains_key(key) => {
-                let problem = format!("[{section}] needs it: one of {}", names.join(", "));
-                Err(Error::config(format!("{section}.{key}"), "none", problem))
-            }
-            found => Ok(found.and_then(|found| found.get(key))),
-        }
-    };
-    let model = match tag("model", "model_type", ModelConfig::TYPES)? {
-        None => ModelConfig::default(),
-        Some(name) => {
-            let found = name.as_str().and_then(ModelConfig::of_type);
-            found.ok_or_else(|| {
-                let problem = format!("must be one of {}", ModelConfig::TYPES.join(", "));
-                Error::config("model.model_type", name, problem)
-            })?
-        }
-    };
-    let data = match tag("data", "task", DataConfig::TASKS)? {
-        None => DataConfig::default(),
-        Some(name) => {
-            let found = name.as_str().and_then(DataConfig::of_task);
-            found.ok_or_else(|| {
-                let problem = format!("must be one of {}", DataConfig::TASKS.join(", "));
-                Error::config("data.task", name, problem)
-            })?
-        }
-    };
-    let config = RunConfig {
-        model,
-        data,
-        ..RunConfig::default()
-    };
-    Ok(serde_json::to_value(config).unwrap_or_default())
 }
 
 #[cfg(test)]

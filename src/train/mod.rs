@@ -33,6 +33,7 @@ mod launch;
 pub mod learner;
 pub mod metrics;
 mod metrics_log;
+mod names;
 mod optimizer;
 mod options;
 mod outer_loop;

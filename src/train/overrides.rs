@@ -1,6 +1,7 @@
 //! TOML settings: parsing, `key=value` overrides, and errors that name the key.
 
 use std::collections::BTreeSet;
+use std::path::Path;
 
 use serde::de::DeserializeOwned;
 use serde_json::Value as Json;
@@ -15,6 +16,14 @@ pub(super) fn parse(text: &str, name: &str) -> Result<toml::Table, Error> {
         });
         Error::Input(format!("{name}, line {line}: {}", one_line(e.message())))
     })
+}
+
+/// The same error, of the file that has the mistake.
+pub(super) fn in_file(path: &Path, e: Error) -> Error {
+    match e {
+        Error::Config { .. } | Error::Input(_) => Error::file(path, e.to_string()),
+        other => other,
+    }
 }
 
 /// Sets one value of a table: `section.key=value`.
