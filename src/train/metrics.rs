@@ -17,104 +17,89 @@ use serde::{Deserialize, Serialize};
 use crate::data::Direction;
 use crate::method::MethodName;
 
-/// One of the quantities a run measures.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-#[non_exhaustive]
-pub enum Measure {
+/// Makes [`Measure`] from each measure's name in files and as it is shown.
+macro_rules! measures {
+    ($($(#[$about:meta])* $measure:ident = $key:literal, $shown:literal;)*) => {
+        /// One of the quantities a run measures.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        #[non_exhaustive]
+        pub enum Measure {
+            $($(#[$about])* #[serde(rename = $key)] $measure,)*
+        }
+
+        impl Measure {
+            /// All measures, in display order.
+            pub const ALL: &'static [Self] = &[$(Self::$measure),*];
+
+            /// Its name in files and settings.
+            pub fn key(self) -> &'static str {
+                match self {
+                    $(Self::$measure => $key,)*
+                }
+            }
+
+            /// Its display name.
+            pub fn name(self) -> &'static str {
+                match self {
+                    $(Self::$measure => $shown,)*
+                }
+            }
+        }
+    };
+}
+
+measures! {
     /// Share of questions all of whose scored target tokens are predicted, teacher-forced.
-    ExactMatch,
+    ExactMatch = "exact_match", "Exact match";
     /// Share of scored target tokens that are predicted, teacher-forced.
-    TokenAccuracy,
+    TokenAccuracy = "token_accuracy", "Token accuracy";
     /// Mean −log p of the target tokens given the memory and the query, in nats a token; in training with `label_smoothing` the
     /// loss of the smoothed labels.
-    ReadLoss,
+    ReadLoss = "read_loss", "READ loss";
     /// Mean WRITE loss at M0, in nats a token. While a run trains on contexts in chunks it is that of their first chunks alone; `gradmem
     /// eval` measures it on all.
-    WriteLossBefore,
+    WriteLossBefore = "write_loss_before", "WRITE loss before";
     /// Mean WRITE loss at M_K; measured on the validation set only.
-    WriteLossAfter,
+    WriteLossAfter = "write_loss_after", "WRITE loss after";
     /// Mean L2 norm of the inner gradient over samples and WRITE steps, before clipping.
-    InnerGradNorm,
+    InnerGradNorm = "inner_grad_norm", "Inner gradient norm";
     /// Share of a context's tokens that WRITE's model predicts from M_K and the tokens before them; measured
     /// on the validation set only.
-    WriteAccuracy,
+    WriteAccuracy = "write_accuracy", "WRITE accuracy";
     /// Share of questions whose greedily generated answer is one of the right ones, normalized as SQuAD
     /// does unless every character counts; measured by [`evaluation`](super::evaluation) only, as are those below.
-    AnswerMatch,
+    AnswerMatch = "answer_match", "Answer match";
     /// F1 of these answers' words, the best over the right ones.
-    AnswerF1,
+    AnswerF1 = "answer_f1", "Answer F1";
     /// Share of a context's tokens that WRITE's model predicts right at their position when it reconstructs the
     /// context greedily from M_K alone.
     #[serde(alias = "retold")]
-    Reconstructed,
+    Reconstructed = "reconstructed", "Reconstructed";
     /// Share of questions whose first scored target token is predicted, teacher-forced.
-    #[serde(rename = "token_accuracy_1")]
-    TokenAccuracy1,
+    TokenAccuracy1 = "token_accuracy_1", "Accuracy, token 1";
     /// Share of questions whose second scored target token is predicted, teacher-forced.
-    #[serde(rename = "token_accuracy_2")]
-    TokenAccuracy2,
+    TokenAccuracy2 = "token_accuracy_2", "Accuracy, token 2";
     /// Share of questions whose third scored target token is predicted, teacher-forced.
-    #[serde(rename = "token_accuracy_3")]
-    TokenAccuracy3,
+    TokenAccuracy3 = "token_accuracy_3", "Accuracy, token 3";
     /// Share of questions whose fourth scored target token is predicted, teacher-forced.
-    #[serde(rename = "token_accuracy_4")]
-    TokenAccuracy4,
+    TokenAccuracy4 = "token_accuracy_4", "Accuracy, token 4";
     /// Share of questions whose fifth scored target token is predicted, teacher-forced.
-    #[serde(rename = "token_accuracy_5")]
-    TokenAccuracy5,
+    TokenAccuracy5 = "token_accuracy_5", "Accuracy, token 5";
     /// Share of questions whose sixth scored target token is predicted, teacher-forced.
-    #[serde(rename = "token_accuracy_6")]
-    TokenAccuracy6,
+    TokenAccuracy6 = "token_accuracy_6", "Accuracy, token 6";
     /// Share of questions whose seventh scored target token is predicted, teacher-forced.
-    #[serde(rename = "token_accuracy_7")]
-    TokenAccuracy7,
+    TokenAccuracy7 = "token_accuracy_7", "Accuracy, token 7";
     /// Share of questions whose eighth scored target token is predicted, teacher-forced.
-    #[serde(rename = "token_accuracy_8")]
-    TokenAccuracy8,
+    TokenAccuracy8 = "token_accuracy_8", "Accuracy, token 8";
     /// As [`Measure::ExactMatch`], for contexts whose pairs are written key first, of a task with both directions.
-    ExactMatchForward,
+    ExactMatchForward = "exact_match_forward", "Exact match, forward";
     /// As [`Measure::ExactMatch`], for contexts whose pairs are written value first, of a task with both directions.
-    ExactMatchBackward,
+    ExactMatchBackward = "exact_match_backward", "Exact match, backward";
 }
 
-/// The names of each measure in files, and as it is shown.
-const NAMES: [[&str; 2]; 20] = [
-    ["exact_match", "Exact match"],
-    ["token_accuracy", "Token accuracy"],
-    ["read_loss", "READ loss"],
-    ["write_loss_before", "WRITE loss before"],
-    ["write_loss_after", "WRITE loss after"],
-    ["inner_grad_norm", "Inner gradient norm"],
-    ["write_accuracy", "WRITE accuracy"],
-    ["answer_match", "Answer match"],
-    ["answer_f1", "Answer F1"],
-    ["reconstructed", "Reconstructed"],
-    ["token_accuracy_1", "Accuracy, token 1"],
-    ["token_accuracy_2", "Accuracy, token 2"],
-    ["token_accuracy_3", "Accuracy, token 3"],
-    ["token_accuracy_4", "Accuracy, token 4"],
-    ["token_accuracy_5", "Accuracy, token 5"],
-    ["token_accuracy_6", "Accuracy, token 6"],
-    ["token_accuracy_7", "Accuracy, token 7"],
-    ["token_accuracy_8", "Accuracy, token 8"],
-    ["exact_match_forward", "Exact match, forward"],
-    ["exact_match_backward", "Exact match, backward"],
-];
-
 impl Measure {
-    /// All measures, in display order.
-    pub const ALL: &'static [Self] = &[
-        Self::ExactMatch,
-        Self::TokenAccuracy,
-        Self::ReadLoss,
-        Self::WriteLossBefore,
-        Self::WriteLossAfter,
-        Self::InnerGradNorm,
-        Self::WriteAccuracy,
-        Self::AnswerMatch,
-        Self::AnswerF1,
-        Self::Reconstructed,
+    /// Token accuracy by position: of each target's first scored token, of its second, and so on up to the eighth.
+    pub const POSITIONS: &'static [Self] = &[
         Self::TokenAccuracy1,
         Self::TokenAccuracy2,
         Self::TokenAccuracy3,
@@ -123,15 +108,10 @@ impl Measure {
         Self::TokenAccuracy6,
         Self::TokenAccuracy7,
         Self::TokenAccuracy8,
-        Self::ExactMatchForward,
-        Self::ExactMatchBackward,
     ];
 
-    /// Token accuracy by position: of each target's first scored token, of its second, and so on up to the eighth.
-    pub const POSITIONS: &'static [Self] = Self::ALL.split_at(10).1.split_at(8).0;
-
     /// Exact match by direction.
-    pub const DIRECTIONS: &'static [Self] = Self::ALL.split_at(18).1;
+    pub const DIRECTIONS: &'static [Self] = &[Self::ExactMatchForward, Self::ExactMatchBackward];
 
     /// The measures of a method's training that are shown and that can stop it.
     pub fn of(method: MethodName) -> &'static [Self] {
@@ -152,16 +132,6 @@ impl Measure {
     /// Whether it is measured on the validation set only.
     pub fn is_of_validation(self) -> bool {
         matches!(self, Self::WriteLossAfter | Self::WriteAccuracy)
-    }
-
-    /// Its name in files and settings.
-    pub fn key(self) -> &'static str {
-        NAMES[self as usize][0]
-    }
-
-    /// Its display name.
-    pub fn name(self) -> &'static str {
-        NAMES[self as usize][1]
     }
 
     /// Whether it is a share between 0 and 1, shown in percent.
