@@ -31,6 +31,7 @@ mod lora;
 mod noise;
 mod objective;
 mod outer;
+mod places;
 mod read;
 mod reconstruct;
 mod save;
