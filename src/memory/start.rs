@@ -148,30 +148,25 @@ impl<B: Backend> Start<B> {
 
     /// What one sample's memory is made of.
     pub(super) fn layout(&self) -> Layout {
-        match self {
+        let (kind, shapes): (_, Vec<_>) = match self {
             Self::Prefix(start) => {
                 let shape = start.mem.lazy_shape();
-                Layout::prefix([shape[0], shape[1]], start.own_projection)
+                return Layout::prefix([shape[0], shape[1]], start.own_projection);
             }
             Self::Lora(start) => {
                 let shapes = pairs(&start.lora_mem_A0, &start.lora_mem_B0);
                 let shapes = shapes.map(|matrix| matrix.lazy_shape());
                 let shapes = shapes.map(|shape| [shape[0], shape[1]]);
-                Layout::new(
-                    MemoryKind::Lora.as_str(),
-                    self.names().into_iter().zip(shapes),
-                )
+                (MemoryKind::Lora, shapes.collect())
             }
             Self::Kv(start) => {
                 let shapes = pairs(&start.kv_mem_K0, &start.kv_mem_V0);
                 let shapes = shapes.map(|matrix| matrix.lazy_shape());
                 let shapes = shapes.map(|shape| [shape[1], shape[0] * shape[2]]);
-                Layout::new(
-                    MemoryKind::Kv.as_str(),
-                    self.names().into_iter().zip(shapes),
-                )
+                (MemoryKind::Kv, shapes.collect())
             }
-        }
+        };
+        Layout::new(kind.as_str(), self.names().into_iter().zip(shapes))
     }
 
     /// The reference's names of the places in the layers that have a memory.
@@ -219,22 +214,12 @@ impl<B: Backend> Start<B> {
     /// With the first `tokens` of its vectors, or keys and values, alone.
     #[cfg(feature = "train")]
     pub(super) fn first_tokens(mut self, tokens: usize) -> Self {
-        let first = |param: Param<Tensor<B, 3>>| {
-            param.map(|tensor| {
-                let kept = tensor.clone().narrow(1, 0, tokens).detach();
-                kept.set_require_grad(tensor.is_require_grad())
-            })
-        };
         match &mut self {
-            Self::Prefix(start) => {
-                start.mem = start.mem.clone().map(|tensor| {
-                    let kept = tensor.clone().narrow(0, 0, tokens).detach();
-                    kept.set_require_grad(tensor.is_require_grad())
-                });
-            }
+            Self::Prefix(start) => start.mem = narrowed(start.mem.clone(), 0, tokens),
             Self::Kv(start) => {
                 for list in [&mut start.kv_mem_K0, &mut start.kv_mem_V0] {
-                    *list = std::mem::take(list).into_iter().map(first).collect();
+                    let whole = std::mem::take(list).into_iter();
+                    *list = whole.map(|param| narrowed(param, 1, tokens)).collect();
                 }
             }
             Self::Lora(_) => {}
@@ -250,6 +235,19 @@ impl<B: Backend> Start<B> {
             Self::Kv(start) => start.kv_mem_K0[0].lazy_device(),
         }
     }
+}
+
+/// The first `tokens` along a dimension alone.
+#[cfg(feature = "train")]
+fn narrowed<B: Backend, const D: usize>(
+    param: Param<Tensor<B, D>>,
+    dim: usize,
+    tokens: usize,
+) -> Param<Tensor<B, D>> {
+    param.map(|tensor| {
+        let kept = tensor.clone().narrow(dim, 0, tokens).detach();
+        kept.set_require_grad(tensor.is_require_grad())
+    })
 }
 
 /// The reference's name of a place: `layer0`, or `layer0_mlp_gate_proj`.
