@@ -19,7 +19,7 @@ use gradmem_kernels::Tape;
 
 use super::noise::{noise, rms, sample_squares};
 use super::segments::Segments;
-use super::write::{Step, StepModel, detached, gradients_to, on_tape};
+use super::step::{Step, StepModel, detached, gradients_to, on_tape};
 use super::{GradMem, GradMemConfig, GraphLock, LiftedObjective, Memory};
 use crate::episode::{Episode, Totals};
 use crate::error::Error;

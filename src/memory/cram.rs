@@ -7,7 +7,7 @@ use burn::module::Module;
 use burn::tensor::backend::Backend;
 use burn::tensor::{Bool, Tensor, TensorData};
 
-use super::write::{StepModel, detached};
+use super::step::{StepModel, detached};
 use super::{GradMem, LiftedObjective, Memory};
 use crate::episode::Tokens;
 use crate::error::{Error, at_least_one, positive, require};

@@ -4,7 +4,7 @@
 //! | the paper (section 3) | here |
 //! |---|---|
 //! | M0, the meta-learned start | [`GradMem::memory`], `start.rs` |
-//! | WRITE: `M_{k+1} = M_k − α ∇_M L_write(M_k; C)` | [`GradMem::write`], `write.rs` |
+//! | WRITE: `M_{k+1} = M_k − α ∇_M L_write(M_k; C)` | [`GradMem::write`], `write.rs`, `step.rs` |
 //! | READ: the target from `[M_K; Q]` | [`GradMem::read`], `read.rs` |
 //! | the outer loss, differentiated through WRITE | [`GradMem::outer`], [`GradMem::outer_gradient`], `outer.rs` |
 //! | `L_write`, or another objective | [`WriteObjective`], `objective.rs` |
@@ -37,6 +37,7 @@ mod reconstruct;
 mod save;
 mod segments;
 mod start;
+mod step;
 mod step_size;
 mod stop;
 mod write;

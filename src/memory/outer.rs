@@ -20,7 +20,7 @@ use burn::tensor::backend::{AutodiffBackend, Backend};
 use serde::{Deserialize, Serialize};
 
 use super::segments::Segments;
-use super::write::{State, Step, detached, gradients_to};
+use super::step::{State, Step, detached, gradients_to};
 use super::{Auxiliary, GradMem, GradMode, GraphLock, LiftedObjective, Memory};
 use crate::episode::{Episode, Told};
 use crate::error::Error;

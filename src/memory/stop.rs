@@ -9,7 +9,7 @@ use burn::tensor::{Bool, Tensor, TensorData};
 use serde::{Deserialize, Serialize};
 
 use super::segments::Segments;
-use super::write::{Order, StepModels, detached};
+use super::step::{Order, StepModels, detached};
 use super::{GradMem, LiftedObjective, Memory};
 use crate::episode::Tokens;
 use crate::error::{Error, at_least_one, not_negative};
