@@ -381,7 +381,7 @@ where
         from: &State<B>,
         segments: &Segments<B>,
         episode: &Episode<B>,
-    ) -> Result<Stepped<B>, Error> {
+    ) -> Result<StepWithTerms<B>, Error> {
         let mut terms = Ok(Auxiliary::default());
         let (next, velocity) = self.training_steps(n..n + 1, from.clone(), segments, |step| {
             self.add_terms(&mut terms, &step, segments, episode);
@@ -405,7 +405,7 @@ where
 }
 
 /// The memory after a step, the velocity that it leaves, and what it adds to the loss.
-type Stepped<B> = (Memory<B>, Vec<Tensor<B, 3>>, Auxiliary<B>);
+type StepWithTerms<B> = (Memory<B>, Vec<Tensor<B, 3>>, Auxiliary<B>);
 
 /// The steps before the last one, taken without a graph.
 struct Path<B: Backend> {
