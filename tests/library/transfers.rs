@@ -5,7 +5,7 @@ use std::path::Path;
 /// Where tensors may be read, and why: nowhere in WRITE, READ, the outer gradient, training or evaluation.
 const ALLOWED: &[(&str, &str)] = &[
     ("model/tokens.rs", "ids that a user gives as a tensor, once"),
-    ("model/generate.rs", "the next token's logits"),
+    ("model/generate/reader.rs", "the next token's logits"),
     ("model/adapter.rs", "weights that an adapter is added to"),
     ("model/weights.rs", "weights that are saved"),
     ("memory/kinds/file/pack.rs", "memories that are saved"),
