@@ -43,11 +43,10 @@ pub struct Reader<'a, B: Backend, M> {
 #[derive(Debug)]
 struct Group<B: Backend> {
     samples: Vec<usize>,
-    state: State<B>,
+    cache: Cache<B>,
+    /// The hidden state of the last row that was read, `[batch, 1, d_model]`, if there was a row.
+    last: Option<Tensor<B, 3>>,
 }
-
-/// What a model has read: its cache, and the hidden state of the last row `[batch, 1, d_model]`, if there was a row.
-type State<B> = (Cache<B>, Option<Tensor<B, 3>>);
 
 impl<'a, B: Backend, M: CausalLm<B>> Reader<'a, B, M> {
     /// Reads `embeds` `[batch, seq, d_model]`.
@@ -67,20 +66,24 @@ impl<'a, B: Backend, M: CausalLm<B>> Reader<'a, B, M> {
         }
         let last = model.hidden_after(embeds, &mut cache);
         let last = last.narrow(1, seq - 1, 1);
-        Ok(Self::of_group(model, batch, (cache, Some(last))))
+        Ok(Self::of_group(model, batch, cache, Some(last)))
     }
 
     /// Of `batch` samples whose memory is in `cache` alone, without a vector that predicts the first token.
     pub(crate) fn of_cache(model: &'a M, batch: usize, cache: Cache<B>) -> Self {
-        Self::of_group(model, batch, (cache, None))
+        Self::of_group(model, batch, cache, None)
     }
 
-    fn of_group(model: &'a M, batch: usize, state: State<B>) -> Self {
-        let samples = (0..batch).collect();
+    fn of_group(model: &'a M, batch: usize, cache: Cache<B>, last: Option<Tensor<B, 3>>) -> Self {
+        let group = Group {
+            samples: (0..batch).collect(),
+            cache,
+            last,
+        };
         Self {
             model,
             batch,
-            groups: vec![Group { samples, state }],
+            groups: vec![group],
         }
     }
 
@@ -90,7 +93,7 @@ impl<'a, B: Backend, M: CausalLm<B>> Reader<'a, B, M> {
         let groups = parts.into_iter().flat_map(|(samples, part)| {
             part.groups.into_iter().map(move |group| Group {
                 samples: group.samples.iter().map(|at| samples[*at]).collect(),
-                state: group.state,
+                ..group
             })
         });
         Self {
@@ -107,13 +110,13 @@ impl<'a, B: Backend, M: CausalLm<B>> Reader<'a, B, M> {
 
     /// Positions that are taken before the first token; the most, where samples differ.
     pub fn positions(&self) -> usize {
-        let lengths = self.groups.iter().map(|group| group.state.0.len());
+        let lengths = self.groups.iter().map(|group| group.cache.len());
         lengths.max().unwrap_or(0)
     }
 
     /// Bytes of keys and values, or of states, that are kept of what was read.
     pub fn cache_bytes(&self) -> usize {
-        self.groups.iter().map(|group| group.state.0.bytes()).sum()
+        self.groups.iter().map(|group| group.cache.bytes()).sum()
     }
 
     /// Next-token logits of continuations. Of `batch · r` rows, the first `r` continue the first sample, and so
@@ -165,7 +168,7 @@ impl<'a, B: Backend, M: CausalLm<B>> Reader<'a, B, M> {
     pub(crate) fn hidden_before(&self, tokens: &Tokens<B>) -> Result<Tensor<B, 3>, Error> {
         let times = share(tokens.len(), self.batch())?;
         tokens.check(self.model, self.positions(), "continuation")?;
-        if tokens.width() == 0 && self.groups.iter().any(|group| group.state.1.is_none()) {
+        if tokens.width() == 0 && self.groups.iter().any(|group| group.last.is_none()) {
             return Err(Error::Input(NOTHING_BEFORE.into()));
         }
         let tokens = tokens.ids();
@@ -191,10 +194,9 @@ impl<'a, B: Backend, M: CausalLm<B>> Reader<'a, B, M> {
     }
 
     fn hidden(&self, group: &Group<B>, tokens: Tensor<B, 2, Int>, times: usize) -> Tensor<B, 3> {
-        let (cache, last) = &group.state;
-        let last = last.clone().map(|last| repeat(last, times));
+        let last = group.last.clone().map(|last| repeat(last, times));
         let read = (tokens.dims()[1] > 0).then(|| {
-            let mut cache = cache.repeat(times);
+            let mut cache = group.cache.repeat(times);
             self.model
                 .hidden_after(self.model.embed(tokens), &mut cache)
         });
@@ -213,9 +215,11 @@ impl<'a, B: Backend, M: CausalLm<B>> Reader<'a, B, M> {
         head: impl Fn(Tensor<B, 3>) -> Option<Tensor<B, 3>>,
     ) -> Option<Vec<Vec<u32>>> {
         let mut rows = vec![Vec::with_capacity(tokens); self.batch];
-        for Group { samples, state } in &self.groups {
-            let (mut cache, last) = state.clone();
-            let Some(mut hidden) = last else { continue };
+        for group in &self.groups {
+            let Some(mut hidden) = group.last.clone() else {
+                continue;
+            };
+            let (samples, mut cache) = (&group.samples, group.cache.clone());
             for at in 0..tokens {
                 let next = head(hidden.clone())?.argmax(2).reshape([samples.len(), 1]);
                 for (sample, id) in samples.iter().zip(next.to_data().iter::<i64>()) {
@@ -254,10 +258,10 @@ impl<'a, B: Backend, M: CausalLm<B>> Reader<'a, B, M> {
         )?;
         let device = self.model.head().device();
         let mut answers = vec![Vec::new(); prompts.len()];
-        for Group { samples, state } in &self.groups {
+        for group in &self.groups {
             // Prompts of one length form a batch, so that no row needs padding: the prompts, and their samples' places in the group.
             let mut lengths: BTreeMap<usize, (Vec<usize>, Vec<usize>)> = BTreeMap::new();
-            for (place, sample) in samples.iter().enumerate() {
+            for (place, sample) in group.samples.iter().enumerate() {
                 let own = sample * times..(sample + 1) * times;
                 for (row, prompt) in own.clone().zip(&prompts[own]) {
                     let (rows, places) = lengths.entry(prompt.len()).or_default();
@@ -266,16 +270,15 @@ impl<'a, B: Backend, M: CausalLm<B>> Reader<'a, B, M> {
                 }
             }
             for (seq, (rows, places)) in lengths {
-                let (cache, last) = state;
-                let mut cache = cache.select(&places);
+                let mut cache = group.cache.select(&places);
                 let last = if seq > 0 {
                     let prompts: Vec<_> = rows.iter().map(|row| &prompts[*row]).collect();
                     Some(self.read_prompts(&prompts, &mut cache, &device)?)
                 } else {
-                    last.clone().map(|last| select(last, &places))
+                    group.last.clone().map(|last| select(last, &places))
                 };
                 let last = last.ok_or_else(|| Error::Input(NOTHING_BEFORE.into()))?;
-                let found = continue_rows(self.model, (cache, last), &rows, config, &device)?;
+                let found = continue_rows(self.model, cache, last, &rows, config, &device)?;
                 for (row, answer) in rows.into_iter().zip(found) {
                     answers[row] = answer;
                 }
@@ -306,7 +309,8 @@ pub(crate) const NOTHING_BEFORE: &str =
 /// The continuations of `rows`, the prompts' indices, behind what is in the cache and the last hidden state of each.
 fn continue_rows<B: Backend, M: CausalLm<B>>(
     model: &M,
-    (mut cache, mut last): (Cache<B>, Tensor<B, 3>),
+    mut cache: Cache<B>,
+    mut last: Tensor<B, 3>,
     rows: &[usize],
     config: &GenerateConfig,
     device: &B::Device,
