@@ -7,22 +7,24 @@
 //! h_t = exp(Δ_t A) ∘ h_{t−1} + Δ_t B_t x_t        y_t = C_t h_t + D x_t
 //! ```
 //!
-//! The recurrence over the sequence is one [`linear_scan`], which is parallel and differentiable twice.
+//! The recurrence over the sequence is one [`linear_scan`](gradmem_kernels::linear_scan), which is parallel and differentiable twice.
 
 // Fields are named as the checkpoints name their tensors.
 #![allow(non_snake_case)]
 
 use burn::module::{Module, Param};
+use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
-use burn::tensor::{DType, Tensor, TensorData};
-use gradmem_kernels::{KernelBackend, linear_scan};
-use rand_distr::{Distribution, Uniform};
+use gradmem_kernels::KernelBackend;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::cache::{Cache, LayerCache, Slots, adapted, forward_layers};
 use super::decoder::{Decoder, DecoderConfig, Dimensions};
-use super::layers::{Activation, Affine, AffineConfig, Embedding, Init, RmsNorm};
+use super::layers::{
+    Activation, Affine, AffineConfig, CausalConv, Embedding, Init, RmsNorm, StepBias, ramp,
+    selective_scan, softplus,
+};
 use super::settings;
 use crate::error::{Error, positive, require, sizes};
 
@@ -231,12 +233,7 @@ impl MambaConfig {
         };
         MambaMixer {
             in_proj: linear([2 * inner, d], self.use_bias, init),
-            conv1d: CausalConv {
-                weight: init.uniform([inner, 1, kernel], 1.0 / (kernel as f64).sqrt(), device),
-                bias: self
-                    .use_conv_bias
-                    .then(|| init.constant([inner], 0.0, device)),
-            },
+            conv1d: CausalConv::new([inner, kernel], self.use_conv_bias, init, device),
             x_proj: linear([rank + 2 * n, inner], false, init),
             dt_proj: Affine::new(
                 init.uniform([inner, rank], 1.0 / (rank as f64).sqrt(), device),
@@ -293,28 +290,6 @@ impl DecoderConfig for MambaConfig {
             .with_modules(modules)
             .with_state(inner * n)
     }
-}
-
-/// A bias whose softplus is a step size that is uniform in logarithm between two bounds.
-struct StepBias {
-    low: f64,
-    high: f64,
-}
-
-impl Distribution<f64> for StepBias {
-    fn sample<R: rand::Rng + ?Sized>(&self, rng: &mut R) -> f64 {
-        let unit = Uniform::new(0.0, 1.0).map_or(0.5, |unit| unit.sample(rng));
-        let step = (self.low + unit * (self.high - self.low)).exp();
-        // The inverse of softplus.
-        step + (-(-step).exp_m1()).ln()
-    }
-}
-
-/// ln 1, ln 2, … ln N in each row.
-fn ramp<B: Backend>([rows, n]: [usize; 2], device: &B::Device) -> Tensor<B, 2> {
-    let values = (0..rows * n).map(|at| ((at % n + 1) as f64).ln());
-    let data = TensorData::new(values.collect::<Vec<f64>>(), [rows, n]);
-    Tensor::from_data(data, device)
 }
 
 /// The model; see [`MambaConfig`]. Parameter paths are Hugging Face's tensor names.
@@ -384,7 +359,7 @@ impl<B: KernelBackend> MambaMixer<B> {
         let step = selected.clone().narrow(2, 0, rank);
         let step = softplus(project("mixer.dt_proj", &self.dt_proj, step));
         let [b, c] = [rank, rank + n].map(|at| selected.clone().narrow(2, at, n));
-        let (y, state) = self.select(x.clone(), step, b, c, past_state);
+        let (y, state) = selective_scan(x.clone(), step, b, c, self.A_log.val(), past_state);
         let y = y + x * self.D.val().unsqueeze();
         let y = y * self.activation.forward(gate);
         let y = project("mixer.out_proj", &self.out_proj, y);
@@ -393,107 +368,6 @@ impl<B: KernelBackend> MambaMixer<B> {
         }
         y
     }
-
-    /// The selective scan: `C_t h_t`, and the last state `[batch, 1, d_inner, N]`.
-    ///
-    /// # Shapes
-    ///
-    /// - `x`, `step` (Δ) and output: `[batch, seq, d_inner]`
-    /// - `b`, `c`: `[batch, seq, N]`
-    /// - `past`: the state before the first token, `[batch, 1, d_inner, N]`
-    fn select(
-        &self,
-        x: Tensor<B, 3>,
-        step: Tensor<B, 3>,
-        b: Tensor<B, 3>,
-        c: Tensor<B, 3>,
-        past: Option<Tensor<B, 4>>,
-    ) -> (Tensor<B, 3>, Tensor<B, 4>) {
-        let [batch, seq, inner] = x.dims();
-        let n = b.dims()[2];
-        let dtype = x.dtype();
-        // Half precision is too coarse for products of many factors.
-        let wide = match dtype {
-            DType::F16 | DType::BF16 => DType::F32,
-            other => other,
-        };
-        let [x, step, b, c] = [x, step, b, c].map(|t| t.cast(wide));
-        let a = self.A_log.val().cast(wide).exp().neg();
-        let decay = (step.clone().unsqueeze_dim::<4>(3) * a.unsqueeze()).exp();
-        let feed = (step * x).unsqueeze_dim::<4>(3) * b.unsqueeze_dim(2);
-        let feed = match past {
-            None => feed,
-            Some(past) => {
-                let first =
-                    feed.clone().narrow(1, 0, 1) + decay.clone().narrow(1, 0, 1) * past.cast(wide);
-                match seq {
-                    1 => first,
-                    _ => Tensor::cat(vec![first, feed.narrow(1, 1, seq - 1)], 1),
-                }
-            }
-        };
-        let flat = [batch, seq, inner * n];
-        let h = linear_scan(decay.reshape(flat), feed.reshape(flat));
-        let h = h.reshape([batch, seq, inner, n]);
-        let y = (h.clone() * c.unsqueeze_dim(2)).sum_dim(3);
-        (
-            y.reshape([batch, seq, inner]).cast(dtype),
-            h.narrow(1, seq - 1, 1),
-        )
-    }
-}
-
-/// A causal depthwise convolution.
-#[derive(Module, Debug)]
-struct CausalConv<B: Backend> {
-    /// `[d_inner, 1, kernel]`
-    weight: Param<Tensor<B, 3>>,
-    /// `[d_inner]`
-    bias: Option<Param<Tensor<B, 1>>>,
-}
-
-impl<B: Backend> CausalConv<B> {
-    /// The output, and the last `kernel − 1` inputs.
-    ///
-    /// # Shapes
-    ///
-    /// - `x` and output: `[batch, seq, d_inner]`
-    /// - `past`: the inputs before `x`, `[batch, kernel − 1, d_inner]`; zeros unless given
-    fn forward(&self, x: Tensor<B, 3>, past: Option<Tensor<B, 3>>) -> (Tensor<B, 3>, Tensor<B, 3>) {
-        let [batch, seq, inner] = x.dims();
-        let weight = self.weight.val();
-        let kernel = weight.dims()[2];
-        let before = kernel - 1;
-        let inputs = match (before, past) {
-            (0, _) => x,
-            (_, Some(past)) => Tensor::cat(vec![past, x], 1),
-            (_, None) => {
-                let zeros = Tensor::zeros([batch, before, inner], (&x.device(), x.dtype()));
-                Tensor::cat(vec![zeros, x], 1)
-            }
-        };
-        let tap = |at: usize| {
-            let weight = weight.clone().narrow(2, at, 1).reshape([1, 1, inner]);
-            inputs.clone().narrow(1, at, seq) * weight
-        };
-        let y = (1..kernel).fold(tap(0), |sum, at| sum + tap(at));
-        let y = match &self.bias {
-            Some(bias) => y + bias.val().unsqueeze(),
-            None => y,
-        };
-        let last = match before {
-            0 => Tensor::zeros([batch, 1, inner], (&y.device(), y.dtype())),
-            _ => inputs.narrow(1, seq, before),
-        };
-        (y, last)
-    }
-}
-
-/// `ln(1 + eˣ)`; x itself above 20.
-fn softplus<B: Backend>(x: Tensor<B, 3>) -> Tensor<B, 3> {
-    let large = x.clone().greater_elem(20.0);
-    let small = x.clone().mask_fill(large.clone(), 0.0);
-    small.exp().log1p().mask_where(large, x)
 }
 
 impl<B: Backend> Mamba<B> {

@@ -135,3 +135,26 @@ fn lazily<B: Backend, const D: usize>(
         shape.into(),
     )
 }
+
+/// A bias whose softplus is a step size that is uniform in logarithm between two bounds.
+pub(crate) struct StepBias {
+    /// Logarithms of the bounds.
+    pub(crate) low: f64,
+    pub(crate) high: f64,
+}
+
+impl Distribution<f64> for StepBias {
+    fn sample<R: rand::Rng + ?Sized>(&self, rng: &mut R) -> f64 {
+        let unit = Uniform::new(0.0, 1.0).map_or(0.5, |unit| unit.sample(rng));
+        let step = (self.low + unit * (self.high - self.low)).exp();
+        // The inverse of softplus.
+        step + (-(-step).exp_m1()).ln()
+    }
+}
+
+/// ln 1, ln 2, … ln N in each row.
+pub(crate) fn ramp<B: Backend>([rows, n]: [usize; 2], device: &B::Device) -> Tensor<B, 2> {
+    let values = (0..rows * n).map(|at| ((at % n + 1) as f64).ln());
+    let data = TensorData::new(values.collect::<Vec<f64>>(), [rows, n]);
+    Tensor::from_data(data, device)
+}
