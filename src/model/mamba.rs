@@ -213,12 +213,7 @@ impl MambaConfig {
     }
 
     fn mixer<B: Backend>(&self, init: &mut Init, device: &B::Device) -> MambaMixer<B> {
-        let (d, inner, n, rank) = (
-            self.hidden_size,
-            self.d_inner(),
-            self.state_size,
-            self.rank(),
-        );
+        let [d, inner, n, rank] = self.widths();
         let linear = |[d_output, d_input]: [usize; 2], bias: bool, init: &mut Init| {
             let bound = 1.0 / (d_input as f64).sqrt();
             Affine::new(
@@ -244,6 +239,16 @@ impl MambaConfig {
             out_proj: linear([d, inner], self.use_bias, init),
             activation: self.hidden_act,
         }
+    }
+
+    /// `d_model`, `d_inner`, N and the rank of Δ.
+    fn widths(&self) -> [usize; 4] {
+        [
+            self.hidden_size,
+            self.d_inner(),
+            self.state_size,
+            self.rank(),
+        ]
     }
 
     fn d_inner(&self) -> usize {
@@ -274,12 +279,7 @@ impl DecoderConfig for MambaConfig {
     }
 
     fn slots(&self) -> Slots {
-        let (d, inner, n, rank) = (
-            self.hidden_size,
-            self.d_inner(),
-            self.state_size,
-            self.rank(),
-        );
+        let [d, inner, n, rank] = self.widths();
         let modules = [
             ("mixer.in_proj", d, 2 * inner),
             ("mixer.x_proj", inner, rank + 2 * n),
