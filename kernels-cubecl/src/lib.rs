@@ -68,11 +68,12 @@ pub use ops::associative::{
 pub use ops::attention::{
     AttentionBackend, AttentionError, causal_attention, try_causal_attention,
 };
-pub use ops::head::{HeadBackend, head_losses};
-pub use ops::layers::{
-    LayerBackend, Rotation, activate, add_linear, contiguous, layer_norm, linear, product,
-    rms_norm, rotary, side_by_side, split_heads, swiglu, token_losses,
+pub use ops::calls::{
+    Rotation, activate, add_linear, contiguous, layer_norm, linear, product, rms_norm, rotary,
+    side_by_side, split_heads, swiglu, token_losses,
 };
+pub use ops::head::{HeadBackend, head_losses};
+pub use ops::layers::LayerBackend;
 pub use ops::scan::{Direction, ScanBackend, linear_scan};
 pub use ops::selection::{
     Attention, Precision, attention, precision, set_attention, set_precision,

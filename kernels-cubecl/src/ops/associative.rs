@@ -7,7 +7,8 @@ use burn::tensor::Tensor;
 use burn::tensor::activation::relu;
 use burn::tensor::backend::Backend;
 
-use super::layers::{LayerBackend, product};
+use super::calls::product;
+use super::layers::LayerBackend;
 
 /// Keeps denominators from zero where nothing like a key was written.
 const EPSILON: f64 = 1e-5;

@@ -2,6 +2,7 @@
 
 pub mod associative;
 pub mod attention;
+pub mod calls;
 pub mod head;
 pub mod layers;
 pub mod scan;
