@@ -1,5 +1,6 @@
 //! The layers around attention as functions on tensors, which check shapes first.
 
+use burn::tensor::ops::FloatTensor;
 use burn::tensor::{Int, Tensor};
 
 use super::layers::LayerBackend;
@@ -230,21 +231,29 @@ pub fn rotary<B: LayerBackend>(
     turn: Tensor<B, 2>,
 ) -> Tensor<B, 4> {
     let [_, seq, _, head_dim] = x.dims();
-    let fits = [cos.dims(), sin.dims()] == [[1, seq, head_dim]; 2];
-    assert!(
-        fits && turn.dims() == [head_dim; 2],
-        "rotary: the shapes do not match: x {:?}, cos {:?}, sin {:?}, turn {:?}",
-        x.dims(),
-        cos.dims(),
-        sin.dims(),
-        turn.dims()
-    );
-    let rotation = [lower(cos), lower(sin), lower(turn)];
+    let rotation = tables("rotary", (cos, sin, turn), [seq, head_dim]);
     lift(B::ordered(lower(x), Some(rotation)))
 }
 
 /// The tables of rotary positions: cos and sin `[1, seq, head_dim]` and `turn` `[head_dim, head_dim]`, as in [`rotary`].
 pub type Rotation<B> = (Tensor<B, 3>, Tensor<B, 3>, Tensor<B, 2>);
+
+/// The tables for `seq` positions of heads of `head_dim`, which are checked.
+fn tables<B: LayerBackend>(
+    operation: &str,
+    (cos, sin, turn): Rotation<B>,
+    [seq, head_dim]: [usize; 2],
+) -> [FloatTensor<B>; 3] {
+    let fits = [cos.dims(), sin.dims()] == [[1, seq, head_dim]; 2];
+    assert!(
+        fits && turn.dims() == [head_dim; 2],
+        "{operation}: the shapes do not match: {seq} positions of heads of {head_dim}, cos {:?}, sin {:?}, turn {:?}",
+        cos.dims(),
+        sin.dims(),
+        turn.dims()
+    );
+    [lower(cos), lower(sin), lower(turn)]
+}
 
 /// Queries, keys and values from the columns of one product, ready for attention: queries and keys rotated by their positions, if
 /// there is a rotation.
@@ -268,16 +277,6 @@ pub fn split_heads<B: LayerBackend>(
         "split_heads: {width} columns are not those of {n_heads} heads and {n_kv_heads} of keys and values"
     );
     let head_dim = width / heads;
-    let rotation = rotation.map(|(cos, sin, turn)| {
-        let fits = [cos.dims(), sin.dims()] == [[1, seq, head_dim]; 2];
-        assert!(
-            fits && turn.dims() == [head_dim; 2],
-            "split_heads: the shapes do not match: heads of {head_dim}, cos {:?}, sin {:?}, turn {:?}",
-            cos.dims(),
-            sin.dims(),
-            turn.dims()
-        );
-        [lower(cos), lower(sin), lower(turn)]
-    });
+    let rotation = rotation.map(|rotation| tables("split_heads", rotation, [seq, head_dim]));
     B::split_heads(lower(x), rotation, [n_heads, n_kv_heads]).map(lift)
 }
