@@ -440,8 +440,8 @@ fn path_of<B: KernelBackend>(
 struct Paths {
     /// Its WRITE loss at `M_0, M_1, …`.
     losses: Vec<Vec<f64>>,
-    /// The share of its questions that are matched from `M_0, M_1, …`.
-    matches: Vec<Vec<f64>>,
+    /// How many of its questions are matched from `M_0, M_1, …`, and how many are scored.
+    matches: Vec<Vec<[usize; 2]>>,
 }
 
 impl Paths {
@@ -451,20 +451,22 @@ impl Paths {
         for (at, hits) in hits.chunks(questions.max(1)).enumerate() {
             let known: Vec<bool> = hits.iter().filter_map(Hits::is_match).collect();
             let right = known.iter().filter(|right| **right).count();
-            self.matches[start + at].push(right as f64 / known.len().max(1) as f64);
+            self.matches[start + at].push([right, known.len()]);
         }
     }
 
-    /// The mean number of steps and the exact match under a rule.
+    /// The mean number of steps of a sample, and the share of all questions that are matched, under a rule.
     fn under(&self, rule: &StopRule) -> (f64, f64) {
-        let (mut steps, mut matches) = (0.0, 0.0);
+        let (mut steps, mut right, mut scored) = (0, 0, 0);
         for (losses, found) in self.losses.iter().zip(&self.matches) {
             let k = rule.steps(losses.iter().copied());
-            steps += k as f64;
-            matches += found.get(k).copied().unwrap_or(0.0);
+            let [matched, known] = found.get(k).copied().unwrap_or_default();
+            steps += k;
+            right += matched;
+            scored += known;
         }
-        let count = self.losses.len().max(1) as f64;
-        (steps / count, matches / count)
+        let share = |part: usize, whole: usize| part as f64 / whole.max(1) as f64;
+        (share(steps, self.losses.len()), share(right, scored))
     }
 }
 
