@@ -6,6 +6,7 @@ use std::path::Path;
 use burn::backend::Autodiff;
 use burn::module::{AutodiffModule, Module};
 use gradmem_kernels::KernelBackend;
+use serde::Serialize;
 
 use super::NOTICE;
 use super::base::Base;
@@ -380,6 +381,20 @@ fn begun_from<B: KernelBackend>(
                 .map_err(|problem| Error::file(from, problem))?;
             AnyMethod::GradMem(gradmem.with_first_tokens(tokens).with_inner(ours))
         }
+        (AnyMethod::Rmt(rmt), MethodConfig::Rmt(ours)) => {
+            check_alike("rmt", rmt.config(), ours, |key, _| {
+                matches!(key, "mem_proj" | "mem_residual")
+            })
+            .map_err(|problem| Error::file(from, problem))?;
+            AnyMethod::Rmt(rmt)
+        }
+        (AnyMethod::Armt(armt), MethodConfig::Armt(ours)) => {
+            check_alike("armt", armt.config(), ours, |key, _| {
+                !matches!(key, "memory_tokens" | "memory_std" | "segment_size")
+            })
+            .map_err(|problem| Error::file(from, problem))?;
+            AnyMethod::Armt(armt)
+        }
         (loaded, _) => loaded,
     };
     weights::transfer(&loaded, blank)
@@ -403,20 +418,32 @@ fn check_adapters<B: KernelBackend>(
     }
 }
 
-/// Fails where the parameters of a memory are others than those of a run that begins with them.
+/// Fails where the memory of a run that begins with these weights is computed otherwise, though its parameters may have the same shapes.
 fn check_memory(theirs: &GradMemConfig, ours: &GradMemConfig) -> Result<(), String> {
+    check_alike("memory", theirs, ours, |key, own| match key {
+        "kind" | "layers" | "lora_place" | "lora_targets" | "mem_proj" => true,
+        "lora_alpha" => ours.kind == MemoryKind::Lora,
+        "write_lora_alpha" => ours.write_lora_rank > 0,
+        // What only this run has of these begins as without it.
+        "learned_lr" => !theirs.learned_lr.is_empty(),
+        "momentum" => own == "null",
+        _ => false,
+    })
+}
+
+/// Fails if two configurations of a method differ in a setting that `matters`, given its key and the value here.
+fn check_alike<C: Serialize>(
+    section: &str,
+    theirs: &C,
+    ours: &C,
+    matters: impl Fn(&str, &str) -> bool,
+) -> Result<(), String> {
     let json = |config| serde_json::to_value(config).unwrap_or_default();
-    for (key, found, own) in differences(&json(theirs), &json(ours)) {
-        let matters = match key.as_str() {
-            "kind" | "layers" | "lora_place" | "lora_targets" => true,
-            // What only this run has of these begins as without it.
-            "learned_lr" => !theirs.learned_lr.is_empty(),
-            "momentum" => own == "null",
-            _ => false,
-        };
-        if matters {
-            return Err(format!("has memory.{key} = {found}, unlike this run"));
-        }
+    let mut found = differences(&json(theirs), &json(ours)).into_iter();
+    match found.find(|(key, _, own)| matters(key, own)) {
+        Some((key, found, own)) => Err(format!(
+            "has {section}.{key} = {found}, unlike this run, where it is {own}: the same weights compute something else"
+        )),
+        None => Ok(()),
     }
-    Ok(())
 }
