@@ -1,8 +1,8 @@
 //! One step of WRITE: the loss, its gradient to the memory, and what the memory becomes.
 
 use burn::module::{AutodiffModule, Module};
-use burn::tensor::Tensor;
 use burn::tensor::backend::{AutodiffBackend, Backend};
+use burn::tensor::{DType, Tensor};
 use gradmem_kernels::Tape;
 
 use super::noise::sample_squares;
@@ -273,18 +273,30 @@ impl<B: Backend, M: CausalLm<B>, O: WriteObjective<B, M>> GradMem<B, M, O> {
     /// to the norm `inner_clip_norm`.
     fn clip(&self, gradient: Tensor<B, 3>) -> Tensor<B, 3> {
         let gradient = match self.config.inner_clip_value {
-            Some(clip) => gradient.clamp(-clip, clip),
+            // By masks, which leave NaN: CUDA's minimum of NaN and a number is the number.
+            Some(clip) => {
+                let above = gradient.clone().greater_elem(clip);
+                let below = gradient.clone().lower_elem(-clip);
+                gradient.mask_fill(above, clip).mask_fill(below, -clip)
+            }
             None => gradient,
         };
         let Some(clip) = self.config.inner_clip_norm else {
             return gradient;
         };
-        let squares = sample_squares(gradient.clone());
+        let dtype = gradient.dtype();
+        let is_narrow = matches!(dtype, DType::F16 | DType::BF16);
+        let squares = match is_narrow {
+            // In f16 the squares of a norm above 255 would be infinite, and the step zero.
+            true => sample_squares(gradient.clone().cast(DType::F32)),
+            false => sample_squares(gradient.clone()),
+        };
         let within = squares.clone().lower_equal_elem(clip * clip);
         // Where nothing is clipped the root is taken of one, not of a zero whose slope is infinite.
         let norm = squares.mask_fill(within.clone(), 1.0).sqrt();
         let scale = norm.add_scalar(1e-6).recip().mul_scalar(clip);
-        gradient * scale.mask_fill(within, 1.0)
+        let scale = scale.mask_fill(within, 1.0);
+        gradient * if is_narrow { scale.cast(dtype) } else { scale }
     }
 }
 
@@ -308,4 +320,44 @@ pub(super) fn gradients_to<B: AutodiffBackend>(
 
 pub(super) fn detached<B: Backend>(tensors: &[Tensor<B, 3>]) -> Vec<Tensor<B, 3>> {
     tensors.iter().map(|x| x.clone().detach()).collect()
+}
+
+#[cfg(all(test, feature = "flex"))]
+mod tests {
+    use burn_flex::Flex;
+
+    use super::*;
+    use crate::memory::GradMemConfig;
+    use crate::model::LlamaConfig;
+
+    fn clipped(config: GradMemConfig, gradient: [f32; 3], dtype: DType) -> Vec<f32> {
+        let device = Default::default();
+        let model = LlamaConfig::new(10, 8, 1, 1)
+            .init::<Flex>(1, &device)
+            .unwrap();
+        let gradmem: GradMem<Flex, _> = config.init(model, 1, &device).unwrap();
+        let gradient = Tensor::<Flex, 3>::from_floats([[gradient]], &device);
+        let clipped = gradmem.clip(gradient.cast(dtype));
+        assert_eq!(clipped.dtype(), dtype);
+        clipped.into_data().iter::<f32>().collect()
+    }
+
+    #[test]
+    fn clipping_keeps_what_is_no_number() {
+        let config = GradMemConfig::new().with_inner_clip_value(Some(0.5));
+        let clipped = clipped(config, [f32::NAN, -7.0, 0.25], DType::F32);
+        assert!(clipped[0].is_nan(), "{clipped:?}");
+        assert_eq!(clipped[1..], [-0.5, 0.25]);
+    }
+
+    #[test]
+    fn a_norm_whose_square_f16_cannot_hold_is_clipped() {
+        let config = GradMemConfig::new().with_inner_clip_norm(Some(1.0));
+        for dtype in [DType::F16, DType::F32] {
+            let clipped = clipped(config.clone(), [300.0, 0.0, -400.0], dtype);
+            for (clipped, right) in clipped.into_iter().zip([0.6, 0.0, -0.8]) {
+                assert!((clipped - right).abs() < 1e-3, "{clipped} is not {right}");
+            }
+        }
+    }
 }
