@@ -1,11 +1,10 @@
 //! Which way to the outer gradient fits into memory.
 
-use burn::module::Module;
 use burn::tensor::backend::Backend;
 
 use super::{Chunks, GradMem, MetaGradient, WriteObjective};
 use crate::error::Error;
-use crate::model::{CausalLm, rows_at_once};
+use crate::model::{CausalLm, rows_at_once, weights};
 use crate::support::memory::{available_on, check_free};
 
 /// A graph's floats for each number that the layers make of the tokens that are read
@@ -57,10 +56,11 @@ impl<B: Backend, M: CausalLm<B>, O: WriteObjective<B, M>> GradMem<B, M, O> {
             _ => 1,
         };
         // A frozen model has neither gradients nor moments.
-        let weights = match self.config.freeze_backbone {
-            true => 0.0,
-            false => Module::<B>::num_params(&self.model) as f64,
+        let frozen = match self.config.freeze_backbone {
+            true => weights::count(&self.model),
+            false => 0,
         };
+        let weights = weights::count(self).saturating_sub(frozen) as f64;
         let needed = LEAST * self.graph_bytes(contexts) * graphs as f64 + 4.0 * 3.0 * weights;
         let [batch, seq] = contexts;
         let what = format!("a step with {batch} contexts of {seq} tokens at once needs");

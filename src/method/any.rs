@@ -16,7 +16,8 @@ use crate::model::generate::{GenerateConfig, Reader};
 use crate::model::layers::Init;
 #[cfg(feature = "train")]
 use crate::model::rows_at_once;
-use crate::model::{AnyLm, CausalLm, ModelConfig};
+use crate::model::{AnyLm, CausalLm, ModelConfig, weights};
+use crate::support::memory::check_free;
 
 /// A method's name, as it is written in settings.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -103,6 +104,15 @@ impl MethodConfig {
         seed: u64,
         device: &B::Device,
     ) -> Result<AnyMethod<B>, Error> {
+        let blank = self.blank_on(model.clone(), device)?;
+        let added = weights::count(&blank).saturating_sub(weights::count(&model));
+        let advice = "fewer memory vectors or a smaller rank";
+        check_free::<B>(
+            device,
+            4.0 * added as f64,
+            "what the method adds to the model needs",
+            advice,
+        )?;
         self.build(model, Init::new(seed), device)
     }
 
@@ -452,5 +462,27 @@ impl<B: KernelBackend> Method<B> for AnyMethod<B> {
 
     fn start_loss(&self, episode: &Episode<B>) -> Result<Option<Tensor<B, 1>>, Error> {
         each!(self, method => Method::start_loss(method, episode))
+    }
+}
+
+#[cfg(all(test, feature = "flex"))]
+mod tests {
+    use burn_flex::Flex;
+
+    use super::*;
+    use crate::model::LlamaConfig;
+
+    #[test]
+    fn what_a_method_adds_must_fit_into_memory() {
+        let model = ModelConfig::Llama(LlamaConfig::new(10, 1 << 12, 1, 1));
+        let adapters = GradMemConfig::new().with_write_lora(1 << 24, 16.0);
+        let method = MethodConfig::GradMem(adapters);
+        let blank = model.blank::<Flex>(&Default::default()).unwrap();
+        let Err(error) = method.attach(blank, 0, &Default::default()) else {
+            panic!("hundreds of gigabytes were given");
+        };
+        let text = error.to_string();
+        assert!(text.contains("MiB are free"), "{text}");
+        assert!(error.is_user_error());
     }
 }

@@ -61,6 +61,19 @@ pub(crate) fn parameters_of<B: Backend, M: Module<B>>(
     collect.found
 }
 
+/// How many numbers a module's float parameters have, also where they are not allocated yet.
+pub(crate) fn count<B: Backend, M: Module<B>>(module: &M) -> usize {
+    struct Count(usize);
+    impl<B: Backend> ModuleVisitor<B> for Count {
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
+            self.0 = self.0.saturating_add(param.lazy_shape().num_elements());
+        }
+    }
+    let mut count = Count(0);
+    module.visit(&mut count);
+    count.0
+}
+
 /// A `.safetensors` file's bytes: `tensors` and free-form `metadata`.
 ///
 /// # Errors
