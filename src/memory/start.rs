@@ -460,4 +460,26 @@ mod tests {
             "{error}"
         );
     }
+
+    #[cfg(feature = "train")]
+    #[test]
+    fn a_start_is_cut_to_its_first_vectors() {
+        type AD = burn::backend::Autodiff<B>;
+        let device = Default::default();
+        let model = LlamaConfig::new(5, 4, 2, 2).init::<AD>(3, &device).unwrap();
+        for kind in [MemoryKind::Prefix, MemoryKind::Kv] {
+            let config = GradMemConfig::new().with_kind(kind).with_memory_tokens(5);
+            let whole = config.init(model.clone(), 4, &device).unwrap();
+            for (trains, whole) in [(true, whole.clone()), (false, whole.no_grad())] {
+                let cut = whole.clone().with_first_tokens(3);
+                assert_eq!(cut.config().memory_tokens, 3);
+                for (cut, whole) in cut.memory.matrices().iter().zip(whole.memory.matrices()) {
+                    let first = whole.narrow(0, 0, 3).into_data();
+                    assert_eq!(cut.clone().into_data(), first, "{kind:?}");
+                    let is_trained = cut.is_require_grad();
+                    assert!(kind == MemoryKind::Kv || is_trained == trains, "{kind:?}");
+                }
+            }
+        }
+    }
 }

@@ -490,3 +490,23 @@ fn best_rule(paths: &Paths, cap: usize) -> (StopRule, f64, f64) {
         })
         .expect("there are rules")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_rule_counts_questions_and_not_contexts() {
+        let paths = Paths {
+            losses: vec![vec![2.0, 1.0], vec![2.0, 1.0], vec![2.0, 1.0]],
+            matches: vec![
+                vec![[0, 1], [1, 1]],
+                vec![[2, 5], [3, 5]],
+                vec![[0, 0], [0, 0]],
+            ],
+        };
+        assert_eq!(paths.under(&StopRule::new(1)), (1.0, 4.0 / 6.0));
+        let never = StopRule::new(1).with_tolerance(10.0);
+        assert_eq!(paths.under(&never), (0.0, 2.0 / 6.0));
+    }
+}

@@ -1173,6 +1173,25 @@ fn what_is_learned_of_the_steps_begins_from_another_run() {
     succeeds(run("adapted", &["memory.write_lora_rank=2", &of_q]));
     let other = ["--from", "adapted", "memory.write_lora_rank=2", &of_o];
     refuses(run("others", &other), &["adapters", "q_proj", "o_proj"]);
+    // The same weights, used otherwise.
+    let louder = [
+        &["--from", "adapted", "memory.write_lora_alpha=160"],
+        &["memory.write_lora_rank=2", &*of_q][..],
+    ]
+    .concat();
+    refuses(
+        run("louder", &louder),
+        &["memory.write_lora_alpha = 16.0", "160.0"],
+    );
+    succeeds(run("armt", &["method=armt"]));
+    let undivided = [
+        "--from",
+        "armt",
+        "method=armt",
+        "armt.use_denom=false",
+        "armt.correction=false",
+    ];
+    refuses(run("undivided", &undivided), &["armt.correction = true"]);
     // The reference has no place for it.
     refuses(
         gradmem(at, &["export", "learned", "-o", "out"]),
