@@ -62,8 +62,6 @@ pub use phonebook::PhonebookConfig;
 pub use source::{Examples, Sources};
 pub use split::Split;
 pub use squad::{SquadConfig, SquadVariant};
-#[cfg(feature = "train")]
-pub(crate) use task::FINGERPRINT;
 pub use task::{Lengths, Samples, Task};
 pub use text::{Objective, TextConfig};
 pub use tokenizer::{TextTokenizer, tokenizer_fingerprint};

@@ -72,9 +72,6 @@ pub(super) fn max_inspected(is_file: bool) -> usize {
     if is_file { 100_000 } else { 10_000 }
 }
 
-/// What a fingerprint begins with: the version of what it is a hash of.
-pub(crate) const FINGERPRINT: &str = "2-";
-
 /// What is found out of samples: a hash of all that is trained on and compared with, and what is not in the vocabulary.
 pub(super) struct Inspection<'a> {
     tokenizer: &'a TextTokenizer,
@@ -153,7 +150,7 @@ impl<'a> Inspection<'a> {
         } else if unknown > 0 {
             log::warn!("{unknown} of {tokens} tokens are not in the vocabulary");
         }
-        format!("{FINGERPRINT}{}", hex(&self.print.finalize()))
+        hex(&self.print.finalize())
     }
 }
 

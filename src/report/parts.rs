@@ -124,7 +124,7 @@ mod tests {
             let both = [by_position(&report), by_direction(&report)];
             both.map(|figure| figure.unwrap().map(|figure| figure.svg.body))
         };
-        // The log of an older version has no parts.
+        // A log may have no parts.
         for logs in [&[""][..], &[one], &["", one]] {
             assert!(figures(logs).iter().all(Option::is_none), "{logs:?}");
         }

@@ -408,18 +408,6 @@ pub(super) mod tests {
         assert_eq!(eval.rows[0].write_steps, None);
         assert_eq!(exact.in_values(&eval.rows[1].scores), Some(0.25));
 
-        let reconstructed = Measure::Reconstructed;
-        for key in ["reconstructed", "retold"] {
-            let text = format!(r#"{{"rows":[{{"write_steps":2,"{key}":0.75}}]}}"#);
-            let eval: Evaluation = serde_json::from_str(&text).unwrap();
-            assert_eq!(reconstructed.in_values(&eval.rows[0].scores), Some(0.75));
-            let key = format!("\"{key}\"");
-            assert_eq!(
-                serde_json::from_str::<Measure>(&key).unwrap(),
-                reconstructed
-            );
-        }
-
         let mut run = run(&["memory.write_steps=2"], "");
         run.eval = Some(eval);
         let accuracy = Measure::WriteAccuracy;

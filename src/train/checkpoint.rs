@@ -47,24 +47,14 @@ pub struct RunState {
     /// The step of the last evaluation.
     pub evaluated: usize,
     /// The step of the last evaluation that was better than all before it.
-    #[serde(default)]
     pub improved: usize,
     /// Index of the curriculum's current version of the task, from 0.
-    #[serde(default)]
     pub stage: usize,
     /// Training scores since the last line of the log.
     pub since_log: Scores,
 }
 
 impl RunState {
-    /// Of a version that did not know `improved`.
-    pub(super) fn with_improved(mut self) -> Self {
-        if let (0, Some((_, step))) = (self.improved, self.best) {
-            self.improved = step;
-        }
-        self
-    }
-
     /// The best validation metric so far, and its step, if it is a value of this measure. What is best by another one the next
     /// evaluation says, and until then nothing replaces the best weights.
     pub fn best_by(&self, measure: Measure) -> Option<(f64, usize)> {

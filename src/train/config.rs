@@ -114,12 +114,6 @@ impl RunConfig {
     }
 
     fn from_table(mut table: toml::Table) -> Result<Self, Error> {
-        // Written by older versions. It has no effect: rows of tokens know their lengths.
-        for section in ["memory", "rmt"] {
-            if let Some(toml::Value::Table(section)) = table.get_mut(section) {
-                section.remove("pad_token");
-            }
-        }
         let find_write_lr = take_auto(&mut table);
         let base = Base::take(&mut table)?;
         let (model, data) = names::model_and_task(&table)?;

@@ -23,7 +23,7 @@ use super::metrics_log::MetricsLog;
 use super::overrides::Difference;
 use super::own_settings::{OWN, OwnSettings};
 use super::results::Evaluation;
-use crate::data::{FINGERPRINT, TextTokenizer};
+use crate::data::TextTokenizer;
 use crate::error::Error;
 use crate::support::fs::{
     finished, hex, is_file, read_if_exists, remove_unfinished, write_atomically,
@@ -198,7 +198,7 @@ impl RunFolder {
         };
         match is_new {
             true => write_atomically(path.join(DATA), data.as_bytes())?,
-            false => folder.check_data(data, |begun| begun == data)?,
+            false => folder.check_data(|begun| begun == data)?,
         }
         Ok(folder)
     }
@@ -206,24 +206,17 @@ impl RunFolder {
     /// Fails unless `data`, the hash of the samples of the run's own task, is that of the last version of the task that the run
     /// began with.
     pub(super) fn check_own_data(&self, data: &str) -> Result<(), Error> {
-        self.check_data(data, |begun| begun.lines().last() == Some(data))
+        self.check_data(|begun| begun.lines().last() == Some(data))
     }
 
     /// Fails unless `data`, hashes of samples, are those of the run by what it began with.
-    fn check_data(&self, data: &str, are_those: impl Fn(&str) -> bool) -> Result<(), Error> {
+    fn check_data(&self, are_those: impl Fn(&str) -> bool) -> Result<(), Error> {
         let file = self.path.join(DATA);
         let Some(begun) = read_if_exists(&file)? else {
             return Ok(());
         };
         let begun = String::from_utf8_lossy(&begun);
         if are_those(&begun) {
-            return Ok(());
-        }
-        if data.starts_with(FINGERPRINT) && !begun.starts_with(FINGERPRINT) {
-            log::warn!(
-                "{}: was begun by an older version: whether its data are still the same is not known",
-                self.path.display()
-            );
             return Ok(());
         }
         Err(Error::file(

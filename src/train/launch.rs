@@ -137,7 +137,7 @@ where
             let problem = "has a checkpoint of another train.ema_decay";
             return Err(Error::file(path, problem));
         }
-        let mut state = last.state.with_improved();
+        let mut state = last.state;
         // The other processes have the state of the first one, and no best weights.
         if let Some((_, step)) = state.best.filter(|_| folder.is_locked() && !state.lost) {
             let found = folder.best_step();

@@ -73,7 +73,6 @@ measures! {
     AnswerF1 = "answer_f1", "Answer F1";
     /// Share of a context's tokens that WRITE's model predicts right at their position when it reconstructs the
     /// context greedily from M_K alone.
-    #[serde(alias = "retold")]
     Reconstructed = "reconstructed", "Reconstructed";
     /// Share of questions whose first scored target token is predicted, teacher-forced.
     TokenAccuracy1 = "token_accuracy_1", "Accuracy, token 1";
@@ -151,11 +150,9 @@ impl Measure {
         }
     }
 
-    /// Its value in a map by [`Measure::key`], if there is one and it is a number. Evaluations of older versions
-    /// call [`Measure::Reconstructed`] `retold`.
+    /// Its value in a map by [`Measure::key`], if there is one and it is a number.
     pub fn in_values(self, values: &serde_json::Map<String, serde_json::Value>) -> Option<f64> {
-        let older = || values.get("retold").filter(|_| self == Self::Reconstructed);
-        values.get(self.key()).or_else(older)?.as_f64()
+        values.get(self.key())?.as_f64()
     }
 
     /// Whether `a` is better than `b`.
