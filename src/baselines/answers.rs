@@ -1,7 +1,7 @@
 use burn::tensor::Tensor;
-use burn::tensor::backend::Backend;
+use burn::tensor::backend::{AutodiffBackend, Backend};
 
-use crate::episode::Told;
+use crate::episode::Predicted;
 use crate::memory::Memory;
 
 /// What a method answers to an episode's queries, with the losses and the memory that belong to it.
@@ -15,7 +15,7 @@ pub struct Answers<B: Backend> {
     /// mean over the tokens of the contexts where it weighs the parts of a batch.
     pub write_term: Option<Tensor<B, 1>>,
     /// The most probable tokens where there are labels.
-    pub told: Told<B>,
+    pub predicted: Predicted<B>,
     /// What was written, if anything was.
     pub memory: Option<Memory<B>>,
     /// See [`Outer::drift`](crate::memory::Outer::drift).
@@ -24,11 +24,11 @@ pub struct Answers<B: Backend> {
 
 impl<B: Backend> Answers<B> {
     /// Of a method that writes nothing: the READ loss alone.
-    pub fn new(read_loss: Tensor<B, 1>, told: Told<B>) -> Self {
+    pub fn new(read_loss: Tensor<B, 1>, predicted: Predicted<B>) -> Self {
         Self {
             read_loss,
             write_term: None,
-            told,
+            predicted,
             memory: None,
             drift: None,
         }
@@ -39,6 +39,19 @@ impl<B: Backend> Answers<B> {
         match &self.write_term {
             Some(term) => self.read_loss.clone() + term.clone(),
             None => self.read_loss.clone(),
+        }
+    }
+}
+
+impl<B: AutodiffBackend> Answers<B> {
+    /// The same without the tape.
+    pub fn inner(self) -> Answers<B::InnerBackend> {
+        Answers {
+            read_loss: self.read_loss.inner(),
+            write_term: self.write_term.map(Tensor::inner),
+            predicted: self.predicted.inner(),
+            memory: self.memory.map(|memory| memory.inner()),
+            drift: self.drift.map(Tensor::inner),
         }
     }
 }

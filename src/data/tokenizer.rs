@@ -340,7 +340,7 @@ impl TextTokenizer {
     /// # Errors
     ///
     /// As [`TextTokenizer::decode`].
-    pub fn as_told(&self, answer: &str) -> Result<String, Error> {
+    pub fn as_decoded(&self, answer: &str) -> Result<String, Error> {
         match self.encode(answer) {
             Ok(ids) if !ids.iter().any(|id| self.is_unknown(*id)) => self.decode_answer(&ids),
             _ => Ok(answer.into()),

@@ -211,10 +211,10 @@ mod tests {
         assert_eq!(config.tokenizer, "words");
         let texts = ["It is 3.5 in the U.S. now"].map(String::from).into_iter();
         let tokenizer = config.wrap(config.train(texts).unwrap()).unwrap();
-        assert_eq!(tokenizer.as_told("3.5").unwrap(), "3 . 5");
-        assert_eq!(tokenizer.as_told("now").unwrap(), "now");
+        assert_eq!(tokenizer.as_decoded("3.5").unwrap(), "3 . 5");
+        assert_eq!(tokenizer.as_decoded("now").unwrap(), "now");
         // What it does not know stays.
-        assert_eq!(tokenizer.as_told("4.6").unwrap(), "4.6");
+        assert_eq!(tokenizer.as_decoded("4.6").unwrap(), "4.6");
     }
 
     #[test]

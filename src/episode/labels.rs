@@ -32,11 +32,21 @@ struct Label {
 /// The most probable tokens at the labelled places.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
-pub struct Told<B: Backend> {
+pub struct Predicted<B: Backend> {
     /// Row by row, one to each label in columns `first` and later: `[labels]`; none if there are no such labels.
     pub tokens: Option<Tensor<B, 1, Int>>,
     /// The first column whose tokens are predicted: 1 if nothing stands before a row's first token, or else 0.
     pub first: usize,
+}
+
+impl<B: AutodiffBackend> Predicted<B> {
+    /// The same on the inner backend.
+    pub fn inner(self) -> Predicted<B::InnerBackend> {
+        Predicted {
+            tokens: self.tokens.map(Tensor::inner),
+            first: self.first,
+        }
+    }
 }
 
 /// Logits, what each of their rows is to predict, and one where that counts.
@@ -97,11 +107,11 @@ impl<B: Backend> Labels<B> {
     /// - `hidden`: `[rows, width + 1, d_model]`, row `i` of a sample predicts its token `i`; the last one predicts beyond the
     ///   labels and is left out. Without the first of these rows, `[rows, width, d_model]`, a label in the first column is
     ///   neither predicted nor counted.
-    pub(crate) fn told<M: CausalLm<B>>(
+    pub(crate) fn answered<M: CausalLm<B>>(
         &self,
         model: &M,
         hidden: Tensor<B, 3>,
-    ) -> (Tensor<B, 1>, Told<B>) {
+    ) -> (Tensor<B, 1>, Predicted<B>) {
         let device = self.ids.device();
         let [_, places, d_model] = hidden.dims();
         let first = (self.ids.dims()[1] + 1).saturating_sub(places);
@@ -109,7 +119,7 @@ impl<B: Backend> Labels<B> {
         let count = labels.len();
         if count == 0 {
             // On the tape, so that it can be differentiated.
-            let none = Told {
+            let none = Predicted {
                 tokens: None,
                 first,
             };
@@ -149,7 +159,7 @@ impl<B: Backend> Labels<B> {
             }
         };
         let mean = losses.reshape([count]).sum().mul_scalar(1.0 / count as f64);
-        (mean, Told { tokens, first })
+        (mean, Predicted { tokens, first })
     }
 
     /// `−log p_t` with smoothed labels: `(1 − ε)(−log p_t) + ε mean(−log p)` is `−log p_t + ε (z_t − mean z)`.
@@ -177,11 +187,11 @@ impl<B: Backend> Labels<B> {
         })
     }
 
-    /// The mean loss of the labels, as in [`Labels::told`]; zero if there are none.
+    /// The mean loss of the labels, as in [`Labels::answered`]; zero if there are none.
     ///
     /// # Shapes
     ///
-    /// - `logits`: `[rows, width + 1, vocab_size]`, or `[rows, width, vocab_size]`, as in [`Labels::told`]
+    /// - `logits`: `[rows, width + 1, vocab_size]`, or `[rows, width, vocab_size]`, as in [`Labels::answered`]
     /// - output: `[1]`
     pub(crate) fn mean_loss(&self, logits: Tensor<B, 3>) -> Tensor<B, 1> {
         let Some((logits, targets, counted)) = self.lined_up(logits.clone()) else {

@@ -28,7 +28,7 @@ use burn::tensor::Tensor;
 use burn::tensor::backend::{AutodiffBackend, Backend};
 use gradmem_kernels::Tape;
 
-pub use labels::{Labels, Told};
+pub use labels::{Labels, Predicted};
 
 pub use crate::model::Tokens;
 
@@ -292,12 +292,12 @@ impl<B: Backend> Episode<B> {
     }
 
     /// The READ loss and the most probable tokens, by the hidden states before the tokens of the queries.
-    pub(crate) fn told<M: CausalLm<B>>(
+    pub(crate) fn answered<M: CausalLm<B>>(
         &self,
         model: &M,
         hidden: Tensor<B, 3>,
-    ) -> (Tensor<B, 1>, Told<B>) {
-        self.labels.told(model, hidden)
+    ) -> (Tensor<B, 1>, Predicted<B>) {
+        self.labels.answered(model, hidden)
     }
 
     /// What a mean over `count` of this part, `[1]`, adds to the same mean over the whole batch.

@@ -85,7 +85,7 @@ impl CramConfig {
 pub struct Crammed {
     /// Steps that were taken when it was looked at last.
     pub steps: usize,
-    /// The share of its tokens that are told right, each after those before it.
+    /// The share of its tokens that are predicted, each after those before it.
     pub accuracy: f64,
     /// Its WRITE loss, in nats a token.
     pub loss: f64,
@@ -256,10 +256,10 @@ mod tests {
         for (sample, loss) in held.iter().zip(loss) {
             assert!((sample.loss - f64::from(loss)).abs() < 1e-5);
         }
-        // Told from nothing, token by token.
-        let told = gradmem.reconstruct(&memory, &[6, 2, 3]).unwrap();
+        // Reconstructed from nothing, token by token.
+        let found = gradmem.reconstruct(&memory, &[6, 2, 3]).unwrap();
         let rows: Vec<Vec<u32>> = (0..3).map(|row| contexts().row(row).to_vec()).collect();
-        assert_eq!(told, rows);
+        assert_eq!(found, rows);
     }
 
     #[test]

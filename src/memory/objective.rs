@@ -73,7 +73,7 @@ pub trait WriteObjective<B: Backend, M: CausalLm<B>>: Module<B> + ModuleDisplay 
 
     /// The most probable token after each hidden state by the [`logits`](WriteObjective::logits): `[batch, seq]`. Those of a
     /// large vocabulary are computed some rows at a time.
-    fn told(&self, model: &M, hidden: Tensor<B, 3>) -> Option<Tensor<B, 2, Int>> {
+    fn most_probable(&self, model: &M, hidden: Tensor<B, 3>) -> Option<Tensor<B, 2, Int>> {
         let logits = |hidden| self.logits(model, hidden);
         most_probable(hidden, model.vocab_size(), logits)
     }

@@ -22,7 +22,7 @@ use serde::{Deserialize, Serialize};
 use super::segments::Segments;
 use super::step::{State, Step, detached, gradients_to};
 use super::{Auxiliary, GradMem, GradMode, GraphLock, LiftedObjective, Memory};
-use crate::episode::{Episode, Told};
+use crate::episode::{Episode, Predicted};
 use crate::error::Error;
 use crate::model::Writable;
 use crate::support::profile::{Phase, timed};
@@ -53,7 +53,7 @@ pub struct Outer<B: Backend> {
     /// What they add to what training minimises, `[1]`, if anything.
     pub term: Option<Tensor<B, 1>>,
     /// The most probable tokens where there are labels.
-    pub told: Told<B>,
+    pub predicted: Predicted<B>,
     /// The memory after WRITE.
     pub memory: Memory<B>,
     /// How far the WRITE losses of a step that Replay took twice are apart, the largest over one plus their size: `[1]`. Above rounding
@@ -185,14 +185,14 @@ impl<B: Backend, M: Writable<B>, O: LiftedObjective<B, M>> GradMem<B, M, O> {
         auxiliary: Auxiliary<B>,
         episode: &Episode<B>,
     ) -> Result<Outer<B>, Error> {
-        let (read_loss, told) = timed::<B, _>(Phase::Read, &episode.device(), || {
+        let (read_loss, predicted) = timed::<B, _>(Phase::Read, &episode.device(), || {
             self.read_answers(&memory, episode)
         })?;
         Ok(Outer {
             read_loss,
             term: auxiliary.weighted(&self.config, self.counted(), |mean, _| mean),
             auxiliary,
-            told,
+            predicted,
             memory,
             drift: None,
         })

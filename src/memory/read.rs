@@ -5,7 +5,7 @@ use burn::tensor::backend::Backend;
 
 use super::kinds;
 use super::{GradMem, Memory, WriteObjective};
-use crate::episode::{Episode, Tokens, Told};
+use crate::episode::{Episode, Predicted, Tokens};
 use crate::error::Error;
 use crate::model::CausalLm;
 use crate::model::generate::Reader;
@@ -52,9 +52,9 @@ impl<B: Backend, M: CausalLm<B>, O: WriteObjective<B, M>> GradMem<B, M, O> {
         &self,
         memory: &Memory<B>,
         episode: &Episode<B>,
-    ) -> Result<(Tensor<B, 1>, Told<B>), Error> {
+    ) -> Result<(Tensor<B, 1>, Predicted<B>), Error> {
         let hidden = self.hidden_of(&self.model.joined(), memory, episode.queries())?;
-        Ok(episode.told(&self.model, hidden))
+        Ok(episode.answered(&self.model, hidden))
     }
 
     /// Reads the memories once, for any number of queries: what they have in common is kept as keys and

@@ -91,7 +91,7 @@ impl<B: Backend, M: Writable<B>, O: LiftedObjective<B, M>> GradMem<B, M, O> {
         Ok(Reconstruction { loss, accuracy })
     }
 
-    /// The WRITE loss, and the share of tokens that are told right if the objective tells them.
+    /// The WRITE loss, and the share of tokens that are predicted if the objective has logits.
     pub(crate) fn measure(
         &self,
         memory: &Memory<B>,
@@ -119,14 +119,14 @@ impl<B: Backend, M: Writable<B>, O: LiftedObjective<B, M>> GradMem<B, M, O> {
         Ok((over_chunks(losses), accuracies.map(over_chunks)))
     }
 
-    /// The share of each sample's tokens that are told right of each of the first `chunks` chunks, and how many
+    /// The share of each sample's tokens that are predicted of each of the first `chunks` chunks, and how many
     /// they are: none of a sample that has fewer.
     ///
     /// # Errors
     ///
     /// As [`GradMem::write`].
     #[cfg(feature = "train")]
-    pub(crate) fn told_of_chunks(
+    pub(crate) fn accuracy_of_chunks(
         &self,
         memory: &Memory<B>,
         contexts: &Tokens<B>,
@@ -136,7 +136,7 @@ impl<B: Backend, M: Writable<B>, O: LiftedObjective<B, M>> GradMem<B, M, O> {
         let writing = self.with_adapters();
         let first = self.first_predicted();
         let pieces = segments.pieces.iter().take(chunks).enumerate();
-        let told = pieces.map(|(at, piece)| {
+        let shares = pieces.map(|(at, piece)| {
             let part = memory.parts().len().min(at + 1) - 1;
             let (_, accuracy) = writing.measure_piece(&memory.parts()[part], piece);
             // Samples that ended before have nothing written over their chunks.
@@ -148,7 +148,7 @@ impl<B: Backend, M: Writable<B>, O: LiftedObjective<B, M>> GradMem<B, M, O> {
             let accuracy = accuracy.ok_or_else(tells_nothing)?;
             Ok((accuracy, counts.collect()))
         });
-        told.collect()
+        shares.collect()
     }
 
     /// The same as [`measure`](GradMem::measure) of a piece by the memory that is to hold it.
@@ -164,8 +164,8 @@ impl<B: Backend, M: Writable<B>, O: LiftedObjective<B, M>> GradMem<B, M, O> {
         };
         let first = self.first_predicted();
         let targets = piece.tokens.targets(first);
-        let told = self.objective.told(&self.model, hidden.clone());
-        let right = told.map(|told| told.equal(targets.clone()).float());
+        let predicted = self.objective.most_probable(&self.model, hidden.clone());
+        let right = predicted.map(|predicted| predicted.equal(targets.clone()).float());
         let losses = self.objective.losses(&self.model, hidden, targets);
         let share = |right| piece.share_of_tokens(right, first);
         (piece.mean(losses), right.map(share))
@@ -173,7 +173,7 @@ impl<B: Backend, M: Writable<B>, O: LiftedObjective<B, M>> GradMem<B, M, O> {
 
     /// The contexts that the memories hold, reconstructed greedily by WRITE's model from the memories alone:
     /// each token after those generated before it, as many as `lengths` says; chunk by chunk, if they were written so. Of texts that
-    /// were [written on](GradMem::write_on) one another, the first chunks are told. A row is shorter than `lengths` says where the
+    /// were [written on](GradMem::write_on) one another, the first chunks are reconstructed. A row is shorter than `lengths` says where the
     /// sample's chunks end before.
     ///
     /// # Errors
@@ -218,11 +218,11 @@ impl<B: Backend, M: Writable<B>, O: LiftedObjective<B, M>> GradMem<B, M, O> {
             let reader = kind.reader(&writing.model, &memory.parts()[part])?;
             let length = chunk.min(longest - part * chunk);
             let head = |hidden| writing.objective.logits(&writing.model, hidden);
-            let told = reader.told(length, head).ok_or_else(tells_nothing)?;
+            let found = reader.greedily(length, head).ok_or_else(tells_nothing)?;
             let rows = rows.iter_mut().zip(memory.counts());
-            for ((row, parts), told) in rows.zip(told) {
+            for ((row, parts), found) in rows.zip(found) {
                 if part < parts {
-                    row.extend(told);
+                    row.extend(found);
                 }
             }
         }

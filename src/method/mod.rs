@@ -116,7 +116,7 @@ impl<B: Backend> From<Outer<B>> for Answers<B> {
         Self {
             read_loss: outer.read_loss,
             write_term: outer.term,
-            told: outer.told,
+            predicted: outer.predicted,
             memory: Some(outer.memory),
             drift: outer.drift,
         }
@@ -201,8 +201,8 @@ impl<B: Backend, M: CausalLm<B>> Method<B> for InContext<B, M> {
         episode.labels().check(&self.model)?;
         let joined = self.joined();
         let hidden = joined.hidden(episode.contexts(), episode.queries())?;
-        let (read_loss, told) = episode.told(&self.model, hidden);
-        Ok(Answers::new(read_loss, told))
+        let (read_loss, predicted) = episode.answered(&self.model, hidden);
+        Ok(Answers::new(read_loss, predicted))
     }
 
     /// With the questions read as in training.
@@ -219,8 +219,8 @@ impl<B: Backend, M: CausalLm<B>> Method<B> for InContext<B, M> {
         let _lock = GraphLock::new();
         let joined = self.joined();
         let hidden = joined.training_hidden(episode.contexts(), episode.queries())?;
-        let (read_loss, told) = episode.told(&self.model, hidden);
-        let answers = Answers::new(read_loss, told);
+        let (read_loss, predicted) = episode.answered(&self.model, hidden);
+        let answers = Answers::new(read_loss, predicted);
         Ok((answers.gradient(self, episode), answers))
     }
 }

@@ -168,7 +168,7 @@ impl<B: KernelBackend> Trained<B> {
         Ok(())
     }
 
-    /// In a long pass the `log` crate's info is told how far it is.
+    /// In a long pass the `log` crate's info says how far it is.
     pub(super) fn each_batch(
         &self,
         task: &Task,
@@ -181,14 +181,14 @@ impl<B: KernelBackend> Trained<B> {
             .batch_size(batch_size(&self.method, task))
             .set_device(self.method.device())
             .build(Spaced::new(set.clone(), samples));
-        let (mut done, mut told) = (0, Instant::now());
+        let (mut done, mut said) = (0, Instant::now());
         for (index, batch) in loader.iter().enumerate() {
             let batch = batch?;
             done += batch.episode.len();
             work(index, batch)?;
-            if told.elapsed() > BETWEEN_LINES && done < samples {
+            if said.elapsed() > BETWEEN_LINES && done < samples {
                 log::info!(target: NOTICE, "{done} of {samples} contexts");
-                told = Instant::now();
+                said = Instant::now();
             }
         }
         Ok(())
@@ -316,11 +316,11 @@ impl<B: KernelBackend> Trained<B> {
                         (same, f64::from(same))
                     }
                     false => {
-                        // A tokenizer may put spaces where the text has none: answers count as it tells them, too.
-                        let told = asked.answers.iter();
-                        let told = told.map(|answer| tokenizer.as_told(answer));
-                        let told = told.collect::<Result<Vec<_>, _>>()?;
-                        let right = [&asked.answers[..], &told].concat();
+                        // A tokenizer may put spaces where the text has none: answers count as it decodes them, too.
+                        let decoded = asked.answers.iter();
+                        let decoded = decoded.map(|answer| tokenizer.as_decoded(answer));
+                        let decoded = decoded.collect::<Result<Vec<_>, _>>()?;
+                        let right = [&asked.answers[..], &decoded].concat();
                         (
                             answers::exact_match(&text, &right),
                             answers::f1(&text, &right),
@@ -421,8 +421,8 @@ fn path_of<B: KernelBackend>(
             path.steps.push(step);
         }
         if wanted(k) {
-            let (read_loss, told) = gradmem.read_answers(&memory, episode)?;
-            let hits = UnreadHits::of(told, batch);
+            let (read_loss, predicted) = gradmem.read_answers(&memory, episode)?;
+            let hits = UnreadHits::of(predicted, batch);
             let written = gradmem.reconstruction(&memory, episode.contexts())?;
             path.places.push(Place {
                 k,

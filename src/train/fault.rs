@@ -82,7 +82,7 @@ impl Fault {
 
 /// An error that is told to the other processes.
 #[derive(Serialize, Deserialize)]
-pub(super) struct Told(#[serde(with = "text")] pub Error);
+pub(super) struct Sent(#[serde(with = "text")] pub Error);
 
 /// An error as its text, and whose mistake it is.
 mod text {

@@ -51,12 +51,12 @@ impl<B: KernelBackend> Trained<B> {
                 for (row, context, chunk) in &placed {
                     // Nothing is written over a context that ended before.
                     let own = gradmem.config().chunks_of(lengths[*context]);
-                    let told = found.matches[*row].filter(|_| *chunk <= after && after < own);
-                    if let Some(right) = told {
+                    let matched = found.matches[*row].filter(|_| *chunk <= after && after < own);
+                    if let Some(right) = matched {
                         answered.add(after, *chunk, f64::from(right), 1.0);
                     }
                 }
-                for (chunk, (right, count)) in found.told.into_iter().enumerate() {
+                for (chunk, (right, count)) in found.accuracies.into_iter().enumerate() {
                     reconstructed.add(after, chunk, right, count);
                 }
             }
@@ -65,7 +65,7 @@ impl<B: KernelBackend> Trained<B> {
         if unplaced > 0 {
             log::warn!(
                 "{unplaced} of {questions_seen} questions stand nowhere in their context, or more than once: how many are answered after \
-                 each chunk is not told"
+                 each chunk is not known"
             );
         }
         Ok(Forgetting {
@@ -80,8 +80,8 @@ impl<B: KernelBackend> Trained<B> {
 struct After {
     /// Whether each question is answered.
     matches: Vec<Option<bool>>,
-    /// Of each chunk up to it: the tokens that are told right, and how many there are.
-    told: Vec<(f64, f64)>,
+    /// Of each chunk up to it: the tokens that are predicted, and how many there are.
+    accuracies: Vec<(f64, f64)>,
 }
 
 fn after_chunks<B: KernelBackend>(
@@ -92,24 +92,25 @@ fn after_chunks<B: KernelBackend>(
     let mut readback = Readback::new();
     let mut pending = Vec::new();
     for memory in gradmem.after_each_chunk(episode.contexts())? {
-        let (_, told) = gradmem.read_answers(&memory, episode)?;
-        let hits = UnreadHits::of(told, batch);
+        let (_, predicted) = gradmem.read_answers(&memory, episode)?;
+        let hits = UnreadHits::of(predicted, batch);
         let hits = hits.pend(&mut readback);
-        let told = gradmem.told_of_chunks(&memory, episode.contexts(), pending.len() + 1)?;
-        let told: Vec<(Slot, Vec<usize>)> = told
+        let accuracies =
+            gradmem.accuracy_of_chunks(&memory, episode.contexts(), pending.len() + 1)?;
+        let accuracies: Vec<(Slot, Vec<usize>)> = accuracies
             .into_iter()
             .map(|(shares, counts): (Tensor<B, 1>, Vec<usize>)| (readback.push(shares), counts))
             .collect();
-        pending.push((hits, told));
+        pending.push((hits, accuracies));
     }
     let values = readback.read();
-    let found = pending.into_iter().map(|(hits, told)| After {
+    let found = pending.into_iter().map(|(hits, accuracies)| After {
         matches: hits
             .hits(&values)
             .iter()
             .map(|hits| hits.is_match())
             .collect(),
-        told: told
+        accuracies: accuracies
             .into_iter()
             .map(|(shares, counts)| {
                 let right = values.of(shares).iter().zip(&counts);

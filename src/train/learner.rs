@@ -10,7 +10,7 @@ use burn::train::{InferenceStep, ItemLazy, TrainOutput, TrainStep};
 
 pub use super::fault::Fault;
 use super::metrics::Scores;
-use super::scoring::{Pending, Unread};
+use super::scoring::{Pending, PendingReconstruction};
 use super::world::{Alone, TreeSum, World, block, exchanged};
 use crate::data::Batch;
 use crate::error::Error;
@@ -169,7 +169,7 @@ where
             Ok(block) => block.scores(&values),
             Err((at, fault)) => vec![(*at, Err(fault.clone()))],
         };
-        let scores = told(world, leaves)?;
+        let scores = scores_of_all(world, leaves)?;
         let mut grads = computed.map_err(|(_, fault)| fault)?.grads;
         if world.size() > 1 {
             grads = summed(world, method, grads).map_err(Fault::Error)?;
@@ -222,8 +222,8 @@ where
             let gradient = method.gradient(&part.episode, *meta_gradient);
             let (grads, answers) = gradient.map_err(|e| (index, Fault::Error(e)))?;
             let labels = method.counted_labels(part.episode.totals());
-            let unread = Unread::of(&answers, &part, labels).inner();
-            parts.push((index, Pending::new(unread, readback)));
+            let pending = Pending::new(&answers.inner(), &part, labels, readback);
+            parts.push((index, pending));
             sum.push(grads);
         }
         Ok(Block {
@@ -258,7 +258,10 @@ impl Block {
 }
 
 /// The scores of all processes' leaves together, or the fault of the first one that has any: the same in every process.
-fn told(world: &dyn World, leaves: Vec<(usize, Result<Scores, Fault>)>) -> Result<Scores, Fault> {
+fn scores_of_all(
+    world: &dyn World,
+    leaves: Vec<(usize, Result<Scores, Fault>)>,
+) -> Result<Scores, Fault> {
     let mut scores = Scores::default();
     for leaf in exchanged(world, leaves) {
         scores.merge(&leaf?);
@@ -365,12 +368,13 @@ fn summed<B: AutodiffBackend, M: AutodiffModule<B>>(
 pub fn evaluate<B: Backend, M: Method<B>>(method: &M, batch: Batch<B>) -> Result<Scores, Fault> {
     let answers = method.answers(&batch.episode).map_err(Fault::Error)?;
     let labels = method.counted_labels(batch.episode.totals());
-    let mut unread = Unread::of(&answers, &batch, labels);
-    let written = method.reconstruction(&answers, &batch.episode);
-    unread.reconstruction = written.map_err(Fault::Error)?;
-    unread.start = method.start_loss(&batch.episode).map_err(Fault::Error)?;
     let mut readback = Readback::new();
-    let pending = Pending::new(unread, &mut readback);
+    let mut pending = Pending::new(&answers, &batch, labels, &mut readback);
+    let written = method.reconstruction(&answers, &batch.episode);
+    let written = written.map_err(Fault::Error)?;
+    pending.reconstruction = written.map(|x| PendingReconstruction::new(x, &mut readback));
+    let start = method.start_loss(&batch.episode).map_err(Fault::Error)?;
+    pending.start = start.map(|x| readback.push(x));
     pending.scores(&readback.read())
 }
 

@@ -1,77 +1,18 @@
 //! From answers to scores: what is on the device is collected, read in one transfer, and added up on the host.
 
-use burn::tensor::backend::{AutodiffBackend, Backend};
+use burn::tensor::backend::Backend;
 use burn::tensor::{Int, Tensor, TensorData};
 
 use super::fault::Fault;
 use super::metrics::{Measure, Scores};
 use crate::data::{Batch, Direction};
-use crate::episode::Told;
+use crate::episode::Predicted;
 use crate::memory::{Memory, Reconstruction};
 use crate::method::Answers;
 use crate::support::readback::{Readback, Slot, Values};
 
 /// What rounding makes of the losses of a step that is taken twice, with room to spare.
 const MOST_DRIFT: f64 = 1e-3;
-
-/// The scores of a batch as tensors on its device.
-pub(super) struct Unread<B: Backend> {
-    /// Each sample's WRITE loss before each step: K tensors `[batch]`.
-    losses: Vec<Tensor<B, 1>>,
-    /// Each sample's norm of the inner gradient at each step: K tensors `[batch]`.
-    grad_norms: Vec<Tensor<B, 1>>,
-    /// Whether a memory was written.
-    writes: bool,
-    /// `[1]`
-    read_loss: Tensor<B, 1>,
-    /// Labels that the READ loss is a mean over.
-    labels: usize,
-    hits: UnreadHits<B>,
-    drift: Option<Tensor<B, 1>>,
-    /// Each sample's WRITE loss before the first step, if `losses` do not have it.
-    pub start: Option<Tensor<B, 1>>,
-    /// At M_K.
-    pub reconstruction: Option<Reconstruction<B>>,
-}
-
-impl<B: Backend> Unread<B> {
-    /// Of answers whose READ loss is a mean over so many `labels`.
-    pub fn of(answers: &Answers<B>, batch: &Batch<B>, labels: usize) -> Self {
-        let memory = answers.memory.as_ref();
-        Self {
-            losses: memory.map_or_else(Vec::new, |memory| memory.losses.clone()),
-            grad_norms: memory.map_or_else(Vec::new, Memory::inner_norms),
-            writes: memory.is_some(),
-            read_loss: answers.read_loss.clone(),
-            labels,
-            hits: UnreadHits::of(answers.told.clone(), batch),
-            drift: answers.drift.clone(),
-            start: None,
-            reconstruction: None,
-        }
-    }
-}
-
-impl<B: AutodiffBackend> Unread<B> {
-    /// The same without the tape; a reconstruction is not taken on one.
-    pub fn inner(self) -> Unread<B::InnerBackend> {
-        let all = |tensors: Vec<Tensor<B, 1>>| tensors.into_iter().map(Tensor::inner).collect();
-        Unread {
-            losses: all(self.losses),
-            grad_norms: all(self.grad_norms),
-            writes: self.writes,
-            read_loss: self.read_loss.inner(),
-            labels: self.labels,
-            hits: UnreadHits {
-                right: self.hits.right.map(Tensor::inner),
-                queries: self.hits.queries,
-            },
-            drift: self.drift.map(Tensor::inner),
-            start: None,
-            reconstruction: None,
-        }
-    }
-}
 
 /// Which of each query's scored tokens are predicted, on the device.
 pub(super) struct UnreadHits<B: Backend> {
@@ -88,22 +29,22 @@ struct Scored {
 }
 
 impl<B: Backend> UnreadHits<B> {
-    /// Of what was told of a batch's labels, which those that are scored are some of.
-    pub fn of(told: Told<B>, batch: &Batch<B>) -> Self {
-        let mut predicted = Vec::new();
+    /// Of what was predicted of a batch's labels, which those that are scored are some of.
+    pub fn of<C: Backend>(predicted: Predicted<B>, batch: &Batch<C>) -> Self {
+        let mut right = Vec::new();
         let labels = batch.episode.labels().rows();
         let queries = labels.zip(&batch.scored).enumerate();
         let queries = queries.map(|(row, (labels, scored))| {
             let mut places = Vec::new();
             for (column, (label, scored)) in labels.iter().zip(scored).enumerate() {
                 // As in the loss, what is not predicted does not count.
-                let is_predicted = *label >= 0 && column >= told.first;
-                if *scored >= 0 && column >= told.first {
-                    places.push(is_predicted.then_some(predicted.len()));
+                let is_predicted = *label >= 0 && column >= predicted.first;
+                if *scored >= 0 && column >= predicted.first {
+                    places.push(is_predicted.then_some(right.len()));
                 }
                 if is_predicted {
                     // No prediction is negative, so neither is what cannot be met.
-                    predicted.push(i32::try_from(*scored).map_or(-1, i64::from));
+                    right.push(i32::try_from(*scored).map_or(-1, i64::from));
                 }
             }
             Scored {
@@ -112,8 +53,8 @@ impl<B: Backend> UnreadHits<B> {
             }
         });
         let queries = queries.collect();
-        let right = told.tokens.map(|tokens| {
-            let ids = TensorData::new(predicted, tokens.dims());
+        let right = predicted.tokens.map(|tokens| {
+            let ids = TensorData::new(right, tokens.dims());
             let ids = Tensor::<B, 1, Int>::from_data(ids, &tokens.device());
             tokens.equal(ids).float()
         });
@@ -179,37 +120,47 @@ impl Hits {
     }
 }
 
-/// [`Unread`] scores whose transfer is due.
+/// The scores of a batch, whose transfer is due.
 pub(super) struct Pending {
+    /// Each sample's WRITE loss before each step.
     losses: Vec<Slot>,
+    /// Each sample's norm of the inner gradient at each step.
     grad_norms: Vec<Slot>,
+    /// Whether a memory was written.
     writes: bool,
     read_loss: Slot,
+    /// Labels that the READ loss is a mean over.
     labels: usize,
     hits: PendingHits,
     drift: Option<Slot>,
-    start: Option<Slot>,
-    reconstruction: Option<PendingReconstruction>,
+    /// Each sample's WRITE loss before the first step, if `losses` do not have it.
+    pub start: Option<Slot>,
+    /// At M_K.
+    pub reconstruction: Option<PendingReconstruction>,
 }
 
 impl Pending {
-    /// Adds all tensors to the next transfer.
-    pub fn new<B: Backend>(unread: Unread<B>, readback: &mut Readback<B>) -> Self {
+    /// Adds what answers to a batch are scored by to the next transfer. Their READ loss is a mean over so many `labels`.
+    pub fn new<B: Backend, C: Backend>(
+        answers: &Answers<B>,
+        batch: &Batch<C>,
+        labels: usize,
+        readback: &mut Readback<B>,
+    ) -> Self {
+        let memory = answers.memory.as_ref();
         let mut all = |tensors: Vec<Tensor<B, 1>>| -> Vec<Slot> {
             tensors.into_iter().map(|x| readback.push(x)).collect()
         };
-        let (losses, grad_norms) = (all(unread.losses), all(unread.grad_norms));
-        let written = unread.reconstruction;
         Self {
-            losses,
-            grad_norms,
-            writes: unread.writes,
-            read_loss: readback.push(unread.read_loss),
-            labels: unread.labels,
-            hits: unread.hits.pend(readback),
-            drift: unread.drift.map(|drift| readback.push(drift)),
-            start: unread.start.map(|start| readback.push(start)),
-            reconstruction: written.map(|written| PendingReconstruction::new(written, readback)),
+            losses: all(memory.map_or_else(Vec::new, |memory| memory.losses.clone())),
+            grad_norms: all(memory.map_or_else(Vec::new, Memory::inner_norms)),
+            writes: memory.is_some(),
+            read_loss: readback.push(answers.read_loss.clone()),
+            labels,
+            hits: UnreadHits::of(answers.predicted.clone(), batch).pend(readback),
+            drift: answers.drift.clone().map(|drift| readback.push(drift)),
+            start: None,
+            reconstruction: None,
         }
     }
 
@@ -346,7 +297,7 @@ mod tests {
             .iter()
             .flat_map(|said| tokenizer.encode(said).unwrap())
             .collect();
-        let told = Told {
+        let predicted = Predicted::<B> {
             tokens: Some(Tensor::from_data(
                 TensorData::new(said.clone(), [said.len()]),
                 &device,
@@ -354,7 +305,7 @@ mod tests {
             first: 0,
         };
         let mut readback = Readback::new();
-        let hits = UnreadHits::of(told, &batch).pend(&mut readback);
+        let hits = UnreadHits::of(predicted, &batch).pend(&mut readback);
         let before = crate::support::readback::transfers();
         let hits = hits.hits(&readback.read());
         assert_eq!(crate::support::readback::transfers(), before + 1);
@@ -385,12 +336,12 @@ mod tests {
         let labels = vec![vec![5, 6, 7]];
         let episode = crate::episode::Episode::new(contexts, queries, &labels).unwrap();
         let batch: Batch<B> = episode.into();
-        let told = Told {
+        let predicted = Predicted::<B> {
             tokens: Some(Tensor::from_data([6, 9], &device)),
             first: 1,
         };
         let mut readback = Readback::new();
-        let hits = UnreadHits::of(told, &batch).pend(&mut readback);
+        let hits = UnreadHits::of(predicted, &batch).pend(&mut readback);
         let hits = hits.hits(&readback.read());
         assert_eq!(hits[0].right, [true, false]);
     }

@@ -678,7 +678,7 @@ fn vectors_are_optimised_for_a_text_in_front_of_a_model_that_has_none() {
         let found: serde_json::Value = serde_json::from_str(&found).unwrap();
         assert_eq!(found["memory_tokens"], 6);
         for sample in found["samples"].as_array().unwrap() {
-            let told = sample["told"].as_f64().unwrap();
+            let told = sample["accuracy"].as_f64().unwrap();
             assert!(told >= 0.7, "{sample}");
             let found = sample["reconstruction_accuracy"].as_f64().unwrap();
             assert!((found - told).abs() < 1e-5, "{sample}");

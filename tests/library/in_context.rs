@@ -159,7 +159,7 @@ fn evaluation_asks_each_question_alone() {
     for (name, model) in named_models::<B>() {
         let [separate, shared, joint] = WAYS.map(|questions| {
             let answers = method(&model, questions).answers(&episode()).unwrap();
-            let told = answers.told.tokens.unwrap().into_data();
+            let told = answers.predicted.tokens.unwrap().into_data();
             (values(answers.read_loss), told)
         });
         assert!(separate == shared && separate == joint, "{name}");

@@ -384,7 +384,7 @@ fn smoothed_labels_are_a_part_of_the_loss_on_all_tokens() {
     );
     // What is told is the same.
     let (_, plainly) = model.read_answers(&memory, &plain).unwrap();
-    let ids = |told: gradmem::episode::Told<I>| told.tokens.unwrap().into_data();
+    let ids = |told: gradmem::episode::Predicted<I>| told.tokens.unwrap().into_data();
     assert_eq!(ids(told), ids(plainly));
 }
 

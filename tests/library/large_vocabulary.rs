@@ -76,7 +76,7 @@ fn compare(label_smoothing: f64) {
 
     // Row 2 + i of a query's 68 predicts token i of its target.
     let labelled = [&told[2..67], &told[68 + 2..68 + 67]].concat();
-    let tokens = outer.told.tokens.unwrap().into_data();
+    let tokens = outer.predicted.tokens.unwrap().into_data();
     assert_eq!(tokens.iter::<i64>().collect::<Vec<_>>(), labelled);
     let [a, b] = [outer.read_loss, loss].map(|x| x.into_scalar());
     assert!((a - b).abs() < 1e-5, "{a} is not {b}");

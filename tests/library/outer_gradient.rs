@@ -169,7 +169,7 @@ fn the_baselines_too() {
     let rmt = method(MethodConfig::Rmt(rmt));
     check("RMT", &rmt, &SIZES, None);
     // What stands at the start of a row is not predicted, neither in the loss nor in what is told.
-    assert_eq!(rmt.answers(&batch().episode).unwrap().told.first, 1);
+    assert_eq!(rmt.answers(&batch().episode).unwrap().predicted.first, 1);
     for questions in [Questions::Separate, Questions::Shared, Questions::Joint] {
         let config = InContextConfig::new().with_questions(questions);
         let what = format!("in-context, {questions:?}");

@@ -188,10 +188,10 @@ impl<B: LayerBackend, M: CausalLm<B>> Armt<B, M> {
         let joined = self.joined();
         let memory = joined.write_placed(episode.contexts(), placement)?;
         let hidden = joined.reader(&memory)?.hidden_before(episode.queries())?;
-        let (read_loss, told) = episode.told(&self.model, hidden);
+        let (read_loss, predicted) = episode.answered(&self.model, hidden);
         Ok(Answers {
             memory: Some(memory),
-            ..Answers::new(read_loss, told)
+            ..Answers::new(read_loss, predicted)
         })
     }
 

@@ -186,7 +186,7 @@ impl<B: Backend, M: CausalLm<B>> Rmt<B, M> {
         let (memory, losses) = joined.passes(episode.contexts(), reconstructs);
         let hidden = joined.read_hidden(&memory, episode.queries())?;
         let hidden = hidden.narrow(1, 1, episode.queries().width());
-        let (read_loss, told) = episode.told(&self.model, hidden);
+        let (read_loss, predicted) = episode.answered(&self.model, hidden);
         let count = losses.len() as f64;
         let total = losses.into_iter().reduce(|sum, loss| sum + loss);
         let weight = self.config.reconstruction_loss_weight;
@@ -194,7 +194,7 @@ impl<B: Backend, M: CausalLm<B>> Rmt<B, M> {
         Ok(Answers {
             write_term: term,
             memory: Some(memory),
-            ..Answers::new(read_loss, told)
+            ..Answers::new(read_loss, predicted)
         })
     }
 

@@ -75,10 +75,10 @@ fn describe_one(file: &MemoryFile, sample: &Written) -> String {
             "{of}WRITE loss {before:.3} → {after:.3} nats per token in {steps}"
         ));
     }
-    if let Some(told) = sample.told {
+    if let Some(accuracy) = sample.accuracy {
         parts.push(format!(
             "{:.1} % of the tokens are reconstructed",
-            100.0 * told
+            100.0 * accuracy
         ));
     }
     if let Some(change) = sample.rounding {

@@ -191,7 +191,7 @@ impl Job for Args {
                     (sample.loss_before, sample.loss_after) = (new.loss_before, new.loss_after);
                     sample.chunks = new.chunks;
                     (sample.rounding, sample.loss_stored) = (None, None);
-                    (sample.adam_steps, sample.told) = (None, None);
+                    (sample.adam_steps, sample.accuracy) = (None, None);
                     sample.append(text, ids.len());
                 }
                 None => {
@@ -404,7 +404,7 @@ impl Args {
         }
         for (sample, held) in file.samples.iter_mut().zip(&crammed) {
             sample.loss_after = Some(held.loss);
-            sample.told = Some(held.accuracy);
+            sample.accuracy = Some(held.accuracy);
             sample.adam_steps = Some(held.steps);
         }
         if let Some(most) = crammed.iter().map(|held| held.steps).max() {

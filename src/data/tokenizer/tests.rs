@@ -48,7 +48,7 @@ fn an_unknown_word_is_no_right_answer_under_any_name() {
     let ids = tokenizer.encode("Ann Eve").unwrap();
     assert!(!tokenizer.is_unknown(ids[0]) && tokenizer.is_unknown(ids[1]));
     assert_eq!(tokenizer.decode_answer(&ids).unwrap(), "Ann <oov>");
-    assert_eq!(tokenizer.as_told("Eve").unwrap(), "Eve");
+    assert_eq!(tokenizer.as_decoded("Eve").unwrap(), "Eve");
 }
 
 #[test]
@@ -74,7 +74,7 @@ fn text_that_a_tokenizer_leaves_out_is_an_error() {
         let error = error.to_string();
         assert!(error.contains("'z' at byte 2"), "{error}");
     }
-    assert_eq!(tokenizer.as_told("xz").unwrap(), "xz");
+    assert_eq!(tokenizer.as_decoded("xz").unwrap(), "xz");
     assert_eq!(bpe(Some("y")).encode("x z").unwrap(), [1, 2]);
     // Bytes to fall back to, of which there are none.
     let builder = BPE::builder().vocab_and_merges(vocab.clone(), Vec::new());

@@ -209,7 +209,7 @@ impl<'a, B: Backend, M: CausalLm<B>> Reader<'a, B, M> {
 
     /// The most probable tokens by `head`, each after those before it, without a token to begin with: so many of each
     /// sample; none if the head tells none.
-    pub(crate) fn told(
+    pub(crate) fn greedily(
         &self,
         tokens: usize,
         head: impl Fn(Tensor<B, 3>) -> Option<Tensor<B, 3>>,

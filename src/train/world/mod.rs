@@ -15,7 +15,7 @@ use serde::de::DeserializeOwned;
 
 #[cfg(feature = "mpi")]
 pub use self::mpi::Mpi;
-use super::fault::{Fault, Told};
+use super::fault::{Fault, Sent};
 use super::metrics::Scores;
 use crate::error::{Error, require};
 
@@ -138,7 +138,7 @@ pub(super) fn exchanged(
 fn gathered<T: Serialize + DeserializeOwned>(world: &dyn World, mine: &T) -> Vec<T> {
     let config = bincode::config::standard();
     let bytes = bincode::serde::encode_to_vec(mine, config);
-    let bytes = bytes.expect("what is told has lengths");
+    let bytes = bytes.expect("what is sent has lengths");
     let hear = |bytes: Vec<u8>| bincode::serde::decode_from_slice(&bytes, config);
     let all = world.gather(&bytes).into_iter().map(hear);
     let all = all.collect::<Result<Vec<(T, usize)>, _>>();
@@ -156,12 +156,12 @@ pub fn all_or_none<T>(world: &dyn World, result: Result<T, Error>) -> Result<T, 
     if world.size() == 1 {
         return result;
     }
-    let told = result.as_ref().err().cloned().map(Told);
-    let all = gathered(world, &told).into_iter().enumerate();
-    match all.filter_map(|(rank, told)| Some((rank, told?))).next() {
+    let sent = result.as_ref().err().cloned().map(Sent);
+    let all = gathered(world, &sent).into_iter().enumerate();
+    match all.filter_map(|(rank, sent)| Some((rank, sent?))).next() {
         None => result,
         Some((rank, _)) if rank == world.rank() => result,
-        Some((_, Told(error))) => Err(error),
+        Some((_, Sent(error))) => Err(error),
     }
 }
 

@@ -62,9 +62,9 @@ pub struct Written {
     /// Steps of Adam, if it was optimised for its context ([`GradMem::cram`](crate::memory::GradMem::cram)).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub adam_steps: Option<usize>,
-    /// The share of the context's tokens that are told right, each after those before it, if it was looked at.
+    /// The share of the context's tokens that are predicted, each after those before it, if it was looked at.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub told: Option<f64>,
+    pub accuracy: Option<f64>,
     /// Bytes that the model would keep of the context instead: its key-value cache.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cache_bytes: Option<usize>,
