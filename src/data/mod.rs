@@ -54,7 +54,7 @@ use corpus::Corpus;
 pub use example::{Asked, Direction, Example, Question, Sample};
 pub use generated::{Generated, Generates};
 pub use jsonl::JsonlConfig;
-pub use kv::{KvConfig, Order};
+pub use kv::{KvConfig, PairOrder};
 pub use mqar::MqarConfig;
 pub use multihop::MultihopConfig;
 pub use order::{Cycle, Spaced};

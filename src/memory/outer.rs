@@ -287,7 +287,7 @@ where
                 None => apart,
             });
             let reached = [next.fast(), &velocity].concat();
-            let loss = sum(product(&reached, v), self.term_of_part(&terms, episode));
+            let loss = sum(dot(&reached, v), self.term_of_part(&terms, episode));
             v = self.pull(loss, &from.tensors(), &mut total);
             auxiliary.add(terms.detach());
         }
@@ -296,7 +296,7 @@ where
                 true => v,
                 false => plus(v, &to.origin),
             };
-            self.pull(product(&self.start(episode.len()), v), &[], &mut total);
+            self.pull(dot(&self.start(episode.len()), v), &[], &mut total);
         }
         let term = auxiliary.weighted(&self.config, self.counted(), |mean, _| mean);
         let outer = Outer {
@@ -309,10 +309,10 @@ where
     }
 
     /// The first `last` steps, on weights without a graph.
-    fn path(&self, last: usize, segments: &Segments<B>, episode: &Episode<B>) -> Path<B> {
+    fn path(&self, last: usize, segments: &Segments<B>, episode: &Episode<B>) -> Trajectory<B> {
         let constant = self.clone().no_grad();
         let start = State::at_rest(detached(&constant.start(episode.len())));
-        let mut path = Path {
+        let mut path = Trajectory {
             states: vec![start],
             losses: Vec::new(),
             norms: Vec::new(),
@@ -334,7 +334,7 @@ where
     /// before the last one.
     fn last_step(
         &self,
-        path: &Path<B>,
+        path: &Trajectory<B>,
         segments: &Segments<B>,
         episode: &Episode<B>,
         total: &mut GradientsAccumulator<Self>,
@@ -408,7 +408,7 @@ where
 type StepWithTerms<B> = (Memory<B>, Vec<Tensor<B, 3>>, Auxiliary<B>);
 
 /// The steps before the last one, taken without a graph.
-struct Path<B: Backend> {
+struct Trajectory<B: Backend> {
     /// `M_0 …`, and with momentum the velocities.
     states: Vec<State<B>>,
     /// The WRITE loss before each step: `[batch]`.
@@ -466,7 +466,7 @@ fn apart<B: Backend>(x: &Tensor<B, 1>, y: &Tensor<B, 1>) -> Tensor<B, 1> {
 }
 
 /// `Σ ⟨x, v⟩`, `[1]`.
-fn product<B: Backend>(x: &[Tensor<B, 3>], v: Vec<Tensor<B, 3>>) -> Tensor<B, 1> {
+fn dot<B: Backend>(x: &[Tensor<B, 3>], v: Vec<Tensor<B, 3>>) -> Tensor<B, 1> {
     let products = x.iter().zip(v).map(|(x, v)| (x.clone() * v).sum());
     products
         .reduce(|sum, product| sum + product)

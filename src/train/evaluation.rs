@@ -367,7 +367,7 @@ pub(super) fn batch_size<B: KernelBackend>(method: &AnyMethod<B>, task: &Task) -
 }
 
 /// What a batch's memories after any number of WRITE steps answer, as tensors that wait for one transfer.
-struct Path<B: KernelBackend> {
+struct Trajectory<B: KernelBackend> {
     readback: Readback<B>,
     /// The losses before each step, and the norms of its gradients.
     steps: Vec<(Slot, Slot)>,
@@ -392,9 +392,9 @@ fn path_of<B: KernelBackend>(
     in_chunks: bool,
     steps: usize,
     wanted: impl Fn(usize) -> bool,
-) -> Result<Path<B>, Error> {
+) -> Result<Trajectory<B>, Error> {
     let episode = &batch.episode;
-    let mut path = Path {
+    let mut path = Trajectory {
         readback: Readback::new(),
         steps: Vec::new(),
         before: None,

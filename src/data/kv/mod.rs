@@ -32,7 +32,7 @@ const MARKS: &str = "!?:|";
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 #[non_exhaustive]
-pub enum Order {
+pub enum PairOrder {
     /// `!key:value!`, key first.
     #[default]
     Forward,
@@ -56,7 +56,7 @@ pub struct KvConfig {
     pub value_len: usize,
     /// `forward`: a pair is `!key:value!`; `inverse`: `!value:key!`; `mix`: each context is one of both, after an `F` or
     /// a `B` that says which.
-    pub order: Order,
+    pub order: PairOrder,
     /// `R`: queries per context, for different pairs, all answered from one WRITE.
     pub queries_per_context: usize,
     /// Size of the alphabet of keys, values and the letters between pairs: 62, or 512 with other scripts.
@@ -76,7 +76,7 @@ pub struct KvConfig {
     pub valid_samples: usize,
 }
 
-impl Order {
+impl PairOrder {
     /// Its name in settings.
     fn name(self) -> &'static str {
         match self {
@@ -93,7 +93,7 @@ impl Default for KvConfig {
             pairs: 16,
             key_len: 2,
             value_len: 2,
-            order: Order::Forward,
+            order: PairOrder::Forward,
             queries_per_context: 1,
             alphabet: 62,
             noise: 0.0,
@@ -146,7 +146,7 @@ impl KvConfig {
             counted(length, "character")
         );
         require(self.pairs as u128 <= keys, "pairs", self.pairs, problem)?;
-        let ordered = self.pairs > 0 || self.order == Order::Forward;
+        let ordered = self.pairs > 0 || self.order == PairOrder::Forward;
         let problem = "the copy task has no pairs to turn round: leave it at forward";
         require(ordered, "order", self.order.name(), problem)?;
         self.validate_layout()?;
@@ -170,9 +170,9 @@ impl KvConfig {
     /// A short description for people.
     pub(super) fn describe(&self) -> String {
         let order = match self.order {
-            Order::Forward => "",
-            Order::Inverse => ", value first",
-            Order::Mix => ", key first or value first",
+            PairOrder::Forward => "",
+            PairOrder::Inverse => ", value first",
+            PairOrder::Mix => ", key first or value first",
         };
         match self.pairs {
             0 => "copying of segments".into(),
@@ -198,7 +198,7 @@ impl KvConfig {
 
     /// Characters of the mark that a context's direction has.
     fn mark_len(&self) -> usize {
-        usize::from(self.order == Order::Mix)
+        usize::from(self.order == PairOrder::Mix)
     }
 
     /// Characters of `!key:value!`.
@@ -213,7 +213,7 @@ impl KvConfig {
     }
 
     /// Tokens of the longest context: `N (K + V + 3) + 1` where there are only pairs, and one more for the mark of
-    /// [`Order::Mix`].
+    /// [`PairOrder::Mix`].
     pub fn context_len(&self) -> usize {
         let pairs = self.pairs * self.pair_len();
         let text = match self.segments {
@@ -296,7 +296,7 @@ mod tests {
         assert!(wrong(|c| c.segment_min = 99).contains("segment_max"));
         let error = wrong(|c| (c.pairs, c.segments, c.queries_per_context) = (0, 1, 2));
         assert!(error.contains("copy task"), "{error}");
-        let error = wrong(|c| (c.pairs, c.segments, c.order) = (0, 1, Order::Mix));
+        let error = wrong(|c| (c.pairs, c.segments, c.order) = (0, 1, PairOrder::Mix));
         assert!(
             error.contains("`order` = mix") && error.contains("forward"),
             "{error}"

@@ -3,7 +3,7 @@ use rand_chacha::ChaCha8Rng;
 
 use super::super::generated::Generates;
 use super::super::{Direction, Example, Question, Split};
-use super::{KvConfig, Order};
+use super::{KvConfig, PairOrder};
 use crate::error::Error;
 
 /// What a sample is made of.
@@ -94,13 +94,13 @@ impl Generates for KvConfig {
         };
         // Drawn here and for a mix only, so that the pairs and questions of an index are the same in every order.
         let direction = match config.order {
-            Order::Forward | Order::Inverse => None,
-            Order::Mix if rng.random() => Some(Direction::Forward),
-            Order::Mix => Some(Direction::Backward),
+            PairOrder::Forward | PairOrder::Inverse => None,
+            PairOrder::Mix if rng.random() => Some(Direction::Forward),
+            PairOrder::Mix => Some(Direction::Backward),
         };
         let inverse = match direction {
             Some(direction) => direction == Direction::Backward,
-            None => config.order == Order::Inverse,
+            None => config.order == PairOrder::Inverse,
         };
         let pair = |(key, value): &(String, String)| match inverse {
             true => format!("!{value}:{key}!"),
@@ -178,7 +178,8 @@ mod tests {
             ..KvConfig::default()
         };
         let set = |order| Generated::new(config(order), Split::Train, 5).unwrap();
-        let [forward, inverse, mix] = [Order::Forward, Order::Inverse, Order::Mix].map(set);
+        let [forward, inverse, mix] =
+            [PairOrder::Forward, PairOrder::Inverse, PairOrder::Mix].map(set);
         // `!ab:cd!` of each pair, turned round.
         let turned = |context: &str| {
             let pairs = context.strip_suffix('|').unwrap().split_inclusive('!');
@@ -197,7 +198,7 @@ mod tests {
             assert_eq!(back.questions, there.questions);
             let mixed = mix.example(index);
             assert_eq!(mixed.questions, there.questions);
-            assert_eq!(mixed.context.len(), config(Order::Mix).context_len());
+            assert_eq!(mixed.context.len(), config(PairOrder::Mix).context_len());
             let (mark, pairs) = mixed.context.split_at(1);
             let (direction, context) = match mark {
                 "F" => (Direction::Forward, there.context),
@@ -210,17 +211,17 @@ mod tests {
         assert!(found.contains_key(&'B') && found[&'F'] > 70 && found[&'F'] < 130);
         // The marks are letters of the alphabet, so the tokens are those of every order.
         let tokenizer = |order| config(order).tokenizer().unwrap();
-        let ids = tokenizer(Order::Mix).encode("F!B").unwrap();
+        let ids = tokenizer(PairOrder::Mix).encode("F!B").unwrap();
         assert_eq!(ids, [35, 66, 31]);
         let print = |order| tokenizer(order).fingerprint();
-        assert_eq!(print(Order::Mix), print(Order::Forward));
+        assert_eq!(print(PairOrder::Mix), print(PairOrder::Forward));
     }
 
     #[test]
     fn a_mix_can_be_among_letters_and_in_segments() {
         let base = KvConfig {
             pairs: 6,
-            order: Order::Mix,
+            order: PairOrder::Mix,
             ..KvConfig::default()
         };
         let noise = KvConfig {
