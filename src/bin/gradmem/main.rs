@@ -78,6 +78,7 @@ enum Command {
 fn main() -> ExitCode {
     startup::keep_pages();
     startup::start_log();
+    startup::catch_size_limit();
     startup::report_panics();
     startup::unset_empty_variables();
     let arguments = args::with_negative_numbers(Cli::command()).try_get_matches();

@@ -2,6 +2,8 @@
 
 use std::io::Write as _;
 use std::panic::PanicHookInfo;
+#[cfg(unix)]
+use std::sync::Arc;
 
 use crate::backend::NO_ROCM;
 use crate::output::{Errors, message};
@@ -22,6 +24,15 @@ pub fn unset_empty_variables() {
     if std::env::var_os(name).is_some_and(|value| value.is_empty()) {
         // SAFETY: no other thread that could read the environment runs yet.
         unsafe { std::env::remove_var(name) };
+    }
+}
+
+/// Makes a write beyond the limit on a file's size (`ulimit -f`) an error, which names the file: the signal of it would end the
+/// program without a word.
+pub fn catch_size_limit() {
+    #[cfg(unix)]
+    if let Err(e) = signal_hook::flag::register(signal_hook::consts::SIGXFSZ, Arc::default()) {
+        log::warn!("a limit on the size of files ends the program without a message: {e}");
     }
 }
 
