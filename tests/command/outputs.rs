@@ -215,3 +215,25 @@ fn names_from_a_file_do_not_command_the_terminal() {
         assert!(printed.contains(r"red\u{1b}[31m\nand more: "), "{printed}");
     }
 }
+
+#[cfg(unix)]
+#[test]
+fn names_of_files_are_printed_in_one_line() {
+    let folder = TempDir::new().unwrap();
+    let at = folder.path();
+    let trained = succeeds(gradmem(at, &tiny("a\nrun")));
+    assert!(trained.contains(r"run in a\nrun"), "{trained}");
+    std::fs::remove_file(at.join("a\nrun/best.safetensors")).unwrap();
+    let evaluated = gradmem(at, &["eval", "a\nrun"]);
+    let table = succeeds(&evaluated);
+    assert!(table.contains(r"held-out contexts of a\nrun "), "{table}");
+    let warned = String::from_utf8_lossy(&evaluated.stderr);
+    let line = r"gradmem: warn: a\nrun: has no best weights, so these are its latest";
+    assert_eq!(warned.trim_end(), line);
+    std::fs::write(at.join("a.txt"), "!a:1!|").unwrap();
+    let write = ["write", "--model", "a\nrun", "a.txt", "-o", "a\nmemory"];
+    let written = succeeds(gradmem(at, &write));
+    assert!(written.starts_with(r"a\nmemory: 1 memory"), "{written}");
+    let exported = succeeds(gradmem(at, &["export", "a\nrun", "-o", "a\nmodel"]));
+    assert!(exported.starts_with(r"a\nmodel: gradmem"), "{exported}");
+}

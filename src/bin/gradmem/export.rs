@@ -10,7 +10,7 @@ use gradmem::train::Trained;
 
 use crate::args::Backend;
 use crate::backend::{Job, dispatch};
-use crate::output::say;
+use crate::output::{say, shown};
 
 /// Save a trained run's best weights as a checkpoint of the reference implementation.
 ///
@@ -56,7 +56,7 @@ impl Job for Args {
         checkpoint::save(&self.output, &trained.method, tokenizer, &special)?;
         say!(
             "{}: {} on {}, as config.json, model.safetensors and tokenizer.json",
-            self.output.display(),
+            shown(&self.output.display().to_string()),
             trained.config.method.as_str(),
             trained.config.model.model_type()
         );

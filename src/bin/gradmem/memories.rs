@@ -13,8 +13,8 @@ pub fn shown_name(sample: &Written, index: usize) -> String {
     shown(&sample.name_at(index))
 }
 
-/// A line about the file, and one about each of its first `shown` memories.
-pub fn describe(path: &Path, file: &MemoryFile, shown: usize) -> String {
+/// A line about the file, and one about each of its first `most` memories.
+pub fn describe(path: &Path, file: &MemoryFile, most: usize) -> String {
     let [n, m, d] = file.shape();
     let memories = if n == 1 { "memory" } else { "memories" };
     let what = match file.kind() {
@@ -33,18 +33,18 @@ pub fn describe(path: &Path, file: &MemoryFile, shown: usize) -> String {
     };
     let mut lines = vec![format!(
         "{}: {n} {memories} of {what}{chunks} in {}, {} bytes each",
-        path.display(),
+        shown(&path.display().to_string()),
         dtype(file),
         with_separators(file.bytes_each())
     )];
-    for (at, sample) in file.samples.iter().enumerate().take(shown) {
+    for (at, sample) in file.samples.iter().enumerate().take(most) {
         let about = describe_one(file, sample);
         if !about.is_empty() {
             lines.push(format!("{}: {about}", shown_name(sample, at)));
         }
     }
-    if n > shown {
-        lines.push(format!("… and {} more", n - shown));
+    if n > most {
+        lines.push(format!("… and {} more", n - most));
     }
     lines.join("\n")
 }

@@ -6,7 +6,7 @@ use std::panic::PanicHookInfo;
 use std::sync::Arc;
 
 use crate::backend::NO_ROCM;
-use crate::output::{Errors, message};
+use crate::output::{Errors, message, shown};
 use crate::train::INTERRUPTED;
 
 /// Makes the allocator keep its pages. Training frees and allocates the same large tensors repeatedly; pages
@@ -43,7 +43,11 @@ pub fn start_log() {
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or(default))
         .format(|out, record| {
             let level = record.level().as_str().to_lowercase();
-            writeln!(out, "gradmem: {level}: {}", record.args())
+            writeln!(
+                out,
+                "gradmem: {level}: {}",
+                shown(&record.args().to_string())
+            )
         })
         .target(env_logger::Target::Pipe(Box::new(Errors)))
         .init();
