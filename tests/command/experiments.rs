@@ -1054,7 +1054,18 @@ fn a_step_size_is_found_kept_and_shown() {
         "{table}"
     );
 
+    let args = ["tune", "auto", "--write-lr", "1e40", "--context", "a.txt"];
+    let table = succeeds(gradmem(at, &args));
+    assert!(table.contains("     1e40  "), "{table}");
+
     refuses(gradmem(at, &["tune", "rmt"]), &["rmt", "not gradmem"]);
+    let none = ["memory.write_steps=0", "--run", "none"];
+    succeeds(train(at, "kv-quick", &[&KV[..], &none].concat()));
+    refuses(
+        gradmem(at, &["tune", "none"]),
+        &["none: takes no WRITE steps", "--write-steps"],
+    );
+    succeeds(gradmem(at, &["tune", "none", "--write-steps", "1"]));
     refuses(
         gradmem(at, &["tune", "auto", "--write-lr", "0"]),
         &["--write-lr 0", "positive"],

@@ -7,6 +7,7 @@ use gradmem::Error;
 use gradmem::episode::Tokens;
 use gradmem::kernels::KernelBackend;
 use gradmem::memory::STEP_SIZES;
+use gradmem::method::AnyMethod;
 use gradmem::report::is_run;
 use gradmem::support::counted;
 use gradmem::train::Trained;
@@ -83,9 +84,7 @@ impl Job for Args {
         let found = match is_run(&self.folder)? && self.context.is_empty() {
             true => {
                 let mut trained = Trained::<B>::open(&self.folder, device)?;
-                if let Some(steps) = self.write_steps {
-                    trained.method = with_write_steps(trained.method, steps)?;
-                }
+                trained.method = self.with_steps(trained.method)?;
                 trained.tune(self.samples, &sizes)?
             }
             false => self.of_texts::<B>(&sizes, device)?,
@@ -99,6 +98,21 @@ impl Job for Args {
 }
 
 impl Args {
+    /// The method with the number of steps that is asked for; fails where it takes none, so that all sizes are equal.
+    fn with_steps<B: KernelBackend>(&self, method: AnyMethod<B>) -> Result<AnyMethod<B>, Error> {
+        let method = match self.write_steps {
+            Some(steps) => with_write_steps(method, steps)?,
+            None => method,
+        };
+        match &method {
+            AnyMethod::GradMem(gradmem) if gradmem.config().write_steps == 0 => Err(Error::file(
+                &self.folder,
+                "takes no WRITE steps (memory.write_steps = 0): give a number with --write-steps",
+            )),
+            _ => Ok(method),
+        }
+    }
+
     fn of_texts<B: KernelBackend>(
         &self,
         sizes: &[f64],
@@ -111,9 +125,7 @@ impl Args {
                 self.folder.display()
             )));
         }
-        if let Some(steps) = self.write_steps {
-            model.method = with_write_steps(model.method, steps)?;
-        }
+        model.method = self.with_steps(model.method)?;
         let contexts = self.context.iter().map(|path| {
             let ids = model.encode_context(&read_text(path)?);
             ids.map_err(|e| in_file(path, e))
@@ -147,10 +159,14 @@ fn print_json(found: &Tuning) {
 
 /// With at most six digits.
 fn short(number: f64) -> String {
-    let rounded: f64 = format!("{number:.5e}").parse().unwrap_or(number);
-    match rounded < 1e-3 {
-        true => format!("{rounded:e}"),
-        false => rounded.to_string(),
+    plain(format!("{number:.5e}").parse().unwrap_or(number))
+}
+
+/// Without a row of zeros.
+fn plain(number: f64) -> String {
+    match (1e-3..1e6).contains(&number) {
+        true => number.to_string(),
+        false => format!("{number:e}"),
     }
 }
 
@@ -193,7 +209,7 @@ fn print_table(found: &Tuning) {
         );
     }
     match best {
-        Some(best) => say!("memory.write_lr={}", best.write_lr),
+        Some(best) => say!("memory.write_lr={}", plain(best.write_lr)),
         None => say!("WRITE is non-finite at every one of these sizes"),
     }
 }
