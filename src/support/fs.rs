@@ -17,6 +17,7 @@ pub fn hex(bytes: &[u8]) -> String {
 /// A file's bytes; none if there is no such file.
 #[cfg(feature = "train")]
 pub(crate) fn read_if_exists(path: &Path) -> Result<Option<Vec<u8>>, Error> {
+    check_regular(path)?;
     match std::fs::read(path) {
         Ok(bytes) => Ok(Some(bytes)),
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
@@ -31,6 +32,7 @@ pub(crate) fn read_if_exists(path: &Path) -> Result<Option<Vec<u8>>, Error> {
 /// If it cannot be read or is not UTF-8.
 pub(crate) fn read_text(path: impl AsRef<Path>) -> Result<String, Error> {
     let path = path.as_ref();
+    check_regular(path)?;
     let bytes = std::fs::read(path).map_err(Error::io(path, "cannot read"))?;
     text(bytes).map_err(|problem| Error::file(path, problem))
 }
@@ -49,7 +51,6 @@ pub(crate) fn check_regular(path: &Path) -> Result<(), Error> {
 ///
 /// If it cannot be read, or is something else.
 pub(crate) fn read_object(path: &Path) -> Result<Map<String, Value>, Error> {
-    check_regular(path)?;
     let text = read_text(path)?;
     serde_json::from_str(&text).map_err(|e| match other_format(text.as_bytes()) {
         Some(what) => Error::file(path, format!("is {what}")),

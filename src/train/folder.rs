@@ -285,7 +285,7 @@ impl RunFolder {
     ///
     /// # Errors
     ///
-    /// If the file cannot be written, or it holds results of the same weights on more samples.
+    /// If the file cannot be read or written, or it holds results of the same weights on more samples.
     pub fn save_evaluation(&self, found: Evaluation) -> Result<PathBuf, Error> {
         let path = self.path.join(EVAL);
         // Evaluations that end at the same time are added one after another. Where there are no locks, nothing is locked.
@@ -293,7 +293,7 @@ impl RunFolder {
         if let Some(config) = &config {
             config.lock().ok();
         }
-        let earlier = std::fs::read(&path).ok();
+        let earlier = read_if_exists(&path)?;
         let earlier = earlier.and_then(|bytes| serde_json::from_slice::<Evaluation>(&bytes).ok());
         let all = match earlier {
             Some(earlier)

@@ -237,3 +237,23 @@ fn names_of_files_are_printed_in_one_line() {
     let exported = succeeds(gradmem(at, &["export", "a\nrun", "-o", "a\nmodel"]));
     assert!(exported.starts_with(r"a\nmodel: gradmem"), "{exported}");
 }
+
+#[cfg(unix)]
+#[test]
+fn devices_are_not_read_as_files_of_a_run() {
+    use std::os::unix::fs::symlink;
+
+    let folder = TempDir::new().unwrap();
+    let at = folder.path();
+    succeeds(gradmem(at, &tiny("run")));
+    symlink("/dev/null", at.join("run/eval.json")).unwrap();
+    let evaluated = gradmem(at, &["eval", "run"]);
+    succeeds(&evaluated);
+    let warned = String::from_utf8_lossy(&evaluated.stderr);
+    let words = "run/eval.json: is not a regular file";
+    assert!(warned.contains(words), "{warned}");
+    refuses(gradmem(at, &["report", "run"]), &[words]);
+    symlink("/dev/null", at.join("device.toml")).unwrap();
+    let words = "device.toml: is not a regular file";
+    refuses(gradmem(at, &["train", "device.toml"]), &[words]);
+}
