@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use super::sentences::SentenceSplitter;
 use super::source::BOM;
 use crate::error::{Error, require};
+use crate::support::counted;
 use crate::support::fs::check_file;
 
 /// The bytes after which a sentence ends before the next word: some texts mark no ends.
@@ -119,6 +120,12 @@ impl Corpus {
         let problem = "must be above 0 and below 1";
         let fits = valid_share > 0.0 && valid_share < 1.0;
         require(fits, "valid_share", valid_share, problem)?;
+        let problem = format!(
+            "holds out none of {} in {}: a sentence ends at `.`, `!`, `?` or an empty line; \
+             use a larger share, longer texts, or valid_path",
+            counted(self.sentences(), "sentence"),
+            counted(self.sections.len(), "file")
+        );
         let (mut train, mut valid) = (Vec::new(), Vec::new());
         for mut section in self.sections {
             let sentences = section.starts.len();
@@ -135,7 +142,6 @@ impl Corpus {
             }
             train.push(section);
         }
-        let problem = "holds out no sentence: the files are too short for it";
         require(!valid.is_empty(), "valid_share", valid_share, problem)?;
         Ok((Self::of(train), Self::of(valid)))
     }
@@ -340,7 +346,8 @@ mod tests {
             assert!(error.contains(word), "{error}");
         }
         let error = train.split(0.01).unwrap_err().to_string();
-        assert!(error.contains("too short"), "{error}");
+        let words = "holds out none of 9 sentences in 2 files: a sentence ends at `.`, `!`, `?`";
+        assert!(error.contains(words), "{error}");
     }
 
     #[test]
