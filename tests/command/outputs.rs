@@ -87,6 +87,16 @@ fn files_of_another_kind_are_not_replaced() {
         assert!(!at.join(name).exists(), "{name}");
     }
 
+    // A file in the place of a folder.
+    for (args, option) in [
+        (&tiny("notes.md")[..], "--run"),
+        (&["report", "run", "--figures", "notes.md"], "--figures"),
+        (&["export", "run", "-o", "notes.md"], "-o"),
+    ] {
+        let words = format!("notes.md: is a file, not a folder: name another with {option}");
+        keeps(at, "notes.md", args, &words);
+    }
+
     std::fs::create_dir(at.join("model")).unwrap();
     succeeds(gradmem(at, &["export", "run", "-o", "model"]));
     let again = ["export", "run", "-o", "model"];

@@ -10,6 +10,7 @@ use gradmem::train::Trained;
 
 use crate::args::Backend;
 use crate::backend::{Job, dispatch};
+use crate::files::check_folder;
 use crate::output::{say, shown};
 
 /// Save a trained run's best weights as a checkpoint of the reference implementation.
@@ -29,6 +30,7 @@ pub struct Args {
 
 pub fn run(args: Args) -> Result<ExitCode, Error> {
     args.backend.check_computes_nothing()?;
+    check_folder(&args.output, "-o")?;
     let mut files = std::fs::read_dir(&args.output).into_iter().flatten();
     if files.next().is_some() {
         return Err(Error::file(

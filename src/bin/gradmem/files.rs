@@ -1,10 +1,21 @@
-//! Files that are made.
+//! Files and folders that are made.
 
 use std::io::ErrorKind;
 use std::path::Path;
 
 use gradmem::Error;
 use gradmem::support::followed;
+
+/// Fails if something else than a folder is there. `option` names folders.
+pub fn check_folder(path: &Path, option: &str) -> Result<(), Error> {
+    match path.exists() && !path.is_dir() {
+        true => Err(Error::file(
+            path,
+            format!("is a file, not a folder: name another with {option}"),
+        )),
+        false => Ok(()),
+    }
+}
 
 /// Fails if a file cannot be made there, or where a link of that name leads.
 pub fn check_writable(path: &Path) -> Result<(), Error> {

@@ -22,6 +22,7 @@ use gradmem::train::{Ending, Outcome, TrainOptions, Trained};
 use self::signals::{stop_after, stop_on_signals};
 use crate::args::{Backend, META_GRADIENTS, one_of, parse_numbers};
 use crate::backend::{Job, dispatch, usable};
+use crate::files::check_folder;
 use crate::output::{Errors, accompany, failed, shown};
 use crate::processes::{is_silent, join};
 
@@ -111,6 +112,7 @@ fn run_in(args: &Args, world: &Arc<dyn World>) -> Result<ExitCode, Error> {
         .check_from()
         .and_then(|()| RunConfig::resolve(&args.preset, &args.all_overrides()))
         .and_then(|config| Ok((args.folder(&config)?, config)))
+        .and_then(|settings| check_folder(&settings.0, "--run").map(|()| settings))
         .and_then(|settings| usable(&args.backend).map(|()| settings));
     let (folder, config) = all_or_none(&**world, settings)?;
     args.check_said_once()?;
