@@ -26,7 +26,7 @@ use super::paths::{ModulePath, follows_path};
 use crate::error::Error;
 #[cfg(feature = "train")]
 use crate::support::fs::hex;
-use crate::support::fs::{check_regular, other_format, read_object};
+use crate::support::fs::{GGUF, check_regular, other_format, read_object};
 
 /// Every float parameter of a module with its path, in a fixed order.
 pub fn parameters<B: Backend, M: Module<B>>(module: &M) -> Vec<(String, TensorData)> {
@@ -465,6 +465,12 @@ fn no_weights(folder: &Path, whole: PathBuf) -> Error {
              `m = transformers.AutoModelForCausalLM.from_pretrained(folder); m.save_pretrained(folder, \
              safe_serialization=True)`",
         );
+    }
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    let paths = entries.map(|entry| entry.path());
+    let is_gguf = |path: &PathBuf| path.extension().is_some_and(|ending| ending == "gguf");
+    if let Some(gguf) = paths.filter(is_gguf).min() {
+        return Error::file(gguf, format!("is {GGUF}"));
     }
     let problem = match has("adapter_model.safetensors") {
         true => {

@@ -89,6 +89,10 @@ fn no_text(bytes: &[u8]) -> Option<&'static str> {
     }
 }
 
+/// What a `.gguf` file is.
+pub(crate) const GGUF: &str =
+    "a model of llama.cpp (GGUF), which is not read here: get the .safetensors of the original";
+
 const LFS: &[u8] = b"version https://git-lfs";
 
 /// What a file is by its first bytes, and what to do with it, if it is of a kind that is put in the place of others.
@@ -117,6 +121,7 @@ pub(crate) fn other_format(bytes: &[u8]) -> Option<&'static str> {
             b"\xfe\xff",
             "text in UTF-16, not UTF-8: convert it with `iconv -f UTF-16 -t UTF-8`",
         ),
+        (b"GGUF", GGUF),
         (b"PAR1", "a Parquet file: convert it to JSON lines"),
         (
             b"<!DOCTYPE html",

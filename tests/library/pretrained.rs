@@ -330,7 +330,14 @@ fn damaged_files_are_refused_without_believing_them() {
             "{what}: {error}"
         );
     }
+    let gguf = [&b"GGUF"[..], &[3, 0, 0, 0], &[0; 16]].concat();
+    std::fs::write(&path, &gguf).unwrap();
+    let words = "is a model of llama.cpp (GGUF), which is not read here: get the .safetensors";
+    assert!(load_error(folder.path()).contains(words));
     std::fs::remove_file(&path).unwrap();
+    std::fs::write(folder.path().join("b.gguf"), &gguf).unwrap();
+    std::fs::write(folder.path().join("a.gguf"), &gguf).unwrap();
+    assert!(load_error(folder.path()).contains(&format!("a.gguf: {words}")));
     std::fs::create_dir(&path).unwrap();
     assert!(load_error(folder.path()).contains("is not a regular file"));
 }
