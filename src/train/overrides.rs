@@ -77,8 +77,10 @@ pub(super) fn check_keys(table: &toml::Table, known: &Json, path: &str) -> Resul
                 let mut kind = ["task", "model_type"].iter();
                 let kind = kind.find_map(|tag| Some((tag, known.get(tag)?.as_str()?)));
                 let of_kind = kind.map_or(String::new(), |(tag, kind)| format!(" of {tag} {kind}"));
+                let meant = nearest(key, &names);
+                let meant = meant.map_or(String::new(), |it| format!(", did you mean `{it}`?"));
                 return Err(Error::Input(format!(
-                    "unknown key `{full}`: {place}{of_kind} has {}",
+                    "unknown key `{full}`{meant}: {place}{of_kind} has {}",
                     names.join(", ")
                 )));
             }
@@ -92,6 +94,28 @@ pub(super) fn check_keys(table: &toml::Table, known: &Json, path: &str) -> Resul
         }
     }
     Ok(())
+}
+
+/// The name that a key may be misspelt from.
+fn nearest<'a>(key: &str, names: &[&'a str]) -> Option<&'a str> {
+    let near = names.iter().map(|name| (edits(key, name), *name)).min();
+    let most = (key.chars().count() / 3).max(1);
+    near.filter(|(edits, _)| *edits <= most)
+        .map(|(_, name)| name)
+}
+
+/// How many characters are inserted, removed or replaced between two words (Levenshtein).
+fn edits(a: &str, b: &str) -> usize {
+    let mut row: Vec<usize> = (0..=b.chars().count()).collect();
+    for (i, x) in a.chars().enumerate() {
+        let mut before = std::mem::replace(&mut row[0], i + 1);
+        for (j, y) in b.chars().enumerate() {
+            let replaced = before + usize::from(x != y);
+            before = row[j + 1];
+            row[j + 1] = replaced.min(before + 1).min(row[j] + 1);
+        }
+    }
+    row.pop().unwrap_or(0)
 }
 
 /// The first value of the wrong type in a table that is no `T`: each value of each section is tried alone,
@@ -153,4 +177,22 @@ fn joined(path: &str, key: &str) -> String {
 /// A message without line breaks.
 pub(super) fn one_line(text: &str) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn edits_are_counted() {
+        for (a, b, expected) in [
+            ("", "abc", 3),
+            ("step", "steps", 1),
+            ("stpes", "steps", 2),
+            ("kitten", "sitting", 3),
+            ("α", "lr", 2),
+        ] {
+            assert_eq!([edits(a, b), edits(b, a)], [expected; 2], "{a} {b}");
+        }
+    }
 }

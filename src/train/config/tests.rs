@@ -107,7 +107,9 @@ fn overrides_apply_to_every_section() {
 #[test]
 fn errors_name_the_key_on_one_line() {
     assert!(fails("kv-quik", &[]).contains("unknown preset `kv-quik`"));
-    assert!(fails("kv-quick", &["memory.stepz=2"]).contains("unknown key `memory.stepz`"));
+    assert!(fails("kv-quick", &["memory.stepz=2"]).contains("unknown key `memory.stepz`: "));
+    let words = "unknown key `train.step`, did you mean `steps`?: train has ";
+    assert!(fails("kv-quick", &["train.step=2"]).contains(words));
     assert!(fails("kv-quick", &["memory.write_steps"]).contains("not KEY=VALUE"));
     assert!(fails("kv-quick", &["memory.write_steps=many"]).contains("memory.write_steps"));
     assert!(fails("kv-quick", &["memory.write_steps=-1"]).contains("memory.write_steps"));
