@@ -241,6 +241,10 @@ fn what_cannot_be_is_said_before_any_work_and_leaves_what_was() {
     refuses(write(&["short.txt", "gone.txt", "-o", "n"]), &["gone.txt"]);
     refuses(write(&["short.txt", "folder", "-o", "n"]), &["folder"]);
     refuses(
+        write(&["-", "short.txt", "-", "-o", "n"]),
+        &["-: standard input is one text"],
+    );
+    refuses(
         write(&["short.txt", "--batch", "0", "-o", "n"]),
         &["--batch"],
     );
@@ -269,6 +273,7 @@ fn what_cannot_be_is_said_before_any_work_and_leaves_what_was() {
         )
     };
     let long = "a".repeat(127);
+    refuses(read(&["é"]), &["the question: character 'é' at position 0"]);
     refuses(read(&[&long]), &["127 tokens", "126 positions left"]);
     put(&folder, &[("q.txt", &format!("?!a:\n{long}\n"))]);
     refuses(
@@ -712,6 +717,15 @@ fn vectors_are_optimised_for_a_text_in_front_of_a_model_that_has_none() {
     }
     // Without Adam there is nothing to write with, and each optimizer has options of its own.
     refuses(write("model", &[]), &["--optimizer adam"]);
+    refuses(
+        write("model", &["--write-steps", "1"]),
+        &["gradmem: this model was not trained to write"],
+    );
+    let tune = ["tune", "model", "--context", "a.txt", "--write-steps", "1"];
+    refuses(
+        gradmem(&folder, &tune),
+        &["gradmem: model: is a model of in-context"],
+    );
     refuses(write("model", &["--until", "0.9"]), &["--until", "adam"]);
     refuses(
         write("model", &["--optimizer", "adam", "--write-steps", "2"]),

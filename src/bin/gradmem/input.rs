@@ -1,10 +1,19 @@
 //! Texts from files and standard input.
 
 use std::io::Read as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use gradmem::Error;
 use gradmem::support::text_of_bytes;
+
+/// The [`read_text`] of each.
+pub fn read_texts(paths: &[PathBuf]) -> Result<Vec<String>, Error> {
+    if paths.iter().filter(|path| path.as_os_str() == "-").count() > 1 {
+        let problem = "-: standard input is one text: name it once";
+        return Err(Error::Input(problem.into()));
+    }
+    paths.iter().map(|path| read_text(path)).collect()
+}
 
 /// The text of a file, or of standard input for `-`, without a line break at its end.
 pub fn read_text(path: &Path) -> Result<String, Error> {

@@ -38,9 +38,12 @@ pub fn with_write_steps<B: KernelBackend>(
     steps: usize,
 ) -> Result<AnyMethod<B>, Error> {
     let options = [("write_steps", "--write-steps")];
+    let writes = !matches!(method, AnyMethod::InContext(_));
     let method = method.with_write_steps(steps);
     method.map_err(|e| match by_options(e, &options) {
-        Error::Input(problem) => Error::Input(format!("--write-steps {steps}: {problem}")),
+        Error::Input(problem) if writes => {
+            Error::Input(format!("--write-steps {steps}: {problem}"))
+        }
         other => other,
     })
 }

@@ -144,7 +144,7 @@ impl Args {
             let ids = text.encode_part(question, Part::Question).and_then(fits);
             ids.map_err(|e| match &self.questions {
                 Some(path) => in_file(path, Error::Input(format!("line {line}: {e}"))),
-                None => Error::Input(format!("the question {e}")),
+                None => Error::Input(format!("the question: {e}")),
             })
         };
         questions.iter().map(encode).collect()

@@ -15,7 +15,7 @@ use gradmem::train::tune::{SAMPLES, Tuning};
 
 use crate::args::Backend;
 use crate::backend::{Job, dispatch};
-use crate::input::{in_file, read_text};
+use crate::input::{in_file, read_texts};
 use crate::model::{Model, gradmem_of, with_write_steps};
 use crate::output::say;
 
@@ -125,9 +125,11 @@ impl Args {
                 self.folder.display()
             )));
         }
+        gradmem_of(&model.method, &self.folder, "tune")?;
         model.method = self.with_steps(model.method)?;
-        let contexts = self.context.iter().map(|path| {
-            let ids = model.encode_context(&read_text(path)?);
+        let texts = read_texts(&self.context)?;
+        let contexts = self.context.iter().zip(&texts).map(|(path, text)| {
+            let ids = model.encode_context(text);
             ids.map_err(|e| in_file(path, e))
         });
         let contexts = Tokens::new(&contexts.collect::<Result<Vec<_>, _>>()?, device)?;

@@ -17,7 +17,7 @@ use indicatif::{ProgressBar, ProgressState, ProgressStyle};
 use crate::args::{Backend, ModelFolder, by_options};
 use crate::backend::{Job, dispatch};
 use crate::files::check_writable;
-use crate::input::{in_file, read_text};
+use crate::input::{in_file, read_texts};
 use crate::memories::describe;
 use crate::model::{Model, with_write_steps};
 use crate::output::say;
@@ -139,8 +139,7 @@ impl Job for Args {
     type Output = ();
 
     fn run<B: KernelBackend>(self, device: &B::Device) -> Result<(), Error> {
-        let texts = self.contexts.iter().map(|path| read_text(path));
-        let texts = texts.collect::<Result<Vec<_>, _>>()?;
+        let texts = read_texts(&self.contexts)?;
         let mut model = Model::<B>::open(&self.model.folder, device)?;
         if let Some(steps) = self.write_steps {
             model.method = with_write_steps(model.method, steps)?;
