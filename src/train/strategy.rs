@@ -170,6 +170,12 @@ where
         let config = &self.strategy.config;
         let world = &*self.strategy.world;
         let folder = self.strategy.folder.as_ref();
+        // Best weights that are lost come back with an evaluation: with that of this step once more, where no other follows.
+        let again = self.state.lost && self.is_over();
+        if again {
+            let before = self.state.step.saturating_sub(1);
+            self.state.evaluated = self.state.evaluated.min(before);
+        }
         let log = folder.map(|folder| folder.metrics(self.state.step, self.state.evaluated));
         let mut log = all_or_none(world, log.transpose())?;
         loop {
@@ -179,7 +185,7 @@ where
             }
             let step = self.state.step;
             let due = step == config.steps || step.is_multiple_of(config.eval_every);
-            if due && step > self.state.evaluated {
+            if (due || again) && step > self.state.evaluated {
                 let before = self.state.clone();
                 let interrupted = self.evaluations(&mut log, &stop)?;
                 if let Some(message) = interrupted {
@@ -244,6 +250,12 @@ where
             interrupted = self.evaluate(log, stop)?;
         }
         Ok(interrupted)
+    }
+
+    /// Whether no step follows.
+    fn is_over(&self) -> bool {
+        let is_last = self.state.step >= self.strategy.config.steps;
+        is_last || self.reached() || self.is_out_of_patience()
     }
 
     /// Whether the best weights have reached `stop_value`.

@@ -455,6 +455,13 @@ fn best_weights_that_are_lost_are_written_again() {
         Tensors::open(&best).unwrap();
         std::fs::write(&best, "nonsense").unwrap();
     }
+    // At the end of a run too, where no evaluation follows: the last is repeated, once.
+    assert!(!succeeds(train("train.steps=9")).contains("nothing left to do"));
+    Tensors::open(&best).unwrap();
+    let log = String::from_utf8(read(&folder.path().join("run"), "metrics.jsonl")).unwrap();
+    let is_last = |line: &&str| line.contains(r#""step":9,"#) && line.contains("valid");
+    assert_eq!(log.lines().filter(is_last).count(), 1, "{log}");
+    assert!(succeeds(train("train.steps=9")).contains("nothing left to do"));
 }
 
 /// What is printed is what is logged, of the steps before an interruption too.
