@@ -90,14 +90,14 @@ pub fn width_of(text: &str, size: f64) -> f64 {
 /// A line through points.
 pub fn line(area: &Area<'_>, points: Vec<(i32, i32)>, style: Style, width: f64) -> DrawResult {
     let stroke = style.color.stroke_width(units(width).unsigned_abs());
-    match style.dashed {
-        true => area.draw(&DashedPathElement::new(
+    match style.dashes {
+        Some((dash, gap)) => area.draw(&DashedPathElement::new(
             points,
-            units(5.0),
-            units(4.0),
+            units(dash.into()),
+            units(gap.into()),
             stroke,
         )),
-        false => area.draw(&PathElement::new(points, stroke)),
+        None => area.draw(&PathElement::new(points, stroke)),
     }
 }
 

@@ -8,7 +8,7 @@ use super::canvas::{
     AXIS_COLOR, Area, DrawResult, GRID_COLOR, Svg, TEXT_COLOR, UNITS_PER_PIXEL, bold, font, line,
     marker, ring, star, units, width_of,
 };
-use super::style::{Marker, Style};
+use super::style::{DASHED, Marker, Style};
 use crate::error::Error;
 
 /// Something drawn in a panel; positions are values of the axes.
@@ -63,6 +63,8 @@ pub enum Symbol {
 const WIDTH: i32 = 960;
 /// Height of a row of the legend, in CSS pixels.
 const ROW: i32 = 22;
+/// Height of each further line in it.
+const LINE: i32 = 16;
 
 impl Plot {
     /// The picture.
@@ -81,12 +83,18 @@ impl Plot {
             _ => (WIDTH / 3, 300),
         };
         let whole = width * columns as i32;
-        let legend = self.legend_rows(f64::from(whole));
-        let top = ROW * legend.last().map_or(0, |(row, ..)| row + 1) + 8;
+        let (legend, high) = self.legend_rows(f64::from(whole));
+        let top = high + 8;
         let rows = self.panels.len().div_ceil(columns) as i32;
         Svg::draw(whole, top + rows * height, |root| {
-            for (row, x, entry) in &legend {
-                entry.draw(root, *x, f64::from(ROW * row + ROW / 2 + 4))?;
+            for Placed { entry, lines, x, y } in &legend {
+                entry.draw(root, *x, f64::from(y + ROW / 2 + 4))?;
+                for (at, line) in lines.iter().enumerate() {
+                    let y = f64::from(y + ROW / 2 + 4 + LINE * at as i32);
+                    let style = font(12.0, TEXT_COLOR).pos(Pos::new(HPos::Left, VPos::Center));
+                    let place = (units(x + 30.0), units(y));
+                    root.draw(&Text::new(line.clone(), place, style))?;
+                }
             }
             let (_, below) = root.split_vertically(top * UNITS_PER_PIXEL);
             let areas = below.split_evenly((rows.unsigned_abs() as usize, columns));
@@ -97,8 +105,8 @@ impl Plot {
         })
     }
 
-    /// Each entry of the legend with its row and its horizontal position.
-    fn legend_rows(&self, width: f64) -> Vec<(i32, f64, LegendEntry<'_>)> {
+    /// The entries of the legend, and the height of all in CSS pixels.
+    fn legend_rows(&self, width: f64) -> (Vec<Placed<'_>>, i32) {
         let series = self
             .legend
             .iter()
@@ -108,17 +116,22 @@ impl Plot {
                 .iter()
                 .map(|symbol| LegendEntry::Symbol(*symbol)),
         );
-        let (mut row, mut x) = (0, 14.0);
+        // A row begins at `y` and is `high`.
+        let (mut x, mut y, mut high) = (14.0, 0, 0);
         let mut rows = Vec::new();
         for entry in entries {
-            let long = 30.0 + width_of(entry.text(), 12.0) + 18.0;
+            // Fonts differ in their width.
+            let lines = in_lines(entry.text(), 12.0, 0.9 * (width - 14.0 - 30.0));
+            let widest = lines.iter().map(|line| width_of(line, 12.0));
+            let long = 30.0 + widest.fold(0.0, f64::max) + 18.0;
             if x > 14.0 && x + long > width {
-                (row, x) = (row + 1, 14.0);
+                (x, y, high) = (14.0, y + high, 0);
             }
-            rows.push((row, x, entry));
+            high = high.max(ROW + LINE * (lines.len() as i32 - 1).max(0));
+            rows.push(Placed { entry, lines, x, y });
             x += long;
         }
-        rows
+        (rows, y + high)
     }
 }
 
@@ -126,6 +139,14 @@ impl Plot {
 enum LegendEntry<'a> {
     Series(&'a str, Style),
     Symbol(Symbol),
+}
+
+/// An entry with the lines of its text, and where it begins, in CSS pixels.
+struct Placed<'a> {
+    entry: LegendEntry<'a>,
+    lines: Vec<String>,
+    x: f64,
+    y: i32,
 }
 
 impl LegendEntry<'_> {
@@ -136,38 +157,41 @@ impl LegendEntry<'_> {
         }
     }
 
+    /// Draws what stands in front of its text.
     fn draw(&self, root: &Area<'_>, x: f64, y: f64) -> DrawResult {
         let middle = (units(x + 12.0), units(y));
         let plain = Style {
             color: AXIS_COLOR,
             marker: Marker::Circle,
-            dashed: false,
+            dashes: None,
         };
         match self {
             Self::Series(_, style) => {
                 let ends = vec![(units(x), units(y)), (units(x + 24.0), units(y))];
                 line(root, ends, *style, 2.0)?;
-                marker(root, middle, *style, 4.0)?;
+                marker(root, middle, *style, 4.0)
             }
-            Self::Symbol(Symbol::Ring(_)) => ring(root, middle, plain)?,
-            Self::Symbol(Symbol::Star(_)) => star(root, middle, plain)?,
+            Self::Symbol(Symbol::Ring(_)) => ring(root, middle, plain),
+            Self::Symbol(Symbol::Star(_)) => star(root, middle, plain),
         }
-        let style = font(12.0, TEXT_COLOR).pos(Pos::new(HPos::Left, VPos::Center));
-        root.draw(&Text::new(
-            self.text().to_string(),
-            (units(x + 30.0), units(y)),
-            style,
-        ))
     }
 }
 
-/// A title, divided behind its commas so that no line is wider than so many CSS pixels, if one comma's part fits.
-fn in_lines(title: &str, width: f64) -> Vec<String> {
+/// A text in lines that are no wider than so many CSS pixels: divided behind its commas, and anywhere in a part that is wider than a
+/// line.
+fn in_lines(text: &str, size: f64, width: f64) -> Vec<String> {
+    let most = (width / width_of("x", size)).max(1.0) as usize;
     let mut lines: Vec<String> = Vec::new();
-    for part in title.split_inclusive(", ") {
+    for part in text.split_inclusive(", ").map(str::trim_end) {
         match lines.last_mut() {
-            Some(line) if width_of(&format!("{line}{part}"), 13.0) <= width => line.push_str(part),
-            _ => lines.push(part.into()),
+            Some(line) if line.chars().count() + 1 + part.chars().count() <= most => {
+                line.push(' ');
+                line.push_str(part);
+            }
+            _ => {
+                let letters: Vec<char> = part.chars().collect();
+                lines.extend(letters.chunks(most).map(String::from_iter));
+            }
         }
     }
     lines
@@ -177,7 +201,7 @@ impl Panel {
     fn draw(&self, area: &Area<'_>) -> DrawResult {
         let (wide, _) = area.dim_in_pixel();
         let pixels = f64::from(wide) / f64::from(UNITS_PER_PIXEL);
-        let title = in_lines(&self.title, pixels - 2.0 * 26.0);
+        let title = in_lines(&self.title, 13.0, pixels - 2.0 * 26.0);
         for (at, line) in title.iter().enumerate() {
             let style = bold(13.0).pos(Pos::new(HPos::Center, VPos::Center));
             let height = units(14.0 + 16.0 * at as f64);
@@ -240,7 +264,7 @@ impl Panel {
                 Item::Horizontal(height, style) => {
                     let (_, y) = at((0.0, *height));
                     let dashed = Style {
-                        dashed: true,
+                        dashes: DASHED,
                         ..*style
                     };
                     let ends = vec![(across.start - left, y), (across.end - left, y)];
@@ -249,5 +273,49 @@ impl Panel {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn long_texts_are_divided_into_lines_that_fit() {
+        let width = 10.0 * width_of("x", 12.0);
+        for (text, lines) in [
+            ("", &[][..]),
+            ("K = 2", &["K = 2"]),
+            ("K = 2, m = 8, d = 4", &["K = 2,", "m = 8,", "d = 4"]),
+            ("a, b, c, d = 4", &["a, b, c,", "d = 4"]),
+            ("a, bcdefghijklmn, o", &["a,", "bcdefghijk", "lmn, o"]),
+        ] {
+            assert_eq!(in_lines(text, 12.0, width), lines);
+        }
+    }
+
+    #[test]
+    fn a_legend_has_room_for_long_names() {
+        let style = Style::ordered(0, 1);
+        let name = |at| format!("GradMem, {}K = {at}", "setting = value, ".repeat(20));
+        let plot = Plot {
+            panels: Vec::new(),
+            legend: (0..3).map(|at| (name(at), style)).collect(),
+            symbols: vec![Symbol::Ring("K in training")],
+        };
+        let (rows, high) = plot.legend_rows(720.0);
+        let mut below = 0;
+        for (at, Placed { entry, lines, x, y }) in rows.iter().enumerate() {
+            assert!(
+                lines
+                    .iter()
+                    .all(|line| x + 30.0 + width_of(line, 12.0) < 720.0)
+            );
+            assert_eq!(lines.join(" "), entry.text());
+            assert_eq!(lines.len() > 1, at < 3);
+            assert!(*y >= below, "{y} {below}");
+            below = y + LINE * lines.len() as i32;
+        }
+        assert!(below <= high);
     }
 }

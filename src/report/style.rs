@@ -35,13 +35,21 @@ impl MethodColor {
         .map(rgb)
     }
 
-    fn marker(self) -> Marker {
-        match self {
-            Self::GradMem => Marker::Circle,
-            Self::FirstOrder | Self::Armt => Marker::Diamond,
-            Self::Rmt => Marker::Square,
-            Self::InContext | Self::StateSpace => Marker::Triangle,
-        }
+    /// The marker of a series: six have the same, which differ in their shades and dashes.
+    fn marker(self, index: usize) -> Marker {
+        let first = match self {
+            Self::GradMem => 0,
+            Self::Rmt => 1,
+            Self::InContext | Self::StateSpace => 2,
+            Self::FirstOrder | Self::Armt => 3,
+        };
+        let all = [
+            Marker::Circle,
+            Marker::Square,
+            Marker::Triangle,
+            Marker::Diamond,
+        ];
+        all[(first + index / 6) % all.len()]
     }
 }
 
@@ -58,6 +66,12 @@ pub enum Marker {
     Diamond,
 }
 
+/// See [`Style`].
+pub type Dashes = Option<(u8, u8)>;
+
+/// Those of a horizontal line, and of series.
+pub const DASHED: Dashes = Some((5, 4));
+
 /// How a series is drawn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Style {
@@ -65,8 +79,8 @@ pub struct Style {
     pub color: RGBColor,
     /// Of points.
     pub marker: Marker,
-    /// Whether its lines are dashed.
-    pub dashed: bool,
+    /// Lengths of the dashes of its lines and of the gaps between them, in CSS pixels; none if they are whole.
+    pub dashes: Dashes,
 }
 
 /// From the first of an ordered series to the last: dark violet, blue, green, light green.
@@ -82,7 +96,7 @@ impl Style {
         Self {
             color: rgb(ORDERED[place.min(last)]),
             marker: Marker::Circle,
-            dashed: false,
+            dashes: None,
         }
     }
 }
@@ -118,8 +132,8 @@ impl Palette {
             };
             let style = Style {
                 color: color.shades()[shade],
-                marker: color.marker(),
-                dashed: index / 3 % 2 == 1,
+                marker: color.marker(index),
+                dashes: [None, DASHED, Some((2, 3))][index / 3 % 3],
             };
             (name.clone(), style)
         });
@@ -136,5 +150,32 @@ impl Palette {
     pub fn legend(&self, drawn: &[String]) -> Vec<(String, Style)> {
         let entries = self.0.iter().filter(|(name, _)| drawn.contains(name));
         entries.cloned().collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn two_dozen_series_of_a_method_have_styles_of_their_own() {
+        let names: Vec<_> = (0..24).map(|at| format!("K = {at}")).collect();
+        let series = names.iter().map(|name| (MethodColor::Rmt, name.clone()));
+        let legend = Palette::new(series).legend(&names);
+        for (at, (name, style)) in legend.iter().enumerate() {
+            let alike = legend[..at].iter().find(|(_, other)| other == style);
+            assert!(alike.is_none(), "{name} and {alike:?}");
+        }
+        // Where lines have no markers.
+        let line = |style: &Style| (style.color, style.dashes);
+        for (at, (_, style)) in legend[..9].iter().enumerate() {
+            assert!(
+                legend[..at]
+                    .iter()
+                    .all(|(_, other)| line(other) != line(style))
+            );
+        }
+        assert_eq!(legend.len(), 24);
+        assert_eq!(legend[0].1.marker, Marker::Square);
     }
 }
