@@ -33,7 +33,7 @@ pub fn by_chunk(report: &Report) -> Result<Option<Figure>, Error> {
                 },
                 axes: ["after chunk", "of chunk"],
                 cells: cells.collect(),
-                rows: chunks.clone(),
+                rows: chunks.iter().map(|at| (*at, String::new())).collect(),
                 columns: chunks,
             });
         }

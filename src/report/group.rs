@@ -51,18 +51,22 @@ impl Group {
     }
 
     fn label_of(&self, keep: impl Fn(&str) -> bool) -> String {
-        let parts = self.differences.iter().filter(|part| keep(&part.key));
-        let parts = parts.map(|part| settings::label(&part.key, &part.value));
+        let parts = self.parts(keep).into_iter();
         let words: Vec<_> = std::iter::once(self.method.into()).chain(parts).collect();
         words.join(", ")
     }
 
+    /// The settings that distinguish it, of those for whose keys `keep` is true: `N = 4`, `K = 2`.
+    pub(super) fn parts(&self, keep: impl Fn(&str) -> bool) -> Vec<String> {
+        let parts = self.differences.iter().filter(|part| keep(&part.key));
+        let parts = parts.map(|part| settings::label(&part.key, &part.value));
+        parts.collect()
+    }
+
     /// The data settings that distinguish it, without those for whose keys `drop` is true.
     pub fn data_label(&self, drop: impl Fn(&str) -> bool) -> String {
-        let parts = self.differences.iter();
-        let parts = parts.filter(|part| is_data(&part.key) && !drop(&part.key));
-        let parts = parts.map(|part| settings::label(&part.key, &part.value));
-        parts.collect::<Vec<_>>().join(", ")
+        let parts = self.parts(|key| is_data(key) && !drop(key));
+        parts.join(", ")
     }
 
     /// The value of a setting, if it distinguishes the group and is a number.

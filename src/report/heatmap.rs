@@ -22,16 +22,18 @@ pub struct Heatmap {
     pub title: String,
     /// What the rows and the columns are.
     pub axes: [&'static str; 2],
-    /// The numbers of the rows.
-    pub rows: Vec<usize>,
+    /// The numbers of the rows, and what else distinguishes each of them.
+    pub rows: Vec<(usize, String)>,
     /// The numbers of the columns.
     pub columns: Vec<usize>,
     /// Shares between 0 and 1, row by row.
     pub cells: Vec<Vec<Option<f64>>>,
 }
 
-/// Width of the labels on the left, in CSS pixels, as the sizes below.
+/// Least width of the labels on the left, in CSS pixels, as the sizes below.
 const LEFT: f64 = 58.0;
+/// About the width of their letters.
+const LETTER: f64 = 6.8;
 const TOP: f64 = 34.0;
 /// About the width of a title's letter.
 const TITLE: f64 = 8.2;
@@ -39,9 +41,23 @@ const CELL: (f64, f64) = (36.0, 30.0);
 const BOTTOM: f64 = 56.0;
 
 impl Heatmap {
+    /// The labels of the rows.
+    fn labels(&self) -> impl Iterator<Item = String> {
+        self.rows.iter().map(|(number, what)| match what.as_str() {
+            "" => number.to_string(),
+            what => format!("{number}, {what}"),
+        })
+    }
+
+    /// Width of all that is left of the cells.
+    fn left(&self) -> f64 {
+        let longest = self.labels().map(|label| label.chars().count()).max();
+        LEFT.max(44.0 + LETTER * longest.unwrap_or(0) as f64)
+    }
+
     fn size(&self) -> (f64, f64) {
         let title = TITLE * self.title.chars().count() as f64;
-        let cells = LEFT + CELL.0 * self.columns.len() as f64;
+        let cells = self.left() + CELL.0 * self.columns.len() as f64;
         (
             cells.max(title) + 16.0,
             TOP + CELL.1 * self.rows.len() as f64 + BOTTOM,
@@ -49,6 +65,7 @@ impl Heatmap {
     }
 
     fn draw(&self, root: &Area<'_>, (left, top): (f64, f64)) -> DrawResult {
+        let before = self.left();
         let place = |x: f64, y: f64| (units(left + x), units(top + y));
         let write = |text: String, x: f64, y: f64, style: TextStyle<'static>| {
             let style = style.pos(Pos::new(HPos::Center, VPos::Center));
@@ -58,18 +75,19 @@ impl Heatmap {
         let high = CELL.1 * self.rows.len() as f64;
         // In the middle of the cells, or of the whole where it is wider than they.
         let title = TITLE * self.title.chars().count() as f64;
-        let middle = (LEFT + wide / 2.0).max(title / 2.0 + 8.0);
+        let middle = (before + wide / 2.0).max(title / 2.0 + 8.0);
         write(self.title.clone(), middle, 16.0, bold(13.0))?;
-        for (r, (trained, cells)) in self.rows.iter().zip(&self.cells).enumerate() {
+        let rows = self.rows.iter().zip(self.labels()).zip(&self.cells);
+        for (r, (((trained, _), label), cells)) in rows.enumerate() {
             let y = TOP + CELL.1 * r as f64;
-            write(
-                trained.to_string(),
-                LEFT - 14.0,
-                y + CELL.1 / 2.0,
-                font(11.0, TEXT_COLOR),
-            )?;
+            let style = font(11.0, TEXT_COLOR).pos(Pos::new(HPos::Right, VPos::Center));
+            root.draw(&Text::new(
+                label,
+                place(before - 10.0, y + CELL.1 / 2.0),
+                style,
+            ))?;
             for (c, (evaluated, cell)) in self.columns.iter().zip(cells).enumerate() {
-                let x = LEFT + CELL.0 * c as f64;
+                let x = before + CELL.0 * c as f64;
                 let corners = |inset: f64| {
                     let (right, bottom) = (x + CELL.0 - inset, y + CELL.1 - inset);
                     [place(x + inset, y + inset), place(right, bottom)]
@@ -89,7 +107,7 @@ impl Heatmap {
             }
         }
         for (c, evaluated) in self.columns.iter().enumerate() {
-            let x = LEFT + CELL.0 * (c as f64 + 0.5);
+            let x = before + CELL.0 * (c as f64 + 0.5);
             write(
                 evaluated.to_string(),
                 x,
@@ -97,7 +115,7 @@ impl Heatmap {
                 font(11.0, TEXT_COLOR),
             )?;
         }
-        let middle = LEFT + wide / 2.0;
+        let middle = before + wide / 2.0;
         let below = TOP + high + 34.0;
         write(self.axes[1].into(), middle, below, font(12.0, TEXT_COLOR))?;
         let style = font(12.0, TEXT_COLOR).transform(FontTransform::Rotate270);

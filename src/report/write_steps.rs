@@ -141,7 +141,7 @@ fn add_run(
     lines.push(Item::Line(points, style, 1.5));
 }
 
-/// A measure by K in training and K in evaluation, for groups that differ in nothing else.
+/// A measure by K in training and K in evaluation, for groups that differ in nothing else that is not incidental.
 ///
 /// # Errors
 ///
@@ -149,7 +149,6 @@ fn add_run(
 pub fn by_trained_and_evaluated(report: &Report) -> Result<Option<Figure>, Error> {
     let measure = report.measure;
     let mut maps = Vec::new();
-    let name = |group: &Group| group.label_without(|key| key == WRITE_STEPS);
     let is_gradmem =
         |group: &Group| matches!(group.color, MethodColor::GradMem | MethodColor::FirstOrder);
     let common = |group: &Group| group.settings_without(|key| key == WRITE_STEPS);
@@ -165,9 +164,17 @@ pub fn by_trained_and_evaluated(report: &Report) -> Result<Option<Figure>, Error
         }
     }
     for groups in alike {
-        let title = name(groups[0]);
-        let trained = |group: &Group| group.config().map_or(0, |c| c.memory.write_steps);
-        let rows: Vec<_> = groups.iter().map(|group| trained(group)).collect();
+        let differs = |key: &str| {
+            let mut others = groups.iter();
+            others.any(|group| group.settings.get(key) != groups[0].settings.get(key))
+        };
+        let title = groups[0].label_without(|key| key == WRITE_STEPS || differs(key));
+        let row = |group: &&Group| {
+            let trained = group.config().map_or(0, |c| c.memory.write_steps);
+            let parts = group.parts(|key| key != WRITE_STEPS && differs(key));
+            (trained, parts.join(", "))
+        };
+        let rows: Vec<_> = groups.iter().map(row).collect();
         let all: BTreeSet<_> = groups.iter().flat_map(|g| columns(g, measure)).collect();
         let columns: Vec<_> = all.into_iter().collect();
         if rows.len() < 2 || columns.len() < 2 {
@@ -213,4 +220,41 @@ fn cell(group: &Group, measure: Measure, k: usize) -> Option<f64> {
         .filter_map(|row| measure.in_values(&row.scores))
         .collect();
     group.mean(&values)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::run::tests::run;
+    use super::*;
+
+    #[test]
+    fn rows_of_one_k_say_in_what_they_differ() {
+        let scores = r#"{"rows":[{"write_steps":1,"exact_match":0.5},
+            {"write_steps":2,"exact_match":0.25}]}"#;
+        let figure = |runs: &[[&str; 2]]| {
+            let runs = runs.iter().map(|overrides| {
+                let mut run = run(overrides, "");
+                run.eval = Some(serde_json::from_str(scores).unwrap());
+                run
+            });
+            let report = Report::of(runs.collect());
+            by_trained_and_evaluated(&report).unwrap().unwrap().svg.body
+        };
+        let [k1, k2] = ["memory.write_steps=1", "memory.write_steps=2"];
+        let [short, long] = ["train.steps=10", "train.steps=20"];
+        let texts = |svg: &str| -> Vec<String> {
+            let lines = svg.lines().map(str::trim);
+            lines
+                .filter(|line| !line.starts_with('<'))
+                .map(String::from)
+                .collect()
+        };
+        let three = texts(&figure(&[[k1, short], [k2, short], [k2, long]]));
+        assert_eq!(three[0], "GradMem");
+        for row in ["1", "2, steps = 10", "2, steps = 20"] {
+            assert!(three.iter().any(|text| text == row), "{row}: {three:?}");
+        }
+        let two = texts(&figure(&[[k1, short], [k2, long]]));
+        assert!(!two.iter().any(|text| text.contains("steps =")), "{two:?}");
+    }
 }
