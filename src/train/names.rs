@@ -34,36 +34,32 @@ pub(super) fn check_stop_metric(name: &str, method: MethodName) -> Result<(), Er
 
 /// A model of the type and a task of the name that `table` has, with the defaults of their other settings.
 pub(super) fn model_and_task(table: &toml::Table) -> Result<(ModelConfig, DataConfig), Error> {
-    // What a section may have is said by a key of it.
-    let tag = |section: &str, key: &str, names: &[&str]| {
-        let section_of = table.get(section).and_then(toml::Value::as_table);
-        match section_of.filter(|section| !section.is_empty()) {
-            Some(found) if !found.contains_key(key) => {
-                let problem = format!("[{section}] needs it: one of {}", names.join(", "));
-                Err(Error::config(format!("{section}.{key}"), "none", problem))
-            }
-            found => Ok(found.and_then(|found| found.get(key))),
-        }
-    };
-    let model = match tag("model", "model_type", ModelConfig::TYPES)? {
-        None => ModelConfig::default(),
-        Some(name) => {
-            let found = name.as_str().and_then(ModelConfig::of_type);
-            found.ok_or_else(|| {
-                let problem = format!("must be one of {}", ModelConfig::TYPES.join(", "));
-                Error::config("model.model_type", name, problem)
-            })?
-        }
-    };
-    let data = match tag("data", "task", DataConfig::TASKS)? {
-        None => DataConfig::default(),
-        Some(name) => {
-            let found = name.as_str().and_then(DataConfig::of_task);
-            found.ok_or_else(|| {
-                let problem = format!("must be one of {}", DataConfig::TASKS.join(", "));
-                Error::config("data.task", name, problem)
-            })?
-        }
-    };
+    let (types, tasks) = (ModelConfig::TYPES, DataConfig::TASKS);
+    let model = chosen(table, "model", "model_type", types, ModelConfig::of_type)?;
+    let data = chosen(table, "data", "task", tasks, DataConfig::of_task)?;
     Ok((model, data))
+}
+
+/// What the key of a section names, by which it is said what else the section may have: one of `names`, or the default without a section.
+fn chosen<T: Default>(
+    table: &toml::Table,
+    section: &str,
+    key: &str,
+    names: &[&str],
+    of: impl Fn(&str) -> Option<T>,
+) -> Result<T, Error> {
+    let problem = |value: String, what: &str| {
+        let problem = format!("{what} one of {}", names.join(", "));
+        Err(Error::config(format!("{section}.{key}"), value, problem))
+    };
+    match table.get(section).and_then(toml::Value::as_table) {
+        Some(found) if !found.is_empty() => match found.get(key) {
+            None => problem("none".into(), &format!("[{section}] needs it:")),
+            Some(name) => match name.as_str().and_then(of) {
+                Some(found) => Ok(found),
+                None => problem(name.to_string(), "must be"),
+            },
+        },
+        _ => Ok(T::default()),
+    }
 }
