@@ -6,6 +6,7 @@ say.jsonl        apart2.jsonl: where each person is, and what each did, which is
 moved-say.jsonl  moved.jsonl: where up to three people are, and what two of them did last
 middle-say.jsonl middle.jsonl: where up to four people are, and what two of them did last
 whole-say.jsonl  whole.jsonl: the same
+long-say.jsonl   10,000 lines of each of the last two
 """
 
 import json
@@ -75,5 +76,14 @@ save("say.jsonl", say)
 
 draw = random.Random(11)
 save("moved-say.jsonl", [asked(line, 3) for line in load("moved.jsonl")])
-save("middle-say.jsonl", [asked(line, 4) for line in load("middle.jsonl")])
-save("whole-say.jsonl", [asked(line, 4) for line in load("whole.jsonl")])
+middle = [asked(line, 4) for line in load("middle.jsonl")]
+save("middle-say.jsonl", middle)
+whole = [asked(line, 4) for line in load("whole.jsonl")]
+save("whole-say.jsonl", whole)
+
+draw = random.Random(13)
+draw.shuffle(middle)
+draw.shuffle(whole)
+long = middle[:10_000] + whole[:10_000]
+draw.shuffle(long)
+save("long-say.jsonl", long)
