@@ -366,6 +366,23 @@ fn begun_from<B: KernelBackend>(
         return method.attach(model, !config.train.seed, device);
     }
     let blank = method.blank(&config.model, device)?;
+    let alike = match (&loaded, &method) {
+        (AnyMethod::GradMem(gradmem), MethodConfig::GradMem(ours)) => {
+            check_memory(gradmem.config(), ours).and_then(|()| check_adapters(gradmem, &blank))
+        }
+        (AnyMethod::Rmt(rmt), MethodConfig::Rmt(ours)) => {
+            check_alike("rmt", rmt.config(), ours, |key, _| {
+                matches!(key, "mem_proj" | "mem_residual")
+            })
+        }
+        (AnyMethod::Armt(armt), MethodConfig::Armt(ours)) => {
+            check_alike("armt", armt.config(), ours, |key, _| {
+                !matches!(key, "memory_tokens" | "memory_std" | "segment_size")
+            })
+        }
+        _ => Ok(()),
+    };
+    alike.map_err(|problem| Error::file(from, problem))?;
     let loaded = match (loaded, &method) {
         (AnyMethod::GradMem(gradmem), MethodConfig::GradMem(ours)) => {
             let (stored, tokens) = (gradmem.config().memory_tokens, ours.memory_tokens);
@@ -376,24 +393,7 @@ fn begun_from<B: KernelBackend>(
                     from.display()
                 );
             }
-            check_memory(gradmem.config(), ours)
-                .and_then(|()| check_adapters(&gradmem, &blank))
-                .map_err(|problem| Error::file(from, problem))?;
             AnyMethod::GradMem(gradmem.with_first_tokens(tokens).with_inner(ours))
-        }
-        (AnyMethod::Rmt(rmt), MethodConfig::Rmt(ours)) => {
-            check_alike("rmt", rmt.config(), ours, |key, _| {
-                matches!(key, "mem_proj" | "mem_residual")
-            })
-            .map_err(|problem| Error::file(from, problem))?;
-            AnyMethod::Rmt(rmt)
-        }
-        (AnyMethod::Armt(armt), MethodConfig::Armt(ours)) => {
-            check_alike("armt", armt.config(), ours, |key, _| {
-                !matches!(key, "memory_tokens" | "memory_std" | "segment_size")
-            })
-            .map_err(|problem| Error::file(from, problem))?;
-            AnyMethod::Armt(armt)
         }
         (loaded, _) => loaded,
     };
