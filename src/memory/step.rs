@@ -10,6 +10,7 @@ use super::segments::{Reading, Segment};
 use super::{GradMem, GraphLock, LiftedObjective, WriteObjective};
 use crate::model::rows::repeat;
 use crate::model::{CausalLm, Writable};
+use crate::support::is_narrow;
 use crate::support::profile::{Phase, timed};
 
 /// What a step begins with.
@@ -285,18 +286,23 @@ impl<B: Backend, M: CausalLm<B>, O: WriteObjective<B, M>> GradMem<B, M, O> {
             return gradient;
         };
         let dtype = gradient.dtype();
-        let is_narrow = matches!(dtype, DType::F16 | DType::BF16);
-        let squares = match is_narrow {
-            // In f16 the squares of a norm above 255 would be infinite, and the step zero.
-            true => sample_squares(gradient.clone().cast(DType::F32)),
-            false => sample_squares(gradient.clone()),
+        // In f16 the squares of a norm above 255 would be infinite, and the step zero.
+        let wide = match is_narrow(dtype) {
+            true => gradient.clone().cast(DType::F32),
+            false => gradient.clone(),
         };
+        let squares = sample_squares(wide);
         let within = squares.clone().lower_equal_elem(clip * clip);
         // Where nothing is clipped the root is taken of one, not of a zero whose slope is infinite.
         let norm = squares.mask_fill(within.clone(), 1.0).sqrt();
         let scale = norm.add_scalar(1e-6).recip().mul_scalar(clip);
         let scale = scale.mask_fill(within, 1.0);
-        gradient * if is_narrow { scale.cast(dtype) } else { scale }
+        gradient
+            * if is_narrow(dtype) {
+                scale.cast(dtype)
+            } else {
+                scale
+            }
     }
 }
 

@@ -1,5 +1,7 @@
 //! What every other module may use: files, the lock of graphs, memory, panics of dependencies, read-backs, where a step's time goes.
 
+use burn::tensor::DType;
+
 pub(crate) mod fs;
 pub(crate) mod graph_lock;
 pub(crate) mod memory;
@@ -20,6 +22,11 @@ pub fn counted(count: usize, one: &str) -> String {
         (_, true) => format!("{count} {one}es"),
         _ => format!("{count} {one}s"),
     }
+}
+
+/// Whether sums of squares of this type of 16 bits may be infinite, zero or far off.
+pub(crate) fn is_narrow(dtype: DType) -> bool {
+    matches!(dtype, DType::F16 | DType::BF16)
 }
 
 /// SplitMix64's finalizer (Steele, Lea and Flood 2014): numbers that are next to each other become others that are not.

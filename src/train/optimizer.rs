@@ -12,7 +12,7 @@ use burn::optim::{
 };
 use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::tensor::ops::FloatTensor;
-use burn::tensor::{DType, Tensor, TensorPrimitive};
+use burn::tensor::{Tensor, TensorPrimitive};
 use gradmem_kernels::reference::adamw::adamw;
 use gradmem_kernels::{AdamWStep, LayerBackend};
 
@@ -20,6 +20,7 @@ use super::config::TrainConfig;
 use super::learner::MetaLearner;
 use crate::error::Error;
 use crate::model::paths::{ModulePath, follows_path};
+use crate::support::is_narrow;
 
 /// AdamW (arXiv 1711.05101) with the formula and the state of Burn's, whose records it reads; a step on a parameter is one
 /// launch on a GPU, and one pass on flex, where its numbers are Burn's bit for bit.
@@ -116,11 +117,6 @@ impl<B: Backend> SimpleOptimizer<B> for AdamW<B> {
         state.momentum = state.momentum.to_device(device);
         state
     }
-}
-
-/// Whether moments of this type would be wrong.
-fn is_narrow(dtype: DType) -> bool {
-    matches!(dtype, DType::F16 | DType::BF16)
 }
 
 const NARROW: &str = "AdamW does not step on parameters of 16 bits: their type cannot hold the means of squared gradients. Train on a \
@@ -294,7 +290,7 @@ pub(super) fn check_moments<B: AutodiffBackend, M: Module<B>>(
 #[cfg(all(test, feature = "flex"))]
 mod tests {
     use burn::optim::AdamWConfig;
-    use burn::tensor::{Distribution, TensorData};
+    use burn::tensor::{DType, Distribution, TensorData};
     use burn_flex::Flex;
 
     use super::*;
