@@ -321,19 +321,13 @@ fn armt_placement<B: KernelBackend>(
 
 /// Logits whose rows of padding count for nothing: the reference lets these look at the tokens before
 /// them but not at themselves, and nothing reads what comes of it.
-fn without_padding<B: Backend>(
-    mut logits: TensorData,
-    queries: &Tokens<B>,
-    pad: u32,
-) -> TensorData {
+fn without_padding<B: Backend>(logits: TensorData, queries: &Tokens<B>, pad: u32) -> TensorData {
     let vocab = logits.shape[2];
     let ids: Vec<u32> = queries.rows().flatten().copied().collect();
     let is_padding = |element: usize| ids[element / vocab] == pad;
     let values = logits.iter::<f64>().enumerate();
     let values = values.map(|(at, value)| if is_padding(at) { UNCOMPARED } else { value });
-    let shape = logits.shape.clone();
-    logits = TensorData::new(values.collect::<Vec<f64>>(), shape);
-    logits
+    TensorData::new(values.collect::<Vec<f64>>(), logits.shape.clone())
 }
 
 /// Stands where a number is not compared.
