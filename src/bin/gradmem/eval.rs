@@ -17,7 +17,7 @@ use gradmem::train::metrics::Measure;
 use crate::args::{Backend, by_options, parse_numbers};
 use crate::backend::{Job, dispatch};
 use crate::files::check_writable;
-use crate::output::{format_answer, format_measure, say, shown};
+use crate::output::{format_answer, format_measure, say, shown_path};
 use crate::train::warn_without_effect;
 
 /// Score a trained run on held-out samples, for any numbers of WRITE steps in one pass.
@@ -221,7 +221,7 @@ fn print_table(found: &Evaluation, method: &str, args: &Args) {
     say!(
         "{} of {}{data} ({method})",
         counted(found.samples, "held-out context"),
-        shown(&args.run.display().to_string())
+        shown_path(&args.run)
     );
     let measured = |measures: &[Measure]| -> Vec<Measure> {
         let has = |measure: &Measure| found.rows.iter().any(|row| row.value(*measure).is_some());

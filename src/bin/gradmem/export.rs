@@ -11,7 +11,7 @@ use gradmem::train::Trained;
 use crate::args::Backend;
 use crate::backend::{Job, dispatch};
 use crate::files::check_folder;
-use crate::output::{say, shown};
+use crate::output::{say, shown_path};
 
 /// Save a trained run's best weights as a checkpoint of the reference implementation.
 ///
@@ -58,7 +58,7 @@ impl Job for Args {
         checkpoint::save(&self.output, &trained.method, tokenizer, &special)?;
         say!(
             "{}: {} on {}, as config.json, model.safetensors and tokenizer.json",
-            shown(&self.output.display().to_string()),
+            shown_path(&self.output),
             trained.config.method.as_str(),
             trained.config.model.model_type()
         );

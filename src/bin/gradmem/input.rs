@@ -16,7 +16,7 @@ pub fn read_texts(paths: &[PathBuf]) -> Result<Vec<String>, Error> {
 }
 
 /// The text of a file, or of standard input for `-`, without a line break at its end.
-pub fn read_text(path: &Path) -> Result<String, Error> {
+fn read_text(path: &Path) -> Result<String, Error> {
     let mut bytes = Vec::new();
     let read = match path.as_os_str() == "-" {
         true => std::io::stdin().read_to_end(&mut bytes),

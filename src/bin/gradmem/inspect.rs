@@ -14,7 +14,7 @@ use serde_json::json;
 
 use crate::args::{Backend, OptionalModelFolder};
 use crate::backend::{Job, dispatch};
-use crate::input::{in_file, read_text};
+use crate::input::{in_file, read_texts};
 use crate::memories::{describe, dtype, shown_name};
 use crate::model::Model;
 use crate::output::{say, shown};
@@ -145,13 +145,14 @@ impl Job for InspectJob {
             ));
         };
         let memories = gradmem.files().unpack(file)?;
-        let against = |at: usize, path: &PathBuf| {
-            let context = read_text(path)?;
-            let ids = model.encode_context(&context);
+        let contexts = read_texts(&self.contexts)?;
+        let against = |at: usize, context: &str| {
+            let path = &self.contexts[at];
+            let ids = model.encode_context(context);
             let tokens = Tokens::new(&[ids.map_err(|e| in_file(path, e))?], device)?;
             let found = gradmem.reconstruction(&memories.select(&[at])?, &tokens)?;
             Ok::<_, Error>(Comparison {
-                same: file.samples[at].is_of(&context),
+                same: file.samples[at].is_of(context),
                 loss: scalar(found.loss),
                 accuracy: scalar(found.accuracy),
             })
@@ -162,9 +163,9 @@ impl Job for InspectJob {
         };
         let lengths = self.lengths.as_ref();
         let each = (0..file.len()).map(|at| {
-            let context = self.contexts.get(at);
+            let context = contexts.get(at);
             Ok(Findings {
-                against: context.map(|path| against(at, path)).transpose()?,
+                against: context.map(|text| against(at, text)).transpose()?,
                 text: lengths.map(|lengths| text(at, lengths[at])).transpose()?,
             })
         });

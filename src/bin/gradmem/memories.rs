@@ -6,7 +6,7 @@ use gradmem::memory::{MemoryFile, Written};
 use gradmem::report::with_separators;
 use gradmem::support::counted;
 
-use crate::output::shown;
+use crate::output::{shown, shown_path};
 
 /// The name as it is printed: a file's may be anything.
 pub fn shown_name(sample: &Written, index: usize) -> String {
@@ -33,7 +33,7 @@ pub fn describe(path: &Path, file: &MemoryFile, most: usize) -> String {
     };
     let mut lines = vec![format!(
         "{}: {n} {memories} of {what}{chunks} in {}, {} bytes each",
-        shown(&path.display().to_string()),
+        shown_path(path),
         dtype(file),
         with_separators(file.bytes_each())
     )];

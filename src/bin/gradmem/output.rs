@@ -2,6 +2,7 @@
 
 use std::fmt::Arguments;
 use std::io::{ErrorKind, IsTerminal as _, Write};
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::{Mutex, PoisonError};
 
@@ -63,6 +64,11 @@ pub fn failed(error: &Error) -> ExitCode {
         message!("{error}");
     }
     ExitCode::from(if error.is_user_error() { 2 } else { 1 })
+}
+
+/// A path, as [`shown`].
+pub fn shown_path(path: &Path) -> String {
+    shown(&path.display().to_string())
 }
 
 /// What a file holds, as it is printed in a line: characters that end lines, turn the writing's direction or command a terminal are

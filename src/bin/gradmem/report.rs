@@ -55,7 +55,9 @@ pub fn run(args: Args) -> Result<ExitCode, Error> {
     let pages = [&page, &page.with_extension("md")];
     // All is checked before anything is written: what can be made here, the rest by `save`, which makes the folder of the figures.
     let folder = args.figures.as_deref();
-    folder.map_or(Ok(()), |folder| check_folder(folder, "--figures"))?;
+    if let Some(folder) = folder {
+        check_folder(folder, "--figures")?;
+    }
     let is_made = |file: &Path| folder.is_some_and(|x| file.parent() == Some(x) && !x.exists());
     for file in pages.iter().filter(|file| !is_made(file)) {
         check_writable(file)?;

@@ -13,7 +13,7 @@ use gradmem::train::evaluation::Shown;
 use gradmem::train::metrics::{Measure, Scores};
 use gradmem::train::{Ending, Outcome, duration};
 
-use crate::output::{clip, format_answer, format_measure, quoted, shown};
+use crate::output::{clip, format_answer, format_measure, quoted, shown_path};
 
 /// The most answers that are printed after a training.
 const ANSWERS: usize = 8;
@@ -83,7 +83,7 @@ pub fn before(config: &RunConfig, folder: &Path) -> String {
         counted(config.train.steps, "step"),
         counted(config.train.batch_size, "context"),
         config.train.seed,
-        shown(&folder.display().to_string())
+        shown_path(folder)
     )
 }
 
