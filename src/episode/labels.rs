@@ -53,7 +53,7 @@ impl<B: AutodiffBackend> Predicted<B> {
 type LinedUp<B> = (Tensor<B, 3>, Tensor<B, 2, Int>, Tensor<B, 2>);
 
 impl<B: Backend> Labels<B> {
-    /// Rows of labels, at most `width` each, filled with −1 on the right.
+    /// Rows of labels, cut to `width` or filled with −1 on the right.
     pub(crate) fn new<R: AsRef<[i64]>>(
         rows: &[R],
         width: usize,
@@ -61,7 +61,8 @@ impl<B: Backend> Labels<B> {
     ) -> Result<Self, Error> {
         let rows = rows.iter().map(|row| {
             let fill = std::iter::repeat_n(-1, width.saturating_sub(row.as_ref().len()));
-            row.as_ref().iter().copied().chain(fill).collect()
+            let row = row.as_ref().iter().copied().chain(fill);
+            row.take(width).collect()
         });
         let rows: Arc<[Arc<[i64]>]> = rows.collect();
         let largest = largest(&rows);

@@ -99,14 +99,7 @@ impl<B: Backend> Episode<B> {
             )));
         }
         for (row, (labels, query)) in labels.iter().zip(queries.lengths()).enumerate() {
-            let labels = labels.as_ref();
-            if labels.len() > width {
-                let found = labels.len();
-                return Err(Error::Input(format!(
-                    "row {row} has {found} labels, but the longest query has {width} tokens"
-                )));
-            }
-            if let Some(column) = labels.iter().rposition(|id| *id >= 0)
+            if let Some(column) = labels.as_ref().iter().rposition(|id| *id >= 0)
                 && column >= query
             {
                 return Err(Error::Input(format!(
@@ -241,9 +234,6 @@ impl<B: Backend> Episode<B> {
     /// gradients add up to the whole's; the loss of `outer` is the part's own mean.
     pub fn split(self, contexts: usize) -> Vec<Self> {
         let (batch, contexts) = (self.len(), contexts.max(1));
-        if batch <= contexts {
-            return vec![self];
-        }
         let queries = self.queries_per_context();
         let part = |start: usize| {
             let end = (start + contexts).min(batch);
@@ -291,8 +281,19 @@ impl<B: Backend> Episode<B> {
         self.labels.mean_loss(logits)
     }
 
-    /// The READ loss and the most probable tokens, by the hidden states before the tokens of the queries.
-    pub(crate) fn answered<M: CausalLm<B>>(
+    /// The READ loss, `[1]`, and the most probable tokens at the labelled places, of which alone logits are computed: what a
+    /// [`Method`](crate::method::Method) makes its [`Answers`](crate::baselines::Answers) of.
+    ///
+    /// # Shapes
+    ///
+    /// - `hidden`: `[batch · r, seq + 1, d_model]`, the hidden states of queries of `seq` tokens: row `i` predicts token `i`, the last one
+    ///   is left out. Or `[batch · r, seq, d_model]` without the first of them, where nothing predicts a row's first token: it is
+    ///   not counted.
+    ///
+    /// # Panics
+    ///
+    /// If the hidden states are of other queries.
+    pub fn answered<M: CausalLm<B>>(
         &self,
         model: &M,
         hidden: Tensor<B, 3>,
@@ -414,7 +415,10 @@ mod tests {
         assert!(uneven.contains("1 queries cannot be shared evenly"));
         assert!(problem(&[&[4]], &[&[]], &[&[]]).contains("no tokens to be labelled"));
         assert!(problem(&[&[4]], &[&[1]], &[]).contains("1 queries, but 0 rows of labels"));
-        assert!(problem(&[&[4]], &[&[1]], &[&[1, 2]]).contains("row 0 has 2 labels"));
+        assert!(problem(&[&[4]], &[&[1]], &[&[1, 2]]).contains("row 0 has a label at 1"));
+        // What is padded to the same width as the queries were.
+        let padded = Episode::new(tokens(&[&[4]]), tokens(&[&[1]]), &[&[1, -100, -100]]).unwrap();
+        assert_eq!(padded.labels().rows().collect::<Vec<_>>(), [[1]]);
         let beyond = problem(&[&[4]], &[&[1, 2, 3], &[1]], &[&[1, 2, 3], &[-1, 2]]);
         assert!(beyond.contains("row 1 has a label at 1, but its query has 1 tokens"));
         let large = problem(&[&[4]], &[&[1]], &[&[1 << 40]]);

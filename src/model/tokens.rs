@@ -48,14 +48,15 @@ impl<B: Backend> Tokens<B> {
         Self::on_device(ids, |row, _| Ok(row.len()))
     }
 
-    /// Rows `[rows, width]` that are on a device already, shorter ones filled with `pad` on the right: one
-    /// read-back.
+    /// Rows `[rows, width]` that are on a device already, shorter ones filled with `pad` on the right, as wide as the longest of
+    /// them is without it: one read-back.
     ///
     /// # Errors
     ///
     /// As [`Tokens::from_tensor`]; also a padding token before a row's last token.
     pub fn from_padded(ids: Tensor<B, 2, Int>, pad: u32) -> Result<Self, Error> {
-        Self::on_device(ids, |row, at| Ok(unpadded(row, at, pad)?.len()))
+        let padded = Self::on_device(ids, |row, at| Ok(unpadded(row, at, pad)?.len()))?;
+        Ok(padded.trimmed())
     }
 
     fn on_device(
@@ -166,7 +167,8 @@ impl<B: Backend> Tokens<B> {
     }
 
     /// The same, only as wide as the longest row.
-    pub(crate) fn trimmed(self) -> Self {
+    #[must_use]
+    pub fn trimmed(self) -> Self {
         let longest = self.lengths().max().unwrap_or(0);
         match longest < self.width() {
             true => Self {
@@ -362,7 +364,7 @@ mod tests {
         // A filling that no model has as a token is not looked up.
         let beyond = Tokens::from_padded(tensor([[4, 70, 70], [5, 6, 70]]), 70).unwrap();
         let ids: Vec<i64> = beyond.ids().to_data().iter::<i64>().collect();
-        assert_eq!(ids, [4, 0, 0, 5, 6, 0]);
+        assert_eq!((ids, beyond.width()), (vec![4, 0, 5, 6], 2));
         let beyond = Tokens::from_padded(tensor([[4, 70], [5, 6]]), 70).unwrap();
         let ids: Vec<i64> = beyond.ids().to_data().iter::<i64>().collect();
         assert_eq!(ids, [4, 0, 5, 6]);

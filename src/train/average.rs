@@ -1,6 +1,6 @@
 //! A moving average of the weights, scored and kept in place of the weights themselves.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use burn::module::{AutodiffModule, Module, ModuleMapper, ModuleVisitor, Param, ParamId};
 use burn::tensor::Tensor;
@@ -13,46 +13,60 @@ pub(super) fn kept(decay: f64, step: usize) -> f64 {
     decay.min((1.0 + step) / (10.0 + step))
 }
 
-/// `average + (1 − kept) · (weights − average)`, of the weights that are trained; frozen ones are left, and stay one copy
-/// with the model's. Weights that do not change stay what they are, to the bit.
+/// `average + (1 − kept) · (weights − average)`, of the weights that are trained; what is not trained is as in the model: frozen
+/// weights, of which there stays one copy, and the running statistics of a normalisation. Weights that do not change stay what they
+/// are, to the bit.
 pub(super) fn averaged<B: AutodiffBackend, M: AutodiffModule<B>>(
     average: M::InnerModule,
     weights: &M,
     kept: f64,
 ) -> M::InnerModule {
-    let mut trained = Trained::<B>(HashMap::new());
-    weights.visit(&mut trained);
+    let mut trained = Trained(HashSet::new());
+    Module::<B>::visit(weights, &mut trained);
+    let mut now = Values(HashMap::new());
+    weights.valid().visit(&mut now);
     average.map(&mut Average::<B::InnerBackend> {
-        weights: trained.0,
+        trained: trained.0,
+        now: now.0,
         kept,
     })
 }
 
-struct Trained<B: AutodiffBackend>(HashMap<ParamId, Tensor<B::InnerBackend, 1>>);
+struct Trained(HashSet<ParamId>);
 
-impl<B: AutodiffBackend> ModuleVisitor<B> for Trained<B> {
+impl<B: Backend> ModuleVisitor<B> for Trained {
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
         if param.is_require_grad() {
-            let weights = param.val().inner().flatten(0, D - 1);
-            self.0.insert(param.id, weights);
+            self.0.insert(param.id);
         }
     }
 }
 
+struct Values<B: Backend>(HashMap<ParamId, Tensor<B, 1>>);
+
+impl<B: Backend> ModuleVisitor<B> for Values<B> {
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
+        self.0.insert(param.id, param.val().flatten(0, D - 1));
+    }
+}
+
 struct Average<B: Backend> {
-    weights: HashMap<ParamId, Tensor<B, 1>>,
+    trained: HashSet<ParamId>,
+    now: HashMap<ParamId, Tensor<B, 1>>,
     kept: f64,
 }
 
 impl<B: Backend> ModuleMapper<B> for Average<B> {
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<B, D>>) -> Param<Tensor<B, D>> {
         let (id, average, mapper) = param.consume();
-        let average = match self.weights.get(&id) {
-            Some(weights) => {
-                let shape = average.shape();
-                let change = weights.clone().reshape(shape) - average.clone();
+        let now = self.now.get(&id);
+        let now = now.map(|now| now.clone().reshape(average.shape()));
+        let average = match now {
+            Some(now) if self.trained.contains(&id) => {
+                let change = now - average.clone();
                 average + change * (1.0 - self.kept)
             }
+            Some(now) => now,
             None => average,
         };
         Param::from_mapped_value(id, average, mapper)
@@ -62,6 +76,7 @@ impl<B: Backend> ModuleMapper<B> for Average<B> {
 #[cfg(all(test, feature = "flex"))]
 mod tests {
     use burn::backend::Autodiff;
+    use burn::nn::BatchNormConfig;
 
     use super::*;
     use crate::model::layers::{Affine, AffineConfig, Init};
@@ -88,7 +103,16 @@ mod tests {
         let values = |tensor: Tensor<_, 1>| tensor.to_data().to_vec::<f32>().unwrap();
         assert_eq!(values(found.weight.val().flatten(0, 1)), [7.0; 6]);
         // The bias is frozen.
-        assert_eq!(values(found.bias.unwrap().val()), [-8.0; 3]);
+        assert_eq!(values(found.bias.unwrap().val()), [-4.0; 3]);
+    }
+
+    #[test]
+    fn running_statistics_are_those_of_the_model() {
+        let norm = BatchNormConfig::new(2).init::<B>(&Default::default());
+        let before = norm.valid();
+        norm.forward(Tensor::<B, 3>::full([4, 2, 1], 10.0, &Default::default()));
+        let found = averaged(before, &norm, 0.99).running_mean.value();
+        assert_eq!(found.to_data().to_vec::<f32>().unwrap(), [1.0; 2]);
     }
 
     #[test]

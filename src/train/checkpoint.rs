@@ -108,6 +108,15 @@ impl RunFolder {
         about.get("step")?.as_u64().map(|step| step as usize)
     }
 
+    /// The step of a kept checkpoint, if this is one.
+    pub(super) fn kept_step(&self) -> Option<usize> {
+        let [name, above] = [self.path().file_name(), self.path().parent()?.file_name()];
+        name.filter(|_| above == Some(KEPT.as_ref()))?
+            .to_str()?
+            .parse()
+            .ok()
+    }
+
     /// Replaces the best weights. They have this `value` of `measure` at `step`.
     pub(super) fn save_best<B: Backend, M: Module<B>>(
         &self,
@@ -145,6 +154,8 @@ impl RunFolder {
         M: AutodiffModule<B> + ModuleDisplay,
         M::InnerModule: ModuleDisplay,
     {
+        // Running statistics, as of `BatchNorm`, have the last step's behind it.
+        _ = last.module.valid();
         let step = last.state.step;
         let keeps = count > 0 && step > 0 && step == last.state.evaluated;
         let optimizer = encode_moments(last.optimizer)?;

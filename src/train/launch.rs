@@ -257,6 +257,7 @@ where
                 meta_gradient: settings.meta_gradient,
                 micro_batch: settings.micro_batch,
                 clip_norm: settings.clip_norm,
+                seed: Some(settings.seed),
                 world: world.clone(),
             },
         ),

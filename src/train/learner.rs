@@ -16,6 +16,7 @@ use crate::data::Batch;
 use crate::error::Error;
 use crate::memory::MetaGradient;
 use crate::method::Method;
+use crate::support::mix;
 use crate::support::readback::{Readback, Values};
 
 /// A [`Method`] and how its outer loop steps.
@@ -37,6 +38,9 @@ pub struct OuterStep {
     pub micro_batch: Option<usize>,
     /// Rescales the outer gradient to at most this global L2 norm.
     pub clip_norm: Option<f64>,
+    /// Seeds the backend's random numbers before each part of a batch, together with the batch's step and the part's number, so that a
+    /// resumed training and any number of processes draw what one training draws, as for dropout. None leaves them alone.
+    pub seed: Option<u64>,
     /// The processes among which the parts of a batch are divided.
     pub world: Arc<dyn World>,
 }
@@ -47,6 +51,7 @@ impl Default for OuterStep {
             meta_gradient: MetaGradient::default(),
             micro_batch: None,
             clip_norm: None,
+            seed: None,
             world: Arc::new(Alone),
         }
     }
@@ -205,6 +210,7 @@ where
         let OuterStep {
             meta_gradient,
             micro_batch,
+            seed,
             world,
             ..
         } = &self.settings;
@@ -218,6 +224,10 @@ where
         for (index, part) in leaves.into_iter().enumerate() {
             if !own.contains(&index) {
                 continue;
+            }
+            if let Some(seed) = seed {
+                let at = mix(part.episode.step() as u64 ^ mix(index as u64));
+                B::seed(&part.episode.device(), mix(seed ^ at));
             }
             let gradient = method.gradient(&part.episode, *meta_gradient);
             let (grads, answers) = gradient.map_err(|e| (index, Fault::Error(e)))?;

@@ -242,7 +242,7 @@ pub(super) fn check_moments<B: AutodiffBackend, M: Module<B>>(
     impl<B: AutodiffBackend> ModuleVisitor<B> for Check<'_, B> {
         follows_path!();
         fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
-            use AdaptorRecordV1::{Rank1, Rank2, Rank3, Rank4};
+            use AdaptorRecordV1::{Rank1, Rank2, Rank3, Rank4, Rank5, Rank6, Rank7, Rank8};
             let Some(AdaptorRecord::V1(moments)) = (self.moments)(&param.id) else {
                 return;
             };
@@ -252,6 +252,10 @@ pub(super) fn check_moments<B: AutodiffBackend, M: Module<B>>(
                 Rank2(state) => fits(state, &shape),
                 Rank3(state) => fits(state, &shape),
                 Rank4(state) => fits(state, &shape),
+                Rank5(state) => fits(state, &shape),
+                Rank6(state) => fits(state, &shape),
+                Rank7(state) => fits(state, &shape),
+                Rank8(state) => fits(state, &shape),
                 _ => false,
             };
             if !fits {
