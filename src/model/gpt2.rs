@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::cache::{Cache, LayerCache, Slots, adapted, forward_layers};
 use super::decoder::{Decoder, DecoderConfig, Dimensions};
 use super::layers::{Activation, Affine, AffineConfig, Conv1D, Embedding, Init, LayerNorm, attend};
-use super::settings;
+use super::{settings, unless};
 use crate::error::{Error, positive, require, sizes};
 
 /// Sizes of a [`Gpt2`], under the names of Hugging Face's `config.json`. There is no dropout.
@@ -193,7 +193,11 @@ impl DecoderConfig for Gpt2Config {
     }
 
     fn settings(&self) -> String {
-        settings(self).to_string()
+        settings(&Self {
+            n_inner: unless(self.n_inner, 4 * self.n_embd),
+            ..self.clone()
+        })
+        .to_string()
     }
 
     fn slots(&self) -> Slots {

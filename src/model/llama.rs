@@ -13,7 +13,7 @@ use super::layers::{
     Activation, Affine, AffineConfig, Embedding, GatedMlp, GatedMlpConfig, Init, RmsNorm,
     RopeScaling, Rotary, RotaryConfig, SelfAttention, SelfAttentionConfig,
 };
-use super::settings;
+use super::{settings, unless};
 use crate::error::{Error, positive, require, sizes};
 
 /// Sizes of a [`Llama`], under the names of Hugging Face's `config.json`.
@@ -235,7 +235,15 @@ impl DecoderConfig for LlamaConfig {
     }
 
     fn settings(&self) -> String {
-        settings(self).to_string()
+        settings(&Self {
+            num_key_value_heads: unless(self.num_key_value_heads, self.num_attention_heads),
+            head_dim: unless(
+                self.head_dim,
+                self.hidden_size / self.num_attention_heads.max(1),
+            ),
+            ..self.clone()
+        })
+        .to_string()
     }
 
     fn slots(&self) -> Slots {

@@ -25,7 +25,7 @@ use super::layers::{
     Activation, Affine, AffineConfig, CausalConv, Embedding, Init, RmsNorm, StepBias, ramp,
     selective_scan, softplus,
 };
-use super::settings;
+use super::{settings, unless};
 use crate::error::{Error, positive, require, sizes};
 
 /// Sizes of a [`Mamba`], under the names of Hugging Face's `config.json`.
@@ -275,7 +275,19 @@ impl DecoderConfig for MambaConfig {
     }
 
     fn settings(&self) -> String {
-        settings(self).to_string()
+        let rank = Self {
+            time_step_rank: TimeStepRank::Auto,
+            ..self.clone()
+        };
+        settings(&Self {
+            intermediate_size: unless(self.intermediate_size, self.expand * self.hidden_size),
+            time_step_rank: match self.rank() == rank.rank() {
+                true => TimeStepRank::Auto,
+                false => self.time_step_rank,
+            },
+            ..self.clone()
+        })
+        .to_string()
     }
 
     fn slots(&self) -> Slots {

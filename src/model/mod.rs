@@ -236,6 +236,11 @@ pub(crate) fn losses_by_head<B: Backend, M: CausalLm<B>>(
     }
 }
 
+/// A value that a configuration gives, unless it is the one that it has without it: models of both compute the same.
+pub(crate) fn unless<T: PartialEq>(given: Option<T>, without: T) -> Option<T> {
+    given.filter(|given| *given != without)
+}
+
 /// The settings of a configuration that determine what a model with given weights computes.
 pub(crate) fn settings(config: &impl Serialize) -> Value {
     let mut json = serde_json::to_value(config).unwrap_or_default();

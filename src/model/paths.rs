@@ -42,7 +42,8 @@ impl ModulePath {
 
     /// Whether a weight there is stored as `[d_input, d_output]`.
     pub(crate) fn is_transposed(&self) -> bool {
-        self.container == "Struct:Conv1D"
+        // Burn's `Linear` too, unless it was made with another layout than the usual one.
+        ["Struct:Conv1D", "Struct:Linear"].contains(&self.container.as_str())
     }
 }
 
