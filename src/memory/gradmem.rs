@@ -4,7 +4,9 @@ use burn::tensor::backend::Backend;
 
 use super::kinds::{Attach, Layout};
 use super::start::Start;
-use super::{Gate, GradMemConfig, InnerOptimizer, Lora, Memory, Reconstruct, WriteObjective};
+use super::{
+    Gate, GradMemConfig, InnerOptimizer, Lora, MOST_STEPS, Memory, Reconstruct, WriteObjective,
+};
 use crate::error::{Error, positive};
 use crate::model::CausalLm;
 use crate::model::layers::Init;
@@ -175,10 +177,20 @@ impl<B: Backend, M: Module<B>, O: Module<B>> GradMem<B, M, O> {
         &self.config
     }
 
-    /// The same weights with another number of WRITE steps.
-    pub fn with_write_steps(mut self, write_steps: usize) -> Self {
+    /// The same weights with another number of WRITE steps, in place of random ones too.
+    ///
+    /// # Errors
+    ///
+    /// More than [`MOST_STEPS`].
+    pub fn with_write_steps(mut self, write_steps: usize) -> Result<Self, Error> {
+        if write_steps > MOST_STEPS {
+            return Err(Error::Input(format!(
+                "WRITE takes at most {MOST_STEPS} steps, not {write_steps}"
+            )));
+        }
         self.config.write_steps = write_steps;
-        self
+        self.config.random_write_steps = None;
+        Ok(self)
     }
 
     /// With the first `tokens` memory vectors, or keys and values, alone, if there are more.
@@ -252,10 +264,7 @@ impl<B: Backend, M: CausalLm<B>, O: WriteObjective<B, M>> GradMem<B, M, O> {
 
     /// What READ is given, under the reference's names and in its shapes.
     pub(crate) fn named_matrices(&self, memory: &Memory<B>) -> Vec<(String, Tensor<B, 4>)> {
-        let joined = match memory.parts() {
-            [only] => only.clone(),
-            several => self.in_read().join(several),
-        };
+        let joined = self.in_read().join(memory.parts());
         let names = match &self.memory {
             Start::Prefix(_) => ["memory", "memory_W", "memory_b"]
                 .map(String::from)

@@ -33,11 +33,18 @@ impl GradMemConfig {
             }
             MemoryKind::Kv => {
                 let layers = chosen_layers(self, slots.layers)?.len();
-                let [heads, head_dim] = slots.keys_values.unwrap_or_default();
+                let [heads, head_dim] = keys_values(self, slots)?;
                 2 * layers * self.memory_tokens * heads * head_dim
             }
         })
     }
+}
+
+/// Heads of keys and values, and their width.
+pub(super) fn keys_values(config: &GradMemConfig, slots: &Slots) -> Result<[usize; 2], Error> {
+    let problem = "the model keeps no keys and values: `prefix` and `lora` are other kinds";
+    let error = || Error::config("kind", config.kind.as_str(), problem);
+    slots.keys_values.ok_or_else(error)
 }
 
 /// The layers that have a memory: all, unless some are named.

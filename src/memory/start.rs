@@ -10,7 +10,7 @@ use burn::tensor::{Tensor, TensorData};
 use super::kinds::{
     Adapters, Attach, KeysValues, Layout, Place, Prefix, check_room, control_tokens,
 };
-use super::places::{chosen_layers, lora_places};
+use super::places::{chosen_layers, keys_values, lora_places};
 use super::{GradMemConfig, MemProj, MemoryKind, MemoryStart};
 use crate::error::Error;
 use crate::model::layers::{Affine, Init};
@@ -366,10 +366,7 @@ impl<B: Backend> KvStart<B> {
         device: &B::Device,
     ) -> Result<Self, Error> {
         let layers = chosen_layers(config, slots.layers)?;
-        let Some([heads, head_dim]) = slots.keys_values else {
-            let problem = "the model keeps no keys and values: `prefix` and `lora` are other kinds";
-            return Err(Error::config("kind", config.kind.as_str(), problem));
-        };
+        let [heads, head_dim] = keys_values(config, slots)?;
         let shape = [heads, config.memory_tokens, head_dim];
         let mut draw = || {
             let each = layers.iter();

@@ -51,12 +51,15 @@ impl<B: Backend, M: Writable<B>, O: LiftedObjective<B, M>> GradMem<B, M, O> {
     ///
     /// # Errors
     ///
-    /// As [`GradMem::write`]; also a size that is not a positive number.
+    /// As [`GradMem::write`]; also no contexts, or a size that is not a positive number.
     pub fn step_sizes(
         &self,
         contexts: &[Tokens<B>],
         sizes: &[f64],
     ) -> Result<(f64, Vec<StepSize>), Error> {
+        if contexts.is_empty() {
+            return Err(Error::Input("there are no contexts to write".into()));
+        }
         let mut readback = Readback::new();
         let mut losses = |write: &Self| {
             let losses = contexts.iter().map(|batch| {
@@ -65,7 +68,7 @@ impl<B: Backend, M: Writable<B>, O: LiftedObjective<B, M>> GradMem<B, M, O> {
             });
             losses.collect::<Result<Vec<_>, Error>>()
         };
-        let before = losses(&self.clone().with_write_steps(0))?;
+        let before = losses(&self.clone().with_write_steps(0)?)?;
         let after = sizes
             .iter()
             .map(|write_lr| losses(&self.clone().with_write_lr(*write_lr)?));

@@ -129,7 +129,8 @@ impl<B: Backend, M: Writable<B>, O: LiftedObjective<B, M>> GradMem<B, M, O> {
             let next = match memory.take() {
                 None => Memory::from_fast(start.clone()),
                 Some(_) if segments.pieces.len() > 1 => {
-                    let writing = constant.clone().with_write_steps(k);
+                    let mut writing = constant.clone();
+                    writing.config.write_steps = k;
                     writing.steps(writing.every_step(&segments), start.clone(), &segments)
                 }
                 Some(before) => constant.one_more(before, &segments, 0, &mut models),
@@ -314,7 +315,11 @@ mod tests {
             "{steps:?}: the test says little"
         );
         // Writing K steps is the K-th of the path.
-        let written = gradmem.with_write_steps(3).write(&contexts).unwrap();
+        let written = gradmem
+            .with_write_steps(3)
+            .unwrap()
+            .write(&contexts)
+            .unwrap();
         assert_eq!(written.vectors().into_data(), path[3].vectors().into_data());
     }
 }

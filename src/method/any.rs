@@ -9,9 +9,7 @@ use super::{Answers, Method};
 use crate::baselines::{Armt, ArmtConfig, InContext, InContextConfig, Rmt, RmtConfig};
 use crate::episode::{Episode, Tokens, Totals};
 use crate::error::Error;
-use crate::memory::{
-    GradMem, GradMemConfig, MOST_STEPS, Memory, MemoryFiles, MetaGradient, Reconstruction,
-};
+use crate::memory::{GradMem, GradMemConfig, Memory, MemoryFiles, MetaGradient, Reconstruction};
 use crate::model::generate::{GenerateConfig, Reader};
 use crate::model::layers::Init;
 #[cfg(feature = "train")]
@@ -290,12 +288,7 @@ impl<B: KernelBackend> AnyMethod<B> {
     /// If the method has no such number of steps.
     pub fn with_write_steps(self, write_steps: usize) -> Result<Self, Error> {
         Ok(match self {
-            Self::GradMem(_) if write_steps > MOST_STEPS => {
-                return Err(Error::Input(format!(
-                    "WRITE takes at most {MOST_STEPS} steps, not {write_steps}"
-                )));
-            }
-            Self::GradMem(method) => Self::GradMem(method.with_write_steps(write_steps)),
+            Self::GradMem(method) => Self::GradMem(method.with_write_steps(write_steps)?),
             Self::Rmt(method) => Self::Rmt(method.with_write_steps(write_steps)?),
             Self::Armt(_) if write_steps == 1 => self,
             Self::Armt(_) => {

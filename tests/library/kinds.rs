@@ -290,6 +290,7 @@ fn what_is_learned_of_the_steps_is_exact() {
         let written = model
             .clone()
             .with_write_steps(steps)
+            .unwrap()
             .write(&contexts)
             .unwrap();
         let gap = written.vectors() - path[steps].vectors();

@@ -171,7 +171,12 @@ fn only_what_wrote_a_memory_reads_it() {
         );
     }
     // α and K may differ: they do not matter to who reads.
-    let patient = own.clone().with_write_steps(9).with_write_lr(0.1).unwrap();
+    let patient = own
+        .clone()
+        .with_write_steps(9)
+        .unwrap()
+        .with_write_lr(0.1)
+        .unwrap();
     assert!(patient.files().unpack(&file).is_ok());
     // What only matters to random weights does not count.
     let drawn = LlamaConfig {

@@ -1,6 +1,7 @@
 use serde::{Deserialize, Serialize};
 
-use crate::error::{Error, at_least_one, not_negative, sizes};
+use crate::error::{Error, at_least_one, not_negative, require, sizes};
+use crate::memory::MOST_STEPS;
 use crate::support::setters::setters;
 
 /// Linear maps between the memory and the model.
@@ -92,6 +93,8 @@ impl RmtConfig {
             ("ctrl_tokens", self.ctrl_tokens.max(1)),
         ])?;
         at_least_one([("write_steps", self.write_steps)])?;
+        let (steps, problem) = (self.write_steps, format!("must be at most {MOST_STEPS}"));
+        require(steps <= MOST_STEPS, "write_steps", steps, problem)?;
         not_negative([
             (
                 "reconstruction_loss_weight",

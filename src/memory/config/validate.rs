@@ -23,8 +23,13 @@ impl GradMemConfig {
         self.validate_auxiliary()?;
         positive([("write_lr", self.write_lr)])?;
         let problem = format!("must be at most {MOST_STEPS}");
-        let steps = self.most_steps().max(self.write_steps);
-        require(steps <= MOST_STEPS, "write_steps", steps, problem)?;
+        let random = self.random_write_steps.map_or(0, |[_, most]| most);
+        for (key, steps) in [
+            ("write_steps", self.write_steps),
+            ("random_write_steps", random),
+        ] {
+            require(steps <= MOST_STEPS, key, steps, &problem)?;
+        }
         self.validate_inner()?;
         let fits = self.kind == MemoryKind::Prefix || self.memory_start == MemoryStart::Noise;
         let problem = "is for vectors in front of the tokens: it needs kind = \"prefix\"";
