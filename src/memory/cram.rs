@@ -14,6 +14,7 @@ use crate::error::{Error, at_least_one, positive, require};
 use crate::model::Writable;
 use crate::support::readback::Readback;
 use crate::support::setters::setters;
+use crate::support::wide;
 
 /// Settings of [`GradMem::cram`].
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -122,7 +123,7 @@ impl<B: Backend, M: Writable<B>, O: LiftedObjective<B, M>> GradMem<B, M, O> {
         let mut fast = detached(&self.start(contexts.len()));
         let mut moments: Vec<_> = fast
             .iter()
-            .map(|x| [x.zeros_like(), x.zeros_like()])
+            .map(|x| [(); 2].map(|()| wide(x.zeros_like())))
             .collect();
         let mut found: Vec<Crammed> = Vec::new();
         let shape = [contexts.len(), 1, 1];
@@ -145,6 +146,8 @@ impl<B: Backend, M: Writable<B>, O: LiftedObjective<B, M>> GradMem<B, M, O> {
             let (_, gradients) = model.gradients(fast.clone(), piece);
             let [first, second] = BETAS.map(|beta| 1.0 - beta.powi(step as i32 + 1));
             for ((x, moments), gradient) in fast.iter_mut().zip(&mut moments).zip(gradients) {
+                // In f16 ε would be zero, and so would the squares of small gradients.
+                let gradient = wide(gradient);
                 let [mean, square] = moments.clone();
                 let mean = mean * BETAS[0] + gradient.clone() * (1.0 - BETAS[0]);
                 let square = square * BETAS[1] + gradient.square() * (1.0 - BETAS[1]);
@@ -153,7 +156,8 @@ impl<B: Backend, M: Writable<B>, O: LiftedObjective<B, M>> GradMem<B, M, O> {
                     .mul_scalar(1.0 / second)
                     .sqrt()
                     .add_scalar(EPSILON);
-                let moved = x.clone() - mean.clone() / length * (config.lr / first);
+                let step = mean.clone() / length * (config.lr / first);
+                let moved = (wide(x.clone()) - step).cast(x.dtype());
                 let done = done.clone().expand(x.shape());
                 *x = moved.mask_where(done, x.clone());
                 *moments = [mean, square];

@@ -1,8 +1,8 @@
 //! One step of WRITE: the loss, its gradient to the memory, and what the memory becomes.
 
 use burn::module::{AutodiffModule, Module};
+use burn::tensor::Tensor;
 use burn::tensor::backend::{AutodiffBackend, Backend};
-use burn::tensor::{DType, Tensor};
 use gradmem_kernels::Tape;
 
 use super::noise::sample_squares;
@@ -10,8 +10,8 @@ use super::segments::{Reading, Segment};
 use super::{GradMem, GraphLock, LiftedObjective, WriteObjective};
 use crate::model::rows::repeat;
 use crate::model::{CausalLm, Writable};
-use crate::support::is_narrow;
 use crate::support::profile::{Phase, timed};
+use crate::support::{is_narrow, wide};
 
 /// What a step begins with.
 #[derive(Clone)]
@@ -53,6 +53,8 @@ pub(super) struct Step<'a, B: Backend> {
     pub before: &'a [Tensor<B, 3>],
     /// The memory it led to.
     pub after: &'a [Tensor<B, 3>],
+    /// With momentum, what it leaves to the steps behind it in its chunk.
+    pub velocity: &'a [Tensor<B, 3>],
     /// The WRITE loss before it: `[batch]`.
     pub loss: &'a Tensor<B, 1>,
 }
@@ -141,7 +143,7 @@ impl<B: Backend, M: Writable<B>, O: LiftedObjective<B, M>> StepModels<B, M, O> {
             None => gradients,
         };
         let norms = gradients.iter().map(|gradient| {
-            let norm = sample_squares(gradient.clone().detach()).sqrt();
+            let norm = sample_squares(wide(gradient.clone().detach())).sqrt();
             norm.flatten::<2>(1, 2)
         });
         let norms = Tensor::cat(norms.collect(), 1);
@@ -287,11 +289,7 @@ impl<B: Backend, M: CausalLm<B>, O: WriteObjective<B, M>> GradMem<B, M, O> {
         };
         let dtype = gradient.dtype();
         // In f16 the squares of a norm above 255 would be infinite, and the step zero.
-        let wide = match is_narrow(dtype) {
-            true => gradient.clone().cast(DType::F32),
-            false => gradient.clone(),
-        };
-        let squares = sample_squares(wide);
+        let squares = sample_squares(wide(gradient.clone()));
         let within = squares.clone().lower_equal_elem(clip * clip);
         // Where nothing is clipped the root is taken of one, not of a zero whose slope is infinite.
         let norm = squares.mask_fill(within.clone(), 1.0).sqrt();
@@ -330,6 +328,7 @@ pub(super) fn detached<B: Backend>(tensors: &[Tensor<B, 3>]) -> Vec<Tensor<B, 3>
 
 #[cfg(all(test, feature = "flex"))]
 mod tests {
+    use burn::tensor::DType;
     use burn_flex::Flex;
 
     use super::*;

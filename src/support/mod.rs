@@ -1,6 +1,7 @@
 //! What every other module may use: files, the lock of graphs, memory, panics of dependencies, read-backs, where a step's time goes.
 
-use burn::tensor::DType;
+use burn::tensor::backend::Backend;
+use burn::tensor::{DType, Tensor};
 
 pub(crate) mod fs;
 pub(crate) mod graph_lock;
@@ -27,6 +28,14 @@ pub fn counted(count: usize, one: &str) -> String {
 /// Whether sums of squares of this type of 16 bits may be infinite, zero or far off.
 pub(crate) fn is_narrow(dtype: DType) -> bool {
     matches!(dtype, DType::F16 | DType::BF16)
+}
+
+/// The same numbers, in f32 where their type is [narrow](is_narrow).
+pub(crate) fn wide<B: Backend, const D: usize>(x: Tensor<B, D>) -> Tensor<B, D> {
+    match is_narrow(x.dtype()) {
+        true => x.cast(DType::F32),
+        false => x,
+    }
 }
 
 /// SplitMix64's finalizer (Steele, Lea and Flood 2014): numbers that are next to each other become others that are not.

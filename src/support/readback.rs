@@ -5,6 +5,8 @@ use std::cell::Cell;
 use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
 
+use super::wide;
+
 thread_local! {
     static TRANSFERS: Cell<usize> = const { Cell::new(0) };
 }
@@ -38,7 +40,7 @@ impl<B: Backend> Readback<B> {
 
     /// Adds a tensor of any size.
     pub fn push(&mut self, tensor: Tensor<B, 1>) -> Slot {
-        self.tensors.push(tensor.detach());
+        self.tensors.push(wide(tensor.detach()));
         Slot(self.tensors.len() - 1)
     }
 
