@@ -7,7 +7,7 @@
 //! | loss | is | costs |
 //! |---|---|---|
 //! | step alignment | `mean_k (1 − mean_batch cos(u_k, ĝ_k))` | K READs and their gradients to the memory |
-//! | … with its last step | the same with the pair `(∇L_write(M_K), ĝ_K)` in the mean | one more WRITE gradient |
+//! | … with its last step | the same with the pair `(∇L_write(M_K), ĝ_K)` in the mean | one more WRITE gradient, one more READ and its gradient |
 //! | intermediate READ | `Σ_{k<K} w_k L_k`, `w_k` in proportion to `1/(K − k + 1)`, of sum 1 | K − 1 READs |
 //! | memory alignment | `1 − mean_batch cos(M_0 − M_K, ĝ_K)` | a READ and its gradient to the memory |
 //! | STAR | the divergence of READ's answers from `m` and from `m + δ` at the end of each chunk | three READs |
@@ -26,7 +26,7 @@ use crate::error::Error;
 use crate::model::Writable;
 
 /// The losses beside READ's, none of them weighted.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 #[non_exhaustive]
 pub struct Auxiliary<B: Backend> {
     /// The batch mean of the WRITE loss before the last step of a chunk, the mean over a sample's chunks: `[1]`.
@@ -39,18 +39,6 @@ pub struct Auxiliary<B: Backend> {
     pub memory_alignment: Option<Tensor<B, 1>>,
     /// STAR: `[1]`.
     pub star: Option<Tensor<B, 1>>,
-}
-
-impl<B: Backend> Default for Auxiliary<B> {
-    fn default() -> Self {
-        Self {
-            write: None,
-            step_alignment: None,
-            intermediate_read: None,
-            memory_alignment: None,
-            star: None,
-        }
-    }
 }
 
 impl<B: Backend> Auxiliary<B> {

@@ -26,7 +26,7 @@ mod cram;
 mod gate;
 mod gradmem;
 mod inner;
-pub mod kinds;
+pub(crate) mod kinds;
 mod lora;
 mod noise;
 mod objective;

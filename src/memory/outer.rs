@@ -312,22 +312,18 @@ where
     fn path(&self, last: usize, segments: &Segments<B>, episode: &Episode<B>) -> Trajectory<B> {
         let constant = self.clone().no_grad();
         let start = State::at_rest(detached(&constant.start(episode.len())));
-        let mut path = Trajectory {
-            states: vec![start],
-            losses: Vec::new(),
-            norms: Vec::new(),
-        };
-        for n in 0..last {
-            let from = path.states[n].clone();
-            let (memory, velocity) = constant.training_steps(n..n + 1, from, segments, |_| {});
-            path.states.push(State {
-                fast: memory.fast().to_vec(),
-                velocity,
+        let mut states = vec![start.clone()];
+        let (memory, _) = constant.training_steps(0..last, start, segments, |step| {
+            states.push(State {
+                fast: step.after.to_vec(),
+                velocity: step.velocity.to_vec(),
             });
-            path.losses.extend(memory.losses);
-            path.norms.extend(memory.grad_norms);
+        });
+        Trajectory {
+            states,
+            losses: memory.losses,
+            norms: memory.grad_norms,
         }
-        path
     }
 
     /// The last step and READ as one graph: the outer loss, whose gradient is added to `total`, and its gradients to the memories

@@ -148,17 +148,17 @@ impl<B: Backend, M: Writable<B>, O: LiftedObjective<B, M>> GradMem<B, M, O> {
         seen: impl FnMut(Step<'_, B>),
     ) -> (Memory<B>, Vec<Tensor<B, 3>>) {
         let sigma = self.config.memory_noise;
+        let like = start.fast.clone();
+        let sizes: Vec<_> = match sigma > 0.0 {
+            true => detached(&self.start(1)).iter().map(rms).collect(),
+            false => Vec::new(),
+        };
         let beside = |n: usize| {
-            let start = detached(&self.start(1));
-            let noise = noise(
-                &segments.contexts,
-                segments.outer_step,
-                n as u64,
-                &detached(&self.start(segments.contexts.len())),
-            );
-            let noise = noise.into_iter().zip(&start);
+            let contexts = &segments.contexts;
+            let noise = noise(contexts, segments.outer_step, n as u64, &like);
+            let noise = noise.into_iter().zip(&sizes);
             noise
-                .map(|(noise, start)| noise * rms(start).mul_scalar(sigma))
+                .map(|(noise, size)| noise * size.clone().mul_scalar(sigma))
                 .collect()
         };
         let beside = |n: usize| (sigma > 0.0).then(|| beside(n));
@@ -193,10 +193,14 @@ impl<B: Backend, M: Writable<B>, O: LiftedObjective<B, M>> GradMem<B, M, O> {
                 ..segments.reading(n / self.config.write_steps)
             };
             let (loss, norm, after) = models.step(self, reading, fast.clone(), order);
+            if models.taken == self.config.write_steps {
+                models.velocity.clear();
+            }
             seen(Step {
                 n,
                 before: &fast,
                 after: &after,
+                velocity: &models.velocity,
                 loss: &loss,
             });
             fast = after;
@@ -210,11 +214,7 @@ impl<B: Backend, M: Writable<B>, O: LiftedObjective<B, M>> GradMem<B, M, O> {
             parts.push(fast);
         }
         let memory = Memory::from_parts(parts, Some(segments.counts.clone()));
-        let velocity = match models.taken == self.config.write_steps {
-            true => Vec::new(),
-            false => models.velocity,
-        };
-        (memory.after(losses, grad_norms), velocity)
+        (memory.after(losses, grad_norms), models.velocity)
     }
 
     /// The same with WRITE's adapters added to the model's weights.

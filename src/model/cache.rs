@@ -12,14 +12,14 @@ use super::rows::{indices, repeat, select};
 
 /// What a model keeps of a sequence: attention the keys and values, Mamba the inputs of its convolution and
 /// its state. Clones of a cache can be continued independently.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Cache<B: Backend> {
     len: usize,
     layers: Vec<LayerCache<B>>,
 }
 
 /// One layer's part of a [`Cache`].
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct LayerCache<B: Backend> {
     /// What the layer keeps of what it has read: two tensors whose first dimension is the batch; `None` before the
     /// first token.
@@ -198,26 +198,6 @@ pub(crate) fn has_adapters<B: Backend, const N: usize>(
 ) -> bool {
     let has = |module| past.is_some_and(|past| past.adapter(module).is_some());
     modules.into_iter().any(has)
-}
-
-impl<B: Backend> Default for Cache<B> {
-    fn default() -> Self {
-        Self {
-            len: 0,
-            layers: Vec::new(),
-        }
-    }
-}
-
-impl<B: Backend> Default for LayerCache<B> {
-    fn default() -> Self {
-        Self {
-            kept: None,
-            adapters: Vec::new(),
-            associative: None,
-            memory_rows: None,
-        }
-    }
 }
 
 impl<B: LayerBackend> LayerCache<B> {

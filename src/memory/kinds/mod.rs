@@ -26,6 +26,7 @@ pub use keys_values::KeysValues;
 pub use prefix::Prefix;
 pub(crate) use prefix::{check_room, control_tokens};
 pub use value::Memory;
+use value::cat;
 pub(crate) use value::{Layout, check_indices};
 
 use crate::episode::Tokens;
@@ -115,7 +116,7 @@ pub(crate) fn read<B: Backend, M: CausalLm<B>>(
     match memory.groups().as_slice() {
         [(chunks, _)] if times == 1 => {
             let embeds = (queries.width() > 0).then(|| model.embed(queries.ids()));
-            let fast = joined(kind, &memory.parts()[..*chunks]);
+            let fast = kind.join(&memory.parts()[..*chunks]);
             let hidden = kind.hidden(model, &fast, embeds);
             hidden.ok_or_else(|| Error::Input(NOTHING_BEFORE.into()))
         }
@@ -131,25 +132,15 @@ pub(crate) fn reader<'a, B: Backend, M: CausalLm<B>>(
 ) -> Result<Reader<'a, B, M>, Error> {
     let groups = memory.groups();
     if let [(chunks, _)] = groups.as_slice() {
-        return kind.reader(model, &joined(kind, &memory.parts()[..*chunks]));
+        return kind.reader(model, &kind.join(&memory.parts()[..*chunks]));
     }
     let parts = groups.into_iter().map(|(_, samples)| {
         let some = memory.select(&samples)?;
-        let reader = kind.reader(model, &joined(kind, some.parts()))?;
+        let reader = kind.reader(model, &kind.join(some.parts()))?;
         Ok((samples, reader))
     });
     let parts = parts.collect::<Result<Vec<_>, Error>>()?;
     Ok(Reader::of_parts(model, parts))
-}
-
-fn joined<B: Backend, M: CausalLm<B>>(
-    kind: &dyn Attach<B, M>,
-    parts: &[Vec<Tensor<B, 3>>],
-) -> Vec<Tensor<B, 3>> {
-    match parts {
-        [only] => only.clone(),
-        several => kind.join(several),
-    }
 }
 
 /// The matrices of several chunks, each along its own dimension.
@@ -160,7 +151,7 @@ fn side_by_side<B: Backend>(
     let matrices = 0..parts.first().map_or(0, Vec::len);
     let joined = matrices.map(|at| {
         let each = parts.iter().map(|part| part[at].clone());
-        Tensor::cat(each.collect(), dim(at))
+        cat(each.collect(), dim(at))
     });
     joined.collect()
 }

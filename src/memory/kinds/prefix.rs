@@ -2,6 +2,7 @@ use burn::module::Param;
 use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
 
+use super::value::cat;
 use super::{Attach, Attached, side_by_side};
 use crate::error::{Error, require};
 use crate::model::CausalLm;
@@ -55,11 +56,7 @@ impl<B: Backend> Prefix<'_, B> {
             control.val().unsqueeze::<3>().expand([batch, n, d])
         };
         let parts = [self.start.map(each), Some(vectors), self.end.map(each)];
-        let mut parts: Vec<_> = parts.into_iter().flatten().collect();
-        match parts.len() {
-            1 => parts.remove(0),
-            _ => Tensor::cat(parts, 1),
-        }
+        cat(parts.into_iter().flatten().collect(), 1)
     }
 }
 

@@ -335,7 +335,10 @@ fn at_each_step<B: Backend, const D: usize>(lists: Vec<&[Tensor<B, D>]>) -> Vec<
     (0..steps).map(at).collect()
 }
 
-fn cat<B: Backend, const D: usize>(mut tensors: Vec<Tensor<B, D>>, dim: usize) -> Tensor<B, D> {
+pub(super) fn cat<B: Backend, const D: usize>(
+    mut tensors: Vec<Tensor<B, D>>,
+    dim: usize,
+) -> Tensor<B, D> {
     match tensors.len() {
         1 => tensors.remove(0),
         _ => Tensor::cat(tensors, dim),
