@@ -5,6 +5,8 @@ use std::fs::File;
 use std::io::{BufReader, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
+use sha2::{Digest, Sha256};
+
 use super::sentences::SentenceSplitter;
 use super::source::BOM;
 use crate::error::{Error, require};
@@ -38,6 +40,8 @@ struct Section {
     starts: Vec<u64>,
     /// Byte offset of the end of the last one.
     end: u64,
+    /// A hash of the whole file.
+    print: [u8; 32],
 }
 
 impl Corpus {
@@ -83,6 +87,11 @@ impl Corpus {
         let kept: Vec<_> = kept.filter(|s| !theirs.contains(&real(&s.path))).collect();
         let left_out = all - kept.len();
         ((!kept.is_empty()).then(|| Self::of(kept)), left_out)
+    }
+
+    /// A hash of each file, in order.
+    pub(super) fn prints(&self) -> impl Iterator<Item = &[u8; 32]> {
+        self.sections.iter().map(|section| &section.print)
     }
 
     /// Number of sentences.
@@ -157,6 +166,7 @@ impl Section {
         let mut gap = false;
         // Bytes that were read but not yet split; they begin at byte `at` of the file.
         let (mut bytes, mut at) = (Vec::new(), 0_u64);
+        let mut print = Sha256::new();
         loop {
             let mut block = file.by_ref().take(BLOCK as u64);
             let read = block.read_to_end(&mut bytes);
@@ -171,6 +181,7 @@ impl Section {
                 }
             };
             let text = std::str::from_utf8(&bytes[..valid]).unwrap_or_default();
+            print.update(text);
             for (within, c) in text.char_indices() {
                 let is_bom = at == 0 && within == 0 && c == BOM;
                 let here = at + within as u64;
@@ -196,6 +207,7 @@ impl Section {
             len: at,
             starts,
             end: at,
+            print: print.finalize().into(),
         })
     }
 

@@ -120,6 +120,10 @@ impl<'a> Inspection<'a> {
         }
     }
 
+    pub fn add_bytes(&mut self, bytes: &[u8]) {
+        self.print.update(bytes);
+    }
+
     fn add_length(&mut self, length: usize) {
         self.print.update((length as u64).to_le_bytes());
     }
@@ -289,6 +293,7 @@ impl Task {
                 let name = split.of("training", "held-out");
                 return Err(Error::Input(format!("there are no {name} samples")));
             }
+            seen.add_length(samples.len());
             for index in 0..samples.len().min(most) {
                 let Some(sample) = samples.get(index) else {
                     break;

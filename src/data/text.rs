@@ -125,6 +125,10 @@ impl TextConfig {
             None => tokens.make(|| sentences(&train))?,
         };
         let tokenizer = Arc::new(tokenizer);
+        let mut seen = Inspection::new(&tokenizer);
+        for print in train.prints().chain(valid.prints()) {
+            seen.add_bytes(print);
+        }
         let samples = |corpus, split| -> Samples {
             Arc::new(TextSamples {
                 corpus,
@@ -146,8 +150,7 @@ impl TextConfig {
                 self.valid_samples
             );
         }
-        // Finds a corpus that is too short now, and hashes some samples so that a changed corpus is noticed.
-        let mut seen = Inspection::new(&tokenizer);
+        // Finds a corpus that is too short now, and hashes some samples: other settings make others of the same files.
         for (samples, count, split) in [(&train, 20, Split::Train), (&valid, 200, Split::Valid)] {
             for sample in (0..count).map_while(|index| samples.get(index)) {
                 seen.add(&sample?, split);

@@ -33,6 +33,8 @@ pub struct Trained<B: Backend> {
     path: PathBuf,
     /// Whether the data are others than the run's.
     elsewhere: bool,
+    /// The run's own data, if the others are of its training file: they are apart only while that is what it was.
+    own_data: Option<DataConfig>,
 }
 
 impl<B: KernelBackend> Trained<B> {
@@ -54,6 +56,14 @@ impl<B: KernelBackend> Trained<B> {
                 folder.path().display()
             );
         }
+        if let (Some(step), Some(best)) = (folder.kept_step(), folder.best_step())
+            && step != best
+        {
+            log::warn!(
+                "{}: its best weights, which are taken, are those of step {best}",
+                folder.path().display()
+            );
+        }
         let settings = config.method_config();
         let blank = match &config.base {
             Some(base) if config.keeps_model_elsewhere() => {
@@ -72,6 +82,7 @@ impl<B: KernelBackend> Trained<B> {
             weights,
             path: folder.path().into(),
             elsewhere: false,
+            own_data: None,
         })
     }
 
@@ -86,16 +97,19 @@ impl<B: KernelBackend> Trained<B> {
         if let (Some((key, own, file)), Some((_, given, other))) =
             (held_out(&self.config.data), held_out(&data))
             && file == other
-            && given > own
         {
-            let named = match key {
-                "valid_share" => "valid_path",
-                _ => "valid_file",
-            };
-            let problem = format!(
-                "the run held out {own} and was trained on the rest: name other samples by data.{named}"
-            );
-            return Err(Error::config(format!("data.{key}"), given, problem));
+            if given > own {
+                let named = match key {
+                    "valid_share" => "valid_path",
+                    _ => "valid_file",
+                };
+                let problem = format!(
+                    "the run held out {own} and was trained on the rest: name other samples by data.{named}"
+                );
+                return Err(Error::config(format!("data.{key}"), given, problem));
+            }
+            self.own_data
+                .get_or_insert_with(|| self.config.data.clone());
         }
         self.config.data = data;
         self.elsewhere = true;
@@ -136,7 +150,14 @@ impl<B: KernelBackend> Trained<B> {
         } = &self.config;
         for (key, path) in data.files() {
             if path.is_relative() && !path.exists() {
-                let problem = "there is no such file from here; the paths of a run are from the folder in which it began";
+                let problem = match self.elsewhere && key == "train_file" {
+                    true => {
+                        "there is no such file from here, and held-out samples are compared with it: name where it is by data.train_file too"
+                    }
+                    false => {
+                        "there is no such file from here; the paths of a run are from the folder in which it began"
+                    }
+                };
                 return Err(Error::config(
                     format!("data.{key}"),
                     path.display(),
@@ -144,11 +165,18 @@ impl<B: KernelBackend> Trained<B> {
                 ));
             }
         }
-        let task = data.open(tokens, train.seed, Some(self.tokenizer.clone()))?;
-        match &task.fingerprint {
-            _ if self.elsewhere => self.config.check_lengths(&task.lengths)?,
-            Some(print) => RunFolder::open(&self.path)?.check_own_data(print)?,
-            None => (),
+        let open = |data: &DataConfig| data.open(tokens, train.seed, Some(self.tokenizer.clone()));
+        let task = open(data)?;
+        let own = match &self.own_data {
+            Some(own) => open(own)?.fingerprint,
+            None if self.elsewhere => None,
+            None => task.fingerprint.clone(),
+        };
+        if let Some(print) = own {
+            RunFolder::open(&self.path)?.check_own_data(&print)?;
+        }
+        if self.elsewhere {
+            self.config.check_lengths(&task.lengths)?;
         }
         Ok(task)
     }
