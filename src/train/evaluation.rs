@@ -234,12 +234,12 @@ impl<B: KernelBackend> Trained<B> {
                 scores.add(Measure::ReadLoss, loss * labels as f64, labels);
                 hits.iter().for_each(|hits| hits.add_to(scores));
                 // What is non-finite shows in the mean.
-                let (losses, norms): (Vec<_>, Vec<_>) = steps.iter().take(place.k).copied().unzip();
-                write_scores([&losses, &norms], None, &values, scores).ok();
-                if let (Some(before), 1..) = (before, place.k) {
-                    let losses = values.of(before);
-                    scores.add(Measure::WriteLossBefore, losses.iter().sum(), losses.len());
-                }
+                let taken = match before {
+                    Some(_) => place.steps.iter(),
+                    None => steps[..place.k].iter(),
+                };
+                let (losses, norms): (Vec<_>, Vec<_>) = taken.copied().unzip();
+                write_scores([&losses, &norms], before, &values, scores).ok();
                 let written = place.reconstruction.add_to(&values, place.k == 0, scores);
                 if written.is_err() {
                     scores.add(Measure::WriteLossAfter, f64::NAN, batch.len());
@@ -371,7 +371,7 @@ struct Trajectory<B: KernelBackend> {
     readback: Readback<B>,
     /// The losses before each step, and the norms of its gradients.
     steps: Vec<(Slot, Slot)>,
-    /// The losses at M_0, if contexts are in several chunks: then there are no steps of the whole.
+    /// The losses at M_0, if contexts are in several chunks: then each place has steps of its own.
     before: Option<Slot>,
     /// Where the answers were looked at.
     places: Vec<Place>,
@@ -380,6 +380,8 @@ struct Trajectory<B: KernelBackend> {
 /// The answers from M_k.
 struct Place {
     k: usize,
+    /// If contexts are in several chunks, the losses before each step that led here, and the norms of its gradients.
+    steps: Vec<(Slot, Slot)>,
     read_loss: Slot,
     hits: PendingHits,
     reconstruction: PendingReconstruction,
@@ -406,15 +408,20 @@ fn path_of<B: KernelBackend>(
         // With several chunks no memory is on the way to the next one.
         let memory = match in_chunks && k > 0 {
             false => memories.next(),
-            true if wanted(k) => Some(gradmem.clone().with_write_steps(k).write(contexts)?),
+            true if wanted(k) => Some(gradmem.clone().with_write_steps(k)?.write(contexts)?),
             true => None,
         };
         let Some(memory) = memory else { continue };
         let readback = &mut path.readback;
+        let mut steps = Vec::new();
         if in_chunks {
             if k == 0 {
                 path.before = Some(readback.push(gradmem.start_loss(None, contexts)?));
             }
+            let taken = memory.losses.iter().zip(memory.inner_norms());
+            let taken =
+                taken.map(|(loss, norm)| (readback.push(loss.clone()), readback.push(norm)));
+            steps = taken.collect();
         } else if let (Some(loss), Some(norm)) = (memory.losses.last(), memory.inner_norms().pop())
         {
             let step = (readback.push(loss.clone()), readback.push(norm));
@@ -426,6 +433,7 @@ fn path_of<B: KernelBackend>(
             let written = gradmem.reconstruction(&memory, episode.contexts())?;
             path.places.push(Place {
                 k,
+                steps,
                 read_loss: readback.push(read_loss),
                 hits: hits.pend(readback),
                 reconstruction: PendingReconstruction::new(written, readback),

@@ -279,9 +279,12 @@ where
         since >= patience
     }
 
-    /// Whether the curriculum's next version of the task is due.
+    /// Whether the curriculum's next version of the task is due: not behind the last step where no evaluation is due otherwise, or a
+    /// training that is given more steps would differ from one that had them at once.
     fn may_advance(&self) -> bool {
-        !self.is_last_stage() && self.has(self.strategy.config.curriculum_value)
+        let config = &self.strategy.config;
+        let due = self.state.step.is_multiple_of(config.eval_every);
+        due && !self.is_last_stage() && self.has(config.curriculum_value)
     }
 
     fn is_last_stage(&self) -> bool {
