@@ -135,11 +135,15 @@ impl Run {
         self.last_stage().find(reached).map(|point| point.step)
     }
 
-    /// K in training; none for a method without WRITE.
+    /// K in training; none for a method without WRITE, or with random numbers of steps.
     pub fn write_steps(&self) -> Option<usize> {
         use crate::method::MethodName;
         match self.config.method {
-            MethodName::GradMem => Some(self.config.memory.write_steps),
+            // There is none where they are random.
+            MethodName::GradMem => match self.config.memory.random_write_steps {
+                Some(_) => None,
+                None => Some(self.config.memory.write_steps),
+            },
             MethodName::Rmt => Some(self.config.rmt.write_steps),
             MethodName::Armt => Some(1),
             MethodName::InContext => None,

@@ -32,7 +32,10 @@ impl Table {
     /// As Markdown, with the title in bold above it.
     pub fn markdown(&self) -> String {
         let line = |cells: &[String]| {
-            let cells: Vec<_> = cells.iter().map(|cell| cell.replace('|', "\\|")).collect();
+            let cells: Vec<_> = cells
+                .iter()
+                .map(|cell| cell.replace('|', "\\|").replace(['\r', '\n'], " "))
+                .collect();
             format!("| {} |\n", cells.join(" | "))
         };
         let rule: Vec<_> = (0..self.head.len())

@@ -11,6 +11,8 @@ use super::plot::{Item, Panel, Plot, Symbol};
 use super::run::Run;
 use super::style::{MethodColor, Style};
 use crate::error::Error;
+use crate::kernels::Precision;
+use crate::support::counted;
 use crate::train::metrics::Measure;
 
 /// The setting that evaluation varies.
@@ -91,7 +93,8 @@ pub fn by_evaluated(report: &Report) -> Result<Option<Figure>, Error> {
         name: "write-steps".into(),
         title: format!("{} against K in evaluation", measure.name()),
         caption: format!(
-            "One line for each run; the ring is at the K it was trained with.{}{}",
+            "One line for each run, of {}; the ring is at the K it was trained with.{}{}",
+            evaluated_on(report),
             if adaptive { star } else { "" },
             if without_write { horizontal } else { "" }
         ),
@@ -102,6 +105,22 @@ pub fn by_evaluated(report: &Report) -> Result<Option<Figure>, Error> {
         }
         .draw()?,
     }))
+}
+
+/// How many contexts the evaluations are of, and what products were computed in where that is not f32.
+fn evaluated_on(report: &Report) -> String {
+    let runs = report.groups.iter().flat_map(|group| &group.runs);
+    let evaluations = runs.filter_map(|run| run.eval.as_ref());
+    let each = evaluations.map(|eval| match eval.precision {
+        Precision::F32 => counted(eval.samples, "context"),
+        narrow => format!(
+            "{} in {}",
+            counted(eval.samples, "context"),
+            narrow.as_str()
+        ),
+    });
+    let each: BTreeSet<String> = each.collect();
+    each.into_iter().collect::<Vec<_>>().join(" or ")
 }
 
 /// Adds a run's evaluation to a panel: a line with symbols on it, or, for a method without WRITE, a horizontal

@@ -245,7 +245,7 @@ fn is_left_out_of_normalized(tokenizer: &Tokenizer, text: &str) -> bool {
 }
 
 /// The token for what is not in the vocabulary: the one that the tokenizer's model names, or one of a usual name.
-pub(crate) fn unknown(tokenizer: &Tokenizer) -> Option<u32> {
+pub fn unknown(tokenizer: &Tokenizer) -> Option<u32> {
     let named = match tokenizer.get_model() {
         ModelWrapper::BPE(model) => model.unk_token.as_deref(),
         ModelWrapper::WordLevel(model) => Some(model.unk_token.as_str()),

@@ -91,6 +91,9 @@ impl Drop for Dashboard {
     }
 }
 
+/// What burn-train panics with when the key k is pressed.
+const KILLED: &str = "Killing training from user input";
+
 /// Whether the dashboard's thread has panicked.
 static PANICKED: AtomicBool = AtomicBool::new(false);
 
@@ -109,8 +112,9 @@ fn hold_panics() {
     ONCE.call_once(|| {
         let hook = std::panic::take_hook();
         std::panic::set_hook(Box::new(move |info| {
-            // As burn-train names it. Other hooks may end the process.
-            if std::thread::current().name() == Some("train-renderer") {
+            // As burn-train names it. Other hooks may end the process, as the program's does where the key k is pressed.
+            let is_dashboard = std::thread::current().name() == Some("train-renderer");
+            if is_dashboard && !info.to_string().contains(KILLED) {
                 log::error!("the dashboard ended: {info}");
                 PANICKED.store(true, Ordering::Release);
                 loop {

@@ -16,6 +16,7 @@ use crate::episode::Tokens;
 use crate::error::{Error, at_least_one};
 use crate::memory::{GradMem, StepSize, best_step_size};
 use crate::model::AnyLm;
+use crate::support::counted;
 
 /// Contexts that are searched on unless another number is asked for.
 pub const SAMPLES: usize = 16;
@@ -79,8 +80,12 @@ impl fmt::Display for Tuning {
         };
         write!(
             f,
-            "WRITE's step size: {}; WRITE loss of {} training contexts {:.3} → {:.3} after {} steps",
-            best.write_lr, self.samples, self.before, best.loss, self.write_steps
+            "WRITE's step size: {}; WRITE loss of {} training contexts {:.3} → {:.3} after {}",
+            best.write_lr,
+            self.samples,
+            self.before,
+            best.loss,
+            counted(self.write_steps, "step")
         )?;
         let at = self
             .curve

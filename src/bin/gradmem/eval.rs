@@ -14,7 +14,7 @@ use gradmem::train::config::RunConfig;
 use gradmem::train::evaluation::{EvalOptions, Evaluation, Row};
 use gradmem::train::metrics::Measure;
 
-use crate::args::{Backend, by_options, parse_numbers};
+use crate::args::{Backend, at_least_one, by_options, parse_numbers};
 use crate::backend::{Job, dispatch};
 use crate::files::check_writable;
 use crate::output::{format_answer, format_measure, say, shown_path};
@@ -76,12 +76,10 @@ const EXAMPLES: usize = 6;
 pub fn run(args: Args) -> Result<ExitCode, Error> {
     let steps = args.write_steps.as_deref();
     let steps = steps.map(|text| parse_numbers("--write-steps", text, MOST_STEPS as u64));
-    if args.samples == Some(0) {
-        return Err(Error::Input("--samples must be at least 1".into()));
-    }
-    if args.adaptive == Some(0) {
-        return Err(Error::Input("--adaptive must be at least 1".into()));
-    }
+    at_least_one(&[
+        ("--samples", args.samples.unwrap_or(1)),
+        ("--adaptive", args.adaptive.unwrap_or(1)),
+    ])?;
     // A link to nothing is something, too.
     let is_there = |file: &&PathBuf| file.symlink_metadata().is_ok();
     if let Some(file) = args.answers.as_ref().filter(is_there) {

@@ -14,7 +14,7 @@ use serde_json::json;
 
 use crate::args::{Backend, OptionalModelFolder};
 use crate::backend::{Job, dispatch};
-use crate::input::{in_file, read_texts};
+use crate::input::read_texts;
 use crate::memories::{describe, dtype, shown_name};
 use crate::model::Model;
 use crate::output::{say, shown};
@@ -147,9 +147,8 @@ impl Job for InspectJob {
         let memories = gradmem.files().unpack(file)?;
         let contexts = read_texts(&self.contexts)?;
         let against = |at: usize, context: &str| {
-            let path = &self.contexts[at];
-            let ids = model.encode_context(context);
-            let tokens = Tokens::new(&[ids.map_err(|e| in_file(path, e))?], device)?;
+            let ids = model.encode_file(&self.contexts[at], context)?;
+            let tokens = Tokens::new(&[ids], device)?;
             let found = gradmem.reconstruction(&memories.select(&[at])?, &tokens)?;
             Ok::<_, Error>(Comparison {
                 same: file.samples[at].is_of(context),

@@ -15,6 +15,7 @@ use gradmem::tokenizer::{self, Tokenizer};
 use gradmem::train::{Trained, open_method};
 
 use crate::args::{Sampling, by_options};
+use crate::input::in_file;
 
 /// A method in a folder, if it is GradMem, for a subcommand that needs it.
 pub fn gradmem_of<'a, B: KernelBackend>(
@@ -124,6 +125,11 @@ impl<B: KernelBackend> Model<B> {
         }
     }
 
+    /// The token ids of a context to write, the text of a file, which an error names.
+    pub fn encode_file(&self, path: &Path, context: &str) -> Result<Vec<u32>, Error> {
+        self.encode_context(context).map_err(|e| in_file(path, e))
+    }
+
     /// The token ids of a context to write.
     ///
     /// # Errors
@@ -182,8 +188,8 @@ pub enum Specials {
 }
 
 /// The token ids of a text, with a warning of those for what is not in the vocabulary.
-fn known(tokenizer: &TextTokenizer, ids: Vec<u32>) -> Vec<u32> {
-    let unknown = ids.iter().filter(|id| tokenizer.is_unknown(**id)).count();
+fn known(is_unknown: impl Fn(u32) -> bool, ids: Vec<u32>) -> Vec<u32> {
+    let unknown = ids.iter().filter(|id| is_unknown(**id)).count();
     if unknown > 0 {
         log::warn!(
             "{unknown} of {} tokens are not in the vocabulary: the model knows nothing of them",
@@ -197,9 +203,14 @@ impl Text {
     /// The token ids of a text. A run's tokenizer has no special tokens to add.
     pub fn encode(&self, text: &str, specials: Specials) -> Result<Vec<u32>, Error> {
         match self {
-            Self::Task(tokenizer, _) => Ok(known(tokenizer, tokenizer.encode(text)?)),
+            Self::Task(tokenizer, _) => Ok(known(
+                |id| tokenizer.is_unknown(id),
+                tokenizer.encode(text)?,
+            )),
             Self::Any { tokenizer, .. } => {
-                tokenizer::encode(tokenizer, text, specials == Specials::With)
+                let unknown = tokenizer::unknown(tokenizer);
+                let ids = tokenizer::encode(tokenizer, text, specials == Specials::With)?;
+                Ok(known(|id| Some(id) == unknown, ids))
             }
         }
     }
@@ -223,7 +234,7 @@ impl Text {
                     Part::Context => tokenizer.encode(&formed)?,
                     Part::Question => tokenizer.encode_query(&formed)?,
                 };
-                Ok(known(tokenizer, ids))
+                Ok(known(|id| tokenizer.is_unknown(id), ids))
             }
             Self::Any { in_context, .. } => {
                 let specials = match (part, in_context) {

@@ -13,9 +13,9 @@ use gradmem::support::counted;
 use gradmem::train::Trained;
 use gradmem::train::tune::{SAMPLES, Tuning};
 
-use crate::args::Backend;
+use crate::args::{Backend, at_least_one};
 use crate::backend::{Job, dispatch};
-use crate::input::{in_file, read_texts};
+use crate::input::read_texts;
 use crate::model::{Model, gradmem_of, with_write_steps};
 use crate::output::say;
 
@@ -53,12 +53,10 @@ pub struct Args {
 }
 
 pub fn run(args: Args) -> Result<ExitCode, Error> {
-    if args.samples == 0 {
-        return Err(Error::Input("--samples must be at least 1".into()));
-    }
-    if args.write_steps == Some(0) {
-        return Err(Error::Input("--write-steps must be at least 1".into()));
-    }
+    at_least_one(&[
+        ("--samples", args.samples),
+        ("--write-steps", args.write_steps.unwrap_or(1)),
+    ])?;
     if let Some(bad) = args
         .write_lr
         .iter()
@@ -125,13 +123,10 @@ impl Args {
                 self.folder.display()
             )));
         }
-        gradmem_of(&model.method, &self.folder, "tune")?;
         model.method = self.with_steps(model.method)?;
         let texts = read_texts(&self.context)?;
-        let contexts = self.context.iter().zip(&texts).map(|(path, text)| {
-            let ids = model.encode_context(text);
-            ids.map_err(|e| in_file(path, e))
-        });
+        let contexts = self.context.iter().zip(&texts);
+        let contexts = contexts.map(|(path, text)| model.encode_file(path, text));
         let contexts = Tokens::new(&contexts.collect::<Result<Vec<_>, _>>()?, device)?;
         let gradmem = gradmem_of(&model.method, &self.folder, "tune")?;
         Tuning::new(gradmem, &[contexts], sizes)
@@ -211,7 +206,10 @@ fn print_table(found: &Tuning) {
         );
     }
     match best {
-        Some(best) => say!("memory.write_lr={}", plain(best.write_lr)),
+        Some(best) if best.loss < found.before => {
+            say!("memory.write_lr={}", plain(best.write_lr));
+        }
+        Some(_) => say!("no size lowers the WRITE loss"),
         None => say!("WRITE is non-finite at every one of these sizes"),
     }
 }

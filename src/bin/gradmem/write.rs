@@ -14,10 +14,10 @@ use gradmem::model::cache_bytes;
 use gradmem::support::counted;
 use indicatif::{ProgressBar, ProgressState, ProgressStyle};
 
-use crate::args::{Backend, ModelFolder, by_options};
+use crate::args::{Backend, ModelFolder, at_least_one, by_options};
 use crate::backend::{Job, dispatch};
 use crate::files::check_writable;
-use crate::input::{in_file, read_texts};
+use crate::input::read_texts;
 use crate::memories::describe;
 use crate::model::{Model, with_write_steps};
 use crate::output::say;
@@ -101,9 +101,7 @@ enum Optimizer {
 }
 
 pub fn run(args: Args) -> Result<ExitCode, Error> {
-    if args.batch == 0 {
-        return Err(Error::Input("--batch must be at least 1".into()));
-    }
+    at_least_one(&[("--batch", args.batch)])?;
     args.check_optimizer()?;
     if args
         .name
@@ -127,6 +125,11 @@ pub fn run(args: Args) -> Result<ExitCode, Error> {
     if args.name.is_some() && args.contexts.len() > 1 {
         return Err(Error::Input(
             "--name is for one text: several are named after their files".into(),
+        ));
+    }
+    if args.append && args.write_steps == Some(0) {
+        return Err(Error::Input(
+            "--write-steps 0 with --append would write nothing".into(),
         ));
     }
     args.check_output()?;
@@ -155,10 +158,8 @@ impl Job for Args {
             let with_vectors = model.with_vectors(memory_tokens, device);
             model = with_vectors.map_err(|e| by_options(e, &options))?;
         }
-        let contexts = self.contexts.iter().zip(&texts).map(|(path, text)| {
-            let ids = model.encode_context(text);
-            ids.map_err(|e| in_file(path, e))
-        });
+        let contexts = self.contexts.iter().zip(&texts);
+        let contexts = contexts.map(|(path, text)| model.encode_file(path, text));
         let contexts = contexts.collect::<Result<Vec<_>, _>>()?;
 
         // Until the file is saved: another program that writes on it waits.
@@ -295,7 +296,15 @@ impl Args {
             false => Err(Error::file(
                 &self.output,
                 format!(
-                    "has {memories} memories, but {texts} texts are to be written on: one to each"
+                    "has {}, but {} to be written on: one to each",
+                    match memories {
+                        1 => "1 memory".into(),
+                        _ => format!("{memories} memories"),
+                    },
+                    match texts {
+                        1 => "1 text is".into(),
+                        _ => format!("{texts} texts are"),
+                    }
                 ),
             )),
         }

@@ -179,24 +179,30 @@ fn run_in(args: &Args, world: &Arc<dyn World>) -> Result<ExitCode, Error> {
 }
 
 impl Args {
+    /// The options that are short for a setting: option, setting, and the value that is given.
+    fn short_for(&self) -> [(&'static str, &'static str, Option<String>); 4] {
+        let micro_batch = self.micro_batch.map(|n| n.to_string());
+        let precision = self.precision.map(|x| x.as_str().to_string());
+        // As a text of TOML, whatever the path is made of.
+        let text = |path: &PathBuf| toml::Value::String(path.display().to_string()).to_string();
+        let from = self.from.as_ref().map(text);
+        [
+            ("--from", "model.from", from),
+            ("--micro-batch", "train.micro_batch", micro_batch),
+            (
+                "--meta-gradient",
+                "train.meta_gradient",
+                self.meta_gradient.clone(),
+            ),
+            ("--precision", "train.precision", precision),
+        ]
+    }
+
     /// The overrides, with the options that are short for one.
     fn all_overrides(&self) -> Vec<String> {
-        let micro_batch = self.micro_batch.map(|n| format!("train.micro_batch={n}"));
-        let strategy = self.meta_gradient.as_ref();
-        let strategy = strategy.map(|name| format!("train.meta_gradient={name}"));
-        let precision = self.precision.as_ref();
-        let precision = precision.map(|x| format!("train.precision={}", x.as_str()));
-        // As a text of TOML, whatever the path is made of.
-        let text = |path: &PathBuf| toml::Value::String(path.display().to_string());
-        let from = self.from.as_ref().map(text);
-        let from = from.map(|text| format!("model.from={text}"));
-        let overrides = self.overrides.iter().cloned();
-        overrides
-            .chain(micro_batch)
-            .chain(strategy)
-            .chain(precision)
-            .chain(from)
-            .collect()
+        let short = self.short_for().into_iter();
+        let short = short.filter_map(|(_, key, value)| Some(format!("{key}={}", value?)));
+        self.overrides.iter().cloned().chain(short).collect()
     }
 
     /// Fails on a folder whose path a run's settings, a text, cannot hold.
@@ -212,22 +218,11 @@ impl Args {
 
     /// Fails where an option and a setting say the same: one of them would have no effect.
     fn check_said_once(&self) -> Result<(), Error> {
-        for (option, key, is_given) in [
-            ("--seeds", "train.seed", self.seeds.is_some()),
-            ("--from", "model.from", self.from.is_some()),
-            (
-                "--micro-batch",
-                "train.micro_batch",
-                self.micro_batch.is_some(),
-            ),
-            (
-                "--meta-gradient",
-                "train.meta_gradient",
-                self.meta_gradient.is_some(),
-            ),
-            ("--precision", "train.precision", self.precision.is_some()),
-        ] {
-            if let Some(setting) = self.set(key).filter(|_| is_given) {
+        let seeds = self.seeds.as_ref().map(|_| ("--seeds", "train.seed"));
+        let short = self.short_for().into_iter();
+        let short = short.filter_map(|(option, key, value)| value.map(|_| (option, key)));
+        for (option, key) in short.chain(seeds) {
+            if let Some(setting) = self.set(key) {
                 return Err(Error::Input(format!(
                     "{setting} beside {option}, which sets it: leave one of them out"
                 )));
