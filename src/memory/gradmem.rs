@@ -108,16 +108,7 @@ impl GradMemConfig {
         let objective = objective(&model, &init);
         init.draw_pending(&objective);
         let inner = self.inner(&memory, &init, device);
-        let lora = (self.write_lora_rank > 0).then(|| {
-            Lora::new(
-                &model,
-                self.write_lora_rank,
-                self.write_lora_alpha,
-                &self.write_lora_targets,
-                &mut init,
-                device,
-            )
-        });
+        let write_lora = self.write_lora(&model, &mut init, device)?;
         Ok(GradMem {
             model: match self.freeze_backbone {
                 true => model.map(&mut RequireGrad(false)),
@@ -125,11 +116,24 @@ impl GradMemConfig {
             },
             memory,
             objective,
-            write_lora: lora.transpose()?,
+            write_lora,
             gate: Gate::new(self.gate, d, self.gate_dimensions, &mut init, device),
             inner,
             config: self.clone(),
         })
+    }
+
+    /// The adapters in WRITE, if there are to be any.
+    fn write_lora<B: Backend, M: Module<B>>(
+        &self,
+        model: &M,
+        init: &mut Init,
+        device: &B::Device,
+    ) -> Result<Option<Lora<B>>, Error> {
+        let (rank, alpha) = (self.write_lora_rank, self.write_lora_alpha);
+        let targets = &self.write_lora_targets;
+        let made = (rank > 0).then(|| Lora::new(model, rank, alpha, targets, init, device));
+        made.transpose()
     }
 }
 
@@ -212,6 +216,20 @@ impl<B: Backend, M: Module<B>, O: Module<B>> GradMem<B, M, O> {
             (fresh, _) => fresh,
         };
         self
+    }
+
+    /// With the adapters in WRITE that `config` asks for, drawn by a seed, where these weights have none: they change nothing at first.
+    #[cfg(feature = "train")]
+    pub(crate) fn with_write_lora(
+        mut self,
+        config: &GradMemConfig,
+        seed: u64,
+    ) -> Result<Self, Error> {
+        if self.write_lora.is_none() {
+            let device = self.memory.device();
+            self.write_lora = config.write_lora(&self.model, &mut Init::new(seed), &device)?;
+        }
+        Ok(self)
     }
 
     /// The same weights with another WRITE step size.

@@ -393,7 +393,8 @@ fn begun_from<B: KernelBackend>(
                     from.display()
                 );
             }
-            AnyMethod::GradMem(gradmem.with_first_tokens(tokens).with_inner(ours))
+            let gradmem = gradmem.with_first_tokens(tokens).with_inner(ours);
+            AnyMethod::GradMem(gradmem.with_write_lora(ours, config.train.seed)?)
         }
         (loaded, _) => loaded,
     };
@@ -423,8 +424,8 @@ fn check_memory(theirs: &GradMemConfig, ours: &GradMemConfig) -> Result<(), Stri
     check_alike("memory", theirs, ours, |key, own| match key {
         "kind" | "layers" | "lora_place" | "lora_targets" | "mem_proj" => true,
         "lora_alpha" => ours.kind == MemoryKind::Lora,
-        "write_lora_alpha" => ours.write_lora_rank > 0,
-        // What only this run has of these begins as without it.
+        "write_lora_alpha" => theirs.write_lora_rank > 0 && ours.write_lora_rank > 0,
+        // What only this run has of these, as of the adapters in WRITE, begins as without it.
         "learned_lr" => !theirs.learned_lr.is_empty(),
         "momentum" => own == "null",
         _ => false,

@@ -1194,6 +1194,16 @@ fn what_is_learned_of_the_steps_begins_from_another_run() {
         run("louder", &louder),
         &["memory.write_lora_alpha = 16.0", "160.0"],
     );
+    // Adapters that only this run has change nothing at first.
+    let frozen = [
+        "--from",
+        "plain",
+        "memory.freeze_backbone=true",
+        "memory.write_lora_rank=2",
+        "memory.write_lora_alpha=160",
+    ];
+    succeeds(run("frozen", &frozen));
+    refuses(run("without", &["--from", "frozen"]), &["write_lora"]);
     succeeds(run("armt", &["method=armt"]));
     let undivided = [
         "--from",
