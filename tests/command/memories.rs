@@ -371,7 +371,7 @@ fn a_memory_is_written_on_and_stored_in_bytes() {
     // One text to each memory, and no others' names.
     refuses(
         write(&["--append", "short.txt", "middle.txt"]),
-        &["has 1 memories, but 2 texts"],
+        &["has 1 memory, but 2 texts"],
     );
     refuses(
         write(&["--append", "short.txt", "--name", "x"]),

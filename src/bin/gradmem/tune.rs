@@ -123,6 +123,7 @@ impl Args {
                 self.folder.display()
             )));
         }
+        gradmem_of(&model.method, &self.folder, "tune")?;
         model.method = self.with_steps(model.method)?;
         let texts = read_texts(&self.context)?;
         let contexts = self.context.iter().zip(&texts);
