@@ -123,16 +123,23 @@ fn wait_for_evaluation(run: &Path) {
 }
 
 #[test]
-fn keys_and_signals_under_the_dashboard_save() {
+fn keys_and_signals_under_the_dashboard_end_the_training() {
     let folder = TempDir::new().unwrap();
-    let cases: [(&str, &[&[u8]]); 4] = [
-        ("ctrl-c", &[b"\x03"]),
+    let saved = "the same command goes on from there";
+    let cases: [(&str, &[&[u8]], &str); 5] = [
+        ("ctrl-c", &[b"\x03"], saved),
         // Latin-1's é, the first byte of two in UTF-8, and the beginning of a key's sequence.
-        ("stray bytes", &[b"\xe9", b"\x03"]),
-        ("half a sequence", &[b"\x1b[", b"\xc3", b"\x03"]),
-        ("q and s", &[b"q", b"s"]),
+        ("stray bytes", &[b"\xe9", b"\x03"], saved),
+        ("half a sequence", &[b"\x1b[", b"\xc3", b"\x03"], saved),
+        ("q and s", &[b"q", b"s"], saved),
+        // This one leaves the last checkpoint as it is.
+        (
+            "q and k",
+            &[b"q", b"k"],
+            "killed; the last checkpoint is intact",
+        ),
     ];
-    for (name, keys) in cases {
+    for (name, keys, said) in cases {
         let run = folder.path().join(name);
         let (mut screen, ends) = Screen::open();
         let child = train(&run, &[], true, ends.map(Stdio::from));
@@ -146,7 +153,7 @@ fn keys_and_signals_under_the_dashboard_save() {
         assert!(run.join("last.safetensors").exists(), "{name}");
         // It leaves the alternate screen, and says how to go on.
         screen.wait_for("\x1b[?1049l");
-        screen.wait_for("the same command goes on from there");
+        screen.wait_for(said);
     }
 }
 
