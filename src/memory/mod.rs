@@ -15,7 +15,7 @@
 //! outer gradient. On `Autodiff<B>` the same code is training: the updates stay on the outer tape, and
 //! `loss.backward()` is the second-order meta-gradient.
 //!
-//! [`kinds`] has what any memory shares, GradMem's and a baseline's: its value, how it is attached to a model,
+//! `kinds` has what any memory shares, GradMem's and a baseline's: its value, how it is attached to a model,
 //! its files.
 
 mod auxiliary;
