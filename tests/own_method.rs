@@ -2,6 +2,8 @@
 //! own: Burn's generator is the process's, and other tests draw from it.
 
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use burn::backend::Autodiff;
 use burn::data::dataloader::batcher::Batcher;
@@ -117,13 +119,13 @@ impl Dataset<u32> for Alphabet {
 #[derive(Clone)]
 struct Next {
     /// Stops the training when a batch of training is made for the time that this says.
-    stop: Option<(Interrupter, std::sync::Arc<std::sync::atomic::AtomicUsize>)>,
+    stop: Option<(Interrupter, Arc<AtomicUsize>)>,
 }
 
 impl<B: Backend> Batcher<B, u32, Result<Batch<B>, Error>> for Next {
     fn batch(&self, letters: Vec<u32>, device: &B::Device) -> Result<Batch<B>, Error> {
         if let Some((interrupter, left)) = &self.stop
-            && left.fetch_sub(1, std::sync::atomic::Ordering::Relaxed) == 1
+            && left.fetch_sub(1, Ordering::Relaxed) == 1
         {
             interrupter.stop(Some("enough"));
         }
@@ -143,12 +145,7 @@ fn train(folder: &Path, stop_after: Option<usize>) -> Ending {
         plain: true,
         ..TrainOptions::default()
     };
-    let stop = stop_after.map(|after| {
-        (
-            options.interrupter.clone(),
-            std::sync::Arc::new(after.into()),
-        )
-    });
+    let stop = stop_after.map(|after| (options.interrupter.clone(), Arc::new(after.into())));
     let settings = TrainConfig {
         steps: 12,
         batch_size: 6,

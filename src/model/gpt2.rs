@@ -165,7 +165,12 @@ impl Gpt2Config {
     }
 
     fn d_ff(&self) -> usize {
-        self.n_inner.unwrap_or(self.n_embd.saturating_mul(4))
+        self.n_inner.unwrap_or(self.usual_inner())
+    }
+
+    /// The width of the inner layer where none is given.
+    fn usual_inner(&self) -> usize {
+        self.n_embd.saturating_mul(4)
     }
 
     fn scale(&self, layer: usize) -> f64 {
@@ -194,7 +199,7 @@ impl DecoderConfig for Gpt2Config {
 
     fn settings(&self) -> String {
         settings(&Self {
-            n_inner: unless(self.n_inner, 4 * self.n_embd),
+            n_inner: unless(self.n_inner, self.usual_inner()),
             ..self.clone()
         })
         .to_string()

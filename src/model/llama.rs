@@ -210,8 +210,12 @@ impl LlamaConfig {
     }
 
     fn head_dim(&self) -> usize {
-        let heads = self.num_attention_heads.max(1);
-        self.head_dim.unwrap_or(self.hidden_size / heads)
+        self.head_dim.unwrap_or(self.even_head_dim())
+    }
+
+    /// The width of a head where none is given.
+    fn even_head_dim(&self) -> usize {
+        self.hidden_size / self.num_attention_heads.max(1)
     }
 
     fn rotary(&self) -> RotaryConfig {
@@ -237,10 +241,7 @@ impl DecoderConfig for LlamaConfig {
     fn settings(&self) -> String {
         settings(&Self {
             num_key_value_heads: unless(self.num_key_value_heads, self.num_attention_heads),
-            head_dim: unless(
-                self.head_dim,
-                self.hidden_size / self.num_attention_heads.max(1),
-            ),
+            head_dim: unless(self.head_dim, self.even_head_dim()),
             ..self.clone()
         })
         .to_string()

@@ -252,15 +252,24 @@ impl MambaConfig {
     }
 
     fn d_inner(&self) -> usize {
-        let inner = self.expand.saturating_mul(self.hidden_size);
-        self.intermediate_size.unwrap_or(inner)
+        self.intermediate_size.unwrap_or(self.expanded())
+    }
+
+    /// The channels where none are given.
+    fn expanded(&self) -> usize {
+        self.expand.saturating_mul(self.hidden_size)
     }
 
     fn rank(&self) -> usize {
         match self.time_step_rank {
             TimeStepRank::Rank(rank) => rank,
-            TimeStepRank::Auto => self.hidden_size.div_ceil(16),
+            TimeStepRank::Auto => self.auto_rank(),
         }
+    }
+
+    /// The rank where none is given.
+    fn auto_rank(&self) -> usize {
+        self.hidden_size.div_ceil(16)
     }
 }
 
@@ -275,13 +284,9 @@ impl DecoderConfig for MambaConfig {
     }
 
     fn settings(&self) -> String {
-        let rank = Self {
-            time_step_rank: TimeStepRank::Auto,
-            ..self.clone()
-        };
         settings(&Self {
-            intermediate_size: unless(self.intermediate_size, self.expand * self.hidden_size),
-            time_step_rank: match self.rank() == rank.rank() {
+            intermediate_size: unless(self.intermediate_size, self.expanded()),
+            time_step_rank: match self.rank() == self.auto_rank() {
                 true => TimeStepRank::Auto,
                 false => self.time_step_rank,
             },

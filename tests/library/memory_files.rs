@@ -178,6 +178,13 @@ fn only_what_wrote_a_memory_reads_it() {
         .with_write_lr(0.1)
         .unwrap();
     assert!(patient.files().unpack(&file).is_ok());
+    // A value that is given as the one that it is without says nothing else.
+    let said = LlamaConfig {
+        head_dim: Some(llama().hidden_size / llama().num_attention_heads),
+        ..llama()
+    };
+    let said = gradmem::<Flex>(said, MemProj::None, 1);
+    assert_eq!(said.fingerprint(), ours);
     // What only matters to random weights does not count.
     let drawn = LlamaConfig {
         initializer_range: 0.02,
