@@ -633,7 +633,14 @@ fn head_losses_and_their_derivatives_some_rows_at_a_time() {
 
 #[test]
 fn products_and_their_derivatives() {
-    for shape in [[1, 1, 1], [2, 3, 5], [7, 16, 33], [200, 64, 96]] {
+    // The sums of the last one's gradients are long.
+    for shape in [
+        [1, 1, 1],
+        [2, 3, 5],
+        [7, 16, 33],
+        [200, 64, 96],
+        [1500, 24, 70],
+    ] {
         check(Product(shape), &format!("{shape:?}"));
         check(Map(shape), &format!("{shape:?}, linear"));
         check(Sum(shape), &format!("{shape:?}, added"));
@@ -674,9 +681,11 @@ fn results_do_not_depend_on_the_number_of_threads() {
     check("SwiGLU", Gate([8, 65, 96]));
     check("cross-entropy", Losses([4, 65, 300]));
     check("head", Head([260, 64, 300], 64));
-    check("product", Product([300, 128, 96]));
-    check("linear", Map([300, 128, 96]));
-    check("linear, added", Sum([300, 128, 96]));
+    for rows in [300, 1100] {
+        check("product", Product([rows, 128, 96]));
+        check("linear", Map([rows, 128, 96]));
+        check("linear, added", Sum([rows, 128, 96]));
+    }
     check("rotary", Turn([4, 65, 4, 16]));
     check("heads", Split([4, 65, 4, 16], 2, true));
 }
