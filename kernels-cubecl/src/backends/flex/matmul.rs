@@ -1,6 +1,5 @@
 //! Products of large matrices, and sums of tensors.
 
-use std::mem::MaybeUninit;
 use std::slice;
 
 use burn::tensor::TensorMetadata;
@@ -9,17 +8,16 @@ use gemm::{Parallelism, gemm};
 use rayon::prelude::*;
 
 use super::memory::in_shape;
-use super::parallel::PART;
+use super::parallel::{Blank, PART};
 use super::vector::dispatch;
 
 /// `lhs · rhs`
 pub fn product(lhs: &FlexTensor, rhs: &FlexTensor) -> FlexTensor {
     let ([m, _], [_, n]) = (lhs.shape().dims(), rhs.shape().dims::<2>());
     let mut output = Vec::with_capacity(m * n);
-    let to: *mut f32 = output.as_mut_ptr();
-    // SAFETY: the memory has room for m · n values, all of which are written before they are read.
+    // SAFETY: all of the m · n values are written.
     unsafe {
-        multiply(slice::from_raw_parts_mut(to.cast(), m * n), lhs, rhs, false);
+        multiply(&mut output.spare_capacity_mut()[..m * n], lhs, rhs, false);
         output.set_len(m * n);
     }
     in_shape(&[m, n].into(), output)
@@ -50,17 +48,15 @@ const ROWS_OF_A_THREAD: usize = 32;
 /// # Safety
 ///
 /// `to` must be initialised if `adds`. Otherwise it is afterwards.
-unsafe fn multiply(to: &mut [MaybeUninit<f32>], lhs: &FlexTensor, rhs: &FlexTensor, adds: bool) {
+unsafe fn multiply(to: Blank<'_>, lhs: &FlexTensor, rhs: &FlexTensor, adds: bool) {
     let ([m, k], [rows, n]) = (lhs.shape().dims(), rhs.shape().dims());
     assert_eq!(k, rows, "product: the inner dimensions differ");
     assert_eq!(to.len(), m * n);
     let (lhs, rhs) = (Matrix::of(lhs), Matrix::of(rhs));
+    let is_long = k > LONG && lhs.row == 1;
     let product = Product {
         inner: k,
-        part: match k > LONG && lhs.row == 1 {
-            true => PART_OF_SUM,
-            false => k,
-        },
+        part: if is_long { PART_OF_SUM } else { k.max(1) },
         lhs,
         rhs,
         adds,
@@ -69,7 +65,7 @@ unsafe fn multiply(to: &mut [MaybeUninit<f32>], lhs: &FlexTensor, rhs: &FlexTens
     if m * n * k < WORTH_THREADS {
         // SAFETY: the caller guarantees `to`.
         unsafe { product.rows(to, 0, [m, n], Parallelism::None) }
-    } else if product.part == k || rows < ROWS_OF_A_THREAD {
+    } else if !is_long || rows < ROWS_OF_A_THREAD {
         // SAFETY: as above.
         unsafe { product.rows(to, 0, [m, n], Parallelism::Rayon(0)) }
     } else {
@@ -100,16 +96,15 @@ impl Product<'_> {
     /// As for [`multiply`]; `m · n` values are written.
     unsafe fn rows(
         &self,
-        to: &mut [MaybeUninit<f32>],
+        to: Blank<'_>,
         first: usize,
         [m, n]: [usize; 2],
         parallelism: Parallelism,
     ) {
         assert_eq!(to.len(), m * n);
         let Self { lhs, rhs, .. } = self;
-        let mut start = 0;
         // Sums without terms are one part as well: it sets them to zero.
-        loop {
+        for start in (0..self.inner.max(1)).step_by(self.part) {
             let part = self.part.min(self.inner - start);
             // SAFETY: pointers and strides are those of the factors' tensors, and no row or column is behind their last one; `to` has
             // the product's size, and is initialised from the second part on.
@@ -135,10 +130,6 @@ impl Product<'_> {
                     false,
                     parallelism,
                 );
-            }
-            start += part;
-            if start >= self.inner {
-                break;
             }
         }
     }
