@@ -69,8 +69,8 @@ pub use ops::attention::{
     AttentionBackend, AttentionError, causal_attention, try_causal_attention,
 };
 pub use ops::calls::{
-    Rotation, activate, add_linear, contiguous, layer_norm, linear, product, rms_norm, rotary,
-    side_by_side, split_heads, swiglu, token_losses,
+    Rotation, activate, add_linear, contiguous, last_rows, layer_norm, linear, product, rms_norm,
+    rotary, side_by_side, split_heads, swiglu, token_losses,
 };
 pub use ops::head::{HeadBackend, head_losses};
 pub use ops::layers::LayerBackend;

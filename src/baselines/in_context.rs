@@ -134,7 +134,7 @@ impl<B: Backend, M: CausalLm<B>> InContext<B, M> {
     ) -> Result<Tensor<B, 3>, Error> {
         match self.config.questions {
             Questions::Shared if lengths(contexts) <= contexts.len().div_ceil(2) => {
-                self.reader(contexts)?.hidden_before(queries)
+                self.reader(contexts)?.hidden_before(queries, usize::MAX)
             }
             Questions::Separate | Questions::Shared => self.hidden(contexts, queries),
             Questions::Joint => self.hidden_in_prompts(contexts, queries, true),
@@ -174,11 +174,14 @@ impl<B: Backend, M: CausalLm<B>> InContext<B, M> {
         }
         let prompts = Tokens::new(&prompts, &contexts.device())?;
         check_positions(&self.model, prompts.width(), 0, "prompt")?;
+        let last = prompts.width() - 1;
+        let first = answers.iter().flatten().min().copied().unwrap_or(last);
         // A shorter query's last rows are read by nothing: any will do.
         for row in answers.iter_mut().flatten() {
-            *row = (*row).min(prompts.width() - 1);
+            *row = (*row).min(last) - first;
         }
-        let hidden = self.model.hidden(self.model.embed(prompts.ids()));
+        let embeds = self.model.embed(prompts.ids());
+        let hidden = self.model.last_hidden(embeds, last + 1 - first, None);
         let hidden = pick(hidden, &answers);
         let d_model = hidden.dims()[2];
         Ok(hidden.reshape([queries.len(), seq + 1, d_model]))

@@ -106,8 +106,8 @@ impl<B: Backend> Labels<B> {
     /// # Shapes
     ///
     /// - `hidden`: `[rows, width + 1, d_model]`, row `i` of a sample predicts its token `i`; the last one predicts beyond the
-    ///   labels and is left out. Without the first of these rows, `[rows, width, d_model]`, a label in the first column is
-    ///   neither predicted nor counted.
+    ///   labels and is left out. Without some of the first of these rows, labels in as many first columns are neither
+    ///   predicted nor counted.
     pub(crate) fn answered<M: CausalLm<B>>(
         &self,
         model: &M,
@@ -173,6 +173,14 @@ impl<B: Backend> Labels<B> {
             true => losses + above_mean().mul_scalar(self.smoothing),
             false => losses,
         }
+    }
+
+    /// How many of the last hidden states of queries, the one that predicts beyond the labels among them, the labels need: at least one.
+    pub(crate) fn rows_needed(&self) -> usize {
+        let first = |ids: &Arc<[i64]>| ids.iter().position(|id| *id >= 0);
+        let first = self.rows.iter().filter_map(first).min();
+        let width = self.ids.dims()[1];
+        width + 1 - first.unwrap_or(width)
     }
 
     /// The labels in columns `first` and later, row by row.

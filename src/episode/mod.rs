@@ -287,8 +287,8 @@ impl<B: Backend> Episode<B> {
     /// # Shapes
     ///
     /// - `hidden`: `[batch · r, seq + 1, d_model]`, the hidden states of queries of `seq` tokens: row `i` predicts token `i`, the last one
-    ///   is left out. Or `[batch · r, seq, d_model]` without the first of them, where nothing predicts a row's first token: it is
-    ///   not counted.
+    ///   is left out. Or the last of these alone, at least one: `[batch · r, seq, d_model]` where nothing predicts a row's first token.
+    ///   Labels of tokens that nothing predicts are not counted.
     ///
     /// # Panics
     ///

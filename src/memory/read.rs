@@ -28,18 +28,19 @@ impl<B: Backend, M: CausalLm<B>, O: WriteObjective<B, M>> GradMem<B, M, O> {
     pub fn read(&self, memory: &Memory<B>, queries: &Tokens<B>) -> Result<Tensor<B, 3>, Error> {
         Ok(self
             .model
-            .logits(self.hidden_of(&self.model, memory, queries)?))
+            .logits(self.hidden_of(&self.model, memory, queries, usize::MAX)?))
     }
 
-    /// The hidden states of a READ by this model, or by its [joined](CausalLm::joined) copy.
+    /// The last `rows` hidden states of a READ by this model, or by its [joined](CausalLm::joined) copy.
     fn hidden_of(
         &self,
         model: &M,
         memory: &Memory<B>,
         queries: &Tokens<B>,
+        rows: usize,
     ) -> Result<Tensor<B, 3>, Error> {
         memory.check(&self.layout())?;
-        kinds::read(&*self.in_read(), model, memory, queries)
+        kinds::read(&*self.in_read(), model, memory, queries, rows)
     }
 
     /// The READ loss `[1]` of an episode's queries given memories of its contexts, and the most probable tokens. Logits of
@@ -53,7 +54,8 @@ impl<B: Backend, M: CausalLm<B>, O: WriteObjective<B, M>> GradMem<B, M, O> {
         memory: &Memory<B>,
         episode: &Episode<B>,
     ) -> Result<(Tensor<B, 1>, Predicted<B>), Error> {
-        let hidden = self.hidden_of(&self.model.joined(), memory, episode.queries())?;
+        let (joined, rows) = (self.model.joined(), episode.labels().rows_needed());
+        let hidden = self.hidden_of(&joined, memory, episode.queries(), rows)?;
         Ok(episode.answered(&self.model, hidden))
     }
 

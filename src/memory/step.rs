@@ -269,7 +269,7 @@ impl<B: Backend, M: CausalLm<B>, O: WriteObjective<B, M>> GradMem<B, M, O> {
         let seq = embeds.dims()[1];
         // Nothing that is written follows the last token, so it need not be read.
         let read = (seq > 1).then(|| embeds.narrow(1, 0, seq - 1));
-        self.in_write().hidden(&self.model, fast, read)
+        self.in_write().hidden(&self.model, fast, read, usize::MAX)
     }
 
     /// Clips the inner gradient to one of the matrices: elements to ± `inner_clip_value`, then each sample

@@ -228,7 +228,12 @@ impl<B: KernelBackend> Decoder for AnyLm<B> {
         }
     }
 
-    fn forward(&self, embeds: Tensor<B, 3>, cache: Option<&mut Cache<B>>) -> Tensor<B, 3> {
-        each!(self, Self, model => model.forward(embeds, cache))
+    fn forward(
+        &self,
+        embeds: Tensor<B, 3>,
+        rows: usize,
+        cache: Option<&mut Cache<B>>,
+    ) -> Tensor<B, 3> {
+        each!(self, Self, model => model.forward(embeds, rows, cache))
     }
 }

@@ -3,7 +3,7 @@
 
 use burn::tensor::backend::Backend;
 use burn::tensor::{Int, Tensor, TensorData};
-use gradmem_kernels::{Association, LayerBackend, product};
+use gradmem_kernels::{Association, LayerBackend, last_rows, product};
 
 use super::CausalLm;
 use super::layers::Associative;
@@ -143,22 +143,33 @@ impl Slots {
 /// associative memory answers is added before, what the layer's own adapter makes of it behind; then the pass's
 /// [`MemoryRows`] are written.
 ///
+/// `forward` is told how many of its last rows are read of what it returns. That is all but in the last layer, which may leave out
+/// the others.
+///
 /// # Shapes
 ///
-/// - `x` and output: `[batch, seq, d_model]`
+/// - `x`: `[batch, seq, d_model]`
+/// - output: the last `rows` of them, or all where these are fewer: `[batch, min(rows, seq), d_model]`
 pub fn forward_layers<B: LayerBackend, L>(
     layers: &[L],
     x: Tensor<B, 3>,
+    rows: usize,
     mut cache: Option<&mut Cache<B>>,
-    forward: impl Fn(&L, Tensor<B, 3>, Option<&mut LayerCache<B>>) -> Tensor<B, 3>,
+    forward: impl Fn(&L, Tensor<B, 3>, usize, Option<&mut LayerCache<B>>) -> Tensor<B, 3>,
 ) -> Tensor<B, 3> {
     let seq = x.dims()[1];
     let x = layers.iter().enumerate().fold(x, |x, (index, layer)| {
-        let Some(past) = cache.as_deref_mut().map(|cache| cache.layer(index)) else {
-            return forward(layer, x, None);
+        let read = match index + 1 == layers.len() {
+            true => rows.min(seq),
+            false => seq,
         };
+        let Some(past) = cache.as_deref_mut().map(|cache| cache.layer(index)) else {
+            return forward(layer, x, read, None);
+        };
+        // Memory vectors are written from what becomes of them here.
+        let read = past.memory_rows().map_or(read, |_| seq);
         let x = past.recalled(x);
-        let x = forward(layer, x, Some(past));
+        let x = forward(layer, x, read, Some(past));
         let x = adapted(Some(past), WHOLE_LAYER, x, |x| x);
         past.memorize(&x);
         x
@@ -166,7 +177,7 @@ pub fn forward_layers<B: LayerBackend, L>(
     if let Some(cache) = cache {
         cache.advance(seq);
     }
-    x
+    last_rows(x, rows)
 }
 
 /// What a module computes, with what the memory's adapter of it adds, if there is one. `module` is the module's path in

@@ -4,7 +4,7 @@ use burn::module::{Module, ModuleDisplay};
 use burn::tensor::{Int, Tensor};
 use gradmem_kernels::KernelBackend;
 
-use super::layers::{Affine, Embedding, times_transposed};
+use super::layers::{Affine, Embedding, apply};
 use super::{Cache, CausalLm, Slots, rows_at_once};
 
 /// A decoder in parts, from which its [`CausalLm`] follows.
@@ -28,15 +28,17 @@ pub(crate) trait Decoder: Module<Self::Backend> + ModuleDisplay {
         self.clone()
     }
 
-    /// The blocks and the final norm.
+    /// The blocks and the final norm, for the last `rows` of the `embeds` or all where these are fewer.
     ///
     /// # Shapes
     ///
-    /// - `embeds` and output: `[batch, seq, d_model]`
+    /// - `embeds`: `[batch, seq, d_model]`
     /// - `cache`: of the tokens before these, if it is kept; these are added to it
+    /// - output: `[batch, min(rows, seq), d_model]`
     fn forward(
         &self,
         embeds: Tensor<Self::Backend, 3>,
+        rows: usize,
         cache: Option<&mut Cache<Self::Backend>>,
     ) -> Tensor<Self::Backend, 3>;
 }
@@ -84,11 +86,20 @@ impl<B: KernelBackend, M: Decoder<Backend = B>> CausalLm<B> for M {
     }
 
     fn hidden(&self, embeds: Tensor<B, 3>) -> Tensor<B, 3> {
-        self.forward(embeds, None)
+        self.forward(embeds, usize::MAX, None)
     }
 
     fn hidden_after(&self, embeds: Tensor<B, 3>, past: &mut Cache<B>) -> Tensor<B, 3> {
-        self.forward(embeds, Some(past))
+        self.forward(embeds, usize::MAX, Some(past))
+    }
+
+    fn last_hidden(
+        &self,
+        embeds: Tensor<B, 3>,
+        rows: usize,
+        past: Option<&mut Cache<B>>,
+    ) -> Tensor<B, 3> {
+        self.forward(embeds, rows, past)
     }
 
     fn slots(&self) -> Slots {
@@ -105,6 +116,10 @@ impl<B: KernelBackend, M: Decoder<Backend = B>> CausalLm<B> for M {
 
     fn product<const D: usize>(lhs: Tensor<B, D>, rhs: Tensor<B, D>) -> Tensor<B, D> {
         gradmem_kernels::product(lhs, rhs)
+    }
+
+    fn logits(&self, hidden: Tensor<B, 3>) -> Tensor<B, 3> {
+        apply(hidden, self.head())
     }
 
     fn token_losses(&self, logits: Tensor<B, 3>, targets: Tensor<B, 2, Int>) -> Tensor<B, 2> {
@@ -124,7 +139,7 @@ impl<B: KernelBackend, M: Decoder<Backend = B>> CausalLm<B> for M {
         let [batch, seq] = next.dims();
         let at_once = rows_at_once(head.dims()[0]);
         match batch * seq <= at_once {
-            true => self.token_losses(times_transposed(hidden, head, Self::product), next),
+            true => self.token_losses(apply(hidden, head), next),
             false => gradmem_kernels::head_losses(hidden, head, next, at_once),
         }
     }

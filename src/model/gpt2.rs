@@ -4,7 +4,7 @@
 use burn::module::Module;
 use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
-use gradmem_kernels::{KernelBackend, split_heads};
+use gradmem_kernels::{KernelBackend, last_rows, split_heads};
 use serde::{Deserialize, Serialize};
 
 use super::cache::{Cache, LayerCache, Slots, adapted, forward_layers};
@@ -244,9 +244,14 @@ struct Gpt2Block<B: Backend> {
 }
 
 impl<B: KernelBackend> Gpt2Block<B> {
-    fn forward(&self, x: Tensor<B, 3>, mut cache: Option<&mut LayerCache<B>>) -> Tensor<B, 3> {
+    fn forward(
+        &self,
+        x: Tensor<B, 3>,
+        rows: usize,
+        mut cache: Option<&mut LayerCache<B>>,
+    ) -> Tensor<B, 3> {
         let y = self.ln_1.forward(x.clone());
-        let x = x + self.attn.forward(y, cache.as_deref_mut());
+        let x = last_rows(x, rows) + self.attn.forward(y, rows, cache.as_deref_mut());
         let y = self.ln_2.forward(x.clone());
         x + self.mlp.forward(y, cache.as_deref())
     }
@@ -264,11 +269,18 @@ struct Gpt2Attention<B: Backend> {
 }
 
 impl<B: KernelBackend> Gpt2Attention<B> {
-    fn forward(&self, x: Tensor<B, 3>, mut cache: Option<&mut LayerCache<B>>) -> Tensor<B, 3> {
+    /// Of the last `rows` alone.
+    fn forward(
+        &self,
+        x: Tensor<B, 3>,
+        rows: usize,
+        mut cache: Option<&mut LayerCache<B>>,
+    ) -> Tensor<B, 3> {
         let qkv = adapted(cache.as_deref(), "attn.c_attn", x, |x| {
             self.c_attn.forward(x)
         });
         let [q, k, v] = split_heads(qkv, None, [self.n_heads; 2]);
+        let q = last_rows(q, rows);
         let out = attend(q, k, v, self.scale, cache.as_deref_mut());
         adapted(cache.as_deref(), "attn.c_proj", out, |out| {
             self.c_proj.forward(out)
@@ -314,14 +326,18 @@ impl<B: KernelBackend> Decoder for Gpt2<B> {
         self.lm_head.as_ref()
     }
 
-    fn forward(&self, embeds: Tensor<B, 3>, cache: Option<&mut Cache<B>>) -> Tensor<B, 3> {
+    fn forward(
+        &self,
+        embeds: Tensor<B, 3>,
+        rows: usize,
+        cache: Option<&mut Cache<B>>,
+    ) -> Tensor<B, 3> {
         let seq = embeds.dims()[1];
         let start = cache.as_ref().map_or(0, |cache| cache.len());
         let trunk = &self.transformer;
         let positions = trunk.wpe.weight.val().narrow(0, start, seq);
         let x = embeds + positions.unsqueeze();
-        trunk
-            .ln_f
-            .forward(forward_layers(&trunk.h, x, cache, Gpt2Block::forward))
+        let x = forward_layers(&trunk.h, x, rows, cache, Gpt2Block::forward);
+        trunk.ln_f.forward(x)
     }
 }

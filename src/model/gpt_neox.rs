@@ -4,7 +4,7 @@
 use burn::module::Module;
 use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
-use gradmem_kernels::{KernelBackend, contiguous};
+use gradmem_kernels::{KernelBackend, contiguous, last_rows};
 use serde::{Deserialize, Serialize};
 
 use super::cache::{Cache, LayerCache, Slots, adapted, forward_layers};
@@ -269,10 +269,15 @@ impl<B: KernelBackend> NeoXBlock<B> {
         &self,
         x: Tensor<B, 3>,
         rotary: &Rotary<B>,
+        rows: usize,
         mut cache: Option<&mut LayerCache<B>>,
     ) -> Tensor<B, 3> {
         let y = self.input_layernorm.forward(x.clone());
-        let attended = x.clone() + self.attention.forward(y, rotary, cache.as_deref_mut());
+        let x = last_rows(x, rows);
+        let attended = self
+            .attention
+            .forward(y, rotary, rows, cache.as_deref_mut());
+        let attended = x.clone() + attended;
         let source = if self.parallel { x } else { attended.clone() };
         let y = self.post_attention_layernorm.forward(source);
         attended + self.mlp.forward(y, cache.as_deref())
@@ -289,10 +294,12 @@ struct NeoXAttention<B: Backend> {
 }
 
 impl<B: KernelBackend> NeoXAttention<B> {
+    /// Of the last `rows` alone.
     fn forward(
         &self,
         x: Tensor<B, 3>,
         rotary: &Rotary<B>,
+        rows: usize,
         mut cache: Option<&mut LayerCache<B>>,
     ) -> Tensor<B, 3> {
         let [batch, seq, d] = x.dims();
@@ -304,6 +311,7 @@ impl<B: KernelBackend> NeoXAttention<B> {
         let [q, k, v] = [0, 1, 2].map(|i| qkv.clone().narrow(3, i * head_dim, head_dim));
         let scale = 1.0 / (head_dim as f64).sqrt();
         let (q, k, v) = (rotary.apply(q), rotary.apply(k), contiguous(v));
+        let q = last_rows(q, rows);
         let out = attend(q, k, v, scale, cache.as_deref_mut());
         adapted(cache.as_deref(), "attention.dense", out, |out| {
             self.dense.forward(out)
@@ -353,14 +361,20 @@ impl<B: KernelBackend> Decoder for GptNeoX<B> {
         self.embed_out.as_ref()
     }
 
-    fn forward(&self, embeds: Tensor<B, 3>, cache: Option<&mut Cache<B>>) -> Tensor<B, 3> {
+    fn forward(
+        &self,
+        embeds: Tensor<B, 3>,
+        rows: usize,
+        cache: Option<&mut Cache<B>>,
+    ) -> Tensor<B, 3> {
         let (seq, device) = (embeds.dims()[1], embeds.device());
         let start = cache.as_ref().map_or(0, |cache| cache.len());
         let rotary = self.config.rotary().table(start, seq, &device);
         let trunk = &self.gpt_neox;
-        let x = forward_layers(&trunk.layers, embeds, cache, |block, x, cache| {
-            block.forward(x, &rotary, cache)
-        });
+        let forward = |block: &NeoXBlock<B>, x, rows, cache: Option<&mut _>| {
+            block.forward(x, &rotary, rows, cache)
+        };
+        let x = forward_layers(&trunk.layers, embeds, rows, cache, forward);
         trunk.final_layer_norm.forward(x)
     }
 }

@@ -4,7 +4,7 @@
 use burn::module::Module;
 use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
-use gradmem_kernels::KernelBackend;
+use gradmem_kernels::{KernelBackend, last_rows};
 use serde::{Deserialize, Serialize};
 
 use super::cache::{Cache, LayerCache, Slots, forward_layers};
@@ -302,9 +302,11 @@ impl<B: KernelBackend> LlamaBlock<B> {
         &self,
         x: Tensor<B, 3>,
         rotary: &Rotary<B>,
+        rows: usize,
         mut cache: Option<&mut LayerCache<B>>,
     ) -> Tensor<B, 3> {
         let y = self.input_layernorm.forward(x.clone());
+        let x = last_rows(x, rows);
         let x = self.self_attn.add_to(x, y, rotary, cache.as_deref_mut());
         let y = self.post_attention_layernorm.forward(x.clone());
         self.mlp.add_to(x, y, cache.as_deref())
@@ -340,13 +342,19 @@ impl<B: KernelBackend> Decoder for Llama<B> {
         joined
     }
 
-    fn forward(&self, embeds: Tensor<B, 3>, cache: Option<&mut Cache<B>>) -> Tensor<B, 3> {
+    fn forward(
+        &self,
+        embeds: Tensor<B, 3>,
+        rows: usize,
+        cache: Option<&mut Cache<B>>,
+    ) -> Tensor<B, 3> {
         let (seq, device) = (embeds.dims()[1], embeds.device());
         let start = cache.as_ref().map_or(0, |cache| cache.len());
         let rotary = self.config.rotary().table(start, seq, &device);
-        let x = forward_layers(&self.model.layers, embeds, cache, |block, x, cache| {
-            block.forward(x, &rotary, cache)
-        });
+        let forward = |block: &LlamaBlock<B>, x, rows, cache: Option<&mut _>| {
+            block.forward(x, &rotary, rows, cache)
+        };
+        let x = forward_layers(&self.model.layers, embeds, rows, cache, forward);
         self.model.norm.forward(x)
     }
 }

@@ -15,7 +15,7 @@
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
-use gradmem_kernels::KernelBackend;
+use gradmem_kernels::{KernelBackend, last_rows};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
@@ -353,8 +353,14 @@ struct MambaMixer<B: Backend> {
 impl<B: KernelBackend> MambaMixer<B> {
     /// # Shapes
     ///
-    /// - `x` and output: `[batch, seq, d_model]`
-    fn forward(&self, x: Tensor<B, 3>, mut cache: Option<&mut LayerCache<B>>) -> Tensor<B, 3> {
+    /// - `x`: `[batch, seq, d_model]`
+    /// - output: of the last `rows` alone, `[batch, rows, d_model]`
+    fn forward(
+        &self,
+        x: Tensor<B, 3>,
+        rows: usize,
+        mut cache: Option<&mut LayerCache<B>>,
+    ) -> Tensor<B, 3> {
         let [inner, n] = self.A_log.val().dims();
         let rank = self.dt_proj.weight.val().dims()[1];
         let kept = cache.as_deref_mut().and_then(|cache| cache.kept.take());
@@ -377,6 +383,7 @@ impl<B: KernelBackend> MambaMixer<B> {
         let step = softplus(project("mixer.dt_proj", &self.dt_proj, step));
         let [b, c] = [rank, rank + n].map(|at| selected.clone().narrow(2, at, n));
         let (y, state) = selective_scan(x.clone(), step, b, c, self.A_log.val(), past_state);
+        let [y, x, gate] = [y, x, gate].map(|of_all| last_rows(of_all, rows));
         let y = y + x * self.D.val().unsqueeze();
         let y = y * self.activation.forward(gate);
         let y = project("mixer.out_proj", &self.out_proj, y);
@@ -409,11 +416,20 @@ impl<B: KernelBackend> Decoder for Mamba<B> {
         self.lm_head.as_ref()
     }
 
-    fn forward(&self, embeds: Tensor<B, 3>, cache: Option<&mut Cache<B>>) -> Tensor<B, 3> {
+    fn forward(
+        &self,
+        embeds: Tensor<B, 3>,
+        rows: usize,
+        cache: Option<&mut Cache<B>>,
+    ) -> Tensor<B, 3> {
         let trunk = &self.backbone;
-        let x = forward_layers(&trunk.layers, embeds, cache, |block, x, cache| {
-            x.clone() + block.mixer.forward(block.norm.forward(x), cache)
-        });
+        let forward = |block: &MambaBlock<B>, x: Tensor<B, 3>, rows, cache: Option<&mut _>| {
+            let y = block
+                .mixer
+                .forward(block.norm.forward(x.clone()), rows, cache);
+            last_rows(x, rows) + y
+        };
+        let x = forward_layers(&trunk.layers, embeds, rows, cache, forward);
         trunk.norm_f.forward(x)
     }
 }

@@ -34,6 +34,7 @@ use serde_json::Value;
 use crate::error::Error;
 use crate::support::counted;
 use layers::{Affine, times_transposed};
+use rows::last_rows;
 
 pub use any::{AnyLm, ModelConfig};
 pub use cache::{
@@ -105,6 +106,29 @@ pub trait CausalLm<B: Backend>: Module<B> + ModuleDisplay {
         let start = past.len();
         past.advance(seq);
         self.hidden(embeds).narrow(1, start, seq)
+    }
+
+    /// The last `rows`, at least one, of the hidden states of `embeds`, or all where these are fewer: [`hidden_after`](CausalLm::hidden_after) those in
+    /// `past` if there is one, else [`hidden`](CausalLm::hidden).
+    ///
+    /// By default the others are computed and left out. This crate's models do not compute what their last layer makes of them behind
+    /// its attention; nothing else depends on that.
+    ///
+    /// # Shapes
+    ///
+    /// - `embeds`: `[batch, seq, d_model]`
+    /// - output: `[batch, min(rows, seq), d_model]`
+    fn last_hidden(
+        &self,
+        embeds: Tensor<B, 3>,
+        rows: usize,
+        past: Option<&mut Cache<B>>,
+    ) -> Tensor<B, 3> {
+        let hidden = match past {
+            Some(past) => self.hidden_after(embeds, past),
+            None => self.hidden(embeds),
+        };
+        last_rows(hidden, rows)
     }
 
     /// Where in its layers a memory can be: keys and values, adapters, associative memories. By default nowhere, so that a memory can only

@@ -28,6 +28,15 @@ pub(crate) fn repeat<B: Backend, const D: usize>(x: Tensor<B, D>, times: usize) 
         .reshape(shape)
 }
 
+/// The last `count` rows of each sample, or all where there are fewer: `[batch, rows, …]` → `[batch, min(count, rows), …]`.
+pub(crate) fn last_rows<B: Backend, const D: usize>(x: Tensor<B, D>, count: usize) -> Tensor<B, D> {
+    let rows = x.dims()[1];
+    match count < rows {
+        true => x.narrow(1, rows - count, count),
+        false => x,
+    }
+}
+
 /// The rows at these indices, in this order.
 pub(crate) fn select<B: Backend, const D: usize, K: BasicOps<B>>(
     x: Tensor<B, D, K>,

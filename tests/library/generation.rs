@@ -56,6 +56,47 @@ fn a_sequence_read_in_pieces_is_the_sequence() {
     }
 }
 
+#[test]
+fn the_last_rows_are_those_of_the_whole() {
+    for (name, model) in named_models::<B>() {
+        let embeds = model.embed(tokens(&[
+            &[5, 6, 7, 8, 9, 10, 11],
+            &[4, 4, 16, 3, 2, 18, 1],
+        ]));
+        let whole = model.hidden(embeds.clone());
+        for rows in [1, 3, 7, usize::MAX] {
+            let count = rows.min(7);
+            let expected = values(whole.clone().narrow(1, 7 - count, count));
+            let found = model.last_hidden(embeds.clone(), rows, None);
+            assert_eq!(found.dims(), [2, count, model.d_model()]);
+            assert_close(&format!("{name}, {rows} rows"), &values(found), &expected);
+
+            let mut cache = Cache::new();
+            model.hidden_after(embeds.clone().narrow(1, 0, 3), &mut cache);
+            let count = rows.min(4);
+            let expected = values(whole.clone().narrow(1, 7 - count, count));
+            let rest = embeds.clone().narrow(1, 3, 4);
+            let found = model.last_hidden(rest, rows, Some(&mut cache));
+            assert_close(
+                &format!("{name}, {rows} rows behind three"),
+                &values(found),
+                &expected,
+            );
+            // What is left out is in the cache all the same.
+            assert_eq!(cache.len(), 7);
+            let next = model.embed(tokens(&[&[2], &[9]]));
+            let continued = model.hidden_after(next.clone(), &mut cache);
+            let all = model.hidden(Tensor::cat(vec![embeds.clone(), next], 1));
+            let expected = values(all.narrow(1, 7, 1));
+            assert_close(
+                &format!("{name} behind {rows} rows"),
+                &values(continued),
+                &expected,
+            );
+        }
+    }
+}
+
 /// A user's model, which knows nothing of caches.
 #[derive(Module, Debug)]
 struct Plain<B: Backend> {

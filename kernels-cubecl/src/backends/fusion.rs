@@ -292,6 +292,22 @@ impl<B: FusionBackend + LayerBackend> LayerBackend for Fusion<B> {
         })
     }
 
+    fn last_rows(x: FloatTensor<Self>, count: usize) -> FloatTensor<Self> {
+        let outputs = [with_rows(&x, count)];
+        let [y] = register::<B, _, 1>("last_rows", [x], outputs, move |[x]| {
+            [B::last_rows(x, count)]
+        });
+        y
+    }
+
+    fn behind_zeros(x: FloatTensor<Self>, rows: usize) -> FloatTensor<Self> {
+        let outputs = [with_rows(&x, rows)];
+        let [y] = register::<B, _, 1>("behind_zeros", [x], outputs, move |[x]| {
+            [B::behind_zeros(x, rows)]
+        });
+        y
+    }
+
     fn ordered(
         x: FloatTensor<Self>,
         rotation: Option<[FloatTensor<Self>; 3]>,
@@ -353,6 +369,13 @@ impl<B: FusionBackend + LayerBackend> LayerBackend for Fusion<B> {
 /// The shape and type of an output that are those of an input.
 fn like<R: FusionRuntime>(x: &FusionTensor<R>) -> (Shape, DType) {
     (x.shape.clone(), x.dtype)
+}
+
+/// The same with so many rows for each sample.
+fn with_rows<R: FusionRuntime>(x: &FusionTensor<R>, rows: usize) -> (Shape, DType) {
+    let mut shape = x.shape.clone();
+    shape[1] = rows;
+    (shape, x.dtype)
 }
 
 /// The tables of a rotation, or as many that are not there.

@@ -210,6 +210,26 @@ pub fn side_by_side<B: LayerBackend>(left: Tensor<B, 3>, right: Tensor<B, 3>) ->
     lift(B::side_by_side([left, right].map(lower)))
 }
 
+/// The last `count` rows of each sample, or all where there are fewer.
+///
+/// # Shapes
+///
+/// - `x`: `[batch, rows, …]`; output: `[batch, min(count, rows), …]`
+///
+/// # Panics
+///
+/// If `x` has less than two dimensions, or `count` is 0.
+pub fn last_rows<B: LayerBackend, const D: usize>(x: Tensor<B, D>, count: usize) -> Tensor<B, D> {
+    assert!(
+        D > 1 && count > 0,
+        "last_rows: {count} rows of a tensor of {D} dimensions"
+    );
+    match count < x.dims()[1] {
+        true => lift(B::last_rows(lower(x), count)),
+        false => x,
+    }
+}
+
 /// Rotary positions (arXiv 2104.09864): `x ∘ cos + (x T) ∘ sin`.
 ///
 /// # Shapes

@@ -2,7 +2,7 @@
 
 use burn::tensor::backend::Backend;
 use burn::tensor::ops::{FloatTensor, IntTensor};
-use burn::tensor::{DType, Device, FloatDType, Tensor, TensorMetadata};
+use burn::tensor::{DType, Device, FloatDType, Shape, Slice, Tensor, TensorMetadata};
 
 use super::selection::Precision;
 use crate::reference::adamw::{AdamWStep, adamw};
@@ -182,6 +182,17 @@ pub trait LayerBackend: Backend {
         [0, half].map(|start| lower(x.clone().narrow(2, start, half)))
     }
 
+    /// The last `count` rows of each sample: `[batch, rows, …]` → `[batch, count, …]`. The gradient is [`LayerBackend::behind_zeros`] of its
+    /// own.
+    fn last_rows(x: FloatTensor<Self>, count: usize) -> FloatTensor<Self> {
+        last_rows::<Self>(x, count)
+    }
+
+    /// The transpose of [`LayerBackend::last_rows`], whose gradient is that operation: zeros before the rows of each sample, which has `rows` then.
+    fn behind_zeros(x: FloatTensor<Self>, rows: usize) -> FloatTensor<Self> {
+        behind_zeros::<Self>(x, rows)
+    }
+
     /// `x` `[batch, seq, heads, head_dim]`, each head rotated by the angles of its position if there is a `rotation`: cos, sin and
     /// `turn` as in [`rotary`](crate::rotary); the gradient is rotated with `−sin`. Backends whose kernels want contiguous memory make it so. The
     /// provided method leaves it as it is where nothing is rotated: Burn copies where an operation needs that.
@@ -232,6 +243,27 @@ pub(crate) fn as_factor<B: Backend>(x: FloatTensor<B>) -> FloatTensor<B> {
         true => B::float_cast(B::float_cast(x, FloatDType::BF16), FloatDType::F32),
         false => x,
     }
+}
+
+/// [`LayerBackend::last_rows`] by a slice.
+pub(crate) fn last_rows<B: Backend>(x: FloatTensor<B>, count: usize) -> FloatTensor<B> {
+    let at = last_of_each(&x.shape(), count);
+    B::float_slice(x, &at)
+}
+
+/// [`LayerBackend::behind_zeros`] by writing to a slice.
+pub(crate) fn behind_zeros<B: Backend>(x: FloatTensor<B>, rows: usize) -> FloatTensor<B> {
+    let (mut shape, count) = (x.shape(), x.shape()[1]);
+    shape[1] = rows;
+    let at = last_of_each(&shape, count);
+    let zeros = B::float_zeros(shape, &B::float_device(&x), x.dtype().into());
+    B::float_slice_assign(zeros, &at, x)
+}
+
+fn last_of_each(shape: &Shape, count: usize) -> Vec<Slice> {
+    let mut at = vec![Slice::full(); shape.num_dims()];
+    at[1] = (shape[1] - count..shape[1]).into();
+    at
 }
 
 /// [`LayerBackend::split_heads`] by slices.

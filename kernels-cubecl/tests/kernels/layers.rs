@@ -7,8 +7,8 @@ use burn::tensor::backend::Backend;
 use burn::tensor::{DType, Int, Tensor, TensorData, TensorPrimitive};
 use gradmem_kernels::{
     KernelBackend, LayerBackend, Nonlinearity, Rotation, activate, add_linear, causal_attention,
-    head_losses, layer_norm, linear, product, rms_norm, rotary, side_by_side, split_heads, swiglu,
-    token_losses,
+    head_losses, last_rows, layer_norm, linear, product, rms_norm, rotary, side_by_side,
+    split_heads, swiglu, token_losses,
 };
 
 type F64 = burn_ndarray::NdArray<f64>;
@@ -75,6 +75,26 @@ impl Layer for Gate {
             _ => sigmoid(gate.clone()),
         };
         gate * sigma * up
+    }
+}
+
+/// The squares of the last rows: `[batch, rows, d]`, and how many.
+struct Last([usize; 3], usize);
+
+impl Layer for Last {
+    fn sizes(&self) -> Vec<usize> {
+        vec![self.0.iter().product()]
+    }
+
+    fn ours<B: KernelBackend>(&self, x: &[Tensor<B, 1>]) -> Tensor<B, 1> {
+        let y = last_rows(x[0].clone().reshape(self.0), self.1);
+        (y.clone() * y).flatten(0, 2)
+    }
+
+    fn plain<B: Backend>(&self, x: &[Tensor<B, 1>]) -> Tensor<B, 1> {
+        let ([_, rows, _], count) = (self.0, self.1.min(self.0[1]));
+        let y = x[0].clone().reshape(self.0).narrow(1, rows - count, count);
+        (y.clone() * y).flatten(0, 2)
     }
 }
 
@@ -586,6 +606,18 @@ fn swiglu_and_its_derivatives() {
 }
 
 #[test]
+fn last_rows_and_their_derivatives() {
+    for (shape, count) in [
+        ([1, 1, 1], 1),
+        ([2, 3, 5], 1),
+        ([3, 7, 4], 5),
+        ([2, 3, 2], 9),
+    ] {
+        check(Last(shape, count), &format!("{count} of {shape:?}"));
+    }
+}
+
+#[test]
 fn rotary_and_its_derivatives() {
     for shape in [
         [1, 1, 1, 2],
@@ -670,7 +702,10 @@ fn results_do_not_depend_on_the_number_of_threads() {
             let results = || derivatives::<F32>(&layer, |x| layer.ours(x), &tracked);
             pool.build().unwrap().install(results)
         };
-        assert!(run(1) == run(3), "{what}");
+        let one = run(1);
+        for threads in [2, 3, 4, 6] {
+            assert!(one == run(threads), "{what}, {threads} threads");
+        }
     }
     for centered in [false, true] {
         check("norm", Norm([8, 65, 96], centered));
@@ -679,12 +714,22 @@ fn results_do_not_depend_on_the_number_of_threads() {
         check("activation", Activate([8, 65, 96], by));
     }
     check("SwiGLU", Gate([8, 65, 96]));
+    check("last rows", Last([8, 65, 96], 60));
     check("cross-entropy", Losses([4, 65, 300]));
     check("head", Head([260, 64, 300], 64));
     for rows in [300, 1100] {
         check("product", Product([rows, 128, 96]));
         check("linear", Map([rows, 128, 96]));
         check("linear, added", Sum([rows, 128, 96]));
+    }
+    for sizes in [
+        [65, 1300, 70],
+        [200, 700, 60],
+        [60, 600, 200],
+        [300, 1200, 520],
+    ] {
+        check("product", Product(sizes));
+        check("linear", Map(sizes));
     }
     check("rotary", Turn([4, 65, 4, 16]));
     check("heads", Split([4, 65, 4, 16], 2, true));

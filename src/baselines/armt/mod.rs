@@ -187,7 +187,8 @@ impl<B: LayerBackend, M: CausalLm<B>> Armt<B, M> {
         episode.check_questions(&self.model, 0)?;
         let joined = self.joined();
         let memory = joined.write_placed(episode.contexts(), placement)?;
-        let hidden = joined.reader(&memory)?.hidden_before(episode.queries())?;
+        let (reader, rows) = (joined.reader(&memory)?, episode.labels().rows_needed());
+        let hidden = reader.hidden_before(episode.queries(), rows)?;
         let (read_loss, predicted) = episode.answered(&self.model, hidden);
         Ok(Answers {
             memory: Some(memory),

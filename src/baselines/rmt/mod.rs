@@ -153,13 +153,20 @@ impl<B: Backend, M: CausalLm<B>> Rmt<B, M> {
     ///
     /// Shapes that do not fit, a token the model does not have, or more tokens than positions.
     pub fn read(&self, memory: &Memory<B>, queries: &Tokens<B>) -> Result<Tensor<B, 3>, Error> {
-        Ok(self.model.logits(self.read_hidden(memory, queries)?))
+        Ok(self
+            .model
+            .logits(self.read_hidden(memory, queries, usize::MAX)?))
     }
 
-    /// The hidden states that [`Rmt::read`] makes its logits of.
-    fn read_hidden(&self, memory: &Memory<B>, queries: &Tokens<B>) -> Result<Tensor<B, 3>, Error> {
+    /// The last `rows` of the hidden states that [`Rmt::read`] makes its logits of.
+    fn read_hidden(
+        &self,
+        memory: &Memory<B>,
+        queries: &Tokens<B>,
+        rows: usize,
+    ) -> Result<Tensor<B, 3>, Error> {
         memory.check(&self.layout())?;
-        kinds::read(&self.in_read(), &self.model, memory, queries)
+        kinds::read(&self.in_read(), &self.model, memory, queries, rows)
     }
 
     /// Reads the memories once, for any number of queries.
@@ -184,8 +191,9 @@ impl<B: Backend, M: CausalLm<B>> Rmt<B, M> {
         let joined = self.joined();
         let reconstructs = self.config.reconstruction_loss_weight > 0.0;
         let (memory, losses) = joined.passes(episode.contexts(), reconstructs);
-        let hidden = joined.read_hidden(&memory, episode.queries())?;
-        let hidden = hidden.narrow(1, 1, episode.queries().width());
+        let behind_a_token = episode.queries().width().max(1);
+        let rows = episode.labels().rows_needed().min(behind_a_token);
+        let hidden = joined.read_hidden(&memory, episode.queries(), rows)?;
         let (read_loss, predicted) = episode.answered(&self.model, hidden);
         let count = losses.len() as f64;
         let total = losses.into_iter().reduce(|sum, loss| sum + loss);

@@ -48,19 +48,20 @@ pub trait Attach<B: Backend, M: CausalLm<B>> {
     /// What the model computes with.
     fn attached(&self, fast: &[Tensor<B, 3>]) -> Attached<B>;
 
-    /// The hidden states that predict tokens, by the memory and the tokens before them; none if there are neither tokens nor
-    /// vectors in front of them.
+    /// The hidden states that predict tokens, by the memory and the tokens before them: the last `rows` of them, or all where these are
+    /// fewer; none if there are neither tokens nor vectors in front of them.
     ///
     /// # Shapes
     ///
     /// - `embeds`: `[batch, seq, d_model]`; none for no token
-    /// - output: `[batch, seq + 1, d_model]` behind vectors in front of the tokens, of which the last predicts the first token, or
-    ///   else `[batch, seq, d_model]`; the last row predicts what follows
+    /// - output: of `[batch, seq + 1, d_model]` behind vectors in front of the tokens, of which the last predicts the first token, or
+    ///   else of `[batch, seq, d_model]`; the last row predicts what follows
     fn hidden(
         &self,
         model: &M,
         fast: &[Tensor<B, 3>],
         embeds: Option<Tensor<B, 3>>,
+        rows: usize,
     ) -> Option<Tensor<B, 3>> {
         match self.attached(fast) {
             Attached::InFront(vectors) => {
@@ -69,10 +70,12 @@ pub trait Attach<B: Backend, M: CausalLm<B>> {
                     Some(embeds) => Tensor::cat(vec![vectors, embeds], 1),
                     None => vectors,
                 };
-                let rows = x.dims()[1] - last;
-                Some(model.hidden(x).narrow(1, last, rows))
+                let predict = x.dims()[1] - last;
+                Some(model.last_hidden(x, rows.min(predict), None))
             }
-            Attached::InCache(mut cache) => Some(model.hidden_after(embeds?, &mut cache)),
+            Attached::InCache(mut cache) => {
+                Some(model.last_hidden(embeds?, rows, Some(&mut cache)))
+            }
         }
     }
 
@@ -100,12 +103,13 @@ pub enum Attached<B: Backend> {
 }
 
 /// READ: the hidden states that predict the tokens of `queries` `[batch · r, seq]` given memories `[batch, …]`, of which each
-/// answers `r` in a row; shapes as [`Attach::hidden`]. Several queries to a memory share what is read of it.
+/// answers `r` in a row; the last `rows` and shapes as in [`Attach::hidden`]. Several queries to a memory share what is read of it.
 pub(crate) fn read<B: Backend, M: CausalLm<B>>(
     kind: &dyn Attach<B, M>,
     model: &M,
     memory: &Memory<B>,
     queries: &Tokens<B>,
+    rows: usize,
 ) -> Result<Tensor<B, 3>, Error> {
     let times = share(queries.len(), memory.len())?;
     queries.check(
@@ -117,10 +121,10 @@ pub(crate) fn read<B: Backend, M: CausalLm<B>>(
         [(chunks, _)] if times == 1 => {
             let embeds = (queries.width() > 0).then(|| model.embed(queries.ids()));
             let fast = kind.join(&memory.parts()[..*chunks]);
-            let hidden = kind.hidden(model, &fast, embeds);
+            let hidden = kind.hidden(model, &fast, embeds, rows);
             hidden.ok_or_else(|| Error::Input(NOTHING_BEFORE.into()))
         }
-        _ => reader(kind, model, memory)?.hidden_before(queries),
+        _ => reader(kind, model, memory)?.hidden_before(queries, rows),
     }
 }
 

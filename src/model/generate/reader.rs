@@ -64,8 +64,7 @@ impl<'a, B: Backend, M: CausalLm<B>> Reader<'a, B, M> {
                  each, and the model has {positions} positions"
             )));
         }
-        let last = model.hidden_after(embeds, &mut cache);
-        let last = last.narrow(1, seq - 1, 1);
+        let last = model.last_hidden(embeds, 1, Some(&mut cache));
         Ok(Self::of_group(model, batch, cache, Some(last)))
     }
 
@@ -134,7 +133,7 @@ impl<'a, B: Backend, M: CausalLm<B>> Reader<'a, B, M> {
     /// A number of rows that is not a multiple of `batch`, a token outside the vocabulary, more tokens than
     /// the model has positions, or none where nothing predicts the first.
     pub fn logits(&self, tokens: &Tokens<B>) -> Result<Tensor<B, 3>, Error> {
-        Ok(self.model.logits(self.hidden_before(tokens)?))
+        Ok(self.model.logits(self.hidden_before(tokens, usize::MAX)?))
     }
 
     /// The logits of the token that follows each row, whatever their lengths.
@@ -148,7 +147,7 @@ impl<'a, B: Backend, M: CausalLm<B>> Reader<'a, B, M> {
     ///
     /// As [`Reader::logits`]; also an empty row behind a memory that predicts no first token.
     pub fn next_logits(&self, tokens: &Tokens<B>) -> Result<Tensor<B, 2>, Error> {
-        let hidden = self.hidden_before(tokens)?;
+        let hidden = self.hidden_before(tokens, usize::MAX)?;
         let [rows, places, d_model] = hidden.dims();
         // One where the memory predicts the first token.
         let first = places - tokens.width();
@@ -164,8 +163,12 @@ impl<'a, B: Backend, M: CausalLm<B>> Reader<'a, B, M> {
         Ok(logits.squeeze_dim(0))
     }
 
-    /// The hidden states that [`Reader::logits`] are made of.
-    pub(crate) fn hidden_before(&self, tokens: &Tokens<B>) -> Result<Tensor<B, 3>, Error> {
+    /// The last `rows` of the hidden states of each continuation that [`Reader::logits`] are made of, or all where these are fewer.
+    pub(crate) fn hidden_before(
+        &self,
+        tokens: &Tokens<B>,
+        rows: usize,
+    ) -> Result<Tensor<B, 3>, Error> {
         let times = share(tokens.len(), self.batch())?;
         tokens.check(self.model, self.positions(), "continuation")?;
         if tokens.width() == 0 && self.groups.iter().any(|group| group.last.is_none()) {
@@ -173,32 +176,40 @@ impl<'a, B: Backend, M: CausalLm<B>> Reader<'a, B, M> {
         }
         let tokens = tokens.ids();
         if let [group] = self.groups.as_slice() {
-            return Ok(self.hidden(group, tokens, times));
+            return Ok(self.hidden(group, tokens, times, rows));
         }
         let mut order = Vec::new();
         let parts = self.groups.iter().map(|group| {
             let samples = group.samples.iter();
-            let rows: Vec<usize> = samples
+            let continuations: Vec<usize> = samples
                 .flat_map(|sample| sample * times..(sample + 1) * times)
                 .collect();
-            let tokens = select(tokens.clone(), &rows);
-            order.extend(rows);
-            self.hidden(group, tokens, times)
+            let tokens = select(tokens.clone(), &continuations);
+            order.extend(continuations);
+            self.hidden(group, tokens, times, rows)
         });
         let hidden = Tensor::cat(parts.collect(), 0);
         let mut places = vec![0; order.len()];
-        for (at, row) in order.into_iter().enumerate() {
-            places[row] = at;
+        for (at, continuation) in order.into_iter().enumerate() {
+            places[continuation] = at;
         }
         Ok(select(hidden, &places))
     }
 
-    fn hidden(&self, group: &Group<B>, tokens: Tensor<B, 2, Int>, times: usize) -> Tensor<B, 3> {
-        let last = group.last.clone().map(|last| repeat(last, times));
-        let read = (tokens.dims()[1] > 0).then(|| {
+    fn hidden(
+        &self,
+        group: &Group<B>,
+        tokens: Tensor<B, 2, Int>,
+        times: usize,
+        rows: usize,
+    ) -> Tensor<B, 3> {
+        let seq = tokens.dims()[1];
+        let last = group.last.clone().filter(|_| rows > seq);
+        let last = last.map(|last| repeat(last, times));
+        let read = (seq > 0).then(|| {
             let mut cache = group.cache.repeat(times);
-            self.model
-                .hidden_after(self.model.embed(tokens), &mut cache)
+            let embeds = self.model.embed(tokens);
+            self.model.last_hidden(embeds, rows, Some(&mut cache))
         });
         match (last, read) {
             (Some(last), Some(read)) => Tensor::cat(vec![last, read], 1),
@@ -297,8 +308,7 @@ impl<'a, B: Backend, M: CausalLm<B>> Reader<'a, B, M> {
         let tokens = Tokens::new(prompts, device)?;
         tokens.check(self.model, cache.len(), "prompt")?;
         let embeds = self.model.embed(tokens.ids());
-        let hidden = self.model.hidden_after(embeds, cache);
-        Ok(hidden.narrow(1, tokens.width() - 1, 1))
+        Ok(self.model.last_hidden(embeds, 1, Some(cache)))
     }
 }
 

@@ -192,7 +192,7 @@ pub(crate) fn affine<B: Backend, const D: usize>(
 }
 
 /// `x Wᵀ` for `x` `[…, d_input]` and `weight` `[d_output, d_input]`, by the kernels.
-pub(super) fn apply<B: LayerBackend, const D: usize>(
+pub(in crate::model) fn apply<B: LayerBackend, const D: usize>(
     x: Tensor<B, D>,
     weight: Tensor<B, 2>,
 ) -> Tensor<B, D> {

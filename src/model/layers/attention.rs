@@ -2,7 +2,7 @@ use burn::module::Module;
 use burn::tensor::Tensor;
 use burn::tensor::activation::softmax;
 use burn::tensor::backend::Backend;
-use gradmem_kernels::{KernelBackend, causal_attention, product, split_heads};
+use gradmem_kernels::{KernelBackend, causal_attention, last_rows, product, split_heads};
 
 use super::joined::Joined;
 use super::{Affine, AffineConfig, Init, Rotary};
@@ -76,11 +76,12 @@ impl<B: KernelBackend> SelfAttention<B> {
         self
     }
 
-    /// What it computes of `x`, added to `residual`.
+    /// What it computes of `x`, added to `residual`: for the last rows alone, as many as the residual has.
     ///
     /// # Shapes
     ///
-    /// - `residual`, `x` and output: `[batch, seq, d_model]`
+    /// - `residual` and output: `[batch, rows, d_model]`, where `rows` is at most `seq`
+    /// - `x`: `[batch, seq, d_model]`
     /// - `rotary`: for the positions of these `seq` tokens
     /// - `cache`: keys and values of the tokens before these, if they are kept, and adapters of the projections
     pub fn add_to(
@@ -111,6 +112,7 @@ impl<B: KernelBackend> SelfAttention<B> {
             _ => apart(x),
         };
         let scale = 1.0 / (self.head_dim as f64).sqrt();
+        let q = last_rows(q, residual.dims()[1]);
         let y = attend(q, k, v, scale, cache.as_deref_mut());
         adapted(cache.as_deref(), "o_proj", y, |y| {
             self.o_proj.add_to(residual, y)
@@ -122,9 +124,9 @@ impl<B: KernelBackend> SelfAttention<B> {
 ///
 /// # Shapes
 ///
-/// - `q`: `[batch, seq, n_heads, head_dim]`
+/// - `q`: `[batch, rows, n_heads, head_dim]`, of the last `rows` tokens; of all where the cache has memory vectors' rows
 /// - `k`, `v`: `[batch, seq, n_kv_heads, head_dim]`; they are added to the cache, if there is one
-/// - output: `[batch, seq, n_heads · head_dim]`
+/// - output: `[batch, rows, n_heads · head_dim]`
 pub fn attend<B: KernelBackend>(
     q: Tensor<B, 4>,
     k: Tensor<B, 4>,

@@ -25,6 +25,7 @@ mod rotary;
 mod selective_scan;
 
 pub use activation::Activation;
+pub(super) use affine::apply;
 pub use affine::{Affine, AffineConfig, Conv1D};
 pub(crate) use affine::{affine, times_transposed};
 pub use associative::{Associative, AssociativeConfig};

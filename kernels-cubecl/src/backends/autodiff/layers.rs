@@ -268,6 +268,16 @@ impl<B: LayerBackend, C: CheckpointStrategy> LayerBackend for Autodiff<B, C> {
         linear::<B, C, 2>(SideBySide, parts, B::side_by_side)
     }
 
+    fn last_rows(x: FloatTensor<Self>, count: usize) -> FloatTensor<Self> {
+        let of = LastRows(x.shape()[1]);
+        linear::<B, C, 1>(of, [x], |[x]| B::last_rows(x, count))
+    }
+
+    fn behind_zeros(x: FloatTensor<Self>, rows: usize) -> FloatTensor<Self> {
+        let of = BehindZeros(x.shape()[1]);
+        linear::<B, C, 1>(of, [x], |[x]| B::behind_zeros(x, rows))
+    }
+
     fn halves(x: FloatTensor<Self>) -> [FloatTensor<Self>; 2] {
         let parts = B::halves(x.primitive.clone());
         several::<B, C, 2>(Halves, x, parts)
@@ -416,6 +426,26 @@ struct Ordered<B: Backend>(Option<[FloatTensor<B>; 3]>);
 impl<B: LayerBackend> Linear<B, 1> for Ordered<B> {
     fn gradients(self, grad: FloatTensor<B>) -> [FloatTensor<B>; 1] {
         [B::ordered(grad, self.0.map(rotated_back::<B>))]
+    }
+}
+
+/// Of so many rows.
+#[derive(Debug)]
+struct LastRows(usize);
+
+impl<B: LayerBackend> Linear<B, 1> for LastRows {
+    fn gradients(self, grad: FloatTensor<B>) -> [FloatTensor<B>; 1] {
+        [B::behind_zeros(grad, self.0)]
+    }
+}
+
+/// So many rows.
+#[derive(Debug)]
+struct BehindZeros(usize);
+
+impl<B: LayerBackend> Linear<B, 1> for BehindZeros {
+    fn gradients(self, grad: FloatTensor<B>) -> [FloatTensor<B>; 1] {
+        [B::last_rows(grad, self.0)]
     }
 }
 

@@ -15,7 +15,7 @@ use super::operands::{
 };
 use super::pointwise::{self, MovingLaunch, SharedLaunch};
 use super::{activation, losses, matrix_units, norm};
-use crate::ops::layers::{join_by_heads, split_by_heads};
+use crate::ops::layers::{behind_zeros, join_by_heads, last_rows, split_by_heads};
 use crate::reference::adamw::adamw;
 use crate::reference::primitives;
 use crate::{AdamWStep, HeadBackend, LayerBackend, Nonlinearity, Norm, Precision};
@@ -273,6 +273,37 @@ where
         launch!(pointwise::swiglu_double_backward, spread(&grad); [x, grad, a] => [to_grad, to_x];
             grad.meta.num_elements(), grad.meta.shape()[2], x.dtype.into());
         [to_grad, to_x]
+    }
+
+    fn last_rows(x: FloatTensor<Self>, count: usize) -> FloatTensor<Self> {
+        if !is_for_kernels([&x]) {
+            return last_rows::<Self>(x, count);
+        }
+        let x = into_contiguous(x);
+        let mut shape = x.meta.shape().clone();
+        let skipped = x.meta.num_elements() / (shape[0] * shape[1]) * (shape[1] - count);
+        shape[1] = count;
+        let out = empty(&x, shape, x.dtype);
+        let size = out.meta.num_elements() / out.meta.shape()[0];
+        launch!(pointwise::last_rows, spread(&out); [x] => [out];
+            out.meta.num_elements(), size, skipped, x.dtype.into());
+        out
+    }
+
+    fn behind_zeros(x: FloatTensor<Self>, rows: usize) -> FloatTensor<Self> {
+        let mut shape = x.meta.shape().clone();
+        let zeros = x.meta.num_elements() / (shape[0] * shape[1]) * (rows - shape[1]);
+        let fits = u32::try_from(x.meta.num_elements() + shape[0] * zeros).is_ok();
+        if !is_for_kernels([&x]) || !fits {
+            return behind_zeros::<Self>(x, rows);
+        }
+        let x = into_contiguous(x);
+        shape[1] = rows;
+        let out = empty(&x, shape, x.dtype);
+        let size = out.meta.num_elements() / out.meta.shape()[0];
+        launch!(pointwise::behind_zeros, spread(&out); [x] => [out];
+            out.meta.num_elements(), size, zeros, x.dtype.into());
+        out
     }
 
     fn ordered(

@@ -1,8 +1,44 @@
-//! Kernels in which each unit computes a value, or those of one place: SwiGLU, rotary positions, queries, keys and values from one
-//! product, AdamW.
+//! Kernels in which each unit computes a value, or those of one place: last rows, SwiGLU, rotary positions, queries, keys and values
+//! from one product, AdamW.
 //! The formulas are in [`reference::layers`](crate::reference::layers).
 
 use cubecl::prelude::*;
+
+/// Of samples of `size + skipped` values the last `size`.
+#[cube(launch_unchecked)]
+pub fn last_rows<F: Float>(
+    x: &Array<F>,
+    out: &mut Array<F>,
+    count: usize,
+    size: usize,
+    skipped: usize,
+    #[define(F)] _dtype: StorageType,
+) {
+    let i = place();
+    if i < count {
+        out[i] = x[i + (i / size + 1) * skipped];
+    }
+}
+
+/// Samples of `size` values, of which the first `zeros` are that.
+#[cube(launch_unchecked)]
+pub fn behind_zeros<F: Float>(
+    x: &Array<F>,
+    out: &mut Array<F>,
+    count: usize,
+    size: usize,
+    zeros: usize,
+    #[define(F)] _dtype: StorageType,
+) {
+    let i = place();
+    if i < count {
+        let mut value = F::new(0.0);
+        if i % size >= zeros {
+            value = x[i - (i / size + 1) * zeros];
+        }
+        out[i] = value;
+    }
+}
 
 /// `silu(gate) ∘ up`; each row of `x` has `width` values of the gate and behind them as many of up.
 #[cube(launch_unchecked)]

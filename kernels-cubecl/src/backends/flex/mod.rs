@@ -11,6 +11,7 @@ mod memory;
 mod norm;
 mod optimizer;
 mod parallel;
+mod rows;
 mod swiglu;
 mod triangular;
 mod vector;

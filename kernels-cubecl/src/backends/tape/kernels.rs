@@ -32,6 +32,8 @@ impl<B: LayerBackend> LayerBackend for Tape<B> {
         fn swiglu_backward(x: Float<B>, grad: Float<B>, onto: Option<Float<B>>) -> Float<B>;
         fn side_by_side(parts: [Float<B>; 2]) -> Float<B>;
         fn halves(x: Float<B>) -> [Float<B>; 2];
+        fn last_rows(x: Float<B>, count: usize) -> Float<B>;
+        fn behind_zeros(x: Float<B>, rows: usize) -> Float<B>;
         fn ordered(x: Float<B>, rotation: Option<[Float<B>; 3]>) -> Float<B>;
         fn split_heads(x: Float<B>, rotation: Option<[Float<B>; 3]>, heads: [usize; 2]) -> [Float<B>; 3];
         fn join_heads(qkv: [Float<B>; 3], rotation: Option<[Float<B>; 3]>) -> Float<B>;
