@@ -19,12 +19,23 @@ pub fn forward(x: FlexTensor, by: Nonlinearity) -> FlexTensor {
     like(&x, y)
 }
 
-pub fn backward(x: FlexTensor, grad: FlexTensor, by: Nonlinearity) -> FlexTensor {
+pub fn backward([x, grad]: [FlexTensor; 2], by: Nonlinearity) -> FlexTensor {
     let [dx] = map_by(
         by,
         [x.storage(), grad.storage()],
         #[inline(always)]
         |[_, first, _], [_, g]| [g * first],
+    );
+    like(&x, dx)
+}
+
+/// [`backward`], added to `onto`.
+pub fn backward_onto(onto: FlexTensor, [x, grad]: [FlexTensor; 2], by: Nonlinearity) -> FlexTensor {
+    let [dx] = map_by(
+        by,
+        [x.storage(), grad.storage(), onto.storage()],
+        #[inline(always)]
+        |[_, first, _], [_, g, onto]| [onto + g * first],
     );
     like(&x, dx)
 }

@@ -4,9 +4,9 @@ use burn::tensor::ops::{FloatTensor, FloatTensorOps, IntTensor};
 use burn::tensor::{DType, Shape, TensorMetadata};
 use burn_flex::Flex;
 
-use super::memory::single;
-use super::{activation, heads, losses, matmul, norm, optimizer, swiglu};
-use crate::ops::layers::{as_factor, join_by_heads, split_by_heads};
+use super::memory::{in_shape, single};
+use super::{activation, heads, losses, matmul, norm, optimizer, rows, swiglu};
+use crate::ops::layers::{as_factor, behind_zeros, join_by_heads, last_rows, split_by_heads};
 use crate::reference::adamw::adamw as reference_adamw;
 use crate::reference::primitives::{self, added};
 use crate::{AdamWStep, HeadBackend, LayerBackend, Nonlinearity, Norm};
@@ -31,16 +31,19 @@ impl LayerBackend for Flex {
                 let [lhs, rhs] = [lhs, rhs].map(as_factor::<Flex>);
                 matmul::add_product(to, &lhs, &rhs);
             }
-            None => return Flex::float_add(to, Self::product(lhs, rhs)),
+            None => return Self::add(Self::product(lhs, rhs), to),
         }
         to
     }
 
+    /// Burn's own sum runs on one thread.
     fn add(mut x: F, y: F) -> F {
-        let numbers = single([&y]);
-        match (in_place(&mut x), &numbers) {
-            (Some(x), Some([y])) => matmul::add(x, y.storage()),
-            _ => return Flex::float_add(x, y),
+        let Some([y]) = single([&y]) else {
+            return Flex::float_add(x, y);
+        };
+        match in_place(&mut x) {
+            Some(x) => matmul::add(x, y.storage()),
+            None => return matmul::sum(&x.to_contiguous(), &y),
         }
         x
     }
@@ -85,9 +88,21 @@ impl LayerBackend for Flex {
             return primitives::norm_backward::<Flex>(x, weight, grad, by, wants_weight, onto);
         };
         let [onto_x, onto_weight] = onto;
-        let (dx, dw) = norm::backward(x, weight, grad, by, wants_weight);
-        let dw = dw.map(|dw| added(onto_weight, dw, Flex::add));
-        (added(onto_x, dx, Flex::add), dw)
+        let dw = |dw: Option<F>| dw.map(|dw| added(onto_weight, dw, Self::add));
+        let Some(mut to) = onto_x else {
+            let (to_x, to_weight) = norm::backward(x, weight, grad, by, wants_weight);
+            return (to_x, dw(to_weight));
+        };
+        match in_place(&mut to) {
+            Some(values) => {
+                let to_weight = norm::add_backward(values, [&x, &weight, &grad], by, wants_weight);
+                (to, dw(to_weight))
+            }
+            None => {
+                let (to_x, to_weight) = norm::backward(x, weight, grad, by, wants_weight);
+                (Self::add(to, to_x), dw(to_weight))
+            }
+        }
     }
 
     /// The loop is for the case without a cotangent of dw, as when only the gradient to x was used.
@@ -114,7 +129,7 @@ impl LayerBackend for Flex {
             );
         };
         let [to_grad, to_x, to_weight] = norm::double_backward(x, weight, grad, a, by);
-        [to_grad, to_x, added(onto_weight, to_weight, Flex::add)]
+        [to_grad, to_x, added(onto_weight, to_weight, Self::add)]
     }
 
     fn activate(x: F, by: Nonlinearity) -> F {
@@ -125,9 +140,12 @@ impl LayerBackend for Flex {
     }
 
     fn activate_backward(x: F, grad: F, by: Nonlinearity, onto: Option<F>) -> F {
-        match single([&x, &grad]) {
-            Some([x, grad]) => added(onto, activation::backward(x, grad, by), Flex::add),
-            None => primitives::activate_backward::<Flex>(x, grad, by, onto),
+        match (single([&x, &grad]), &onto) {
+            (Some(inputs), Some(onto)) => {
+                activation::backward_onto(onto.to_contiguous(), inputs, by)
+            }
+            (Some(inputs), None) => activation::backward(inputs, by),
+            (None, _) => primitives::activate_backward::<Flex>(x, grad, by, onto),
         }
     }
 
@@ -146,23 +164,48 @@ impl LayerBackend for Flex {
     }
 
     fn swiglu_backward(x: F, grad: F, onto: Option<F>) -> F {
-        match single([&x, &grad]) {
-            Some([x, grad]) => added(onto, swiglu::backward(x, grad), Flex::add),
-            None => primitives::swiglu_backward::<Flex>(x, grad, onto),
+        let Some([x, grad]) = single([&x, &grad]) else {
+            return primitives::swiglu_backward::<Flex>(x, grad, onto);
+        };
+        let Some(mut to) = onto else {
+            return swiglu::backward(x, grad);
+        };
+        match in_place(&mut to) {
+            Some(values) => swiglu::add_backward(values, &x, &grad),
+            None => return Self::add(to, swiglu::backward(x, grad)),
         }
+        to
     }
 
     fn swiglu_double_backward(x: F, grad: F, a: F) -> [F; 2] {
-        match single([&x, &grad, &a]) {
-            Some(inputs) => swiglu::double_backward(inputs),
-            None => primitives::swiglu_double_backward::<Flex>(x, grad, a),
-        }
+        let is_single = [&grad, &a].iter().all(|x| x.dtype() == DType::F32);
+        let Some([x]) = single([&x]).filter(|_| is_single) else {
+            return primitives::swiglu_double_backward::<Flex>(x, grad, a);
+        };
+        let mut to = [grad, a].map(owned);
+        let [grad, a] = to.each_mut().map(|x| in_place(x).expect("owned"));
+        swiglu::double_backward(&x, grad, a);
+        to
     }
 
     fn side_by_side(parts: [F; 2]) -> F {
         match single(parts.each_ref()) {
             Some(parts) => swiglu::side_by_side(parts),
             None => Flex::float_cat(parts.into(), 2),
+        }
+    }
+
+    fn last_rows(x: F, count: usize) -> F {
+        match single([&x]) {
+            Some([x]) => rows::last(x, count),
+            None => last_rows::<Flex>(x, count),
+        }
+    }
+
+    fn behind_zeros(x: F, count: usize) -> F {
+        match single([&x]) {
+            Some([x]) => rows::behind_zeros(x, count),
+            None => behind_zeros::<Flex>(x, count),
         }
     }
 
@@ -207,11 +250,23 @@ impl LayerBackend for Flex {
         }
     }
 
-    fn adamw(step: &AdamWStep, [x, m, v]: [F; 3], grad: F) -> [F; 3] {
-        match single([&x, &m, &v, &grad]) {
-            Some(tensors) => optimizer::adamw(step, tensors),
-            None => reference_adamw::<Flex>(step, [x, m, v], grad),
-        }
+    fn adamw(step: &AdamWStep, tensors: [F; 3], grad: F) -> [F; 3] {
+        let is_single = tensors.iter().all(|x| x.dtype() == DType::F32);
+        let Some([grad]) = single([&grad]).filter(|_| is_single) else {
+            return reference_adamw::<Flex>(step, tensors, grad);
+        };
+        let mut tensors = tensors.map(owned);
+        let values = tensors.each_mut().map(|x| in_place(x).expect("owned"));
+        optimizer::adamw(step, values, grad.storage());
+        tensors
+    }
+}
+
+/// The tensor itself if [`in_place`] has its values, otherwise a copy; f32.
+fn owned(mut x: F) -> F {
+    match in_place(&mut x) {
+        Some(_) => x,
+        None => in_shape(x.layout().shape(), x.to_contiguous().storage().to_vec()),
     }
 }
 

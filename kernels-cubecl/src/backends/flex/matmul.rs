@@ -1,5 +1,6 @@
 //! Products of large matrices, and sums of tensors.
 
+use std::ops::Range;
 use std::slice;
 
 use burn::tensor::TensorMetadata;
@@ -7,9 +8,8 @@ use burn_flex::FlexTensor;
 use gemm::{Parallelism, gemm};
 use rayon::prelude::*;
 
-use super::memory::in_shape;
-use super::parallel::{Blank, PART};
-use super::vector::dispatch;
+use super::memory::{in_shape, like};
+use super::parallel::{Blank, map, update_rows};
 
 /// `lhs · rhs`
 pub fn product(lhs: &FlexTensor, rhs: &FlexTensor) -> FlexTensor {
@@ -32,16 +32,19 @@ pub fn add_product(to: &mut [f32], lhs: &FlexTensor, rhs: &FlexTensor) {
     }
 }
 
-/// Below this number of multiplications a product runs on one thread.
-const WORTH_THREADS: usize = 1 << 20;
+/// A thread takes part in a product if it has so many multiplications to do.
+const WORTH_A_THREAD: usize = 1 << 20;
 
 /// Sums longer than this are added up in parts of so many products where the left factor lies column by column, as in the gradient of a
 /// weight: `gemm` copies the factors of shorter sums faster, twice as fast where the columns are 4 KiB apart (benches/README.md).
 const LONG: usize = 1024;
 const PART_OF_SUM: usize = 256;
 
-/// The rows of such a product are divided between the threads if each gets so many. Otherwise `gemm` divides the product.
-const ROWS_OF_A_THREAD: usize = 32;
+/// Rows and columns that a thread computes at least: the columns of `gemm`'s inner loop, and enough rows for one.
+const LEAST: [usize; 2] = [32, 64];
+
+/// `gemm` adds up sums longer than the second number otherwise where the result has at most so many rows and columns.
+const SMALL: [usize; 2] = [64, 512];
 
 /// `to = lhs · rhs`, or `to += lhs · rhs` if `adds`; `to` is a contiguous matrix. Results do not depend on the number of threads.
 ///
@@ -49,36 +52,60 @@ const ROWS_OF_A_THREAD: usize = 32;
 ///
 /// `to` must be initialised if `adds`. Otherwise it is afterwards.
 unsafe fn multiply(to: Blank<'_>, lhs: &FlexTensor, rhs: &FlexTensor, adds: bool) {
-    let ([m, k], [rows, n]) = (lhs.shape().dims(), rhs.shape().dims());
-    assert_eq!(k, rows, "product: the inner dimensions differ");
+    let ([m, k], [inner, n]) = (lhs.shape().dims(), rhs.shape().dims());
+    assert_eq!(k, inner, "product: the inner dimensions differ");
     assert_eq!(to.len(), m * n);
     let (lhs, rhs) = (Matrix::of(lhs), Matrix::of(rhs));
     let is_long = k > LONG && lhs.row == 1;
     let product = Product {
+        to: to.as_mut_ptr().cast(),
+        width: n,
         inner: k,
         part: if is_long { PART_OF_SUM } else { k.max(1) },
         lhs,
         rhs,
         adds,
     };
-    let rows = m.div_ceil(rayon::current_num_threads());
-    if m * n * k < WORTH_THREADS {
-        // SAFETY: the caller guarantees `to`.
-        unsafe { product.rows(to, 0, [m, n], Parallelism::None) }
-    } else if !is_long || rows < ROWS_OF_A_THREAD {
-        // SAFETY: as above.
-        unsafe { product.rows(to, 0, [m, n], Parallelism::Rayon(0)) }
-    } else {
-        to.par_chunks_mut(rows * n).enumerate().for_each(|(i, to)| {
-            let size = [to.len() / n, n];
-            // SAFETY: as above.
-            unsafe { product.rows(to, i * rows, size, Parallelism::None) }
-        });
+    let threads = rayon::current_num_threads().min(m * n * k / WORTH_A_THREAD);
+    match grid([m, n], product.part, threads) {
+        // SAFETY: the caller guarantees `to`, which has m · n values.
+        None if threads > 1 => unsafe { product.block(0..m, 0..n, Parallelism::Rayon(0)) },
+        None => unsafe { product.block(0..m, 0..n, Parallelism::None) },
+        Some([across, along]) => {
+            let band = |i: usize, bands: usize, of: usize| i * of / bands..(i + 1) * of / bands;
+            let blocks = (0..across * along).into_par_iter().with_max_len(1);
+            blocks.for_each(|block| {
+                let rows = band(block / along, across, m);
+                let columns = band(block % along, along, n);
+                // SAFETY: as above; no two blocks have a value in common.
+                unsafe { product.block(rows, columns, Parallelism::None) }
+            });
+        }
     }
 }
 
-/// A product of two matrices, of which some rows are computed at a time.
+/// Into how many bands of rows and of columns a result is divided between the threads, a block each, so that they read as little as
+/// they can: `gemm` reads and copies the factors again for each. None for one thread, or if the blocks would be too small.
+fn grid([m, n]: [usize; 2], part_of_sum: usize, threads: usize) -> Option<[usize; 2]> {
+    let across = (1..=threads).filter(|across| threads.is_multiple_of(*across));
+    let grids = across.map(|across| [across, threads / across]);
+    let fits = |[across, along]: &[usize; 2]| {
+        let [rows, columns] = [m / across, n / along];
+        let (small, short) = (SMALL[0], part_of_sum <= SMALL[1]);
+        rows >= LEAST[0] && columns >= LEAST[1] && (short || rows > small || columns > small)
+    };
+    let grid = grids
+        .filter(fits)
+        .min_by_key(|[across, along]| across * n + along * m);
+    grid.filter(|_| threads > 1)
+}
+
+/// A product of two matrices, of which a block is computed at a time.
 struct Product<'a> {
+    /// The result, row by row.
+    to: *mut f32,
+    /// Columns of the result.
+    width: usize,
     lhs: Matrix<'a>,
     rhs: Matrix<'a>,
     /// Columns of the left factor, rows of the right one.
@@ -88,39 +115,38 @@ struct Product<'a> {
     adds: bool,
 }
 
+// SAFETY: the pointer is that of a slice of numbers, and who shares the product writes to other blocks of it.
+unsafe impl Sync for Product<'_> {}
+
 impl Product<'_> {
-    /// `m` rows of `n` values from `first` on.
+    /// These rows and columns of it.
     ///
     /// # Safety
     ///
-    /// As for [`multiply`]; `m · n` values are written.
-    unsafe fn rows(
-        &self,
-        to: Blank<'_>,
-        first: usize,
-        [m, n]: [usize; 2],
-        parallelism: Parallelism,
-    ) {
-        assert_eq!(to.len(), m * n);
+    /// As for [`multiply`]; the block must be within the result, and nobody else may use it meanwhile.
+    unsafe fn block(&self, rows: Range<usize>, columns: Range<usize>, parallelism: Parallelism) {
         let Self { lhs, rhs, .. } = self;
+        let to = self
+            .to
+            .wrapping_add(rows.start * self.width + columns.start);
         // Sums without terms are one part as well: it sets them to zero.
         for start in (0..self.inner.max(1)).step_by(self.part) {
             let part = self.part.min(self.inner - start);
-            // SAFETY: pointers and strides are those of the factors' tensors, and no row or column is behind their last one; `to` has
-            // the product's size, and is initialised from the second part on.
+            // SAFETY: pointers and strides are those of the factors' tensors, and no row or column is behind their last one; the block is
+            // within the result, and is initialised from the second part on.
             unsafe {
                 gemm(
-                    m,
-                    n,
+                    rows.len(),
+                    columns.len(),
                     part,
-                    to.as_mut_ptr().cast::<f32>(),
+                    to,
                     1,
-                    n as isize,
+                    self.width as isize,
                     self.adds || start > 0,
-                    lhs.at(first, start),
+                    lhs.at(rows.start, start),
                     lhs.column,
                     lhs.row,
-                    rhs.at(start, 0),
+                    rhs.at(start, columns.start),
                     rhs.column,
                     rhs.row,
                     1.0,
@@ -135,18 +161,24 @@ impl Product<'_> {
     }
 }
 
+/// `x + y`, in memory of its own.
+pub fn sum(x: &FlexTensor, y: &FlexTensor) -> FlexTensor {
+    let [sum] = map(
+        [x.storage(), y.storage()],
+        #[inline(always)]
+        |[x, y]| [x + y],
+    );
+    like(x, sum)
+}
+
 /// `x += y`
 pub fn add(x: &mut [f32], y: &[f32]) {
-    let add = |(x, y): (&mut [f32], &[f32])| {
-        dispatch(
-            #[inline(always)]
-            || x.iter_mut().zip(y).for_each(|(x, y)| *x += y),
-        )
-    };
-    match x.len() <= PART {
-        true => add((x, y)),
-        false => x.par_chunks_mut(PART).zip(y.par_chunks(PART)).for_each(add),
-    }
+    update_rows(
+        [x],
+        [1],
+        #[inline(always)]
+        |range, [x]: [&mut [f32]; 1]| x.iter_mut().zip(&y[range]).for_each(|(x, y)| *x += y),
+    );
 }
 
 /// A matrix in memory: its values from the first one on, and the strides of its rows and columns.

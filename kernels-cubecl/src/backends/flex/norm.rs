@@ -4,7 +4,7 @@
 use burn_flex::FlexTensor;
 
 use super::memory::like;
-use super::parallel::{Blank, parts};
+use super::parallel::{Blank, Slot, parts, update_rows};
 use super::vector::{LANES, dot, sum};
 use crate::Norm;
 
@@ -35,33 +35,37 @@ pub fn backward(
     by: Norm,
     wants_weight: bool,
 ) -> (FlexTensor, Option<FlexTensor>) {
-    let w = weight.storage::<f32>();
-    let d = w.len();
+    let w = weight.storage();
     let ([dx], sums) = parts(
         [x.storage(), grad.storage()],
-        d,
+        w.len(),
         #[inline(always)]
-        |[x, g]: [&[f32]; 2], [dx]: [Blank<'_>; 1]| {
-            let mut dw = vec![0.0; if wants_weight { d } else { 0 }];
-            let mut own = by.row(d);
-            let rows = x.chunks_exact(d).zip(g.chunks_exact(d));
-            for ((x, g), dx) in rows.zip(dx.chunks_exact_mut(d)) {
-                let x = by.centered(x, &mut own);
-                let r = inverse_rms(x, by.epsilon);
-                let along = r * r * r * dot3(x, w, g) / d as f32;
-                let mean = by.mean_of_product(w, g);
-                for (((dx, x), g), w) in dx.iter_mut().zip(x).zip(g).zip(w) {
-                    dx.write(r * (w * g - mean) - along * x);
-                }
-                for ((dw, g), x) in dw.iter_mut().zip(g).zip(x) {
-                    *dw += g * x * r;
-                }
-            }
-            dw
+        |[x, g]: [&[f32]; 2], [dx]: [Blank<'_>; 1]| by.gradients([x, w, g], dx, wants_weight),
+    );
+    let dw = wants_weight.then(|| like(&weight, total(sums, w.len())));
+    (like(&x, dx), dw)
+}
+
+/// [`backward`] with the gradient to `x` added to `to`, of the same shape; returns that to the weight.
+pub fn add_backward(
+    to: &mut [f32],
+    [x, weight, grad]: [&FlexTensor; 3],
+    by: Norm,
+    wants_weight: bool,
+) -> Option<FlexTensor> {
+    let [x, w, grad] = [x, weight, grad].map(FlexTensor::storage);
+    let d = w.len();
+    let sums = update_rows(
+        [to],
+        [d],
+        #[inline(always)]
+        |rows, [to]: [&mut [f32]; 1]| {
+            let values = rows.start * d..rows.end * d;
+            let [x, grad] = [x, grad].map(|of_all: &[f32]| &of_all[values.clone()]);
+            by.gradients([x, w, grad], to, wants_weight)
         },
     );
-    let dw = wants_weight.then(|| like(&weight, total(sums, d)));
-    (like(&x, dx), dw)
+    wants_weight.then(|| like(weight, total(sums, d)))
 }
 
 /// The double backward for the cotangent `a` of dx, without a cotangent of dw.
@@ -111,6 +115,33 @@ pub fn double_backward(
 }
 
 impl Norm {
+    /// Puts the gradient to some rows of `x` into `dx`; returns what they add to the weight's, if that is wanted.
+    #[inline(always)]
+    fn gradients<T: Slot>(
+        self,
+        [x, w, g]: [&[f32]; 3],
+        dx: &mut [T],
+        wants_weight: bool,
+    ) -> Vec<f32> {
+        let d = w.len();
+        let mut dw = vec![0.0; if wants_weight { d } else { 0 }];
+        let mut own = self.row(d);
+        let rows = x.chunks_exact(d).zip(g.chunks_exact(d));
+        for ((x, g), dx) in rows.zip(dx.chunks_exact_mut(d)) {
+            let x = self.centered(x, &mut own);
+            let r = inverse_rms(x, self.epsilon);
+            let along = r * r * r * dot3(x, w, g) / d as f32;
+            let mean = self.mean_of_product(w, g);
+            for (((dx, x), g), w) in dx.iter_mut().zip(x).zip(g).zip(w) {
+                dx.put(r * (w * g - mean) - along * x);
+            }
+            for ((dw, g), x) in dw.iter_mut().zip(g).zip(x) {
+                *dw += g * x * r;
+            }
+        }
+        dw
+    }
+
     /// Room for a row without its mean, if it is taken away.
     #[inline(always)]
     fn row(self, d: usize) -> Vec<f32> {

@@ -1,13 +1,10 @@
-//! AdamW, in one pass.
+//! AdamW, in one pass, in place.
 
-use burn_flex::FlexTensor;
-
-use super::memory::like;
-use super::parallel::map;
+use super::parallel::update_rows;
 use crate::AdamWStep;
 
-/// From `[x, m, v, grad]` to `[x, m, v]`, with the roundings of the tensor operations.
-pub fn adamw(step: &AdamWStep, tensors: [FlexTensor; 4]) -> [FlexTensor; 3] {
+/// A step on `[x, m, v]`, with the roundings of the tensor operations.
+pub fn adamw(step: &AdamWStep, [x, m, v]: [&mut [f32]; 3], grad: &[f32]) {
     let AdamWStep {
         beta1,
         beta2,
@@ -16,15 +13,17 @@ pub fn adamw(step: &AdamWStep, tensors: [FlexTensor; 4]) -> [FlexTensor; 3] {
     } = *step;
     let [first, second] = step.corrections();
     let (kept, lr) = (step.kept() as f32, step.lr as f32);
-    map(
-        tensors.each_ref().map(|x| x.storage()),
+    update_rows(
+        [x, m, v],
+        [1; 3],
         #[inline(always)]
-        |[x, m, v, g]| {
-            let m = m * beta1 + g * (1.0 - beta1);
-            let v = v * beta2 + g * g * (1.0 - beta2);
-            let delta = m / first / ((v / second).sqrt() + epsilon);
-            [x * kept - delta * lr, m, v]
+        |range, [x, m, v]: [&mut [f32]; 3]| {
+            for (((x, m), v), g) in x.iter_mut().zip(m).zip(v).zip(&grad[range]) {
+                *m = *m * beta1 + g * (1.0 - beta1);
+                *v = *v * beta2 + g * g * (1.0 - beta2);
+                let delta = *m / first / ((*v / second).sqrt() + epsilon);
+                *x = *x * kept - delta * lr;
+            }
         },
-    )
-    .map(|y| like(&tensors[0], y))
+    );
 }

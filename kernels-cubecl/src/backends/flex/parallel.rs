@@ -24,35 +24,86 @@ pub fn rows<const O: usize, R: Send>(
     widths: [usize; O],
     f: impl Fn(Range<usize>, [Blank<'_>; O]) -> R + Sync,
 ) -> ([Vec<f32>; O], Vec<R>) {
-    let widest = widths.into_iter().max().unwrap_or(1).max(1);
-    let part = PART.div_ceil(widest);
+    let part = part_of(widths);
     let mut outputs = widths.map(|width| Vec::with_capacity(count * width));
     let mut at = widths.iter();
     let mut blank = outputs.each_mut().map(|x: &mut Vec<f32>| {
         let width = at.next().copied().unwrap_or_default();
         x.spare_capacity_mut()[..count * width].chunks_mut((part * width).max(1))
     });
-    let work: Vec<_> = (0..count.div_ceil(part))
-        .map(|index| {
-            let outputs = blank.each_mut().map(|x| x.next().unwrap_or_default());
-            (index * part..count.min((index + 1) * part), outputs)
-        })
-        .collect();
-    let run = |(range, outputs)| {
-        dispatch(
-            #[inline(always)]
-            || f(range, outputs),
-        )
-    };
-    let results = match work.len() {
-        1 => work.into_iter().map(run).collect(),
-        _ => work.into_par_iter().with_max_len(1).map(run).collect(),
-    };
+    let slices = || blank.each_mut().map(|x| x.next().unwrap_or_default());
+    let results = each_part(count, part, slices, f);
     for (output, width) in outputs.iter_mut().zip(widths) {
         // SAFETY: the parts cover the output, and `f` has written every part completely.
         unsafe { output.set_len(count * width) };
     }
     (outputs, results)
+}
+
+/// The rows of a part, by the widest of the tensors.
+fn part_of<const O: usize>(widths: [usize; O]) -> usize {
+    let widest = widths.into_iter().max().unwrap_or(1).max(1);
+    PART.div_ceil(widest)
+}
+
+/// Calls `f` with the rows and the `slices` of each part of `count` rows; returns its results in the order of the parts.
+#[inline(always)]
+fn each_part<T: Send, R: Send>(
+    count: usize,
+    part: usize,
+    mut slices: impl FnMut() -> T,
+    f: impl Fn(Range<usize>, T) -> R + Sync,
+) -> Vec<R> {
+    let parts = 0..count.div_ceil(part);
+    let work = parts.map(|index| (index * part..count.min((index + 1) * part), slices()));
+    let work: Vec<_> = work.collect();
+    let run = |(range, slices)| {
+        dispatch(
+            #[inline(always)]
+            || f(range, slices),
+        )
+    };
+    match work.len() {
+        1 => work.into_iter().map(run).collect(),
+        _ => work.into_par_iter().with_max_len(1).map(run).collect(),
+    }
+}
+
+/// Calls `f` on parts of tensors, each with rows of its own width, as many in all: with the part's rows and its slices of the tensors.
+/// Returns the results of `f` in the order of the parts; `f` as for [`rows`].
+pub fn update_rows<const O: usize, R: Send>(
+    tensors: [&mut [f32]; O],
+    widths: [usize; O],
+    f: impl Fn(Range<usize>, [&mut [f32]; O]) -> R + Sync,
+) -> Vec<R> {
+    let count = tensors[0].len() / widths[0].max(1);
+    let part = part_of(widths);
+    let mut at = widths.iter();
+    let mut values = tensors.map(|x| {
+        let width = at.next().copied().unwrap_or_default();
+        x.chunks_mut((part * width).max(1))
+    });
+    let slices = || values.each_mut().map(|x| x.next().unwrap_or_default());
+    each_part(count, part, slices, f)
+}
+
+/// Where a loop puts a value: new memory takes it, a number adds it.
+pub trait Slot {
+    fn put(&mut self, value: f32);
+}
+
+impl Slot for MaybeUninit<f32> {
+    #[inline(always)]
+    fn put(&mut self, value: f32) {
+        self.write(value);
+    }
+}
+
+impl Slot for f32 {
+    #[inline(always)]
+    fn put(&mut self, value: f32) {
+        *self += value;
+    }
 }
 
 /// [`rows`] where all outputs have rows of `width` values, `len` values in all; ranges are those of values.

@@ -1,11 +1,13 @@
 //! SwiGLU, row by row: a row of `x` has the gate and behind it up.
 
+use std::ops::Range;
+
 use burn::tensor::Shape;
 use burn_flex::FlexTensor;
 
 use super::activation::{sigma, silu_slopes};
 use super::memory::{in_shape, like};
-use super::parallel::{Blank, rows};
+use super::parallel::{Blank, Slot, rows, update_rows};
 
 pub fn forward(x: FlexTensor) -> FlexTensor {
     let ([batch, seq, width], values) = (x.layout().shape().dims(), x.storage());
@@ -29,63 +31,74 @@ pub fn forward(x: FlexTensor) -> FlexTensor {
 
 pub fn backward(x: FlexTensor, grad: FlexTensor) -> FlexTensor {
     let ([batch, seq, width], values) = (x.layout().shape().dims(), x.storage());
-    let (d, grad): (_, &[f32]) = (half(width), grad.storage());
+    let grad = grad.storage();
     let ([to_x], _) = rows(
         batch * seq,
         [width],
         #[inline(always)]
-        |range, [to_x]: [Blank<'_>; 1]| {
-            for (row, to_x) in range.zip(to_x.chunks_exact_mut(width)) {
-                let (gate, up) = halves(values, row, d);
-                let grad = &grad[row * d..(row + 1) * d];
-                let (to_gate, to_up) = to_x.split_at_mut(d);
-                let (to_gate, to_up) = (&mut to_gate[..d], &mut to_up[..d]);
-                for i in 0..d {
-                    let (x, g) = (gate[i], grad[i]);
-                    let s = sigma(x);
-                    let [first, _] = silu_slopes(x, s);
-                    to_gate[i].write(g * up[i] * first);
-                    to_up[i].write(g * x * s);
-                }
-            }
-        },
+        |range, [to_x]: [Blank<'_>; 1]| gradients([values, grad], width, range, to_x),
     );
     like(&x, to_x)
 }
 
-/// The gradients to grad and to `x`.
-pub fn double_backward([x, grad, cotangent]: [FlexTensor; 3]) -> [FlexTensor; 2] {
-    let ([batch, seq, width], values) = (x.layout().shape().dims(), x.storage());
+/// Adds the gradient to `x` to `to`, of the same shape.
+pub fn add_backward(to: &mut [f32], x: &FlexTensor, grad: &FlexTensor) {
+    let ([_, _, width], values) = (x.layout().shape().dims(), x.storage());
+    let grad = grad.storage();
+    update_rows(
+        [to],
+        [width],
+        #[inline(always)]
+        |range, [to]: [&mut [f32]; 1]| gradients([values, grad], width, range, to),
+    );
+}
+
+/// Some rows of the gradient to `x`.
+#[inline(always)]
+fn gradients<T: Slot>([x, grad]: [&[f32]; 2], width: usize, rows: Range<usize>, to: &mut [T]) {
     let d = half(width);
-    let (gradient, cotangent): (&[f32], _) = (grad.storage(), cotangent.storage());
-    let ([to_grad, to_x], _) = rows(
-        batch * seq,
+    for (row, to) in rows.zip(to.chunks_exact_mut(width)) {
+        let (gate, up) = halves(x, row, d);
+        let grad = &grad[row * d..(row + 1) * d];
+        let (to_gate, to_up) = to.split_at_mut(d);
+        let (to_gate, to_up) = (&mut to_gate[..d], &mut to_up[..d]);
+        for i in 0..d {
+            let (x, g) = (gate[i], grad[i]);
+            let s = sigma(x);
+            let [first, _] = silu_slopes(x, s);
+            to_gate[i].put(g * up[i] * first);
+            to_up[i].put(g * x * s);
+        }
+    }
+}
+
+/// Replaces `grad` by the gradient to it, and the cotangent by that to `x`.
+pub fn double_backward(x: &FlexTensor, grad: &mut [f32], cotangent: &mut [f32]) {
+    let ([_, _, width], values) = (x.layout().shape().dims(), x.storage());
+    let d = half(width);
+    update_rows(
+        [grad, cotangent],
         [d, width],
         #[inline(always)]
-        |range, [to_grad, to_x]: [Blank<'_>; 2]| {
-            let outputs = to_grad
+        |range, [grad, cotangent]: [&mut [f32]; 2]| {
+            let rows = grad
                 .chunks_exact_mut(d)
-                .zip(to_x.chunks_exact_mut(width));
-            for (row, (to_grad, to_x)) in range.zip(outputs) {
+                .zip(cotangent.chunks_exact_mut(width));
+            for (row, (grad, cotangent)) in range.zip(rows) {
                 let (gate, up) = halves(values, row, d);
-                let (a, b) = halves(cotangent, row, d);
-                let grad = &gradient[row * d..(row + 1) * d];
-                let (to_gate, to_up) = to_x.split_at_mut(d);
-                let (to_gate, to_up) = (&mut to_gate[..d], &mut to_up[..d]);
-                let to_grad = &mut to_grad[..d];
+                let (a, b) = cotangent.split_at_mut(d);
+                let (grad, a, b) = (&mut grad[..d], &mut a[..d], &mut b[..d]);
                 for i in 0..d {
                     let (x, g) = (gate[i], grad[i]);
                     let s = sigma(x);
                     let [first, second] = silu_slopes(x, s);
                     let au = a[i] * up[i];
-                    to_grad[i].write(au * first + b[i] * x * s);
-                    to_gate[i].write(g * (au * second + b[i] * first));
-                    to_up[i].write(a[i] * g * first);
+                    grad[i] = au * first + b[i] * x * s;
+                    (a[i], b[i]) = (g * (au * second + b[i] * first), a[i] * g * first);
                 }
             }
         },
     );
-    [like(&grad, to_grad), like(&x, to_x)]
 }
 
 /// Rows of both, one behind the other.
