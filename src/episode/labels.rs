@@ -35,7 +35,8 @@ struct Label {
 pub struct Predicted<B: Backend> {
     /// Row by row, one to each label in columns `first` and later: `[labels]`; none if there are no such labels.
     pub tokens: Option<Tensor<B, 1, Int>>,
-    /// The first column whose tokens are predicted: 1 if nothing stands before a row's first token, or else 0.
+    /// The first column whose tokens are predicted. Labels before it, which there are only in the first column where nothing stands before a
+    /// row's first token, do not count.
     pub first: usize,
 }
 

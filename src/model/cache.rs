@@ -143,8 +143,8 @@ impl Slots {
 /// associative memory answers is added before, what the layer's own adapter makes of it behind; then the pass's
 /// [`MemoryRows`] are written.
 ///
-/// `forward` is told how many of its last rows are read of what it returns. That is all but in the last layer, which may leave out
-/// the others.
+/// `forward` is told how many of the last rows are read of what it returns: all of them, except in the last layer, which may leave out
+/// the others. `rows` is at least 1.
 ///
 /// # Shapes
 ///

@@ -112,12 +112,16 @@ pub trait CausalLm<B: Backend>: Module<B> + ModuleDisplay {
     /// `past` if there is one, else [`hidden`](CausalLm::hidden).
     ///
     /// By default the others are computed and left out. This crate's models do not compute what their last layer makes of them behind
-    /// its attention; nothing else depends on that.
+    /// its attention or scan; nothing else depends on that.
     ///
     /// # Shapes
     ///
     /// - `embeds`: `[batch, seq, d_model]`
     /// - output: `[batch, min(rows, seq), d_model]`
+    ///
+    /// # Panics
+    ///
+    /// If `rows` is 0.
     fn last_hidden(
         &self,
         embeds: Tensor<B, 3>,

@@ -31,6 +31,7 @@ pub(crate) fn repeat<B: Backend, const D: usize>(x: Tensor<B, D>, times: usize) 
 /// The last `count` rows of each sample, or all where there are fewer: `[batch, rows, …]` → `[batch, min(count, rows), …]`.
 pub(crate) fn last_rows<B: Backend, const D: usize>(x: Tensor<B, D>, count: usize) -> Tensor<B, D> {
     let rows = x.dims()[1];
+    assert!(count > 0, "the last 0 rows of {rows}");
     match count < rows {
         true => x.narrow(1, rows - count, count),
         false => x,

@@ -389,6 +389,39 @@ fn smoothed_labels_are_a_part_of_the_loss_on_all_tokens() {
     assert_eq!(ids(told), ids(plainly));
 }
 
+/// Wherever the labels are, the rows that are not computed change nothing.
+#[test]
+fn answers_are_those_of_all_logits() {
+    let whole = episode();
+    let lengths: Vec<usize> = whole.queries().lengths().collect();
+    let labelled = |is: fn(usize, usize) -> bool| {
+        let rows = lengths.iter().map(|length| {
+            let labels = (0..*length).map(|column| if is(column, *length) { 5 } else { -1 });
+            labels.collect::<Vec<i64>>()
+        });
+        rows.collect::<Vec<_>>()
+    };
+    let patterns = [
+        ("none", labelled(|_, _| false)),
+        ("the first", labelled(|column, _| column == 0)),
+        ("the last", labelled(|column, length| column + 1 == length)),
+        ("all", labelled(|_, _| true)),
+    ];
+    for (name, config) in kinds() {
+        let model = model::<I>(&ModelConfig::Llama(llama()), &config);
+        let memory = model.write(whole.contexts()).unwrap();
+        let logits = model.read(&memory, whole.queries()).unwrap();
+        for (place, labels) in &patterns {
+            let (contexts, queries) = (whole.contexts().clone(), whole.queries().clone());
+            let episode = Episode::new(contexts, queries, labels).unwrap();
+            let expected = values(episode.read_loss(logits.clone()));
+            let (found, _) = model.read_answers(&memory, &episode).unwrap();
+            let what = format!("{name}, labels: {place}");
+            assert_close(&what, &values(found), &expected, 1e-12);
+        }
+    }
+}
+
 /// An objective with a parameter: tokens that are predicted badly count more.
 #[derive(Module, Debug)]
 struct Focal<B: Backend> {

@@ -191,8 +191,9 @@ impl<B: Backend, M: CausalLm<B>> Rmt<B, M> {
         let joined = self.joined();
         let reconstructs = self.config.reconstruction_loss_weight > 0.0;
         let (memory, losses) = joined.passes(episode.contexts(), reconstructs);
-        let behind_a_token = episode.queries().width().max(1);
-        let rows = episode.labels().rows_needed().min(behind_a_token);
+        // Without the row that the memory alone predicts, unless there is no other.
+        let behind_tokens = episode.queries().width().max(1);
+        let rows = episode.labels().rows_needed().min(behind_tokens);
         let hidden = joined.read_hidden(&memory, episode.queries(), rows)?;
         let (read_loss, predicted) = episode.answered(&self.model, hidden);
         let count = losses.len() as f64;

@@ -324,8 +324,12 @@ impl<B: Backend, T: Operation<B, N>, const N: usize, const M: usize> Backward<B,
         let cotangents = taken::<B, N>(&received);
         // What a gradient was added to has the gradient of the sum; Burn wants one for each parent, also if no gradient came.
         let to_onto: [_; N] = std::array::from_fn(|i| {
-            let received = || cotangents[i].clone();
-            let gradient = || received().unwrap_or_else(|| zeros_like::<B>(&inputs[i]));
+            let received = &cotangents[i];
+            let gradient = || {
+                received
+                    .clone()
+                    .unwrap_or_else(|| zeros_like::<B>(&inputs[i]))
+            };
             ops.parents[N + 1 + i].is_some().then(gradient)
         });
         let at = Point { inputs, saved };

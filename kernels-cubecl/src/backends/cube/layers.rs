@@ -292,13 +292,13 @@ where
 
     fn behind_zeros(x: FloatTensor<Self>, rows: usize) -> FloatTensor<Self> {
         let mut shape = x.meta.shape().clone();
-        let zeros = x.meta.num_elements() / (shape[0] * shape[1]) * (rows - shape[1]);
-        let fits = u32::try_from(x.meta.num_elements() + shape[0] * zeros).is_ok();
-        if !is_for_kernels([&x]) || !fits {
+        let before = rows - shape[1];
+        shape[1] = rows;
+        if !is_for_kernels([&x]) || u32::try_from(shape.num_elements()).is_err() {
             return behind_zeros::<Self>(x, rows);
         }
         let x = into_contiguous(x);
-        shape[1] = rows;
+        let zeros = shape.num_elements() / (shape[0] * rows) * before;
         let out = empty(&x, shape, x.dtype);
         let size = out.meta.num_elements() / out.meta.shape()[0];
         launch!(pointwise::behind_zeros, spread(&out); [x] => [out];

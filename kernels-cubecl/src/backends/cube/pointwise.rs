@@ -20,7 +20,7 @@ pub fn last_rows<F: Float>(
     }
 }
 
-/// Samples of `size` values, of which the first `zeros` are that.
+/// Samples of `size` values, of which the first `zeros` are zero.
 #[cube(launch_unchecked)]
 pub fn behind_zeros<F: Float>(
     x: &Array<F>,

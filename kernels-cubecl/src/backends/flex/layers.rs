@@ -4,7 +4,7 @@ use burn::tensor::ops::{FloatTensor, FloatTensorOps, IntTensor};
 use burn::tensor::{DType, Shape, TensorMetadata};
 use burn_flex::Flex;
 
-use super::memory::{in_shape, single};
+use super::memory::single;
 use super::{activation, heads, losses, matmul, norm, optimizer, rows, swiglu};
 use crate::ops::layers::{as_factor, behind_zeros, join_by_heads, last_rows, split_by_heads};
 use crate::reference::adamw::adamw as reference_adamw;
@@ -88,21 +88,13 @@ impl LayerBackend for Flex {
             return primitives::norm_backward::<Flex>(x, weight, grad, by, wants_weight, onto);
         };
         let [onto_x, onto_weight] = onto;
-        let dw = |dw: Option<F>| dw.map(|dw| added(onto_weight, dw, Self::add));
-        let Some(mut to) = onto_x else {
-            let (to_x, to_weight) = norm::backward(x, weight, grad, by, wants_weight);
-            return (to_x, dw(to_weight));
-        };
-        match in_place(&mut to) {
-            Some(values) => {
-                let to_weight = norm::add_backward(values, [&x, &weight, &grad], by, wants_weight);
-                (to, dw(to_weight))
-            }
-            None => {
-                let (to_x, to_weight) = norm::backward(x, weight, grad, by, wants_weight);
-                (Self::add(to, to_x), dw(to_weight))
-            }
-        }
+        let (to_x, to_weight) = onto_or_new(
+            onto_x,
+            |to| norm::add_backward(to, [&x, &weight, &grad], by, wants_weight),
+            || norm::backward([&x, &weight, &grad], by, wants_weight),
+        );
+        let to_weight = to_weight.map(|dw| added(onto_weight, dw, Self::add));
+        (to_x, to_weight)
     }
 
     /// The loop is for the case without a cotangent of dw, as when only the gradient to x was used.
@@ -167,14 +159,9 @@ impl LayerBackend for Flex {
         let Some([x, grad]) = single([&x, &grad]) else {
             return primitives::swiglu_backward::<Flex>(x, grad, onto);
         };
-        let Some(mut to) = onto else {
-            return swiglu::backward(x, grad);
-        };
-        match in_place(&mut to) {
-            Some(values) => swiglu::add_backward(values, &x, &grad),
-            None => return Self::add(to, swiglu::backward(x, grad)),
-        }
-        to
+        let add = |to: &mut [f32]| swiglu::add_backward(to, &x, &grad);
+        let (to_x, ()) = onto_or_new(onto, add, || (swiglu::backward(&x, &grad), ()));
+        to_x
     }
 
     fn swiglu_double_backward(x: F, grad: F, a: F) -> [F; 2] {
@@ -183,7 +170,7 @@ impl LayerBackend for Flex {
             return primitives::swiglu_double_backward::<Flex>(x, grad, a);
         };
         let mut to = [grad, a].map(owned);
-        let [grad, a] = to.each_mut().map(|x| in_place(x).expect("owned"));
+        let [grad, a] = to.each_mut().map(|x| in_place(x).expect("it is owned"));
         swiglu::double_backward(&x, grad, a);
         to
     }
@@ -256,17 +243,39 @@ impl LayerBackend for Flex {
             return reference_adamw::<Flex>(step, tensors, grad);
         };
         let mut tensors = tensors.map(owned);
-        let values = tensors.each_mut().map(|x| in_place(x).expect("owned"));
+        let values = tensors
+            .each_mut()
+            .map(|x| in_place(x).expect("it is owned"));
         optimizer::adamw(step, values, grad.storage());
         tensors
     }
 }
 
+/// A gradient that is added to `onto` by `add`, if that is nobody else's, or is the sum of both; and what comes with it.
+fn onto_or_new<R>(
+    onto: Option<F>,
+    add: impl FnOnce(&mut [f32]) -> R,
+    new: impl FnOnce() -> (F, R),
+) -> (F, R) {
+    let Some(mut to) = onto else {
+        return new();
+    };
+    if let Some(values) = in_place(&mut to) {
+        let rest = add(values);
+        return (to, rest);
+    }
+    let (gradient, rest) = new();
+    (Flex::add(gradient, to), rest)
+}
+
 /// The tensor itself if [`in_place`] has its values, otherwise a copy; f32.
-fn owned(mut x: F) -> F {
+fn owned(x: F) -> F {
+    let contiguous = x.to_contiguous();
+    drop(x);
+    let mut x = contiguous;
     match in_place(&mut x) {
         Some(_) => x,
-        None => in_shape(x.layout().shape(), x.to_contiguous().storage().to_vec()),
+        None => matmul::copy(&x),
     }
 }
 

@@ -1,5 +1,6 @@
-//! Products of large matrices, and sums of tensors.
+//! Products of large matrices, sums and copies of tensors.
 
+use std::cmp::Reverse;
 use std::ops::Range;
 use std::slice;
 
@@ -40,7 +41,7 @@ const WORTH_A_THREAD: usize = 1 << 20;
 const LONG: usize = 1024;
 const PART_OF_SUM: usize = 256;
 
-/// Rows and columns that a thread computes at least: the columns of `gemm`'s inner loop, and enough rows for one.
+/// Rows and columns that a thread computes at least: enough rows for one, and the columns of `gemm`'s inner loop.
 const LEAST: [usize; 2] = [32, 64];
 
 /// `gemm` adds up sums longer than the second number otherwise where the result has at most so many rows and columns.
@@ -69,7 +70,7 @@ unsafe fn multiply(to: Blank<'_>, lhs: &FlexTensor, rhs: &FlexTensor, adds: bool
     let threads = rayon::current_num_threads().min(m * n * k / WORTH_A_THREAD);
     match grid([m, n], product.part, threads) {
         // SAFETY: the caller guarantees `to`, which has m · n values.
-        None if threads > 1 => unsafe { product.block(0..m, 0..n, Parallelism::Rayon(0)) },
+        None if threads > 1 => unsafe { product.block(0..m, 0..n, Parallelism::Rayon(threads)) },
         None => unsafe { product.block(0..m, 0..n, Parallelism::None) },
         Some([across, along]) => {
             let band = |i: usize, bands: usize, of: usize| i * of / bands..(i + 1) * of / bands;
@@ -84,20 +85,22 @@ unsafe fn multiply(to: Blank<'_>, lhs: &FlexTensor, rhs: &FlexTensor, adds: bool
     }
 }
 
-/// Into how many bands of rows and of columns a result is divided between the threads, a block each, so that they read as little as
-/// they can: `gemm` reads and copies the factors again for each. None for one thread, or if the blocks would be too small.
+/// Into how many bands of rows and of columns a result is divided between the threads, a block each: as many blocks as can be, so that they
+/// read as little as they can, because `gemm` reads and copies the factors again for each. None for one thread, or if the blocks would be
+/// too small.
 fn grid([m, n]: [usize; 2], part_of_sum: usize, threads: usize) -> Option<[usize; 2]> {
-    let across = (1..=threads).filter(|across| threads.is_multiple_of(*across));
-    let grids = across.map(|across| [across, threads / across]);
+    let along = |across| (1..=threads / across).map(move |along| [across, along]);
     let fits = |[across, along]: &[usize; 2]| {
         let [rows, columns] = [m / across, n / along];
         let (small, short) = (SMALL[0], part_of_sum <= SMALL[1]);
         rows >= LEAST[0] && columns >= LEAST[1] && (short || rows > small || columns > small)
     };
-    let grid = grids
-        .filter(fits)
-        .min_by_key(|[across, along]| across * n + along * m);
-    grid.filter(|_| threads > 1)
+    let grids = (1..=threads).flat_map(along).filter(fits);
+    let best = grids.min_by_key(|[across, along]| {
+        let (blocks, read) = (across * along, across * n + along * m);
+        (Reverse(blocks), read)
+    });
+    best.filter(|[across, along]| across * along > 1)
 }
 
 /// A product of two matrices, of which a block is computed at a time.
@@ -159,6 +162,16 @@ impl Product<'_> {
             }
         }
     }
+}
+
+/// The same values in memory of their own.
+pub fn copy(x: &FlexTensor) -> FlexTensor {
+    let [copy] = map(
+        [x.storage()],
+        #[inline(always)]
+        |[x]| [x],
+    );
+    like(x, copy)
 }
 
 /// `x + y`, in memory of its own.

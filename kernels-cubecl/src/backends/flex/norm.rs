@@ -29,9 +29,7 @@ pub fn forward(x: FlexTensor, weight: FlexTensor, by: Norm) -> FlexTensor {
 }
 
 pub fn backward(
-    x: FlexTensor,
-    weight: FlexTensor,
-    grad: FlexTensor,
+    [x, weight, grad]: [&FlexTensor; 3],
     by: Norm,
     wants_weight: bool,
 ) -> (FlexTensor, Option<FlexTensor>) {
@@ -42,8 +40,8 @@ pub fn backward(
         #[inline(always)]
         |[x, g]: [&[f32]; 2], [dx]: [Blank<'_>; 1]| by.gradients([x, w, g], dx, wants_weight),
     );
-    let dw = wants_weight.then(|| like(&weight, total(sums, w.len())));
-    (like(&x, dx), dw)
+    let dw = wants_weight.then(|| like(weight, total(sums, w.len())));
+    (like(x, dx), dw)
 }
 
 /// [`backward`] with the gradient to `x` added to `to`, of the same shape; returns that to the weight.

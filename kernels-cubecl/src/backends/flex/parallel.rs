@@ -69,7 +69,7 @@ fn each_part<T: Send, R: Send>(
     }
 }
 
-/// Calls `f` on parts of tensors, each with rows of its own width, as many in all: with the part's rows and its slices of the tensors.
+/// Calls `f` on parts of tensors that have as many rows, each of its own width: with the part's rows and its slices of the tensors.
 /// Returns the results of `f` in the order of the parts; `f` as for [`rows`].
 pub fn update_rows<const O: usize, R: Send>(
     tensors: [&mut [f32]; O],
@@ -77,6 +77,8 @@ pub fn update_rows<const O: usize, R: Send>(
     f: impl Fn(Range<usize>, [&mut [f32]; O]) -> R + Sync,
 ) -> Vec<R> {
     let count = tensors[0].len() / widths[0].max(1);
+    let mut sizes = tensors.iter().zip(widths);
+    assert!(sizes.all(|(x, width)| x.len() == count * width));
     let part = part_of(widths);
     let mut at = widths.iter();
     let mut values = tensors.map(|x| {

@@ -48,7 +48,7 @@ fn of_samples(shape: &Shape, count: usize, f: impl Fn(usize, Blank<'_>) + Sync) 
         [size],
         #[inline(always)]
         |samples, [y]: [Blank<'_>; 1]| {
-            for (sample, y) in samples.zip(y.chunks_exact_mut(size)) {
+            for (sample, y) in samples.zip(y.chunks_exact_mut(size.max(1))) {
                 f(sample, y);
             }
         },

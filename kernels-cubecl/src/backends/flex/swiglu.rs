@@ -29,7 +29,7 @@ pub fn forward(x: FlexTensor) -> FlexTensor {
     in_shape(&Shape::new([batch, seq, d]), y)
 }
 
-pub fn backward(x: FlexTensor, grad: FlexTensor) -> FlexTensor {
+pub fn backward(x: &FlexTensor, grad: &FlexTensor) -> FlexTensor {
     let ([batch, seq, width], values) = (x.layout().shape().dims(), x.storage());
     let grad = grad.storage();
     let ([to_x], _) = rows(
@@ -38,7 +38,7 @@ pub fn backward(x: FlexTensor, grad: FlexTensor) -> FlexTensor {
         #[inline(always)]
         |range, [to_x]: [Blank<'_>; 1]| gradients([values, grad], width, range, to_x),
     );
-    like(&x, to_x)
+    like(x, to_x)
 }
 
 /// Adds the gradient to `x` to `to`, of the same shape.
