@@ -5,7 +5,7 @@ use burn::tensor::{Shape, TensorMetadata};
 use burn_flex::FlexTensor;
 
 use super::memory::{Heads, in_shape, readable, single};
-use super::parallel::{Blank, fill, rows};
+use super::parallel::{Blank, copy, fill, rows};
 
 /// A contiguous copy.
 pub fn contiguous(x: FlexTensor) -> FlexTensor {
@@ -143,13 +143,6 @@ pub fn join(qkv: [FlexTensor; 3], by: Option<&Turn>) -> FlexTensor {
         },
     );
     in_shape(&Shape::new([batch, seq, heads * d]), y)
-}
-
-#[inline(always)]
-fn copy(x: &[f32], y: Blank<'_>) {
-    for (y, x) in y.iter_mut().zip(x) {
-        y.write(*x);
-    }
 }
 
 /// Computes each head from its values and its position. `f` must write the whole head and be

@@ -14,6 +14,14 @@ pub const PART: usize = 16 * 1024;
 /// Values that are not written yet.
 pub type Blank<'a> = &'a mut [MaybeUninit<f32>];
 
+/// Writes `y` from `x`, of the same length.
+#[inline(always)]
+pub fn copy(x: &[f32], y: Blank<'_>) {
+    for (y, x) in y.iter_mut().zip(x) {
+        y.write(*x);
+    }
+}
+
 /// Allocates outputs of `count` rows, each of its own width, and calls `f` on parts of them: with the part's rows and its
 /// slices of the outputs, which `f` must write completely. Returns the outputs and the results of `f` in the order of the
 /// parts.

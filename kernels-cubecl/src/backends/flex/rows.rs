@@ -4,7 +4,7 @@ use burn::tensor::{Shape, TensorMetadata};
 use burn_flex::FlexTensor;
 
 use super::memory::in_shape;
-use super::parallel::{Blank, rows};
+use super::parallel::{Blank, copy, rows};
 
 /// See [`LayerBackend::last_rows`](crate::LayerBackend::last_rows).
 pub fn last(x: FlexTensor, count: usize) -> FlexTensor {
@@ -61,11 +61,4 @@ fn of_samples(shape: &Shape, count: usize, f: impl Fn(usize, Blank<'_>) + Sync) 
 /// Values of a row.
 fn width(shape: &Shape) -> usize {
     shape.iter().skip(2).product()
-}
-
-#[inline(always)]
-fn copy(x: &[f32], y: Blank<'_>) {
-    for (y, x) in y.iter_mut().zip(x) {
-        y.write(*x);
-    }
 }

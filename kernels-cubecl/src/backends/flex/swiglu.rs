@@ -7,7 +7,7 @@ use burn_flex::FlexTensor;
 
 use super::activation::{sigma, silu_slopes};
 use super::memory::{in_shape, like};
-use super::parallel::{Blank, Slot, rows, update_rows};
+use super::parallel::{Blank, Slot, copy, rows, update_rows};
 
 pub fn forward(x: FlexTensor) -> FlexTensor {
     let ([batch, seq, width], values) = (x.layout().shape().dims(), x.storage());
@@ -112,9 +112,7 @@ pub fn side_by_side([left, right]: [FlexTensor; 2]) -> FlexTensor {
         |range, [y]: [Blank<'_>; 1]| {
             for (row, y) in range.zip(y.chunks_exact_mut(2 * d)) {
                 for (x, y) in values.iter().zip(y.chunks_exact_mut(d)) {
-                    for (y, x) in y.iter_mut().zip(&x[row * d..(row + 1) * d]) {
-                        y.write(*x);
-                    }
+                    copy(&x[row * d..(row + 1) * d], y);
                 }
             }
         },
