@@ -58,12 +58,15 @@ pub fn dispatch<J: Job>(backend: &Backend, job: J) -> Result<J::Output, Error> {
         #[cfg(feature = "wgpu")]
         "wgpu" => run::<burn_wgpu::Wgpu, J>(backend, job, &wgpu_device(backend.device)),
         #[cfg(feature = "vulkan")]
-        "vulkan" => run::<burn_wgpu::Vulkan, J>(backend, job, &wgpu_device(backend.device)),
+        "vulkan" => {
+            crate::kernel_cache::keep_vulkan();
+            run::<burn_wgpu::Vulkan, J>(backend, job, &wgpu_device(backend.device))
+        }
         #[cfg(feature = "metal")]
         "metal" => run::<burn_wgpu::Metal, J>(backend, job, &wgpu_device(backend.device)),
         #[cfg(feature = "cuda")]
         "cuda" => {
-            crate::kernel_cache::keep_kernels(backend.device);
+            crate::kernel_cache::keep_cuda(backend.device);
             run::<burn_cuda::Cuda, J>(backend, job, &burn_cuda::CudaDevice::new(backend.device))
         }
         #[cfg(feature = "rocm")]

@@ -1,44 +1,56 @@
-//! Where the kernels of CUDA are kept after their first compilation, which takes a quarter of a minute for a training step.
+//! Where compiled kernels are kept. CUDA's take a quarter of a minute for a training step. On Vulkan the driver keeps its own, and finds them
+//! by their SPIR-V; CubeCL writes the same kernel in another order each time, so its SPIR-V is kept.
 
 use std::path::{Path, PathBuf};
 use std::sync::Once;
 use std::time::{Duration, SystemTime};
 
 use burn_cubecl::cubecl::config::{CubeClRuntimeConfig, RuntimeConfig as _, cache::CacheConfig};
-use cudarc::driver::{result, sys};
 use gradmem::support::hex;
 use sha2::{Digest as _, Sha256};
 
 /// How long kernels are kept that no run asks for.
 const UNUSED: Duration = Duration::from_secs(30 * 24 * 3600);
 
-/// Makes CubeCL keep what it compiles for this card, under the user's folder for caches. Settings in a `cubecl.toml`
-/// are left as they are. Without such a folder kernels are compiled in each process.
-pub fn keep_kernels(device: usize) {
+/// Makes CubeCL keep what it compiles for a CUDA card, as [`keep`] does.
+#[cfg(feature = "cuda")]
+pub fn keep_cuda(device: usize) {
+    keep("cuda", || {
+        let (major, minor) = cuda::capability(device).map_err(|e| e.to_string())?;
+        let compiler = cuda::compiler()?;
+        Ok(format!("-sm{major}{minor}-nvrtc{compiler}"))
+    });
+}
+
+/// Makes CubeCL keep what it compiles for Vulkan, as [`keep`] does. It finds the SPIR-V by the device's properties as well.
+#[cfg(feature = "vulkan")]
+pub fn keep_vulkan() {
+    keep("vulkan", || Ok(String::new()));
+}
+
+/// Makes CubeCL keep what it compiles, under the user's folder for caches, in a folder for this program and what it is compiled for.
+/// Settings in a `cubecl.toml` are left as they are. Without such a folder kernels are compiled in each process.
+fn keep(backend: &str, compiled_for: impl FnOnce() -> Result<String, String>) {
     static ONCE: Once = Once::new();
-    ONCE.call_once(|| configure(device));
-}
-
-fn configure(device: usize) {
-    let mut config = CubeClRuntimeConfig::from_current_dir().override_from_env();
-    if config.compilation.cache.is_none() {
-        match folder(device) {
-            Ok(folder) => config.compilation.cache = Some(CacheConfig::File(folder)),
-            Err(problem) => log::info!("compiled kernels are not kept: {problem}"),
+    ONCE.call_once(|| {
+        let mut config = CubeClRuntimeConfig::from_current_dir().override_from_env();
+        if config.compilation.cache.is_none() {
+            match compiled_for().and_then(|name| folder(backend, &name)) {
+                Ok(folder) => config.compilation.cache = Some(CacheConfig::File(folder)),
+                Err(problem) => log::info!("compiled kernels are not kept: {problem}"),
+            }
         }
-    }
-    CubeClRuntimeConfig::set(config);
+        CubeClRuntimeConfig::set(config);
+    });
 }
 
-/// The folder of this program's kernels for this card. CubeCL finds a kernel by its name and sizes, not by its code: the
-/// folder is named for all that the compiled kernel depends on besides.
-fn folder(device: usize) -> Result<PathBuf, String> {
+/// The folder of this program's kernels. CubeCL finds a kernel by its name and sizes, not by its code: the folder is named for all that the
+/// compiled kernel depends on besides.
+fn folder(backend: &str, compiled_for: &str) -> Result<PathBuf, String> {
     let all = dirs::cache_dir().ok_or("the user has no folder for caches")?;
-    let all = all.join("gradmem").join("cuda");
-    let (major, minor) = capability(device).map_err(|e| e.to_string())?;
-    let compiler = compiler()?;
+    let all = all.join("gradmem").join(backend);
     let program = program().map_err(|e| format!("the program is not readable: {e}"))?;
-    let folder = all.join(format!("{program}-sm{major}{minor}-nvrtc{compiler}"));
+    let folder = all.join(format!("{program}{compiled_for}"));
     std::fs::create_dir_all(&folder).map_err(|e| format!("{}: {e}", folder.display()))?;
     // CubeCL does not return if it cannot write what it opens.
     tempfile::tempfile_in(&folder).map_err(|e| format!("{}: {e}", folder.display()))?;
@@ -57,29 +69,35 @@ fn program() -> std::io::Result<String> {
     Ok(hex(&hash[..8]))
 }
 
-/// The compute capability of a card.
-fn capability(device: usize) -> Result<(i32, i32), cudarc::driver::DriverError> {
-    use sys::CUdevice_attribute_enum as Attribute;
-    let device = result::device::get(device as i32)?;
-    let number = |attribute| {
-        // SAFETY: the driver gave the device.
-        unsafe { result::device::get_attribute(device, attribute) }
-    };
-    Ok((
-        number(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?,
-        number(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
-    ))
-}
+/// What kernels of CUDA are compiled for.
+#[cfg(feature = "cuda")]
+mod cuda {
+    use cudarc::driver::{result, sys};
 
-/// The version of the run-time compiler.
-fn compiler() -> Result<String, String> {
-    let (mut major, mut minor) = (0, 0);
-    // SAFETY: it writes two numbers.
-    let answer = unsafe { cudarc::nvrtc::sys::nvrtcVersion(&mut major, &mut minor) };
-    answer
-        .result()
-        .map_err(|e| format!("the run-time compiler does not tell its version: {e:?}"))?;
-    Ok(format!("{major}.{minor}"))
+    /// The compute capability of a card.
+    pub fn capability(device: usize) -> Result<(i32, i32), cudarc::driver::DriverError> {
+        use sys::CUdevice_attribute_enum as Attribute;
+        let device = result::device::get(device as i32)?;
+        let number = |attribute| {
+            // SAFETY: the driver gave the device.
+            unsafe { result::device::get_attribute(device, attribute) }
+        };
+        Ok((
+            number(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?,
+            number(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
+        ))
+    }
+
+    /// The version of the run-time compiler.
+    pub fn compiler() -> Result<String, String> {
+        let (mut major, mut minor) = (0, 0);
+        // SAFETY: it writes two numbers.
+        let answer = unsafe { cudarc::nvrtc::sys::nvrtcVersion(&mut major, &mut minor) };
+        answer
+            .result()
+            .map_err(|e| format!("the run-time compiler does not tell its version: {e:?}"))?;
+        Ok(format!("{major}.{minor}"))
+    }
 }
 
 /// Removes what other versions of the program have left. Where that fails, nothing but space is lost.

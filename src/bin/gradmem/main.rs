@@ -24,7 +24,7 @@ mod files;
 mod generate;
 mod input;
 mod inspect;
-#[cfg(feature = "cuda")]
+#[cfg(any(feature = "cuda", feature = "vulkan"))]
 mod kernel_cache;
 mod memories;
 mod model;
