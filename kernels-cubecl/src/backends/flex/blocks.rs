@@ -4,6 +4,7 @@ use burn_flex::FlexTensor;
 use rayon::prelude::*;
 
 use super::memory::{Heads, Order, Output};
+use super::threads::stay_awake;
 use super::triangular::{Product, Rows, TILE, Triangle};
 use super::vector::{LANES, exp, update};
 
@@ -76,6 +77,7 @@ impl Sizes {
         assert!(self.heads.is_multiple_of(self.kv_heads));
         let group = self.heads / self.kv_heads;
         let work = products * group * self.query_len * self.key_len * self.dim;
+        stay_awake();
         (0..self.batch * self.kv_heads)
             .into_par_iter()
             .with_min_len(WORTH_A_THREAD.div_ceil(work))

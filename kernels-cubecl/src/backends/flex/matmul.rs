@@ -11,6 +11,7 @@ use rayon::prelude::*;
 
 use super::memory::{in_shape, like};
 use super::parallel::{Blank, map, update_rows};
+use super::threads::stay_awake;
 
 /// `lhs · rhs`
 pub fn product(lhs: &FlexTensor, rhs: &FlexTensor) -> FlexTensor {
@@ -68,6 +69,9 @@ unsafe fn multiply(to: Blank<'_>, lhs: &FlexTensor, rhs: &FlexTensor, adds: bool
         adds,
     };
     let threads = rayon::current_num_threads().min(m * n * k / WORTH_A_THREAD);
+    if threads > 1 {
+        stay_awake();
+    }
     match grid([m, n], product.part, threads) {
         // SAFETY: the caller guarantees `to`, which has m · n values.
         None if threads > 1 => unsafe { product.block(0..m, 0..n, Parallelism::Rayon(threads)) },

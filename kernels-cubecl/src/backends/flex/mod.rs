@@ -13,6 +13,7 @@ mod optimizer;
 mod parallel;
 mod rows;
 mod swiglu;
+mod threads;
 mod triangular;
 mod vector;
 

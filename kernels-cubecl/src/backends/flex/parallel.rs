@@ -6,6 +6,7 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
+use super::threads::stay_awake;
 use super::vector::dispatch;
 
 /// Values of each tensor in a part: inputs and outputs of a part fit a core's private cache.
@@ -73,7 +74,10 @@ fn each_part<T: Send, R: Send>(
     };
     match work.len() {
         1 => work.into_iter().map(run).collect(),
-        _ => work.into_par_iter().with_max_len(1).map(run).collect(),
+        _ => {
+            stay_awake();
+            work.into_par_iter().with_max_len(1).map(run).collect()
+        }
     }
 }
 
