@@ -3,7 +3,7 @@
 use burn::tensor::backend::Backend;
 use burn::tensor::ops::FloatTensor;
 use burn::tensor::{Tensor, TensorData, TensorPrimitive};
-use gradmem_kernels::AttentionBackend;
+use gradmem_kernels::{AttentionBackend, LayerBackend};
 
 type F64 = burn_ndarray::NdArray<f64>;
 type F32 = burn_flex::Flex;
@@ -171,14 +171,68 @@ fn results_match_the_reference_for_large_logits() {
     }
 }
 
-/// Merging the heads of the output needs no copy, and gradients are contiguous.
+/// Merging the heads of the output and of the gradients needs no copy, and neither does the sum of two gradients.
 #[test]
 fn outputs_and_gradients_have_the_expected_strides() {
-    let [out, _, dq, ..] = &all::<F32>(SIZES[5], Memory::ByTokens, 1.0, [true; 3])[..] else {
+    let results = all::<F32>(SIZES[5], Memory::ByTokens, 1.0, [true; 3]);
+    for (x, name) in results.iter().zip(NAMES) {
+        let by_tokens = lower(x.clone().swap_dims(1, 2));
+        assert!(by_tokens.is_contiguous(), "{name}");
+    }
+    let [_, _, dq, ..] = &results[..] else {
         unreachable!()
     };
-    assert!(lower(out.clone().swap_dims(1, 2)).is_contiguous());
-    assert!(lower(dq.clone()).is_contiguous());
+    let sum = lift::<F32>(F32::add(lower(dq.clone()), lower(dq.clone())));
+    assert!(lower(sum.swap_dims(1, 2)).is_contiguous());
+}
+
+/// The last rows, zeros before rows, and sums, whatever the order in memory.
+#[test]
+fn rows_and_sums_of_heads_in_any_order() {
+    let shape = [2, 5, 3, 4];
+    let orders = [Memory::Contiguous, Memory::ByTokens, Memory::Transposed];
+    let [plain, other] =
+        [1, 2].map(|seed| move |memory| tensor::<F32>(&numbers(seed, shape), shape, memory));
+    let same = |found: FloatTensor<F32>, expected: Tensor<F32, 4>, what: &str| {
+        let [found, expected] = [lift::<F32>(found), expected].map(|x| x.into_data());
+        assert_eq!(
+            found.as_slice::<f32>().unwrap(),
+            expected.as_slice::<f32>().unwrap(),
+            "{what}"
+        );
+        assert_eq!(found.shape, expected.shape, "{what}");
+    };
+    let x = plain(Memory::Contiguous);
+    for memory in orders {
+        same(
+            F32::last_rows(lower(plain(memory)), 2),
+            x.clone().narrow(1, 3, 2),
+            "last rows",
+        );
+        let zeros = x.zeros_like().narrow(1, 0, 4);
+        let behind = Tensor::cat(vec![zeros, x.clone()], 1);
+        same(
+            F32::behind_zeros(lower(plain(memory)), 9),
+            behind,
+            "behind zeros",
+        );
+        for second in orders {
+            let sum = x.clone() + other(Memory::Contiguous);
+            same(
+                F32::add(lower(plain(memory)), lower(other(second))),
+                sum.clone(),
+                "sum",
+            );
+            // A tensor that has another user is not written over.
+            let kept = plain(memory);
+            same(
+                F32::add(lower(kept.clone()), lower(other(second))),
+                sum,
+                "sum beside another user",
+            );
+            same(lower(kept), x.clone(), "the other user's");
+        }
+    }
 }
 
 #[test]

@@ -11,7 +11,7 @@ use burn::tensor::ops::FloatTensorOps;
 use burn_flex::{Flex, FlexTensor};
 
 use super::blocks::Sizes;
-use super::memory::{Heads, Order, Output, readable, with_scratch};
+use super::memory::{Heads, Output, readable, with_scratch};
 use super::vector::{LANES, dispatch, dot, exp, max, sum, update, update_by};
 use crate::reference::primitives;
 use crate::{Attention, AttentionBackend, LayerBackend};
@@ -84,8 +84,8 @@ fn forward(inputs: [FlexTensor; 3], scale: f32) -> (FlexTensor, FlexTensor) {
     let inputs = inputs.map(readable);
     let [q, k, v] = inputs.each_ref().map(Heads::of);
     let (batch, heads, len) = (sizes.batch, sizes.heads, sizes.query_len);
-    let out = sizes.like_q(Order::Rows);
-    let lse = Output::new([batch, heads, len, 1], Order::Heads);
+    let out = sizes.like_q();
+    let lse = Output::new([batch, heads, len, 1]);
     sizes.for_each_task(2, |task| {
         let parts = [sizes.transposed(), sizes.block(), sizes.queries(), len];
         with_scratch(parts, |[kt, p, out_rows, lse_rows]| {
@@ -133,7 +133,7 @@ fn backward(
     let [q, k, v] = inputs;
     let inputs = [q, k, v, lse, grad_out].map(readable);
     let [q, k, v, lse, grad_out] = inputs.each_ref().map(Heads::of);
-    let (dq, dk, dv) = (sizes.like_q(Order::Heads), sizes.like_k(), sizes.like_k());
+    let (dq, dk, dv) = (sizes.like_q(), sizes.like_k(), sizes.like_k());
     sizes.for_each_task(5, |task| {
         let [t, block] = [sizes.transposed(), sizes.block()];
         let [queries, keys] = [sizes.queries(), sizes.keys()];
@@ -193,7 +193,7 @@ fn double_backward(
     let [a, b, c] = cotangents.each_ref().map(|x| x.as_ref().map(Heads::of));
     // W, the cotangent of dS, is absent when only dV was used.
     let has_w = a.is_some() || b.is_some();
-    let [to_grad_out, to_q] = [Order::Rows, Order::Heads].map(|order| sizes.like_q(order));
+    let (to_grad_out, to_q) = (sizes.like_q(), sizes.like_q());
     let (to_k, to_v) = (sizes.like_k(), sizes.like_k());
     sizes.for_each_task(12, |task| {
         let [t, block] = [sizes.transposed(), sizes.block()];

@@ -3,7 +3,7 @@
 use burn_flex::FlexTensor;
 use rayon::prelude::*;
 
-use super::memory::{Heads, Order, Output};
+use super::memory::{Heads, Output};
 use super::threads::stay_awake;
 use super::triangular::{Product, Rows, TILE, Triangle};
 use super::vector::{LANES, exp, update};
@@ -37,13 +37,13 @@ impl Sizes {
         }
     }
 
-    pub fn like_q(&self, order: Order) -> Output {
-        Output::new([self.batch, self.heads, self.query_len, self.dim], order)
+    pub fn like_q(&self) -> Output {
+        Output::new([self.batch, self.heads, self.query_len, self.dim])
     }
 
     pub fn like_k(&self) -> Output {
         let shape = [self.batch, self.kv_heads, self.key_len, self.dim];
-        Output::new(shape, Order::Heads)
+        Output::new(shape)
     }
 
     /// Values of a query head's matrix.

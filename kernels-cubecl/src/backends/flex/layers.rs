@@ -4,7 +4,7 @@ use burn::tensor::ops::{FloatTensor, FloatTensorOps, IntTensor};
 use burn::tensor::{DType, Shape, TensorMetadata};
 use burn_flex::Flex;
 
-use super::memory::single;
+use super::memory::{self, single};
 use super::{activation, heads, losses, matmul, norm, optimizer, rows, swiglu};
 use crate::ops::layers::{as_factor, behind_zeros, join_by_heads, last_rows, split_by_heads};
 use crate::reference::adamw::adamw as reference_adamw;
@@ -37,15 +37,23 @@ impl LayerBackend for Flex {
     }
 
     /// Burn's own sum runs on one thread.
-    fn add(mut x: F, y: F) -> F {
-        let Some([y]) = single([&y]) else {
-            return Flex::float_add(x, y);
+    fn add(x: F, y: F) -> F {
+        // In memory's order: the heads of attention's gradients lie in the order of the tokens.
+        let order = memory::order(&x);
+        let [mut x, y] = [x, y].map(|x| Flex::float_permute(x, &order));
+        let sum = match single([&y]) {
+            None => Flex::float_add(x, y),
+            Some([y]) => match in_place(&mut x) {
+                Some(to) => {
+                    matmul::add(to, y.storage());
+                    x
+                }
+                None => matmul::sum(&x.to_contiguous(), &y),
+            },
         };
-        match in_place(&mut x) {
-            Some(x) => matmul::add(x, y.storage()),
-            None => return matmul::sum(&x.to_contiguous(), &y),
-        }
-        x
+        let mut back: Vec<_> = (0..order.len()).collect();
+        back.sort_by_key(|&at| order[at]);
+        Flex::float_permute(sum, &back)
     }
 
     fn token_losses(logits: F, targets: IntTensor<Flex>) -> F {

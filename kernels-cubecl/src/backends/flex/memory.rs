@@ -1,6 +1,7 @@
 //! Tensors as the loops read and write them: contiguous, or as heads, each a matrix stored by rows.
 
 use std::cell::RefCell;
+use std::cmp::Reverse;
 
 use burn::tensor::{Bytes, DType, Shape};
 use burn_flex::{FlexTensor, Layout};
@@ -23,6 +24,14 @@ pub fn like(x: &FlexTensor, numbers: Vec<f32>) -> FlexTensor {
 pub fn in_shape(shape: &Shape, numbers: Vec<f32>) -> FlexTensor {
     let layout = Layout::contiguous(shape.clone());
     FlexTensor::new(Bytes::from_elems(numbers), layout, DType::F32)
+}
+
+/// The dimensions in the order of memory: the one whose steps are the longest first.
+pub fn order(x: &FlexTensor) -> Vec<usize> {
+    let strides = x.layout().strides();
+    let mut order: Vec<_> = (0..strides.len()).collect();
+    order.sort_by_key(|&axis| Reverse(strides[axis]));
+    order
 }
 
 /// The tensor itself if [`Heads`] can read it, otherwise a contiguous copy.
@@ -58,34 +67,24 @@ impl<'a> Heads<'a> {
     }
 }
 
-/// A tensor `[batch, heads, len, dim]` whose heads are written by several threads.
+/// A tensor `[batch, heads, len, dim]` whose heads are written by several threads. In memory it is `[batch, len, heads, dim]`, the order
+/// of the tokens: merging the heads needs no copy.
 pub struct Output {
     memory: *mut f32,
     shape: [usize; 4],
     data: Vec<f32>,
-    order: Order,
-}
-
-/// The order of an [`Output`] in memory.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Order {
-    /// `[batch, heads, len, dim]`: for gradients, because Burn adds contiguous tensors faster.
-    Heads,
-    /// `[batch, len, heads, dim]`: merging the heads then needs no copy.
-    Rows,
 }
 
 // SAFETY: threads share an output only to call `write`, whose callers write different heads.
 unsafe impl Sync for Output {}
 
 impl Output {
-    pub fn new(shape: [usize; 4], order: Order) -> Self {
+    pub fn new(shape: [usize; 4]) -> Self {
         let mut data = Vec::with_capacity(shape.iter().product());
         Self {
             memory: data.as_mut_ptr(),
             shape,
             data,
-            order,
         }
     }
 
@@ -98,11 +97,7 @@ impl Output {
         let [batches, heads, len, dim] = self.shape;
         assert!(batch < batches && head < heads && rows.len() == len * dim);
         for (i, row) in rows.chunks_exact(dim).enumerate() {
-            let start = dim
-                * match self.order {
-                    Order::Heads => (batch * heads + head) * len + i,
-                    Order::Rows => (batch * len + i) * heads + head,
-                };
+            let start = ((batch * len + i) * heads + head) * dim;
             // SAFETY: the range is within the vector's capacity, as asserted, and no other thread
             // writes it.
             unsafe {
@@ -121,12 +116,12 @@ impl Output {
         let [batch, heads, len, dim] = self.shape;
         // SAFETY: the heads cover this length, which is within the capacity.
         unsafe { self.data.set_len(self.shape.iter().product()) };
-        let stored = |shape: [usize; 4]| Layout::contiguous(Shape::from(shape));
-        let layout = match self.order {
-            Order::Heads => stored(self.shape),
-            Order::Rows => stored([batch, len, heads, dim]).transpose(1, 2),
-        };
-        FlexTensor::new(Bytes::from_elems(self.data), layout, DType::F32)
+        let layout = Layout::contiguous(Shape::from([batch, len, heads, dim]));
+        FlexTensor::new(
+            Bytes::from_elems(self.data),
+            layout.transpose(1, 2),
+            DType::F32,
+        )
     }
 }
 
