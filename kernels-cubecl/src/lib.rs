@@ -31,6 +31,9 @@
 //! | `burn_ndarray::NdArray` (f32 and f64) | `ndarray` | the reference |
 //! | `burn_fusion::Fusion<B>` | `fusion` | for attention and the layers what `B` computes with; for the scan the reference, which Burn fuses |
 //!
+//! Flex's loops are divided among the threads of rayon's pool. Called from one of them, as in `rayon::scope(|_| train())`, they keep
+//! the others awake for 10 ms for the next loop: a training step of a small model then takes 5 to 10 % less time.
+//!
 //! All methods of the traits have provided bodies. If you wrote a backend type yourself, four empty
 //! `impl` blocks in your crate make it a [`KernelBackend`]. A backend type of another crate (Burn's
 //! `LibTorch`, for instance) cannot get them from your crate, because of Rust's orphan rule: its `impl`

@@ -211,8 +211,8 @@ mod terminal {
     /// Ctrl-C is a key, and burn-train does not handle that key.
     pub fn let_ctrl_c_interrupt() {
         let terminal = std::io::stdin();
-        // Wait until the dashboard's thread has set raw mode.
-        for _ in 0..100 {
+        // The dashboard's thread sets raw mode; on a busy machine, with the lowest priority, not at once.
+        while !super::is_lost() {
             let Ok(mut modes) = tcgetattr(&terminal) else {
                 return;
             };

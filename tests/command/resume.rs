@@ -1,7 +1,7 @@
 //! One seed, one run: repeated, killed, interrupted, or out of disk, it ends with the same numbers.
 #![cfg(unix)]
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -37,6 +37,32 @@ fn start(run: &Path, steps: usize) -> Child {
         .unwrap()
 }
 
+fn send(signal: &str, to: &Child) {
+    let id = to.id().to_string();
+    let sent = Command::new("kill").args([signal, &id]).status();
+    assert!(sent.unwrap().success(), "{signal}");
+}
+
+/// A run that stands still behind step 60, with at least 20 steps left: what is sent to it comes before its end. On a busy machine it may
+/// have gone too far, which is another try.
+fn held(name: &Path, errors: fn() -> Stdio) -> (PathBuf, Child) {
+    for n in 0..9 {
+        let run = name.with_added_extension(n.to_string());
+        let mut command = Command::new(program::PATH);
+        command.args(self::command(&run, STEPS));
+        command.stdout(Stdio::piped()).stderr(errors());
+        let mut child = command.spawn().unwrap();
+        wait_for(&run, 60);
+        send("-STOP", &child);
+        if child.try_wait().unwrap().is_none() && !has_evaluated(&run, STEPS - 20) {
+            return (run, child);
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+    panic!("all ended too early");
+}
+
 /// Runs to the end, and says what was printed and the exit status.
 fn finish(child: Child) -> (String, Option<i32>) {
     let output = child.wait_with_output().unwrap();
@@ -55,21 +81,19 @@ fn read(path: &Path, name: &str) -> Vec<u8> {
 }
 
 /// Waits until the run has logged its evaluation at `step`.
-fn wait_for(path: &Path, step: usize) {
-    let [valid, at] = ["\"split\":\"valid\",".into(), format!("\"step\":{step},")];
+fn wait_for(run: &Path, step: usize) {
     let deadline = Instant::now() + Duration::from_secs(120);
-    loop {
-        let log = std::fs::read_to_string(path.join("metrics.jsonl")).unwrap_or_default();
-        let is_it = |line: &str| line.contains(&valid) && line.contains(&at);
-        if log.lines().any(is_it) {
-            return;
-        }
-        assert!(
-            Instant::now() < deadline,
-            "step {step} was never reached:\n{log}"
-        );
+    while !has_evaluated(run, step) {
+        assert!(Instant::now() < deadline, "step {step} was never reached");
         std::thread::sleep(Duration::from_millis(2));
     }
+}
+
+fn has_evaluated(run: &Path, step: usize) -> bool {
+    let log = std::fs::read_to_string(run.join("metrics.jsonl")).unwrap_or_default();
+    let [valid, at] = ["\"split\":\"valid\",".into(), format!("\"step\":{step},")];
+    log.lines()
+        .any(|line| line.contains(&valid) && line.contains(&at))
 }
 
 fn assert_same_run(what: &str, a: &Path, b: &Path) {
@@ -146,23 +170,9 @@ fn a_run_repeated_killed_or_interrupted_ends_the_same() {
     assert_same_run("killed", &whole, &killed);
 
     // Ctrl-C: it saves where it is, between two checkpoints, and says how to go on.
-    // On a busy machine it may have ended before the signal is sent: that is another try.
-    let running = |n: usize| {
-        let stopped = path(&format!("stopped {n}"));
-        let mut child = start(&stopped, STEPS);
-        wait_for(&stopped, 60);
-        let ended = child.try_wait().unwrap().is_some();
-        (!ended).then_some((stopped, child))
-    };
-    let (stopped, child) = (0..5).find_map(running).expect("all ended too early");
-    let id = child.id().to_string();
-    assert!(
-        Command::new("kill")
-            .args(["-INT", &id])
-            .status()
-            .unwrap()
-            .success()
-    );
+    let (stopped, child) = held(&path("stopped"), Stdio::inherit);
+    send("-INT", &child);
+    send("-CONT", &child);
     let (printed, status) = finish(child);
     assert_eq!(status, Some(130));
     assert!(
@@ -181,27 +191,11 @@ fn a_run_repeated_killed_or_interrupted_ends_the_same() {
         // A launcher may send more than one.
         ("-TERM", Some("-HUP")),
     ] {
-        let unread = path(&format!("unread{signal}{again:?}"));
-        let mut child = Command::new(program::PATH)
-            .args(command(&unread, STEPS))
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        wait_for(&unread, 60);
+        let (unread, mut child) = held(&path(&format!("unread{signal}{again:?}")), Stdio::piped);
         drop((child.stdout.take(), child.stderr.take()));
-        let id = child.id().to_string();
-        assert!(
-            Command::new("kill")
-                .args([signal, &id])
-                .status()
-                .unwrap()
-                .success()
-        );
-        if let Some(again) = again {
-            // Unless it is gone.
-            let _ = Command::new("kill").args([again, &id]).status();
-        }
+        send(signal, &child);
+        again.inspect(|again| send(again, &child));
+        send("-CONT", &child);
         assert_eq!(child.wait().unwrap().code(), Some(130), "{signal}");
         let saved = read(&unread, "metrics.jsonl").len();
         assert!(
@@ -222,9 +216,7 @@ fn a_run_repeated_killed_or_interrupted_ends_the_same() {
         .spawn()
         .unwrap();
     wait_for(&kept, 60);
-    let id = child.id().to_string();
-    let sent = Command::new("kill").args(["-HUP", &id]).status().unwrap();
-    assert!(sent.success());
+    send("-HUP", &child);
     let (_, status) = finish(child);
     assert_eq!(status, Some(0));
     assert_same_run("nohup", &whole, &kept);

@@ -56,7 +56,11 @@ pub fn dispatch<J: Job>(backend: &Backend, job: J) -> Result<J::Output, Error> {
         #[cfg(feature = "ndarray")]
         "ndarray" => run::<burn_ndarray::NdArray<f32>, J>(backend, job, &Default::default()),
         #[cfg(feature = "wgpu")]
-        "wgpu" => run::<burn_wgpu::Wgpu, J>(backend, job, &wgpu_device(backend.device)),
+        "wgpu" => {
+            #[cfg(feature = "vulkan")]
+            crate::kernel_cache::keep_vulkan();
+            run::<burn_wgpu::Wgpu, J>(backend, job, &wgpu_device(backend.device))
+        }
         #[cfg(feature = "vulkan")]
         "vulkan" => {
             crate::kernel_cache::keep_vulkan();

@@ -1,6 +1,7 @@
 //! Where compiled kernels are kept. CUDA's take a quarter of a minute for a training step. On Vulkan the driver keeps its own, and finds them
 //! by their SPIR-V; CubeCL writes the same kernel in another order each time, so its SPIR-V is kept.
 
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::Once;
 use std::time::{Duration, SystemTime};
@@ -12,6 +13,9 @@ use sha2::{Digest as _, Sha256};
 /// How long kernels are kept that no run asks for.
 const UNUSED: Duration = Duration::from_secs(30 * 24 * 3600);
 
+/// Bytes that must be free: more than a run's kernels have.
+const ROOM: usize = 8 << 20;
+
 /// Makes CubeCL keep what it compiles for a CUDA card, as [`keep`] does.
 #[cfg(feature = "cuda")]
 pub fn keep_cuda(device: usize) {
@@ -22,10 +26,28 @@ pub fn keep_cuda(device: usize) {
     });
 }
 
-/// Makes CubeCL keep what it compiles for Vulkan, as [`keep`] does. It finds the SPIR-V by the device's properties as well.
+/// Makes CubeCL keep what it compiles for Vulkan, as [`keep`] does. What is compiled depends on more of the driver than CubeCL finds it by.
 #[cfg(feature = "vulkan")]
 pub fn keep_vulkan() {
-    keep("vulkan", || Ok(String::new()));
+    keep("vulkan", || {
+        let mut hash = Sha256::new();
+        for info in vulkan_adapters() {
+            hash.update(format!("{info:?}"));
+        }
+        Ok(format!("-{}", hex(&hash.finalize()[..8])))
+    });
+}
+
+/// The devices of this machine and their drivers, with versions.
+#[cfg(feature = "vulkan")]
+fn vulkan_adapters() -> Vec<wgpu::AdapterInfo> {
+    let backends = wgpu::Backends::VULKAN;
+    let instance = wgpu::Instance::new(wgpu::InstanceDescriptor {
+        backends,
+        ..wgpu::InstanceDescriptor::new_without_display_handle()
+    });
+    let adapters = burn_cubecl::cubecl::future::block_on(instance.enumerate_adapters(backends));
+    adapters.iter().map(|adapter| adapter.get_info()).collect()
 }
 
 /// Makes CubeCL keep what it compiles, under the user's folder for caches, in a folder for this program and what it is compiled for.
@@ -52,8 +74,9 @@ fn folder(backend: &str, compiled_for: &str) -> Result<PathBuf, String> {
     let program = program().map_err(|e| format!("the program is not readable: {e}"))?;
     let folder = all.join(format!("{program}{compiled_for}"));
     std::fs::create_dir_all(&folder).map_err(|e| format!("{}: {e}", folder.display()))?;
-    // CubeCL does not return if it cannot write what it opens.
-    tempfile::tempfile_in(&folder).map_err(|e| format!("{}: {e}", folder.display()))?;
+    // CubeCL does not return if it cannot write what it opens, or has no room for it.
+    let room = tempfile::tempfile_in(&folder).and_then(|mut file| file.write_all(&vec![0; ROOM]));
+    room.map_err(|e| format!("{}: {e}", folder.display()))?;
     // Its time says when it was last used.
     let _ = std::fs::File::open(&folder).and_then(|file| file.set_modified(SystemTime::now()));
     remove_unused(&all);

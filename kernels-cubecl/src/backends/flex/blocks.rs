@@ -77,10 +77,13 @@ impl Sizes {
         assert!(self.heads.is_multiple_of(self.kv_heads));
         let group = self.heads / self.kv_heads;
         let work = products * group * self.query_len * self.key_len * self.dim;
-        stay_awake();
-        (0..self.batch * self.kv_heads)
+        let (tasks, least) = (self.batch * self.kv_heads, WORTH_A_THREAD.div_ceil(work));
+        if tasks > least {
+            stay_awake();
+        }
+        (0..tasks)
             .into_par_iter()
-            .with_min_len(WORTH_A_THREAD.div_ceil(work))
+            .with_min_len(least)
             .for_each(|index| {
                 f(Task {
                     batch: index / self.kv_heads,

@@ -26,11 +26,11 @@ pub fn in_shape(shape: &Shape, numbers: Vec<f32>) -> FlexTensor {
     FlexTensor::new(Bytes::from_elems(numbers), layout, DType::F32)
 }
 
-/// The dimensions in the order of memory: the one whose steps are the longest first.
+/// The dimensions in the order of memory: the one whose steps are the longest first, and of equal ones that with more of them.
 pub fn order(x: &FlexTensor) -> Vec<usize> {
-    let strides = x.layout().strides();
+    let (strides, shape) = (x.layout().strides(), x.layout().shape());
     let mut order: Vec<_> = (0..strides.len()).collect();
-    order.sort_by_key(|&axis| Reverse(strides[axis]));
+    order.sort_by_key(|&axis| Reverse((strides[axis], shape[axis])));
     order
 }
 

@@ -73,7 +73,7 @@ fn each_part<T: Send, R: Send>(
         )
     };
     match work.len() {
-        1 => work.into_iter().map(run).collect(),
+        0 | 1 => work.into_iter().map(run).collect(),
         _ => {
             stay_awake();
             work.into_par_iter().with_max_len(1).map(run).collect()

@@ -60,6 +60,7 @@ fn of_samples(
     in_shape(&shape, y)
 }
 
+#[inline(always)]
 fn zero(y: Blank<'_>) {
     for y in y {
         y.write(0.0);

@@ -1,8 +1,8 @@
 //! Threads that stay awake between two loops.
 
 use std::cell::Cell;
-use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
 use rayon::Yield;
@@ -12,6 +12,8 @@ use rayon::Yield;
 const PATIENCE: Duration = Duration::from_millis(10);
 
 thread_local! {
+    /// When a loop of this thread last began or another thread took part in one; none for a thread that begins no loops.
+    static LAST: Cell<Option<Arc<AtomicU64>>> = const { Cell::new(None) };
     /// Whether this thread looks for work.
     static LOOKS: Cell<bool> = const { Cell::new(false) };
 }
@@ -19,36 +21,52 @@ thread_local! {
 /// To be called before a loop: keeps the other threads of the pool awake for those that follow soon. Not if the caller is outside the pool,
 /// because such a thread is one more than there are cores, and the others would be in its way.
 pub fn stay_awake() {
-    /// When a loop last began or a thread took part in one.
-    static LAST: AtomicU64 = AtomicU64::new(0);
-    let Some(own) = rayon::current_thread_index() else {
-        return;
-    };
-    let is_recent = |last: u64, now: u64| now < last + PATIENCE.as_nanos() as u64;
-    let begun = nanoseconds();
-    let last = LAST.swap(begun, Ordering::Relaxed);
-    if last > 0 && is_recent(last, begun) {
+    if rayon::current_thread_index().is_none() || rayon::current_num_threads() == 1 {
         return;
     }
-    rayon::spawn_broadcast(move |thread| {
-        if thread.index() == own || LOOKS.replace(true) {
-            return;
-        }
-        while is_recent(LAST.load(Ordering::Relaxed), nanoseconds()) {
-            match rayon::yield_now() {
-                Some(Yield::Executed) => LAST.store(nanoseconds(), Ordering::Relaxed),
-                // Threads of other programs come first.
-                _ => std::thread::yield_now(),
-            }
-        }
-        LOOKS.set(false);
-    });
+    let (last, is_first) = match LAST.take() {
+        Some(last) => (last, false),
+        None => (Arc::default(), true),
+    };
+    LAST.set(Some(last.clone()));
+    let now = nanoseconds();
+    let before = last.swap(now, Ordering::Relaxed);
+    if is_first || !is_recent(before, now) {
+        rayon::spawn_broadcast(move |_| look_for_work(&last));
+    }
 }
 
-/// Since the first call, and at least one.
+/// Takes part in the pool's loops until there are none. Not on a thread that begins loops itself: it has work that it would leave for that.
+fn look_for_work(last: &AtomicU64) {
+    let own = LAST.take();
+    let begins_loops = own.is_some();
+    LAST.set(own);
+    if begins_loops || LOOKS.replace(true) {
+        return;
+    }
+    loop {
+        // The clock first: what is stored later is recent then.
+        let now = nanoseconds();
+        if !is_recent(last.load(Ordering::Relaxed), now) {
+            break;
+        }
+        match rayon::yield_now() {
+            Some(Yield::Executed) => last.store(nanoseconds(), Ordering::Relaxed),
+            // Other programs' threads are let in between.
+            _ => std::thread::yield_now(),
+        }
+    }
+    LOOKS.set(false);
+}
+
+fn is_recent(last: u64, now: u64) -> bool {
+    now < last + PATIENCE.as_nanos() as u64
+}
+
+/// Since the first call.
 fn nanoseconds() -> u64 {
     static FIRST: LazyLock<Instant> = LazyLock::new(Instant::now);
-    FIRST.elapsed().as_nanos() as u64 + 1
+    FIRST.elapsed().as_nanos() as u64
 }
 
 #[cfg(test)]
