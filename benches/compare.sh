@@ -29,7 +29,7 @@ work=(
 )
 iters=5
 if [ -n "${MODEL:-}" ]; then
-    work=("--model $MODEL ${OPTIONS:---batch 8 --context 40 --query 8 --steps 1 --write-lr 1e-3 --warmup 1}")
+    work=("--model $MODEL ${OPTIONS:---batch 8 --context 40 --query 8 --steps 1 --write-lr 1e-3 --warmup 3}")
     iters=3
 fi
 for round in $(seq "$rounds"); do
