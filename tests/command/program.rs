@@ -62,3 +62,14 @@ pub fn refuses(output: impl Borrow<Output>, words: &[&str]) {
         assert!(last.contains(word), "`{word}` is not in: {error}");
     }
 }
+
+/// A program that is started with SIGINT ignored, as in the background of a script, does not stop at it, and so do those that it starts.
+pub fn assert_sigint_arrives() {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let ignored = ignored.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+    assert!(
+        ignored.unwrap_or(0) >> 1 & 1 == 0,
+        "these tests were started with SIGINT ignored: run them in the foreground"
+    );
+}

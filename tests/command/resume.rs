@@ -136,6 +136,7 @@ fn assert_same_run(what: &str, a: &Path, b: &Path) {
 
 #[test]
 fn a_run_repeated_killed_or_interrupted_ends_the_same() {
+    program::assert_sigint_arrives();
     let folder = TempDir::new().unwrap();
     let path = |name: &str| folder.path().join(name);
     let whole = path("whole");

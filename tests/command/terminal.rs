@@ -124,6 +124,7 @@ fn wait_for_evaluation(run: &Path) {
 
 #[test]
 fn keys_and_signals_under_the_dashboard_end_the_training() {
+    program::assert_sigint_arrives();
     let folder = TempDir::new().unwrap();
     let saved = "the same command goes on from there";
     let cases: [(&str, &[&[u8]], &str); 5] = [
