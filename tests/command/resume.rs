@@ -29,10 +29,11 @@ fn command(run: &Path, steps: usize) -> Vec<String> {
     args
 }
 
-fn start(run: &Path, steps: usize) -> Child {
+fn start(run: &Path, steps: usize, errors: Stdio) -> Child {
     Command::new(program::PATH)
         .args(command(run, steps))
         .stdout(Stdio::piped())
+        .stderr(errors)
         .spawn()
         .unwrap()
 }
@@ -48,10 +49,7 @@ fn send(signal: &str, to: &Child) {
 fn held(name: &Path, errors: fn() -> Stdio) -> (PathBuf, Child) {
     for n in 0..9 {
         let run = name.with_added_extension(n.to_string());
-        let mut command = Command::new(program::PATH);
-        command.args(self::command(&run, STEPS));
-        command.stdout(Stdio::piped()).stderr(errors());
-        let mut child = command.spawn().unwrap();
+        let mut child = start(&run, STEPS, errors());
         wait_for(&run, 60);
         send("-STOP", &child);
         if child.try_wait().unwrap().is_none() && !has_evaluated(&run, STEPS - 20) {
@@ -73,7 +71,7 @@ fn finish(child: Child) -> (String, Option<i32>) {
 }
 
 fn run(path: &Path, steps: usize) {
-    assert_eq!(finish(start(path, steps)).1, Some(0));
+    assert_eq!(finish(start(path, steps, Stdio::inherit())).1, Some(0));
 }
 
 fn read(path: &Path, name: &str) -> Vec<u8> {
@@ -84,7 +82,11 @@ fn read(path: &Path, name: &str) -> Vec<u8> {
 fn wait_for(run: &Path, step: usize) {
     let deadline = Instant::now() + Duration::from_secs(120);
     while !has_evaluated(run, step) {
-        assert!(Instant::now() < deadline, "step {step} was never reached");
+        assert!(
+            Instant::now() < deadline,
+            "step {step} was never reached:\n{}",
+            std::fs::read_to_string(run.join("metrics.jsonl")).unwrap_or_default()
+        );
         std::thread::sleep(Duration::from_millis(2));
     }
 }
@@ -161,7 +163,7 @@ fn a_run_repeated_killed_or_interrupted_ends_the_same() {
     // Killed three times, wherever it happens to be.
     let killed = path("killed");
     for step in [20, 60, 120] {
-        let mut child = start(&killed, STEPS);
+        let mut child = start(&killed, STEPS, Stdio::inherit());
         wait_for(&killed, step);
         std::thread::sleep(Duration::from_millis(step as u64 / 10));
         child.kill().unwrap();

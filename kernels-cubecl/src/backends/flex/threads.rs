@@ -1,6 +1,6 @@
 //! Threads that stay awake between two loops.
 
-use std::cell::Cell;
+use std::cell::{Cell, OnceCell};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
@@ -13,7 +13,7 @@ const PATIENCE: Duration = Duration::from_millis(10);
 
 thread_local! {
     /// When a loop of this thread last began or another thread took part in one; none for a thread that begins no loops.
-    static LAST: Cell<Option<Arc<AtomicU64>>> = const { Cell::new(None) };
+    static LAST: OnceCell<Arc<AtomicU64>> = const { OnceCell::new() };
     /// Whether this thread looks for work.
     static LOOKS: Cell<bool> = const { Cell::new(false) };
 }
@@ -24,11 +24,8 @@ pub fn stay_awake() {
     if rayon::current_thread_index().is_none() || rayon::current_num_threads() == 1 {
         return;
     }
-    let (last, is_first) = match LAST.take() {
-        Some(last) => (last, false),
-        None => (Arc::default(), true),
-    };
-    LAST.set(Some(last.clone()));
+    let is_first = !begins_loops();
+    let last = LAST.with(|last| last.get_or_init(Arc::default).clone());
     let now = nanoseconds();
     let before = last.swap(now, Ordering::Relaxed);
     if is_first || !is_recent(before, now) {
@@ -38,10 +35,7 @@ pub fn stay_awake() {
 
 /// Takes part in the pool's loops until there are none. Not on a thread that begins loops itself: it has work that it would leave for that.
 fn look_for_work(last: &AtomicU64) {
-    let own = LAST.take();
-    let begins_loops = own.is_some();
-    LAST.set(own);
-    if begins_loops || LOOKS.replace(true) {
+    if begins_loops() || LOOKS.replace(true) {
         return;
     }
     loop {
@@ -57,6 +51,11 @@ fn look_for_work(last: &AtomicU64) {
         }
     }
     LOOKS.set(false);
+}
+
+/// Whether this thread has begun loops.
+fn begins_loops() -> bool {
+    LAST.with(|last| last.get().is_some())
 }
 
 fn is_recent(last: u64, now: u64) -> bool {

@@ -25,16 +25,7 @@ impl<'a> Rows<'a> {
         let whole = rows - rows % 4;
         for i in (0..whole).step_by(4) {
             let four = [row(i), row(i + 1), row(i + 2), row(i + 3)];
-            let mut fours = four.map(|row| row.as_chunks::<4>().0.iter());
-            for j in (0..columns - columns % 4).step_by(4) {
-                let block = fours
-                    .each_mut()
-                    .map(|row| row.next().expect("a row has them"));
-                for k in 0..4 {
-                    to[(j + k) * stride + i..][..4].copy_from_slice(&block.map(|row| row[k]));
-                }
-            }
-            for j in columns - columns % 4..columns {
+            for j in 0..columns {
                 to[j * stride + i..][..4].copy_from_slice(&four.map(|row| row[j]));
             }
         }
